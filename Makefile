@@ -1,0 +1,26 @@
+# Two commands do all set-up: `make demo` and `make test`. Both build .venv from the same pinned versions.
+# A machine on which pip would fetch a CUDA build of torch:  make demo PIP_ARGS="--index-url <your CPU index>"
+PY ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+
+.venv/.ok: pyproject.toml constraints.txt
+	$(PY) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "isthmus needs Python >= 3.11; set PY=python3.11")'
+	$(PY) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: .venv/.ok
+	$(BIN)/isthmus demo --out demo-results
+
+test: .venv/.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf .venv demo-results
+
+.PHONY: demo test clean

@@ -1,0 +1,1 @@
+"""Connect trained networks by low-loss paths: construct, measure, prove."""

@@ -1,0 +1,97 @@
+"""What a connector is, and what it returns."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+
+from isthmus.objective import Objective
+from isthmus.params import Params
+from isthmus.paths import Path
+
+Progress = Callable[[str, int, int], None]
+"""Called as ``progress(what, done, total)`` during long work."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+class Outcome(Enum):
+    """How a method ended; the value is the message.
+
+    >>> Outcome.CONNECTED.ok, Outcome.NOT_FINITE.ok
+    (True, False)
+    """
+
+    CONNECTED = "connected: the path was constructed as the method describes"
+    NOT_FINITE = "training met a loss that is not finite; the path uses the last finite weights (lower the learning rate)"
+    BUDGET_EXHAUSTED = (
+        "the step budget ran out before the target was reached; the path uses the best weights found"
+    )
+
+    @property
+    def ok(self) -> bool:
+        """Whether the method succeeded."""
+        return self is Outcome.CONNECTED
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """What a connector returns.
+
+    `target` is `b` or, for methods that end at a permutation of b, that permutation: ``path.end`` equals
+    `target`, and f(target) = f(b). `stats` holds plain JSON values: the method with its fields, the seed, the
+    objective's description, and under ``"segments"`` one label per segment.
+    """
+
+    path: Path
+    target: Params
+    outcome: Outcome
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a user reads before choosing a method."""
+
+    makes: str
+    reference: str
+    needs: str
+    cost: str
+
+
+class Connector(ABC):
+    """A method: a frozen dataclass of hyperparameters with one verb, `find`."""
+
+    about: ClassVar[About]
+
+    @abstractmethod
+    def find(
+        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
+    ) -> Connection:
+        """A path from `a` to `b`; both were checked by ``connect``. All randomness comes from `generator`."""
+
+
+def describe(method: Connector) -> dict[str, Any]:
+    """The method's name and fields as JSON values.
+
+    >>> from isthmus.connectors.linear import Linear
+    >>> describe(Linear())
+    {'name': 'Linear'}
+    """
+    out: dict[str, Any] = {"name": type(method).__name__}
+    if is_dataclass(method):
+        for f in fields(method):
+            value = getattr(method, f.name)
+            out[f.name] = describe(value) if isinstance(value, Connector) else json.loads(json.dumps(value))
+    return out

@@ -1,0 +1,5 @@
+"""Segments and paths in weight space."""
+
+from isthmus.paths.path import Path as Path
+from isthmus.paths.segment import Curve as Curve
+from isthmus.paths.segment import Segment as Segment

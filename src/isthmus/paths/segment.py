@@ -1,0 +1,138 @@
+"""A segment is one smooth piece of a path in weight space: an interface with final classes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import comb
+from typing import final
+
+import numpy as np
+
+from isthmus.errors import InputError
+from isthmus.params import Params, check_like, distance, dot, lerp, share
+
+
+def check_t(t: float) -> None:
+    """Refuse a t outside [0, 1]."""
+    if not 0 <= t <= 1:
+        raise InputError("t", expected="a number in [0, 1]", got=t)
+
+
+class Segment(ABC):
+    """One smooth piece of a path, a function of t in [0, 1] with values in ``Params``."""
+
+    @abstractmethod
+    def at(self, t: float) -> Params:
+        """The point at t in [0, 1]; at 0 and 1 the ends themselves, bit for bit."""
+
+    @property
+    @abstractmethod
+    def start(self) -> Params:
+        """The point at t = 0."""
+
+    @property
+    @abstractmethod
+    def end(self) -> Params:
+        """The point at t = 1."""
+
+    @property
+    @abstractmethod
+    def length(self) -> float:
+        """The Euclidean length in weight space."""
+
+    @abstractmethod
+    def reversed(self) -> Segment:
+        """The same points walked from the end to the start."""
+
+    @abstractmethod
+    def split(self, t: float) -> tuple[Segment, Segment]:
+        """The parts before and after t in (0, 1); the first ends where the second starts, bit for bit."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Curve(Segment):
+    """A Bezier curve with the given control points: sum_i C(n, i) t^i (1-t)^(n-i) control[i].
+
+    Two control points make a straight line. Tensors that are equal at all control points are shared, not
+    copied, so that a vertex of a long path costs only what it changes. Errors: fewer than two control points,
+    control points that differ in keys, shapes, dtypes or devices.
+
+    >>> import torch
+    >>> Curve(({"w": torch.zeros(1)}, {"w": torch.ones(1)}, {"w": torch.zeros(1)})).at(0.5)["w"]
+    tensor([0.5000])
+    """
+
+    control: tuple[Params, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.control) < 2:
+            raise InputError("control", expected="at least 2 control points", got=len(self.control))
+        first = self.control[0]
+        points = [first]
+        for i, point in enumerate(self.control[1:], start=1):
+            check_like(point, first, f"control[{i}]")
+            points.append(share(point, points[-1]))
+        # equal first and last tensors are shared too: a closed Bezier keeps one copy
+        points[-1] = share(points[-1], first)
+        object.__setattr__(self, "control", tuple(points))
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether this is a line of two control points."""
+        return len(self.control) == 2
+
+    def at(self, t: float) -> Params:
+        """The point at t, by de Casteljau's scheme (stable, and exact at both ends)."""
+        check_t(t)
+        points: Sequence[Params] = self.control
+        while len(points) > 1:
+            points = [lerp(p, q, t) for p, q in pairwise(points)]
+        return points[0]
+
+    @property
+    def start(self) -> Params:
+        """The first control point."""
+        return self.control[0]
+
+    @property
+    def end(self) -> Params:
+        """The last control point."""
+        return self.control[-1]
+
+    @property
+    def length(self) -> float:
+        """Exact for a line; else 32-point Gauss-Legendre quadrature of the speed on each of 8 pieces."""
+        if self.is_straight:
+            return distance(self.start, self.end)
+        steps = [_minus(q, p) for p, q in pairwise(self.control)]
+        gram = np.array([[dot(p, q) for q in steps] for p in steps])
+        n = len(steps) - 1
+        nodes, weights = np.polynomial.legendre.leggauss(32)
+        t = ((np.arange(8)[:, None] + (nodes + 1) / 2) / 8).ravel()
+        basis = np.array([comb(n, i) * t**i * (1 - t) ** (n - i) for i in range(n + 1)])
+        speed = (n + 1) * np.sqrt(np.maximum(np.einsum("it,ij,jt->t", basis, gram, basis), 0))
+        return float(speed @ np.tile(weights / 16, 8))
+
+    def reversed(self) -> Curve:
+        """The curve with its control points in the opposite order."""
+        return Curve(self.control[::-1])
+
+    def split(self, t: float) -> tuple[Curve, Curve]:
+        """De Casteljau's subdivision: two Bezier curves of the same degree."""
+        if not 0 < t < 1:
+            raise InputError("t", expected="a number strictly between 0 and 1", got=t)
+        left, right = [], []
+        points: list[Params] = list(self.control)
+        while points:
+            left.append(points[0])
+            right.append(points[-1])
+            points = [lerp(p, q, t) for p, q in pairwise(points)]
+        return Curve(tuple(left)), Curve(tuple(reversed(right)))
+
+
+def _minus(a: Params, b: Params) -> Params:
+    return {k: v - b[k] for k, v in a.items() if v.is_floating_point()}
