@@ -22,9 +22,7 @@ class InputError(IsthmusError, ValueError):
     """
 
     def __init__(self, what: str, *, expected: str, got: object, instead: str = "") -> None:
-        super().__init__(
-            f"{what}: expected {expected}, got {got}" + (f"; write {instead}" if instead else "")
-        )
+        super().__init__(f"{what}: expected {expected}, got {got}" + (f"; write {instead}" if instead else ""))
 
 
 class UnsupportedError(IsthmusError):

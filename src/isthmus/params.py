@@ -54,9 +54,7 @@ def check_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor], what: s
         if not isinstance(have, Tensor):
             raise InputError(f"{what}[{name!r}]", expected="a torch.Tensor", got=type(have).__name__)
         if have.shape != want.shape:
-            raise InputError(
-                f"{what}[{name!r}]", expected=f"shape {tuple(want.shape)}", got=tuple(have.shape)
-            )
+            raise InputError(f"{what}[{name!r}]", expected=f"shape {tuple(want.shape)}", got=tuple(have.shape))
         if have.dtype != want.dtype:
             raise InputError(f"{what}[{name!r}]", expected=str(want.dtype), got=have.dtype)
         if have.device != want.device:
@@ -69,18 +67,14 @@ def nonfinite(params: Mapping[str, Tensor]) -> str | None:
     >>> nonfinite({"w": torch.tensor([1.0]), "b": torch.tensor([float("inf")])})
     'b'
     """
-    return next(
-        (k for k, v in params.items() if v.is_floating_point() and not bool(v.isfinite().all())), None
-    )
+    return next((k for k, v in params.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
 
 
 def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:
     """Refuse NaN and infinities, naming the tensor and how many of its entries are not finite."""
     if (name := nonfinite(params)) is not None:
         bad = int((~params[name].isfinite()).sum())
-        raise InputError(
-            f"{what}[{name!r}]", expected="finite numbers", got=f"{bad} entries that are NaN or infinite"
-        )
+        raise InputError(f"{what}[{name!r}]", expected="finite numbers", got=f"{bad} entries that are NaN or infinite")
 
 
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
@@ -119,9 +113,7 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     11.0
     """
     return sum(
-        float(torch.dot(v.double().flatten(), b[k].double().flatten()))
-        for k, v in a.items()
-        if v.is_floating_point()
+        float(torch.dot(v.double().flatten(), b[k].double().flatten())) for k, v in a.items() if v.is_floating_point()
     )
 
 

@@ -31,10 +31,10 @@ class Outcome(Enum):
     """
 
     CONNECTED = "connected: the path was constructed as the method describes"
-    NOT_FINITE = "training met a loss that is not finite; the path uses the last finite weights (lower the learning rate)"
-    BUDGET_EXHAUSTED = (
-        "the step budget ran out before the target was reached; the path uses the best weights found"
+    NOT_FINITE = (
+        "training met a loss that is not finite; the path uses the last finite weights (lower the learning rate)"
     )
+    BUDGET_EXHAUSTED = "the step budget ran out before the target was reached; the path uses the best weights found"
 
     @property
     def ok(self) -> bool:

@@ -32,9 +32,7 @@ class Path:
             raise InputError("segments", expected="at least one segment", got="none")
         for i, (left, right) in enumerate(pairwise(self.segments)):
             if left.end is not right.start and not equal(left.end, right.start):
-                gap = (
-                    distance(left.end, right.start) if left.end.keys() == right.start.keys() else float("nan")
-                )
+                gap = distance(left.end, right.start) if left.end.keys() == right.start.keys() else float("nan")
                 raise InputError(
                     "segments",
                     expected=f"segment {i + 1} to start where segment {i} ends",
