@@ -1,1 +1,38 @@
-"""Connect trained networks by low-loss paths: construct, measure, prove."""
+"""Isthmus: are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
+
+from isthmus import data as data
+from isthmus import models as models
+from isthmus.certify import Certificate as Certificate
+from isthmus.certify import certify as certify
+from isthmus.connectors import METHODS as METHODS
+from isthmus.connectors import Connection as Connection
+from isthmus.connectors import Connector as Connector
+from isthmus.connectors import Dropout as Dropout
+from isthmus.connectors import Linear as Linear
+from isthmus.connectors import Outcome as Outcome
+from isthmus.connectors import Subnetwork as Subnetwork
+from isthmus.connectors import connect as connect
+from isthmus.errors import CheckpointError as CheckpointError
+from isthmus.errors import FileError as FileError
+from isthmus.errors import InputError as InputError
+from isthmus.errors import IsthmusError as IsthmusError
+from isthmus.errors import MissingExtraError as MissingExtraError
+from isthmus.errors import OutcomeError as OutcomeError
+from isthmus.errors import UnsupportedError as UnsupportedError
+from isthmus.evaluate import Profile as Profile
+from isthmus.evaluate import profile as profile
+from isthmus.losses import L1 as L1
+from isthmus.losses import Ridge as Ridge
+from isthmus.objective import Objective as Objective
+from isthmus.params import Params as Params
+from isthmus.paths import Curve as Curve
+from isthmus.paths import Path as Path
+from isthmus.paths import Segment as Segment
+from isthmus.storage import load_connection as load_connection
+from isthmus.storage import load_params as load_params
+from isthmus.storage import save as save
+from isthmus.storage import save_params as save_params
+from isthmus.structure import Group as Group
+from isthmus.structure import Member as Member
+from isthmus.structure import Structure as Structure
+from isthmus.structure import derive_structure as derive_structure

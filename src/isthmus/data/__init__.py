@@ -1,1 +1,6 @@
-"""."""
+"""Data sets of the papers, from files already on this machine; nothing is downloaded."""
+
+from isthmus.data.dataset import Dataset as Dataset
+from isthmus.data.load import DATASETS as DATASETS
+from isthmus.data.load import Entry as Entry
+from isthmus.data.load import load as load

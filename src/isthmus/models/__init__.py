@@ -1,1 +1,10 @@
-"""."""
+"""Networks of the papers, small and plain, and the names the command line gives them."""
+
+from isthmus.models.names import MODELS as MODELS
+from isthmus.models.names import Entry as Entry
+from isthmus.models.names import by_name as by_name
+from isthmus.models.networks import ACTIVATIONS as ACTIVATIONS
+from isthmus.models.networks import convnet as convnet
+from isthmus.models.networks import mlp as mlp
+from isthmus.models.networks import seeded as seeded
+from isthmus.models.networks import vgg11 as vgg11

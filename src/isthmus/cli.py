@@ -1,0 +1,383 @@
+"""The command line: thin, options are fields of the dataclasses they fill.
+
+Exit codes: 0 done; 1 the method did not succeed (its result is written all the same); 2 misuse.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as validated
+from rich.console import Console
+from rich.table import Table
+
+from isthmus import runs
+from isthmus.certify import certify as certify_path
+from isthmus.connectors import METHODS, Connector
+from isthmus.connectors.fit import Recipe
+from isthmus.console import number, progress_bar, show
+from isthmus.data import DATASETS, load
+from isthmus.errors import InputError, IsthmusError
+from isthmus.evaluate import profile as profile_path
+from isthmus.models import MODELS, by_name, seeded
+from isthmus.objective import Objective
+from isthmus.params import Params, cast
+from isthmus.storage import load_connection, load_params, save_params
+from isthmus.storage.tensors import read_metadata
+
+app = typer.Typer(
+    name="isthmus",
+    help="Are two trained networks connected by a low-loss path? Construct it, measure it, prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="Weights: .safetensors, .pt/.pth (bare or under state_dict, model, ...).")
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="NAME[:SPEC], MODULE:FACTORY or FILE.py:FACTORY; default: as stored.")
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="A data set's name or an .npz file; default: as stored, else digits.")
+]
+LossOption = Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")]
+Examples = Annotated[int | None, typer.Option("--examples", help="Use only the first N training examples.", min=1)]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+Points = Annotated[int, typer.Option("--num-points", help="Points measured per segment, both ends included.", min=2)]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+DType = Annotated[str, typer.Option("--dtype", help="auto (as the checkpoints), float32 or float64.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def run_app(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; every foreseen error is one line on stderr."""
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name="isthmus")
+        return int(code) if isinstance(code, int) else 0
+    except IsthmusError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except typer.Exit as e:
+        return e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped; what was finished is saved, run the same command to go on", file=sys.stderr)
+        return 130
+    except Exception as e:
+        if hasattr(e, "format_message"):  # click's usage errors
+            print(f"error: {e.format_message()} (see isthmus --help)", file=sys.stderr)
+            return 2
+        raise
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as e:
+        raise InputError("--device", expected="auto, cpu or a device that torch has here", got=repr(name)) from e
+
+
+def _dtype(name: str, params: Params) -> torch.dtype:
+    if name == "auto":
+        kinds = [v.dtype for v in params.values() if v.is_floating_point()]
+        return torch.float64 if torch.float64 in kinds else torch.float32
+    if name not in ("float32", "float64"):
+        raise InputError("--dtype", expected="auto, float32 or float64", got=repr(name))
+    return torch.float32 if name == "float32" else torch.float64
+
+
+def _stored(path: Path) -> dict[str, str]:
+    """What our own checkpoints say about themselves; nothing for others."""
+    try:
+        return read_metadata(path)
+    except IsthmusError:
+        return {}
+
+
+def _objectives(
+    model: str, data: str, like: Params, *, loss: str, examples: int | None, device: str, dtype: torch.dtype
+) -> tuple[Objective, Objective | None]:
+    """The training objective and, where the data have a test part, the test objective."""
+    dataset = load(data).subset(examples, None) if examples else load(data)
+    name = model.partition(":")[0]
+    module = by_name(model, inputs=dataset.shape, outputs=dataset.classes or None, like=like).eval()
+    where = _device(device)
+
+    def build(flat: bool) -> tuple[Objective, Objective | None]:
+        d = dataset.flat() if flat else dataset
+        train = Objective(module.to(where), loss, (d.x_train.to(where), d.y_train.to(where)), dtype=dtype)
+        test = None if d.x_test is None or d.y_test is None else train.on((d.x_test.to(where), d.y_test.to(where)))
+        return train, test
+
+    if name in MODELS:
+        return build(MODELS[name].flat)
+    try:
+        return build(flat=False)
+    except InputError:
+        if len(dataset.shape) == 1:
+            raise
+        return build(flat=True)
+
+
+def _method(name: str, options: list[str]) -> Connector:
+    """A connector from its name and ``key=value`` options, with unknown keys and bad values refused by name."""
+    names = {m.__name__.lower(): m for m in METHODS}
+    if name.lower() not in names:
+        raise InputError("--method", expected=f"one of {', '.join(m.__name__ for m in METHODS)}", got=repr(name))
+    kind = names[name.lower()]
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or key not in known:
+            raise InputError(f"--option for {kind.__name__}", expected=f"KEY=VALUE, KEY in {sorted(known)}", got=option)
+        values[key] = yaml.safe_load(text)
+    try:
+        checked = validated(kind, config=ConfigDict(extra="forbid", frozen=True))  # type: ignore[call-overload]
+        return kind(**{k: getattr(checked(**values), k) for k in values})
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise InputError(
+            f"--option {'.'.join(map(str, first['loc']))}", expected=first["msg"], got=repr(first.get("input"))
+        ) from e
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", help="Where to write the weights (.safetensors).")],
+    model: Annotated[
+        str, typer.Option("--model", help="NAME[:SPEC], MODULE:FACTORY or FILE.py:FACTORY.")
+    ] = "mlp:64-60x4-10",
+    data: Annotated[str, typer.Option("--data", help="A data set's name or an .npz file.")] = "digits",
+    loss: LossOption = "cross_entropy",
+    epochs: Annotated[int, typer.Option("--epochs", help="Budget in passes over the data.", min=1)] = 400,
+    until: Annotated[float, typer.Option("--until", help="Stop at this training loss.")] = 1e-3,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adam or sgd.")] = "adam",
+    lr: Annotated[float, typer.Option("--lr")] = 2e-3,
+    batch: Annotated[int, typer.Option("--batch", min=1)] = 128,
+    momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
+    weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.0,
+    examples: Examples = None,
+    device: Device = "auto",
+    dtype: DType = "float32",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Train a network and write its weights, with what made them."""
+    dataset = load(data).subset(examples, None) if examples else load(data)
+    flat = model.partition(":")[0] in MODELS and MODELS[model.partition(":")[0]].flat
+    dataset = dataset.flat() if flat else dataset
+    kind, where = _dtype(dtype, {}), _device(device)
+    module = seeded(lambda: by_name(model, inputs=dataset.shape, outputs=dataset.classes or None), seed)
+    module = module.to(device=where, dtype=kind)
+    x, y = dataset.x_train.to(where, kind), dataset.y_train.to(where)
+    steps = epochs * max(1, len(y) // min(batch, len(y)))
+    recipe = Recipe(optimizer, lr, steps, batch, momentum, weight_decay)
+    with progress_bar(quiet) as progress:
+        fitted = runs.train(module, (x, y), recipe, seed=seed, loss=loss, target=until, progress=progress)
+    about = {
+        "model": model, "data": data, "loss": loss, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
+        "train_loss": repr(fitted.loss), "steps": str(fitted.steps),
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
+    if as_json:
+        print(json.dumps({"out": str(out), **about, "outcome": fitted.outcome.name}, indent=2))
+    else:
+        print(f"{out}: training loss {number(fitted.loss)} after {fitted.steps} steps")
+    return 1 if fitted.outcome.name == "NOT_FINITE" else 0
+
+
+@app.command()
+def connect(
+    a: Checkpoint,
+    b: Checkpoint,
+    out: OutOption,
+    model: ModelOption = None,
+    data: DataOption = None,
+    method: Annotated[str, typer.Option("--method", help="See: isthmus methods.")] = "Subnetwork",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
+    ] = None,
+    loss: LossOption = "cross_entropy",
+    examples: Examples = None,
+    num_points: Points = 21,
+    unsafe_pickle: Annotated[
+        bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
+    ] = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder."""
+    chosen = _method(method, option or [])
+    first, second = (load_params(p, unsafe_pickle=unsafe_pickle) for p in (a, b))
+    stored = _stored(a)
+    model, data = model or stored.get("model") or "mlp", data or stored.get("data") or "digits"
+    kind = _dtype(dtype, first | second)
+    objective, test = _objectives(model, data, first, loss=loss, examples=examples, device=device, dtype=kind)
+    about = {"model": model, "data": data, "examples": examples, "checkpoints": [str(a), str(b)], "command": _command()}
+    ends = [{k: v.to(objective.device) for k, v in cast(p, kind).items()} for p in (first, second)]
+    with progress_bar(quiet) as progress:
+        done = runs.run(
+            objective, ends[0], ends[1], chosen, out,
+            test=test, num_points=num_points, seed=seed, about=about, progress=progress,
+        )  # fmt: skip
+    show(Console(), [done.result], as_json)
+    if not as_json:
+        print(f"{done.connection.outcome}\nwritten to {out}; a page to read: isthmus report {out}")
+    return 0 if done.connection.outcome.ok else 1
+
+
+def _command() -> str:
+    return "isthmus " + shlex.join(sys.argv[1:])
+
+
+def _open_path(
+    path: Path, model: str | None, data: str | None, loss: str, examples: int | None, device: str, dtype: str
+) -> tuple[Any, Objective, Objective | None]:
+    connection = load_connection(path)
+    model = model or connection.stats.get("model")
+    data = data or connection.stats.get("data")
+    if model is None or data is None:
+        raise InputError("--model and --data", expected="both, as the file does not hold them", got=(model, data))
+    kind = _dtype(dtype, dict(connection.path.start))
+    objective, test = _objectives(
+        model, data, dict(connection.path.start), loss=loss, examples=examples, device=device, dtype=kind
+    )
+    return connection, objective, test
+
+
+@app.command()
+def profile(
+    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
+    out: OutOption,
+    model: ModelOption = None,
+    data: DataOption = None,
+    loss: LossOption = "cross_entropy",
+    examples: Examples = None,
+    num_points: Points = 61,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Measure the loss and the error along a stored path, on the training and the test data."""
+    connection, objective, test = _open_path(path, model, data, loss, examples, device, dtype)
+    with progress_bar(quiet) as progress:
+        measured = profile_path(objective, connection.path, num_points, test=test, progress=progress)
+    out.mkdir(parents=True, exist_ok=True)
+    runs.write_profile(measured, out)
+    values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
+    if measured.test is not None:
+        values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
+    _print_values(values, as_json)
+    return 0
+
+
+@app.command()
+def certify(
+    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
+    out: OutOption,
+    model: ModelOption = None,
+    data: DataOption = None,
+    loss: LossOption = "cross_entropy",
+    examples: Examples = None,
+    gap: Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")] = 0.01,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Prove a bound on the loss over a stored path; exit code 1 when some segment is only measured."""
+    connection, objective, _ = _open_path(path, model, data, loss, examples, device, "float64")
+    labels = connection.stats.get("segments", ())
+    with progress_bar(quiet) as progress:
+        proved = certify_path(objective, connection.path, gap, labels=labels, progress=progress)
+    out.mkdir(parents=True, exist_ok=True)
+    runs.write_certificate(proved, out)
+    table = proved.to_dict()
+    _print_values({k: table[k] for k in ("bound", "excess", "proved", "dtype", "slack", "counts")}, as_json)
+    for i in proved.unproved():
+        s = proved.segments[i]
+        print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
+    return 0 if proved.proved else 1
+
+
+def _print_values(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    for key, value in values.items():
+        print(f"{key:>24}  {number(value, 6) if isinstance(value, float) else value}")
+
+
+@app.command()
+def methods(as_json: Json = False) -> int:
+    """The methods: where they come from, what each makes, needs and costs, and its options."""
+    if as_json:
+        rows = {m.__name__: asdict(m.about) | {"options": _defaults(m)} for m in METHODS}
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = Table("method", "makes", "needs", "cost", "options", show_lines=True)
+    for m in METHODS:
+        options = "\n".join(f"{k}={v}" for k, v in _defaults(m).items())
+        table.add_row(
+            f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.needs, m.about.cost, options
+        )
+    console = Console()
+    console.print(table)
+    console.print("Models: " + ", ".join(e.syntax for e in MODELS.values()), highlight=False)
+    console.print("Data: " + ", ".join(e.syntax for e in DATASETS), highlight=False)
+    return 0
+
+
+def _defaults(kind: type[Connector]) -> dict[str, Any]:
+    return {f.name: getattr(kind(), f.name) for f in fields(kind)}  # type: ignore[arg-type]
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder of results.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the folder.")] = None,
+) -> int:
+    """Write one self-contained HTML page from stored results."""
+    from isthmus.report import write_report
+
+    print(write_report(folder, out))
+    return 0
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("demo-results"),
+    num_points: Points = 61,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Train two digit networks, connect them by every method that suits them, prove it, and write a report."""
+    from isthmus.demo import run_demo
+
+    with progress_bar(quiet) as progress:
+        results, page = run_demo(out, num_points=num_points, seed=seed, progress=progress)
+    show(Console(), results, as_json)
+    if not as_json:
+        print(f"The page to read: {page}")
+    return 0 if all(r["outcome"]["ok"] for r in results) else 1

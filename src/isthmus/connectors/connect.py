@@ -1,0 +1,89 @@
+"""``connect``: the one entry to every method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from isthmus.connectors.base import Connection, Connector, Progress, describe, no_progress
+from isthmus.connectors.linear import Linear
+from isthmus.errors import InputError, IsthmusError, OutcomeError
+from isthmus.objective import Objective
+from isthmus.params import check_finite, check_like, equal, share
+
+
+def connect(
+    objective: Objective,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    method: Connector | None = None,
+    *,
+    seed: int = 0,
+    throw: bool = False,
+    progress: Progress = no_progress,
+) -> Connection:
+    """A path from `a` to `b` (two state_dicts of the objective's module) by `method` (default ``Linear()``).
+
+    Both ends are checked first: keys, shapes, dtypes, finite values. The result satisfies
+    ``connection.path.start`` = a and ``connection.path.end`` = ``connection.target`` bit for bit, and
+    f(target) = f(b). A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
+    raises ``OutcomeError``. The same seed gives the same path.
+
+    >>> x, y = torch.eye(2), torch.tensor([0, 1])
+    >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
+    >>> connection = connect(objective, {"weight": torch.eye(2)}, {"weight": 3 * torch.eye(2)})
+    >>> connection.path.at(0.5)["weight"][0, 0], str(connection.outcome)[:9]
+    (tensor(2.), 'connected')
+    """
+    method = Linear() if method is None else method
+    if not isinstance(method, Connector):
+        wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+        raise InputError("method", expected="a connector such as im.Dropout()", got=wrong)
+    start, goal = objective.check(a, "a"), objective.check(b, "b")
+    check_finite(start, "a")
+    check_finite(goal, "b")
+    _check_integers(start, goal)
+    goal = share(goal, start)
+    begin = time.perf_counter()
+    try:
+        found = method.find(objective, start, goal, torch.Generator().manual_seed(seed), progress)
+    except IsthmusError as e:
+        e.add_note(f"while connecting with {type(method).__name__}")
+        raise
+    seconds = time.perf_counter() - begin
+    check_like(found.target, start, "target")
+    if not equal(found.path.start, start) or not equal(found.path.end, found.target):
+        raise IsthmusError(f"internal error: {type(method).__name__} returned a path with other ends; please report it")
+    _check_same_function(objective, found, goal)
+    stats = {
+        "method": describe(method),
+        "seed": seed,
+        "seconds": seconds,
+        "objective": objective.describe(),
+        **found.stats,
+    }
+    connection = Connection(found.path, found.target, found.outcome, stats)
+    if throw and not connection.outcome.ok:
+        raise OutcomeError(f"{type(method).__name__}: {connection.outcome}")
+    return connection
+
+
+def _check_integers(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Integer tensors cannot move continuously, so those that may matter must agree."""
+    for name, value in a.items():
+        counts = name.endswith("num_batches_tracked")  # read in training mode only
+        if not value.is_floating_point() and not counts and not torch.equal(value, b[name]):
+            raise InputError(f"b[{name!r}]", expected="the integer tensor that a has", got="other values")
+
+
+def _check_same_function(objective: Objective, found: Connection, b: Mapping[str, Tensor]) -> None:
+    if found.target is b or equal(found.target, b):
+        return
+    few = objective.subset(min(objective.num_examples, 256))
+    want, have = few.outputs(b), few.outputs(found.target)
+    scale = float(want.abs().max()) or 1.0
+    if float((want - have).abs().max()) > 1e4 * torch.finfo(objective.dtype).eps * scale:
+        raise IsthmusError("internal error: the target does not compute the function of b; please report it")

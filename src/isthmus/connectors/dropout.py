@@ -1,0 +1,161 @@
+"""Paths between dropout-stable networks (Kuditipudi et al. 2019, Theorem 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.walk import Units, Walk, join, labels_as_text, others
+from isthmus.errors import InputError
+from isthmus.objective import Objective
+from isthmus.params import Params
+from isthmus.stability.dropout import Dropped, search
+from isthmus.structure.chain import Weights, chain_of
+
+
+@dataclass(frozen=True)
+class Dropout(Connector):
+    """Theorem 1 of Kuditipudi et al. 2019: the loss on the path is at most max(L(a), L(b)) + epsilon.
+
+    Each end is walked to a network on at most half of its units in every layer (Lemma 1), through the
+    dropped-out networks theta_i for i = L-1 .. 1; the two half networks are joined by Lemma 2, which places one
+    beside the other and permutes it home by Lemma 4. The path has 8L - 4 straight segments for L layers. epsilon
+    is what the subsets cost: for each theta_i the best of `masks` random subsets is taken, each with its best
+    output scale (`scale="output"`), with the factor n / kept alone ("layer"), or unscaled ("none").
+
+    `keep`: the kept fraction of each layer, at most 1/2. `every_vertex`: end each step exactly at theta_i, all
+    dropped units cleared (5L - 8 segments per end in place of 4L - 6; the same losses).
+
+    When to use: for networks trained with dropout, or to test dropout stability. Needs a chain of layers and a
+    loss that is convex in the outputs. Cost: masks * (L - 1) evaluations of half-width networks per end.
+    """
+
+    keep: float = 0.5
+    masks: int = 30
+    scale: str = "output"
+    every_vertex: bool = False
+
+    about = About(
+        makes="8L - 4 straight segments through half-width networks",
+        reference="Kuditipudi et al. 2019, Theorem 1",
+        needs="a chain of layers (perceptron, plain convolutional network); low loss if dropout stable",
+        cost="masks x (L - 1) evaluations of half-width networks per end",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 0.5:
+            raise InputError("keep", expected="a number in (0, 1/2], as Definition 1 asks", got=self.keep)
+        if self.masks < 1:
+            raise InputError("masks", expected="at least 1 random subset per layer", got=self.masks)
+        if self.scale not in ("output", "layer", "none"):
+            raise InputError("scale", expected="'output', 'layer' or 'none'", got=repr(self.scale))
+
+    def find(
+        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
+    ) -> Connection:
+        """Search the subsets at both ends, then build the path of the theorem."""
+        chain = chain_of(objective.program, objective.structure)
+        if chain.L < 2:
+            raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
+        total = 2 * self.masks * (chain.L - 1)
+        done = 0
+
+        def count(n: int) -> None:
+            nonlocal done
+            done += n
+            progress("searching subnetworks", done, total)
+
+        walks, found = [], []
+        for params in (a, b):
+            best = search(
+                objective, chain, params,
+                keep=self.keep, masks=self.masks, scale=self.scale, generator=generator, progress=count,
+            )  # fmt: skip
+            walk = Walk(chain, params)
+            drop_out(walk, best, "AB"[len(walks)], self.every_vertex)
+            walks.append(walk)
+            found.append(best)
+        connect_halves(walks[0], found[0][1].kept, walks[1].now, found[1][1].kept)
+        path, labels = join(*walks)
+        stats = {
+            "segments": labels_as_text(labels),
+            "dropped": {end: [_row(found[e][i]) for i in sorted(found[e])] for e, end in enumerate("ab")},
+        }
+        return Connection(path, b, Outcome.CONNECTED, stats)
+
+
+def _row(d: Dropped) -> dict[str, object]:
+    kept = {str(j): len(units) for j, units in d.kept.items()}
+    return {"entry": d.entry, "loss": d.loss, "scale": d.scale, "kept": kept, "separates_data": d.capped}
+
+
+def drop_out(walk: Walk, best: dict[int, Dropped], end: str, every_vertex: bool) -> None:
+    """Lemma 1: from theta through theta_{L-1}, ..., theta_1, where only `best[1].kept` is alive and the rest is 0."""
+    chain, L, theta = walk.chain, walk.L, walk.original
+    small = {i: best[i].layers(theta, L) for i in best}
+
+    def put_output(i: int, columns: Tensor) -> None:
+        walk.put_output(columns, small[i].A[L], small[i].b[L])
+
+    live: Units = {L - 1: best[L - 1].kept[L - 1]}
+    put_output(L - 1, live[L - 1])
+    walk.step(f"Lemma 1 at {end}, output of theta_{L - 1}", "a")
+    for i in range(L - 2, 0, -1):
+        if every_vertex:
+            _clear(walk, live)
+            walk.step(f"Lemma 1 at {end}, theta_{i + 1}", "b")
+        home = best[i].kept
+        place: Units = {i: home[i]}
+        for j in range(i + 1, L):
+            place[j] = _slots(chain.widths[j], home[j], live[j])
+            walk.zero_rows(j, others(chain.widths[j], live[j]))
+            walk.put_rows(j, place[j], place[j - 1], small[i].A[j], small[i].b[j])
+        walk.step(f"Lemma 1 at {end}, write theta_{i} into dead units", "b")
+        put_output(i, place[L - 1])
+        walk.step(f"Lemma 1 at {end}, switch to theta_{i}", "a")
+        for j in range(i + 1, L):
+            walk.zero_rows(j, others(chain.widths[j], place[j]))
+        walk.each_layer(walk.copy_rows, i + 1, place, home)
+        walk.step(f"Lemma 1 at {end}, copy theta_{i} home", "b")
+        walk.each_layer(walk.move_columns, i + 1, place, home)
+        walk.step(f"Lemma 1 at {end}, hand over outgoing weights", "m")
+        live = dict(home)
+    _clear(walk, live)
+    walk.step(f"Lemma 1 at {end}, theta_1", "b")
+
+
+def _clear(walk: Walk, live: Units) -> None:
+    for j in live:
+        walk.zero_rows(j, others(walk.chain.widths[j], live[j]))
+
+
+def _slots(n: int, home: Tensor, live: Tensor) -> Tensor:
+    """A place in the dead units for each unit: its own if dead, else a dead one that is nobody's home."""
+    taken = torch.isin(home, live)
+    free = others(n, torch.cat([live, home]))
+    place = home.clone()
+    place[taken] = free[: int(taken.sum())]
+    return place
+
+
+def connect_halves(walk: Walk, live: Units, target: Weights, home: Units) -> None:
+    """Lemma 2: from a network on the units `live` to one on the units `home` (both at most half), 8 segments.
+
+    `target` holds the full weights to arrive at: zero outside `home`.
+    """
+    chain, L = walk.chain, walk.L
+    place = {l: others(chain.widths[l], live[l])[: len(home[l])] for l in home}
+    for l in place:
+        rows = target.A[l][home[l]]
+        before = None if l == 1 else place[l - 1]
+        walk.put_rows(l, place[l], before, rows if l == 1 else rows[:, home[l - 1]], target.b[l][home[l]])
+    walk.step("Lemma 2, write theta_1 of B into dead units", "b")
+    walk.put_output(place[L - 1], target.A[L][:, home[L - 1]], target.b[L])
+    walk.step("Lemma 2, switch from A to B", "a")
+    for l in place:
+        walk.zero_rows(l, others(chain.widths[l], place[l]))
+    walk.step("Lemma 2, clear theta_1 of A", "b")
+    walk.permute_live(place, home, "Lemma 4")

@@ -1,0 +1,161 @@
+"""Walking through weight space by the moves that the constructions are made of.
+
+A unit is *dead* when its outgoing weights are zero: its incoming weights (its row) may then be anything. The moves:
+
+(a) change only the last layer: the outputs are affine in t, the loss is convex;
+(b) change only rows of dead units: the outputs do not change;
+(m) move outgoing weights (columns) between units with equal rows: the outputs do not change.
+
+These labels are what a construction claims; certificates derive their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isthmus.errors import IsthmusError
+from isthmus.params import Params, equal
+from isthmus.paths import Path
+from isthmus.structure.chain import Chain, Weights
+
+Units = dict[int, Tensor]
+"""For each hidden layer, unit numbers (int64, no repetitions)."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What one segment is for: its place in the proof, and the move it makes."""
+
+    source: str
+    move: str
+
+    def __str__(self) -> str:
+        return f"{self.source} ({self.move})"
+
+
+def others(n: int, units: Tensor) -> Tensor:
+    """The units of 0..n-1 that are not in `units`, ascending.
+
+    >>> others(5, torch.tensor([1, 4]))
+    tensor([0, 2, 3])
+    """
+    keep = torch.ones(n, dtype=torch.bool)
+    keep[units.cpu()] = False
+    return keep.nonzero().flatten().to(units.device)
+
+
+class Walk:
+    """A growing list of vertices, each changed from the one before by one of the moves.
+
+    Between two calls of `step` any number of the editing functions may be used; `step` closes the segment.
+    """
+
+    def __init__(self, chain: Chain, start: Params) -> None:
+        self.chain = chain
+        self.original = chain.read(start)
+        self.now = self.original.copy()
+        self.points: list[Params] = [start]
+        self.labels: list[Label] = []
+
+    @property
+    def L(self) -> int:
+        """The number of layers."""
+        return self.chain.L
+
+    def step(self, source: str, move: str) -> None:
+        """Close a segment: everything edited since the last call moves along one straight line."""
+        self.points.append(self.chain.write(self.now, self.points[-1]))
+        self.labels.append(Label(source, move))
+
+    def put_rows(self, l: int, rows: Tensor, columns: Tensor | None, A: Tensor, b: Tensor) -> None:
+        """Set the rows of some units of layer l: `A` [rows, columns, k] at these columns and 0 elsewhere."""
+        new = self.now.A[l].clone()
+        new[rows] = 0
+        if columns is None:
+            new[rows] = A
+        else:
+            new[rows.unsqueeze(1), columns.unsqueeze(0)] = A
+        bias = self.now.b[l].clone()
+        bias[rows] = b
+        self.now.A[l], self.now.b[l] = new, bias
+
+    def zero_rows(self, l: int, rows: Tensor) -> None:
+        """Set the incoming weights and biases of some units of layer l to zero."""
+        n = self.chain.widths[l - 1]
+        self.put_rows(
+            l, rows, None, self.now.A[l].new_zeros(len(rows), n, self.now.A[l].shape[2]), self.now.b[l].new_zeros(1)
+        )
+
+    def copy_rows(self, l: int, source: Tensor, to: Tensor) -> None:
+        """Give the units `to` of layer l the rows of the units `source`."""
+        self.put_rows(l, to, None, self.now.A[l][source], self.now.b[l][source])
+
+    def move_columns(self, l: int, source: Tensor, to: Tensor) -> None:
+        """Hand the outgoing weights of units `source` of layer l to units `to`, in every row of layer l + 1."""
+        new = self.now.A[l + 1].clone()
+        moved = new[:, source]
+        new[:, source] = 0
+        new[:, to] = moved
+        self.now.A[l + 1] = new
+
+    def put_output(self, columns: Tensor, A: Tensor, b: Tensor) -> None:
+        """Set the last layer: `A` [n_L, columns, k] at these columns and 0 elsewhere, and its biases `b`."""
+        new = torch.zeros_like(self.now.A[self.L])
+        new[:, columns] = A
+        self.now.A[self.L], self.now.b[self.L] = new, b
+
+    def each_layer(self, move: Callable[[int, Tensor, Tensor], None], first: int, source: Units, to: Units) -> None:
+        """Apply ``move(l, source, to)`` in the hidden layers from `first` on, skipping units that stay in place."""
+        for l in range(first, self.L):
+            differ = source[l] != to[l]
+            move(l, source[l][differ], to[l][differ])
+
+    def permute_live(self, live: Units, to: Units, source: str) -> None:
+        """Lemma 4 of Kuditipudi et al.: bring the units `live` to the places `to`, by five segments.
+
+        At most half of the units of each layer are live, all other rows are dead. All layers move at once.
+        """
+        between: Units = {}
+        for l in live:
+            # places that are not live serve at once; the rest wait in free places until theirs is free
+            occupied = torch.isin(to[l], live[l])
+            stays = to[l] == live[l]
+            spare = others(self.chain.widths[l], torch.cat([live[l], to[l]]))
+            wait = occupied & ~stays
+            between[l] = to[l].clone()
+            between[l][wait] = spare[: int(wait.sum())]
+        self.each_layer(self.copy_rows, 1, live, between)
+        self.step(f"{source}, copy to free units", "b")
+        self.each_layer(self.move_columns, 1, live, between)
+        self.step(f"{source}, hand over outgoing weights", "m")
+        self.each_layer(self.copy_rows, 1, between, to)
+        self.step(f"{source}, copy to final units", "b")
+        self.each_layer(self.move_columns, 1, between, to)
+        self.step(f"{source}, hand over outgoing weights", "m")
+        for l in to:
+            self.zero_rows(l, others(self.chain.widths[l], to[l]))
+        self.step(f"{source}, clear dead units", "b")
+
+
+def join(there: Walk, back: Walk) -> tuple[Path, list[Label]]:
+    """The path along `there` and then `back` in reverse; both walks must have met."""
+    if not equal(there.points[-1], back.points[-1]):
+        raise IsthmusError("internal error: the two halves of the construction do not meet; please report it")
+    path = Path.through([*there.points, *reversed(back.points[:-1])])
+    return path, [*there.labels, *reversed(back.labels)]
+
+
+def network_of(chain: Chain, weights: Weights, like: Mapping[str, Tensor]) -> Params:
+    """The small tensors of a subnetwork that starts at layer l > 1: only the layers in `weights`."""
+    names = [n for l in weights.A for n in (chain.layer(l).weight, *chain.layer(l).vectors)]
+    small = chain.write(weights, like)
+    return {n: small[n] for n in names}
+
+
+def labels_as_text(labels: Sequence[Label]) -> list[str]:
+    """For `Connection.stats["segments"]`."""
+    return [str(label) for label in labels]

@@ -1,0 +1,110 @@
+"""What the command line shows: progress on stderr, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from isthmus.connectors.base import Progress as Report
+from isthmus.connectors.base import no_progress
+from isthmus.storage.files import plain
+
+STEP = 10.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Report]:
+    """A progress bar on a terminal, a line every ten seconds elsewhere, nothing when quiet."""
+    if quiet:
+        yield no_progress
+        return
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in tasks.values():
+                    bar.update(task, visible=False)
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total, visible=done < total)
+
+        yield report
+
+
+def _lines() -> Report:
+    last = time.monotonic()
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= STEP:
+            last = time.monotonic()
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number in four significant digits; a dash where there is none.
+
+    >>> number(0.00123456), number(None)
+    ('0.001235', '-')
+    """
+    return "-" if value is None or value != value else f"{value:.{digits}g}"
+
+
+COLUMNS: Sequence[tuple[str, str]] = (
+    ("method", "method"),
+    ("segments", "segments"),
+    ("length / distance", "normalized_length"),
+    ("max training loss", "max_loss"),
+    ("excess", "excess"),
+    ("proved bound", "bound"),
+    ("max test error", "test_error_max"),
+    ("seconds", "seconds"),
+)
+"""Heading and entry of result.json for each column of the table of runs."""
+
+
+def table_of_runs(results: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per run, in the columns of ``COLUMNS``."""
+    table = Table(caption="excess = max training loss on the path - larger end's loss; bound: on the continuous path")
+    for heading, key in COLUMNS:
+        table.add_column(heading, justify="left" if key == "method" else "right")
+    for row in results:
+        cells = []
+        for _, key in COLUMNS:
+            value = row.get(key)
+            if key == "method":
+                cells.append(row["method"]["name"])
+            elif key == "segments":
+                cells.append(str(value))
+            elif key == "seconds":
+                cells.append(f"{sum(row['seconds'].values()):.1f}")
+            elif key == "bound" and value is None:
+                cells.append("not proved")
+            else:
+                cells.append(number(value))
+        table.add_row(*cells)
+    return table
+
+
+def show(console: Console, results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """The table of runs for people, or the results as JSON for machines."""
+    if as_json:
+        value = results[0] if len(results) == 1 else list(results)
+        print(json.dumps(plain(value, nonfinite=True), indent=2))
+    else:
+        console.print(table_of_runs(results))

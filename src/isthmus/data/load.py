@@ -1,0 +1,206 @@
+"""`load`: a data set by name or by file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isthmus.data.dataset import Dataset
+from isthmus.data.files import Array, read_npz
+from isthmus.data.find import find
+from isthmus.errors import FileError, InputError, MissingExtraError
+
+DIGITS_TRAIN = 1437
+DELTA = 0.2
+"""Half the gap between the two standard deviations of ``gaussians``."""
+CENTRE = 4.0
+"""Distance of a class centre from the origin when ``gaussians`` has more than two classes."""
+
+
+def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset:
+    """The data set of that name (see ``DATASETS``), or of an .npz file.
+
+    Named sets are looked for under `root`, else under $ISTHMUS_DATA, the cache folder (~/.cache/isthmus/data) and
+    /usr/share/datasets; nothing is downloaded. A file holds x_train, y_train and optionally x_test, y_test, or x
+    and y: inputs are used as they stand, cast to float32; whole-number targets become int64 labels, others float32.
+    Errors: FileError for a set that is absent (with every place that was looked at) or damaged.
+
+    >>> data = load("gaussians:N=6,d=2,seed=1")
+    >>> data.x_train.shape, data.y_train, data.classes
+    (torch.Size([6, 2]), tensor([0, 1, 0, 1, 0, 1]), 2)
+    """
+    text = str(name_or_file)
+    name, _, options = text.partition(":")
+    if name in _ENTRIES:
+        return _ENTRIES[name].make(options, root)
+    path = Path(name_or_file).expanduser()
+    if path.is_file():
+        return _from_file(path)
+    if path.suffix in (".npz", ".npy") or "/" in text:
+        raise FileError(path, "no such file", "an .npz file with x_train, y_train[, x_test, y_test], or x, y")
+    raise InputError("data", expected=f"one of {', '.join(_ENTRIES)}, or an .npz file", got=repr(text))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name: its syntax, one line on it, and what makes it."""
+
+    name: str
+    syntax: str
+    line: str
+    make: Callable[[str, str | Path | None], Dataset]
+
+
+def _no_options(name: str, options: str) -> None:
+    if options:
+        raise InputError(f"data {name!r}", expected="no options", got=repr(options), instead=repr(name))
+
+
+def _digits(options: str, root: str | Path | None) -> Dataset:
+    """scikit-learn's 1797 digits of 8 x 8 pixels: first 1437 train, last 360 test; x/16 minus the training mean."""
+    _no_options("digits", options)
+    if root is not None:
+        raise InputError("root", expected="None for 'digits', which comes with scikit-learn", got=root)
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as exc:
+        raise MissingExtraError("scikit-learn", "data") from exc
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(np.asarray(pixels, np.float64)) / 16
+    x = (x - x[:DIGITS_TRAIN].mean(0)).float().reshape(-1, 1, 8, 8)
+    y = torch.from_numpy(np.asarray(labels, np.int64))
+    n = DIGITS_TRAIN
+    return Dataset("digits", x[:n], y[:n], x[n:], y[n:], 10, "scikit-learn load_digits")
+
+
+def _mnist_family(name: str) -> Callable[[str, str | Path | None], Dataset]:
+    def make(options: str, root: str | Path | None) -> Dataset:
+        """Pixels 0..255 mapped to [-1, 1] (Nguyen, Brechet and Mondelli 2021, section 6)."""
+        _no_options(name, options)
+        raw = find(name, root)
+        x_train, x_test = (
+            (torch.from_numpy(x.astype(np.float32)) / 255 - 0.5) / 0.5 for x in (raw.x_train, raw.x_test)
+        )
+        return Dataset(name, x_train, _labels(raw.y_train), x_test, _labels(raw.y_test), 10, raw.source)
+
+    return make
+
+
+def _cifar10(options: str, root: str | Path | None) -> Dataset:
+    """Each channel minus its training mean, divided by its training standard deviation."""
+    _no_options("cifar10", options)
+    raw = find("cifar10", root)
+    # exact sums over whole numbers, so that no copy of the images in float64 is made
+    levels = np.arange(256, dtype=np.float64)
+    counts = np.stack([np.bincount(raw.x_train[:, c].ravel(), minlength=256) for c in range(3)])
+    mean = counts @ levels / counts.sum(1)
+    std = np.sqrt(np.maximum(counts @ levels**2 / counts.sum(1) - mean**2, 0))
+    if not std.all():
+        raise FileError(raw.source, "a colour channel is the same in all training images")
+    shift, scale = (torch.from_numpy(v.astype(np.float32))[:, None, None] for v in (mean, std))
+    x_train, x_test = ((torch.from_numpy(x.astype(np.float32)) - shift) / scale for x in (raw.x_train, raw.x_test))
+    return Dataset("cifar10", x_train, _labels(raw.y_train), x_test, _labels(raw.y_test), 10, raw.source)
+
+
+def _labels(y: Array) -> Tensor:
+    return torch.from_numpy(y.astype(np.int64))
+
+
+_GAUSSIANS = {"N": 1000, "d": 32, "classes": 2, "seed": 0}
+
+
+def _gaussians(options: str, root: str | Path | None) -> Dataset:
+    """N training examples of balanced classes, and N test examples from the same generator.
+
+    Two classes (Shevchenko and Mondelli 2020, appendix D): label 0 is N(0, (1-0.2)^2 I), label 1 is
+    N(0, (1+0.2)^2 I), told apart only by their norm. More: label c is N(4 u_c, I) with u_c a random unit vector.
+    """
+    if root is not None:
+        raise InputError("root", expected="None for 'gaussians', which are computed", got=root)
+    value = dict(_GAUSSIANS)
+    for part in options.split(",") if options else ():
+        key, _, number = part.partition("=")
+        if key not in value or not (number.isascii() and number.isdigit() and len(number) < 10):
+            raise InputError(
+                "data 'gaussians'",
+                expected="options N, d, classes, seed, each =WHOLE NUMBER",
+                got=repr(part),
+                instead="gaussians:N=1000,d=32,classes=2,seed=0",
+            )
+        value[key] = int(number)
+    n, d, classes = value["N"], value["d"], value["classes"]
+    for key, low in (("N", 1), ("d", 1), ("classes", 2)):
+        if value[key] < low:
+            raise InputError(f"data 'gaussians', {key}", expected=f"a whole number >= {low}", got=value[key])
+    generator = torch.Generator().manual_seed(value["seed"])
+    y = (torch.arange(n) % classes).repeat(2)
+    noise = torch.randn(2 * n, d, generator=generator)
+    if classes == 2:
+        x = noise * (1 + DELTA * (2 * y[:, None] - 1))
+    else:
+        centres = torch.randn(classes, d, generator=generator)
+        x = noise + CENTRE * (centres / centres.norm(dim=1, keepdim=True))[y]
+    source = "computed: " + ",".join(f"{k}={v}" for k, v in value.items())
+    return Dataset("gaussians", x[:n], y[:n], x[n:], y[n:], classes, source)
+
+
+def _from_file(path: Path) -> Dataset:
+    arrays = read_npz(path)
+    train = _pair(path, arrays, "x_train", "y_train") or _pair(path, arrays, "x", "y")
+    if train is None:
+        held = ", ".join(arrays) or "nothing"
+        raise FileError(path, f"holds {held}", "store x_train, y_train[, x_test, y_test], or x, y")
+    test = _pair(path, arrays, "x_test", "y_test")
+    targets = [y for _, y in (train, *([test] if test else []))]
+    if any(y.is_floating_point() for y in targets):
+        targets, classes = [y.float() for y in targets], 0
+    elif any(bool((y < 0).any()) for y in targets):
+        raise FileError(path, "has negative labels", "store labels 0, 1, ..., or targets as floating point")
+    else:
+        classes = max((int(y.max()) + 1 for y in targets if y.numel()), default=0)
+    x_test, y_test = (test[0], targets[1]) if test else (None, None)
+    try:
+        return Dataset(path.stem, train[0], targets[0], x_test, y_test, classes, str(path))
+    except InputError as exc:
+        raise FileError(path, str(exc)) from exc
+
+
+def _pair(path: Path, arrays: dict[str, Array], x_key: str, y_key: str) -> tuple[Tensor, Tensor] | None:
+    """Inputs as float32 and targets as int64 or float32, or None when the file has neither."""
+    if x_key not in arrays and y_key not in arrays:
+        return None
+    if x_key not in arrays or y_key not in arrays:
+        raise FileError(path, f"has only one of {x_key} and {y_key}")
+    with np.errstate(over="ignore"):
+        x = arrays[x_key].astype(np.float32)
+        y = arrays[y_key].astype(np.float32 if arrays[y_key].dtype.kind == "f" else np.int64)
+    if not np.isfinite(x).all() or not np.isfinite(y).all():
+        raise FileError(path, f"{x_key} or {y_key} holds numbers beyond the range of float32")
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+DATASETS: tuple[Entry, ...] = (
+    Entry("digits", "digits", "1797 digits of 8 x 8 pixels, from scikit-learn (isthmus[data])", _digits),
+    Entry("mnist", "mnist", "60,000 + 10,000 digits of 28 x 28 pixels, scaled to [-1, 1]", _mnist_family("mnist")),
+    Entry(
+        "fashion-mnist",
+        "fashion-mnist",
+        "60,000 + 10,000 clothes of 28 x 28 pixels, scaled to [-1, 1]",
+        _mnist_family("fashion-mnist"),
+    ),
+    Entry("cifar10", "cifar10", "50,000 + 10,000 colour photographs, each channel standardised", _cifar10),
+    Entry(
+        "gaussians",
+        "gaussians[:N=1000,d=32,classes=2,seed=0]",
+        "synthetic: isotropic Gaussians of Shevchenko and Mondelli 2020, appendix D",
+        _gaussians,
+    ),
+)
+"""The data sets with a name, in the order of ``isthmus --help``."""
+
+_ENTRIES = {entry.name: entry for entry in DATASETS}

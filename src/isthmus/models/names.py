@@ -1,0 +1,303 @@
+"""Names of networks, as the command line takes them: ``mlp:64-60x4-10``, ``vgg11:16``, ``file.py:FACTORY``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from isthmus.errors import InputError
+from isthmus.models.networks import ACTIVATIONS, convnet, mlp, vgg11
+
+WIDTHS = "whole numbers >= 1 joined by '-', with NxK for N repeated K times"
+MAX_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name: its syntax, one line on it, its source, whether inputs are flat rows, and how it is built."""
+
+    name: str
+    syntax: str
+    line: str
+    reference: str
+    flat: bool
+    build: Callable[[tuple[str, ...], _Wanted], nn.Module]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the caller knows of the network beyond its name."""
+
+    spec: str
+    inputs: tuple[int, ...] | None
+    outputs: int | None
+    like: Mapping[str, Tensor] | None
+
+    @property
+    def image(self) -> dict[str, Any]:
+        """The arguments of an image network that the data decide."""
+        out: dict[str, Any] = {} if self.outputs is None else {"classes": self.outputs}
+        if self.inputs is not None:
+            if len(self.inputs) != 3 or self.inputs[1] != self.inputs[2]:
+                raise InputError(
+                    f"model {self.spec!r}",
+                    expected="square images [channels, side, side]",
+                    got=f"examples of shape {list(self.inputs)}",
+                    instead="an mlp, which takes flat rows",
+                )
+            out |= {"in_channels": self.inputs[0], "image": self.inputs[1]}
+        return out
+
+
+def by_name(
+    spec: str,
+    *,
+    inputs: int | Sequence[int] | None = None,
+    outputs: int | None = None,
+    like: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """The network that `spec` names (see ``MODELS`` for the syntax), with fresh weights.
+
+    `inputs` is the shape of one example (or their number, for flat ones) and `outputs` the number of classes: an mlp
+    is checked against them, an image network takes its channels, image side and classes from them. `like` is a state
+    dict that the result must fit; ``"mlp"`` alone reads its widths from there. Any other spec is
+    ``MODULE:FACTORY`` or ``path/to/file.py:FACTORY``, where FACTORY is called without arguments, or is a module
+    itself; **this runs the user's code**. Names of ``MODELS`` win over modules.
+    Errors: unknown name, malformed widths, no such module or factory, not an ``nn.Module``, does not fit.
+
+    >>> by_name("mlp:64-60x2-10:tanh:nobias")
+    Sequential(
+      (0): Linear(in_features=64, out_features=60, bias=False)
+      (1): Tanh()
+      (2): Linear(in_features=60, out_features=60, bias=False)
+      (3): Tanh()
+      (4): Linear(in_features=60, out_features=10, bias=False)
+    )
+    """
+    name, *options = spec.split(":")
+    shape = (inputs,) if isinstance(inputs, int) else None if inputs is None else tuple(inputs)
+    wanted = _Wanted(spec, shape, outputs, like)
+    if name in MODELS:
+        module = MODELS[name].build(tuple(options), wanted)
+    elif options:
+        module = _from_code(spec)
+    else:
+        raise InputError(
+            "model",
+            expected=f"one of {', '.join(MODELS)}, MODULE:FACTORY or FILE.py:FACTORY",
+            got=repr(spec),
+            instead="for example 'mlp:64-60-10'",
+        )
+    if like is not None:
+        _check_fits(module, like, spec)
+    return module
+
+
+def parse_widths(text: str, spec: str) -> tuple[int, ...]:
+    """The widths of ``64-60x4-10``.
+
+    >>> parse_widths("64-60x4-10", "mlp:64-60x4-10")
+    (64, 60, 60, 60, 60, 10)
+    """
+    widths: list[int] = []
+    for part in text.split("-"):
+        if not (match := re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,4}))?", part, flags=re.ASCII)):
+            raise InputError(f"model {spec!r}", expected=WIDTHS, got=repr(part), instead="for example 'mlp:64-60x4-10'")
+        widths += [int(match[1])] * int(match[2] or 1)
+        if len(widths) > MAX_LAYERS:
+            raise InputError(f"model {spec!r}", expected=f"at most {MAX_LAYERS} layers", got=f"{len(widths)} or more")
+    if len(widths) < 2:
+        raise InputError(
+            f"model {spec!r}", expected="at least two widths", got=repr(text), instead="for example 'mlp:64-60-10'"
+        )
+    return tuple(widths)
+
+
+def _build_mlp(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
+    spec = wanted.spec
+    sized = bool(options) and options[0][:1].isdigit()
+    words = options[1:] if sized else options
+    if unknown := [w for w in words if w not in ACTIVATIONS and w != "nobias"]:
+        raise InputError(
+            f"model {spec!r}",
+            expected=f"{WIDTHS}, then nobias or one of {', '.join(ACTIVATIONS)}",
+            got=repr(unknown[0]),
+        )
+    activations = [w for w in words if w != "nobias"]
+    if len(activations) > 1:
+        raise InputError(f"model {spec!r}", expected="one activation", got=" and ".join(activations))
+    bias = "nobias" not in words
+    if sized:
+        widths = parse_widths(options[0], spec)
+    elif wanted.like is not None:
+        widths, bias = _widths_of(wanted.like, spec)
+    else:
+        raise InputError(
+            f"model {spec!r}",
+            expected="widths, or a state dict to read them from",
+            got="neither",
+            instead="for example 'mlp:64-60-10'",
+        )
+    n = None if wanted.inputs is None else prod(wanted.inputs)
+    for what, width, want in (("inputs", widths[0], n), ("outputs", widths[-1], wanted.outputs)):
+        if want is not None and width != want:
+            raise InputError(f"model {spec!r}", expected=f"{want} {what}, as the data have", got=width)
+    return mlp(widths, bias=bias, activation=activations[0] if activations else "relu")
+
+
+def _widths_of(like: Mapping[str, Tensor], spec: str) -> tuple[tuple[int, ...], bool]:
+    """The widths, and whether there are biases, of the mlp whose state dict `like` is."""
+    weights = [like[key] for i in range(len(like)) if (key := f"{2 * i}.weight") in like]
+    bias = "0.bias" in like
+    keys = {f"{2 * i}.{part}" for i in range(len(weights)) for part in (("weight", "bias") if bias else ("weight",))}
+    if not weights or keys != set(like) or any(w.ndim != 2 for w in weights):
+        raise InputError(
+            f"model {spec!r}",
+            expected="the state dict of an mlp: 0.weight, 0.bias, 2.weight, ...",
+            got=", ".join(list(like)[:6]) + (", ..." if len(like) > 6 else "") if like else "an empty one",
+            instead="the network's own definition, FILE.py:FACTORY",
+        )
+    return (weights[0].shape[1], *(w.shape[0] for w in weights)), bias
+
+
+def _one_size(options: tuple[str, ...], wanted: _Wanted, words: tuple[str, ...] = ()) -> tuple[int | None, set[str]]:
+    """The number in the options, if any, and the words among them."""
+    sizes = [o for o in options if o not in words]
+    if len(sizes) > 1 or (sizes and not re.fullmatch(r"[1-9][0-9]{0,5}", sizes[0], flags=re.ASCII)):
+        expected = "one whole number >= 1" + (f", then {' or '.join(words)}" if words else "")
+        raise InputError(f"model {wanted.spec!r}", expected=expected, got=repr(":".join(options)))
+    return (int(sizes[0]) if sizes else None), set(options) & set(words)
+
+
+def _build_convnet(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
+    channels, words = _one_size(options, wanted, ("nopool", "nobias"))
+    return convnet(channels or 32, pool="nopool" not in words, bias="nobias" not in words, **wanted.image)
+
+
+def _build_vgg11(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
+    return vgg11(width=_one_size(options, wanted)[0] or 64, **wanted.image)
+
+
+def _build_vgg11_bn(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
+    return vgg11(width=_one_size(options, wanted)[0] or 64, batch_norm=True, **wanted.image)
+
+
+_VGG = "Simonyan and Zisserman 2014; Kuditipudi et al. 2019, section 6"
+MODELS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "mlp",
+            "mlp[:WIDTHS][:ACTIVATION][:nobias], as in mlp:784-245x10-10 or mlp:64-60x4-10:tanh:nobias",
+            "fully connected; without WIDTHS they are read from the checkpoint",
+            "Nguyen, Brechet and Mondelli 2021, section 6",
+            True,
+            _build_mlp,
+        ),
+        Entry(
+            "convnet",
+            "convnet[:CHANNELS][:nopool][:nobias], as in convnet:32",
+            "three 3x3 convolutions and one linear layer; convnet:32:nopool:nobias is the paper's",
+            "Kuditipudi et al. 2019, section 6 and appendix D.1",
+            False,
+            _build_convnet,
+        ),
+        Entry(
+            "vgg11", "vgg11[:WIDTH], as in vgg11:64", "VGG-11 for images of 32 x 32 pixels", _VGG, False, _build_vgg11
+        ),
+        Entry("vgg11_bn", "vgg11_bn[:WIDTH]", "the same with BatchNorm", _VGG, False, _build_vgg11_bn),
+    )
+}
+"""The networks with a name, in the order of ``isthmus --help``."""
+
+
+def _check_fits(module: nn.Module, like: Mapping[str, Tensor], spec: str) -> None:
+    have = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    want = {k: tuple(v.shape) for k, v in like.items()}
+    for key in sorted(have.keys() | want.keys()):
+        if have.get(key) != want.get(key):
+            got, expected = (f"{key} {list(s[key])}" if key in s else f"no {key}" for s in (have, want))
+            raise InputError(f"model {spec!r}", expected=f"a network with {expected}, as the checkpoint has", got=got)
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """Let the user's file import its neighbours, as it could when run by itself."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _import_file(file: Path, spec: str) -> ModuleType:
+    if not file.is_file():
+        raise InputError(f"model {spec!r}", expected="a Python file", got=f"no file {file}")
+    loading = importlib.util.spec_from_file_location(f"_isthmus_user_{file.stem}", file)
+    if loading is None or loading.loader is None:
+        raise InputError(f"model {spec!r}", expected="a Python file, *.py", got=str(file))
+    module = importlib.util.module_from_spec(loading)
+    # dataclasses look the module of a class up by name while the class is made
+    sys.modules[loading.name] = module
+    try:
+        with _on_path(file.resolve().parent):
+            loading.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[loading.name]
+        raise
+    return module
+
+
+def _import(where: str, spec: str) -> ModuleType:
+    """The user's module or file; whatever its code raises becomes an InputError."""
+    is_file = where.endswith(".py") or "/" in where or "\\" in where
+    if not is_file and not re.fullmatch(r"\w+(\.\w+)*", where):
+        raise InputError("model", expected=f"one of {', '.join(MODELS)}, or MODULE:FACTORY", got=repr(spec))
+    try:
+        return _import_file(Path(where), spec) if is_file else importlib.import_module(where)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as exc:  # the user's code may raise anything
+        if isinstance(exc, ModuleNotFoundError) and exc.name and f"{where}.".startswith(f"{exc.name}."):
+            raise InputError(
+                f"model {spec!r}",
+                expected=f"one of {', '.join(MODELS)}, or an installed module",
+                got=f"no module named {exc.name!r}",
+                instead="the path of its file, FILE.py:FACTORY",
+            ) from exc
+        got = f"{type(exc).__name__}: {exc}"
+        raise InputError(f"model {spec!r}", expected=f"{where} to import without an error", got=got) from exc
+
+
+def _from_code(spec: str) -> nn.Module:
+    """Import MODULE or FILE, take FACTORY from it, and call it unless it is a network already."""
+    where, _, factory = spec.rpartition(":")
+    found: Any = _import(where, spec)
+    names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+    try:
+        for part in factory.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        expected = f"a name that {where} defines ({', '.join(names[:8])})"
+        raise InputError(f"model {spec!r}", expected=expected, got=repr(factory)) from None
+    if not isinstance(found, nn.Module) and callable(found):
+        try:
+            found = found()
+        except (Exception, SystemExit) as exc:  # the user's code may raise anything
+            expected = f"{factory}() to build the network without arguments"
+            raise InputError(f"model {spec!r}", expected=expected, got=f"{type(exc).__name__}: {exc}") from exc
+    if not isinstance(found, nn.Module):
+        raise InputError(f"model {spec!r}", expected="a torch.nn.Module", got=type(found).__name__)
+    return found

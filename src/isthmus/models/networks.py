@@ -1,0 +1,135 @@
+"""The networks on which the papers show their results, each one flat ``nn.Sequential``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from isthmus.errors import InputError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+}
+"""The activations of `mlp` by name, with torch's default slopes and scales."""
+
+POOLINGS = 5
+"""VGG halves the image this many times."""
+
+
+def _positive(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(what, expected="a whole number >= 1", got=repr(value))
+
+
+def mlp(widths: Sequence[int], *, bias: bool = True, activation: str = "relu") -> nn.Sequential:
+    """A fully connected network: Linear, activation, Linear, ..., Linear.
+
+    `widths` = (inputs, hidden widths..., outputs). The input is flat: [batch, widths[0]]. Linear layer l (from 1)
+    has the keys ``"{2(l-1)}.weight"`` and ``".bias"``. Errors: fewer than two widths, a width below 1, an unknown
+    activation.
+
+    >>> list(mlp((64, 60, 10)).state_dict())
+    ['0.weight', '0.bias', '2.weight', '2.bias']
+    """
+    widths = tuple(widths)
+    if len(widths) < 2:
+        raise InputError("widths", expected="at least two numbers, inputs and outputs", got=widths)
+    for width in widths:
+        _positive("widths", width)
+    if activation not in ACTIVATIONS:
+        raise InputError("activation", expected=f"one of {', '.join(ACTIVATIONS)}", got=repr(activation))
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out, bias=bias), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convnet(
+    channels: int = 32,
+    *,
+    classes: int = 10,
+    in_channels: int = 1,
+    image: int = 28,
+    pool: bool = True,
+    bias: bool = True,
+) -> nn.Sequential:
+    """Three 3x3 convolutions of `channels` filters that keep the image size, ReLU, and one linear layer.
+
+    The MNIST network of Kuditipudi et al. 2019 (section 6 and appendix D.1). With ``pool=True`` each ReLU is
+    followed by 2x2 max pooling (28 -> 14 -> 7 -> 3), which the paper does not have: it makes every pass about six
+    times cheaper. ``convnet(pool=False, bias=False)`` is the network of the paper's published code.
+    Input [batch, in_channels, image, image].
+
+    >>> [tuple(p.shape) for p in convnet(4, bias=False).parameters()]
+    [(4, 1, 3, 3), (4, 4, 3, 3), (4, 4, 3, 3), (10, 36)]
+    """
+    for what, value in (("channels", channels), ("classes", classes), ("in_channels", in_channels)):
+        _positive(what, value)
+    if image < (8 if pool else 1):
+        raise InputError("image", expected=f"a side of at least {8 if pool else 1} pixels", got=image)
+    layers: list[nn.Module] = []
+    for n_in in (in_channels, channels, channels):
+        layers += [nn.Conv2d(n_in, channels, 3, padding=1, bias=bias), nn.ReLU()]
+        if pool:
+            layers.append(nn.MaxPool2d(2))
+    side = image // 8 if pool else image
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side * side, classes, bias=bias))
+
+
+def vgg11(
+    *, classes: int = 10, width: int = 64, in_channels: int = 3, batch_norm: bool = False, image: int = 32
+) -> nn.Sequential:
+    """VGG-11 for small images: eight 3x3 convolutions in five stages, ReLU, max pooling, three linear layers.
+
+    Channels are width x (1, 2, 4, 4, 8, 8, 8, 8), so 64 ... 512 at ``width=64``; each stage ends in 2x2 max
+    pooling; the two hidden linear layers have 8 x width units (512; the ImageNet network has 4096). Eleven weight
+    layers, as in the CIFAR-10 experiments of Kuditipudi et al. 2019 (section 6) and of Nguyen, Brechet and
+    Mondelli 2021 (section 6, appendix C); neither prints the width of its linear layers. No dropout: the loss
+    studied is that of the network without it.
+    Input [batch, in_channels, image, image], image >= 32.
+
+    >>> sum(isinstance(layer, (nn.Conv2d, nn.Linear)) for layer in vgg11(width=4))
+    11
+    """
+    for what, value in (("classes", classes), ("width", width), ("in_channels", in_channels)):
+        _positive(what, value)
+    if image < 2**POOLINGS:
+        raise InputError("image", expected=f"a side of at least {2**POOLINGS} pixels", got=image)
+    layers: list[nn.Module] = []
+    n_in = in_channels
+    for stage in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
+        for multiple in stage:
+            n_out = multiple * width
+            layers.append(nn.Conv2d(n_in, n_out, 3, padding=1))
+            layers += [nn.BatchNorm2d(n_out), nn.ReLU()] if batch_norm else [nn.ReLU()]
+            n_in = n_out
+        layers.append(nn.MaxPool2d(2))
+    side = image // 2**POOLINGS
+    head = mlp((n_in * side * side, n_in, n_in, classes))
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
+def seeded(factory: Callable[[], ModuleT], seed: int) -> ModuleT:
+    """What `factory` builds when torch's CPU generator starts from `seed`; the generator is put back afterwards.
+
+    >>> a, b = (seeded(lambda: mlp((3, 2)), 0) for _ in range(2))
+    >>> torch.equal(a[0].weight, b[0].weight)
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed: that would also seed every accelerator, which the fork does not restore
+        torch.random.default_generator.manual_seed(seed)
+        return factory()

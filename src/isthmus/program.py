@@ -1,0 +1,352 @@
+"""A module as a program: the operations of its forward pass, in order. The only file that knows torch.export."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node as FxNode
+from torch.utils._pytree import tree_map
+
+from isthmus.errors import InputError, UnsupportedError
+
+__all__ = ["Node", "Program", "Ref", "trace"]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value by name: the result of a node, or a placeholder."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: ``target(*args, **kwargs)``, whose arguments hold `Ref` or constants, nested.
+
+    `shape` holds the sizes of a tensor result at the example's batch size, `shapes` those of an operation with
+    several results (None for one that is not a tensor), `hint` the value of a size computed in the graph.
+    """
+
+    name: str
+    op: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
+    shapes: tuple[tuple[int, ...] | None, ...] = ()
+    hint: int | float | bool | None = None
+    where: str = ""
+
+    def named(self) -> dict[str, Any]:
+        """All arguments by name, defaults filled in, as torch's schema has them (a0, a1, ... if there is none)."""
+        schema = getattr(self.target, "_schema", None)
+        if schema is None:
+            return {f"a{i}": value for i, value in enumerate(self.args)} | dict(self.kwargs)
+        out = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+        out |= {a.name: value for a, value in zip(schema.arguments, self.args, strict=False)}
+        return out | dict(self.kwargs)
+
+    def refs(self) -> list[str]:
+        """The names of the values that the node reads, in order."""
+        return [r.name for r in _refs((self.args, tuple(self.kwargs.values())))]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The forward pass of a module as nodes in the order of execution, without the weights.
+
+    `inputs` are the placeholders of the arguments; `tensors` maps a placeholder to the ``state_dict`` name it stands
+    for; `constants` are the tensors that are neither (lifted literals, non-persistent buffers). `tied` maps
+    each further name of a shared tensor to its first name; the nodes use the first one only. `batch` is the batch
+    size of the example, `dtype` the floating-point type of the traced module, `integers` the names in the ``state_dict``
+    that hold no floating-point numbers. The first output is the model's. No node writes into a tensor.
+    """
+
+    inputs: tuple[str, ...]
+    tensors: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    nodes: tuple[Node, ...]
+    outputs: tuple[Ref, ...]
+    batch: int
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    integers: frozenset[str] = frozenset()
+
+    def run(self, params: Mapping[str, Tensor], *inputs: Any) -> Any:
+        """The module's output at `params`, node by node: one tensor, or a tuple when the module returns several.
+
+        Computes in the floating-point type of `params`, whatever type was traced.
+        """
+        if len(inputs) != len(self.inputs):
+            raise InputError("inputs", expected=f"{len(self.inputs)} tensors", got=len(inputs))
+        if missing := sorted(set(self.tensors.values()) - set(params)):
+            raise InputError("params", expected=f"the key {missing[0]!r}", got=f"only {sorted(params)}")
+        dtype = next((v.dtype for v in params.values() if v.is_floating_point()), self.dtype)
+
+        def value(x: Any) -> Any:
+            if isinstance(x, Ref):
+                return env[x.name]
+            if isinstance(x, (list, tuple)):
+                return type(x)(value(v) for v in x)
+            return dtype if x is self.dtype else x
+
+        env: dict[str, Any] = {p: params[name] for p, name in self.tensors.items()}
+        env |= {k: v.to(dtype) if v.dtype == self.dtype else v for k, v in self.constants.items()}
+        env |= dict(zip(self.inputs, inputs, strict=True))
+        for node in self.nodes:
+            kwargs = {k: value(v) for k, v in node.kwargs.items()}
+            env[node.name] = node.target(*(value(a) for a in node.args), **kwargs)
+        out = tuple(env[r.name] for r in self.outputs)
+        return out[0] if len(out) == 1 else out
+
+    def live(self) -> set[str]:
+        """The names of the values on which an output depends."""
+        seen = {r.name for r in self.outputs}
+        for node in reversed(self.nodes):
+            if node.name in seen:
+                seen.update(node.refs())
+        return seen
+
+
+def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
+    """The program of ``module(*args, **kwargs)``, with a dynamic batch (axis 0 of every tensor argument).
+
+    The module is exported in the mode it is in and is never written to. An example of one row is doubled, because
+    torch.export treats the size 1 as a constant. Errors: `UnsupportedError` when the module cannot be exported
+    (for instance, when an ``if`` depends on the data), with torch's reason.
+
+    >>> program = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), (torch.zeros(4, 2),))
+    >>> [n.op for n in program.nodes], program.batch, sorted(program.tensors.values())
+    (['aten.linear.default', 'aten.relu.default'], 4, ['0.bias', '0.weight'])
+    """
+    args, kwargs = _two_rows((tuple(args), dict(kwargs or {})))
+    program = _functional(_export(module, args, kwargs))
+    first: dict[int, str] = {}
+    tied = {}
+    named = module.state_dict(keep_vars=True)
+    for name, tensor in named.items():
+        if (canonical := first.setdefault(id(tensor), name)) != name:
+            tied[name] = canonical
+    return _read(program, named, tied, _tensors((args, kwargs)))
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """Export with a dynamic batch, else with the example's; the fused attention of eval mode is switched off."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    batched = tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, Tensor) and x.ndim else None, dict(bound))
+    reason = ""
+    with _quiet():
+        for dynamic in (batched, None):
+            try:
+                return export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+            except Exception as error:
+                reason = reason or next(iter(str(error).strip().splitlines()), type(error).__name__)
+    raise UnsupportedError(
+        type(module).__name__,
+        f"torch.export cannot follow its forward pass: {reason}",
+        "methods that need only loss and gradient still work; the unit structure can be written by hand",
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch.export and keep its effects to itself: logging, warnings, generators, attention's fast path."""
+    fast, level = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
+    torch.backends.mha.set_fastpath_enabled(False)
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            with redirect_stderr(StringIO()):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        logging.disable(level)
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """Leave the graph alone if each in-place operation overwrites a value that nothing else sees, else rewrite it.
+
+    ReLU(inplace=True) after a convolution overwrites such a value, and `_node` reads it as a ReLU;
+    ``z[:, 0] = 0`` does not: it writes through a view.
+    """
+    writers = [node for node in program.graph.nodes if _writes(node)]
+    if all(_private(node.args[0], node) and _pure(node.target) is not None for node in writers):
+        return program
+    with _quiet():
+        return program.run_decompositions({})
+
+
+def _writes(node: FxNode) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _pure(target: Any) -> Any:
+    """The operation that computes what an in-place one would write, with the same arguments, or None."""
+    namespace, name = target._schema.name.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    return getattr(packet, target._overloadname, None) if name.endswith("_") else None
+
+
+# operations that return their argument or a view of it when they can; their schemas do not say so
+_MAYBE_VIEWS = {"reshape", "flatten", "contiguous", "to", "dropout", "type_as", "expand_as", "unflatten"}
+
+
+def _is_view(node: FxNode) -> bool:
+    """Whether the result may share memory with an argument."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.target is operator.getitem
+    return schema.name.split("::")[1] in _MAYBE_VIEWS or any(r.alias_info is not None for r in schema.returns)
+
+
+def _private(value: Any, reader: FxNode) -> bool:
+    """Whether only `reader` can see the memory of `value` from now on (torch reads an overwritten value by its new
+    name, so that earlier readers of the value itself do no harm, but a second view would)."""
+    if not isinstance(value, FxNode) or value.op != "call_function":
+        return False
+    if any(_is_view(user) for user in value.users if user is not reader):
+        return False
+    if not _is_view(value):
+        return True
+    base = value.args[0]
+    return isinstance(base, FxNode) and (_writes(value) or len(base.users) == 1) and _private(base, value)
+
+
+def _read(
+    program: ExportedProgram, named: Mapping[str, Tensor], tied: dict[str, str], examples: list[Tensor]
+) -> Program:
+    inputs, tensors, constants = [], {}, {}
+    for spec in program.graph_signature.input_specs:
+        place = spec.arg.name
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(place)
+        elif spec.target in named:
+            tensors[place] = spec.target
+        elif spec.target in program.constants:
+            constants[place] = program.constants[spec.target].detach().clone()
+        else:
+            raise UnsupportedError(f"input {place!r}", f"torch.export made it a {spec.kind.name.lower()}")
+    places = {name: place for place, name in tensors.items()}
+    alias = {places[a]: places[c] for a, c in tied.items() if a in places and c in places}
+
+    def value(x: Any) -> Any:
+        if isinstance(x, FxNode):
+            return Ref(alias.get(x.name, x.name))
+        if isinstance(x, (list, tuple)):
+            return type(x)(value(v) for v in x)
+        return {k: value(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+    nodes, shapes = [], {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            shapes[node.name] = _sizes(node.meta.get("val")) or ()
+        elif node.op == "call_function":
+            nodes.append(_node(node, tuple(value(a) for a in node.args), value(dict(node.kwargs))))
+        elif node.op != "output":
+            raise UnsupportedError(
+                f"{node.target} ({_where(node)})",
+                "control flow and gradient-mode blocks inside forward are not followed",
+                "move torch.no_grad() out of forward",
+            )
+    used = {n for n in inputs if n in shapes and isinstance(_meta(program, n), Tensor)}
+    outputs = tuple(
+        Ref(alias.get(spec.arg.name, spec.arg.name))
+        for spec in program.graph_signature.output_specs
+        if spec.kind is OutputKind.USER_OUTPUT and hasattr(spec.arg, "name")
+    )
+    floats = [v.dtype for v in (*named.values(), *examples) if v.is_floating_point()]
+    return Program(
+        inputs=tuple(n for n in inputs if n in used),
+        tensors=tensors,
+        constants=constants,
+        nodes=tuple(nodes),
+        outputs=outputs,
+        batch=examples[0].shape[0] if examples and examples[0].ndim else 1,
+        shapes=shapes,
+        tied=tied,
+        dtype=floats[0] if floats else torch.float32,
+        integers=frozenset(k for k, v in named.items() if not v.is_floating_point()),
+    )
+
+
+def _meta(program: ExportedProgram, name: str) -> Any:
+    return next(n.meta.get("val") for n in program.graph.nodes if n.name == name)
+
+
+def _node(node: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+    result = node.meta.get("val")
+    several = isinstance(result, (tuple, list))
+    target: Any = _pure(node.target) if _writes(node) else node.target
+    return Node(
+        name=node.name,
+        op=str(target) if hasattr(target, "_schema") else getattr(target, "__name__", str(target)),
+        target=target,
+        args=args,
+        kwargs=kwargs,
+        shape=_sizes(result),
+        shapes=tuple(_sizes(v) for v in result) if several else (),
+        hint=None if several or isinstance(result, Tensor) else _hint(result),
+        where=_where(node),
+    )
+
+
+def _hint(x: Any) -> Any:
+    """The value of a size at the example's batch."""
+    return x.node.hint if isinstance(x, (torch.SymInt, torch.SymFloat, torch.SymBool)) else x
+
+
+def _sizes(x: Any) -> tuple[int, ...] | None:
+    return tuple(int(_hint(n)) for n in x.shape) if isinstance(x, Tensor) else None
+
+
+def _where(node: FxNode) -> str:
+    """The innermost line of the user's own code, and the torch module below it, as far as torch recorded them."""
+    parts = []
+    frames = [f.split("\n") for f in (node.meta.get("stack_trace") or "").split('File "')[1:]]
+    own = [f for f in frames if "torch/" not in f[0]]
+    if own:
+        path, line, function = (p.strip() for p in own[-1][0].split(","))
+        parts.append(f"{path.rstrip(chr(34)).split('/')[-1]}:{line.removeprefix('line ')} {function}")
+        if len(own[-1]) > 1 and own[-1][1].strip():
+            parts[0] += f": {own[-1][1].strip()}"
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    if path and not path.startswith("_empty") and (not own or own[-1] is not frames[-1]):
+        parts.append(f"module {path!r} ({str(getattr(kind, '__name__', kind)).split('.')[-1]})")
+    return ", ".join(parts)
+
+
+def _two_rows(example: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    first = next(iter(_tensors(example)), None)
+    if first is None or first.ndim == 0 or first.shape[0] != 1:
+        return example
+    return tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x, example)
+
+
+def _tensors(example: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    tree_map(lambda x: found.append(x) if isinstance(x, Tensor) else None, example)
+    return found
+
+
+def _refs(x: Any) -> Iterator[Ref]:
+    if isinstance(x, Ref):
+        yield x
+    elif isinstance(x, (list, tuple)):
+        for v in x:
+            yield from _refs(v)

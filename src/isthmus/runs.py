@@ -1,0 +1,186 @@
+"""The main job as functions: train a network, connect a pair, measure, prove, and leave everything in a folder."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from isthmus.certify import Certificate, certify
+from isthmus.connectors import Connection, Connector, connect
+from isthmus.connectors.base import Progress, no_progress
+from isthmus.connectors.fit import Fitted, Recipe, fit
+from isthmus.evaluate import Profile, profile
+from isthmus.objective import Objective
+from isthmus.params import Params
+from isthmus.storage import read_json, save, write_csv, write_json
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One pair, one method: the connection with its measurement and its proof, and the row of the table."""
+
+    connection: Connection
+    profile: Profile
+    certificate: Certificate
+    result: dict[str, Any]
+
+
+def train(
+    module: nn.Module,
+    data: tuple[Tensor, Tensor],
+    recipe: Recipe,
+    *,
+    seed: int,
+    loss: str = "cross_entropy",
+    target: float = 0.0,
+    progress: Progress = no_progress,
+) -> Fitted:
+    """Train a copy of `module` from its present weights; dropout and BatchNorm work as in training.
+
+    The checks, the stopping rule and the returned loss are those of the network in evaluation mode on all
+    examples. All randomness comes from `seed`; neither the module nor the global random state is written to.
+    """
+    learner, judge = copy.deepcopy(module).train(), copy.deepcopy(module).eval()
+    objective = Objective(judge, loss, data)
+    x, y = data
+    params = {k: v.detach() for k, v in learner.named_parameters()}
+    buffers = {k: v.detach() for k, v in learner.named_buffers()}
+
+    def batch_loss(state: Params, index: Tensor) -> Tensor:
+        outputs = functional_call(learner, state, (x[index],), strict=True)
+        return objective.example_losses(outputs, y[index]).mean()
+
+    names = {id(v): k for k, v in [*judge.named_parameters(), *judge.named_buffers()]}
+    whole = {k: names[id(v)] for k, v in judge.state_dict(keep_vars=True).items()}  # tied entries by their first name
+
+    def full_loss(state: Mapping[str, Tensor]) -> float:
+        return objective.loss({k: state[name] for k, name in whole.items()})
+
+    with torch.random.fork_rng(devices=[] if objective.device.type == "cpu" else [objective.device]):
+        torch.manual_seed(seed)  # dropout layers know no generator of their own
+        fitted = fit(
+            batch_loss, full_loss, params, len(y), recipe,
+            generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers, progress=progress,
+        )  # fmt: skip
+    return Fitted({k: fitted.params[v] for k, v in whole.items()}, fitted.loss, fitted.steps, fitted.outcome)
+
+
+def run(
+    objective: Objective,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    method: Connector,
+    folder: str | FilePath,
+    *,
+    test: Objective | None = None,
+    num_points: int = 61,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
+) -> Run:
+    """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
+
+    Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `about`
+    adds entries to the result (model, data, command).
+    """
+    folder = FilePath(folder)
+    connection = connect(objective, a, b, method, seed=seed, progress=progress)
+    stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
+    connection = Connection(connection.path, connection.target, connection.outcome, stats)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(connection, folder / "path.safetensors")
+    begin = time.perf_counter()
+    measured = profile(objective, connection.path, num_points, test=test, progress=progress)
+    write_profile(measured, folder)
+    middle = time.perf_counter()
+    proved = certify(objective, connection.path, labels=connection.stats["segments"], progress=progress)
+    write_certificate(proved, folder)
+    seconds = {
+        "connect": connection.stats["seconds"],
+        "profile": middle - begin,
+        "certify": time.perf_counter() - middle,
+    }
+    result = summary(connection, measured, proved) | {"seconds": seconds, "seed": seed, **(about or {})}
+    write_json(folder / "result.json", result)
+    return Run(connection, measured, proved, result)
+
+
+def summary(connection: Connection, measured: Profile | None, proved: Certificate | None) -> dict[str, Any]:
+    """The row of the table: what result.json holds."""
+    method = connection.stats.get("method", {})
+    out: dict[str, Any] = {
+        "format": 1,
+        "method": method,
+        "reference": reference_of(method.get("name", "")),
+        "outcome": {
+            "name": connection.outcome.name,
+            "ok": connection.outcome.ok,
+            "message": str(connection.outcome),
+        },
+        "segments": len(connection.path),
+        "length": connection.path.length,
+        "normalized_length": connection.path.normalized_length,
+        "labels": list(connection.stats.get("segments", [])),
+        "dtype": connection.stats.get("objective", {}).get("dtype"),
+        "version": version("isthmus"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    if measured is not None:
+        out |= {
+            "loss_a": float(measured.loss[0]),
+            "loss_b": float(measured.loss[-1]),
+            "max_loss": measured.max,
+            "max_error": measured.barriers["error"].max,
+            "excess": measured.excess,
+        }
+        if measured.test is not None:
+            out |= {
+                "test_loss_max": measured.test.max,
+                "test_error_max": measured.test.barriers["error"].max,
+                "test_error_a": float(measured.test.error[0]),
+                "test_error_b": float(measured.test.error[-1]),
+            }
+    if proved is not None:
+        out |= {"bound": proved.bound if proved.proved else None, "proved": proved.proved, "claims": proved.counts}
+    return out
+
+
+def reference_of(name: str) -> str:
+    """The reference of the method with that name; empty if there is none."""
+    from isthmus.connectors import METHODS
+
+    return next((m.about.reference for m in METHODS if m.__name__ == name), "")
+
+
+def write_profile(measured: Profile, folder: FilePath) -> None:
+    """profile.json and profile.csv."""
+    write_json(folder / "profile.json", measured.to_dict())
+    columns = {"t": measured.t, "segment": measured.segment, "loss": measured.loss, "error": measured.error}
+    if measured.test is not None:
+        columns |= {"test_loss": measured.test.loss, "test_error": measured.test.error}
+    write_csv(folder / "profile.csv", {k: v.tolist() for k, v in columns.items()})
+
+
+def write_certificate(proved: Certificate, folder: FilePath) -> None:
+    """certificate.json and certificate.csv."""
+    table = proved.to_dict()
+    write_json(folder / "certificate.json", table)
+    names = ("index", "claim", "bound", "deviation", "label", "why")
+    write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
+
+
+def read_result(folder: str | FilePath) -> dict[str, Any]:
+    """The result.json of a folder."""
+    return read_json(FilePath(folder) / "result.json")

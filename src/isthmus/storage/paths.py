@@ -1,0 +1,223 @@
+"""Connections in one safetensors file, each distinct tensor once; nothing in the file is code.
+
+Format 1. Tensors "t/000000", ... One metadata entry, "isthmus", holds JSON: ``format``, ``version``,
+``manifest`` (JSON text), ``tensors`` (the digest of the tensors) and ``digest`` (SHA-256 over version, tensors
+and manifest), so that a flipped bit anywhere that could change what is loaded is found. The manifest: ``names``
+of the parameters; ``points``, rows of tensor numbers in the order of ``names``; ``segments``, each a kind with
+the numbers of its control points; ``target``, a point; the name of the ``outcome``; ``stats``; the version of
+``isthmus`` that wrote it. NaN and infinities in ``stats`` are written as Python's json module writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path as File
+from typing import Any
+
+from torch import Tensor
+
+from isthmus.connectors.base import Connection, Outcome
+from isthmus.errors import FileError, InputError, IsthmusError, UnsupportedError
+from isthmus.params import Params, check_like
+from isthmus.paths import Curve, Path, Segment
+from isthmus.storage.files import PathLike, disk_error, plain
+from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
+
+__all__ = ["load_connection", "read_header", "save"]
+
+_FORMAT = "isthmus connection"
+_VERSION = 1
+_CELLS = 4_000_000  # control points times parameters: what building the path may cost, some seconds
+_AGAIN = "copy it again, or make the path again"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How one class of segments is written: as points, and made from them."""
+
+    segment: type[Segment]
+    points: Callable[[Any], tuple[Params, ...]]
+    make: Callable[[tuple[Params, ...]], Segment]
+
+
+_KINDS = {"curve": _Kind(Curve, lambda curve: curve.control, Curve)}
+
+
+@dataclass
+class _Store:
+    """Numbers tensors and points as they are met: by object first, then by content."""
+
+    names: list[str]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    objects: dict[int, int] = field(default_factory=dict)
+    contents: dict[str, int] = field(default_factory=dict)
+    points: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def point(self, params: Mapping[str, Tensor]) -> int:
+        row = tuple(self.tensor(params[name]) for name in self.names)
+        return self.points.setdefault(row, len(self.points))
+
+    def tensor(self, tensor: Tensor) -> int:
+        if id(tensor) not in self.objects:
+            content = digest_of(tensor)
+            number = self.contents.setdefault(content, len(self.contents))
+            self.objects[id(tensor)] = number
+            if (key := _key(number)) not in self.tensors:
+                self.tensors[key], self.digests[key] = tensor, content
+        return self.objects[id(tensor)]
+
+
+def _key(number: int) -> str:
+    return f"t/{number:06d}"
+
+
+def save(connection: Connection, path: PathLike) -> None:
+    """Write a connection to one file, atomically; ``load_connection`` gives it back bit for bit.
+
+    Tensors shared by points of the path, or equal in dtype, shape and bytes, are written once. The same
+    connection gives the same bytes. Costs one pass of SHA-256 over the distinct tensors.
+
+    Errors: ``UnsupportedError`` for a segment with no form in the file, ``InputError`` for stats that are not
+    JSON values, ``FileError`` for a full disk and for a path too large to be read again.
+    """
+    store = _Store(list(connection.path.start))
+    check_like(connection.target, connection.path.end, "target")
+    segments = []
+    for i, segment in enumerate(connection.path.segments):
+        kind = next((name for name, kind in _KINDS.items() if type(segment) is kind.segment), None)
+        if kind is None:
+            raise UnsupportedError(f"segment {i}", f"a {type(segment).__name__} has no form in the file format")
+        segments.append({"kind": kind, "control": [store.point(p) for p in _KINDS[kind].points(segment)]})
+    manifest = {
+        "isthmus": _own_version(),
+        "outcome": connection.outcome.name,
+        "stats": plain(connection.stats, "stats", nonfinite=True),
+        "names": store.names,
+        "segments": segments,
+        "target": store.point(connection.target),
+        "points": [list(row) for row in store.points],
+    }
+    if (cells := _cells(manifest)) > _CELLS:
+        why = f"the path has {cells:,} control points times parameters, a file may have {_CELLS:,}"
+        raise FileError(path, why, "save it in parts, or with fewer control points")
+    text = json.dumps(manifest, separators=(",", ":"))
+    tensors = combine(store.digests)
+    header = {"format": _FORMAT, "version": _VERSION, "digest": _seal(_VERSION, tensors, text), "tensors": tensors}
+    save_tensors(store.tensors, path, {"isthmus": json.dumps(header | {"manifest": text}, separators=(",", ":"))})
+
+
+def load_connection(path: PathLike) -> Connection:
+    """Read a connection that ``save`` wrote; tensors that points of the path share are the same objects again.
+
+    Tensors arrive on the CPU. Memory: the distinct tensors once. Errors: ``FileError`` for a file that is
+    missing, damaged (every byte that matters is under a digest), of another kind (the message says which),
+    or written by a newer version of the format.
+    """
+    manifest, expected = _open(path)
+    tensors, _ = read_tensors(path)
+    if digest(tensors) != expected:
+        raise FileError(path, "is damaged: its tensors do not match their digest", _AGAIN)
+    return _build(path, manifest, tensors)
+
+
+def read_header(path: PathLike) -> dict[str, Any]:
+    """What a saved connection says about itself, without reading its tensors.
+
+    Keys: "format", "version", "isthmus" (the version that wrote it), "outcome" (a name), "stats", "names" of
+    the parameters, "segments", "target", "points" and the "digest" of the whole. Errors: as ``load_connection``,
+    except damaged tensors, which are not read.
+    """
+    return _open(path)[0]
+
+
+def _open(path: PathLike) -> tuple[dict[str, Any], str]:
+    """The checked manifest, and the digest that the tensors must have."""
+    try:
+        found = sniff(path)
+    except OSError as error:
+        raise FileError(path, *disk_error(error, File(path))) from error
+    if "safetensors" not in found:
+        raise FileError(path, f"is {found}, not a saved connection", _advice(found))
+    metadata = read_metadata(path)
+    if "isthmus" not in metadata:
+        raise FileError(path, "is a safetensors file, but not a saved connection", "read it with load_params")
+    try:
+        header = json.loads(metadata["isthmus"])
+        if header["format"] != _FORMAT:
+            raise FileError(path, f"is {header['format']!r}, not a saved connection", "read it with what wrote it")
+        if header["version"] != _VERSION:
+            why = f"is in version {header['version']!r} of the format, this isthmus reads version {_VERSION}"
+            raise FileError(path, why, "install a newer isthmus")
+        if header["digest"] != _seal(_VERSION, header["tensors"], header["manifest"]):
+            raise FileError(path, "is damaged: its manifest does not match its digest", _AGAIN)
+        manifest = json.loads(header["manifest"])
+        return {key: header[key] for key in ("format", "version", "digest")} | manifest, header["tensors"]
+    except IsthmusError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise FileError(path, "is damaged: its manifest cannot be read", _AGAIN) from error
+
+
+def _advice(found: str) -> str:
+    return "read it with load_params" if "zip" in found or "pickle" in found else "give a file that save wrote"
+
+
+def _seal(format_version: int, tensors: str, manifest: str) -> str:
+    return hashlib.sha256(f"{format_version}\n{tensors}\n{manifest}".encode()).hexdigest()
+
+
+def _own_version() -> str:
+    try:
+        return version("isthmus")
+    except PackageNotFoundError:  # run from its source, not installed
+        return "unknown"
+
+
+def _cells(manifest: Mapping[str, Any]) -> int:
+    return sum(len(s["control"]) for s in manifest["segments"]) * max(len(manifest["names"]), 1)
+
+
+def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Connection:
+    """The connection that a manifest describes. The digest was right, so a fault here is not an accident."""
+    try:
+        if _cells(manifest) > _CELLS:
+            raise ValueError(f"more than {_CELLS:,} control points times parameters")
+        points = _points(manifest["names"], manifest["points"], tensors)
+        segments = []
+        for i, written in enumerate(manifest["segments"]):
+            if written["kind"] not in _KINDS:
+                why = f"segment {i} is of the kind {written['kind']!r}, this isthmus knows {', '.join(_KINDS)}"
+                raise FileError(path, why, "install a newer isthmus")
+            control = tuple(points[_index(number)] for number in written["control"])
+            segments.append(_KINDS[written["kind"]].make(control))
+        if not isinstance(manifest["stats"], dict):
+            raise TypeError("stats are not a dictionary")
+        target = points[_index(manifest["target"])]
+        return Connection(Path(tuple(segments)), target, Outcome[manifest["outcome"]], manifest["stats"])
+    except FileError:
+        raise
+    except (InputError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise FileError(path, f"does not describe a path ({type(error).__name__}: {error})", _AGAIN) from error
+
+
+def _points(names: list[str], rows: list[list[int]], tensors: Params) -> list[Params]:
+    """Each point once. One tensor under two names is copied: no two parameters of a network share memory."""
+    owner: dict[int, str] = {}
+    made: dict[tuple[int, str], Tensor] = {}
+    for row in rows:
+        for name, number in zip(names, row, strict=True):
+            if (number, name) not in made:
+                tensor = tensors[_key(_index(number))]
+                made[number, name] = tensor if owner.setdefault(number, name) == name else tensor.clone()
+    return [{name: made[number, name] for name, number in zip(names, row, strict=True)} for row in rows]
+
+
+def _index(number: Any) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"expected a number of a point or tensor, got {number!r}")
+    return number

@@ -1,0 +1,217 @@
+"""Rules for elementwise operations, contractions and reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from isthmus.errors import UnsupportedError
+from isthmus.program import Node
+from isthmus.structure import axes as ax
+from isthmus.structure.axes import Axis
+from isthmus.structure.walk import NONE, Rule, Value, Walk
+
+__all__ = ["RULES", "contract", "elementwise"]
+
+# functions with f(0) = 0: a weight entry that is zero stays zero
+_KEEPS_ZERO = {
+    "abs", "dropout", "mul", "multiply", "neg", "positive", "relu", "sgn", "sign", "sin", "tanh",
+}  # fmt: skip
+
+
+def elementwise(walk: Walk, operands: Sequence[Value], bent: bool = False) -> Value:
+    """Entry by entry with broadcasting: equal axes become one, an axis of size 1 that is stretched is fixed."""
+    if all(v.uniform for v in operands):
+        shape = torch.broadcast_shapes(*(v.shape for v in operands))
+        return Value([Axis(n) for n in shape], active=False, uniform=True)
+    active = any(v.active for v in operands)
+    axes, origins = [], []
+    for back in range(max(len(v.axes) for v in operands), 0, -1):
+        here = [(v, len(v.axes) - back) for v in operands if len(v.axes) >= back]
+        size = max((v.axes[d].size for v, d in here), key=lambda n: (n != 1, n))
+        chosen = [(v, d) for v, d in here if v.axes[d].size == size]
+        ax.fix(*(v.axes[d] for v, d in here if v.axes[d].size != size and not v.uniform))
+        for v, d in chosen[1:]:
+            ax.unify(chosen[0][0].axes[chosen[0][1]], v.axes[d])
+        axes.append(chosen[0][0].axes[chosen[0][1]])
+        origins.append(NONE.union(*(v.origins[d] for v, d in chosen)))
+    if active:
+        for v in operands:
+            if v.is_weight:
+                walk.absorb(v)
+    return Value(axes, () if active else origins, active=active, bent=not active and bent)
+
+
+def _pointwise(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    operands = [v for v in a.values() if isinstance(v, Value)]
+    base = node.op.split(".")[1]
+    keeps = (
+        base in _KEEPS_ZERO
+        or (base == "div" and len(operands) == 1)
+        or (base in ("add", "sub") and sum(v.is_weight for v in operands) == 2)
+    )
+    return elementwise(walk, operands, not keeps or any(v.bent for v in operands))
+
+
+def _same(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    return a["x"]
+
+
+def _evaluated(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    if a.get("train", a.get("training")):
+        raise UnsupportedError("dropout", "it is in training mode", "call module.eval() first")
+    return _pointwise(walk, node, a)
+
+
+def _prelu(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    x, weight = a["x"], a["weight"]
+    if weight.axes and weight.axes[0].size > 1:
+        ax.unify(x.axes[1], weight.axes[0])
+        walk.absorb(weight)
+    return elementwise(walk, [x])
+
+
+def _glu(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    x, dim = a["x"], a["dim"] % len(a["x"].axes)
+    half, gate = ax.split(x.axes[dim], [x.axes[dim].size // 2] * 2)
+    ax.unify(half, gate)
+    return x.with_axis(dim, half)
+
+
+def contract(walk: Walk, a: Value, la: Sequence[Any], b: Value, lb: Sequence[Any], out: Sequence[Any]) -> Value:
+    """A product summed over the labels that `out` lacks (einsum's rule, each label once per operand).
+
+    Summed against a weight, the units of the other operand are read by it; two activations summed against each
+    other leave nothing to silence.
+    """
+    where_a, where_b = {l: i for i, l in enumerate(la)}, {l: i for i, l in enumerate(lb)}
+    axes, origins = {}, {}
+    for name in (*la, *(l for l in lb if l not in where_a)):
+        pairs = [(v, w[name]) for v, w in ((a, where_a), (b, where_b)) if name in w]
+        sizes = {v.axes[d].size for v, d in pairs}
+        if len(sizes) > 1:
+            # a broadcast batch axis
+            ax.fix(*(v.axes[d] for v, d in pairs if v.axes[d].size == 1))
+            pairs = [(v, d) for v, d in pairs if v.axes[d].size > 1]
+        for v, d in pairs[1:]:
+            ax.unify(pairs[0][0].axes[pairs[0][1]], v.axes[d])
+        axes[name] = pairs[0][0].axes[pairs[0][1]]
+        origins[name] = NONE.union(*(v.origins[d] for v, d in pairs))
+        if name not in out:
+            _sum_over(walk, pairs)
+    active = a.active or b.active
+    if active:
+        for v, names in ((a, la), (b, lb)):
+            for d, name in enumerate(names):
+                if v.is_weight and name in out:
+                    walk.use(v, d, "in")
+    return Value([axes[n] for n in out], () if active else [origins[n] for n in out], active=active)
+
+
+def _sum_over(walk: Walk, pairs: Sequence[tuple[Value, int]]) -> None:
+    weights = [(v, d) for v, d in pairs if v.is_weight]
+    if len(pairs) == 1 or not weights:
+        ax.mark(pairs[0][0].axes[pairs[0][1]], "two activations are multiplied and summed over these units")
+        return
+    # of two factors of one weight (W = B A), the left one reads what the right one makes
+    for i, (v, d) in enumerate(weights):
+        walk.use(v, d, "out" if i == 0 else "in")
+        if v.bent:
+            ax.mark(v.axes[d], "they are read through a function of the weights that does not keep zeros")
+
+
+def _linear(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    x = a["x"]
+    batch = list(range(len(x.axes) - 1))
+    y = contract(walk, x, [*batch, "i"], a["weight"], ["o", "i"], [*batch, "o"])
+    return y if a["bias"] is None else elementwise(walk, [y, a["bias"]])
+
+
+def _matmul(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    x, y = a["x"], next(a[k] for k in ("mat2", "other", "vec", "tensor") if k in a)
+    m, n = len(x.axes), len(y.axes)
+    batch = [f"b{i}" for i in range(max(m, n) - 2)]
+    left = [*batch[len(batch) - max(m - 2, 0) :], "r", "k"] if m > 1 else ["k"]
+    right = [*batch[len(batch) - max(n - 2, 0) :], "k", "c"] if n > 1 else ["k"]
+    out = [*batch, *(["r"] if m > 1 else []), *(["c"] if n > 1 else [])]
+    return contract(walk, x, left, y, right, out)
+
+
+def _addmm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    one, two = (a["mat1"], a["mat2"]) if "mat1" in a else (a["batch1"], a["batch2"])
+    return elementwise(walk, [a["x"], _matmul(walk, node, {"mat2": two, "x": one})])
+
+
+def _einsum(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    equation, operands = a["equation"].replace(" ", ""), a["tensors"]
+    if "->" not in equation or "..." in equation or len(operands) != 2:
+        raise UnsupportedError("einsum", f"the equation {equation!r} is not of two operands with an explicit result")
+    ins, out = equation.split("->")
+    la, lb = ins.split(",")
+    if len(set(la)) < len(la) or len(set(lb)) < len(lb):
+        raise UnsupportedError("einsum", f"the equation {equation!r} repeats an index")
+    return contract(walk, operands[0], la, operands[1], lb, out)
+
+
+def _reduce(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+    """Mean, sum, maximum, norm over some axes: the units of those axes are interchangeable, but mixed."""
+    x, base = a["x"], node.op.split(".")[1]
+    if "other" in a:
+        return _pointwise(walk, node, a)
+    dims = a.get("dim")
+    dims = range(len(x.axes)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    dims = {d % len(x.axes) for d in dims}
+    for d in dims:
+        ax.mark(x.axes[d], f"{base} is taken over these units")
+    if x.is_weight:
+        # a function of whole columns of a weight: nothing is known of what it keeps
+        ax.fix(*(x.axes[d] for d in dims))
+    keep = bool(a.get("keepdim"))
+    axes = [ax.fixed(1) if d in dims else axis for d, axis in enumerate(x.axes) if keep or d not in dims]
+    origins = [NONE if d in dims else o for d, o in enumerate(x.origins) if keep or d not in dims]
+    out = Value(axes, origins, active=x.active, bent=not x.active)
+    return tuple(out for _ in node.shapes) if node.shapes else out
+
+
+def _softmax(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    ax.mark(a["x"].axes[a["dim"]], "softmax normalises over these units")
+    return elementwise(walk, [a["x"]], bent=True)
+
+
+def _triangle(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    x = elementwise(walk, [a["x"]])
+    ax.fix(*x.axes[-2:])
+    return Value(x.axes, x.origins, active=x.active)
+
+
+def _constant(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    return Value([Axis(n) for n in node.shape or ()], active=False, uniform=True)
+
+
+def _table(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    return Value([ax.fixed(n) for n in node.shape or ()], active=False)
+
+
+_SAME = "alias clone contiguous detach lift_fresh lift_fresh_copy positive to _to_copy type_as".split()
+_POINTWISE = """abs acos add addcmul asin atan bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos cosh
+div elu eq erf erfc exp exp2 expm1 fill floor ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan
+leaky_relu le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum
+mish mul multiply ne neg pow reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh
+softplus sqrt square sub tan tanh threshold true_divide where xlogy""".split()
+_REDUCED = "all amax amin any logsumexp linalg_vector_norm max mean min norm prod std std_mean sum var var_mean".split()
+_UNIFORM = "full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like".split()
+
+RULES: dict[str, Rule] = (
+    {name: _same for name in _SAME}
+    | {name: _pointwise for name in _POINTWISE}
+    | {name: _reduce for name in _REDUCED}
+    | {name: _constant for name in _UNIFORM}
+    | {name: _table for name in ("arange", "eye", "linspace")}
+    | {name: _evaluated for name in ("dropout", "feature_dropout", "alpha_dropout")}
+    | {name: _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")}
+    | {"linear": _linear, "addmm": _addmm, "baddbmm": _addmm, "einsum": _einsum, "prelu": _prelu, "glu": _glu}
+    | {"softmax": _softmax, "_softmax": _softmax, "log_softmax": _softmax, "_log_softmax": _softmax}
+    | {"tril": _triangle, "triu": _triangle}
+)

@@ -1,0 +1,245 @@
+"""Networks that are a chain of affine layers: the form in which the papers write their constructions.
+
+Layers are numbered 1..L, hidden layer l has n_l units, layer 0 is the input. A linear layer after a flattened
+convolution stores its columns by channel, so that the same constructions run on perceptrons and convolutional
+networks: A[l] has shape [n_l, n_{l-1}, k_l] (k_l kernel entries, or pixels per channel), and b[l], of shape
+[n_l, m_l], holds what belongs to one unit: its bias and, where there is BatchNorm, its affine map and statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.errors import UnsupportedError
+from isthmus.params import Params
+from isthmus.program import Node, Program, Ref
+from isthmus.structure.units import Group, Structure
+
+AFFINE = ("aten.linear.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding")
+NORM = ("aten.batch_norm.default",)
+RESHAPE = ("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One affine layer with what is tied to its units. `vectors` are the names of the per-unit tensors in b."""
+
+    weight: str
+    vectors: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    group: Group | None
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """The names that training changes: all but running statistics."""
+        return (self.weight, *(v for v in self.vectors if not v.endswith(STATISTICS)))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a chain by layer number: A[l] [n_l, n_{l-1}, k_l] and b[l] [n_l, m_l], l = 1..L."""
+
+    A: dict[int, Tensor]
+    b: dict[int, Tensor]
+
+    def copy(self) -> Weights:
+        """Independent dictionaries on the same tensors: replace entries, never write into them."""
+        return Weights(dict(self.A), dict(self.b))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A network x -> layer 1 -> ... -> layer L, with separable hidden units between the layers."""
+
+    layers: tuple[Layer, ...]
+    widths: tuple[int, ...]
+    input: str
+
+    @property
+    def L(self) -> int:
+        """The number of affine layers (d in Kuditipudi et al.)."""
+        return len(self.layers)
+
+    def layer(self, l: int) -> Layer:
+        """Layer l, counted from 1 as in the papers."""
+        return self.layers[l - 1]
+
+    def read(self, params: Mapping[str, Tensor]) -> Weights:
+        """The weights of `params` by layer, as views where possible."""
+        A, b = {}, {}
+        for l, layer in enumerate(self.layers, start=1):
+            A[l] = params[layer.weight].reshape(self.widths[l], self.widths[l - 1], -1)
+            columns = [params[v] for v in layer.vectors]
+            b[l] = torch.stack(columns, 1) if columns else A[l].new_zeros(self.widths[l], 0)
+        return Weights(A, b)
+
+    def write(self, weights: Weights, like: Mapping[str, Tensor]) -> Params:
+        """`like` with the layers in `weights` put in; widths may differ from those of `like` (a subnetwork)."""
+        out = dict(like)
+        for l, A in weights.A.items():
+            layer, shape = self.layer(l), like[self.layer(l).weight].shape
+            columns = A.shape[1] * A.shape[2] if len(shape) == 2 else A.shape[1]
+            out[layer.weight] = A.reshape(A.shape[0], columns, *shape[2:])
+            for i, name in enumerate(layer.vectors):
+                out[name] = weights.b[l][:, i].contiguous()
+        return out
+
+    def forward(self, params: Mapping[str, Tensor], h: Tensor, first: int = 1) -> Tensor:
+        """The output, from the features `h` that enter layer `first` (channels on axis 1; layer 1 reads x).
+
+        The layers' weights may be narrower than the network's: sizes come from the tensors alone.
+        """
+        for l in range(first, self.L + 1):
+            h = self.through(params, h, l)
+        return h
+
+    def through(self, params: Mapping[str, Tensor], h: Tensor, l: int) -> Tensor:
+        """The features of layer l (after its activation and pooling) from those of layer l - 1."""
+        for node in self.layer(l).nodes:
+            h = _apply(node, params, h)
+        return h
+
+    def features(self, params: Mapping[str, Tensor], x: Tensor, l: int, chunk: int) -> Tensor:
+        """f_l(x) for all examples, [N, n_l, ...], computed `chunk` examples at a time; f_0 = x."""
+        if l == 0:
+            return x
+        parts = []
+        with torch.no_grad():
+            for part in x.split(chunk):
+                h = part
+                for k in range(1, l + 1):
+                    h = self.through(params, h, k)
+                parts.append(h)
+        return torch.cat(parts)
+
+
+def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
+    """One operation on `h`; every reference is either a parameter or the one value that flows."""
+    if node.op in RESHAPE:
+        return h.flatten(1)
+
+    def value(v: Any) -> Any:
+        if isinstance(v, Ref):
+            return params[v.name] if v.name in params else h
+        return type(v)(value(u) for u in v) if isinstance(v, list | tuple) else v
+
+    return node.target(*(value(v) for v in node.args), **{k: value(v) for k, v in node.kwargs.items()})
+
+
+def chain_of(program: Program, structure: Structure) -> Chain:
+    """The chain that `program` is, or ``UnsupportedError`` naming the operation that makes it something else."""
+    nodes = _one_line(program)
+    starts = [i for i, n in enumerate(nodes) if n.op in AFFINE]
+    if not starts:
+        raise UnsupportedError("the network", "it has no linear or convolutional layer")
+    # a reshape (flatten) reads the features of the layer before it, so it belongs to the layer that follows
+    cuts = [0]
+    for i in starts[1:]:
+        while nodes[i - 1].op in RESHAPE:
+            i -= 1
+        cuts.append(i)
+    pieces = [nodes[i:j] for i, j in zip(cuts, [*cuts[1:], len(nodes)], strict=True)]
+    if tail := [n for n in pieces[-1][1:] if n.op not in AFFINE and n.op not in RESHAPE]:
+        raise UnsupportedError(
+            tail[0].where or tail[0].op, "it follows the output layer; return the raw outputs (logits)"
+        )
+    names = [next(n for n in piece if n.op in AFFINE).args[1].name for piece in pieces]
+    layers: list[Layer] = []
+    for l, piece in enumerate(pieces):
+        last = l == len(pieces) - 1
+        group = None if last else _group_between(structure, names[l], names[l + 1])
+        layers.append(_layer(piece, names[l], group))
+    shapes = structure.shapes
+    first = shapes[names[0]][1]
+    widths = (first, *(shapes[n][0] for n in names))
+    used = {v for layer in layers for v in (layer.weight, *layer.vectors)}
+    if unused := [k for k in shapes if k not in used and not k.endswith("num_batches_tracked")]:
+        raise UnsupportedError(f"parameter {unused[0]!r}", "it belongs to no layer of the chain")
+    return Chain(tuple(layers), widths, program.inputs[0])
+
+
+def _one_line(program: Program) -> list[Node]:
+    """The tensor operations in order, with parameters named, or a refusal where the graph is not one line."""
+    if len(program.inputs) != 1:
+        raise UnsupportedError("the network", f"it has {len(program.inputs)} inputs, not one")
+    named = {k: Ref(v) for k, v in program.tensors.items()}
+    flow = program.inputs[0]
+    line: list[Node] = []
+    scalars: set[str] = set()
+    for node in program.nodes:
+        refs = {r.name for r in _refs(node.args)} | {r.name for r in _refs(tuple(node.kwargs.values()))}
+        if node.shape is None:  # sizes read off the batch: the reshapes that use them are followed by shape
+            scalars.add(node.name)
+            continue
+        data = refs - named.keys() - scalars
+        if data != {flow}:
+            raise UnsupportedError(node.where or node.op, "the network is not a chain of layers (branches or sums)")
+        if node.op in RESHAPE and (len(node.shape) != 2 or node.shape[0] != program.batch):
+            raise UnsupportedError(node.where or node.op, "a reshape other than flattening each example is not a chain")
+        if node.op == AFFINE[0] and len(node.shape) != 2:
+            raise UnsupportedError(node.where or node.op, "a linear layer that runs over positions is not a chain")
+        line.append(_rename(node, named, flow))
+        flow = node.name
+    if not line or program.outputs[0].name != flow:
+        raise UnsupportedError("the network", "its output is not the last operation of a chain")
+    return line
+
+
+def _rename(node: Node, named: dict[str, Ref], flow: str) -> Node:
+    def value(v: Any) -> Any:
+        if isinstance(v, Ref):
+            return named.get(v.name, v)
+        return type(v)(value(u) for u in v) if isinstance(v, list | tuple) else v
+
+    return replace(node, args=value(node.args), kwargs={k: value(v) for k, v in node.kwargs.items()})
+
+
+def _refs(values: Any) -> list[Ref]:
+    if isinstance(values, Ref):
+        return [values]
+    return [r for v in values for r in _refs(v)] if isinstance(values, list | tuple) else []
+
+
+def _layer(nodes: list[Node], weight: str, group: Group | None) -> Layer:
+    vectors: list[str] = []
+    for node in nodes:
+        names = [r.name for r in (*_refs(node.args), *_refs(tuple(node.kwargs.values())))]
+        vectors += [
+            n for n in names if node.op in (*AFFINE, *NORM) and n != weight and n in _known(group, node, weight)
+        ]
+    return Layer(weight, tuple(dict.fromkeys(vectors)), tuple(nodes), group)
+
+
+def _known(group: Group | None, node: Node, weight: str) -> set[str]:
+    if group is not None:
+        return {m.tensor for m in group.members if m.role == "in"}
+    # the output layer has no units of its own: its bias is the third argument of the affine operation
+    return {r.name for r in _refs(node.args[2:3])} | {r.name for r in _refs(tuple(node.kwargs.values()))}
+
+
+def _group_between(structure: Structure, weight: str, following: str) -> Group:
+    """The hidden units that `weight` makes and `following` reads, in their natural order and nothing else's."""
+    for group in structure.groups:
+        makes = [m for m in group.members if m.tensor == weight and m.dim == 0 and m.role == "in"]
+        reads = [m for m in group.members if m.tensor == following and m.dim == 1 and m.role == "out"]
+        if not makes or not reads:
+            continue
+        if not group.separable:
+            raise UnsupportedError(f"units of {weight!r}", f"they cannot be treated one by one ({group.why})")
+        others = {m.tensor for m in group.members if m.role == "out"} - {following}
+        whole = all(_natural(m.index, structure.shapes[m.tensor][m.dim]) for m in group.members)
+        if others or not whole:
+            break
+        return group
+    raise UnsupportedError(f"units of {weight!r}", f"they are not exactly the units that {following!r} reads")
+
+
+def _natural(index: Tensor, length: int) -> bool:
+    return prod(index.shape) == length and torch.equal(index.flatten(), torch.arange(length))

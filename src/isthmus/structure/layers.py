@@ -1,0 +1,201 @@
+"""Rules for whole layers: convolutions, normalisations, pooling, embeddings, recurrent networks, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from isthmus.errors import UnsupportedError
+from isthmus.program import Node
+from isthmus.structure import axes as ax
+from isthmus.structure.algebra import contract, elementwise
+from isthmus.structure.axes import Axis
+from isthmus.structure.walk import NONE, Rule, Value, Walk
+
+__all__ = ["RAW", "RULES"]
+
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def _convolution(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    if a["groups"] != 1:
+        raise UnsupportedError("convolution", f"groups={a['groups']}", "only groups=1 has a rule")
+    x, w = a["x"], a["weight"]
+    spatial = len(w.axes) - 2
+    batch = list(range(len(x.axes) - spatial - 1))
+    ax.fix(*x.axes[-spatial:], *w.axes[2:])
+    for d in range(2, len(w.axes)):
+        walk.use(w, d, "in")
+    kernel = ["i", "o"] if "transpose" in node.op else ["o", "i"]
+    y = contract(walk, x.at([*batch, len(batch)]), [*batch, "i"], w.at([0, 1]), kernel, [*batch, "o"])
+    if a["bias"] is not None:
+        y = elementwise(walk, [y, a["bias"]])
+    return _with_tail(y, (node.shape or ())[-spatial:])
+
+
+def _with_tail(x: Value, sizes: Sequence[int]) -> Value:
+    """The value with further axes, whose positions have a meaning of their own."""
+    return replace(x, axes=[*x.axes, *map(ax.fixed, sizes)], origins=[*x.origins, *[NONE] * len(sizes)])
+
+
+def _spatial(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+    """Pooling and resizing: each channel for itself, its positions fixed."""
+    x = a["x"]
+    n = int(next(c for c in node.op.split(".")[1] if c.isdigit()))
+    ax.fix(*x.axes[-n:])
+    shape = node.shape or next(s for s in node.shapes if s is not None)
+    out = _with_tail(x.at(range(len(x.axes) - n)), shape[-n:])
+    return tuple(out for _ in node.shapes) if node.shapes else out
+
+
+def _per_unit(walk: Walk, axis: Axis, weights: Sequence[Value | None]) -> None:
+    """Vectors with one entry per unit of an axis."""
+    for w in weights:
+        if w is not None:
+            ax.unify(axis, w.axes[0])
+            walk.absorb(w)
+
+
+def _batch_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+    if a.get("training", "no_training" not in node.op) and a.get("running_mean") is not None:
+        raise UnsupportedError("batch_norm", "it is in training mode", "call module.eval() first")
+    x = a["x"]
+    _per_unit(walk, x.axes[1], [a["weight"], a["bias"], a["running_mean"], a["running_var"]])
+    if a.get("running_mean") is None:
+        # statistics of the batch: each channel for itself
+        ax.fix(x.axes[0], *x.axes[2:])
+    out = elementwise(walk, [x])
+    return (out, None, None) if node.shapes else out
+
+
+def _instance_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    x = a["x"]
+    _per_unit(walk, x.axes[1], [a["weight"], a["bias"], a["running_mean"], a["running_var"]])
+    ax.fix(*x.axes[2:])
+    return elementwise(walk, [x])
+
+
+def _layer_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+    x, n = a["x"], len(a["normalized_shape"])
+    for axis in x.axes[-n:]:
+        ax.mark(axis, f"{'RMSNorm' if 'rms' in node.op else 'LayerNorm'} normalises over these units")
+    for w in (a["weight"], a.get("bias")):
+        if w is not None:
+            for p, q in zip(x.axes[-n:], w.axes, strict=True):
+                ax.unify(p, q)
+            walk.absorb(w)
+    out = elementwise(walk, [x])
+    return (out, None, None) if node.shapes else out
+
+
+def _group_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    """Whole groups of channels are interchangeable, and so are the channels inside each, all groups alike."""
+    x, n = a["x"], a["num_groups"]
+    outer, inner = Axis(n), Axis(x.axes[1].size // n)
+    ax.label(outer, "groups")
+    ax.unify(x.axes[1], ax.product([outer, inner]))
+    ax.mark(inner, "GroupNorm normalises over these units")
+    if n == 1:
+        ax.fix(outer)
+    _per_unit(walk, x.axes[1], [a["weight"], a["bias"]])
+    ax.fix(*x.axes[2:])
+    return elementwise(walk, [x])
+
+
+def _embedding(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    weight, indices = a["weight"], a["indices"]
+    ax.fix(weight.axes[0])
+    walk.absorb(weight)
+    return Value([*indices.axes, weight.axes[1]], active=indices.active or not weight.is_weight)
+
+
+def _recurrent(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+    """LSTM, GRU and plain recurrent layers: the gates are a fixed factor in front of the units of each direction."""
+    kind = node.op.split(".")[1]
+    if a["train"] and a["dropout"] and a["num_layers"] > 1:
+        raise UnsupportedError(kind, "its dropout is in training mode", "call module.eval() first")
+    weights = [walk.read(w) for w in a["params"]]
+    directions = 2 if a["bidirectional"] else 1
+    per_cell = len(weights) // (a["num_layers"] * directions)
+    if per_cell != (4 if a["has_biases"] else 2):
+        raise UnsupportedError(kind, "a projection of the hidden state (proj_size) has no rule")
+    x = walk.read(a["x"])
+    features, batch = x.axes[-1], x.axes[0 if a["batch_first"] else 1] if len(x.axes) == 3 else None
+    ax.fix(x.axes[1 if a["batch_first"] else 0])
+    states, cells = [], iter(range(0, len(weights), per_cell))
+    for layer in range(a["num_layers"]):
+        outs = []
+        for direction in range(directions):
+            i = next(cells)
+            hidden = weights[i + 1].axes[1]
+            ax.label(hidden, f"hidden.{layer}" + (".reverse" if direction else ""))
+            _cell(walk, _GATES[kind], features, hidden, weights[i : i + per_cell])
+            states.append(Value([hidden] if batch is None else [batch, hidden]))
+            outs.append(hidden)
+        features = ax.total(outs)
+    for given in a["hx"] if kind == "lstm" else [a["hx"]]:
+        if not given.uniform:
+            _initial(walk, walk.read(given), states)
+    out = x.with_axis(len(x.axes) - 1, features)
+    last = Value([ax.fixed(len(states)), *states[0].axes], stack=states)
+    return (replace(out, active=True), *[last] * (2 if kind == "lstm" else 1))
+
+
+def _cell(walk: Walk, gates: int, features: Axis, hidden: Axis, weights: Sequence[Value]) -> None:
+    w_in, w_hidden, *biases = weights
+    rows = ax.product([ax.fixed(gates), hidden])
+    for w in weights:
+        ax.unify(w.axes[0], rows)
+    ax.unify(w_in.axes[1], features)
+    for w in (w_in, w_hidden):
+        walk.use(w, 0, "in")
+        walk.use(w, 1, "out")
+    for b in biases:
+        walk.absorb(b)
+
+
+def _initial(walk: Walk, given: Value, states: Sequence[Value]) -> None:
+    """A given first state has one axis for the units of all layers, which ties them."""
+    for state in states:
+        ax.unify(given.axes[-1], state.axes[-1])
+    ax.fix(given.axes[0])
+    walk.absorb(given)
+
+
+def _attention(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    """softmax(q k^T / sqrt(d)) v, head by head: heads are separable units, the dimensions inside a head are not."""
+    q, k, v = a["query"], a["key"], a["value"]
+    if a["dropout_p"]:
+        raise UnsupportedError("attention", "its dropout is in training mode", "call module.eval() first")
+    if a.get("enable_gqa"):
+        raise UnsupportedError("attention", "grouped queries (enable_gqa) have no rule")
+    n = len(q.axes) - 2
+    batch = [f"b{i}" for i in range(n)]
+    if n > 1:
+        ax.label(q.axes[n - 1], "heads")
+    scores = contract(walk, q, [*batch, "t", "d"], k, [*batch, "s", "d"], [*batch, "t", "s"])
+    ax.label(q.axes[-1], "head_dim")
+    ax.fix(q.axes[-2], k.axes[-2])
+    if a["attn_mask"] is not None:
+        elementwise(walk, [scores, a["attn_mask"]])
+    out = contract(walk, scores, [*batch, "t", "s"], v, [*batch, "s", "e"], [*batch, "t", "e"])
+    ax.label(v.axes[-1], "value_dim")
+    return out
+
+
+_POOLS = [f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_avg", "adaptive_max")]
+_RESIZED = ["max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d"]
+_RESIZED += ["upsample_bilinear2d", "upsample_linear1d", "max_pool1d_with_indices", "upsample_bicubic2d"]
+_BATCH_NORMS = "batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
+
+RULES: dict[str, Rule] = (
+    {f"conv{kind}{n}d": _convolution for n in (1, 2, 3) for kind in ("", "_transpose")}
+    | {name: _spatial for name in (*_POOLS, *_RESIZED)}
+    | {name: _batch_norm for name in (*_BATCH_NORMS, "_native_batch_norm_legit_functional")}
+    | {name: _recurrent for name in _GATES}
+    | {"layer_norm": _layer_norm, "rms_norm": _layer_norm, "group_norm": _group_norm, "instance_norm": _instance_norm}
+    | {"embedding": _embedding, "scaled_dot_product_attention": _attention}
+)
+RAW = frozenset(_GATES)
+"""Operations that treat a uniform argument (zero first states) in their own way."""

@@ -1,0 +1,221 @@
+"""Walking a program axis by axis: what is known of each value, and how it becomes a `Structure`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from isthmus.errors import IsthmusError, UnsupportedError
+from isthmus.program import Node, Program, Ref
+from isthmus.structure import axes as ax
+from isthmus.structure.axes import Axis
+from isthmus.structure.units import Group, Member, Structure
+
+__all__ = ["Rule", "Value", "Walk"]
+
+Role = Literal["in", "out"]
+Origin = frozenset[tuple[str, int]]
+NONE: Origin = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What the walk knows of a tensor.
+
+    `axes`, one per dimension; `origins`, for each axis the axes of parameters that it is a view of. An `active` value
+    depends on the input; a `uniform` one is the same number everywhere, so that its axes tie nothing; a `bent` one
+    is a function of weights that does not keep zeros. `stack` holds the slices along axis 0 when they are known one
+    by one (the last states of a recurrent network, layer by layer).
+    """
+
+    axes: tuple[Axis, ...]
+    origins: tuple[Origin, ...] = ()
+    active: bool = True
+    uniform: bool = False
+    bent: bool = False
+    stack: tuple[Value, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", tuple(self.axes))
+        object.__setattr__(self, "origins", tuple(self.origins) or (NONE,) * len(self.axes))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of the axes."""
+        return tuple(a.size for a in self.axes)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it is computed from parameters alone."""
+        return not self.active and any(self.origins)
+
+    def at(self, dims: Sequence[int]) -> Value:
+        """The value with those axes, in that order."""
+        return replace(self, axes=[self.axes[d] for d in dims], origins=[self.origins[d] for d in dims], stack=())
+
+    def with_axis(self, dim: int, axis: Axis, origin: Origin | None = None) -> Value:
+        """The value with one axis replaced."""
+        axes, origins = list(self.axes), list(self.origins)
+        axes[dim] = axis
+        origins[dim] = origins[dim] if origin is None else origin
+        return replace(self, axes=axes, origins=origins, stack=())
+
+
+Rule = Callable[["Walk", Node, dict[str, Any]], Any]
+"""The axes of an operation's result from those of its arguments, which come by name (the first one as ``x``)."""
+
+
+class Walk:
+    """One walk through a program; the rules call its methods. Mutable, and used once."""
+
+    def __init__(self, program: Program, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.program, self.shapes = program, {k: tuple(v) for k, v in shapes.items()}
+        self.weights: dict[str, tuple[Axis, ...]] = {}
+        # (tensor, dim, axis, role), in the order of the program
+        self.uses: list[tuple[str, int, Axis, Role]] = []
+        self.env: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------ what rules call
+
+    def read(self, value: Any) -> Any:
+        """A value ready for a rule: new axes for a uniform one, one tensor for a stack."""
+        if not isinstance(value, Value):
+            return value
+        if value.uniform:
+            return replace(value, axes=[Axis(n) for n in value.shape], origins=())
+        if value.stack:
+            for part in value.stack[1:]:
+                self.tie(value.stack[0], part)
+        return value
+
+    def tie(self, one: Value, other: Value) -> None:
+        """Make the axes of two values of equal shape the same."""
+        for a, b in zip(one.axes, other.axes, strict=True):
+            ax.unify(a, b)
+
+    def use(self, value: Value, dim: int, role: Role) -> None:
+        """Record that an axis of a weight makes units ("in") or reads them ("out")."""
+        for tensor, d in sorted(value.origins[dim]):
+            self.uses.append((tensor, d, value.axes[dim], role))
+
+    def absorb(self, value: Value) -> None:
+        """Record a weight that acts on its own units, entry by entry (a bias, a gain, an embedding of positions)."""
+        for dim in range(len(value.axes)):
+            self.use(value, dim, "in")
+
+    # ------------------------------------------------------------------ the walk
+
+    def run(self, rules: Mapping[str, Rule], raw: frozenset[str]) -> None:
+        """Apply the rule of each operation on which an output depends; errors name the operation and its line."""
+        for place in self.program.inputs:
+            self.env[place] = Value([ax.fixed(n) for n in self.program.shapes[place]])
+        for place, constant in self.program.constants.items():
+            self.env[place] = Value([ax.fixed(n) for n in constant.shape], active=False)
+        for place, name in self.program.tensors.items():
+            self.env[place] = self._weight(name)
+        live = self.program.live()
+        for node in self.program.nodes:
+            if node.name in live:
+                self.env[node.name] = self._apply(node, rules, raw)
+        for out in self.program.outputs:
+            ax.fix(*self.read(self.env[out.name]).axes)
+        canonical = {self.program.tied.get(n, n) for p, n in self.program.tensors.items() if p in live}
+        for name in self.program.tensors.values():
+            if name not in self.program.integers and self.program.tied.get(name, name) not in canonical:
+                raise UnsupportedError(
+                    f"parameter {name!r}", "it is not used by the forward pass", "remove it, or write its groups by hand"
+                )
+
+    def _weight(self, name: str) -> Value:
+        shape = self.shapes[name]
+        if name in self.program.integers:
+            return Value([ax.fixed(n) for n in shape], active=False)
+        self.weights[name] = tuple(Axis(n) for n in shape)
+        return Value(self.weights[name], [frozenset({(name, d)}) for d in range(len(shape))], active=False)
+
+    def _apply(self, node: Node, rules: Mapping[str, Rule], raw: frozenset[str]) -> Any:
+        if node.hint is not None:
+            return node.hint
+        base = node.op.split(".")[1] if "." in node.op else node.op
+        if base not in rules:
+            raise UnsupportedError(f"operation {node.op} ({node.where})", "no rule says which units it keeps apart")
+        args = {k: self._resolve(v, keep=base in raw) for k, v in node.named().items()}
+        for first in ("self", "input", "a0"):
+            if first in args:
+                args["x"] = args.pop(first)
+        try:
+            return rules[base](self, node, args)
+        except IsthmusError as error:
+            error.add_note(f"in operation {node.op} ({node.where})")
+            raise
+        except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
+            raise UnsupportedError(f"operation {node.op} ({node.where})", f"its axes cannot be followed: {error}") from error
+
+    def _resolve(self, x: Any, keep: bool) -> Any:
+        if isinstance(x, Ref):
+            return self.env[x.name] if keep else self.read(self.env[x.name])
+        if isinstance(x, (list, tuple)):
+            return [self._resolve(v, keep) for v in x]
+        return x
+
+    # ------------------------------------------------------------------ the result
+
+    def structure(self) -> Structure:
+        """The groups: the atoms that may be permuted and that some weight makes."""
+        roles = self._roles()
+        found: dict[Axis, list[Member]] = {}
+        aliases: dict[str, list[str]] = {}
+        for alias, name in self.program.tied.items():
+            aliases.setdefault(name, []).append(alias)
+        for (tensor, dim, atom), role in roles.items():
+            unit = ax.labels(self.weights[tensor][dim])[atom]
+            index = torch.stack([(unit == u).nonzero().reshape(-1) for u in range(atom.size)])
+            for name in (tensor, *aliases.get(tensor, ())):
+                found.setdefault(atom, []).append(Member(name, dim, "in" if "in" in role else "out", index))
+            if len(role) > 1:
+                ax.mark(atom, f"{tensor!r} both makes and reads these units along axis {dim}")
+        groups: list[Group] = []
+        for tensor, _, axis, role in self.uses:
+            for atom in ax.leaves(axis):
+                if role == "in" and atom in found:
+                    groups.append(_group(_name(tensor, atom.label, groups), found.pop(atom), atom))
+        return Structure(tuple(groups), self.shapes)
+
+    def _roles(self) -> dict[tuple[str, int, Axis], set[Role]]:
+        """The roles of each free atom on each weight axis; an atom that some axis holds without a role is fixed."""
+        used: dict[tuple[str, int], list[tuple[Axis, Role]]] = {}
+        for tensor, dim, axis, role in self.uses:
+            used.setdefault((tensor, dim), []).append((axis, role))
+        roles: dict[tuple[str, int, Axis], set[Role]] = {}
+        for tensor, axes in self.weights.items():
+            for dim, axis in enumerate(axes):
+                seen: dict[Axis, set[Role]] = {}
+                for used_axis, role in used.get((tensor, dim), ()):
+                    for atom in ax.leaves(used_axis):
+                        seen.setdefault(atom, set()).add(role)
+                for atom in ax.labels(axis):
+                    if atom in seen:
+                        roles[tensor, dim, atom] = seen[atom]
+                    else:
+                        ax.fix(atom)
+        return {key: role for key, role in roles.items() if not key[2].fixed}
+
+
+def _group(name: str, members: list[Member], atom: Axis) -> Group:
+    why = atom.mixed
+    if not why and not any(m.role == "out" for m in members):
+        why = "no weight reads these units"
+    members.sort(key=lambda m: m.role)
+    return Group(name, atom.size, tuple(members), separable=not why, why=why)
+
+
+def _name(tensor: str, label: str, groups: Sequence[Group]) -> str:
+    """The layer that first makes the units, with a label where its axis holds several groups."""
+    layer = tensor.rpartition(".")[0] or tensor
+    name = f"{layer}.{label}" if label else layer
+    taken = {g.name for g in groups}
+    return next(n for n in (name, *(f"{name}#{i}" for i in range(2, len(taken) + 3))) if n not in taken)

@@ -1,0 +1,102 @@
+"""All the small objectives that the tests run on, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import isthmus as im
+from isthmus.params import Params, cast
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An objective and two points of it."""
+
+    name: str
+    objective: im.Objective
+    a: Params
+    b: Params
+
+
+def perceptron(widths: list[int], activation: Callable[[], nn.Module] = nn.ReLU, *, bias: bool = True) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for n, m in zip(widths, widths[1:], strict=False):
+        parts += [nn.Linear(n, m, bias=bias), activation()]
+    return nn.Sequential(*parts[:-1])
+
+
+def small_convnet() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 7, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(7, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 4, 9),
+        nn.ReLU(),
+        nn.Linear(9, 4),
+    )
+
+
+def random_params(module: nn.Module, seed: int, dtype: torch.dtype = torch.float64) -> Params:
+    """Weights of a plausible size, and BatchNorm statistics that are not the trivial ones."""
+    g = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, v in module.state_dict().items():
+        if not v.is_floating_point():
+            out[name] = v.clone()
+        elif name.endswith("running_var"):
+            out[name] = 0.5 + torch.rand(v.shape, generator=g, dtype=torch.float64)
+        else:
+            fan_in = v[0].numel() if v.dim() > 1 else 9
+            out[name] = torch.randn(v.shape, generator=g, dtype=torch.float64) * (2 / fan_in) ** 0.5
+    return cast(out, dtype)
+
+
+def blobs(n: int, shape: tuple[int, ...], classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % classes
+    centres = torch.randn(classes, *shape, generator=g, dtype=torch.float64)
+    return centres[y] + 0.5 * torch.randn(n, *shape, generator=g, dtype=torch.float64), y
+
+
+def classify(name: str, module: nn.Module, shape: tuple[int, ...], classes: int = 4, **options: object) -> Problem:
+    module = module.double().eval()
+    objective = im.Objective(module, "cross_entropy", blobs(24, shape, classes), **options)  # type: ignore[arg-type]
+    return Problem(name, objective, random_params(module, 1), random_params(module, 2))
+
+
+def two_layers() -> Problem:
+    return classify("two layers", perceptron([5, 9, 4]), (5,))
+
+
+def odd_widths() -> Problem:
+    return classify("odd widths", perceptron([5, 7, 3, 11, 6, 4]), (5,))
+
+
+def without_bias() -> Problem:
+    return classify("without bias", perceptron([5, 8, 6, 4], bias=False), (5,))
+
+
+def tanh_regression() -> Problem:
+    module = perceptron([3, 6, 7, 2], nn.Tanh).double()
+    x, _ = blobs(20, (3,), 4)
+    y = torch.stack([x.sum(1), x.prod(1)], 1)
+    return Problem("tanh regression", im.Objective(module, "mse", (x, y)), random_params(module, 1), random_params(module, 2))
+
+
+def with_ridge() -> Problem:
+    return classify("with ridge", perceptron([5, 8, 6, 4]), (5,), penalty=im.Ridge(1e-3))
+
+
+def convolutional() -> Problem:
+    return classify("convolutional", small_convnet(), (1, 8, 8))
+
+
+PROBLEMS = (two_layers, odd_widths, without_bias, tanh_regression, with_ridge, convolutional)
