@@ -209,10 +209,7 @@ class Objective:
     @cached_property
     def _expected(self) -> Params:
         # meta tensors cannot carry the device that is wanted, so stand-ins with no memory do
-        return {
-            k: torch.empty(1, dtype=v.dtype, device=self.device).expand(v.shape) if v.numel() else v.to(self.device)
-            for k, v in self._like.items()
-        }
+        return {k: torch.empty((), dtype=v.dtype, device=self.device).expand(v.shape) for k, v in self._like.items()}
 
     # -- values
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from isthmus.errors import InputError, UnsupportedError
 
-__all__ = ["Node", "Program", "Ref", "trace"]
+__all__ = ["Node", "Program", "Ref", "plain_attention", "trace"]
 
 
 @dataclass(frozen=True)
@@ -163,18 +163,27 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch.export and keep its effects to itself: logging, warnings, generators, attention's fast path."""
-    fast, level = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Silence torch.export and keep its effects to itself: logging, warnings, generators."""
+    level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.enable_grad(), plain_attention():
             warnings.simplefilter("ignore")
             with redirect_stderr(StringIO()):
                 yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         logging.disable(level)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Keep nn.TransformerEncoder in eval mode on its ordinary code, not on one fused operation."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:

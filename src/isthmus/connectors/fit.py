@@ -87,7 +87,7 @@ def fit(
     device = trained[0].device
     batch = num_examples if recipe.optimizer == "lbfgs" else min(recipe.batch, num_examples)
     check = recipe.check or max(1, num_examples // batch)
-    check = 20 if recipe.optimizer == "lbfgs" else check
+    check = 1 if recipe.optimizer == "lbfgs" else check
     optimizer = _optimizer(recipe, trained)
     best = _snapshot(leaves, state)
     best_loss = full_loss(best)

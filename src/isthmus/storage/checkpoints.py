@@ -17,15 +17,8 @@ from torch import Tensor, nn
 
 from isthmus.errors import CheckpointError, FileError, IsthmusError
 from isthmus.params import Params
-from isthmus.storage.files import PathLike, disk_error, read_json
-from isthmus.storage.tensors import (
-    _line,
-    check_regular,
-    digest,
-    read_tensors,
-    save_tensors,
-    sniff,
-)
+from isthmus.storage.files import PathLike, check_regular, disk_error, one_line, read_json
+from isthmus.storage.tensors import digest, read_tensors, save_tensors, sniff
 
 __all__ = ["load_params", "save_params"]
 
@@ -38,7 +31,7 @@ _RECORDS = 50_000  # entries of a zip archive
 _PICKLE_BYTES = 10_000_000
 _PICKLE_STEPS = 2_000_000  # a state dict takes about 30 per tensor; torch's reader does some 2 million a second
 
-_SAVE_TENSORS = "save torch.save(model.state_dict(), path), or a safetensors file, where the model was trained"
+_SAVE_TENSORS = "where the model was trained, write torch.save(model.state_dict(), path)"
 _AGAIN = "copy or download it again"
 
 
@@ -111,11 +104,15 @@ def _member(folder: Path) -> Path:
         if found:
             some = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
             raise CheckpointError(folder, f"holds {len(found)} checkpoints ({some})", "give the path of one of them")
-    raise CheckpointError(folder, "is a folder without a checkpoint", f"a file ending in .safetensors or {_INDEX}")
+    raise CheckpointError(
+        folder, "is a folder without a checkpoint", f"expected a file ending in .safetensors or {_INDEX}"
+    )
 
 
 def _load_safetensors(path: Path) -> Params:
     tensors, metadata = read_tensors(path)
+    if "isthmus" in metadata:
+        raise CheckpointError(path, "is a saved connection, not one network", "read it with load_connection")
     if _DIGEST not in metadata:
         return _strip(path, tensors)
     if digest(tensors) != metadata[_DIGEST]:
@@ -135,23 +132,31 @@ def _load_shards(path: Path) -> Params:
     for name in sorted(set(where.values())):
         tensors, _ = read_tensors(_shard(path, name))
         if stray := [k for k in tensors if where.get(k) != name]:
-            raise CheckpointError(path, f"does not say that {stray[0]!r} is in {name}", _AGAIN)
+            raise CheckpointError(
+                path, f"does not say that {one_line(stray[0], 80)!r} is in {one_line(name, 80)}", _AGAIN
+            )
         params |= tensors
     if missing := [k for k in where if k not in params]:
-        raise CheckpointError(path, f"names {missing[0]!r}, which is not in {where[missing[0]]}", _AGAIN)
+        raise CheckpointError(
+            path, f"names {one_line(missing[0], 80)!r}, which is not in {one_line(where[missing[0]], 80)}", _AGAIN
+        )
     return _strip(path, {k: params[k] for k in where})
 
 
 def _shard(index: Path, name: str) -> Path:
     """The path of a shard, which must be a plain name and lie in the folder of its index."""
     if name != os.path.basename(name) or "\\" in name or "\0" in name or name in ("", ".", ".."):
-        raise CheckpointError(index, f"names the shard {name!r}, which is not a plain file name", "do not trust it")
+        raise CheckpointError(
+            index, f"names the shard {one_line(name, 80)!r}, which is not a plain file name", "do not trust it"
+        )
     shard = index.parent / name
     home = index.parent.resolve()
     # the cache of huggingface_hub keeps <snapshots>/<revision>/<name> as links to <blobs>/<hash>
     allowed = {home, home.parent.parent / "blobs"} if home.parent.name == "snapshots" else {home}
     if shard.resolve().parent not in allowed:
-        raise CheckpointError(index, f"names the shard {name!r}, a link out of its folder", "do not trust it")
+        raise CheckpointError(
+            index, f"names the shard {one_line(name, 80)!r}, a link out of its folder", "do not trust it"
+        )
     return shard
 
 
@@ -170,7 +175,7 @@ def _check_zip(path: Path, size: int, unsafe_pickle: bool) -> None:
         with zipfile.ZipFile(path) as archive:
             _check_records(path, archive, size, unsafe_pickle)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, LookupError, struct.error) as error:
-        raise CheckpointError(path, f"is a damaged zip archive ({_line(error)})", _AGAIN) from error
+        raise CheckpointError(path, f"is a damaged zip archive ({one_line(error)})", _AGAIN) from error
 
 
 def _directory(path: Path, size: int) -> tuple[int, int, int, int]:
@@ -183,10 +188,13 @@ def _directory(path: Path, size: int) -> tuple[int, int, int, int]:
         raise CheckpointError(path, "is a zip archive that does not end as one (truncated, or padded)", _AGAIN)
     if locator[:4] != b"PK\x06\x07":
         return *struct.unpack("<HII", last[10:20]), size - 22
-    # torch always writes the wide form too; its place must be where both readers look for it
-    if wide[:4] != b"PK\x06\x06" or struct.unpack("<Q", locator[8:16]) != (size - 98,):
+    # torch always writes the wide form too; its place must be where both readers look for it, and the two must agree
+    full = struct.unpack("<QQQ", wide[32:56]) if len(wide) == 56 else ()
+    narrow = tuple(min(value, most) for value, most in zip(full, (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=False))
+    at = struct.unpack("<Q", locator[8:16])
+    if wide[:4] != b"PK\x06\x06" or at != (size - 98,) or narrow != struct.unpack("<HII", last[10:20]):
         raise CheckpointError(path, "is a zip archive with a damaged directory", _AGAIN)
-    return *struct.unpack("<QQQ", wide[32:56]), size - 98
+    return *full, size - 98
 
 
 def _check_records(path: Path, archive: zipfile.ZipFile, size: int, unsafe_pickle: bool) -> None:
@@ -196,7 +204,7 @@ def _check_records(path: Path, archive: zipfile.ZipFile, size: int, unsafe_pickl
         raise CheckpointError(path, "is a zip archive with two entries of one name", "do not trust it")
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
-            why = f"holds the compressed entry {record.filename!r}, which could unpack to any size"
+            why = f"holds the compressed entry {one_line(record.filename, 60)!r}, which could unpack to any size"
             raise CheckpointError(path, why, _SAVE_TENSORS)
     if sum(r.file_size for r in records) > size:
         raise CheckpointError(path, "is a zip archive whose entries are larger than the file", "do not trust it")
@@ -224,7 +232,7 @@ def _check_pickle(path: Path, file: IO[bytes], steps: int) -> int:
     except IsthmusError:
         raise
     except Exception as error:  # the reader of a damaged pickle can raise almost anything
-        raise CheckpointError(path, f"is a damaged pickle ({_line(error)})", _AGAIN) from error
+        raise CheckpointError(path, f"is a damaged pickle ({one_line(error)})", _AGAIN) from error
     return steps
 
 
@@ -251,10 +259,10 @@ def _reason(error: Exception) -> tuple[str, str]:
     if "Unsupported global" in text or "Unsupported class" in text or "not an allowed global" in text:
         called = next((w.strip("`',.") for w in text.split("GLOBAL")[1:2] for w in w.split()[:1]), "a Python object")
         return (
-            f"needs code to be read ({called}), which could do anything",
+            f"needs code to be read ({one_line(called, 80)}), which could do anything",
             f"{_SAVE_TENSORS}; only if you made this file yourself: load_params(path, unsafe_pickle=True)",
         )
-    return f"cannot be read by torch ({type(error).__name__}: {_line(error)})", _AGAIN
+    return f"cannot be read by torch ({type(error).__name__}: {one_line(error)})", _AGAIN
 
 
 def _state_dict(path: Path, loaded: Any, size: int) -> Params:
@@ -262,7 +270,7 @@ def _state_dict(path: Path, loaded: Any, size: int) -> Params:
     if isinstance(loaded, nn.Module):  # only with unsafe_pickle
         loaded = loaded.state_dict()
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(path, f"holds {_kind(loaded)}, not a dictionary of tensors", _SAVE_TENSORS)
+        raise CheckpointError(path, f"holds one {_kind(loaded)}, not a dictionary of tensors", _SAVE_TENSORS)
     inner = {k: loaded[k] for k in _WRAPPERS if isinstance(loaded.get(k), Mapping | nn.Module)}
     inner = {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in inner.items()}
     inner = {k: v for k, v in inner.items() if any(isinstance(x, Tensor) for x in v.values())}
@@ -270,14 +278,14 @@ def _state_dict(path: Path, loaded: Any, size: int) -> Params:
         raise CheckpointError(path, f"holds several state dicts: {', '.join(inner)}", "save the one that you mean")
     state = next(iter(inner.values())) if inner else loaded
     if not any(isinstance(v, Tensor) for v in state.values()):
-        found = ", ".join(f"{_line(ValueError(k), 40)} ({_kind(v)})" for k, v in list(loaded.items())[:8])
+        found = ", ".join(f"{one_line(k, 40)} ({_kind(v)})" for k, v in list(loaded.items())[:8])
         expected = ", ".join(map(repr, _WRAPPERS))
         raise CheckpointError(
             path, f"holds no tensors, only {found or 'nothing'}", f"expected them here or under {expected}"
         )
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            why = f"its state dict holds {name!r}, {_kind(value)}, not a tensor under a name"
+            why = f"its state dict holds {one_line(name, 80)!r} ({_kind(value)}), which is not a tensor under a name"
             raise CheckpointError(path, why, "save the tensors alone")
     return _strip(path, _owned(path, state, size))
 
@@ -285,8 +293,8 @@ def _state_dict(path: Path, loaded: Any, size: int) -> Params:
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
         tensors = sum(isinstance(v, Tensor) for v in value.values())
-        return f"a dict of {tensors} tensors" if tensors else f"a dict of {len(value)} entries"
-    return f"a {type(value).__name__}"
+        return f"dict of {tensors} tensors" if tensors else f"dict of {len(value)} entries"
+    return type(value).__name__
 
 
 def _owned(path: Path, state: Mapping[str, Tensor], size: int) -> Params:
@@ -299,11 +307,14 @@ def _owned(path: Path, state: Mapping[str, Tensor], size: int) -> Params:
     params: Params = {}
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
-            raise CheckpointError(path, f"{name!r} is not a dense tensor with values", "save tensor.to_dense()")
+            raise CheckpointError(
+                path, f"{one_line(name, 80)!r} is not a dense tensor with values", "save tensor.to_dense()"
+            )
         held = tensor.untyped_storage().nbytes()
         needs = tensor.numel() * tensor.itemsize
         if needs > held or needs > size:
-            why = f"{name!r} of shape {tuple(tensor.shape)} claims {needs:,} bytes, the file holds {min(held, size):,}"
+            claim = f"{one_line(name, 80)!r} of shape {tuple(tensor.shape)} claims {needs:,} bytes"
+            why = f"{claim}, the file holds {min(held, size):,}"
             raise CheckpointError(path, why, "save tensor.contiguous()")
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
         if key not in copies:

@@ -17,8 +17,10 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,9 @@ from isthmus.errors import FileError, InputError
 
 __all__ = [
     "atomic_write",
+    "check_regular",
     "disk_error",
+    "one_line",
     "plain",
     "read_json",
     "sweep_temporaries",
@@ -94,11 +98,32 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def check_regular(path: PathLike) -> int:
+    """The size of the regular file at `path`; devices and pipes, which could block, are refused."""
+    info = os.stat(path)
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(info.st_mode):
+        raise FileError(path, "is a device or a pipe, not a file", "give the path of a file")
+    return info.st_size
+
+
+def one_line(value: object, limit: int = 160) -> str:
+    """The first line of a text or an error, short and printable: messages may quote hostile files.
+
+    >>> one_line("a\\tb\\nc"), one_line("x" * 99, limit=8)
+    ('a?b', 'xxxxx...')
+    """
+    text = next(iter(str(value).splitlines()), "") or type(value).__name__
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def disk_error(error: OSError, path: Path, size: int | None = None) -> tuple[str, str]:
     """What went wrong with the file at `path`, and what to do about it, as the two halves of a message.
 
     >>> disk_error(FileNotFoundError(errno.ENOENT, ""), Path("/no/such/file"))
-    ('there is no folder /no/such', 'create it first')
+    ('there is no folder /no/such', 'check the name, or create it')
     """
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
@@ -106,7 +131,7 @@ def disk_error(error: OSError, path: Path, size: int | None = None) -> tuple[str
             needs = f", {size:,} bytes are needed" if size is not None else ""
             return f"{reason}{needs}{_free(path)}", "free some space, or write to another disk"
         case errno.ENOENT if not path.parent.is_dir():
-            return f"there is no folder {path.parent}", "create it first"
+            return f"there is no folder {path.parent}", "check the name, or create it"
         case errno.ENOENT:
             return "there is no such file", "check the name"
         case errno.ENOTDIR:
@@ -208,11 +233,12 @@ def write_json(path: PathLike, value: Any) -> None:
 def read_json(path: PathLike) -> Any:
     """Read JSON strictly: no duplicate key, no NaN or infinity, nothing after the value. Errors: ``FileError``."""
     try:
+        check_regular(path)
         return strict_json(Path(path).read_bytes())
     except OSError as error:
         raise FileError(path, *disk_error(error, Path(path))) from error
     except (ValueError, RecursionError) as error:
-        raise FileError(path, f"is not valid JSON ({error})", "write it again") from error
+        raise FileError(path, f"is not valid JSON ({one_line(error)})", "write it again") from error
 
 
 def strict_json(data: bytes | str, limit: float = math.inf) -> Any:
@@ -231,8 +257,8 @@ def strict_json(data: bytes | str, limit: float = math.inf) -> Any:
             raise ValueError(f"more than {limit:,} objects")
         out = dict(items)
         if len(out) < len(items):
-            keys = [k for k, _ in items]
-            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+            twice, _ = Counter(k for k, _ in items).most_common(1)[0]
+            raise ValueError(f"the key {twice!r} occurs twice")
         return out
 
     def number(text: str) -> float:

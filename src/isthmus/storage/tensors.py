@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,15 @@ from torch import Tensor
 
 from isthmus.errors import FileError, InputError, IsthmusError
 from isthmus.params import Params
-from isthmus.storage.files import PathLike, atomic_write, disk_error, strict_json, sweep_temporaries
+from isthmus.storage.files import (
+    PathLike,
+    atomic_write,
+    check_regular,
+    disk_error,
+    one_line,
+    strict_json,
+    sweep_temporaries,
+)
 
 __all__ = ["digest", "digest_of", "read_metadata", "read_tensors", "save_tensors", "sniff"]
 
@@ -143,25 +150,8 @@ def _readable(path: PathLike) -> Iterator[None]:
         raise FileError(path, *disk_error(error, Path(path))) from error
     except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, MemoryError, AttributeError) as error:
         raise FileError(
-            path, f"is not a whole safetensors file ({_line(error)})", "copy or download it again"
+            path, f"is not a whole safetensors file ({one_line(error)})", "copy or download it again"
         ) from error
-
-
-def _line(error: BaseException, limit: int = 160) -> str:
-    """The first line of an error, short and printable."""
-    text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def check_regular(path: PathLike) -> int:
-    """The size of the regular file at `path`; devices and pipes, which could block, are refused."""
-    info = os.stat(path)
-    if stat.S_ISDIR(info.st_mode):
-        raise IsADirectoryError(21, os.strerror(21))
-    if not stat.S_ISREG(info.st_mode):
-        raise FileError(path, "is a device or a pipe, not a file", "give the path of a file")
-    return info.st_size
 
 
 def _header(path: PathLike) -> dict[str, Any]:
@@ -177,7 +167,7 @@ def _header(path: PathLike) -> dict[str, Any]:
     try:
         header = strict_json(data, limit=HEADER_KEYS + 2)
     except (ValueError, RecursionError) as error:
-        raise FileError(path, f"has a damaged header ({_line(error)})", "copy or download it again") from error
+        raise FileError(path, f"has a damaged header ({one_line(error)})", "copy or download it again") from error
     if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
         raise FileError(path, "has a header that names no tensors", "copy or download it again")
     if len(header) > HEADER_KEYS:
@@ -225,16 +215,17 @@ def sniff(path: PathLike) -> str:
     """What a file seems to be, judged by its first bytes: a phrase for messages."""
     if os.path.isdir(path):
         return "a folder"
+    size = check_regular(path)
     with open(path, "rb") as file:
         first = file.read(24)
     if not first:
         return "an empty file"
     if first[8:9] == b"{":
         length = int.from_bytes(first[:8], "little")
-        if length <= os.path.getsize(path) - 8:
+        if length <= size - 8:
             return "a safetensors file"
         if length < 2**40:
             return "a truncated safetensors file"
-    if os.path.getsize(path) < 8:
+    if size < 8:
         return f"a file of {len(first)} bytes"
     return next((kind for start, kind in _BEGINNINGS.items() if first.startswith(start)), "no format that is known")

@@ -129,7 +129,8 @@ def _recurrent(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
         for direction in range(directions):
             i = next(cells)
             hidden = weights[i + 1].axes[1]
-            ax.label(hidden, f"hidden.{layer}" + (".reverse" if direction else ""))
+            label = f"hidden.{layer}" + (".reverse" if direction else "")
+            walk.labels |= {tensor: label for w in weights[i : i + per_cell] for tensor, _ in w.origins[0]}
             _cell(walk, _GATES[kind], features, hidden, weights[i : i + per_cell])
             states.append(Value([hidden] if batch is None else [batch, hidden]))
             outs.append(hidden)

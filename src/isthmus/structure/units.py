@@ -114,12 +114,12 @@ class Structure:
             raise InputError(what, expected="each position at most once", got="a position that belongs to two units")
 
     def _check_overlap(self, tensor: str, dim: int) -> None:
-        """Refuse a position that two members of an axis claim, unless their units form a grid."""
+        """Refuse a position that two members of an axis claim, unless their units form a grid (permutations commute)."""
         claims = [(g, m) for g in self.groups for m in g.members if (m.tensor, m.dim) == (tensor, dim)]
         for i, (g, one) in enumerate(claims):
             for h, other in claims[i + 1 :]:
                 shared = torch.isin(one.index, other.index)
-                if bool(shared.any()) and not (g is not h and _is_grid(one.index, other.index)):
+                if bool(shared.any()) and (g is h or not _commute(one.index, other.index, self.shapes[tensor][dim])):
                     raise InputError(
                         f"groups {g.name!r} and {h.name!r}",
                         expected=f"each position of {tensor!r} axis {dim} in one group",
@@ -264,14 +264,17 @@ def _multiplied(tensor: Tensor, member: Member, factors: Tensor) -> Tensor:
     return torch.where(line == 0, torch.zeros_like(tensor), tensor * line)
 
 
-def _is_grid(a: Tensor, b: Tensor) -> bool:
-    """Whether both cover the same positions and column j of each table lies in one unit of the other."""
-    if not torch.equal(a.reshape(-1).sort().values, b.reshape(-1).sort().values):
-        return False
-    return _aligned(a, b) and _aligned(b, a)
+def _commute(a: Tensor, b: Tensor, size: int) -> bool:
+    """Whether the permutations of two groups on one axis may be made in either order, as those of a grid may."""
+    return all(torch.equal(p[q], q[p]) for p in _generators(a, size) for q in _generators(b, size))
 
 
-def _aligned(a: Tensor, b: Tensor) -> bool:
-    unit = torch.empty(int(b.max()) + 1, dtype=torch.int64)
-    unit[b] = torch.arange(len(b))[:, None].expand_as(b)
-    return bool((unit[a] == unit[a[:1]]).all())
+def _generators(index: Tensor, size: int) -> list[Tensor]:
+    """A cycle of all units and an exchange of two, as maps of positions: together they generate all permutations."""
+    out = []
+    for order in (torch.arange(len(index)).roll(1), torch.tensor([1, 0, *range(2, len(index))])[: len(index)]):
+        if len(index) > 1:
+            source = torch.arange(size)
+            source[index.reshape(-1)] = index[order].reshape(-1)
+            out.append(source)
+    return out

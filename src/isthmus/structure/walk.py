@@ -78,6 +78,9 @@ class Walk:
         # (tensor, dim, axis, role), in the order of the program
         self.uses: list[tuple[str, int, Axis, Role]] = []
         self.env: dict[str, Any] = {}
+        self.order = {name: i for i, name in enumerate(program.tensors.values())}
+        # names of the groups that a tensor is the first to make, after that of its layer
+        self.labels: dict[str, str] = {}
 
     # ------------------------------------------------------------------ what rules call
 
@@ -99,7 +102,7 @@ class Walk:
 
     def use(self, value: Value, dim: int, role: Role) -> None:
         """Record that an axis of a weight makes units ("in") or reads them ("out")."""
-        for tensor, d in sorted(value.origins[dim]):
+        for tensor, d in sorted(value.origins[dim], key=lambda o: (self.order[o[0]], o[1])):
             self.uses.append((tensor, d, value.axes[dim], role))
 
     def absorb(self, value: Value) -> None:
@@ -182,7 +185,8 @@ class Walk:
         for tensor, _, axis, role in self.uses:
             for atom in ax.leaves(axis):
                 if role == "in" and atom in found:
-                    groups.append(_group(_name(tensor, atom.label, groups), found.pop(atom), atom))
+                    name = _name(tensor, atom.label or self.labels.get(tensor, ""), groups)
+                    groups.append(_group(name, found.pop(atom), atom))
         return Structure(tuple(groups), self.shapes)
 
     def _roles(self) -> dict[tuple[str, int, Axis], set[Role]]:

@@ -1,0 +1,196 @@
+"""A run as it is stored: the folder of one path, with its result, profile, certificate and path file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isthmus import paths
+from isthmus.errors import FileError
+from isthmus.storage.files import read_json
+from isthmus.storage.paths import load_connection
+
+Floats = NDArray[np.float64]
+FORMAT = 1
+BASELINE = "Linear"
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What profile.json holds: loss and error rate at t, on the training set and, if measured, on a test set."""
+
+    t: Floats
+    segment: NDArray[np.int64]
+    train: Mapping[str, Floats]
+    test: Mapping[str, Floats] | None
+    num_points: int
+
+    def sets(self) -> list[tuple[str, Mapping[str, Floats]]]:
+        """("train", curves) and, if there is one, ("test", curves)."""
+        return [("train", self.train), *([("test", self.test)] if self.test is not None else [])]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One stored path: `label` tells it from the others; `result` and `certificate` are the JSON documents."""
+
+    label: str
+    folder: Path
+    result: Mapping[str, Any]
+    profile: Profile | None
+    certificate: Mapping[str, Any] | None
+
+    @property
+    def method(self) -> str:
+        """The name of the connector."""
+        return self.result["method"]["name"]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the straight line."""
+        return self.method == BASELINE
+
+    @property
+    def ok(self) -> bool:
+        """Whether the method succeeded."""
+        return self.result["outcome"]["ok"]
+
+    def number(self, key: str) -> float:
+        """A number of result.json; NaN when it is null or absent."""
+        value = self.result.get(key)
+        return nan if value is None else float(value)
+
+    def path(self) -> paths.Path | None:
+        """The path itself, read anew from path.safetensors, or None when it was not stored."""
+        file = self.folder / "path.safetensors"
+        return load_connection(file).path if file.is_file() else None
+
+
+def read_runs(folder: str | Path) -> tuple[Run, ...]:
+    """Every run in `folder` itself and in its subfolders, the straight line first, then by the folder's name.
+
+    Labels are method names; where a method occurs twice, the folder's name is added. Errors: FileError for a folder
+    without results and for damaged files.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileError(folder, "no such folder", "make results with `isthmus connect ... --out FOLDER`")
+    files = [f for f in (folder / "result.json", *sorted(folder.glob("*/result.json"))) if f.is_file()]
+    if not files:
+        raise FileError(
+            folder,
+            "holds no result.json, neither itself nor in a subfolder",
+            "make results first: `isthmus connect ... --out FOLDER`, or `isthmus demo --out FOLDER`",
+        )
+    runs = sorted((read_run(f.parent) for f in files), key=lambda r: (not r.is_baseline, str(r.folder)))
+    count = Counter(r.method for r in runs)
+    return tuple(
+        replace(r, label=f"{r.method} ({r.folder.resolve().name})") if count[r.method] > 1 else r for r in runs
+    )
+
+
+def read_run(folder: str | Path) -> Run:
+    """The run stored in one folder; profile and certificate are None when their files are absent."""
+    folder = Path(folder)
+    result = _document(folder / "result.json")
+    _check_result(folder / "result.json", result)
+    profile = certificate = None
+    if (folder / "profile.json").is_file():
+        profile = _profile(folder / "profile.json")
+    if (folder / "certificate.json").is_file():
+        certificate = _document(folder / "certificate.json")
+        _check_certificate(folder / "certificate.json", certificate)
+    return Run(result["method"]["name"], folder, result, profile, certificate)
+
+
+def _document(file: Path) -> dict[str, Any]:
+    doc = read_json(file)
+    if not isinstance(doc, dict):
+        raise FileError(file, f"expected a JSON object, got {type(doc).__name__}")
+    if doc.get("format") != FORMAT:
+        raise FileError(file, f"has format {doc.get('format')!r}, this version reads format {FORMAT}")
+    return doc
+
+
+def _check(file: Path, doc: Mapping[str, Any], key: str, kind: type | tuple[type, ...], needed: bool = False) -> None:
+    value = doc.get(key)
+    if value is None and not needed:
+        return
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        want = kind.__name__ if isinstance(kind, type) else "number"
+        raise FileError(file, f"{key}: expected a {want}, got {type(value).__name__}", "make the run again")
+
+
+def _check_result(file: Path, doc: Mapping[str, Any]) -> None:
+    _check(file, doc, "method", dict, needed=True)
+    _check(file, doc["method"], "name", str, needed=True)
+    _check(file, doc, "outcome", dict, needed=True)
+    _check(file, doc["outcome"], "ok", bool, needed=True)
+    _check(file, doc["outcome"], "message", str, needed=True)
+    _check(file, doc, "seconds", dict)
+    _check(file, doc, "proved", bool)
+    _check(file, doc, "labels", list)
+    for key in ("reference", "model", "data", "dtype", "command", "version", "torch"):
+        _check(file, doc, key, str)
+    for key in NUMBERS:
+        _check(file, doc, key, (int, float))
+    for key in doc.get("seconds") or {}:
+        _check(file, doc["seconds"], key, (int, float))
+
+
+NUMBERS = (
+    *("segments", "length", "normalized_length", "loss_a", "loss_b", "max_loss", "excess", "bound"),
+    *("test_error_max", "test_loss_max", "seed"),
+)
+"""The keys of result.json that hold one number or null."""
+
+
+def _check_certificate(file: Path, doc: Mapping[str, Any]) -> None:
+    _check(file, doc, "proved", bool, needed=True)
+    _check(file, doc, "dtype", str)
+    for key in ("bound", "excess", "slack"):
+        _check(file, doc, key, (int, float))
+    _check(file, doc, "segments", list, needed=True)
+    for segment in doc["segments"]:
+        if not isinstance(segment, dict):
+            raise FileError(file, f"segments: expected objects, got {type(segment).__name__}")
+        _check(file, segment, "index", int, needed=True)
+        _check(file, segment, "claim", str, needed=True)
+        _check(file, segment, "bound", (int, float))
+        _check(file, segment, "why", str)
+        _check(file, segment, "label", str)
+
+
+def _profile(file: Path) -> Profile:
+    doc = _document(file)
+    t = _floats(file, doc, "t")
+    if len(t) < 2 or not np.all(np.diff(t) >= 0) or t[0] < 0 or t[-1] > 1:
+        raise FileError(file, "t: expected at least two increasing numbers in [0, 1]", "measure the path again")
+    segment = _floats(file, doc, "segment", len(t))
+    if not np.isfinite(segment).all():
+        raise FileError(file, "segment: expected whole numbers", "measure the path again")
+    _check(file, doc, "num_points", int, needed=True)
+    _check(file, doc, "test", dict)
+    train, *tests = (
+        {q: _floats(file, part, q, len(t)) for q in ("loss", "error")}
+        for part in (doc, doc.get("test"))
+        if part is not None
+    )
+    return Profile(t, segment.astype(np.int64), train, tests[0] if tests else None, doc["num_points"])
+
+
+def _floats(file: Path, doc: Mapping[str, Any], key: str, length: int | None = None) -> Floats:
+    """A list of numbers, null read as NaN."""
+    values: Sequence[Any] | None = doc.get(key)
+    if not isinstance(values, list) or not all(v is None or type(v) in (int, float) for v in values):
+        raise FileError(file, f"{key}: expected a list of numbers", "measure the path again")
+    if length is not None and len(values) != length:
+        raise FileError(file, f"{key}: expected {length} numbers, as in t, got {len(values)}", "measure the path again")
+    return np.array([nan if v is None else v for v in values], np.float64)

@@ -1,0 +1,237 @@
+"""The words and numbers of the page: every string that leaves here is HTML, and escaped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from html import escape
+from math import isfinite, nan
+
+from isthmus.plot.runs import Run
+
+CLAIMS = {
+    "unchanged": "the outputs on the data stay as they are (only weights into silent units move, or weight moves "
+    "between identical units), so the loss stays that of the segment's ends",
+    "convex": "every example's output is affine in t and the loss is convex in the outputs, so no point of the segment "
+    "has a higher loss than the higher of its two ends",
+    "analytic": "the segment is a closed-form curve on which the outputs move along a straight line; its premises were "
+    "checked again and the deviation was measured",
+    "bounded": "the loss was bounded from above by propagating intervals of t through the network, halving them until "
+    "the bound was close",
+    "measured": "the loss was only evaluated at points of the segment; between them nothing is proved",
+}
+"""One sentence per kind of claim, strongest first."""
+
+NONE = "–"
+
+
+def num(value: float) -> str:
+    """Four significant digits; a dash for what was not measured.
+
+    >>> num(0.00259312), num(1220.0), num(float("nan"))
+    ('0.002593', '1220', '–')
+    """
+    if not isfinite(value):
+        return NONE
+    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+").replace("e+", "e")
+
+
+def whole(value: float) -> str:
+    """A whole number, or a dash."""
+    return f"{value:.0f}" if isfinite(value) else NONE
+
+
+def seconds_of(run: Run) -> float:
+    """The seconds of all stages together; NaN when none was recorded."""
+    known = [float(v) for v in (run.result.get("seconds") or {}).values() if v is not None]
+    return sum(known) if known else nan
+
+
+def text_of(run: Run, key: str) -> str:
+    """A string of result.json, escaped; empty when absent."""
+    return escape(run.result.get(key) or "")
+
+
+def is_proved(run: Run) -> bool:
+    """Whether there is a certificate in which every segment is proved."""
+    return bool(run.certificate is not None and run.certificate["proved"])
+
+
+def bound_of(run: Run) -> float:
+    """The proved bound on the loss along the path; NaN when it is not proved."""
+    value = run.certificate.get("bound") if run.certificate is not None else None
+    return float(value) if value is not None and is_proved(run) else nan
+
+
+def claim_counts(run: Run) -> dict[str, int]:
+    """How many segments have each claim, known kinds first."""
+    if run.certificate is None:
+        return {}
+    count = Counter(s["claim"] for s in run.certificate["segments"])
+    order = [*CLAIMS, *sorted(set(count) - set(CLAIMS))]
+    return {claim: count[claim] for claim in order if count[claim]}
+
+
+def best(runs: tuple[Run, ...]) -> float:
+    """The smallest excess among the runs that succeeded; NaN when there is none."""
+    return min((e for r in runs if r.ok and isfinite(e := r.number("excess"))), default=nan)
+
+
+def pair_of(run: Run) -> tuple[object, ...]:
+    """What two runs must share to be compared: network, data and the losses of the ends."""
+    return (run.result.get("model"), run.result.get("data"), num(run.number("loss_a")), num(run.number("loss_b")))
+
+
+def introduction(runs: tuple[Run, ...]) -> str:
+    """Which networks, which data, and how much the ends lose."""
+    if len({pair_of(r) for r in runs}) > 1:
+        return (
+            "<p>The runs below are about <strong>different networks or data sets</strong>: compare only rows with the "
+            "same network, data and end losses.</p>"
+        )
+    run = runs[0]
+    model, data = text_of(run, "model") or "not recorded", text_of(run, "data") or "not recorded"
+    return (
+        f"<p>Two trained networks, A and B, of the kind <code>{model}</code> on the data <code>{data}</code>. "
+        f"Their training losses are {num(run.number('loss_a'))} (A) and {num(run.number('loss_b'))} (B). "
+        "Each method below joins A to B by a path in weight space; "
+        "the question is how high the loss rises on the way.</p>"
+    )
+
+
+def verdict(run: Run) -> str:
+    """One plain sentence on one method."""
+    head = f"<strong>{escape(run.label)}</strong>: "
+    if not run.ok:
+        head += "<em>did not succeed</em> (see below); on its path "
+    top = num(run.number("max_loss"))
+    points = f"the {len(run.profile.t):,} points" if run.profile is not None else "the points"
+    said = f"the training loss is at most <strong>{top}</strong> at {points} measured"
+    said = "the loss was not measured" if top == NONE else said
+    if run.certificate is None:
+        return f"{head}{said}; nothing was proved (there is no certificate)."
+    if is_proved(run):
+        bound = num(bound_of(run))
+        return f"{head}{said}, and it is <strong>proved</strong> to be at most {bound} everywhere on the path."
+    counts = claim_counts(run)
+    open_, total = counts.get("measured", 0), sum(counts.values())
+    return f"{head}{said}; <strong>not proved</strong>: {open_} of {total} segments are only measured."
+
+
+COLUMNS = (
+    ("Method", "the connector; its source stands below its name"),
+    ("Segments", "how many smooth pieces the path has"),
+    ("Length / distance", "length of the path divided by the Euclidean distance of its ends; 1 for a straight line"),
+    ("Max training loss", "the largest training loss at the measured points, in the units of the loss"),
+    ("Excess", "max loss on the path minus the larger end's loss; 0 means that the path never rises above its ends"),
+    ("Proved bound", "no point of the path has a larger training loss, measured or not; a dash when it is not proved"),
+    ("Max test error", "the largest fraction of wrongly classified test examples at the measured points"),
+    ("Seconds", "wall-clock seconds to construct, measure and certify the path together"),
+)
+
+
+def table(runs: tuple[Run, ...]) -> str:
+    """The comparison, with the definition of every column under it."""
+    top, several = best(runs), len({pair_of(r) for r in runs}) > 1
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in COLUMNS)
+    rows = "\n".join(_row(run, top, several) for run in runs)
+    notes = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(what)}</dd></div>" for name, what in COLUMNS)
+    mark = "<p class='note'>The smallest excess is highlighted.</p>" if isfinite(top) else ""
+    return (
+        f"<div class='scroll'><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n"
+        f"{mark}\n<dl class='columns'>\n{notes}\n</dl>"
+    )
+
+
+def _row(run: Run, top: float, several: bool) -> str:
+    excess = run.number("excess")
+    winner = " class='best'" if run.ok and isfinite(excess) and excess == top else ""
+    pair = f"<small>{text_of(run, 'model')} on {text_of(run, 'data')}</small>" if several else ""
+    failed = "" if run.ok else " <span class='tag bad'>did not succeed</span>"
+    method = f"{escape(run.label)}{failed}<small>{text_of(run, 'reference')}</small>{pair}"
+    cells = (
+        whole(run.number("segments")),
+        num(run.number("normalized_length")),
+        num(run.number("max_loss")),
+        num(excess),
+        num(bound_of(run)),
+        num(run.number("test_error_max")),
+        num(seconds_of(run)),
+    )
+    marks = ["", "", "", winner, "", "", ""]
+    tds = "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, cells, strict=True))
+    return f'<tr><th scope="row">{method}</th>{tds}</tr>'
+
+
+def failures(runs: tuple[Run, ...]) -> str:
+    """The messages of the methods that did not succeed; empty when all did."""
+    items = "\n".join(
+        f"<li><strong>{escape(r.label)}</strong>: {escape(r.result['outcome']['message'])}</li>"
+        for r in runs
+        if not r.ok
+    )
+    return (
+        f"<div class='alert' role='alert'><h2>Methods that did not succeed</h2><ul>{items}</ul></div>" if items else ""
+    )
+
+
+def proofs(runs: tuple[Run, ...]) -> str:
+    """For each method, what its certificate claims, and the list of its segments."""
+    return "\n".join(_proof(run) for run in runs)
+
+
+def _proof(run: Run) -> str:
+    parts = [f"<h3>{escape(run.label)}</h3>"]
+    if run.certificate is None:
+        parts.append("<p>There is no certificate.json beside this result: nothing was proved about this path.</p>")
+        labels = [escape(str(label)) for label in run.result.get("labels") or []]
+        rows = "".join(f"<tr><td>{i}</td><td>{label}</td></tr>" for i, label in enumerate(labels))
+        head = "<tr><th>Segment</th><th>What it does</th></tr>"
+        return "".join(parts) + (_details(len(labels), head, rows) if labels else "")
+    certificate = run.certificate
+    slack, dtype = certificate.get("slack"), escape(certificate.get("dtype") or "floating point")
+    if is_proved(run):
+        parts.append(
+            f"<p><span class='tag good'>proved</span> The training loss is at most <strong>{num(bound_of(run))}</strong> "
+            f"on the whole path. The statement holds for the network evaluated in {dtype}"
+            + (f"; the bound includes {num(float(slack))} for rounding.</p>" if slack is not None else ".</p>")
+        )
+    else:
+        parts.append("<p><span class='tag open'>not proved</span> At least one segment is only measured.</p>")
+    for claim, n in claim_counts(run).items():
+        why = CLAIMS.get(claim, "a kind of claim that this version of the report does not know")
+        noun = "segment" if n == 1 else "segments"
+        parts.append(f"<p class='claim'><strong>{n} {noun} {escape(claim)}</strong>: {escape(why)}.</p>")
+    labels = run.result.get("labels") or []
+    rows = "".join(_segment_row(s, labels) for s in certificate["segments"])
+    head = "<tr><th>Segment</th><th>What it does</th><th>Claim</th><th>Bound</th><th>Why</th></tr>"
+    return "".join(parts) + _details(len(certificate["segments"]), head, rows)
+
+
+def _segment_row(segment: dict[str, object], labels: list[object]) -> str:
+    i = segment["index"]
+    label = segment.get("label") or (labels[i] if isinstance(i, int) and 0 <= i < len(labels) else "")
+    bound = segment.get("bound")
+    cells = (i, label or NONE, segment["claim"], num(float(str(bound))) if bound is not None else NONE)
+    tds = "".join(f"<td>{escape(str(c))}</td>" for c in (*cells, segment.get("why") or NONE))
+    return f"<tr>{tds}</tr>"
+
+
+def _details(count: int, head: str, rows: str) -> str:
+    noun = "segment" if count == 1 else "segments"
+    return (
+        f"<details><summary>{count} {noun}, one by one</summary><div class='scroll'><table class='segments'>"
+        f"<thead>{head}</thead><tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def repeat(runs: tuple[Run, ...]) -> str:
+    """The commands, versions and seeds."""
+    commands = "\n".join(text_of(r, "command") for r in runs if r.result.get("command"))
+    shown = f"<pre>{commands}</pre>" if commands else "<p>No command was recorded.</p>"
+    rows = "\n".join(
+        f"<tr><th scope='row'>{escape(r.label)}</th><td>{whole(r.number('seed'))}</td><td>{text_of(r, 'dtype') or NONE}</td>"
+        f"<td>{text_of(r, 'version') or NONE}</td><td>{text_of(r, 'torch') or NONE}</td></tr>"
+        for r in runs
+    )
+    head = "<tr><th>Method</th><th>Seed</th><th>dtype</th><th>isthmus</th><th>torch</th></tr>"
+    return f"{shown}\n<div class='scroll'><table class='plain'><thead>{head}</thead><tbody>{rows}</tbody></table></div>"

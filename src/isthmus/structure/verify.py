@@ -1,0 +1,171 @@
+"""The two laws that every structure must satisfy, checked on randomised copies in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.params import Params
+from isthmus.program import plain_attention
+from isthmus.structure.units import Group, Structure
+
+__all__ = ["TOLERANCE", "verify"]
+
+TOLERANCE = 1e-12
+"""How far the outputs may move, relative to their largest entry; float64 rounding stays well below."""
+
+Forward = Callable[[Mapping[str, Tensor]], list[Tensor]]
+
+
+def verify(
+    structure: Structure,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    draws: int = 2,
+    seed: int = 0,
+) -> None:
+    """Raise unless the structure is true of the module.
+
+    Permutation law: permuting the units of each group alone, and of all groups at once, moves no output. Silence
+    law: when a random half of the units of a separable group is silenced, no output depends on the entries that make them.
+    Both are checked at `draws` random weights (running statistics too: at the usual gamma = 1, beta = 0 a forgotten
+    BatchNorm member would not show) and random inputs; integer inputs are used as given. The module is not touched.
+    A group of one unit has no permutation to check, only the silence law.
+    Errors: `UnsupportedError` naming the group and the law.
+    """
+    kwargs = dict(kwargs or {})
+    state = module.state_dict(keep_vars=True)
+    _check_shapes(structure, state)
+    twin = _twin(module, state)
+    for draw in range(draws):
+        g = torch.Generator().manual_seed(seed + draw)
+        inputs = tree_map(lambda x: _noise(x, g) if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs))
+        forward = _forward(twin, *inputs)
+        params, other = _random(state, g), _random(state, g)
+        before = forward(params)
+        if not all(bool(y.isfinite().all()) and bool(y.any()) for y in before):
+            raise UnsupportedError(type(module).__name__, "its outputs at random weights are not finite, or all zero")
+        if _moved(before, forward(params)):
+            raise UnsupportedError(type(module).__name__, "its output is random", "call module.eval() first")
+        for groups in _alone_and_together(structure.groups):
+            _permutation_law(structure, groups, forward, params, before, g)
+        for group in structure.groups:
+            if group.separable and group.outs:
+                _silence_law(structure, group, forward, params, other, g)
+
+
+def _check_shapes(structure: Structure, state: Mapping[str, Tensor]) -> None:
+    shapes = {name: tuple(v.shape) for name, v in state.items()}
+    for name in shapes.keys() | structure.shapes.keys():
+        if shapes.get(name) != structure.shapes.get(name):
+            got = structure.shapes.get(name, "no such tensor")
+            raise InputError(f"structure.shapes[{name!r}]", expected=str(shapes.get(name, "no such tensor")), got=got)
+
+
+def _permutation_law(
+    structure: Structure,
+    groups: Sequence[Group],
+    forward: Forward,
+    params: Params,
+    before: list[Tensor],
+    g: torch.Generator,
+) -> None:
+    permuted = structure.permute(params, {group.name: _cycle(group.size, g) for group in groups})
+    what = f"group {groups[0].name!r}" if len(groups) == 1 else "all groups together"
+    for one in params:
+        for two in params:
+            if params[one] is params[two] and not torch.equal(permuted[one], permuted[two]):
+                raise UnsupportedError(what, f"the permutation law fails: {one!r} and {two!r} are tied, and part")
+    if moved := _moved(before, forward(permuted)):
+        raise UnsupportedError(what, f"the permutation law fails: an output moves by {moved:.1e} of its size")
+
+
+def _silence_law(
+    structure: Structure, group: Group, forward: Forward, params: Params, other: Params, g: torch.Generator
+) -> None:
+    units = torch.randperm(group.size, generator=g)[: max(group.size // 2, 1)]
+    changed = dict(params)
+    for member in group.ins:
+        at = member.index[units].reshape(-1)
+        new = other[member.tensor].index_select(member.dim, at)
+        changed[member.tensor] = changed[member.tensor].index_copy(member.dim, at, new)
+    silent = {group.name: units}
+    if moved := _moved(forward(structure.silence(params, silent)), forward(structure.silence(changed, silent))):
+        raise UnsupportedError(
+            f"group {group.name!r}",
+            f"the silence law fails: silenced units still move an output, by {moved:.1e} of its size",
+            "set separable=False and say why",
+        )
+
+
+def _alone_and_together(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
+    return [*((group,) for group in groups), *([tuple(groups)] if len(groups) > 1 else [])]
+
+
+def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest relative change of an output, or 0 when it is within `TOLERANCE`; NaN counts as a change."""
+    worst = max(float((x - y).abs().max() / x.abs().max()) for x, y in zip(before, after, strict=True))
+    return 0.0 if worst <= TOLERANCE else worst
+
+
+def _cycle(n: int, g: torch.Generator) -> Tensor:
+    """A random permutation of n units that is one cycle: no unit stays."""
+    order, cycle = torch.randperm(n, generator=g), torch.empty(n, dtype=torch.int64)
+    cycle[order] = order.roll(1)
+    return cycle
+
+
+def _twin(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the module without its weights, in float64."""
+    memo: dict[int, Any] = {}
+    for tensor in state.values():
+        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+        empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo).double()
+
+
+def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
+    # buffers that are no part of the state_dict
+    own = {k: v for k, v in twin.named_buffers() if not v.is_meta}
+
+    def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad(), plain_attention():
+            try:
+                out = functional_call(twin, {**own, **params}, args, kwargs, tie_weights=False, strict=True)
+            except RuntimeError as error:
+                raise UnsupportedError(type(twin).__name__, f"it does not run in float64: {error}") from error
+        return [y.double() for y in tree_leaves(out) if isinstance(y, Tensor)]
+
+    return forward
+
+
+def _noise(x: Tensor, g: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=g, dtype=torch.float64).to(x.device)
+
+
+def _random(state: Mapping[str, Tensor], g: torch.Generator) -> Params:
+    """Random weights at which signals neither die nor saturate; tied tensors stay one tensor."""
+    done: dict[int, Tensor] = {}
+    for name, tensor in state.items():
+        if id(tensor) not in done:
+            done[id(tensor)] = _drawn(name, tensor.detach(), g) if tensor.is_floating_point() else tensor
+    return {name: done[id(tensor)] for name, tensor in state.items()}
+
+
+def _drawn(name: str, like: Tensor, g: torch.Generator) -> Tensor:
+    if like.ndim >= 2:
+        scale = (2 * like.shape[0] / max(like.numel(), 1)) ** 0.5
+        return _noise(like, g) * scale
+    if name.endswith(("weight", "var")) or like.ndim == 0:
+        return torch.rand(like.shape, generator=g, dtype=torch.float64).to(like.device) + 0.5
+    return _noise(like, g) * 0.5

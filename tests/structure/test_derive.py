@@ -1,0 +1,129 @@
+"""The derived groups of every case: sizes, the two laws against the module itself, and what verify catches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
+
+from isthmus.errors import UnsupportedError
+from isthmus.structure import Group, Structure, derive_structure, verify
+from tests.structure.cases import CASES, Case
+
+IDS = [c.name for c in CASES]
+DERIVED: dict[str, Structure] = {}
+
+
+def derived(case: Case) -> Structure:
+    if case.name not in DERIVED:
+        DERIVED[case.name] = derive_structure(case.module(), case.args)
+    return DERIVED[case.name]
+
+
+def random_params(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Independent of verify's: all entries uniform in [0.2, 1.2], signs on matrices, tied tensors alike."""
+    g = torch.Generator().manual_seed(seed)
+    made: dict[int, Tensor] = {}
+    for v in module.state_dict(keep_vars=True).values():
+        if id(v) not in made:
+            x = torch.rand(v.shape, generator=g, dtype=torch.float64) + 0.2
+            sign = torch.randint(0, 2, v.shape, generator=g) * 2 - 1
+            made[id(v)] = x * sign / (v.numel() / len(v)) ** 0.5 if v.ndim > 1 else x
+            made[id(v)] = made[id(v)] if v.is_floating_point() else v
+    return {k: made[id(v)] for k, v in module.state_dict(keep_vars=True).items()}
+
+
+def outputs(case: Case, params: dict[str, Tensor]) -> Tensor:
+    args = tuple(x.double() if x.is_floating_point() else x for x in case.args)
+    out = functional_call(case.module().double(), params, args, tie_weights=False)
+    return torch.cat([y.detach().reshape(-1) for y in tree_leaves(out)])
+
+
+def difference(x: Tensor, y: Tensor) -> float:
+    return float((x - y).abs().max() / x.abs().max().clamp(min=1e-300))
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_groups_are_those_expected(case: Case) -> None:
+    assert {g.name: g.size if g.separable else -g.size for g in derived(case).groups} == case.groups
+    assert all(g.separable == (not g.why) for g in derived(case).groups)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_any_permutation_of_all_groups_leaves_the_outputs(case: Case) -> None:
+    structure, params = derived(case), random_params(case.module(), 5)
+    before = outputs(case, params)
+    g = torch.Generator().manual_seed(7)
+    perms = {group.name: torch.randperm(group.size, generator=g) for group in structure.groups}
+    assert difference(before, outputs(case, structure.permute(params, perms))) <= 1e-12
+    for name in perms:
+        one = structure.permute(params, {name: torch.arange(structure.group(name).size).flip(0)})
+        assert difference(before, outputs(case, one)) <= 1e-12
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_nothing_depends_on_silenced_units(case: Case) -> None:
+    structure, params, other = derived(case), random_params(case.module(), 5), random_params(case.module(), 6)
+    for group in (g for g in structure.groups if g.separable):
+        for units in ([0], list(range(1, group.size)), list(range(group.size))):
+            changed = dict(params)
+            for m in group.members:
+                if m.role == "in":
+                    at = m.index[units].reshape(-1)
+                    slab = changed[m.tensor].movedim(m.dim, 0).clone()
+                    slab[at] = other[m.tensor].movedim(m.dim, 0)[at]
+                    changed[m.tensor] = slab.movedim(0, m.dim)
+            one = outputs(case, structure.silence(params, {group.name: units}))
+            two = outputs(case, structure.silence(changed, {group.name: units}))
+            assert difference(one, two) <= 1e-12, group.name
+            assert difference(outputs(case, params), one) > 1e-6, "silencing must change the function"
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_verify_catches_any_one_member_dropped(case: Case) -> None:
+    structure, module = derived(case), case.module()
+    for i, group in enumerate(structure.groups):
+        for j, member in enumerate(group.members):
+            less = replace(group, members=group.members[:j] + group.members[j + 1 :])
+            broken = Structure((*structure.groups[:i], less, *structure.groups[i + 1 :]), structure.shapes)
+            with pytest.raises(UnsupportedError, match="law fails"):
+                verify(broken, module, case.args)
+                pytest.fail(f"{group.name} without {member.tensor} axis {member.dim} was accepted")
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "softmax", "SwiGLU, RMSNorm", "GroupNorm", "GPT", "LSTM, tied"])
+def test_verify_catches_a_wrong_separable_flag(name: str) -> None:
+    case = next(c for c in CASES if c.name == name)
+    structure = derived(case)
+    wrong = [g for g in structure.groups if not g.separable and g.outs]
+    for group in wrong:
+        lied = [replace(g, separable=True, why="") if g is group else g for g in structure.groups]
+        with pytest.raises(UnsupportedError, match=f"{group.name!r}: the silence law fails"):
+            verify(Structure(tuple(lied), structure.shapes), case.module(), case.args)
+    assert wrong or name == "LSTM, tied"
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_module_and_the_generator_are_left_alone(case: Case) -> None:
+    module = case.module()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    state = torch.random.get_rng_state()
+    derive_structure(module, case.args)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert not any(m.training for m in module.modules())
+
+
+def test_groups_keep_the_order_of_the_network() -> None:
+    for case in CASES:
+        assert list(case.groups) == [g.name for g in derived(case).groups], case.name
+
+
+def test_members_of_tied_tensors_come_in_pairs() -> None:
+    group: Group = derived(next(c for c in CASES if c.name == "GPT, tied")).group("wte")
+    assert {"wte.weight", "head.weight"} <= {m.tensor for m in group.members}
+    assert "'wte.weight' both makes and reads" in group.why or "LayerNorm" in group.why
