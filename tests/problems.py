@@ -88,7 +88,9 @@ def tanh_regression() -> Problem:
     module = perceptron([3, 6, 7, 2], nn.Tanh).double()
     x, _ = blobs(20, (3,), 4)
     y = torch.stack([x.sum(1), x.prod(1)], 1)
-    return Problem("tanh regression", im.Objective(module, "mse", (x, y)), random_params(module, 1), random_params(module, 2))
+    return Problem(
+        "tanh regression", im.Objective(module, "mse", (x, y)), random_params(module, 1), random_params(module, 2)
+    )
 
 
 def with_ridge() -> Problem:

@@ -13,14 +13,18 @@ from torch.func import functional_call
 
 def loss_one_by_one(module: nn.Module, params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> float:
     """The mean cross-entropy, one example at a time."""
-    values = [F.cross_entropy(functional_call(module, dict(params), (x[i : i + 1],)), y[i : i + 1]) for i in range(len(y))]
+    values = [
+        F.cross_entropy(functional_call(module, dict(params), (x[i : i + 1],)), y[i : i + 1]) for i in range(len(y))
+    ]
     return float(torch.stack(values).double().mean())
 
 
 def bezier(control: Sequence[Tensor], t: float) -> Tensor:
     """The Bernstein form."""
     n = len(control) - 1
-    return sum((comb(n, i) * t**i * (1 - t) ** (n - i) * c for i, c in enumerate(control)), torch.zeros_like(control[0]))
+    return sum(
+        (comb(n, i) * t**i * (1 - t) ** (n - i) * c for i, c in enumerate(control)), torch.zeros_like(control[0])
+    )
 
 
 def masked_perceptron(params: Mapping[str, Tensor], x: Tensor, masks: Mapping[int, Tensor], scale: float) -> Tensor:

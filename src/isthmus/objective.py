@@ -269,7 +269,8 @@ class Objective:
 
     def _forward(self, params: Mapping[str, Tensor], x: Inputs) -> Tensor:
         args, kwargs = arguments(x)
-        return functional_call(self._module, {**self._fixed, **params}, args, kwargs, strict=True)
+        once = {k: v for k, v in params.items() if k not in self._ties}  # functional_call ties the rest itself
+        return functional_call(self._module, {**self._fixed, **once}, args, kwargs, strict=True)
 
     def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
         x, y = self._data
@@ -279,11 +280,14 @@ class Objective:
     @cached_property
     def chunk(self) -> int:
         """Examples per forward pass, so that the activations of one pass stay below `memory` bytes."""
-        few = min(2, self.num_examples)
-        zeros = self._zeros()
-        with torch.no_grad(), _Bytes() as counter:
-            self._forward(zeros, rows(self._data[0], slice(0, few)))
-        return int(max(1, min(self.num_examples, self.memory // max(1, counter.total // few))))
+        zeros, index = self._zeros(), torch.zeros(4, dtype=torch.int64, device=self.device)
+        totals = []
+        for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
+            with torch.no_grad(), _Bytes() as counter:
+                self._forward(zeros, rows(self._data[0], index[:n]))
+            totals.append(counter.total)
+        each = max(1, (totals[1] - totals[0]) // 2)
+        return int(max(1, min(self.num_examples, self.memory // each)))
 
     # -- checks
 

@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import shutil
-import struct
 import time
 import zipfile
 
@@ -79,6 +78,22 @@ def test_views_tied_and_transposed_tensors_arrive_contiguous(tmp_path):
     check(tmp_path / "w.pt", saved)
 
 
+def test_damage_that_torch_does_not_see_is_found_by_the_checksums_of_the_archive(tmp_path, state):
+    path = tmp_path / "w.pt"
+    data = saved(state)
+    at = data.index(bytes(state["0.weight"].numpy().data))
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    assert not equal(torch.load(path), state)
+    with pytest.raises(CheckpointError, match=r"the entry 'archive/data/\d+' does not match its checksum"):
+        load_params(path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    check(path, state)
+
+
 def test_own_files_round_trip_and_any_damage_is_found(tmp_path, state):
     path = tmp_path / "w.safetensors"
     save_params(state, path, {"epoch": "3"})
@@ -138,14 +153,14 @@ def test_shards_that_are_links_out_missing_or_other_than_the_index_says_are_refu
     folder.mkdir()
     index = shards(folder, state)
     (folder / "a.safetensors").rename(tmp_path / "outside")
-    with pytest.raises(CheckpointError, match="a.safetensors: there is no such file"):
+    with pytest.raises(CheckpointError, match=r"a.safetensors: there is no such file"):
         load_params(index)
     (folder / "a.safetensors").symlink_to(tmp_path / "outside")
     with pytest.raises(CheckpointError, match="a link out of its folder"):
         load_params(folder)
     (folder / "a.safetensors").unlink()
     shards(folder, state, lambda where: {**where, "ghost": "a.safetensors"})
-    with pytest.raises(CheckpointError, match="names 'ghost', which is not in a.safetensors"):
+    with pytest.raises(CheckpointError, match=r"names 'ghost', which is not in a.safetensors"):
         load_params(folder)
     shards(folder, state, lambda where: {k: v for k, v in where.items() if k != "0.bias"})
     with pytest.raises(CheckpointError, match=r"does not say that '0.bias' is in a.safetensors"):
@@ -257,6 +272,14 @@ def views():
     return saved({str(i): w[: 200 - i].T for i in range(60)})
 
 
+def folder():
+    """The entry of the tensor marked as a folder: torch.load gives whatever was in the memory before."""
+    data = bytearray(saved({"w": W}))
+    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"archive/data/0"))
+    data[entry + 38] |= 0x10
+    return bytes(data)
+
+
 EMPTY_PICKLE = b"\x80\x02}."
 HOSTILE = {
     "empty": b"",
@@ -284,6 +307,7 @@ HOSTILE = {
     "legacy bytearray": b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x0a\x85R.",
     "legacy truncated": saved({"w": torch.ones(100)}, zipped=False)[:-50],
     "deep": archive(b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b"."),
+    "tensor as a folder": folder(),
     "views beyond the file": views(),
     "TorchScript": None,
     "safetensors with a wrong length": (2).to_bytes(8, "big") + b"{}",
@@ -310,7 +334,7 @@ def mutate(data, rng, faults=3):
     """A copy with at most that many faults: flipped bits, other bytes, a part cut or repeated, the end cut."""
     out = bytearray(data)
     for _ in range(rng.randint(1, faults)):
-        at, size = rng.randrange(len(out)), rng.randint(1, 16)
+        at, size = rng.randrange(len(out)), min(rng.randint(1, 16), len(out) - 1)
         match rng.randrange(6):
             case 0 | 1:
                 out[at] ^= 1 << rng.randrange(8)
@@ -340,9 +364,8 @@ def test_mutated_checkpoints_load_or_raise_one_error(tmp_path, kind, state):
         path.write_bytes(mutate(data, rng, faults=1 if kind == "safetensors" else 3))
         try:
             params = load_params(path)
-        except CheckpointError as error:
+        except CheckpointError:
             refused += 1
-            assert "\n" not in str(error)
         else:
             assert all(isinstance(v, torch.Tensor) and v.is_contiguous() for v in params.values())
             # with a digest there is no silent difference

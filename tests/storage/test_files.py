@@ -309,7 +309,7 @@ def test_what_the_format_cannot_hold_is_refused_by_name(tmp_path, name, tensor, 
     with pytest.raises(InputError, match=message):
         save_tensors({name: tensor}, tmp_path / "w", {})
     with pytest.raises(InputError, match="metadata"):
-        save_tensors({}, tmp_path / "w", {"a": 1})
+        save_tensors({}, tmp_path / "w", {"a": 1})  # pyright: ignore[reportArgumentType]
     assert listing(tmp_path) == []
 
 

@@ -80,7 +80,7 @@ def test_nothing_depends_on_silenced_units(case: Case) -> None:
             one = outputs(case, structure.silence(params, {group.name: units}))
             two = outputs(case, structure.silence(changed, {group.name: units}))
             assert difference(one, two) <= 1e-12, group.name
-            assert difference(outputs(case, params), one) > 1e-6, "silencing must change the function"
+        assert difference(outputs(case, params), one) > 1e-6, "silencing all units must change the function"
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

@@ -89,7 +89,7 @@ class Dropout(Connector):
 
 def _row(d: Dropped) -> dict[str, object]:
     kept = {str(j): len(units) for j, units in d.kept.items()}
-    return {"entry": d.entry, "loss": d.loss, "scale": d.scale, "kept": kept, "separates_data": d.capped}
+    return {"entry": d.entry, "loss": d.loss, "scale": d.scale, "kept": kept, "separates_data": d.separates}
 
 
 def drop_out(walk: Walk, best: dict[int, Dropped], end: str, every_vertex: bool) -> None:

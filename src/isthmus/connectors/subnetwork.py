@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ class Subnetwork(Connector):
     Each xi_l starts from the end's own weights on the free units (``init="theta"``) or at random (``"random"``)
     and is trained with `optimizer`, `lr`, `batch` for at most `steps` steps (`hub_steps` for xi_0, default
     twice as many) until its loss on all examples is at most the larger end's loss + `slack`; xi_{L-1}, a convex
-    problem, by L-BFGS.
+    problem, by L-BFGS. A training that ends above twice that target is repeated from random weights, up to
+    `attempts` trainings in all, and the best is kept.
 
     When to use: whenever the network is a chain of layers with a few spare units; the path is as low as half-width
     networks can be trained. Needs a loss that is convex in the outputs. Cost: 2L - 1 trainings of
@@ -46,6 +48,7 @@ class Subnetwork(Connector):
     hub_steps: int | None = None
     slack: float = 0.0
     init: str = "theta"
+    attempts: int = 2
 
     about = About(
         makes="4L - 1 straight segments through trained half-width subnetworks",
@@ -63,6 +66,8 @@ class Subnetwork(Connector):
             raise InputError("init", expected="'theta' or 'random'", got=repr(self.init))
         if self.hub_steps is not None and self.hub_steps < 1:
             raise InputError("hub_steps", expected="a whole number >= 1", got=self.hub_steps)
+        if self.attempts < 1:
+            raise InputError("attempts", expected="a whole number >= 1", got=self.attempts)
         self.recipe()
 
     def recipe(self) -> Recipe:
@@ -127,31 +132,39 @@ class _Training:
         h = chain.features(params, objective.data[0], l, objective.chunk)
         h = h if l == 0 else h[:, self.held[l]].contiguous()
         y = objective.data[1]
-        start = network_of(chain, self._start(l, params), params)
         names = [n for p in range(l + 1, chain.L + 1) for n in chain.layer(p).trainable]
-        fixed = {n: v for n, v in start.items() if n not in names}
-
-        def batch_loss(small: Params, index: Tensor) -> Tensor:
-            return objective.example_losses(chain.forward({**fixed, **small}, h[index], l + 1), y[index]).mean()
-
-        def full_loss(small: Params) -> float:
-            parts = zip(h.split(objective.chunk), y.split(objective.chunk), strict=True)
-            with torch.no_grad():
-                return objective.of_outputs((chain.forward({**fixed, **small}, p, l + 1), q) for p, q in parts)[0]
-
+        target = self.larger_end + method.slack
         recipe = method.recipe()
-        if l == chain.L - 1 and objective.convex and l > 0:
+        convex = l == chain.L - 1 and objective.convex
+        if convex:
             recipe = replace(recipe, optimizer="lbfgs", steps=200)
         elif l == 0:
             recipe = replace(recipe, steps=method.hub_steps or 2 * method.steps)
-        fitted = fit(
-            batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, recipe,
-            generator=self.generator, target=self.larger_end + method.slack, progress=self.progress,
-            what="training the hub xi_0" if l == 0 else f"training xi_{l} at {end}",
-        )  # fmt: skip
-        return Subnet(self._compact({**fixed, **fitted.params}, l), fitted)
+        best: Subnet | None = None
+        for attempt in range(1 if convex else method.attempts):
+            start = network_of(chain, self._start(l, params, "random" if attempt else method.init), params)
+            fixed = {n: v for n, v in start.items() if n not in names}
 
-    def _start(self, l: int, params: Params) -> Weights:
+            def batch_loss(small: Params, index: Tensor, fixed: Params = fixed) -> Tensor:
+                return objective.example_losses(chain.forward({**fixed, **small}, h[index], l + 1), y[index]).mean()
+
+            def full_loss(small: Params, fixed: Params = fixed) -> float:
+                parts = zip(h.split(objective.chunk), y.split(objective.chunk), strict=True)
+                with torch.no_grad():
+                    return objective.of_outputs((chain.forward({**fixed, **small}, p, l + 1), q) for p, q in parts)[0]
+
+            fitted = fit(
+                batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, recipe,
+                generator=self.generator, target=target, progress=self.progress,
+                what=("training the hub xi_0" if l == 0 else f"training xi_{l} at {end}") + " again" * bool(attempt),
+            )  # fmt: skip
+            if best is None or fitted.loss < best.fitted.loss:
+                best = Subnet(self._compact({**fixed, **fitted.params}, l), fitted)
+            if best.fitted.loss <= 2 * target:
+                break
+        return cast(Subnet, best)
+
+    def _start(self, l: int, params: Params, init: str) -> Weights:
         """The first weights of xi_l: the network's own on the free units (scaled up), or He's random ones."""
         chain, L = self.chain, self.chain.L
         theta = chain.read(params)
@@ -161,7 +174,7 @@ class _Training:
         for p in range(l + 1, L + 1):
             columns = torch.arange(chain.widths[0]) if p == 1 else self.held[l] if p == l + 1 else rows[p - 1]
             own = theta.A[p][rows[p]][:, columns]
-            if self.method.init == "theta":
+            if init == "theta":
                 A[p] = own * (chain.widths[p - 1] / len(columns))
                 b[p] = theta.b[p][rows[p]]
             else:

@@ -20,7 +20,8 @@ section, .alert { background: var(--card); border: 1px solid var(--line); border
 .alert ul, .summary ul { margin: .2rem 0; padding-left: 1.2rem; }
 .summary li { margin: .35rem 0; }
 code, pre { font-family: ui-monospace, "Liberation Mono", Menlo, Consolas, monospace; font-size: .88em; }
-pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto; }
+pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem;
+  overflow-x: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
@@ -34,7 +35,8 @@ td.best { background: var(--good-ground); color: var(--good); font-weight: 700; 
 .tag.bad { background: var(--bad-ground); color: var(--bad); }
 .tag.open { background: var(--open-ground); color: var(--open); }
 .note, .columns { color: var(--soft); font-size: .88rem; }
-.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .5rem 1.5rem; margin: 1rem 0 0; }
+.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .6rem 1.5rem;
+  margin: 1rem 0 0; }
 .columns dt { font-weight: 600; color: var(--ink); } .columns dd { margin: 0; }
 .claim { margin: .3rem 0 .3rem 1rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
@@ -45,7 +47,8 @@ details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
 .controls label { margin-right: .8rem; cursor: pointer; }
 .figure { width: 100%; } #curves { height: 460px; } #plane { height: 520px; }
 noscript svg { width: 100%; height: auto; background: #ffffff; border-radius: 8px; }
-@media (max-width: 640px) { section, .alert { padding: 1rem .8rem; } th, td { padding: .4rem .45rem; } }
+@media (max-width: 640px) { #curves, #plane { height: 640px; } section, .alert { padding: 1rem .8rem; }
+  th, td { padding: .4rem .45rem; } }
 @media print { body { background: #ffffff; } section { break-inside: avoid; } }
 """
 
@@ -55,17 +58,20 @@ SCRIPT = """
   const data = JSON.parse(document.getElementById("data").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const narrow = window.matchMedia("(max-width: 640px)");
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  // the buttons are named one by one: plotly's own choice has one that sends the figure to a server
+  const config = { responsive: true, displaylogo: false, plotlyServerURL: "",
+    modeBarButtons: [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]] };
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const layout = (more) => {
     const line = css("--line");
     const axis = { gridcolor: line, zeroline: false, linecolor: css("--soft"), automargin: true };
-    const below = { orientation: "h", x: 0, y: -0.22, yanchor: "top" };
+    const below = { orientation: "h", x: 0, xref: "container", y: 0, yref: "container", yanchor: "bottom" };
     return Object.assign({}, more, {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
       font: { color: css("--ink"), family: "system-ui, sans-serif", size: 13 },
       hoverlabel: { bgcolor: css("--card"), font: { color: css("--ink") } },
-      margin: { l: 60, r: 15, t: 15, b: 50 }, legend: narrow.matches ? below : { x: 1.02, y: 1 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") },
+      margin: { l: 60, r: 15, t: 36, b: 50 }, legend: narrow.matches ? below : { x: 1.02, y: 1 },
       xaxis: Object.assign({}, axis, more.xaxis), yaxis: Object.assign({}, axis, more.yaxis) });
   };
   const ring = (color) => ({ size: 10, color: css("--card"), line: { color: color, width: 2.5 } });
@@ -105,12 +111,13 @@ SCRIPT = """
       line: { color: run.color, width: 2, dash: run.baseline ? "dash" : "solid" },
       marker: { color: run.color, size: run.baseline ? 0 : run.size, opacity: 1, line: { width: 0 } },
       hovertemplate: "(%{x:.4~g}, %{y:.4~g})" }));
-    traces.push({ x: d.ends.map((e) => e[1]), y: d.ends.map((e) => e[2]), text: d.ends.map((e) => "<b>" + e[0] + "</b>"),
-      mode: "markers+text", textposition: "top center", textfont: { size: 15, color: css("--ink") }, showlegend: false,
+    traces.push({ x: d.ends.map((e) => e[1]), y: d.ends.map((e) => e[2]),
+      text: d.ends.map((e) => "<b>" + e[0] + "</b>"), mode: "markers+text", textposition: "top center",
+      textfont: { size: 15, color: css("--ink") }, showlegend: false,
       marker: { size: 12, color: css("--ink") }, hoverinfo: "text", cliponaxis: false });
     Plotly.react(box, traces, layout({ showlegend: true,
-      xaxis: { title: { text: "first principal direction (" + d.variance[0] + " of the variance)" } },
-      yaxis: { title: { text: "second principal direction (" + d.variance[1] + " of the variance)" } } }), config);
+      xaxis: { title: { text: "direction 1 (" + d.variance[0] + " of the variance)" } },
+      yaxis: { title: { text: "direction 2 (" + d.variance[1] + " of the variance)" } } }), config);
   }
 
   function draw() {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from isthmus.plot.curves import all_values, highest, log_floor, wants_log
-from isthmus.plot.figures import colours
+from isthmus.plot.figures import colours, legend_text
 from isthmus.plot.plane import Projection, named_ends
 from isthmus.plot.runs import Floats, Profile, Run
 
@@ -45,7 +45,7 @@ def curves_data(runs: Sequence[Run]) -> dict[str, Any]:
             continue
         profile, keep = run.profile, thin(run.profile)
         entry: dict[str, Any] = {
-            **{"name": escape(run.label), "color": colour, "baseline": run.is_baseline},
+            **{"name": _text(run.label), "color": colour, "baseline": run.is_baseline},
             **{"t": _numbers(profile.t[keep]), "text": _hover(run, profile.segment[keep])},
             "max": {q: _numbers(np.array(highest(profile.t, profile.train[q]))) for q in ("loss", "error")},
         }
@@ -63,7 +63,7 @@ def plane_data(runs: Sequence[Run], drawn: Sequence[Run], projection: Projection
     for run, points, knots in zip(drawn, projection.points, projection.knots, strict=True):
         entries.append(
             {
-                **{"name": escape(run.label), "color": palette[run.label], "baseline": run.is_baseline},
+                **{"name": _text(run.label), "color": palette[run.label], "baseline": run.is_baseline},
                 **{"x": _numbers(points[:, 0]), "y": _numbers(points[:, 1])},
                 "size": np.where(knots, 6, 0).tolist(),
             }
@@ -87,11 +87,16 @@ def _numbers(values: Floats) -> list[float | None]:
     return [float(f"{v:.6g}") if isfinite(v) else None for v in values.tolist()]
 
 
+def _text(text: str, limit: int = 36) -> str:
+    """For plotly, which reads tags and formulas in its labels: neither is left, and nothing is too long."""
+    return escape(legend_text(text, limit)).replace("$", "&#36;")
+
+
 def _hover(run: Run, segments: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
     """The segment of each sample, with its label when the method gave one."""
     labels = run.result.get("labels") or []
     said = {}
     for i in {int(s) for s in segments}:
-        label = str(labels[i])[:60] if 0 <= i < len(labels) else ""
-        said[i] = escape(f"segment {i}: {label}" if label else f"segment {i}")
+        label = str(labels[i]) if 0 <= i < len(labels) else ""
+        said[i] = _text(f"segment {i}: {label}" if label else f"segment {i}", 80)
     return [said[int(s)] for s in segments]

@@ -113,9 +113,9 @@ def _curves_section(runs: tuple[Run, ...], data: dict[str, Any]) -> str:
     )
     thinned = any(run.profile is not None and len(run.profile.t) > MAX_POINTS for run in runs)
     note = (
-        "Training set solid, test set dashed, the straight line grey; rings mark each largest training value. Segment i "
-        "of n covers t from i/n to (i+1)/n, so equal steps in t are not equal lengths. On a logarithmic scale, values "
-        "of 0 stand on the bottom line."
+        "Training set solid, test set dashed; the straight line is grey, dashed and dotted; rings mark each largest "
+        "training value. Segment i of n covers t from i/n to (i+1)/n, so equal steps in t are not equal lengths. "
+        "On a logarithmic scale, values of 0 stand on the bottom line."
         + (" Long curves are drawn with the extremes of each short stretch; no maximum is left out." if thinned else "")
     )
     still = svg_text(loss_along_paths(runs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from decimal import ROUND_CEILING, Context
 from html import escape
 from math import isfinite, nan
 
@@ -33,6 +34,17 @@ def num(value: float) -> str:
     if not isfinite(value):
         return NONE
     return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+").replace("e+", "e")
+
+
+def bound_num(value: float) -> str:
+    """Four significant digits rounded up, so that what is printed is still a bound.
+
+    >>> num(0.00259312), bound_num(0.00259312), bound_num(0.25)
+    ('0.002593', '0.002594', '0.25')
+    """
+    if not isfinite(value):
+        return NONE
+    return num(float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(value)))
 
 
 def whole(value: float) -> str:
@@ -110,11 +122,12 @@ def verdict(run: Run) -> str:
     if run.certificate is None:
         return f"{head}{said}; nothing was proved (there is no certificate)."
     if is_proved(run):
-        bound = num(bound_of(run))
+        bound = bound_num(bound_of(run))
         return f"{head}{said}, and it is <strong>proved</strong> to be at most {bound} everywhere on the path."
     counts = claim_counts(run)
-    open_, total = counts.get("measured", 0), sum(counts.values())
-    return f"{head}{said}; <strong>not proved</strong>: {open_} of {total} segments are only measured."
+    left, total = counts.get("measured", 0), sum(counts.values())
+    verb = "is" if left == 1 else "are"
+    return f"{head}{said}; <strong>not proved</strong>: {left} of {total} segments {verb} only measured."
 
 
 COLUMNS = (
@@ -123,7 +136,10 @@ COLUMNS = (
     ("Length / distance", "length of the path divided by the Euclidean distance of its ends; 1 for a straight line"),
     ("Max training loss", "the largest training loss at the measured points, in the units of the loss"),
     ("Excess", "max loss on the path minus the larger end's loss; 0 means that the path never rises above its ends"),
-    ("Proved bound", "no point of the path has a larger training loss, measured or not; a dash when it is not proved"),
+    (
+        "Proved bound",
+        "no point of the path has a larger training loss, measured or not; rounded up; a dash when it is not proved",
+    ),
     ("Max test error", "the largest fraction of wrongly classified test examples at the measured points"),
     ("Seconds", "wall-clock seconds to construct, measure and certify the path together"),
 )
@@ -153,7 +169,7 @@ def _row(run: Run, top: float, several: bool) -> str:
         num(run.number("normalized_length")),
         num(run.number("max_loss")),
         num(excess),
-        num(bound_of(run)),
+        bound_num(bound_of(run)),
         num(run.number("test_error_max")),
         num(seconds_of(run)),
     )
@@ -191,9 +207,10 @@ def _proof(run: Run) -> str:
     slack, dtype = certificate.get("slack"), escape(certificate.get("dtype") or "floating point")
     if is_proved(run):
         parts.append(
-            f"<p><span class='tag good'>proved</span> The training loss is at most <strong>{num(bound_of(run))}</strong> "
-            f"on the whole path. The statement holds for the network evaluated in {dtype}"
-            + (f"; the bound includes {num(float(slack))} for rounding.</p>" if slack is not None else ".</p>")
+            "<p><span class='tag good'>proved</span> The training loss is at most "
+            f"<strong>{bound_num(bound_of(run))}</strong> on the whole path. "
+            f"The statement is about the network in real arithmetic, which was evaluated in {dtype}"
+            + (f"; the bound includes {num(float(slack))} for the rounding.</p>" if slack is not None else ".</p>")
         )
     else:
         parts.append("<p><span class='tag open'>not proved</span> At least one segment is only measured.</p>")
@@ -211,7 +228,7 @@ def _segment_row(segment: dict[str, object], labels: list[object]) -> str:
     i = segment["index"]
     label = segment.get("label") or (labels[i] if isinstance(i, int) and 0 <= i < len(labels) else "")
     bound = segment.get("bound")
-    cells = (i, label or NONE, segment["claim"], num(float(str(bound))) if bound is not None else NONE)
+    cells = (i, label or NONE, segment["claim"], bound_num(float(str(bound))) if bound is not None else NONE)
     tds = "".join(f"<td>{escape(str(c))}</td>" for c in (*cells, segment.get("why") or NONE))
     return f"<tr>{tds}</tr>"
 
@@ -229,8 +246,9 @@ def repeat(runs: tuple[Run, ...]) -> str:
     commands = "\n".join(text_of(r, "command") for r in runs if r.result.get("command"))
     shown = f"<pre>{commands}</pre>" if commands else "<p>No command was recorded.</p>"
     rows = "\n".join(
-        f"<tr><th scope='row'>{escape(r.label)}</th><td>{whole(r.number('seed'))}</td><td>{text_of(r, 'dtype') or NONE}</td>"
-        f"<td>{text_of(r, 'version') or NONE}</td><td>{text_of(r, 'torch') or NONE}</td></tr>"
+        f"<tr><th scope='row'>{escape(r.label)}</th><td>{whole(r.number('seed'))}</td>"
+        + "".join(f"<td>{text_of(r, key) or NONE}</td>" for key in ("dtype", "version", "torch"))
+        + "</tr>"
         for r in runs
     )
     head = "<tr><th>Method</th><th>Seed</th><th>dtype</th><th>isthmus</th><th>torch</th></tr>"

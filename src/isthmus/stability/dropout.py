@@ -25,7 +25,7 @@ class Dropped:
 
     Kept units of layer j have their outgoing weights multiplied by `factors[j]` (n_j / |kept_j|, or 1), those of
     the last hidden layer also by `scale`; biases stay. `loss` is the loss of this network, penalty left out.
-    `capped`: the optimal scale is at the bound of the search, so the subnetwork separates the data.
+    `separates`: the loss does not rise up to the largest scale that is searched, so no finite one is optimal.
     """
 
     entry: int
@@ -33,7 +33,7 @@ class Dropped:
     factors: dict[int, float]
     scale: float
     loss: float
-    capped: bool
+    separates: bool
 
     def layers(self, theta: Weights, L: int) -> Weights:
         """Its weights in compact form: the rows of layer `entry` and all that follows, kept units only."""
@@ -113,7 +113,7 @@ def _scaled(
 
         if scale != "output":
             return Dropped(i, trial.kept, trial.factors, 1.0, loss(1.0), False)
-        found = minimize_scalar(loss, bounds=(0.0, LARGEST_SCALE), method="bounded", options={"xatol": 1e-5})
+        found = minimize_scalar(loss, bounds=(-LARGEST_SCALE, LARGEST_SCALE), method="bounded", options={"xatol": 1e-6})
     s = float(found.x)
-    capped = s > 0.999 * LARGEST_SCALE
-    return Dropped(i, trial.kept, trial.factors, s, float(found.fun), capped)
+    separates = loss(LARGEST_SCALE if s > 0 else -LARGEST_SCALE) <= float(found.fun)
+    return Dropped(i, trial.kept, trial.factors, s, float(found.fun), separates)

@@ -24,7 +24,7 @@ from isthmus.connectors.base import Connection, Outcome
 from isthmus.errors import FileError, InputError, IsthmusError, UnsupportedError
 from isthmus.params import Params, check_like
 from isthmus.paths import Curve, Path, Segment
-from isthmus.storage.files import PathLike, disk_error, plain
+from isthmus.storage.files import PathLike, disk_error, one_line, plain
 from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
 
 __all__ = ["load_connection", "read_header", "save"]
@@ -149,9 +149,11 @@ def _open(path: PathLike) -> tuple[dict[str, Any], str]:
     try:
         header = json.loads(metadata["isthmus"])
         if header["format"] != _FORMAT:
-            raise FileError(path, f"is {header['format']!r}, not a saved connection", "read it with what wrote it")
+            raise FileError(
+                path, f"is {one_line(header['format'])!r}, not a saved connection", "read it with what wrote it"
+            )
         if header["version"] != _VERSION:
-            why = f"is in version {header['version']!r} of the format, this isthmus reads version {_VERSION}"
+            why = f"is in version {one_line(header['version'])} of the format, this isthmus reads version {_VERSION}"
             raise FileError(path, why, "install a newer isthmus")
         if header["digest"] != _seal(_VERSION, header["tensors"], header["manifest"]):
             raise FileError(path, "is damaged: its manifest does not match its digest", _AGAIN)
@@ -191,7 +193,9 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         segments = []
         for i, written in enumerate(manifest["segments"]):
             if written["kind"] not in _KINDS:
-                why = f"segment {i} is of the kind {written['kind']!r}, this isthmus knows {', '.join(_KINDS)}"
+                why = (
+                    f"segment {i} is of the kind {one_line(written['kind'])!r}, this isthmus knows {', '.join(_KINDS)}"
+                )
                 raise FileError(path, why, "install a newer isthmus")
             control = tuple(points[_index(number)] for number in written["control"])
             segments.append(_KINDS[written["kind"]].make(control))
@@ -202,17 +206,23 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
     except FileError:
         raise
     except (InputError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise FileError(path, f"does not describe a path ({type(error).__name__}: {error})", _AGAIN) from error
+        raise FileError(
+            path, f"does not describe a path ({type(error).__name__}: {one_line(error)})", _AGAIN
+        ) from error
 
 
 def _points(names: list[str], rows: list[list[int]], tensors: Params) -> list[Params]:
     """Each point once. One tensor under two names is copied: no two parameters of a network share memory."""
+    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names are not distinct strings")
+    if {_key(_index(number)) for row in rows for number in row} != set(tensors):
+        raise ValueError("points use tensors that are not there, or there are tensors that no point uses")
     owner: dict[int, str] = {}
     made: dict[tuple[int, str], Tensor] = {}
     for row in rows:
         for name, number in zip(names, row, strict=True):
             if (number, name) not in made:
-                tensor = tensors[_key(_index(number))]
+                tensor = tensors[_key(number)]
                 made[number, name] = tensor if owner.setdefault(number, name) == name else tensor.clone()
     return [{name: made[number, name] for name, number in zip(names, row, strict=True)} for row in rows]
 

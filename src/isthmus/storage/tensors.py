@@ -129,7 +129,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mappin
                 out.write(_bytes(tensors[name]))
         # the reader's own check: what is kept can be read again
         with _readable(path):
-            _header(temporary)
+            _header(temporary, path)
             with safe_open(temporary, framework="pt", backend="pread"):
                 pass
 
@@ -154,33 +154,33 @@ def _readable(path: PathLike) -> Iterator[None]:
         ) from error
 
 
-def _header(path: PathLike) -> dict[str, Any]:
-    """The parsed header, after the checks that bound what reading it can cost."""
+def _header(path: PathLike, named: PathLike) -> dict[str, Any]:
+    """The parsed header, after the checks that bound what reading it can cost; messages say `named`."""
     size = check_regular(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise FileError(path, f"is {sniff(path)}, not a whole safetensors file", "copy or download it again")
+            raise FileError(named, f"is {sniff(path)}, not a whole safetensors file", "copy or download it again")
         if length > HEADER_BYTES:
-            raise FileError(path, f"has a header of {length:,} bytes, {HEADER_BYTES:,} are allowed", "split the file")
+            raise FileError(named, f"has a header of {length:,} bytes, {HEADER_BYTES:,} are allowed", "split the file")
         data = file.read(length)
     try:
         header = strict_json(data, limit=HEADER_KEYS + 2)
     except (ValueError, RecursionError) as error:
-        raise FileError(path, f"has a damaged header ({one_line(error)})", "copy or download it again") from error
+        raise FileError(named, f"has a damaged header ({one_line(error)})", "copy or download it again") from error
     if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
-        raise FileError(path, "has a header that names no tensors", "copy or download it again")
+        raise FileError(named, "has a header that names no tensors", "copy or download it again")
     if len(header) > HEADER_KEYS:
-        raise FileError(path, f"names {len(header):,} tensors, {HEADER_KEYS:,} are allowed", "split the file")
+        raise FileError(named, f"names {len(header):,} tensors, {HEADER_KEYS:,} are allowed", "split the file")
     if not all(isinstance(v, str) for v in header.get("__metadata__", {}).values()):
-        raise FileError(path, "has metadata that are not strings", "copy or download it again")
+        raise FileError(named, "has metadata that are not strings", "copy or download it again")
     return header
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:
     """The metadata of a safetensors file, without its tensors. Errors: ``FileError``."""
     with _readable(path):
-        return dict(_header(path).get("__metadata__", {}))
+        return dict(_header(path, path).get("__metadata__", {}))
 
 
 def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
@@ -191,7 +191,7 @@ def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
     safetensors file, or whose header is over 10 MB or 50,000 names.
     """
     with _readable(path):
-        header = _header(path)
+        header = _header(path, path)
         with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors, dict(header.get("__metadata__", {}))

@@ -139,6 +139,10 @@ def _matmul(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return contract(walk, x, left, y, right, out)
 
 
+def _outer(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    return contract(walk, a["x"], ["r"], a["vec2"], ["c"], ["r", "c"])
+
+
 def _addmm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     one, two = (a["mat1"], a["mat2"]) if "mat1" in a else (a["batch1"], a["batch2"])
     return elementwise(walk, [a["x"], _matmul(walk, node, {"mat2": two, "x": one})])
@@ -211,7 +215,15 @@ RULES: dict[str, Rule] = (
     | {name: _table for name in ("arange", "eye", "linspace")}
     | {name: _evaluated for name in ("dropout", "feature_dropout", "alpha_dropout")}
     | {name: _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")}
-    | {"linear": _linear, "addmm": _addmm, "baddbmm": _addmm, "einsum": _einsum, "prelu": _prelu, "glu": _glu}
+    | {
+        "linear": _linear,
+        "addmm": _addmm,
+        "baddbmm": _addmm,
+        "outer": _outer,
+        "einsum": _einsum,
+        "prelu": _prelu,
+        "glu": _glu,
+    }
     | {"softmax": _softmax, "_softmax": _softmax, "log_softmax": _softmax, "_log_softmax": _softmax}
     | {"tril": _triangle, "triu": _triangle}
 )

@@ -160,7 +160,7 @@ def _initial(walk: Walk, given: Value, states: Sequence[Value]) -> None:
     """A given first state has one axis for the units of all layers, which ties them."""
     for state in states:
         ax.unify(given.axes[-1], state.axes[-1])
-    ax.fix(given.axes[0])
+    ax.fix(*given.axes[:-1])
     walk.absorb(given)
 
 
@@ -185,6 +185,25 @@ def _attention(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return out
 
 
+def _step(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+    """One step of a recurrent layer (nn.LSTMCell and the like); its states may be those of the step before."""
+    weights = [a["w_ih"], a["w_hh"], *(b for b in (a["b_ih"], a["b_hh"]) if b is not None)]
+    hidden, states = weights[1].axes[1], a["hx"] if isinstance(a["hx"], list) else [a["hx"]]
+    _cell(walk, _GATES[node.op.split(".")[1].replace("_cell", "")], a["x"].axes[-1], hidden, weights)
+    for given in states:
+        _initial(walk, given, [Value([hidden])])
+    out = replace(states[0], axes=[*a["x"].axes[:-1], hidden], origins=(), active=True, uniform=False)
+    return (out, out) if node.shapes else out
+
+
+def _weight_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    """g v / |v|, the norm over all axes but one: a column that is zero still counts as a function of the others."""
+    v, g, dim = a["v"], a["g"], a["dim"]
+    ax.unify(v.axes[dim], g.axes[dim])
+    ax.fix(*(axis for d, axis in enumerate(g.axes) if d != dim % len(g.axes)))
+    return replace(v.with_axis(dim, v.axes[dim], v.origins[dim] | g.origins[dim]), bent=True)
+
+
 _POOLS = [f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_avg", "adaptive_max")]
 _RESIZED = ["max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d"]
 _RESIZED += ["upsample_bilinear2d", "upsample_linear1d", "max_pool1d_with_indices", "upsample_bicubic2d"]
@@ -195,8 +214,9 @@ RULES: dict[str, Rule] = (
     | {name: _spatial for name in (*_POOLS, *_RESIZED)}
     | {name: _batch_norm for name in (*_BATCH_NORMS, "_native_batch_norm_legit_functional")}
     | {name: _recurrent for name in _GATES}
+    | {f"{name}_cell": _step for name in _GATES}
     | {"layer_norm": _layer_norm, "rms_norm": _layer_norm, "group_norm": _group_norm, "instance_norm": _instance_norm}
-    | {"embedding": _embedding, "scaled_dot_product_attention": _attention}
+    | {"_weight_norm": _weight_norm, "embedding": _embedding, "scaled_dot_product_attention": _attention}
 )
 RAW = frozenset(_GATES)
 """Operations that treat a uniform argument (zero first states) in their own way."""

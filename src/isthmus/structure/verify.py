@@ -48,7 +48,9 @@ def verify(
     twin = _twin(module, state)
     for draw in range(draws):
         g = torch.Generator().manual_seed(seed + draw)
-        inputs = tree_map(lambda x: _noise(x, g) if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs))
+        inputs = tree_map(
+            lambda x: _noise(x, g) if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs)
+        )
         forward = _forward(twin, *inputs)
         params, other = _random(state, g), _random(state, g)
         before = forward(params)

@@ -130,7 +130,9 @@ class Walk:
         for name in self.program.tensors.values():
             if name not in self.program.integers and self.program.tied.get(name, name) not in canonical:
                 raise UnsupportedError(
-                    f"parameter {name!r}", "it is not used by the forward pass", "remove it, or write its groups by hand"
+                    f"parameter {name!r}",
+                    "it is not used by the forward pass",
+                    "remove it, or write its groups by hand",
                 )
 
     def _weight(self, name: str) -> Value:
@@ -156,7 +158,9 @@ class Walk:
             error.add_note(f"in operation {node.op} ({node.where})")
             raise
         except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-            raise UnsupportedError(f"operation {node.op} ({node.where})", f"its axes cannot be followed: {error}") from error
+            raise UnsupportedError(
+                f"operation {node.op} ({node.where})", f"its axes cannot be followed: {error}"
+            ) from error
 
     def _resolve(self, x: Any, keep: bool) -> Any:
         if isinstance(x, Ref):
@@ -187,7 +191,8 @@ class Walk:
                 if role == "in" and atom in found:
                     name = _name(tensor, atom.label or self.labels.get(tensor, ""), groups)
                     groups.append(_group(name, found.pop(atom), atom))
-        return Structure(tuple(groups), self.shapes)
+        # a single unit that cannot be removed alone leaves nothing to do
+        return Structure(tuple(g for g in groups if g.size > 1 or g.separable), self.shapes)
 
     def _roles(self) -> dict[tuple[str, int, Axis], set[Role]]:
         """The roles of each free atom on each weight axis; an atom that some axis holds without a role is fixed."""

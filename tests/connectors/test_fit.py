@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+import isthmus as im
+from isthmus.connectors.fit import Recipe, fit
+
+x = torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None]
+y = 3 * x - 1
+
+
+def batch_loss(p, index):
+    return (x[index] * p["w"] + p["b"] - y[index]).square().mean()
+
+
+def full_loss(p):
+    return float(batch_loss(p, torch.arange(40)))
+
+
+def start():
+    return {"w": torch.zeros(1, dtype=torch.float64), "b": torch.zeros(1, dtype=torch.float64)}
+
+
+def run(recipe, **options):
+    return fit(batch_loss, full_loss, start(), 40, recipe, generator=torch.Generator().manual_seed(0), **options)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs"])
+def test_every_optimiser_solves_least_squares(optimizer):
+    fitted = run(Recipe(optimizer, lr=0.05, steps=800, batch=10), target=1e-8)
+    assert fitted.loss <= 1e-8
+    assert fitted.outcome is im.Outcome.CONNECTED
+    assert float(fitted.params["w"]) == pytest.approx(3, abs=1e-3)
+    assert full_loss(fitted.params) == fitted.loss
+
+
+def test_the_best_point_seen_is_returned_and_the_budget_is_kept():
+    seen = []
+
+    def recording(p):
+        seen.append(full_loss(p))
+        return seen[-1]
+
+    fitted = fit(
+        batch_loss, recording, start(), 40, Recipe("sgd", lr=0.9, steps=30, batch=4, check=1, schedule="constant"),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert fitted.loss == min(seen)
+    assert fitted.steps == 30
+    assert fitted.outcome is im.Outcome.BUDGET_EXHAUSTED
+
+
+def test_no_step_is_made_when_the_start_is_good_enough():
+    fitted = run(Recipe(), target=100.0)
+    assert fitted.steps == 0
+    assert float(fitted.params["w"]) == 0
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_the_last_finite_weights():
+    fitted = run(Recipe("sgd", lr=1e200, steps=50, batch=10))
+    assert fitted.outcome is im.Outcome.NOT_FINITE
+    assert all(bool(v.isfinite().all()) for v in fitted.params.values())
+
+
+def test_the_start_is_not_written_to_and_seeds_repeat():
+    one, two = (run(Recipe(lr=0.05, steps=50, batch=10)) for _ in range(2))
+    assert torch.equal(one.params["w"], two.params["w"])
+    assert float(start()["w"]) == 0
+
+
+def test_progress_is_reported():
+    calls = []
+    run(Recipe(steps=20, batch=10), progress=lambda *c: calls.append(c), what="training")
+    assert calls[-1] == ("training", 20, 20)
+    assert len(calls) > 3
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"schedule": "linear"},
+        {"batch": 0},
+        {"check": 0},
+        {"lr": float("nan")},
+        {"momentum": 1.0},
+        {"weight_decay": -1.0},
+    ],
+)
+def test_bad_recipes_are_refused(bad):
+    with pytest.raises(im.InputError):
+        Recipe(**bad)

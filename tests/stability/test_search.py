@@ -1,0 +1,70 @@
+"""The search for half networks, against full-size networks with masks."""
+
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from tests.problems import classify, perceptron
+from tests.slow_twins import masked_perceptron
+
+import isthmus as im
+from isthmus.losses import cross_entropy
+from isthmus.stability.dropout import search
+from isthmus.structure.chain import chain_of
+
+
+@pytest.fixture
+def problem():
+    return classify("search", perceptron([5, 9, 7, 8, 4]), (5,))
+
+
+def found(problem, scale="output", keep=0.5, masks=3, seed=0):
+    chain = chain_of(problem.objective.program, problem.objective.structure)
+    g = torch.Generator().manual_seed(seed)
+    return search(
+        problem.objective, chain, problem.a, keep=keep, masks=masks, scale=scale, generator=g, progress=lambda n: None
+    )
+
+
+@pytest.mark.parametrize("scale", ["output", "layer", "none"])
+def test_losses_are_those_of_the_masked_network(problem, scale):
+    x, y = problem.objective.data
+    for i, dropped in found(problem, scale).items():
+        masks = {}
+        for j, kept in dropped.kept.items():
+            masks[j] = torch.zeros([9, 7, 8][j - 1], dtype=torch.float64)
+            masks[j][kept] = len(masks[j]) / len(kept) if scale != "none" else 1.0
+            assert dropped.factors[j] == float(masks[j].max())
+        assert set(masks) == set(range(i, 4))
+
+        def loss(s, masks=masks):
+            return float(cross_entropy(masked_perceptron(problem.a, x, masks, float(s)), y).mean())
+
+        assert dropped.loss == pytest.approx(loss(dropped.scale), rel=1e-12)
+        if scale == "output":
+            assert dropped.loss <= minimize_scalar(loss, bracket=(0, 1)).fun + 1e-8
+        else:
+            assert dropped.scale == 1.0
+
+
+def test_more_masks_never_hurt(problem):
+    few, many = found(problem, masks=2), found(problem, masks=40)
+    assert all(many[i].loss <= few[i].loss for i in few if i == 1)
+    assert sum(many[i].loss for i in few) < sum(few[i].loss for i in few)
+
+
+def test_at_most_the_kept_fraction_rounded_down(problem):
+    for dropped in found(problem, keep=0.3).values():
+        assert all(len(kept) == max(1, int(0.3 * [9, 7, 8][j - 1])) for j, kept in dropped.kept.items())
+
+
+def test_a_subnetwork_that_separates_the_data_is_reported():
+    """With one class the loss falls for ever as the scale grows: the search stops at its bound and says so."""
+    problem = classify("separable", perceptron([5, 8, 4]), (5,))
+    x, _ = problem.objective.data
+    y = torch.zeros(len(x), dtype=torch.int64)
+    a = {k: v.abs() for k, v in problem.a.items()}
+    a["2.weight"] = torch.cat([a["2.weight"][:1] + 1, -a["2.weight"][1:]])
+    objective = problem.objective.on((x.abs(), y))
+    connection = im.connect(objective, a, problem.b, im.Dropout(masks=1))
+    assert connection.stats["dropped"]["a"][0]["separates_data"]
+    assert im.certify(objective, connection.path).proved

@@ -1,0 +1,138 @@
+"""What no rule covers is refused, naming the operation and its line, or the parameter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from isthmus.errors import InputError, IsthmusError, UnsupportedError
+from isthmus.program import trace
+from isthmus.structure import Structure, derive_structure, structure_of, verify
+from tests.structure.cases import Lambda, between, between_convs, noise, vgg
+
+X, IMAGE = noise(3, 4), noise(3, 3, 8, 8)
+
+
+class Unused(nn.Module):
+    def __init__(self, buffer: bool = False) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        if buffer:
+            self.register_buffer("spare", torch.ones(3))
+        else:
+            self.spare = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def fft(x: Tensor) -> Tensor:
+    return torch.fft.fft(x).real
+
+
+REFUSED: list[tuple[Callable[[], nn.Module], Tensor, str]] = [
+    (lambda: between(Lambda(lambda x: x.cumsum(1))), X, "aten.cumsum.default (test_refusals.py"),
+    (lambda: between(Lambda(fft)), X, "aten.fft_fft.default (test_refusals.py"),
+    (lambda: between(Lambda(lambda x: x.sort(1).values)), X, "aten.sort"),
+    (lambda: between_convs(nn.Conv2d(4, 4, 3, groups=2)), IMAGE, "groups=2"),
+    (Unused, X, "parameter 'spare': it is not used"),
+    (lambda: Unused(buffer=True), X, "parameter 'spare': it is not used"),
+    (lambda: nn.Sequential(nn.LSTM(4, 6, proj_size=2), Lambda(lambda y: y[0])), X, "proj_size"),
+    (lambda: between(Lambda(lambda x: torch.einsum("...i->...i", x))), X, "einsum"),
+]
+
+
+@pytest.mark.parametrize(("make", "x", "message"), REFUSED)
+def test_what_no_rule_covers_is_refused_by_name(make: Callable[[], nn.Module], x: Tensor, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=re.escape(message)):
+        derive_structure(make().eval(), (x,))
+
+
+def test_the_module_path_is_named_where_the_user_wrote_no_line() -> None:
+    with pytest.raises(UnsupportedError, match=re.escape("aten.conv2d.default (module '1' (Conv2d))")):
+        derive_structure(between_convs(nn.Conv2d(4, 4, 3, groups=4)).eval(), (IMAGE,))
+
+
+@pytest.mark.parametrize("module", [vgg(), between(nn.Dropout()), between(nn.BatchNorm1d(6))])
+def test_training_mode_is_refused_with_the_remedy(module: nn.Module) -> None:
+    x = IMAGE if isinstance(module[0], nn.Conv2d) else X  # type: ignore[index]
+    with pytest.raises(UnsupportedError, match=r"training mode; call module.eval\(\) first"):
+        derive_structure(module.train(), (x,))
+
+
+def test_writing_through_a_view_is_not_overlooked() -> None:
+    def write(x: Tensor) -> Tensor:
+        x = x * 1
+        x[:, 0] = 0
+        return x
+
+    with pytest.raises(UnsupportedError, match="select_scatter|slice_scatter|copy|fill"):
+        derive_structure(between(Lambda(write)).eval(), (X,))
+
+
+def test_dead_code_is_no_reason_to_refuse() -> None:
+    def dead(x: Tensor) -> Tensor:
+        x.cumsum(1)
+        return x
+
+    assert derive_structure(between(Lambda(dead)).eval(), (X,)).groups[0].size == 6
+
+
+def structure_and_module() -> tuple[Structure, nn.Module]:
+    module = between(nn.ReLU(), nn.Linear(6, 6), nn.ReLU()).eval()
+    return derive_structure(module, (X,)), module
+
+
+def with_group(s: Structure, i: int, **changes: Any) -> Structure:
+    return Structure(tuple(replace(g, **changes) if j == i else g for j, g in enumerate(s.groups)), s.shapes)
+
+
+def test_verify_names_the_group_and_the_law() -> None:
+    s, module = structure_and_module()
+    verify(s, module, (X,))
+    with pytest.raises(UnsupportedError, match=r"group '2': the permutation law fails: an output moves by"):
+        verify(with_group(s, 1, members=s.groups[1].members[:1]), module, (X,))
+    swapped = s.groups[0].outs
+    with pytest.raises(UnsupportedError, match=r"group '0': the silence law fails"):
+        # a hand-written structure that forgets who reads the units, and calls a bias a reader
+        w, b = s.groups[0].ins
+        verify(with_group(s, 0, members=(w, replace(b, role="out"), *swapped[:0], *(replace(m, role="in") for m in swapped))), module, (X,))  # fmt: skip
+
+
+def test_verify_refuses_other_shapes() -> None:
+    s, _ = structure_and_module()
+    with pytest.raises(InputError, match=r"structure.shapes\['0.weight'\]: expected \(5, 4\), got \(6, 4\)"):
+        verify(s, between(width=5), (X,))
+
+
+def test_verify_refuses_random_and_constant_outputs() -> None:
+    s, module = structure_and_module()
+    noisy = nn.Sequential(*module, nn.Dropout()).train()  # type: ignore[misc]
+    with pytest.raises(UnsupportedError, match="its output is random"):
+        verify(s, noisy, (X,))
+    with pytest.raises(UnsupportedError, match="not finite, or all zero"):
+        verify(s, nn.Sequential(*module, Lambda(lambda x: x * 0)), (X,))  # type: ignore[misc]
+
+
+def test_verify_catches_tied_tensors_that_part() -> None:
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), first, nn.ReLU(), second).eval()
+    s = derive_structure(module, (X,))
+    assert s.groups == ()
+    one = derive_structure(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), (X,)).groups[0]
+    members = (*one.ins, replace(one.outs[0], tensor="2.weight"))
+    with pytest.raises(UnsupportedError, match="'2.weight' and '4.weight' are tied, and part"):
+        verify(Structure((replace(one, members=members),), s.shapes), module, (X,))
+
+
+def test_a_rule_that_fails_names_its_line() -> None:
+    program = trace(between(nn.ReLU()), (X,))
+    with pytest.raises(IsthmusError, match=r"operation aten.linear.default \(module '0' \(Linear\)\): its axes cannot"):
+        structure_of(program, {"0.weight": (6, 5), "0.bias": (6,), "2.weight": (3, 6), "2.bias": (3,)})

@@ -1,0 +1,180 @@
+"""Traced programs compute what the module computes, and leave it alone."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.program import Node, Program, Ref, trace
+from tests.structure.cases import CASES, Case, GPT, Lambda, LanguageModel, Transformer, between, noise, tokens
+
+
+@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+def test_run_equals_the_module(case: Case) -> None:
+    module = case.module()
+    program, params = trace(module, case.args), module.state_dict()
+    # a batch of another size, and another floating-point type
+    args = tuple(torch.cat([x, x[:1]]) for x in case.args)
+    for have, want in zip(tree_leaves(program.run(params, *args)), tree_leaves(module(*args)), strict=True):
+        torch.testing.assert_close(have, want)
+    double = {k: v.double() if v.is_floating_point() else v for k, v in params.items()}
+    args = tuple(x.double() if x.is_floating_point() else x for x in args)
+    for have, want in zip(tree_leaves(program.run(double, *args)), tree_leaves(module.double()(*args)), strict=True):
+        assert have.dtype == torch.float64
+        torch.testing.assert_close(have, want, rtol=1e-12, atol=1e-12)
+
+
+def test_names_are_those_of_the_state_dict() -> None:
+    for case in CASES:
+        module = case.module()
+        program = trace(module, case.args)
+        assert set(program.tensors.values()) == set(module.state_dict()), case.name
+        assert program.batch == case.args[0].shape[0]
+        assert len(program.inputs) == len(case.args)
+
+
+def test_shapes_hold_the_batch_of_the_example() -> None:
+    program = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), (noise(5, 3, 6, 6),))
+    assert [n.shape for n in program.nodes] == [(5, 4, 4, 4), (5, 64)]
+    lstm = next(n for n in trace(LanguageModel().eval(), (tokens(3, 5),)).nodes if n.op == "aten.lstm.input")
+    assert lstm.shape is None
+    assert lstm.shapes == ((3, 5, 8), (2, 3, 8), (2, 3, 8))
+
+
+def test_a_single_row_is_doubled() -> None:
+    program = trace(between(), (noise(1, 4),))
+    assert program.batch == 2
+    assert program.run(dict(between().state_dict()), noise(7, 4)).shape == (7, 3)
+
+
+def test_inputs_of_several_kinds() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, factor: float, *, shift: Tensor | None = None) -> Tensor:
+            return self.fc(x) * factor + (0 if shift is None else shift)
+
+    module = Scaled()
+    program = trace(module, (noise(3, 4), 2.5), {"shift": noise(3, 2)})
+    assert program.inputs == ("x", "shift")
+    x, shift = noise(6, 4), noise(6, 2)
+    torch.testing.assert_close(program.run(module.state_dict(), x, shift), module(x, 2.5, shift=shift))
+
+
+def test_where_names_the_line_or_the_module() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x).relu()
+
+    nodes = trace(Written(), (noise(3, 4),)).nodes
+    assert nodes[0].where.startswith("test_program.py:")
+    assert nodes[0].where.endswith("in forward: return self.fc(x).relu(), module 'fc' (Linear)")
+    assert trace(between(nn.ReLU()), (noise(3, 4),)).nodes[1].where == "module '1' (ReLU)"
+
+
+def test_tied_tensors_are_read_under_their_first_name() -> None:
+    module = GPT(tied=True).eval()
+    program = trace(module, (tokens(3, 5),))
+    assert program.tied == {"head.weight": "wte.weight"}
+    read = {program.tensors[name] for n in program.nodes for name in n.refs() if name in program.tensors}
+    assert "wte.weight" in read
+    assert "head.weight" not in read
+
+
+def test_buffers_outside_the_state_dict_are_constants() -> None:
+    module = nn.Linear(4, 2)
+    module.register_buffer("gain", torch.tensor([2.0, 3.0]), persistent=False)
+    module.forward = lambda x: F.linear(x, module.weight, module.bias) * module.gain * torch.tensor([1.0, 0.5])  # type: ignore[method-assign,operator]
+    program = trace(module, (noise(3, 4),))
+    assert sorted(v.tolist() for v in program.constants.values()) == [[1.0, 0.5], [2.0, 3.0]]
+    torch.testing.assert_close(program.run(module.state_dict(), noise(5, 4)), module(noise(5, 4)))
+
+
+def test_in_place_operations_are_read_as_pure_ones() -> None:
+    def twice(x: Tensor) -> Tensor:
+        y = x * 1
+        z = y.view(-1)
+        y += 1
+        return y + z.view_as(y)
+
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(True), nn.Dropout(0.5, True), Lambda(twice)).eval()
+    program = trace(module, (noise(3, 4),))
+    params, x = dict(module.state_dict()), noise(5, 4)
+    before = {k: v.clone() for k, v in params.items()}
+    torch.testing.assert_close(program.run(params, x), module(x))
+    assert not any(n.op.split(".")[1].endswith("_") for n in program.nodes if "." in n.op)
+    assert all(torch.equal(v, before[k]) for k, v in params.items())
+
+
+def test_attention_is_not_fused_in_eval_mode() -> None:
+    before = torch.backends.mha.get_fastpath_enabled()
+    with torch.no_grad():
+        program = trace(Transformer().eval(), (noise(3, 7, 5),))
+    assert torch.backends.mha.get_fastpath_enabled() is before
+    assert not any("fast_path" in n.op or "transformer_encoder" in n.op for n in program.nodes)
+    assert sum("attention" in n.op for n in program.nodes) == 2
+
+
+def test_what_cannot_be_followed_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    def choose(x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+    def block(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return x * 2
+
+    with pytest.raises(UnsupportedError, match=r"Sequential: torch.export cannot follow its forward pass: Could not"):
+        trace(between(Lambda(choose)), (noise(3, 6),))
+    with pytest.raises(UnsupportedError, match="gradient-mode blocks"):
+        trace(nn.Sequential(nn.Linear(4, 6), Lambda(block)), (noise(3, 4),))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tracing_is_silent_and_leaves_no_trace() -> None:
+    module = LanguageModel().train()
+    before, state = {k: v.clone() for k, v in module.state_dict().items()}, torch.random.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trace(module, (tokens(3, 5),))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert module.training
+    assert module(tokens(3, 5)).shape == (3, 5, 11)
+
+
+def test_named_arguments_have_their_defaults() -> None:
+    node = trace(nn.Sequential(nn.Linear(4, 6), nn.Softmax(1)), (noise(3, 4),)).nodes[1]
+    assert node.named() == {"self": Ref("linear"), "dim": 1, "dtype": None}
+    python = Node("n", "getitem", lambda x, i: x[i], (Ref("x"), 1))
+    assert python.named() == {"a0": Ref("x"), "a1": 1}
+    assert python.refs() == ["x"]
+
+
+def test_live_values() -> None:
+    relu = torch.ops.aten.relu.default
+    nodes = tuple(Node(n, "aten.relu.default", relu, (Ref(r),)) for n, r in (("a", "x"), ("dead", "x"), ("b", "a")))
+    program = Program(("x",), {}, {}, nodes, (Ref("b"), Ref("a")), 2)
+    assert program.live() == {"x", "a", "b"}
+    first, second = program.run({}, torch.tensor([-1.0, 2.0]))
+    assert first.tolist() == second.tolist() == [0.0, 2.0]
+
+
+def test_misuse_of_run() -> None:
+    module = between()
+    program = trace(module, (noise(3, 4),))
+    with pytest.raises(InputError, match="inputs: expected 1 tensors, got 0"):
+        program.run(module.state_dict())
+    with pytest.raises(InputError, match=r"params: expected the key '0.bias'"):
+        program.run({}, noise(3, 4))

@@ -1,0 +1,59 @@
+"""What an installation must and must not contain."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import distributions, requires
+from pathlib import Path
+
+import pytest
+import torch
+
+import isthmus as im
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_no_torchvision_and_no_cuda_came_with_the_dependencies():
+    """Anything that reaches torchvision replaces the CPU build of torch by gigabytes of CUDA."""
+    names = {d.metadata["Name"].lower() for d in distributions()}
+    assert "torchvision" not in names
+    if torch.version.cuda is not None:
+        pytest.skip("this environment was set up with a CUDA build of torch on purpose")
+    assert not [n for n in names if n.startswith("nvidia-")]
+
+
+def test_the_core_needs_four_packages():
+    core = {re.split(r"[<>=!;\[ ]", r)[0] for r in requires("isthmus") or [] if "extra ==" not in r}
+    assert core == {"torch", "numpy", "scipy", "safetensors"}
+
+
+def test_importing_the_library_loads_no_extra():
+    code = "import isthmus, sys; print([m for m in ('matplotlib','plotly','typer','rich','pydantic','yaml','sklearn','ray') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_constraints_pin_torch_and_every_direct_dependency():
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line and line[0] != "#"
+    )
+    assert pins["torch"] == "2.13.0"
+    assert "torchvision" not in pins
+    names = {re.split(r"[<>=!;\[ ]", r)[0].lower() for r in requires("isthmus") or []} - {"isthmus"}
+    assert not {n for n in names if n not in {k.lower() for k in pins}}
+
+
+def test_every_method_is_public_and_documented():
+    for method in im.METHODS:
+        assert getattr(im, method.__name__) is method
+        assert method.__doc__
+        assert all(len(text) > 3 for text in (method.about.makes, method.about.needs, method.about.reference))
+        if method is not im.Linear:
+            assert str(re.search(r"\d{4}", method.about.reference)[0]) in method.__doc__  # type: ignore[index]
+        assert method.__name__ in (ROOT / "docs/how-to-choose.md").read_text()
+
+
+def test_files_stay_under_400_lines():
+    long = [p for p in (ROOT / "src").rglob("*.py") if len(p.read_text().splitlines()) > 400]
+    assert not long
