@@ -17,14 +17,13 @@ import typer
 import yaml
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as validated
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from isthmus import runs
 from isthmus.certify import certify as certify_path
 from isthmus.connectors import METHODS, Connector
 from isthmus.connectors.fit import Recipe
-from isthmus.console import number, progress_bar, show
+from isthmus.console import console, number, progress_bar, show
 from isthmus.data import DATASETS, load
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import profile as profile_path
@@ -240,7 +239,7 @@ def connect(
             objective, ends[0], ends[1], chosen, out,
             test=test, num_points=num_points, seed=seed, about=about, progress=progress,
         )  # fmt: skip
-    show(Console(), [done.result], as_json)
+    show([done.result], as_json)
     if not as_json:
         print(f"{done.connection.outcome}\nwritten to {out}; a page to read: isthmus report {out}")
     return 0 if done.connection.outcome.ok else 1
@@ -335,16 +334,16 @@ def methods(as_json: Json = False) -> int:
         rows = {m.__name__: asdict(m.about) | {"options": _defaults(m)} for m in METHODS}
         print(json.dumps(rows, indent=2))
         return 0
-    table = Table("method", "makes", "needs", "cost", "options", show_lines=True)
+    table = Table("method", "makes", "needs", "cost", Column("options", no_wrap=True), show_lines=True)
     for m in METHODS:
         options = "\n".join(f"{k}={v}" for k, v in _defaults(m).items())
         table.add_row(
             f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.needs, m.about.cost, options
         )
-    console = Console()
-    console.print(table)
-    console.print("Models: " + ", ".join(e.syntax for e in MODELS.values()), highlight=False)
-    console.print("Data: " + ", ".join(e.syntax for e in DATASETS), highlight=False)
+    screen = console()
+    screen.print(table)
+    screen.print("Models: " + ", ".join(e.syntax for e in MODELS.values()), highlight=False, markup=False)
+    screen.print("Data: " + ", ".join(e.syntax for e in DATASETS), highlight=False, markup=False)
     return 0
 
 
@@ -377,7 +376,7 @@ def demo(
 
     with progress_bar(quiet) as progress:
         results, page = run_demo(out, num_points=num_points, seed=seed, progress=progress)
-    show(Console(), results, as_json)
+    show(results, as_json)
     if not as_json:
         print(f"The page to read: {page}")
     return 0 if all(r["outcome"]["ok"] for r in results) else 1

@@ -56,6 +56,11 @@ def _lines() -> Report:
     return report
 
 
+def console() -> Console:
+    """The console for results: at least 120 columns wide, so that no cell of a table is cut."""
+    return Console(width=max(120, Console().width))
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """A number in four significant digits; a dash where there is none.
 
@@ -101,10 +106,10 @@ def table_of_runs(results: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def show(console: Console, results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+def show(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """The table of runs for people, or the results as JSON for machines."""
     if as_json:
         value = results[0] if len(results) == 1 else list(results)
         print(json.dumps(plain(value, nonfinite=True), indent=2))
     else:
-        console.print(table_of_runs(results))
+        console().print(table_of_runs(results))

@@ -146,7 +146,8 @@ def join(there: Walk, back: Walk) -> tuple[Path, list[Label]]:
     if not equal(there.points[-1], back.points[-1]):
         raise IsthmusError("internal error: the two halves of the construction do not meet; please report it")
     path = Path.through([*there.points, *reversed(back.points[:-1])])
-    return path, [*there.labels, *reversed(back.labels)]
+    backwards = [Label(f"{label.source}, backwards", label.move) for label in reversed(back.labels)]
+    return path, [*there.labels, *backwards]
 
 
 def network_of(chain: Chain, weights: Weights, like: Mapping[str, Tensor]) -> Params:

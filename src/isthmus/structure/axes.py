@@ -82,7 +82,7 @@ def terms(a: Axis) -> list[Axis]:
     if a.kind == "sum":
         return [t for p in a.parts for t in terms(p)]
     if a.kind == "product" and len(first := terms(factors(a)[0])) > 1:
-        return [product([t, *factors(a)[1:]]) for t in first]
+        return [u for t in first for u in terms(product([t, *factors(a)[1:]]))]
     return [a]
 
 
@@ -212,6 +212,14 @@ def _cut(a: Axis, size: int) -> tuple[Axis, Axis] | None:
         parts = (_like(a, size), _like(a, a.size - size))
         _bind(a, Axis(a.size, "sum", parts))
         return parts
+    if len(ts := terms(a)) > 1:
+        before = 0
+        for i, t in enumerate(ts):
+            if before + t.size > size:
+                break
+            before += t.size
+        pieces = _cut(ts[i], size - before) if size > before else (fixed(0), ts[i])
+        return None if pieces is None else (total([*ts[:i], pieces[0]]), total([pieces[1], *ts[i + 1 :]]))
     first, rest = factors(a)[0], factors(a)[1:]
     inner = a.size // first.size
     if size % inner:

@@ -205,7 +205,7 @@ class Structure:
     def _units(self, name: str, units: Units) -> Tensor:
         """The units as an int64 tensor of distinct numbers in range."""
         size, u = self.group(name).size, torch.as_tensor(units).reshape(-1).cpu()
-        if u.dtype == torch.bool or u.is_floating_point():
+        if u.numel() and (u.dtype == torch.bool or u.is_floating_point()):
             raise InputError(f"group {name!r}", expected="unit numbers (integers)", got=u.dtype)
         u = u.long()
         if u.numel() and not 0 <= int(u.min()) <= int(u.max()) < size:

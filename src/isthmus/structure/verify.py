@@ -67,7 +67,7 @@ def verify(
 
 def _check_shapes(structure: Structure, state: Mapping[str, Tensor]) -> None:
     shapes = {name: tuple(v.shape) for name, v in state.items()}
-    for name in shapes.keys() | structure.shapes.keys():
+    for name in sorted(shapes.keys() | structure.shapes.keys()):
         if shapes.get(name) != structure.shapes.get(name):
             got = structure.shapes.get(name, "no such tensor")
             raise InputError(f"structure.shapes[{name!r}]", expected=str(shapes.get(name, "no such tensor")), got=got)
