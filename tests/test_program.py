@@ -18,7 +18,10 @@ from tests.structure.cases import CASES, Case, GPT, Lambda, LanguageModel, Trans
 @pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 def test_run_equals_the_module(case: Case) -> None:
     module = case.module()
-    program, params = trace(module, case.args), module.state_dict()
+    program, params = case.program, module.state_dict()
+    assert set(program.tensors.values()) == set(params)
+    assert program.batch == case.args[0].shape[0]
+    assert len(program.inputs) == len(case.args)
     # a batch of another size, and another floating-point type
     args = tuple(torch.cat([x, x[:1]]) for x in case.args)
     for have, want in zip(tree_leaves(program.run(params, *args)), tree_leaves(module(*args)), strict=True):
@@ -28,15 +31,6 @@ def test_run_equals_the_module(case: Case) -> None:
     for have, want in zip(tree_leaves(program.run(double, *args)), tree_leaves(module.double()(*args)), strict=True):
         assert have.dtype == torch.float64
         torch.testing.assert_close(have, want, rtol=1e-12, atol=1e-12)
-
-
-def test_names_are_those_of_the_state_dict() -> None:
-    for case in CASES:
-        module = case.module()
-        program = trace(module, case.args)
-        assert set(program.tensors.values()) == set(module.state_dict()), case.name
-        assert program.batch == case.args[0].shape[0]
-        assert len(program.inputs) == len(case.args)
 
 
 def test_shapes_hold_the_batch_of_the_example() -> None:

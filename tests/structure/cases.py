@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isthmus.program import Program, trace
+from isthmus.structure import Structure, structure_of
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """A module, the arguments of its forward pass, and name -> size of its groups (negative: not separable)."""
 
@@ -20,6 +24,16 @@ class Case:
     make: Callable[[], nn.Module]
     args: tuple[Any, ...]
     groups: dict[str, int]
+
+    @cached_property
+    def program(self) -> Program:
+        """Its program, traced once."""
+        return trace(self.module(), self.args)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Its groups, derived once and not verified."""
+        return structure_of(self.program, {k: v.shape for k, v in self.module().state_dict().items()})
 
     def module(self) -> nn.Module:
         """The module in eval mode, with the weights of seed 0 (the global generator is left as it was)."""
@@ -291,6 +305,145 @@ class Shared(nn.Module):
         return self.out(self.loop(self.loop(self.inp(x).relu()).relu()).relu())
 
 
+class Rotary(nn.Module):
+    """Rotary positions turn pairs of dimensions of queries and keys: they mix, the heads and values do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(11, 16), nn.RMSNorm(16)
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16, bias=False) for _ in range(4))
+        self.head = nn.Linear(16, 11)
+        self.register_buffer("rates", 10.0 ** -torch.arange(4.0), persistent=False)
+
+    def turn(self, x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(x.size(-2)).to(x.dtype), self.get_buffer("rates").to(x.dtype))
+        angles = torch.cat([angles, angles], -1)
+        a, b = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-b, a], -1) * angles.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x)
+        q, k, v = (f(self.norm(x)).unflatten(-1, (2, 8)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v).transpose(1, 2).flatten(2)
+        return self.head(x + self.o(y))
+
+
+class EinsumAttention(nn.Module):
+    """Attention written with einsum on weights of three axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(5, 3, 4)) for _ in range(3))
+        self.o = nn.Parameter(torch.randn(3, 4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("btd,dhk->bthk", x, w) for w in (self.q, self.k, self.v))
+        weights = torch.einsum("bthk,bshk->bhts", q, k).softmax(-1)
+        return torch.einsum("bthk,hkd->btd", torch.einsum("bhts,bshk->bthk", weights, v), self.o)
+
+
+class WindowAttention(nn.Module):
+    """nn.MultiheadAttention with its weights returned, and a looked-up table of relative positions per unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.attention, self.out = nn.Linear(5, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+        self.table = nn.Parameter(torch.randn(9, 8))
+        self.register_buffer("where", torch.arange(7) % 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (self.inp(x) + self.table[self.where]).movedim(1, 0)
+        y, weights = self.attention(x, x, x)
+        return self.out(x + y).mean(0) + weights.amax((1, 2))[:, None]
+
+
+class Cells(nn.Module):
+    """Recurrent cells in a loop: LSTMCell feeds GRUCell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru, self.out = nn.LSTMCell(3, 5), nn.GRUCell(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(x.size(0), 5)
+        g = x.new_zeros(x.size(0), 4)
+        for step in x.unbind(1):
+            h, c = self.lstm(step, (h, c))
+            g = self.gru(h, g)
+        return self.out(g)
+
+
+class HandRecurrent(nn.Module):
+    """An LSTM written out: the gates are chunks of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.loop, self.out = nn.Linear(3, 20), nn.Linear(5, 20, bias=False), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(x.size(0), 5)
+        for t in range(x.size(1)):
+            i, f, g, o = (self.inp(x[:, t]) + self.loop(h)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return self.out(h)
+
+
+class LearnedState(nn.Module):
+    """A first state that is a parameter has one axis for both layers, and ties them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(3, 5, 2, batch_first=True), nn.Linear(5, 2)
+        self.state = nn.Parameter(torch.randn(2, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x, self.state.expand(-1, x.size(0), -1).contiguous())[0][:, -1])
+
+
+class Moves(nn.Module):
+    """Operations that only move entries, along time and along units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.wide, self.out = nn.Linear(5, 6), nn.Linear(12, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([self.inp(x), self.inp(-x)], dim=1).relu()
+        x = x.flip(2).index_select(2, torch.tensor([0, 3, 5])).narrow(2, 0, 2)
+        a, b = x.unbind(1)
+        x = self.wide(torch.cat([a, b], dim=2)).repeat(1, 1, 2).swapaxes(1, 2)
+        return self.out(x.transpose(1, 2).squeeze(0)).sum(1)
+
+
+class Skips(nn.Module):
+    """DenseNet and U-Net: everything before is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.norm, self.up = nn.BatchNorm2d(10), nn.ConvTranspose2d(10, 4, 2, 2)
+        self.out = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x).relu()
+        both = torch.cat([F.max_pool2d(a, 2), F.max_pool2d(self.b(a).relu(), 2)], 1)
+        return self.out(torch.cat([a, self.up(self.norm(both))], 1))
+
+
+class Squeezed(nn.Module):
+    """Squeeze and excitation: each channel times a function of the channel means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 1)
+        self.down, self.up = nn.Linear(6, 4), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        return self.out(x * self.up(self.down(x.mean((2, 3))).relu()).sigmoid()[:, :, None, None])
+
+
 class Several(nn.Module):
     """Two inputs, one by keyword in other uses; two outputs."""
 
@@ -365,5 +518,17 @@ CASES = [
     Case("raw weights", Raw, (X,), {"U": 6, "V": 5, "W": 7}),
     Case("reshapes", Reshaped, (noise(3, 3, 5, 5),), {"conv": 4, "fc": 2, "fc#2": 3, "mix": 5}),
     Case("shared layer", Shared, (X,), {"inp": 6}),
+    Case("weight_norm", lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 3)), (X,), {"0": -6, "2.parametrizations.weight": 5}),
+    Case("maxout", lambda: nn.Sequential(nn.Linear(4, 12), nn.Unflatten(1, (6, 2)), Lambda(lambda x: x.amax(-1)), nn.Linear(6, 3)), (X,), {"0": 6, "0#2": -2}),
+    Case("channel shuffle", lambda: between_convs(nn.Unflatten(1, (2, 2)), Lambda(lambda x: x.transpose(1, 2).flatten(1, 2))), (IMAGE,), {"0": 2, "0#2": 2}),
+    Case("rotary positions", Rotary, (tokens(3, 5),), {"embedding": -16, "q.heads": 2, "v.value_dim": 8}),
+    Case("attention by einsum", EinsumAttention, (SEQUENCE,), {"q": 3, "q#2": -4, "v": 4}),
+    Case("attention weights", WindowAttention, (SEQUENCE,), {"inp": 8, "attention": -2, "attention#2": -4}),
+    Case("cells", Cells, (noise(3, 4, 3),), {"lstm": 5, "gru": 4}),
+    Case("hand-written LSTM", HandRecurrent, (noise(3, 4, 3),), {"inp": 5}),
+    Case("learned first state", LearnedState, (noise(3, 4, 3),), {"rnn.hidden.0": 5}),
+    Case("moves", Moves, (SEQUENCE,), {"inp": 6, "wide": 4}),
+    Case("dense and U-shaped", Skips, (IMAGE,), {"a": 4, "b": 6, "up": 4}),
+    Case("squeeze and excitation", Squeezed, (IMAGE,), {"conv": 6, "down": 4}),
     Case("several inputs and outputs", Several, (X, noise(3, 2)), {"a": 6}),
 ]  # fmt: skip

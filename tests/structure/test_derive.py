@@ -15,13 +15,6 @@ from isthmus.structure import Group, Structure, derive_structure, verify
 from tests.structure.cases import CASES, Case
 
 IDS = [c.name for c in CASES]
-DERIVED: dict[str, Structure] = {}
-
-
-def derived(case: Case) -> Structure:
-    if case.name not in DERIVED:
-        DERIVED[case.name] = derive_structure(case.module(), case.args)
-    return DERIVED[case.name]
 
 
 def random_params(module: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -49,13 +42,13 @@ def difference(x: Tensor, y: Tensor) -> float:
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_groups_are_those_expected(case: Case) -> None:
-    assert {g.name: g.size if g.separable else -g.size for g in derived(case).groups} == case.groups
-    assert all(g.separable == (not g.why) for g in derived(case).groups)
+    assert {g.name: g.size if g.separable else -g.size for g in case.structure.groups} == case.groups
+    assert all(g.separable == (not g.why) for g in case.structure.groups)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_any_permutation_of_all_groups_leaves_the_outputs(case: Case) -> None:
-    structure, params = derived(case), random_params(case.module(), 5)
+    structure, params = case.structure, random_params(case.module(), 5)
     before = outputs(case, params)
     g = torch.Generator().manual_seed(7)
     perms = {group.name: torch.randperm(group.size, generator=g) for group in structure.groups}
@@ -67,7 +60,7 @@ def test_any_permutation_of_all_groups_leaves_the_outputs(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_nothing_depends_on_silenced_units(case: Case) -> None:
-    structure, params, other = derived(case), random_params(case.module(), 5), random_params(case.module(), 6)
+    structure, params, other = case.structure, random_params(case.module(), 5), random_params(case.module(), 6)
     for group in (g for g in structure.groups if g.separable):
         for units in ([0], list(range(1, group.size)), list(range(group.size))):
             changed = dict(params)
@@ -85,7 +78,7 @@ def test_nothing_depends_on_silenced_units(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_verify_catches_any_one_member_dropped(case: Case) -> None:
-    structure, module = derived(case), case.module()
+    structure, module = case.structure, case.module()
     for i, group in enumerate(structure.groups):
         for j, member in enumerate(group.members):
             less = replace(group, members=group.members[:j] + group.members[j + 1 :])
@@ -98,7 +91,7 @@ def test_verify_catches_any_one_member_dropped(case: Case) -> None:
 @pytest.mark.parametrize("name", ["LayerNorm", "softmax", "SwiGLU, RMSNorm", "GroupNorm", "GPT", "LSTM, tied"])
 def test_verify_catches_a_wrong_separable_flag(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    structure = derived(case)
+    structure = case.structure
     wrong = [g for g in structure.groups if not g.separable and g.outs]
     for group in wrong:
         lied = [replace(g, separable=True, why="") if g is group else g for g in structure.groups]
@@ -120,10 +113,10 @@ def test_the_module_and_the_generator_are_left_alone(case: Case) -> None:
 
 def test_groups_keep_the_order_of_the_network() -> None:
     for case in CASES:
-        assert list(case.groups) == [g.name for g in derived(case).groups], case.name
+        assert list(case.groups) == [g.name for g in case.structure.groups], case.name
 
 
 def test_members_of_tied_tensors_come_in_pairs() -> None:
-    group: Group = derived(next(c for c in CASES if c.name == "GPT, tied")).group("wte")
+    group: Group = next(c for c in CASES if c.name == "GPT, tied").structure.group("wte")
     assert {"wte.weight", "head.weight"} <= {m.tensor for m in group.members}
     assert "'wte.weight' both makes and reads" in group.why or "LayerNorm" in group.why

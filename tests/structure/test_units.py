@@ -42,7 +42,7 @@ def slow_permute(structure: Structure, params: dict[str, Tensor], name: str, per
 @pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 def test_permute_follows_its_definition_and_inverts(case: Case) -> None:
     module = case.module()
-    structure, params = derive_structure(module, case.args, verified=False), dict(module.state_dict())
+    structure, params = case.structure, dict(module.state_dict())
     g = torch.Generator().manual_seed(3)
     perms = {group.name: torch.randperm(group.size, generator=g) for group in structure.groups}
     slow = params
@@ -56,7 +56,7 @@ def test_permute_follows_its_definition_and_inverts(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 def test_embed_is_the_right_inverse_of_select(case: Case) -> None:
     module = case.module()
-    structure, params = derive_structure(module, case.args, verified=False), dict(module.state_dict())
+    structure, params = case.structure, dict(module.state_dict())
     g = torch.Generator().manual_seed(4)
     units = {x.name: torch.randperm(x.size, generator=g)[: (x.size + 1) // 2] for x in structure.groups}
     small = structure.select(params, units)
