@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.program import Node, Program, Ref, trace
-from tests.structure.cases import CASES, Case, GPT, Lambda, LanguageModel, Transformer, between, noise, tokens
+from tests.structure.cases import CASES, Case, noise, tokens
+from tests.structure.models import Lambda, between
+from tests.structure.sequences import GPT, LanguageModel, Transformer
 
 
 @pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])

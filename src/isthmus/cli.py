@@ -30,7 +30,7 @@ from isthmus.evaluate import profile as profile_path
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
-from isthmus.storage import load_connection, load_params, save_params
+from isthmus.storage import load_connection, load_params, make_folder, save_params
 from isthmus.storage.tensors import read_metadata
 
 app = typer.Typer(
@@ -69,10 +69,13 @@ def run_app(arguments: list[str] | None = None) -> int:
     except IsthmusError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except OSError as e:
+        print(f"error: {e.filename or 'files'}: {e.strerror or e}", file=sys.stderr)
+        return 2
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; what was finished is saved, run the same command to go on", file=sys.stderr)
+        print("stopped; results that were complete are on disk", file=sys.stderr)
         return 130
     except Exception as e:
         if hasattr(e, "format_message"):  # click's usage errors
@@ -178,6 +181,7 @@ def train(
     as_json: Json = False,
 ) -> int:
     """Train a network and write its weights, with what made them."""
+    make_folder(out.parent)
     dataset = load(data).subset(examples, None) if examples else load(data)
     flat = model.partition(":")[0] in MODELS and MODELS[model.partition(":")[0]].flat
     dataset = dataset.flat() if flat else dataset
@@ -193,7 +197,6 @@ def train(
         "model": model, "data": data, "loss": loss, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
         "train_loss": repr(fitted.loss), "steps": str(fitted.steps),
     }  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
     if as_json:
         print(json.dumps({"out": str(out), **about, "outcome": fitted.outcome.name}, indent=2))
@@ -282,7 +285,7 @@ def profile(
     connection, objective, test = _open_path(path, model, data, loss, examples, device, dtype)
     with progress_bar(quiet) as progress:
         measured = profile_path(objective, connection.path, num_points, test=test, progress=progress)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     runs.write_profile(measured, out)
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
@@ -309,7 +312,7 @@ def certify(
     labels = connection.stats.get("segments", ())
     with progress_bar(quiet) as progress:
         proved = certify_path(objective, connection.path, gap, labels=labels, progress=progress)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     runs.write_certificate(proved, out)
     table = proved.to_dict()
     _print_values({k: table[k] for k in ("bound", "excess", "proved", "dtype", "slack", "counts")}, as_json)

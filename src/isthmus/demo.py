@@ -15,7 +15,7 @@ from isthmus.data import load
 from isthmus.models import by_name, seeded
 from isthmus.objective import Objective
 from isthmus.report import write_report
-from isthmus.storage import save_params
+from isthmus.storage import make_folder, save_params
 
 MODEL = "mlp:64-60x4-10"
 DATA = "digits"
@@ -25,7 +25,7 @@ def run_demo(out: Path, *, num_points: int, seed: int, progress: Progress) -> tu
     """Train, connect, measure, prove, report; returns the rows of the table and the page."""
     data = load(DATA).flat()
     x, y = data.x_train.double(), data.y_train
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     recipe = Recipe(lr=2e-3, batch=128, steps=4000)
     ends = []
     for name, s in (("a", 2 * seed), ("b", 2 * seed + 1)):

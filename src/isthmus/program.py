@@ -70,8 +70,8 @@ class Program:
     `inputs` are the placeholders of the arguments; `tensors` maps a placeholder to the ``state_dict`` name it stands
     for; `constants` are the tensors that are neither (lifted literals, non-persistent buffers). `tied` maps
     each further name of a shared tensor to its first name; the nodes use the first one only. `batch` is the batch
-    size of the example, `dtype` the floating-point type of the traced module, `integers` the names in the ``state_dict``
-    that hold no floating-point numbers. The first output is the model's. No node writes into a tensor.
+    size of the example, `dtype` the floating-point type of the traced module, `integers` the names of the tensors that
+    hold no floating-point numbers. The first output is the model's. No node writes into a tensor.
     """
 
     inputs: tuple[str, ...]
@@ -246,8 +246,8 @@ def _read(
             inputs.append(place)
         elif spec.target in named:
             tensors[place] = spec.target
-        elif spec.target in program.constants:
-            constants[place] = program.constants[spec.target].detach().clone()
+        elif isinstance(constant := program.constants.get(spec.target or ""), Tensor):
+            constants[place] = constant.detach().clone()
         else:
             raise UnsupportedError(f"input {place!r}", f"torch.export made it a {spec.kind.name.lower()}")
     places = {name: place for place, name in tensors.items()}

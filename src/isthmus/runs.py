@@ -21,8 +21,8 @@ from isthmus.connectors.base import Progress, no_progress
 from isthmus.connectors.fit import Fitted, Recipe, fit
 from isthmus.evaluate import Profile, profile
 from isthmus.objective import Objective
-from isthmus.params import Params
-from isthmus.storage import read_json, save, write_csv, write_json
+from isthmus.params import Params, check_finite
+from isthmus.storage import make_folder, save, write_csv, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +93,12 @@ def run(
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `about`
     adds entries to the result (model, data, command).
     """
-    folder = FilePath(folder)
+    for what, end in (("a", a), ("b", b)):
+        check_finite(objective.check(end, what), what)
+    folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     connection = connect(objective, a, b, method, seed=seed, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
     connection = Connection(connection.path, connection.target, connection.outcome, stats)
-    folder.mkdir(parents=True, exist_ok=True)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
     measured = profile(objective, connection.path, num_points, test=test, progress=progress)
@@ -179,8 +180,3 @@ def write_certificate(proved: Certificate, folder: FilePath) -> None:
     write_json(folder / "certificate.json", table)
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
-
-
-def read_result(folder: str | FilePath) -> dict[str, Any]:
-    """The result.json of a folder."""
-    return read_json(FilePath(folder) / "result.json")

@@ -40,6 +40,15 @@ def difference(x: Tensor, y: Tensor) -> float:
     return float((x - y).abs().max() / x.abs().max().clamp(min=1e-300))
 
 
+def refusal(structure: Structure, module: nn.Module, case: Case) -> str:
+    """What verify says, or nothing."""
+    try:
+        verify(structure, module, case.args)
+    except UnsupportedError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_groups_are_those_expected(case: Case) -> None:
     assert {g.name: g.size if g.separable else -g.size for g in case.structure.groups} == case.groups
@@ -83,9 +92,7 @@ def test_verify_catches_any_one_member_dropped(case: Case) -> None:
         for j, member in enumerate(group.members):
             less = replace(group, members=group.members[:j] + group.members[j + 1 :])
             broken = Structure((*structure.groups[:i], less, *structure.groups[i + 1 :]), structure.shapes)
-            with pytest.raises(UnsupportedError, match="law fails"):
-                verify(broken, module, case.args)
-                pytest.fail(f"{group.name} without {member.tensor} axis {member.dim} was accepted")
+            assert "law fails" in refusal(broken, module, case), (group.name, member.tensor, member.dim)
 
 
 @pytest.mark.parametrize("name", ["LayerNorm", "softmax", "SwiGLU, RMSNorm", "GroupNorm", "GPT", "LSTM, tied"])

@@ -70,8 +70,11 @@ def test_embed_is_the_right_inverse_of_select(case: Case) -> None:
 
 
 def test_select_gives_the_narrow_network() -> None:
-    wide = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(45, 4), nn.ReLU(), nn.Linear(4, 2)).eval()  # fmt: skip
-    narrow = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3), nn.ReLU(), nn.Linear(3, 2)).eval()  # fmt: skip
+    def net(channels: int, units: int) -> nn.Sequential:
+        conv = (nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.Flatten())
+        return nn.Sequential(*conv, nn.Linear(9 * channels, units), nn.ReLU(), nn.Linear(units, 2)).eval()
+
+    wide, narrow = net(5, 4), net(2, 3)
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     structure, units = derive_structure(wide, (x,)), {"0": [4, 1], "4": [2, 0, 3]}
     params = dict(wide.state_dict())
@@ -161,8 +164,8 @@ BAD = [
     ([("g", 4, "w", 1, "in", ROWS + 1)], "expected positions 0 to 3, got 1 to 4"),
     ([("g", 4, "w", 0, "in", ROWS // 2)], "expected each position at most once"),
     ([("g", 4, "w", 0, "in", ROWS), ("g", 4, "w", 1, "in", ROWS)], "expected a different name for each, got 'g' twice"),
-    ([("g", 4, "w", 0, "in", ROWS), ("h", 4, "w", 0, "in", ROWS + 1)], "groups 'g' and 'h': expected each position of 'w' axis 0"),
-]  # fmt: skip
+    ([("g", 4, "w", 0, "in", ROWS), ("h", 4, "w", 0, "in", ROWS + 1)], "groups 'g' and 'h': expected each position"),
+]
 
 
 @pytest.mark.parametrize(("groups", "message"), BAD)

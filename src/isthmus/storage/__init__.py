@@ -3,6 +3,7 @@
 from isthmus.storage.checkpoints import load_params as load_params
 from isthmus.storage.checkpoints import save_params as save_params
 from isthmus.storage.files import atomic_write as atomic_write
+from isthmus.storage.files import make_folder as make_folder
 from isthmus.storage.files import read_json as read_json
 from isthmus.storage.files import sweep_temporaries as sweep_temporaries
 from isthmus.storage.files import write_csv as write_csv

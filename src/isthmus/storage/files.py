@@ -18,6 +18,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 import time
 import zlib
 from collections import Counter
@@ -185,6 +186,17 @@ def _is_dead(pid: int, host: str, path: Path) -> bool:
     except OSError:
         return False  # somebody else's process, or the temporary has just gone
     return False
+
+
+def make_folder(path: PathLike) -> Path:
+    """The folder, made with its parents if it is not there. Errors: ``FileError`` when nothing can be written to it."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise FileError(folder, *disk_error(error, folder)) from error
 
 
 def write_text(path: PathLike, text: str) -> None:

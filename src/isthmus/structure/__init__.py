@@ -22,8 +22,9 @@ def derive_structure(
 ) -> Structure:
     """The unit groups of a module: its program is traced, read axis by axis, and the result verified.
 
-    Call ``module.eval()`` first. Costs one torch.export (a fraction of a second) and, when `verified`, about four forward passes
-    per group. Errors: `UnsupportedError` naming the operation, its source line, or the parameter that no rule covers.
+    Call ``module.eval()`` first. Costs one torch.export (a fraction of a second) and, when `verified`, about six
+    forward passes per group. Errors: `UnsupportedError` naming the operation and its source line, or the parameter,
+    that no rule covers.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))

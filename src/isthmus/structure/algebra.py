@@ -199,8 +199,8 @@ def _table(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
 
 
 _SAME = "alias clone contiguous detach lift_fresh lift_fresh_copy positive to _to_copy type_as".split()
-_POINTWISE = """abs acos add addcmul asin atan bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos cosh
-div elu eq erf erfc exp exp2 expm1 fill floor ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan
+_POINTWISE = """abs acos add addcmul asin atan bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos
+cosh div elu eq erf erfc exp exp2 expm1 fill floor ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan
 leaky_relu le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum
 mish mul multiply ne neg pow reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh
 softplus sqrt square sub tan tanh threshold true_divide where xlogy""".split()

@@ -1,6 +1,6 @@
 """Tensor axes as products and sums of atoms, and the union-find that makes two axes one.
 
-An axis is an `Axis`: an atom of n interchangeable positions, or a product of axes (a flattened (channel, row, column), heads
+An `Axis` is an atom of n interchangeable positions, or a product of axes (a flattened (channel, row, column), heads
 times head dimensions, gates times units), or a sum of axes (a concatenation). Atoms are refined into products or
 sums when two axes with different factorisations must be equal. An atom can be *fixed* (its positions have a meaning of
 their own: input features, time, classes) and *mixed* (its units are interchangeable, but no unit can be removed alone).
@@ -213,12 +213,10 @@ def _cut(a: Axis, size: int) -> tuple[Axis, Axis] | None:
         _bind(a, Axis(a.size, "sum", parts))
         return parts
     if len(ts := terms(a)) > 1:
-        before = 0
-        for i, t in enumerate(ts):
-            if before + t.size > size:
-                break
-            before += t.size
-        pieces = _cut(ts[i], size - before) if size > before else (fixed(0), ts[i])
+        i = 0
+        while ts[i].size <= size:
+            size, i = size - ts[i].size, i + 1
+        pieces = _cut(ts[i], size) if size else (fixed(0), ts[i])
         return None if pieces is None else (total([*ts[:i], pieces[0]]), total([pieces[1], *ts[i + 1 :]]))
     first, rest = factors(a)[0], factors(a)[1:]
     inner = a.size // first.size

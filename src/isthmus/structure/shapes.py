@@ -221,7 +221,7 @@ def _flip(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
 
 def _pad(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     """Constant padding puts new terms before and after an axis; any other mode reads positions and fixes it."""
-    x, pad = a["x"], a.get("pad", a.get("padding"))
+    x, pad = a["x"], a["pad"]
     for i in range(len(pad) // 2):
         d, (before, after) = len(x.axes) - 1 - i, pad[2 * i : 2 * i + 2]
         if before == after == 0:

@@ -114,7 +114,7 @@ class Structure:
             raise InputError(what, expected="each position at most once", got="a position that belongs to two units")
 
     def _check_overlap(self, tensor: str, dim: int) -> None:
-        """Refuse a position that two members of an axis claim, unless their units form a grid (permutations commute)."""
+        """Refuse a position that two members of an axis claim, unless their units form a grid."""
         claims = [(g, m) for g in self.groups for m in g.members if (m.tensor, m.dim) == (tensor, dim)]
         for i, (g, one) in enumerate(claims):
             for h, other in claims[i + 1 :]:
@@ -177,7 +177,7 @@ class Structure:
     def embed(self, small: Mapping[str, Tensor], units: Mapping[str, Units]) -> Params:
         """The full-size network with `small` at those units and zeros at the others: the right inverse of `select`.
 
-        All entries of the other units are zero, a running variance too; their "out" entries are zero, so they do not act.
+        All entries of the other units are zero, a running variance too; as nothing reads them, they do not act.
         """
         keep = {name: self._units(name, which) for name, which in units.items()}
         kept = self._kept(keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ def verify(
     """Raise unless the structure is true of the module.
 
     Permutation law: permuting the units of each group alone, and of all groups at once, moves no output. Silence
-    law: when a random half of the units of a separable group is silenced, no output depends on the entries that make them.
-    Both are checked at `draws` random weights (running statistics too: at the usual gamma = 1, beta = 0 a forgotten
+    law: when a random half of the units of a separable group is silenced, no output depends on the entries that make
+    them. Both are checked at `draws` random weights (running statistics too: at the usual gamma = 1, beta = 0 a forgotten
     BatchNorm member would not show) and random inputs; integer inputs are used as given. The module is not touched.
     A group of one unit has no permutation to check, only the silence law.
     Errors: `UnsupportedError` naming the group and the law.
@@ -48,9 +49,7 @@ def verify(
     twin = _twin(module, state)
     for draw in range(draws):
         g = torch.Generator().manual_seed(seed + draw)
-        inputs = tree_map(
-            lambda x: _noise(x, g) if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs)
-        )
+        inputs = tree_map(partial(_input, g=g), (args, kwargs))
         forward = _forward(twin, *inputs)
         params, other = _random(state, g), _random(state, g)
         before = forward(params)
@@ -149,6 +148,10 @@ def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return [y.double() for y in tree_leaves(out) if isinstance(y, Tensor)]
 
     return forward
+
+
+def _input(x: Any, g: torch.Generator) -> Any:
+    return _noise(x, g) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _noise(x: Tensor, g: torch.Generator) -> Tensor:

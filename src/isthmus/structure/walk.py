@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.program import Node, Program, Ref
@@ -32,12 +31,12 @@ class Value:
     by one (the last states of a recurrent network, layer by layer).
     """
 
-    axes: tuple[Axis, ...]
-    origins: tuple[Origin, ...] = ()
+    axes: Sequence[Axis]
+    origins: Sequence[Origin] = ()
     active: bool = True
     uniform: bool = False
     bent: bool = False
-    stack: tuple[Value, ...] = ()
+    stack: Sequence[Value] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(self.axes))

@@ -1,0 +1,261 @@
+"""The command line: what it writes, what it prints, and how it ends."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import isthmus as im
+from isthmus.cli import run_app
+from isthmus.params import equal
+
+MODEL = "mlp:64-12x2-10"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two trained checkpoints and one Dropout connection between them."""
+    folder = tmp_path_factory.mktemp("cli")
+    for name, seed in (("a", 0), ("b", 1)):
+        code = run_app(
+            ["train", "--model", MODEL, "--out", str(folder / f"{name}.safetensors"), "--seed", str(seed)]
+            + ["--epochs", "20", "--quiet"]
+        )
+        assert code == 0
+    assert (
+        run_app(["connect", *ends(folder), "--method", "dropout", "--option", "masks=2", *out(folder / "dropout")]) == 0
+    )
+    return folder
+
+
+def ends(folder):
+    return [str(folder / "a.safetensors"), str(folder / "b.safetensors")]
+
+
+def out(folder):
+    return ["--out", str(folder), "--quiet", "--num-points", "3"]
+
+
+def fails(capsys, arguments, *words, code=2):
+    """The command ends with `code`, one line on stderr that holds `words`, and nothing on stdout."""
+    capsys.readouterr()
+    assert run_app([str(a) for a in arguments]) == code
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+    assert printed.out == ""
+
+
+def test_everything_is_written_and_agrees(folder):
+    result = json.loads((folder / "dropout/result.json").read_text())
+    profile = json.loads((folder / "dropout/profile.json").read_text())
+    certificate = json.loads((folder / "dropout/certificate.json").read_text())
+    connection = im.load_connection(folder / "dropout/path.safetensors")
+    assert result["segments"] == len(connection.path) == len(certificate["segments"]) == len(result["labels"]) == 20
+    assert result["method"] == {"name": "Dropout", "keep": 0.5, "masks": 2, "scale": "output", "every_vertex": False}
+    assert result["max_loss"] == max(profile["loss"]) == profile["barriers"]["loss"]["max"]
+    assert result["max_loss"] <= result["bound"] * (1 + 1e-5)
+    assert result["proved"]
+    assert result["outcome"]["ok"]
+    assert len(profile["t"]) == 20 * 2 + 1 == len((folder / "dropout/profile.csv").read_text().splitlines()) - 1
+    assert profile["test"]["error"][0] == result["test_error_a"]
+    assert equal(connection.path.start, im.load_params(folder / "a.safetensors"))
+    assert equal(connection.path.end, im.load_params(folder / "b.safetensors"))
+    header = (folder / "dropout/certificate.csv").read_text().splitlines()[0]
+    assert header == "index,claim,bound,deviation,label,why"
+
+
+def test_train_stores_what_made_the_weights_and_repeats(folder, tmp_path, capsys):
+    again = tmp_path / "again.safetensors"
+    arguments = ["train", "--model", MODEL, "--out", str(again), "--seed", "0", "--epochs", "20", "--quiet", "--json"]
+    assert run_app(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model"] == MODEL
+    assert printed["seed"] == "0"
+    assert again.read_bytes() == (folder / "a.safetensors").read_bytes()
+
+
+def test_profile_and_certify_need_only_the_path_file(folder, tmp_path, capsys):
+    path = str(folder / "dropout/path.safetensors")
+    assert run_app(["profile", path, "--num-points", "2", "--out", str(tmp_path), "--quiet", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert {"loss excess", "loss linear", "loss mean", "error max", "test loss max"} <= set(values)
+    assert run_app(["certify", path, "--out", str(tmp_path), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["proved"]
+    assert (tmp_path / "certificate.csv").exists()
+    assert (tmp_path / "profile.json").exists()
+
+
+def test_a_path_that_is_broken_is_not_proved_and_the_segment_is_named(folder, tmp_path, capsys):
+    connection = im.load_connection(folder / "dropout/path.safetensors")
+    knots = list(connection.path.knots)
+    knots[3] = dict(knots[3]) | {"0.weight": knots[3]["0.weight"] + 0.1}
+    broken = im.Connection(im.Path.through(knots), connection.target, connection.outcome, connection.stats)
+    im.save(broken, tmp_path / "broken.safetensors")
+    before = json.loads((folder / "dropout/certificate.json").read_text())["segments"]
+    run_app(["certify", str(tmp_path / "broken.safetensors"), "--out", str(tmp_path), "--quiet", "--json"])
+    table = json.loads((tmp_path / "certificate.json").read_text())
+    changed = [i for i, (x, y) in enumerate(zip(before, table["segments"], strict=True)) if x["claim"] != y["claim"]]
+    assert changed
+    assert set(changed) <= {2, 3}
+    assert all(table["segments"][i]["label"] == connection.stats["segments"][i] for i in changed)
+
+
+def test_methods_lists_every_method_with_its_options(capsys):
+    assert run_app(["methods"]) == 0
+    table = capsys.readouterr().out
+    assert run_app(["methods", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    for method in im.METHODS:
+        assert method.__name__ in table
+        assert all(option in table for option in rows[method.__name__]["options"])
+
+
+def test_report_writes_a_page(folder, capsys):
+    assert run_app(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert str(folder / "report.html") in capsys.readouterr().out
+    assert "Kuditipudi" in page
+
+
+def test_json_goes_to_stdout_alone(folder, tmp_path, capsys):
+    assert run_app(["connect", *ends(folder), "--method", "Linear", *out(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"]["name"] == "Linear"
+
+
+def test_other_peoples_checkpoints_and_models(folder, tmp_path):
+    """A .pt under "state_dict" with the module. prefix, and a model from a file."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 10))\n"
+    )
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 9), torch.nn.Tanh(), torch.nn.Linear(9, 10))
+    for name, factor in (("a", 1.0), ("b", -0.5)):
+        state = {f"module.{k}": v * factor for k, v in module.state_dict().items()}
+        torch.save({"state_dict": state, "epoch": 3}, tmp_path / f"{name}.pt")
+    code = run_app(
+        ["connect", str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), "--model", f"{tmp_path / 'net.py'}:make"]
+        + ["--method", "Dropout", "--option", "masks=1", *out(tmp_path / "res")]
+    )
+    assert code == 0
+    assert json.loads((tmp_path / "res/result.json").read_text())["proved"]
+
+
+def test_a_method_that_fails_ends_with_1_and_its_result_is_written(folder, tmp_path):
+    options = ["--option", "lr=1e30", "--option", "optimizer=sgd", "--option", "init=random"]
+    code = run_app(["connect", *ends(folder), "--method", "Subnetwork", *options, *out(tmp_path)])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert code == 1
+    assert result["outcome"]["name"] == "NOT_FINITE"
+    assert im.load_connection(tmp_path / "path.safetensors").outcome is im.Outcome.NOT_FINITE
+
+
+# -- misuse: one line, exit code 2, nothing written
+
+
+def test_swapped_architectures(folder, tmp_path, capsys):
+    args = ["connect", *ends(folder), *out(tmp_path / "x")]
+    fails(capsys, [*args, "--model", "mlp:64-13x2-10"], "expected", "got")
+    other = tmp_path / "other.safetensors"
+    params = {k: v[:6] if k.startswith("0.") else v for k, v in im.load_params(folder / "b.safetensors").items()}
+    im.save_params(params, other)
+    fails(capsys, ["connect", ends(folder)[0], other, *out(tmp_path / "x")], "b['0.weight']", "(12, 64)", "(6, 64)")
+    assert not (tmp_path / "x").exists()
+
+
+def test_truncated_files(folder, tmp_path, capsys):
+    for source in (folder / "a.safetensors", folder / "dropout/path.safetensors"):
+        bad = tmp_path / source.name
+        bad.write_bytes(source.read_bytes()[:-100])
+        if source.name.startswith("path"):
+            fails(capsys, ["certify", bad, "--out", tmp_path / "x"], str(bad))
+        else:
+            fails(capsys, ["connect", bad, ends(folder)[1], *out(tmp_path / "x")], str(bad))
+    assert not (tmp_path / "x").exists()
+
+
+def test_weights_that_are_not_numbers(folder, tmp_path, capsys):
+    params = im.load_params(folder / "a.safetensors")
+    params["2.bias"] = params["2.bias"] * float("nan")
+    im.save_params(params, tmp_path / "nan.safetensors")
+    fails(
+        capsys,
+        ["connect", tmp_path / "nan.safetensors", ends(folder)[1], "--model", MODEL, *out(tmp_path / "x")],
+        "'2.bias'",
+        "NaN",
+    )
+    assert not (tmp_path / "x").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("executed", "w"))
+
+
+def test_a_pickle_with_code_is_not_executed(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"state_dict": Evil()}, tmp_path / "evil_zip.pt")
+    for name in ("evil.pt", "evil_zip.pt"):
+        fails(capsys, ["connect", tmp_path / name, ends(folder)[1], *out(tmp_path / "x")], name)
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "Magic"], ["--method", "Linear", "'Magic'"]),
+        (
+            ["--method", "Dropout", "--option", "mask=3"],
+            ["KEY in ['every_vertex', 'keep', 'masks', 'scale']", "mask=3"],
+        ),
+        (["--method", "Dropout", "--option", "masks=many"], ["masks", "integer", "'many'"]),
+        (["--method", "Dropout", "--option", "keep=0.9"], ["keep", "(0, 1/2]", "0.9"]),
+        (["--data", "imagenet"], ["digits", "'imagenet'"]),
+        (["--data", "missing.npz"], ["missing.npz", "no such file"]),
+        (["--model", "transformer9000"], ["mlp", "'transformer9000'"]),
+        (["--device", "toaster"], ["--device", "'toaster'"]),
+        (["--dtype", "float7"], ["float32 or float64", "'float7'"]),
+        (["--loss", "hinge"], ["cross_entropy", "'hinge'"]),
+        (["--num-points", "1"], ["num-points", "2"]),
+        (["--examples", "10000000"], ["10000000"]),
+        (["--colour", "red"], ["--colour"]),
+    ],
+)
+def test_wrong_options(folder, tmp_path, capsys, arguments, words):
+    fails(capsys, ["connect", *ends(folder), "--out", tmp_path / "x", "--quiet", *arguments], *words)
+    assert not (tmp_path / "x").exists()
+
+
+def test_missing_files_and_folders(folder, tmp_path, capsys):
+    fails(capsys, ["connect", tmp_path / "no.pt", ends(folder)[1], *out(tmp_path / "x")], "no.pt")
+    fails(capsys, ["report", tmp_path], str(tmp_path))
+    fails(capsys, ["certify", ends(folder)[0], "--out", tmp_path / "x"], "a.safetensors")
+    (tmp_path / "file").write_text("")
+    fails(capsys, ["connect", *ends(folder), "--method", "Linear", *out(tmp_path / "file/x")], str(tmp_path / "file"))
+
+
+def test_option_values_are_read_as_their_fields_want(folder, tmp_path):
+    """YAML alone would read 1e-3 as a string."""
+    options = ["--option", "lr=1e-3", "--option", "steps=5", "--option", "hub_steps=5"]
+    assert run_app(["connect", *ends(folder), "--method", "subnetwork", *options, *out(tmp_path)]) == 0
+    method = json.loads((tmp_path / "result.json").read_text())["method"]
+    assert (method["lr"], method["steps"], method["hub_steps"]) == (1e-3, 5, 5)
+
+
+def test_the_module_runs_and_help_is_there():
+    done = subprocess.run([sys.executable, "-m", "isthmus", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for command in ("demo", "train", "connect", "profile", "certify", "methods", "report"):
+        assert command in done.stdout
+    wrong = subprocess.run([sys.executable, "-m", "isthmus", "conect"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "conect" in wrong.stderr
