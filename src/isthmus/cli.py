@@ -78,10 +78,11 @@ def run_app(arguments: list[str] | None = None) -> int:
         print("stopped; results that were complete are on disk", file=sys.stderr)
         return 130
     except Exception as e:
-        if hasattr(e, "format_message"):  # click's usage errors
-            print(f"error: {e.format_message()} (see isthmus --help)", file=sys.stderr)
-            return 2
-        raise
+        message = getattr(e, "format_message", None)  # typer's usage errors, whose base class it does not export
+        if message is None:
+            raise
+        print(f"error: {message()} (see isthmus --help)", file=sys.stderr)
+        return 2
 
 
 def _device(name: str) -> torch.device:

@@ -22,6 +22,14 @@ def arguments(x: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return (x if isinstance(x, tuple) else (x,)), {}
 
 
+def single(x: Inputs) -> Tensor:
+    """The one tensor that `x` holds; refuses several."""
+    parts = tree_flatten(x)[0]
+    if len(parts) != 1:
+        raise InputError("data", expected="one input tensor for a chain of layers", got=f"{len(parts)} tensors")
+    return parts[0]
+
+
 def rows(x: Inputs, index: slice | Tensor) -> Inputs:
     """Some examples."""
     if isinstance(x, Tensor):

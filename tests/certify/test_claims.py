@@ -46,7 +46,7 @@ def test_one_broken_entry_at_any_vertex_is_caught_where_it_stands(make, method):
     structure = problem.objective.structure
     for k in range(1, len(path)):
         knots = list(path.knots)
-        live = live_units(path.segments[k - 1].control, structure)
+        live = live_units([path.knots[k - 1], path.knots[k]], structure)
         group = structure.groups[0]
         unit = int(live[group.name].nonzero()[0])
         name = next(m.tensor for m in group.members if m.role == "in" and m.tensor.endswith("weight"))
@@ -223,8 +223,8 @@ def test_batchnorm_in_evaluation_mode():
 
 def test_modules_that_cannot_be_exported_are_measured_and_say_why():
     class Branching(nn.Linear):
-        def forward(self, x):
-            return super().forward(x) if float(x.sum()) > -1e9 else x
+        def forward(self, input):
+            return super().forward(input) if float(input.sum()) > -1e9 else input
 
     x, y = blobs(12, (5,), 4)
     objective = im.Objective(Branching(5, 4).double(), data=(x, y))

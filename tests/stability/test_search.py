@@ -61,6 +61,7 @@ def test_a_subnetwork_that_separates_the_data_is_reported():
     """With one class the loss falls for ever as the scale grows: the search stops at its bound and says so."""
     problem = classify("separable", perceptron([5, 8, 4]), (5,))
     x, _ = problem.objective.data
+    assert isinstance(x, torch.Tensor)
     y = torch.zeros(len(x), dtype=torch.int64)
     a = {k: v.abs() for k, v in problem.a.items()}
     a["2.weight"] = torch.cat([a["2.weight"][:1] + 1, -a["2.weight"][1:]])

@@ -13,6 +13,7 @@ from isthmus.connectors.base import About, Connection, Connector, Outcome, Progr
 from isthmus.connectors.fit import Fitted, Recipe, fit
 from isthmus.connectors.walk import Units, Walk, join, labels_as_text, network_of, others
 from isthmus.errors import InputError
+from isthmus.examples import single
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
@@ -129,7 +130,7 @@ class _Training:
     def train(self, l: int, params: Params, end: str) -> Subnet:
         """xi_l on the features I_l of `params`."""
         chain, objective, method = self.chain, self.objective, self.method
-        h = chain.features(params, objective.data[0], l, objective.chunk)
+        h = chain.features(params, single(objective.data[0]), l, objective.chunk)
         h = h if l == 0 else h[:, self.held[l]].contiguous()
         y = objective.data[1]
         names = [n for p in range(l + 1, chain.L + 1) for n in chain.layer(p).trainable]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
@@ -88,7 +87,7 @@ class Curve(Segment):
     def at(self, t: float) -> Params:
         """The point at t, by de Casteljau's scheme (stable, and exact at both ends)."""
         check_t(t)
-        points: Sequence[Params] = self.control
+        points: list[Params] = list(self.control)
         while len(points) > 1:
             points = [lerp(p, q, t) for p, q in pairwise(points)]
         return points[0]

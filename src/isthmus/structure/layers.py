@@ -215,7 +215,13 @@ RULES: dict[str, Rule] = (
     | {name: _batch_norm for name in (*_BATCH_NORMS, "_native_batch_norm_legit_functional")}
     | {name: _recurrent for name in _GATES}
     | {f"{name}_cell": _step for name in _GATES}
-    | {"layer_norm": _layer_norm, "rms_norm": _layer_norm, "group_norm": _group_norm, "instance_norm": _instance_norm}
+    | {
+        "layer_norm": _layer_norm,
+        "native_layer_norm": _layer_norm,
+        "rms_norm": _layer_norm,
+        "group_norm": _group_norm,
+        "instance_norm": _instance_norm,
+    }
     | {"_weight_norm": _weight_norm, "embedding": _embedding, "scaled_dot_product_attention": _attention}
 )
 RAW = frozenset(_GATES)

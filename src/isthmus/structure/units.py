@@ -116,6 +116,8 @@ class Structure:
     def _check_overlap(self, tensor: str, dim: int) -> None:
         """Refuse a position that two members of an axis claim, unless their units form a grid."""
         claims = [(g, m) for g in self.groups for m in g.members if (m.tensor, m.dim) == (tensor, dim)]
+        if len(torch.cat([m.index.reshape(-1) for _, m in claims]).unique()) == sum(m.index.numel() for _, m in claims):
+            return
         for i, (g, one) in enumerate(claims):
             for h, other in claims[i + 1 :]:
                 shared = torch.isin(one.index, other.index)
@@ -151,10 +153,14 @@ class Structure:
 
     def silence(self, params: Mapping[str, Tensor], units: Mapping[str, Units]) -> Params:
         """Zero the "out" entries of the units, so that nothing depends on them; refuses groups not separable."""
+        for group in map(self.group, units):
+            if not group.separable:
+                got = f"units that are not: {group.why}"
+                raise InputError(f"group {group.name!r}", expected="separable units", got=got)
         return self.scale(params, {name: self._silent(name, which) for name, which in units.items()})
 
     def scale(self, params: Mapping[str, Tensor], factors: Mapping[str, Tensor | Sequence[float]]) -> Params:
-        """Multiply the "out" entries of unit u by ``factors[group][u]``; a factor 0 silences, to an exact zero."""
+        """Multiply the "out" entries of unit u by ``factors[group][u]``; a factor 0 writes exact zeros."""
         self._check(params)
         out = dict(params)
         for name, values in factors.items():
@@ -162,8 +168,6 @@ class Structure:
             if values.shape != (group.size,):
                 got = tuple(values.shape)
                 raise InputError(f"group {name!r}", expected=f"{group.size} factors, shape ({group.size},)", got=got)
-            if not group.separable:
-                raise InputError(f"group {name!r}", expected="separable units", got=f"units that are not: {group.why}")
             for member in group.outs:
                 out[member.tensor] = _multiplied(out[member.tensor], member, values)
         return out

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.params import Params
-from isthmus.program import plain_attention
+from isthmus.program import Program, plain_attention, trace
 from isthmus.structure.units import Group, Structure
 
 __all__ = ["TOLERANCE", "verify"]
@@ -38,9 +38,10 @@ def verify(
 
     Permutation law: permuting the units of each group alone, and of all groups at once, moves no output. Silence
     law: when a random half of the units of a separable group is silenced, no output depends on the entries that make
-    them. Both are checked at `draws` random weights (running statistics too: at the usual gamma = 1, beta = 0 a forgotten
-    BatchNorm member would not show) and random inputs; integer inputs are used as given. The module is not touched.
-    A group of one unit has no permutation to check, only the silence law.
+    them. Both are checked at `draws` random weights (running statistics too: at the usual gamma = 1, beta = 0 a
+    forgotten BatchNorm member would not show) and random inputs of the shapes given; integer inputs are used as given.
+    A few rows suffice. The module is not touched; where it insists on float32, its traced program runs instead. A
+    group of one unit has no permutation to check, only the silence law.
     Errors: `UnsupportedError` naming the group and the law.
     """
     kwargs = dict(kwargs or {})
@@ -50,9 +51,13 @@ def verify(
     for draw in range(draws):
         g = torch.Generator().manual_seed(seed + draw)
         inputs = tree_map(partial(_input, g=g), (args, kwargs))
-        forward = _forward(twin, *inputs)
-        params, other = _random(state, g), _random(state, g)
-        before = forward(params)
+        params = _random(state, g)
+        try:
+            forward = _forward(twin, *inputs)
+            before = forward(params)
+        except RuntimeError:
+            forward = _program(trace(module, args, kwargs), inputs)
+            before = forward(params)
         if not all(bool(y.isfinite().all()) and bool(y.any()) for y in before):
             raise UnsupportedError(type(module).__name__, "its outputs at random weights are not finite, or all zero")
         if _moved(before, forward(params)):
@@ -61,7 +66,7 @@ def verify(
             _permutation_law(structure, groups, forward, params, before, g)
         for group in structure.groups:
             if group.separable and group.outs:
-                _silence_law(structure, group, forward, params, other, g)
+                _silence_law(structure, group, forward, params, g)
 
 
 def _check_shapes(structure: Structure, state: Mapping[str, Tensor]) -> None:
@@ -90,14 +95,14 @@ def _permutation_law(
         raise UnsupportedError(what, f"the permutation law fails: an output moves by {moved:.1e} of its size")
 
 
-def _silence_law(
-    structure: Structure, group: Group, forward: Forward, params: Params, other: Params, g: torch.Generator
-) -> None:
+def _silence_law(structure: Structure, group: Group, forward: Forward, params: Params, g: torch.Generator) -> None:
     units = torch.randperm(group.size, generator=g)[: max(group.size // 2, 1)]
     changed = dict(params)
     for member in group.ins:
         at = member.index[units].reshape(-1)
-        new = other[member.tensor].index_select(member.dim, at)
+        old = changed[member.tensor].index_select(member.dim, at)
+        # factors in [0.5, 2], so that a variance stays positive
+        new = old * 2 ** (2 * torch.rand(old.shape, generator=g, dtype=torch.float64).to(old.device) - 1)
         changed[member.tensor] = changed[member.tensor].index_copy(member.dim, at, new)
     silent = {group.name: units}
     if moved := _moved(forward(structure.silence(params, silent)), forward(structure.silence(changed, silent))):
@@ -141,11 +146,18 @@ def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
     def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad(), plain_attention():
-            try:
-                out = functional_call(twin, {**own, **params}, args, kwargs, tie_weights=False, strict=True)
-            except RuntimeError as error:
-                raise UnsupportedError(type(twin).__name__, f"it does not run in float64: {error}") from error
+            out = functional_call(twin, {**own, **params}, args, kwargs, tie_weights=False, strict=True)
         return [y.double() for y in tree_leaves(out) if isinstance(y, Tensor)]
+
+    return forward
+
+
+def _program(program: Program, inputs: Any) -> Forward:
+    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+
+    def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [y.double() for y in tree_leaves(program.run(params, *tensors))]
 
     return forward
 

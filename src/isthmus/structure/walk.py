@@ -179,7 +179,8 @@ class Walk:
             aliases.setdefault(name, []).append(alias)
         for (tensor, dim, atom), role in roles.items():
             unit = ax.labels(self.weights[tensor][dim])[atom]
-            index = torch.stack([(unit == u).nonzero().reshape(-1) for u in range(atom.size)])
+            # positions sorted by unit, in order within each; those of no unit (-1) come first
+            index = unit.argsort(stable=True)[int((unit < 0).sum()) :].reshape(atom.size, -1)
             for name in (tensor, *aliases.get(tensor, ())):
                 found.setdefault(atom, []).append(Member(name, dim, "in" if "in" in role else "out", index))
             if len(role) > 1:
