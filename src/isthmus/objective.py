@@ -84,10 +84,10 @@ class Objective:
         self._error = error
         self._hand_written = structure
         _check_modes(module)
-        self._module, self._fixed = _skeleton(module, self.dtype)
-        self._like = {k: v for k, v in self._module.state_dict().items()}
-        self._ties = _ties(self._module)
-        self.parameter_names = tuple(k for k, _ in self._module.named_parameters())
+        self.skeleton, self._fixed = _skeleton(module, self.dtype)
+        self._like = {k: v for k, v in self.skeleton.state_dict().items()}
+        self._ties = _ties(self.skeleton)
+        self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
         state = module.state_dict()
         self._probe(self._zeros() if any(v.is_meta for v in state.values()) else state)
 
@@ -128,7 +128,7 @@ class Objective:
 
     @property
     def _module_name(self) -> str:
-        return type(self._module).__name__
+        return type(self.skeleton).__name__
 
     @cached_property
     def program(self) -> Program:
@@ -172,7 +172,7 @@ class Objective:
             "memory": self.memory,
             "structure": self._hand_written,
         }
-        new = Objective(self._module, **(options | changes))
+        new = Objective(self.skeleton, **(options | changes))
         if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
             new.__dict__["structure"] = self.structure
         return new
@@ -195,8 +195,8 @@ class Objective:
                         got=value.dtype,
                         instead=f"objective.cast({value.dtype})",
                     )
-                value = value.detach().to(self.dtype) if value.dtype != self.dtype else value
-            wide[name] = value
+                value = value.to(self.dtype)
+            wide[name] = value.detach() if isinstance(value, Tensor) and value.requires_grad else value
         check_like(wide, self._expected, what)
         for alias, name in self._ties.items():
             if wide[alias] is not wide[name] and not torch.equal(wide[alias], wide[name]):
@@ -217,13 +217,13 @@ class Objective:
         """f(x; params) for every example, [N, ...]."""
         params = self.check(params)
         with torch.no_grad():
-            return torch.cat([self._forward(params, x) for x, _ in self._chunks()])
+            return torch.cat([self.forward(params, x) for x, _ in self._chunks()])
 
     def losses(self, params: Mapping[str, Tensor]) -> Tensor:
         """The loss of every example, [N], without the penalty."""
         params = self.check(params)
         with torch.no_grad():
-            return torch.cat([self._losses(self._forward(params, x), y) for x, y in self._chunks()])
+            return torch.cat([self._losses(self.forward(params, x), y) for x, y in self._chunks()])
 
     def loss(self, params: Mapping[str, Tensor]) -> float:
         """The mean loss plus the penalty; chunk sums are added in float64."""
@@ -237,7 +237,7 @@ class Objective:
         """(loss, error) from one pass over the data."""
         params = self.check(params)
         with torch.no_grad():
-            total = self.of_outputs((self._forward(params, x), y) for x, y in self._chunks())
+            total = self.of_outputs((self.forward(params, x), y) for x, y in self._chunks())
         return total[0] + self.penalty_of(params), total[1]
 
     def of_outputs(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
@@ -257,7 +257,7 @@ class Objective:
     def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
         x, y = rows(self._data[0], index), self._data[1][index]
-        loss = self._losses(self._forward(params, x), y).mean()
+        loss = self._losses(self.forward(params, x), y).mean()
         return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
 
     def example_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -267,10 +267,11 @@ class Objective:
     def _errors(self, outputs: Tensor, y: Tensor) -> Tensor:
         return (self._error or wrong_class)(outputs, y)
 
-    def _forward(self, params: Mapping[str, Tensor], x: Inputs) -> Tensor:
+    def forward(self, params: Mapping[str, Tensor], x: Inputs, module: nn.Module | None = None) -> Tensor:
+        """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
         args, kwargs = arguments(x)
         once = {k: v for k, v in params.items() if k not in self._ties}  # functional_call ties the rest itself
-        return functional_call(self._module, {**self._fixed, **once}, args, kwargs, strict=True)
+        return functional_call(module or self.skeleton, {**self._fixed, **once}, args, kwargs, strict=True)
 
     def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
         x, y = self._data
@@ -284,7 +285,7 @@ class Objective:
         totals = []
         for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
             with torch.no_grad(), _Bytes() as counter:
-                self._forward(zeros, rows(self._data[0], index[:n]))
+                self.forward(zeros, rows(self._data[0], index[:n]))
             totals.append(counter.total)
         each = max(1, (totals[1] - totals[0]) // 2)
         return int(max(1, min(self.num_examples, self.memory // each)))
@@ -298,7 +299,7 @@ class Objective:
         x, y = rows(self._data[0], slice(0, n)), self._data[1][:n]
         with torch.no_grad():
             try:
-                first, second = self._forward(params, x), self._forward(params, x)
+                first, second = self.forward(params, x), self.forward(params, x)
             except (RuntimeError, ValueError, TypeError, IndexError) as e:
                 first_line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
                 raise InputError("data", expected=f"examples that {self._module_name} accepts", got=first_line) from e
@@ -314,7 +315,7 @@ class Objective:
                 raise UnsupportedError(
                     self._module_name, "two passes over the same data differ (forward is random)", "call module.eval()"
                 )
-            alone = self._forward(params, rows(x, slice(0, 1)))
+            alone = self.forward(params, rows(x, slice(0, 1)))
         scale = float(first.abs().max()) or 1.0
         if n > 1 and float((alone - first[:1]).abs().max()) > 1e-3 * scale:
             raise UnsupportedError(
@@ -334,7 +335,7 @@ class Objective:
         }
 
     def _materialised(self) -> nn.Module:
-        module = copy.deepcopy(self._module).to_empty(device=self.device)
+        module = copy.deepcopy(self.skeleton).to_empty(device=self.device)
         with torch.no_grad():
             module.load_state_dict(self._zeros())
             for name, value in self._fixed.items():

@@ -212,7 +212,16 @@ def _pure(target: Any) -> Any:
 
 
 # operations that return their argument or a view of it when they can; their schemas do not say so
-_MAYBE_VIEWS = {"reshape", "flatten", "contiguous", "to", "dropout", "type_as", "expand_as", "unflatten"}
+_MAYBE_VIEWS = {
+    "alpha_dropout",
+    "atleast_1d",
+    "atleast_2d",
+    "atleast_3d",
+    "dropout",
+    "einsum",
+    "feature_dropout",
+    "type_as",
+}
 
 
 def _is_view(node: FxNode) -> bool:
@@ -301,6 +310,9 @@ def _node(node: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
     result = node.meta.get("val")
     several = isinstance(result, (tuple, list))
     target: Any = _pure(node.target) if _writes(node) else node.target
+    if isinstance(result, Tensor) and result.is_floating_point() and _creates(node):
+        # written down, so that it is not the default type of the day
+        kwargs.setdefault("dtype", result.dtype)
     return Node(
         name=node.name,
         op=str(target) if hasattr(target, "_schema") else getattr(target, "__name__", str(target)),
@@ -312,6 +324,13 @@ def _node(node: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
         hint=None if several or isinstance(result, Tensor) else _hint(result),
         where=_where(node),
     )
+
+
+def _creates(node: FxNode) -> bool:
+    """Whether the operation makes a tensor from numbers alone, of a type it may be told."""
+    schema = getattr(node.target, "_schema", None)
+    tensors = any(isinstance(n.meta.get("val"), Tensor) for n in node.all_input_nodes)
+    return schema is not None and not tensors and any(a.name == "dtype" for a in schema.arguments)
 
 
 def _hint(x: Any) -> Any:

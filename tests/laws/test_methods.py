@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.problems import PROBLEMS, Problem
+from tests.problems import PROBLEMS, Problem, perceptron
 
 import isthmus as im
 from isthmus.params import cast, equal
@@ -43,6 +43,20 @@ def test_ends_are_exact_and_nothing_of_the_users_is_written(make, kind):
     torch.testing.assert_close(
         problem.objective.outputs(connection.target), problem.objective.outputs(b), rtol=1e-12, atol=1e-12
     )
+
+
+@methods
+def test_training_on_does_not_move_the_ends_of_a_path(kind):
+    """A state_dict shares memory with its module."""
+    problem = PROBLEMS[0]()
+    module = perceptron([5, 9, 4]).double()
+    module.load_state_dict(problem.a)
+    connection = im.connect(problem.objective, dict(module.named_parameters()), problem.b, quick(kind))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.zero_()
+    assert equal(connection.path.start, problem.a)
+    assert not any(v.requires_grad for v in connection.path.start.values())
 
 
 @cases

@@ -207,6 +207,15 @@ CASES = [
     Case("cells", s.Cells, (noise(3, 4, 3),), {"lstm": 5, "gru": 4}),
     Case("hand-written LSTM", s.HandRecurrent, (noise(3, 4, 3),), {"inp": 5}),
     Case("learned first state", s.LearnedState, (noise(3, 4, 3),), {"rnn.hidden.0": 5}),
+    Case("writes", s.Writes, (SEQUENCE,), {"inp": 6}),
+    Case(
+        "BatchNorm of the batch",
+        lambda: nn.Sequential(
+            nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, track_running_stats=False), nn.ReLU(), nn.Linear(6, 2)
+        ),
+        (X,),
+        {"0": 6},
+    ),
     Case("moves", s.Moves, (SEQUENCE,), {"inp": 6, "wide": 4}),
     Case("dense and U-shaped", m.Skips, (IMAGE,), {"a": 4, "b": 6, "up": 4}),
     Case("squeeze and excitation", m.Squeezed, (IMAGE,), {"conv": 6, "down": 4}),

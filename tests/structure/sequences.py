@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 
 class LanguageModel(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM, tied: bool = False, **options: Any) -> None:
+    def __init__(self, kind: Callable[..., nn.Module] = nn.LSTM, tied: bool = False, **options: Any) -> None:
         super().__init__()
         self.embedding = nn.Embedding(11, 6)
         self.rnn = kind(6, 6 if tied else 8, 2, batch_first=True, **options)
@@ -213,6 +214,22 @@ class LearnedState(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.rnn(x, self.state.expand(-1, x.size(0), -1).contiguous())[0][:, -1])
+
+
+class Writes(nn.Module):
+    """Entries overwritten through views, along time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.other, self.out = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 2)
+        self.first = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inp(x)
+        y[:, 0] = self.first
+        y[:, 1:3] = self.other(x)[:, 4:6]
+        y[:, 5] *= 2
+        return self.out(y.relu().sum(1))
 
 
 class Moves(nn.Module):

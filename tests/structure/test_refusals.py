@@ -73,8 +73,19 @@ def test_writing_through_a_view_is_not_overlooked() -> None:
         x[:, 0] = 0
         return x
 
-    with pytest.raises(UnsupportedError, match=r"select_scatter|slice_scatter|copy|fill"):
-        derive_structure(between(Lambda(write)).eval(), (X,))
+    assert derive_structure(between(Lambda(write)).eval(), (X,)).groups == ()
+
+
+def test_a_module_that_insists_on_float32_is_verified_by_its_program() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.out = nn.GRUCell(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.cell(x, torch.zeros(x.size(0), 6)))
+
+    assert [(g.name, g.size) for g in derive_structure(Fixed(), (X,)).groups] == [("cell", 6)]
 
 
 def test_dead_code_is_no_reason_to_refuse() -> None:

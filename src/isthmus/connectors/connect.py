@@ -46,7 +46,9 @@ def connect(
     check_finite(start, "a")
     check_finite(goal, "b")
     _check_integers(start, goal)
-    goal = share(goal, start)
+    # copies: a state_dict shares memory with its module, and training on would move the end of the path
+    start = {k: v.clone() for k, v in start.items()}
+    goal = share({k: v.clone() for k, v in goal.items()}, start)
     begin = time.perf_counter()
     try:
         found = method.find(objective, start, goal, torch.Generator().manual_seed(seed), progress)

@@ -10,6 +10,7 @@ from typing import Any
 from isthmus.errors import UnsupportedError
 from isthmus.program import Node
 from isthmus.structure import axes as ax
+from isthmus.structure.algebra import elementwise
 from isthmus.structure.axes import Axis
 from isthmus.structure.walk import NONE, Rule, Value, Walk
 
@@ -236,6 +237,23 @@ def _pad(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return x
 
 
+def _scatter(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    """A tensor with one position, or a range of an axis, overwritten: what writing into a view becomes."""
+    x, source, d = a["x"], a["src"], a["dim"] % len(a["x"].axes)
+    if "index" in a:
+        ax.fix(x.axes[d])
+        part = x.at([k for k in range(len(x.axes)) if k != d])
+    else:
+        part = _slice(walk, node, a)
+    both = elementwise(walk, [part, source], bent=True)
+    return replace(x, active=x.active or both.active, uniform=False, stack=(), bent=not both.active)
+
+
+def _copy(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+    """The source, stretched to the shape of the value that it overwrites."""
+    return _expand(walk, node, {"x": a["src"]})
+
+
 RULES: dict[str, Rule] = (
     {n: _reshape for n in ("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as")}
     | {n: _transpose for n in ("transpose", "swapaxes", "swapdims", "t", "mT")}
@@ -245,6 +263,7 @@ RULES: dict[str, Rule] = (
     | {n: _pad for n in ("pad", "constant_pad_nd")}
     | {"permute": _permute, "movedim": _movedim, "unsqueeze": _unsqueeze, "squeeze": _squeeze, "repeat": _repeat}
     | {"select": _select, "unbind": _unbind, "getitem": _getitem, "slice": _slice, "narrow": _slice}
+    | {"select_scatter": _scatter, "slice_scatter": _scatter, "copy": _copy}
     | {"stack": _stack, "index": _index, "index_select": _index_select, "flip": _flip}
 )
 RAW = frozenset({"select", "unbind", "getitem"})

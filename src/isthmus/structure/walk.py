@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 
 from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.program import Node, Program, Ref

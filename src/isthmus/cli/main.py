@@ -12,26 +12,40 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-import yaml
-from pydantic import ConfigDict, ValidationError
-from pydantic.dataclasses import dataclass as validated
 from rich.table import Column, Table
 
 from isthmus import runs
 from isthmus.certify import certify as certify_path
+from isthmus.cli.common import (
+    Checkpoint,
+    DataOption,
+    Device,
+    DType,
+    Examples,
+    Json,
+    LossOption,
+    ModelOption,
+    OutOption,
+    Points,
+    Quiet,
+    Seed,
+    device_of,
+    dtype_of,
+    method_of,
+    objectives,
+    stored_in,
+)
+from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.connectors import METHODS, Connector
 from isthmus.connectors.fit import Recipe
-from isthmus.console import console, number, progress_bar, show
 from isthmus.data import DATASETS, load
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import profile as profile_path
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.objective import Objective
-from isthmus.params import Params, cast
+from isthmus.params import cast
 from isthmus.storage import load_connection, load_params, make_folder, save_params
-from isthmus.storage.tensors import read_metadata
 
 app = typer.Typer(
     name="isthmus",
@@ -40,25 +54,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Checkpoint = Annotated[
-    Path, typer.Argument(help="Weights: .safetensors, .pt/.pth (bare or under state_dict, model, ...).")
-]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="NAME[:SPEC], MODULE:FACTORY or FILE.py:FACTORY; default: as stored.")
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", help="A data set's name or an .npz file; default: as stored, else digits.")
-]
-LossOption = Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")]
-Examples = Annotated[int | None, typer.Option("--examples", help="Use only the first N training examples.", min=1)]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
-Points = Annotated[int, typer.Option("--num-points", help="Points measured per segment, both ends included.", min=2)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
-DType = Annotated[str, typer.Option("--dtype", help="auto (as the checkpoints), float32 or float64.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def run_app(arguments: list[str] | None = None) -> int:
@@ -83,80 +78,6 @@ def run_app(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {message()} (see isthmus --help)", file=sys.stderr)
         return 2
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as e:
-        raise InputError("--device", expected="auto, cpu or a device that torch has here", got=repr(name)) from e
-
-
-def _dtype(name: str, params: Params) -> torch.dtype:
-    if name == "auto":
-        kinds = [v.dtype for v in params.values() if v.is_floating_point()]
-        return torch.float64 if torch.float64 in kinds else torch.float32
-    if name not in ("float32", "float64"):
-        raise InputError("--dtype", expected="auto, float32 or float64", got=repr(name))
-    return torch.float32 if name == "float32" else torch.float64
-
-
-def _stored(path: Path) -> dict[str, str]:
-    """What our own checkpoints say about themselves; nothing for others."""
-    try:
-        return read_metadata(path)
-    except IsthmusError:
-        return {}
-
-
-def _objectives(
-    model: str, data: str, like: Params, *, loss: str, examples: int | None, device: str, dtype: torch.dtype
-) -> tuple[Objective, Objective | None]:
-    """The training objective and, where the data have a test part, the test objective."""
-    dataset = load(data).subset(examples, None) if examples else load(data)
-    name = model.partition(":")[0]
-    module = by_name(model, inputs=dataset.shape, outputs=dataset.classes or None, like=like).eval()
-    where = _device(device)
-
-    def build(flat: bool) -> tuple[Objective, Objective | None]:
-        d = dataset.flat() if flat else dataset
-        train = Objective(module.to(where), loss, (d.x_train.to(where), d.y_train.to(where)), dtype=dtype)
-        test = None if d.x_test is None or d.y_test is None else train.on((d.x_test.to(where), d.y_test.to(where)))
-        return train, test
-
-    if name in MODELS:
-        return build(MODELS[name].flat)
-    try:
-        return build(flat=False)
-    except InputError:
-        if len(dataset.shape) == 1:
-            raise
-        return build(flat=True)
-
-
-def _method(name: str, options: list[str]) -> Connector:
-    """A connector from its name and ``key=value`` options, with unknown keys and bad values refused by name."""
-    names = {m.__name__.lower(): m for m in METHODS}
-    if name.lower() not in names:
-        raise InputError("--method", expected=f"one of {', '.join(m.__name__ for m in METHODS)}", got=repr(name))
-    kind = names[name.lower()]
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or key not in known:
-            raise InputError(f"--option for {kind.__name__}", expected=f"KEY=VALUE, KEY in {sorted(known)}", got=option)
-        values[key] = yaml.safe_load(text)
-    try:
-        checked = validated(kind, config=ConfigDict(extra="forbid", frozen=True))  # type: ignore[call-overload]
-        return kind(**{k: getattr(checked(**values), k) for k in values})
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise InputError(
-            f"--option {'.'.join(map(str, first['loc']))}", expected=first["msg"], got=repr(first.get("input"))
-        ) from e
 
 
 @app.command()
@@ -186,7 +107,7 @@ def train(
     dataset = load(data).subset(examples, None) if examples else load(data)
     flat = model.partition(":")[0] in MODELS and MODELS[model.partition(":")[0]].flat
     dataset = dataset.flat() if flat else dataset
-    kind, where = _dtype(dtype, {}), _device(device)
+    kind, where = dtype_of(dtype, {}), device_of(device)
     module = seeded(lambda: by_name(model, inputs=dataset.shape, outputs=dataset.classes or None), seed)
     module = module.to(device=where, dtype=kind)
     x, y = dataset.x_train.to(where, kind), dataset.y_train.to(where)
@@ -230,12 +151,12 @@ def connect(
     as_json: Json = False,
 ) -> int:
     """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder."""
-    chosen = _method(method, option or [])
+    chosen = method_of(method, option or [])
     first, second = (load_params(p, unsafe_pickle=unsafe_pickle) for p in (a, b))
-    stored = _stored(a)
+    stored = stored_in(a)
     model, data = model or stored.get("model") or "mlp", data or stored.get("data") or "digits"
-    kind = _dtype(dtype, first | second)
-    objective, test = _objectives(model, data, first, loss=loss, examples=examples, device=device, dtype=kind)
+    kind = dtype_of(dtype, first | second)
+    objective, test = objectives(model, data, first, loss=loss, examples=examples, device=device, dtype=kind)
     about = {"model": model, "data": data, "examples": examples, "checkpoints": [str(a), str(b)], "command": _command()}
     ends = [{k: v.to(objective.device) for k, v in cast(p, kind).items()} for p in (first, second)]
     with progress_bar(quiet) as progress:
@@ -261,8 +182,8 @@ def _open_path(
     data = data or connection.stats.get("data")
     if model is None or data is None:
         raise InputError("--model and --data", expected="both, as the file does not hold them", got=(model, data))
-    kind = _dtype(dtype, dict(connection.path.start))
-    objective, test = _objectives(
+    kind = dtype_of(dtype, dict(connection.path.start))
+    objective, test = objectives(
         model, data, dict(connection.path.start), loss=loss, examples=examples, device=device, dtype=kind
     )
     return connection, objective, test

@@ -1,0 +1,229 @@
+"""What a change of weights can reach: dead units, equal units, and the operations between a weight and the output.
+
+Everything here is a property of real arithmetic on a Bezier curve, read off its control points and the graph:
+
+1. A unit without a path of nonzero weights to the output at any control point is dead on the whole curve. Units whose
+   incoming weights agree at all control points (after equal units before them are merged) compute the same function
+   all along it, so that only the sum of their outgoing weights matters.
+2. What is left of the change is followed through the graph: a value is constant, affine in the control points (a value
+   at t is then the same combination of its values at the control points as the weights are), or neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.params import Params
+from isthmus.program import Node, Program, Ref
+from isthmus.structure.units import Group, Member, Structure
+
+CONSTANT, AFFINE, NEITHER = 0, 1, 2
+
+# operations that are affine in their tensor arguments jointly
+_JOINTLY_AFFINE = {
+    "aten.add.Tensor", "aten.sub.Tensor", "aten.neg.default", "aten.cat.default", "aten.stack.default",
+    "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.flatten.using_ints",
+    "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.unsqueeze.default", "aten.squeeze.dim",
+    "aten.squeeze.default", "aten.squeeze.dims", "aten.expand.default", "aten.contiguous.default",
+    "aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.dropout.default",
+    "aten.mean.dim", "aten.sum.dim_IntList", "aten.avg_pool1d.default", "aten.avg_pool2d.default",
+    "aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.slice.Tensor", "aten.select.int",
+    "aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int",
+}  # fmt: skip
+# operations that are bilinear in their first two tensor arguments and affine in a third
+_BILINEAR = {
+    "aten.linear.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding",
+    "aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mul.Tensor",
+}  # fmt: skip
+
+
+# -- 1. dead and equal units
+
+
+def changed_tensors(control: Sequence[Mapping[str, Tensor]]) -> set[str]:
+    """The names of the floating-point tensors that differ between control points.
+
+    >>> a = {"w": torch.zeros(1), "b": torch.ones(1)}
+    >>> changed_tensors([a, {**a, "w": torch.ones(1)}])
+    {'w'}
+    """
+    first = control[0]
+    return {
+        k
+        for k, v in first.items()
+        if v.is_floating_point() and any(p[k] is not v and not torch.equal(p[k], v) for p in control[1:])
+    }
+
+
+def effective_changes(
+    control: Sequence[Params], changed: set[str], live: Mapping[str, Tensor], structure: Structure
+) -> set[str]:
+    """The changed tensors whose change can reach the output, given the units that are `live` (see `live_units`).
+
+    Each of the others may be held at its value at any control point, alone or together: the function on the curve
+    stays the same.
+    """
+    names = {m.tensor for g in structure.groups for m in g.members if m.role == "in"}
+    masks = {k: _rows_live(k, control[0][k].shape, live, structure) for k in names}
+    points = [_masked(p, masks) for p in control]
+    left = {k for k in changed if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
+    if not left:
+        return left
+    points = _merge_equal(points, live, structure)
+    return {k for k in left if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
+
+
+def live_units(control: Sequence[Params], structure: Structure) -> dict[str, Tensor]:
+    """For each group a boolean per unit: False where no control point has a nonzero path to the output.
+
+    The least fixed point: a unit is live if some nonzero outgoing weight enters a live row. Units that cannot be
+    treated one by one (mixed by a normalisation, say) count as live.
+
+    >>> index = torch.arange(2)[:, None]
+    >>> s = Structure((Group("h", 2, (Member("v", 0, "in", index), Member("w", 1, "out", index))),),
+    ...               {"v": (2, 1), "w": (1, 2)})
+    >>> live_units([{"v": torch.ones(2, 1), "w": torch.tensor([[0.0, 3.0]])}], s)
+    {'h': tensor([False,  True])}
+    """
+    device = next(iter(control[0].values())).device
+    live = {g.name: torch.full((g.size,), not separable(g), device=device) for g in structure.groups}
+    nonzero = {m.tensor: _ever_nonzero(control, m.tensor) for g in structure.groups for m in g.outs}
+    for _ in range(sum(g.size for g in structure.groups) + 1):
+        before = {k: int(v.sum()) for k, v in live.items()}
+        for group in reversed(structure.groups):
+            if not separable(group):
+                continue
+            for m in group.outs:
+                reaching = nonzero[m.tensor] & _rows_live(m.tensor, nonzero[m.tensor].shape, live, structure)
+                by_position = reaching.movedim(m.dim, 0).flatten(1).any(1)
+                live[group.name] = live[group.name] | by_position[m.index.to(device)].any(1)
+        if before == {k: int(v.sum()) for k, v in live.items()}:
+            break
+    return live
+
+
+def separable(group: Group) -> bool:
+    """Whether units of the group die when their outgoing weights vanish."""
+    return group.separable and any(m.role == "out" for m in group.members)
+
+
+def _ever_nonzero(control: Sequence[Params], name: str) -> Tensor:
+    distinct = {id(p[name]): p[name] for p in control}
+    return torch.stack([v != 0 for v in distinct.values()]).any(0)
+
+
+def _incoming(structure: Structure, tensor: str) -> list[tuple[Group, Member]]:
+    return [(g, m) for g in structure.groups for m in g.members if m.tensor == tensor and m.role == "in"]
+
+
+def _rows_live(tensor: str, shape: torch.Size, live: Mapping[str, Tensor], structure: Structure) -> Tensor:
+    """A mask of `shape` (broadcastable): False on the incoming weights of dead units."""
+    device = next(iter(live.values())).device
+    mask = torch.ones((1,) * len(shape), dtype=torch.bool, device=device)
+    for group, m in _incoming(structure, tensor):
+        positions = torch.ones(shape[m.dim], dtype=torch.bool, device=device)
+        positions[m.index.to(device).flatten()] = live[group.name].repeat_interleave(m.index.shape[1])
+        mask = mask & positions.view([-1 if d == m.dim else 1 for d in range(len(shape))])
+    return mask
+
+
+def _masked(params: Params, masks: Mapping[str, Tensor]) -> Params:
+    """`params` with the incoming weights of dead units set to zero: the same function."""
+    out = dict(params)
+    for name, mask in masks.items():
+        if not bool(mask.all()):
+            out[name] = torch.where(mask, params[name], torch.zeros_like(params[name]))
+    return out
+
+
+def _merge_equal(points: Sequence[Params], live: Mapping[str, Tensor], structure: Structure) -> list[Params]:
+    """The same functions, with the outgoing weights of equal units added up on the first of them.
+
+    Groups are visited in the order of the graph, so that rows are compared after the columns before them were
+    merged. Sums of two float32 numbers are exact in float64; in float64, a sum that rounds can only make equal
+    units look different.
+    """
+    merged = [dict(p) for p in points]
+    for group in structure.groups:
+        if not separable(group):
+            continue
+        classes = _classes(merged, group, live[group.name])
+        for p in merged if classes else ():
+            for m in group.outs:
+                index = m.index.to(p[m.tensor].device)
+                moved = p[m.tensor].double().movedim(m.dim, 0).clone()
+                for units in classes:
+                    moved[index[units[0]]] = moved[index[units]].sum(0)
+                    moved[index[units[1:]].flatten()] = 0
+                p[m.tensor] = moved.movedim(0, m.dim)
+    return merged
+
+
+def _classes(points: Sequence[Params], group: Group, live: Tensor) -> list[Tensor]:
+    """The sets of two or more live units whose incoming weights agree at every control point."""
+    rows: dict[tuple[int, int], Tensor] = {}
+    for p in points:
+        for m in group.ins:
+            # a tensor that all control points share is compared once
+            rows[id(p[m.tensor]), m.dim] = p[m.tensor].movedim(m.dim, 0)[m.index.to(live.device)].flatten(1)
+    units = live.nonzero().flatten()
+    # a few columns rule out nearly all units; whole rows are compared among those that remain
+    for width in (2, 8, None):
+        if not rows or len(units) < 2:
+            return []
+        which = _equal_rows([r[units][:, :width] for r in rows.values()])
+        counts = torch.bincount(which)
+        if width is None:
+            return [units[which == c] for c in (counts > 1).nonzero().flatten().tolist()]
+        units = units[counts[which] > 1]
+    raise AssertionError
+
+
+def _equal_rows(parts: list[Tensor]) -> Tensor:
+    """For each row the number of its class; rows that are equal throughout share one."""
+    wide = max((p.dtype for p in parts), key=lambda d: torch.finfo(d).bits)
+    return torch.unique(torch.cat([p.to(wide) for p in parts], 1), dim=0, return_inverse=True)[1]
+
+
+# -- 2. following the change through the graph
+
+
+def levels(program: Program, moved: set[str]) -> tuple[dict[str, int], str]:
+    """How each value depends on t when the tensors `moved` do; and the first operation that is neither, if any."""
+    level: dict[str, int] = {k: AFFINE if name in moved else CONSTANT for k, name in program.tensors.items()}
+    culprit = ""
+    for node in program.nodes:
+        level[node.name] = level_of(node, level)
+        if level[node.name] == NEITHER and not culprit:
+            culprit = node.where or node.op
+    return level, culprit
+
+
+def level_of(node: Node, level: Mapping[str, int]) -> int:
+    """The level of a node's result from those of what it reads."""
+
+    def of(value: Any) -> int:
+        if isinstance(value, Ref):
+            return level.get(value.name, CONSTANT)
+        return max(map(of, value), default=CONSTANT) if isinstance(value, list | tuple) else CONSTANT
+
+    args = [of(v) for v in node.args]
+    everything = max([*args, *(of(v) for v in node.kwargs.values())], default=CONSTANT)
+    if everything in (CONSTANT, NEITHER):
+        return everything
+    if node.op in _JOINTLY_AFFINE or node.op == "getitem":
+        return AFFINE
+    if node.op in _BILINEAR:
+        return AFFINE if args[0] + args[1] <= AFFINE else NEITHER
+    if node.op == "aten.div.Tensor":
+        return AFFINE if args[1] == CONSTANT else NEITHER
+    if node.op == "aten.addmm.default":
+        return AFFINE if args[1] + args[2] <= AFFINE else NEITHER
+    if node.op == "aten.batch_norm.default":  # (x - mean) / sqrt(var + eps) * weight + bias, statistics fixed
+        x, weight, _, mean, var = args[:5]
+        return AFFINE if var == CONSTANT and max(x, mean) + weight <= AFFINE else NEITHER
+    return NEITHER
