@@ -10,7 +10,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
@@ -18,9 +17,8 @@ from isthmus.examples import Inputs, arguments, as_tensors, cast_inputs, rows
 from isthmus.losses import L1, NAMED, LossFunction, Ridge, check_labels, check_targets, wrong_class
 from isthmus.params import Params, check_like
 from isthmus.program import Program, trace
+from isthmus.skeleton import CountBytes, check_modes, skeleton_of, ties_of
 from isthmus.structure import Structure, derive_structure, verify
-
-_MODE_DEPENDENT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
 @final
@@ -83,10 +81,12 @@ class Objective:
         self.memory = memory
         self._error = error
         self._hand_written = structure
-        _check_modes(module)
-        self.skeleton, self._fixed = _skeleton(module, self.dtype)
+        self._programs: dict[Any, Program | UnsupportedError] = {}
+        check_modes(module)
+        # the module's structure on meta tensors: it has no weights of its own
+        self.skeleton, self._fixed = skeleton_of(module, self.dtype)
         self._like = {k: v for k, v in self.skeleton.state_dict().items()}
-        self._ties = _ties(self.skeleton)
+        self._ties = ties_of(self.skeleton)
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
         state = module.state_dict()
         self._probe(self._zeros() if any(v.is_meta for v in state.values()) else state)
@@ -130,20 +130,37 @@ class Objective:
     def _module_name(self) -> str:
         return type(self.skeleton).__name__
 
-    @cached_property
+    @property
+    def named_loss(self) -> str | None:
+        """ "cross_entropy" or "mse" when the loss is that function of this library, else None."""
+        return self._loss_name if NAMED.get(self._loss_name) is self._losses else None
+
+    @property
     def program(self) -> Program:
         """The module's exported graph. ``UnsupportedError`` when it cannot be exported."""
-        args, kwargs = arguments(rows(self._data[0], slice(0, min(4, self.num_examples))))
-        return trace(self._materialised(), args, kwargs)
+        args, kwargs = self._example
+        key = tuple((v.shape[1:], v.dtype) for v in tree_flatten((args, kwargs))[0])
+        if key not in self._programs:  # shared with the same objective on other data
+            try:
+                self._programs[key] = trace(self._materialised(), args, kwargs)
+            except UnsupportedError as e:
+                self._programs[key] = e
+        found = self._programs[key]
+        if isinstance(found, UnsupportedError):
+            raise found.with_traceback(None)
+        return found
 
     @cached_property
     def structure(self) -> Structure:
         """The hidden units of the module, derived from its graph (or hand-written) and verified."""
-        args, kwargs = arguments(rows(self._data[0], slice(0, min(4, self.num_examples))))
         if self._hand_written is not None:
-            verify(self._hand_written, self._materialised(), args, kwargs)
+            verify(self._hand_written, self._materialised(), *self._example)
             return self._hand_written
-        return derive_structure(self._materialised(), args, kwargs)
+        return derive_structure(self._materialised(), *self._example)
+
+    @property
+    def _example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        return arguments(rows(self._data[0], slice(0, min(4, self.num_examples))))
 
     # -- variations
 
@@ -163,7 +180,7 @@ class Objective:
 
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
-            "loss": self._loss_name if NAMED.get(self._loss_name) is self._losses else self._losses,
+            "loss": self.named_loss or self._losses,
             "data": self._data,
             "convex": self.convex,
             "penalty": self.penalty,
@@ -173,6 +190,7 @@ class Objective:
             "structure": self._hand_written,
         }
         new = Objective(self.skeleton, **(options | changes))
+        new._programs = self._programs
         if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
             new.__dict__["structure"] = self.structure
         return new
@@ -284,7 +302,7 @@ class Objective:
         zeros, index = self._zeros(), torch.zeros(4, dtype=torch.int64, device=self.device)
         totals = []
         for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
-            with torch.no_grad(), _Bytes() as counter:
+            with torch.no_grad(), CountBytes() as counter:
                 self.forward(zeros, rows(self._data[0], index[:n]))
             totals.append(counter.total)
         each = max(1, (totals[1] - totals[0]) // 2)
@@ -341,56 +359,3 @@ class Objective:
             for name, value in self._fixed.items():
                 module.get_buffer(name).copy_(value)
         return module
-
-
-class _Bytes(TorchDispatchMode):
-    """Counts the bytes of every tensor that operations make."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.total += sum(v.numel() * v.element_size() for v in tree_flatten(out)[0] if isinstance(v, Tensor))
-        return out
-
-
-def _check_modes(module: nn.Module) -> None:
-    for name, part in module.named_modules():
-        random = isinstance(part, nn.RNNBase | nn.MultiheadAttention) and part.dropout > 0
-        if part.training and (random or isinstance(part, _MODE_DEPENDENT)):
-            raise UnsupportedError(
-                f"module {name!r} ({type(part).__name__})",
-                "it is in training mode, where the loss is not a function of the parameters alone",
-                "call module.eval() first",
-            )
-
-
-def _skeleton(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Params]:
-    """A copy of the module's structure with no memory in it, and its buffers that no state_dict holds."""
-    memo: dict[int, Any] = {}
-    for p in module.parameters():
-        empty = torch.empty(p.shape, dtype=dtype if p.is_floating_point() else p.dtype, device="meta")
-        memo[id(p)] = nn.Parameter(empty, requires_grad=p.requires_grad and p.is_floating_point())
-    kept = module.state_dict(keep_vars=True)
-    fixed = {}
-    for name, b in module.named_buffers():
-        value = b.detach().to(dtype) if b.is_floating_point() else b.detach()
-        memo[id(b)] = value.to("meta") if name in kept else value.clone()
-        if name not in kept:
-            fixed[name] = memo[id(b)]
-    try:
-        return copy.deepcopy(module, memo), fixed
-    except Exception as e:
-        raise UnsupportedError(type(module).__name__, f"its structure cannot be copied ({e})") from e
-
-
-def _ties(module: nn.Module) -> dict[str, str]:
-    first: dict[int, str] = {}
-    ties = {}
-    for name, p in module.named_parameters(remove_duplicate=False):
-        if id(p) in first:
-            ties[name] = first[id(p)]
-        first.setdefault(id(p), name)
-    return ties

@@ -310,3 +310,15 @@ def test_the_certificate_answers_questions():
     assert c.dtype == "float64"
     assert 0 < c.slack < 1e-12 * max(1, c.bound)
     assert c.to_dict()["segments"][0]["claim"] == "measured"
+
+
+def test_a_channel_is_live_while_one_of_its_pixels_is_read():
+    problem = convolutional()
+    a = {k: v.clone() for k, v in problem.a.items()}
+    a["7.weight"][:, 8:12] = 0  # channel 2 of the second convolution, four pixels
+    b = change(a, "3.weight", (2, 0), 0.5)
+    assert kinds(problem, im.Path.through([a, b])) == ["unchanged"]
+    a["7.weight"][0, 9] = 0.3
+    b = change(a, "3.weight", (2, 0), 0.5)
+    assert float((problem.objective.outputs(a) - problem.objective.outputs(b)).abs().max()) > 0
+    assert kinds(problem, im.Path.through([a, b])) == ["measured"]

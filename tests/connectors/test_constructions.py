@@ -141,6 +141,23 @@ def test_subnetwork_stops_at_the_larger_end(trained):
 
 
 @pytest.mark.parametrize("fraction", [0.5, 0.7])
+def rows_in_use(chain, point):
+    return [int((A.flatten(1) != 0).any(1).sum()) for A in chain.read(point).A.values()]
+
+
+def test_what_is_neither_live_nor_written_is_cleared():
+    """At a vertex where a subnetwork was written, the rows of all other units are zero."""
+    problem, connection = connect([5, 10, 10, 10, 4], im.Dropout(masks=1, keep=0.3))
+    chain = chain_of(problem.objective.program, problem.objective.structure)
+    for i, k in ((2, 2), (1, 6)):  # the knots where theta_2 and theta_1 stand beside the network before
+        assert f"write theta_{i} into" in connection.stats["segments"][k - 1]
+        assert rows_in_use(chain, connection.path.knots[k])[i:3] == [6] * (3 - i)
+    problem, connection = connect([5, 9, 11, 7, 4], im.Subnetwork(steps=5))
+    chain = chain_of(problem.objective.program, problem.objective.structure)
+    assert "write xi_0" in connection.stats["segments"][5]
+    assert rows_in_use(chain, connection.path.knots[6])[1:3] == [10, 6]
+
+
 def test_the_fraction_of_held_units_is_respected(fraction):
     problem, connection = connect([5, 10, 10, 4], im.Subnetwork(fraction=fraction, steps=20))
     chain = chain_of(problem.objective.program, problem.objective.structure)

@@ -207,6 +207,10 @@ CASES = [
     Case("cells", s.Cells, (noise(3, 4, 3),), {"lstm": 5, "gru": 4}),
     Case("hand-written LSTM", s.HandRecurrent, (noise(3, 4, 3),), {"inp": 5}),
     Case("learned first state", s.LearnedState, (noise(3, 4, 3),), {"rnn.hidden.0": 5}),
+    Case("mean of the last states", s.MeanState, (noise(3, 4, 3),), {"rnn.hidden.0": 5}),
+    Case("shared keys and values", s.Banded, (SEQUENCE,), {"q": 2, "q#2": -3, "v": 4}),
+    Case("standardised weights", m.Standardised, (IMAGE,), {"a": -4, "b": 5}),
+    Case("GroupNorm of one group", lambda: between_convs(nn.GroupNorm(1, 4)), (IMAGE,), {"0": -4}),
     Case("writes", s.Writes, (SEQUENCE,), {"inp": 6}),
     Case(
         "BatchNorm of the batch",

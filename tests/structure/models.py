@@ -182,6 +182,20 @@ class Squeezed(nn.Module):
         return self.out(x * self.up(self.down(x.mean((2, 3))).relu()).sigmoid()[:, :, None, None])
 
 
+class Standardised(nn.Module):
+    """Each row of a weight is standardised, so that no column can be removed alone; images padded and cropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(torch.max(self.a(x), -self.a(x)), (1, 1, 2, 0), mode="reflect")
+        w = self.b.weight - self.b.weight.mean((1, 2, 3), keepdim=True)
+        x = F.conv2d(x, w / w.std((1, 2, 3), keepdim=True), self.b.bias)
+        return self.c(F.pad(x, (-1, 0, -1, 1)))
+
+
 class Several(nn.Module):
     """Two inputs, one by keyword in other uses; two outputs."""
 

@@ -232,6 +232,31 @@ class Writes(nn.Module):
         return self.out(y.relu().sum(1))
 
 
+class MeanState(nn.Module):
+    """The last states of both layers averaged, from first states of ones: the layers are tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.GRU(3, 5, 2, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = x.new_zeros(2, x.size(0), 5) + 1
+        return self.out(self.rnn(x, ones)[1].mean(0))
+
+
+class Banded(nn.Module):
+    """Attention of two heads that share keys and values by broadcasting, scores cut off by tril."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = nn.Linear(5, 6), nn.Linear(5, 3), nn.Linear(5, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(2, (2, 3)).transpose(1, 2)
+        k, v = self.k(x)[:, None], self.v(x)[:, None]
+        return self.out((torch.tril(q @ k.mT) @ v).movedim(1, 2).flatten(2))
+
+
 class Moves(nn.Module):
     """Operations that only move entries, along time and along units."""
 

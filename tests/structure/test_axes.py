@@ -104,6 +104,22 @@ def test_marks_and_fixing_reach_the_pieces() -> None:
     assert all(leaf.fixed for leaf in ax.leaves(a))
 
 
+def test_an_atom_inside_its_own_product() -> None:
+    a, one = Axis(3), Axis(1)
+    flat = ax.product([a, one])
+    ax.unify(a, flat)
+    assert ax.find(flat) is ax.find(a)
+    assert free(flat) == {a: [0, 1, 2]}
+    assert one.fixed
+
+
+def test_a_cut_inside_a_nested_sum() -> None:
+    a, b = Axis(2), Axis(4)
+    first, second = ax.split(ax.total([a, b]), [3, 3])
+    assert sorted(free(first).values()) == [[-1, -1, 0], [0, 1, -1]]
+    assert list(free(second).values()) == [[0, 1, 2]]
+
+
 def test_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="sizes 2 and 3"):
         ax.unify(Axis(2), Axis(3))

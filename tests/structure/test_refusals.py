@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
@@ -37,6 +38,11 @@ def fft(x: Tensor) -> Tensor:
     return torch.fft.fft(x).real
 
 
+def attend(x: Tensor, **options: Any) -> Tensor:
+    x = x.view(-1, 1, 2, 3)
+    return F.scaled_dot_product_attention(x, x, x, **options).flatten(1)
+
+
 REFUSED: list[tuple[Callable[[], nn.Module], Tensor, str]] = [
     (lambda: between(Lambda(lambda x: x.cumsum(1))), X, "aten.cumsum.default (models.py"),
     (lambda: between(Lambda(fft)), X, "aten.fft_fft.default (models.py"),
@@ -45,7 +51,11 @@ REFUSED: list[tuple[Callable[[], nn.Module], Tensor, str]] = [
     (Unused, X, "parameter 'spare': it is not used"),
     (lambda: Unused(buffer=True), X, "parameter 'spare': it is not used"),
     (lambda: nn.Sequential(nn.LSTM(4, 6, proj_size=2), Lambda(lambda y: y[0])), X, "proj_size"),
-    (lambda: between(Lambda(lambda x: torch.einsum("...i->...i", x))), X, "einsum"),
+    (lambda: between(Lambda(lambda x: torch.einsum("...i->...i", x))), X, "einsum: the equation '...i->...i' is not"),
+    (lambda: between(Lambda(lambda x: torch.einsum("ii,bj->bj", x[:, :3], x))), X, "repeats an index"),
+    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Lambda(lambda x: x[:, [0], :, [1]])), IMAGE, "not next to each other"),
+    (lambda: between(Lambda(lambda x: attend(x, dropout_p=0.5))), X, "attention: its dropout is in training mode"),
+    (lambda: between(Lambda(lambda x: attend(x, enable_gqa=True))), X, "grouped queries"),
 ]
 
 
@@ -60,7 +70,7 @@ def test_the_module_path_is_named_where_the_user_wrote_no_line() -> None:
         derive_structure(between_convs(nn.Conv2d(4, 4, 3, groups=4)).eval(), (IMAGE,))
 
 
-@pytest.mark.parametrize("module", [vgg(), between(nn.Dropout()), between(nn.BatchNorm1d(6))])
+@pytest.mark.parametrize("module", [vgg(), between(nn.Dropout()), between(nn.BatchNorm1d(6)), nn.LSTM(4, 4, 2, dropout=0.5)])
 def test_training_mode_is_refused_with_the_remedy(module: nn.Module) -> None:
     x = IMAGE if isinstance(module[0], nn.Conv2d) else X  # type: ignore[index]
     with pytest.raises(UnsupportedError, match=r"training mode; call module.eval\(\) first"):

@@ -169,9 +169,6 @@ def _reduce(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
     dims = {d % len(x.axes) for d in dims}
     for d in dims:
         ax.mark(x.axes[d], f"{base} is taken over these units")
-    if x.is_weight:
-        # a function of whole columns of a weight: nothing is known of what it keeps
-        ax.fix(*(x.axes[d] for d in dims))
     keep = bool(a.get("keepdim"))
     axes = [ax.fixed(1) if d in dims else axis for d, axis in enumerate(x.axes) if keep or d not in dims]
     origins = [NONE if d in dims else o for d, o in enumerate(x.origins) if keep or d not in dims]
