@@ -322,3 +322,53 @@ def test_a_channel_is_live_while_one_of_its_pixels_is_read():
     b = change(a, "3.weight", (2, 0), 0.5)
     assert float((problem.objective.outputs(a) - problem.objective.outputs(b)).abs().max()) > 0
     assert kinds(problem, im.Path.through([a, b])) == ["measured"]
+
+
+@pytest.mark.parametrize("name", ["2.weight", "2.bias"])
+@pytest.mark.parametrize("where", ["start", "end", "both"])
+def test_units_are_equal_only_if_every_incoming_weight_is_at_every_control_point(name, where):
+    """Equal but for one tensor, or at one end: handing weight over then changes the function."""
+    problem = odd_widths()
+    a = {k: v.clone() for k, v in problem.a.items()}
+    for tensor in ("2.weight", "2.bias"):
+        a[tensor][2] = a[tensor][0]
+    b = {k: v.clone() for k, v in a.items()}
+    b["4.weight"][:, 2] += b["4.weight"][:, 0]
+    b["4.weight"][:, 0] = 0
+    for point, on in ((a, "start"), (b, "end")):
+        if where in (on, "both"):
+            point[name][2] += 0.5
+    assert kinds(problem, im.Path.through([a, b])) == ["measured"]
+
+
+def linear_head(name: str, *tail: nn.Module) -> Problem:
+    return classify(name, nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4), *tail), (5,))
+
+
+def straightness(problem: Problem, path: im.Path) -> float:
+    """How far the outputs at the middle are from the mean of the ends."""
+    a, m, b = (problem.objective.outputs(path.at(t)) for t in (0.0, 0.5, 1.0))
+    return float((m - (a + b) / 2).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("tail", "names", "kind"),
+    [
+        ((), ["0.weight"], "convex"),
+        ((), ["1.weight", "1.bias"], "convex"),
+        ((), ["0.weight", "1.weight"], "measured"),
+        ((), ["0.bias", "1.weight"], "measured"),
+        ((nn.BatchNorm1d(4),), ["0.weight"], "convex"),
+        ((nn.BatchNorm1d(4),), ["2.weight", "2.bias"], "convex"),
+        ((nn.BatchNorm1d(4),), ["1.weight", "2.running_mean"], "convex"),
+        ((nn.BatchNorm1d(4),), ["1.weight", "2.weight"], "measured"),
+        ((nn.BatchNorm1d(4),), ["2.running_mean", "2.weight"], "measured"),
+        ((nn.BatchNorm1d(4),), ["2.running_var"], "measured"),
+    ],
+)
+def test_products_of_moving_values_are_not_affine(tail, names, kind):
+    problem = linear_head("linear", *tail)
+    b = {k: v + 0.7 if k in names else v for k, v in problem.a.items()}
+    path = im.Path.through([problem.a, b])
+    assert kinds(problem, path) == [kind]
+    assert (straightness(problem, path) > 1e-6) == (kind == "measured")

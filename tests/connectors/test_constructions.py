@@ -140,7 +140,6 @@ def test_subnetwork_stops_at_the_larger_end(trained):
     assert all(r["training"] == "connected" for r in connection.stats["subnetworks"])
 
 
-@pytest.mark.parametrize("fraction", [0.5, 0.7])
 def rows_in_use(chain, point):
     return [int((A.flatten(1) != 0).any(1).sum()) for A in chain.read(point).A.values()]
 
@@ -158,6 +157,7 @@ def test_what_is_neither_live_nor_written_is_cleared():
     assert rows_in_use(chain, connection.path.knots[6])[1:3] == [10, 6]
 
 
+@pytest.mark.parametrize("fraction", [0.5, 0.7])
 def test_the_fraction_of_held_units_is_respected(fraction):
     problem, connection = connect([5, 10, 10, 4], im.Subnetwork(fraction=fraction, steps=20))
     chain = chain_of(problem.objective.program, problem.objective.structure)

@@ -70,7 +70,9 @@ def test_the_module_path_is_named_where_the_user_wrote_no_line() -> None:
         derive_structure(between_convs(nn.Conv2d(4, 4, 3, groups=4)).eval(), (IMAGE,))
 
 
-@pytest.mark.parametrize("module", [vgg(), between(nn.Dropout()), between(nn.BatchNorm1d(6)), nn.LSTM(4, 4, 2, dropout=0.5)])
+@pytest.mark.parametrize(
+    "module", [vgg(), between(nn.Dropout()), between(nn.BatchNorm1d(6)), nn.LSTM(4, 4, 2, dropout=0.5)]
+)
 def test_training_mode_is_refused_with_the_remedy(module: nn.Module) -> None:
     x = IMAGE if isinstance(module[0], nn.Conv2d) else X  # type: ignore[index]
     with pytest.raises(UnsupportedError, match=r"training mode; call module.eval\(\) first"):

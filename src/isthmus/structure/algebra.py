@@ -17,7 +17,7 @@ __all__ = ["RULES", "contract", "elementwise"]
 
 # functions with f(0) = 0: a weight entry that is zero stays zero
 _KEEPS_ZERO = {
-    "abs", "dropout", "mul", "multiply", "neg", "positive", "relu", "sgn", "sign", "sin", "tanh",
+    "abs", "mul", "multiply", "neg", "positive", "relu", "sgn", "sign", "sin", "tanh",
 }  # fmt: skip
 
 
@@ -57,12 +57,6 @@ def _pointwise(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
 
 def _same(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return a["x"]
-
-
-def _evaluated(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
-    if a.get("train", a.get("training")):
-        raise UnsupportedError("dropout", "it is in training mode", "call module.eval() first")
-    return _pointwise(walk, node, a)
 
 
 def _prelu(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
@@ -195,7 +189,7 @@ def _table(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return Value([ax.fixed(n) for n in node.shape or ()], active=False)
 
 
-_SAME = "alias clone contiguous detach lift_fresh lift_fresh_copy positive to _to_copy type_as".split()
+_SAME = "alias alpha_dropout clone contiguous detach dropout feature_dropout lift_fresh lift_fresh_copy positive to _to_copy type_as".split()
 _POINTWISE = """abs acos add addcmul asin atan bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos
 cosh div elu eq erf erfc exp exp2 expm1 fill floor ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan
 leaky_relu le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum
@@ -210,7 +204,6 @@ RULES: dict[str, Rule] = (
     | {name: _reduce for name in _REDUCED}
     | {name: _constant for name in _UNIFORM}
     | {name: _table for name in ("arange", "eye", "linspace")}
-    | {name: _evaluated for name in ("dropout", "feature_dropout", "alpha_dropout")}
     | {name: _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")}
     | {
         "linear": _linear,

@@ -212,12 +212,6 @@ def _cut(a: Axis, size: int) -> tuple[Axis, Axis] | None:
         parts = (_like(a, size), _like(a, a.size - size))
         _bind(a, Axis(a.size, "sum", parts))
         return parts
-    if len(ts := terms(a)) > 1:
-        i = 0
-        while ts[i].size <= size:
-            size, i = size - ts[i].size, i + 1
-        pieces = _cut(ts[i], size) if size else (fixed(0), ts[i])
-        return None if pieces is None else (total([*ts[:i], pieces[0]]), total([pieces[1], *ts[i + 1 :]]))
     first, rest = factors(a)[0], factors(a)[1:]
     inner = a.size // first.size
     if size % inner:

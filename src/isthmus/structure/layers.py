@@ -58,11 +58,9 @@ def _per_unit(walk: Walk, axis: Axis, weights: Sequence[Value | None]) -> None:
 
 
 def _batch_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
-    if a.get("training", "no_training" not in node.op) and a.get("running_mean") is not None:
-        raise UnsupportedError("batch_norm", "it is in training mode", "call module.eval() first")
     x = a["x"]
     _per_unit(walk, x.axes[1], [a["weight"], a["bias"], a["running_mean"], a["running_var"]])
-    if a.get("running_mean") is None:
+    if a["running_mean"] is None:
         # statistics of the batch: each channel for itself
         ax.fix(x.axes[0], *x.axes[2:])
     out = elementwise(walk, [x])
@@ -207,12 +205,11 @@ def _weight_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
 _POOLS = [f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_avg", "adaptive_max")]
 _RESIZED = ["max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d"]
 _RESIZED += ["upsample_bilinear2d", "upsample_linear1d", "max_pool1d_with_indices", "upsample_bicubic2d"]
-_BATCH_NORMS = "batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split()
 
 RULES: dict[str, Rule] = (
     {f"conv{kind}{n}d": _convolution for n in (1, 2, 3) for kind in ("", "_transpose")}
     | {name: _spatial for name in (*_POOLS, *_RESIZED)}
-    | {name: _batch_norm for name in (*_BATCH_NORMS, "_native_batch_norm_legit_functional")}
+    | {name: _batch_norm for name in ("batch_norm", "_native_batch_norm_legit_no_training")}
     | {name: _recurrent for name in _GATES}
     | {f"{name}_cell": _step for name in _GATES}
     | {

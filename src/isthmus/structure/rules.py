@@ -37,10 +37,10 @@ def structure_of(program: Program, param_shapes: Mapping[str, Sequence[int]]) ->
 def _refuse_training(program: Program) -> None:
     """Training mode is the commonest mistake: it is named before any operation that comes with it."""
     for node in program.nodes:
-        base, named = node.op.split(".")[1] if "." in node.op else node.op, node.named()
-        if base == "_native_batch_norm_legit_functional" or (base == "batch_norm" and named["training"]):
-            if named.get("running_mean") is None:
-                continue
-        elif not (base == "dropout" and named["train"] and named["p"]):
-            continue
-        raise UnsupportedError(f"{base} ({node.where})", "it is in training mode", "call module.eval() first")
+        base, a = node.op.split(".")[1] if "." in node.op else node.op, node.named()
+        if (
+            base == "_native_batch_norm_legit_functional"
+            or (base == "batch_norm" and a["training"] and a["running_mean"] is not None)
+            or (base in ("dropout", "feature_dropout", "alpha_dropout") and a["train"] and a["p"])
+        ):
+            raise UnsupportedError(f"{base} ({node.where})", "it is in training mode", "call module.eval() first")

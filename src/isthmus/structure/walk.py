@@ -214,9 +214,7 @@ class Walk:
 
 
 def _group(name: str, members: list[Member], atom: Axis) -> Group:
-    why = atom.mixed
-    if not why and not any(m.role == "out" for m in members):
-        why = "no weight reads these units"
+    why = atom.mixed or ("" if any(m.role == "out" for m in members) else "no weight reads these units")
     members.sort(key=lambda m: m.role)
     return Group(name, atom.size, tuple(members), separable=not why, why=why)
 
