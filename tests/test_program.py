@@ -65,6 +65,23 @@ def test_inputs_of_several_kinds() -> None:
     torch.testing.assert_close(program.run(module.state_dict(), x, shift), module(x, 2.5, shift=shift))
 
 
+def test_outputs_are_the_tensors_among_what_is_returned() -> None:
+    class Rich(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> dict[str, object]:
+            return {"logits": self.fc(x), "loss": None, "size": 3, "more": [x, self.fc.bias]}
+
+    module = Rich()
+    program = trace(module, (noise(3, 4),))
+    logits, x, bias = program.run(module.state_dict(), noise(5, 4))
+    torch.testing.assert_close(logits, module(noise(5, 4))["logits"])
+    assert torch.equal(x, noise(5, 4))
+    assert torch.equal(bias, module.fc.bias)
+
+
 def test_where_names_the_line_or_the_module() -> None:
     class Written(nn.Module):
         def __init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_map
 
@@ -65,13 +65,14 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The forward pass of a module as nodes in the order of execution, without the weights.
+    """The forward pass of a module as nodes in the order of execution, without the weights; none writes into a tensor.
 
-    `inputs` are the placeholders of the arguments; `tensors` maps a placeholder to the ``state_dict`` name it stands
-    for; `constants` are the tensors that are neither (lifted literals, non-persistent buffers). `tied` maps
-    each further name of a shared tensor to its first name; the nodes use the first one only. `batch` is the batch
-    size of the example, `dtype` the floating-point type of the traced module, `integers` the names of the tensors that
-    hold no floating-point numbers. The first output is the model's. No node writes into a tensor.
+    `inputs` are the placeholders of the tensor arguments; `tensors` maps a placeholder to the ``state_dict`` name it
+    stands for; `constants` are the tensors that are neither (lifted literals, non-persistent buffers). `outputs` are
+    the tensors among what the module returns, flattened; the first is the model's. `batch` is the batch size of the
+    example, `shapes` holds the sizes of the placeholders. `tied` maps each further name of a shared tensor to its
+    first name; the nodes use the first one only. `dtype` is the floating-point type of the traced module, `integers`
+    are the names of the tensors that hold no floating-point numbers.
     """
 
     inputs: tuple[str, ...]
@@ -285,7 +286,7 @@ def _read(
     outputs = tuple(
         Ref(alias.get(spec.arg.name, spec.arg.name))
         for spec in program.graph_signature.output_specs
-        if spec.kind is OutputKind.USER_OUTPUT and hasattr(spec.arg, "name")
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(spec.arg, TensorArgument)
     )
     floats = [v.dtype for v in (*named.values(), *examples) if v.is_floating_point()]
     return Program(

@@ -95,16 +95,17 @@ def test_verify_catches_any_one_member_dropped(case: Case) -> None:
             assert "law fails" in refusal(broken, module, case), (group.name, member.tensor, member.dim)
 
 
-@pytest.mark.parametrize("name", ["LayerNorm", "softmax", "SwiGLU, RMSNorm", "GroupNorm", "GPT", "LSTM, tied"])
-def test_verify_catches_a_wrong_separable_flag(name: str) -> None:
-    case = next(c for c in CASES if c.name == name)
+# under weight_norm a removed column changes the others, but no output depends on what made it: the law holds
+MIXED = [c for c in CASES if any(not g.separable and g.outs for g in c.structure.groups) and c.name != "weight_norm"]
+
+
+@pytest.mark.parametrize("case", MIXED, ids=[c.name for c in MIXED])
+def test_verify_catches_a_wrong_separable_flag(case: Case) -> None:
     structure = case.structure
-    wrong = [g for g in structure.groups if not g.separable and g.outs]
-    for group in wrong:
+    for group in (g for g in structure.groups if not g.separable and g.outs):
         lied = [replace(g, separable=True, why="") if g is group else g for g in structure.groups]
         with pytest.raises(UnsupportedError, match=f"{group.name!r}: the silence law fails"):
             verify(Structure(tuple(lied), structure.shapes), case.module(), case.args)
-    assert wrong or name == "LSTM, tied"
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -127,3 +128,15 @@ def test_members_of_tied_tensors_come_in_pairs() -> None:
     group: Group = next(c for c in CASES if c.name == "GPT, tied").structure.group("wte")
     assert {"wte.weight", "head.weight"} <= {m.tensor for m in group.members}
     assert "'wte.weight' both makes and reads" in group.why or "LayerNorm" in group.why
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_narrow_networks_without_biases_are_not_refused_by_bad_luck(seed):
+    """With three units per layer and no biases, all outputs are zero at many random weights."""
+    g = torch.Generator().manual_seed(seed)
+    widths = [5, *torch.randint(1, 4, (5,), generator=g).tolist(), 4]
+    parts = []
+    for n, m in zip(widths, widths[1:], strict=False):
+        parts += [nn.Linear(n, m, bias=False), nn.ReLU()]
+    structure = derive_structure(nn.Sequential(*parts[:-1]), (torch.zeros(4, 5),))
+    assert all(group.separable for group in structure.groups)

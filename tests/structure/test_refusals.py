@@ -70,11 +70,18 @@ def test_the_module_path_is_named_where_the_user_wrote_no_line() -> None:
         derive_structure(between_convs(nn.Conv2d(4, 4, 3, groups=4)).eval(), (IMAGE,))
 
 
-@pytest.mark.parametrize(
-    "module", [vgg(), between(nn.Dropout()), between(nn.BatchNorm1d(6)), nn.LSTM(4, 4, 2, dropout=0.5)]
-)
-def test_training_mode_is_refused_with_the_remedy(module: nn.Module) -> None:
-    x = IMAGE if isinstance(module[0], nn.Conv2d) else X  # type: ignore[index]
+TRAINED: list[tuple[nn.Module, Tensor]] = [
+    (vgg(), IMAGE),
+    (between(nn.Dropout()), X),
+    (between_convs(nn.Dropout2d()), IMAGE),
+    (between(nn.AlphaDropout()), X),
+    (between(nn.BatchNorm1d(6)), X),
+    (nn.LSTM(4, 4, 2, dropout=0.5), X),
+]
+
+
+@pytest.mark.parametrize(("module", "x"), TRAINED)
+def test_training_mode_is_refused_with_the_remedy(module: nn.Module, x: Tensor) -> None:
     with pytest.raises(UnsupportedError, match=r"training mode; call module.eval\(\) first"):
         derive_structure(module.train(), (x,))
 
@@ -98,6 +105,12 @@ def test_a_module_that_insists_on_float32_is_verified_by_its_program() -> None:
             return self.out(self.cell(x, torch.zeros(x.size(0), 6)))
 
     assert [(g.name, g.size) for g in derive_structure(Fixed(), (X,)).groups] == [("cell", 6)]
+
+
+def test_an_unverified_structure_is_the_same() -> None:
+    module = between(nn.ReLU()).eval()
+    one, two = derive_structure(module, (X,)), derive_structure(module, (X,), verified=False)
+    assert [(g.name, g.size) for g in one.groups] == [(g.name, g.size) for g in two.groups]
 
 
 def test_dead_code_is_no_reason_to_refuse() -> None:

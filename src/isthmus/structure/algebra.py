@@ -189,7 +189,9 @@ def _table(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return Value([ax.fixed(n) for n in node.shape or ()], active=False)
 
 
-_SAME = "alias alpha_dropout clone contiguous detach dropout feature_dropout lift_fresh lift_fresh_copy positive to _to_copy type_as".split()
+# dropout in training mode was refused before the walk
+_SAME = """alias alpha_dropout clone contiguous detach dropout feature_dropout lift_fresh lift_fresh_copy positive to
+_to_copy type_as""".split()
 _POINTWISE = """abs acos add addcmul asin atan bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos
 cosh div elu eq erf erfc exp exp2 expm1 fill floor ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan
 leaky_relu le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum

@@ -22,6 +22,9 @@ __all__ = ["TOLERANCE", "verify"]
 TOLERANCE = 1e-12
 """How far the outputs may move, relative to their largest entry; float64 rounding stays well below."""
 
+REDRAWS = 200
+"""Attempts to find random weights at which the outputs are not all zero."""
+
 Forward = Callable[[Mapping[str, Tensor]], list[Tensor]]
 
 
@@ -50,23 +53,26 @@ def verify(
     twin = _twin(module, state)
     for draw in range(draws):
         g = torch.Generator().manual_seed(seed + draw)
-        inputs = tree_map(partial(_input, g=g), (args, kwargs))
-        params = _random(state, g)
-        try:
-            forward = _forward(twin, *inputs)
-            before = forward(params)
-        except RuntimeError:
-            forward = _program(trace(module, args, kwargs), inputs)
-            before = forward(params)
-        if not all(bool(y.isfinite().all()) and bool(y.any()) for y in before):
+        for _ in range(REDRAWS):  # in a narrow network without biases all units may be off at once
+            inputs = tree_map(partial(_input, g=g), (args, kwargs))
+            params = _random(state, g)
+            try:
+                forward = _forward(twin, *inputs)
+                before = forward(params)
+            except RuntimeError:
+                forward = _program(trace(module, args, kwargs), inputs)
+                before = forward(params)
+            if all(bool(y.isfinite().all()) and bool(y.any()) for y in before):
+                break
+        else:
             raise UnsupportedError(type(module).__name__, "its outputs at random weights are not finite, or all zero")
-        if _moved(before, forward(params)):
+        if _moved(before, before, forward(params)):
             raise UnsupportedError(type(module).__name__, "its output is random", "call module.eval() first")
         for groups in _alone_and_together(structure.groups):
             _permutation_law(structure, groups, forward, params, before, g)
         for group in structure.groups:
             if group.separable and group.outs:
-                _silence_law(structure, group, forward, params, g)
+                _silence_law(structure, group, forward, params, before, g)
 
 
 def _check_shapes(structure: Structure, state: Mapping[str, Tensor]) -> None:
@@ -91,21 +97,23 @@ def _permutation_law(
         for two in params:
             if params[one] is params[two] and not torch.equal(permuted[one], permuted[two]):
                 raise UnsupportedError(what, f"the permutation law fails: {one!r} and {two!r} are tied, and part")
-    if moved := _moved(before, forward(permuted)):
+    if moved := _moved(before, before, forward(permuted)):
         raise UnsupportedError(what, f"the permutation law fails: an output moves by {moved:.1e} of its size")
 
 
-def _silence_law(structure: Structure, group: Group, forward: Forward, params: Params, g: torch.Generator) -> None:
+def _silence_law(
+    structure: Structure, group: Group, forward: Forward, params: Params, before: list[Tensor], g: torch.Generator
+) -> None:
     units = torch.randperm(group.size, generator=g)[: max(group.size // 2, 1)]
     changed = dict(params)
     for member in group.ins:
         at = member.index[units].reshape(-1)
-        old = changed[member.tensor].index_select(member.dim, at)
-        # factors in [0.5, 2], so that a variance stays positive
-        new = old * 2 ** (2 * torch.rand(old.shape, generator=g, dtype=torch.float64).to(old.device) - 1)
-        changed[member.tensor] = changed[member.tensor].index_copy(member.dim, at, new)
+        old = changed[member.tensor]
+        new = _drawn(member.tensor, old.index_select(member.dim, at.to(old.device)), g)
+        changed[member.tensor] = old.index_copy(member.dim, at.to(old.device), new)
     silent = {group.name: units}
-    if moved := _moved(forward(structure.silence(params, silent)), forward(structure.silence(changed, silent))):
+    one, other = forward(structure.silence(params, silent)), forward(structure.silence(changed, silent))
+    if moved := _moved(before, one, other):
         raise UnsupportedError(
             f"group {group.name!r}",
             f"the silence law fails: silenced units still move an output, by {moved:.1e} of its size",
@@ -117,9 +125,9 @@ def _alone_and_together(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
     return [*((group,) for group in groups), *([tuple(groups)] if len(groups) > 1 else [])]
 
 
-def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The largest relative change of an output, or 0 when it is within `TOLERANCE`; NaN counts as a change."""
-    worst = max(float((x - y).abs().max() / x.abs().max()) for x, y in zip(before, after, strict=True))
+def _moved(like: Sequence[Tensor], one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """The largest change of an output relative to the size of `like`, or 0 within `TOLERANCE`; NaN is a change."""
+    worst = max(float((x - y).abs().max() / z.abs().max()) for z, x, y in zip(like, one, other, strict=True))
     return 0.0 if worst <= TOLERANCE else worst
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-
 from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.program import Node, Program, Ref
 from isthmus.structure import axes as ax
