@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.problems import blobs, perceptron, random_params, small_convnet
-from tests.slow_twins import loss_one_by_one
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import isthmus as im
 from isthmus.params import cast
+from tests.problems import blobs, perceptron, random_params, small_convnet
+from tests.slow_twins import loss_one_by_one
 
 
 @pytest.fixture

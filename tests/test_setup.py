@@ -29,7 +29,8 @@ def test_the_core_needs_four_packages():
 
 
 def test_importing_the_library_loads_no_extra():
-    code = "import isthmus, sys; print([m for m in ('matplotlib','plotly','typer','rich','pydantic','yaml','sklearn','ray') if m in sys.modules])"
+    extras = ("matplotlib", "plotly", "typer", "rich", "pydantic", "yaml", "sklearn", "ray")
+    code = f"import isthmus, sys; print([m for m in {extras} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

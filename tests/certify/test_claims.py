@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
+
+import isthmus as im
+from isthmus.certify.claims import claim, live_units
 from tests.problems import (
     PROBLEMS,
     Problem,
@@ -13,10 +17,6 @@ from tests.problems import (
     two_layers,
     with_ridge,
 )
-from torch import nn
-
-import isthmus as im
-from isthmus.certify.claims import claim, live_units
 
 quick = {"dropout": im.Dropout(masks=2), "subnetwork": im.Subnetwork(steps=20)}
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.problems import classify, odd_widths, perceptron, small_convnet, two_layers
 
 import isthmus as im
 from isthmus.connectors.fit import Recipe, fit
 from isthmus.connectors.walk import Label, Walk, join, others
 from isthmus.structure.chain import chain_of
+from tests.problems import classify, odd_widths, perceptron, small_convnet, two_layers
 
 WIDTHS = [[5, 9, 4], [5, 8, 6, 4], [5, 7, 3, 11, 6, 4], [5, 6, 6, 6, 6, 6, 4]]
 deep = pytest.mark.parametrize("widths", WIDTHS, ids=str)
@@ -114,10 +114,9 @@ def trained():
     problem = classify("trained", perceptron([5, 20, 20, 4]), (5,))
     ends = []
     for end in (problem.a, problem.b):
-        fitted = fit(
-            problem.objective.batch_loss, problem.objective.loss, end, 24, Recipe(lr=0.01, batch=24, steps=2000, check=10),
-            generator=torch.Generator().manual_seed(0), target=0.01,
-        )  # fmt: skip
+        recipe = Recipe(lr=0.01, batch=24, steps=2000, check=10)
+        g = torch.Generator().manual_seed(0)
+        fitted = fit(problem.objective.batch_loss, problem.objective.loss, end, 24, recipe, generator=g, target=0.01)
         ends.append(fitted.params)
     return replace(problem, a=ends[0], b=ends[1])
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tests.problems import two_layers
 
 import isthmus as im
 from isthmus.evaluate.profile import Barriers
+from tests.problems import two_layers
 
 
 @pytest.fixture

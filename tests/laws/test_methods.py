@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.problems import PROBLEMS, Problem, perceptron
 
 import isthmus as im
 from isthmus.params import cast, equal
+from tests.problems import PROBLEMS, Problem, perceptron
 
 QUICK: dict[type, im.Connector] = {
     im.Dropout: im.Dropout(masks=3),

@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.slow_twins import bezier, polyline_length
 
 import isthmus as im
 from isthmus.params import equal
+from tests.slow_twins import bezier, polyline_length
 
 numbers = st.floats(-100, 100, allow_nan=False)
 controls = st.lists(st.tuples(numbers, numbers), min_size=2, max_size=6)

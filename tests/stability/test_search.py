@@ -3,13 +3,13 @@
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
-from tests.problems import classify, perceptron
-from tests.slow_twins import masked_perceptron
 
 import isthmus as im
 from isthmus.losses import cross_entropy
 from isthmus.stability.dropout import search
 from isthmus.structure.chain import chain_of
+from tests.problems import classify, perceptron
+from tests.slow_twins import masked_perceptron
 
 
 @pytest.fixture
