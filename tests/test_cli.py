@@ -251,6 +251,15 @@ def test_option_values_are_read_as_their_fields_want(folder, tmp_path):
     assert (method["lr"], method["steps"], method["hub_steps"]) == (1e-3, 5, 5)
 
 
+def test_threads_are_set_for_the_command():
+    before = torch.get_num_threads()
+    try:
+        assert run_app(["--threads", "2", "methods"]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_module_runs_and_help_is_there():
     done = subprocess.run([sys.executable, "-m", "isthmus", "--help"], capture_output=True, text=True)
     assert done.returncode == 0

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.table import Column, Table
 
@@ -54,6 +55,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def settings(
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch; default: all cores.", min=1)] = None,
+) -> None:
+    """Are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def run_app(arguments: list[str] | None = None) -> int:
@@ -299,6 +309,7 @@ def demo(
     """Train two digit networks, connect them by every method that suits them, prove it, and write a report."""
     from isthmus.demo import run_demo
 
+    torch.set_num_threads(1)  # networks this small only wait for one another on several cores
     with progress_bar(quiet) as progress:
         results, page = run_demo(out, num_points=num_points, seed=seed, progress=progress)
     show(results, as_json)
