@@ -59,7 +59,7 @@ app = typer.Typer(
 
 @app.callback()
 def settings(
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch; default: all cores.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch (default: all).", min=1)] = None,
 ) -> None:
     """Are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
     if threads is not None:
