@@ -260,10 +260,10 @@ def test_forged_manifests_are_refused_quickly(tmp_path, name):
     file = tmp_path / "p"
     save(connection(), file)
     forge(file, change)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FileError, match=message) as error:
         load_connection(file)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     assert "\n" not in str(error.value)
 
 
