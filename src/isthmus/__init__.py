@@ -1,5 +1,6 @@
 """Isthmus: are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
 
+from isthmus import counterexamples as counterexamples
 from isthmus import data as data
 from isthmus import models as models
 from isthmus.certify import Certificate as Certificate
@@ -9,6 +10,8 @@ from isthmus.connectors import Connection as Connection
 from isthmus.connectors import Connector as Connector
 from isthmus.connectors import Dropout as Dropout
 from isthmus.connectors import Linear as Linear
+from isthmus.connectors import Narrow as Narrow
+from isthmus.connectors import NoiseDropout as NoiseDropout
 from isthmus.connectors import Outcome as Outcome
 from isthmus.connectors import Subnetwork as Subnetwork
 from isthmus.connectors import connect as connect
@@ -28,6 +31,8 @@ from isthmus.params import Params as Params
 from isthmus.paths import Curve as Curve
 from isthmus.paths import Path as Path
 from isthmus.paths import Segment as Segment
+from isthmus.stability.noise import NoiseStability as NoiseStability
+from isthmus.stability.noise import noise_stability as noise_stability
 from isthmus.storage import load_connection as load_connection
 from isthmus.storage import load_params as load_params
 from isthmus.storage import save as save

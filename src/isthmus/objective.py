@@ -139,7 +139,7 @@ class Objective:
     def program(self) -> Program:
         """The module's exported graph. ``UnsupportedError`` when it cannot be exported."""
         args, kwargs = self._example
-        key = tuple((v.shape[1:], v.dtype) for v in tree_flatten((args, kwargs))[0])
+        key = (self.dtype, *((v.shape[1:], v.dtype) for v in tree_flatten((args, kwargs))[0]))
         if key not in self._programs:  # shared with the same objective on other data
             try:
                 self._programs[key] = trace(self._materialised(), args, kwargs)
@@ -299,14 +299,18 @@ class Objective:
     @cached_property
     def chunk(self) -> int:
         """Examples per forward pass, so that the activations of one pass stay below `memory` bytes."""
+        return int(max(1, min(self.num_examples, self.memory // self.bytes_each)))
+
+    @cached_property
+    def bytes_each(self) -> int:
+        """The bytes that one example's forward pass makes, all operations together."""
         zeros, index = self._zeros(), torch.zeros(4, dtype=torch.int64, device=self.device)
         totals = []
         for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
             with torch.no_grad(), CountBytes() as counter:
                 self.forward(zeros, rows(self._data[0], index[:n]))
             totals.append(counter.total)
-        each = max(1, (totals[1] - totals[0]) // 2)
-        return int(max(1, min(self.num_examples, self.memory // each)))
+        return max(1, (totals[1] - totals[0]) // 2)
 
     # -- checks
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from isthmus.certify import Certificate, certify
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.connectors.base import Progress, no_progress
-from isthmus.connectors.fit import Fitted, Recipe, fit
+from isthmus.connectors.fit import Checkpoint, Fitted, Recipe, fit
 from isthmus.evaluate import Profile, profile
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
@@ -43,12 +43,14 @@ def train(
     seed: int,
     loss: str = "cross_entropy",
     target: float = 0.0,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = no_progress,
 ) -> Fitted:
     """Train a copy of `module` from its present weights; dropout and BatchNorm work as in training.
 
     The checks, the stopping rule and the returned loss are those of the network in evaluation mode on all
     examples. All randomness comes from `seed`; neither the module nor the global random state is written to.
+    With a `checkpoint`, a training that was killed goes on where it was last saved, to the same weights.
     """
     learner, judge = copy.deepcopy(module).train(), copy.deepcopy(module).eval()
     objective = Objective(judge, loss, data)
@@ -70,9 +72,36 @@ def train(
         torch.manual_seed(seed)  # dropout layers know no generator of their own
         fitted = fit(
             batch_loss, full_loss, params, len(y), recipe,
-            generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers, progress=progress,
+            generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers,
+            checkpoint=None if checkpoint is None else _WithGlobalState(checkpoint, objective.device),
+            progress=progress,
         )  # fmt: skip
     return Fitted({k: fitted.params[v] for k, v in whole.items()}, fitted.loss, fitted.steps, fitted.outcome)
+
+
+@dataclass(frozen=True)
+class _WithGlobalState:
+    """A checkpoint that also keeps torch's global random state, which dropout layers draw from."""
+
+    inner: Checkpoint
+    device: torch.device
+
+    def due(self, step: int) -> bool:
+        return self.inner.due(step)
+
+    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
+        states = {"global/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["global/cuda"] = torch.cuda.get_rng_state(self.device)
+        self.inner.save({**tensors, **states}, values)
+
+    def load(self) -> tuple[Params, dict[str, Any]] | None:
+        kept = self.inner.load()
+        if kept is not None:
+            torch.set_rng_state(kept[0]["global/cpu"].clone())
+            if "global/cuda" in kept[0]:
+                torch.cuda.set_rng_state(kept[0]["global/cuda"].clone(), self.device)
+        return kept
 
 
 def run(

@@ -21,8 +21,13 @@ from tests.problems import (
 quick = {"dropout": im.Dropout(masks=2), "subnetwork": im.Subnetwork(steps=20)}
 
 
+def exact(objective: im.Objective, path: im.Path, **options) -> im.Certificate:
+    """The exact claims alone: where there is none, the segment is measured, not bounded numerically."""
+    return im.certify(objective, path, budget=0, **options)
+
+
 def kinds(problem: Problem, path: im.Path) -> list[str]:
-    return [s.claim for s in im.certify(problem.objective, path).segments]
+    return [s.claim for s in exact(problem.objective, path).segments]
 
 
 def change(params, name, index, by=0.1):
@@ -51,7 +56,7 @@ def test_one_broken_entry_at_any_vertex_is_caught_where_it_stands(make, method):
         unit = int(live[group.name].nonzero()[0])
         name = next(m.tensor for m in group.members if m.role == "in" and m.tensor.endswith("weight"))
         knots[k] = change(knots[k], name, (unit, 0))
-        certificate = im.certify(problem.objective, im.Path.through(knots))
+        certificate = exact(problem.objective, im.Path.through(knots))
         assert not certificate.proved
         assert set(certificate.unproved()) <= {k - 1, k}
         assert certificate.unproved()
@@ -74,11 +79,11 @@ def test_a_broken_entry_that_cannot_matter_changes_nothing():
 def test_labels_are_carried_along_but_never_believed():
     problem = two_layers()
     path = im.Path.through([problem.a, problem.b])
-    certificate = im.certify(problem.objective, path, labels=["nothing moves here (b)"])
+    certificate = exact(problem.objective, path, labels=["nothing moves here (b)"])
     assert certificate.segments[0].claim == "measured"
     assert certificate.segments[0].label == "nothing moves here (b)"
     with pytest.raises(im.InputError, match=r"one per segment \(1\), got 2"):
-        im.certify(problem.objective, path, labels=["x", "y"])
+        exact(problem.objective, path, labels=["x", "y"])
 
 
 def test_halves_swapped_by_a_straight_line_are_not_unchanged():
@@ -86,7 +91,7 @@ def test_halves_swapped_by_a_straight_line_are_not_unchanged():
     problem = two_layers()
     swapped = problem.objective.structure.permute(problem.a, {"0": torch.arange(9).flip(0)})
     torch.testing.assert_close(problem.objective.outputs(problem.a), problem.objective.outputs(swapped))
-    certificate = im.certify(problem.objective, im.Path.through([problem.a, swapped]))
+    certificate = exact(problem.objective, im.Path.through([problem.a, swapped]))
     middle = problem.objective.outputs(im.Curve((problem.a, swapped)).at(0.5))
     assert float((middle - problem.objective.outputs(problem.a)).abs().max()) > 0.1
     assert certificate.segments[0].claim == "measured"
@@ -107,7 +112,7 @@ def test_a_curve_in_the_last_layer_is_bounded_by_its_control_points():
     far = {k: (v * 5 if k.startswith("2.") else v) for k, v in problem.a.items()}
     near = {k: (v * 0.5 if k.startswith("2.") else v) for k, v in problem.a.items()}
     curve = im.Curve((problem.a, far, near))
-    certificate = im.certify(problem.objective, im.Path((curve,)))
+    certificate = exact(problem.objective, im.Path((curve,)))
     assert certificate.segments[0].claim == "convex"
     assert certificate.bound == pytest.approx(max(problem.objective.loss(p) for p in (problem.a, far, near)))
     assert max(problem.objective.loss(curve.at(i / 50)) for i in range(51)) <= certificate.bound
@@ -142,7 +147,7 @@ def test_an_undeclared_loss_is_not_taken_for_convex():
     problem = two_layers()
     objective = im.Objective(perceptron([5, 9, 4]).double(), lambda z, y: z.sum(1).sin(), problem.objective.data)
     moved = change(problem.a, "2.bias", 0, 2.0)
-    row = im.certify(objective, im.Path.through([problem.a, moved])).segments[0]
+    row = exact(objective, im.Path.through([problem.a, moved])).segments[0]
     assert row.claim == "measured"
     assert "not declared convex" in row.why
 
@@ -229,7 +234,7 @@ def test_modules_that_cannot_be_exported_are_measured_and_say_why():
     x, y = blobs(12, (5,), 4)
     objective = im.Objective(Branching(5, 4).double(), data=(x, y))
     a = {k: v.detach().clone() for k, v in Branching(5, 4).double().state_dict().items()}
-    row = im.certify(objective, im.Path.through([a, change(a, "bias", 0)])).segments[0]
+    row = exact(objective, im.Path.through([a, change(a, "bias", 0)])).segments[0]
     assert row.claim == "measured"
     assert "Branching" in row.why
 
@@ -288,10 +293,10 @@ def test_paths_that_are_not_finite_get_no_certificate():
     for value in (float("nan"), float("inf")):
         bad = dict(problem.b) | {"0.bias": torch.full_like(problem.b["0.bias"], value)}
         with pytest.raises(im.InputError, match=r"knot 1: expected finite weights.*'0.bias'"):
-            im.certify(problem.objective, im.Path.through([problem.a, bad]))
+            exact(problem.objective, im.Path.through([problem.a, bad]))
     huge = {k: v * 1e200 for k, v in problem.b.items()}
     with pytest.raises(im.InputError, match="expected a finite loss"):
-        im.certify(problem.objective, im.Path.through([problem.a, huge]))
+        exact(problem.objective, im.Path.through([problem.a, huge]))
     with pytest.raises(im.InputError, match="gap: expected a number > 0"):
         im.certify(problem.objective, im.Path.through([problem.a, problem.b]), gap=0)
 
@@ -300,7 +305,7 @@ def test_the_certificate_answers_questions():
     problem = two_layers()
     path = im.connect(problem.objective, problem.a, problem.b, im.Dropout(masks=2)).path
     broken = im.Path.through([problem.a, problem.b]) + path.reversed()
-    c = im.certify(problem.objective, broken)
+    c = exact(problem.objective, broken)
     assert c.unproved() == [0]
     assert not c.proved
     assert c.bound == max(s.bound for s in c.segments)

@@ -11,9 +11,11 @@ from tests.problems import PROBLEMS, Problem, perceptron
 
 QUICK: dict[type, im.Connector] = {
     im.Dropout: im.Dropout(masks=3),
+    im.NoiseDropout: im.NoiseDropout(draws=3),
+    im.Narrow: im.Narrow(draws=3, steps=30, batch=8),
     im.Subnetwork: im.Subnetwork(steps=30, batch=8),
 }
-CONSTRUCTIVE = (im.Dropout, im.Subnetwork)
+CONSTRUCTIVE = (im.Dropout, im.NoiseDropout, im.Narrow, im.Subnetwork)
 
 cases = pytest.mark.parametrize("make", PROBLEMS, ids=lambda make: make.__name__)
 methods = pytest.mark.parametrize("kind", im.METHODS, ids=lambda kind: kind.__name__)

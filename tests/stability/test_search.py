@@ -1,5 +1,7 @@
 """The search for half networks, against full-size networks with masks."""
 
+from typing import Any
+
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -41,7 +43,8 @@ def test_losses_are_those_of_the_masked_network(problem, scale):
 
         assert dropped.loss == pytest.approx(loss(dropped.scale), rel=1e-12)
         if scale == "output":
-            assert dropped.loss <= minimize_scalar(loss, bracket=(0, 1)).fun + 1e-8
+            brent: Any = minimize_scalar(loss, bracket=(0, 1))
+            assert dropped.loss <= brent.fun + 1e-8
         else:
             assert dropped.scale == 1.0
 

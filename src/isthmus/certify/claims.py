@@ -93,6 +93,12 @@ def _effective_changes(control: Sequence[Params], changed: set[str], structure: 
     return {k for k in left if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
 
 
+def cleared(control: Sequence[Params], structure: Structure) -> list[Params]:
+    """The control points of the same functions with the incoming weights of dead units set to zero."""
+    live = live_units(control, structure)
+    return [_without_dead(p, live, structure) for p in control]
+
+
 def live_units(control: Sequence[Params], structure: Structure) -> dict[str, Tensor]:
     """For each group a boolean per unit: False where no control point has a nonzero path to the output.
 

@@ -38,6 +38,8 @@ from isthmus.cli.common import (
     stored_in,
 )
 from isthmus.cli.console import console, number, progress_bar, show
+from isthmus.cli.experiments import app as experiments
+from isthmus.cli.experiments import sweep
 from isthmus.connectors import METHODS, Connector
 from isthmus.connectors.fit import Recipe
 from isthmus.data import DATASETS, load
@@ -64,6 +66,10 @@ def settings(
     """Are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+app.add_typer(experiments)
+app.command()(sweep)
 
 
 def run_app(arguments: list[str] | None = None) -> int:

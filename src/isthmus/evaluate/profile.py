@@ -1,9 +1,9 @@
-"""The loss and the error rate along a path, on a grid."""
+"""The loss and the error rate along a path."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.evaluate.batchnorm import segments_under
+from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
+from isthmus.evaluate.screen import SCREENS, bf16_pays
 from isthmus.objective import Objective
 from isthmus.paths import Path
 
@@ -45,7 +48,10 @@ class Profile:
     """Samples of the loss and the error rate at `t`, float64; `segment` says to which segment each belongs.
 
     The maximum is over the samples: a measured value, not a bound (see ``certify``). `test` is the profile of the
-    same path on a second data set.
+    same path on a second data set. `bn`: what became of BatchNorm's running statistics ("none" where there are none).
+    `confirmed`: the points measured in the working precision; the others keep values of the precision `screen`, and
+    none of them, taken with the `margin` of its quantity ("loss", "error"), reaches a maximum that is reported.
+    `tol`, `within`: the tolerance asked for, and how far above `max` the loss was estimated to rise between the points.
     """
 
     t: Tensor
@@ -54,6 +60,16 @@ class Profile:
     error: Tensor
     num_points: int
     test: Profile | None = None
+    bn: str = "none"
+    confirmed: Tensor = field(default_factory=lambda: torch.ones(0, dtype=torch.bool))
+    screen: str | None = None
+    margin: dict[str, float] = field(default_factory=dict)
+    tol: float | None = None
+    within: float | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.confirmed):
+            object.__setattr__(self, "confirmed", torch.ones(len(self.t), dtype=torch.bool))
 
     @cached_property
     def barriers(self) -> dict[str, Barriers]:
@@ -86,6 +102,12 @@ class Profile:
             "error": self.error.tolist(),
             "barriers": {k: asdict(v) for k, v in self.barriers.items()},
             "test": None if self.test is None else {k: self.test.to_dict()[k] for k in ("loss", "error", "barriers")},
+            "bn": self.bn,
+            "confirmed": self.confirmed.tolist(),
+            "screen": self.screen,
+            "margin": self.margin,
+            "tol": self.tol,
+            "within": self.within,
         }
 
 
@@ -95,12 +117,27 @@ def profile(
     num_points: int = 61,
     *,
     test: Objective | None = None,
+    bn: str = "interpolate",
+    screen: str | None = None,
+    tol: float | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Profile:
     """Measure the loss and the error at `num_points` equidistant points of every segment, both ends included.
 
-    Segment i of n covers t in [i/n, (i+1)/n]; points shared by two segments are evaluated once. Cost: about
-    n * (num_points - 1) passes over the data, twice that with `test`.
+    Segment i of n covers t in [i/n, (i+1)/n]; points shared by two segments are measured once. Cost: what changes,
+    computed once (see ``Engine``): nothing beyond its ends for a segment that moves dead or equal units, one or two
+    passes over the data for one that moves the last layer, at most num_points - 1 for any other; the same for `test`.
+
+    `bn`: BatchNorm's running statistics are moved along the segments like weights ("interpolate"; what ``path.at``
+    holds and what ``certify`` speaks about), stay those of the start ("keep"), or are computed again at every point
+    from fixed batches of the objective's data ("recompute", one more pass per point: what trained curves need);
+    "error" refuses networks that have them. `screen`: "bf16" measures segments on which nothing can be saved in
+    bfloat16 first, and again in the working precision where a maximum may be; "auto" does so only if bfloat16 is
+    measured to be faster here. `tol`: instead of a grid, start each segment with ``min(num_points, START)`` points
+    and halve intervals until none is estimated to rise more than `tol` above the largest loss found. The estimate
+    (``refine.Samples``) sees no rise that fits between two starting points.
+
+    Errors: ``InputError`` for options that do not fit, ``UnsupportedError`` for bn="error" with BatchNorm.
 
     >>> from isthmus.paths import Path
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
@@ -112,17 +149,36 @@ def profile(
     """
     if num_points < 2:
         raise InputError("num_points", expected="at least 2 points per segment", got=num_points)
-    n = len(path)
-    local = torch.linspace(0, 1, num_points, dtype=torch.float64)
-    places = [(0, 0.0)] + [(i, float(s)) for i in range(n) for s in local[1:]]
-    t = torch.tensor([(i + s) / n for i, s in places], dtype=torch.float64)
-    segment = torch.tensor([i for i, _ in places])
-    sets = [objective] + ([test] if test is not None else [])
-    values = torch.empty(len(sets), 2, len(places), dtype=torch.float64)
-    for k, (i, s) in enumerate(places):
-        point = path.segments[i].at(s)
-        for j, data in enumerate(sets):
-            values[j, :, k] = torch.tensor(data.measure(point), dtype=torch.float64)
-        progress("measuring", k + 1, len(places))
-    profiles = [Profile(t, segment, v[0], v[1], num_points) for v in values]
-    return profiles[0] if test is None else Profile(t, segment, values[0][0], values[0][1], num_points, profiles[1])
+    if screen is not None and screen not in SCREENS:
+        raise InputError("screen", expected=f"None or one of {SCREENS}", got=repr(screen))
+    if tol is not None and not 0 < tol < float("inf"):
+        raise InputError("tol", expected="a number > 0", got=tol)
+    if tol is not None and screen is not None:
+        raise InputError("screen", expected="None with tol, which needs exact values", got=repr(screen))
+    segments, policy = segments_under(objective, path, bn)
+    sets = [objective] if test is None else [objective, test]
+    if screen == "auto" and not bf16_pays(objective, objective.check(path.start, "path")):
+        screen = None
+    if tol is not None:
+        sampled = adaptively(sets, segments, num_points, tol, progress)
+    elif screen is not None:
+        sampled = screened(sets, segments, num_points, progress)
+        screen = "bf16"
+    else:
+        sampled = on_grid(sets, segments, num_points, progress)
+    return _profile(sampled, len(path), num_points, policy, screen, tol)
+
+
+def _profile(
+    found: Sampled, segments: int, num_points: int, policy: str, screen: str | None, tol: float | None
+) -> Profile:
+    t = torch.tensor([(i + s) / segments for i, s in found.places], dtype=torch.float64)
+    segment = torch.tensor([i for i, _ in found.places])
+    test = None
+    for values, margin in reversed(list(zip(found.values, found.margins, strict=True))):
+        test = Profile(
+            t, segment, values[0], values[1], num_points, test,
+            bn=policy, confirmed=found.confirmed, screen=screen, margin=margin, tol=tol, within=found.within,
+        )  # fmt: skip
+    assert test is not None  # noqa: S101
+    return test

@@ -1,0 +1,184 @@
+"""The third reading of a network's graph: affine forms in t, through every operation, for all examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import comb
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from isthmus.certify.forms import UNIT, Form
+from isthmus.certify.rules import apply
+from isthmus.errors import UnsupportedError
+from isthmus.examples import arguments, rows
+from isthmus.objective import Objective
+from isthmus.params import Params
+from isthmus.program import Program
+
+NARROWEST = 2.0**-24
+"""Sub-intervals are not made narrower: the rounding of the weights would then be a part of what they move."""
+
+CACHED = 1 << 21
+"""Bytes of activations of a plain pass over one chunk: measured, the forms of larger chunks take up to 20 % longer."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The t within `half` of `middle`: s = (t - middle) / half."""
+
+    middle: float
+    half: float
+
+    @classmethod
+    def between(cls, start: float, end: float) -> Interval:
+        """Contains start and end, whatever was rounded."""
+        middle = start + (end - start) / 2
+        return cls(middle, max(end - middle, middle - start) * (1 + 4 * UNIT))
+
+
+class Motion:
+    """One tensor on a Bezier curve, as a form over an interval.
+
+    A line W0 + t (W1 - W0) has the form (W at the middle, half (W1 - W0)), and errs by the rounding of the middle: at
+    most 2 u t |W1 - W0| + u |W|, that is (2 / half + 3) ulps of its size. A curve of degree n is its Taylor polynomial
+    at the middle, sum_k a_k s^k: a_0 + a_2 / 2, a_1 and a_2 are centre, slope and bend, and a higher power of s is put
+    into centre or slope for one half, the other half bounding what is left; s^3 = 3 s / 4 + (4 s^3 - 3 s) / 4.
+    """
+
+    def __init__(self, control: Sequence[Tensor]) -> None:
+        self.differences = [list(control)]
+        for _ in control[1:]:
+            last = self.differences[-1]
+            self.differences.append([q - p for p, q in pairwise(last)])
+        self.largest = torch.stack(list(control)).abs().amax(0) if len(control) > 2 else torch.zeros(())
+
+    def over(self, interval: Interval) -> Form:
+        """The form of the tensor on `interval`."""
+        n, t, h = len(self.differences) - 1, interval.middle, interval.half
+        if n == 1:
+            (start, _), (step,) = self.differences
+            return Form(torch.add(start, step, alpha=t), step * h, None, 4 / h + 8)
+        terms = [_bernstein(self.differences[k], t) * (comb(n, k) * h**k) for k in range(n + 1)]
+        centre, slope, bend = terms[0] + terms[2] / 2, terms[1].clone(), terms[2]
+        # every term a_k errs by at most (2 n + 6) u 2^k h^k C(n, k) max |control|
+        radius = self.largest * ((4 * n + 12) * (1 + 2 * h) ** n * UNIT)
+        for k in range(3, n + 1):
+            share = 0.75 if k == 3 else 0.5
+            (slope if k % 2 else centre).add_(terms[k], alpha=share)
+            radius.add_(terms[k].abs(), alpha=1 - share)
+        return Form(centre, slope, radius, 8, bend)
+
+
+def _bernstein(points: Sequence[Tensor], t: float) -> Tensor:
+    """The Bezier curve of these points at t, by the scheme of de Casteljau."""
+    level = list(points)
+    while len(level) > 1:
+        level = [torch.lerp(p, q, t) for p, q in pairwise(level)]
+    return level[0]
+
+
+class Reading:
+    """The outputs of a network on a data set, as forms over any interval of one Bezier segment.
+
+    What does not depend on t is computed once per chunk of examples and kept while that needs less than `memory`
+    bytes. Errors: `UnsupportedError` names an operation without a rule.
+    """
+
+    def __init__(self, objective: Objective, program: Program, control: Sequence[Params], memory: int) -> None:
+        first = control[0]
+        moving = {
+            name
+            for name, v in first.items()
+            if v.is_floating_point() and any(p[name] is not v and not torch.equal(p[name], v) for p in control[1:])
+        }
+        self.objective, self.program = objective, program
+        self.motions = {
+            place: Motion([p[name].double() for p in control])
+            for place, name in program.tensors.items()
+            if name in moving
+        }
+        self.fixed: dict[str, Any] = {
+            place: _value(first[name]) for place, name in program.tensors.items() if name not in moving
+        }
+        self.fixed |= {k: _value(v) for k, v in program.constants.items()}
+        live, varying = program.live(), set(self.motions)
+        self.before, self.after = [], []
+        for node in program.nodes:
+            if node.name not in live:
+                continue
+            if varying.intersection(node.refs()):
+                varying.add(node.name)
+                self.after.append(node)
+            else:
+                self.before.append(node)
+        needed = {r for node in self.after for r in node.refs()} | {program.outputs[0].name}
+        self.needed = needed - varying
+        self.last = {name: i for i, node in enumerate(self.after) for name in node.refs()}
+        self.kept: dict[int, dict[str, Any]] = {}
+        self.room = memory
+
+    def outputs(self, interval: Interval) -> Iterator[tuple[Form, Tensor]]:
+        """The forms of the outputs and the targets, chunk by chunk."""
+        moving = {place: motion.over(interval) for place, motion in self.motions.items()}
+        for i, (x, y) in enumerate(self._chunks()):
+            z = self._run(self._prefix(i, x) | moving)
+            if len(z.centre) != len(y):
+                raise UnsupportedError("the network's graph", f"{len(y)} examples give {len(z.centre)} outputs")
+            yield z, y
+
+    def _run(self, values: dict[str, Any]) -> Form:
+        for i, node in enumerate(self.after):
+            values[node.name] = apply(node, values)
+            for name in node.refs():
+                if self.last[name] == i and name not in self.motions:
+                    values.pop(name, None)
+        return values[self.program.outputs[0].name]
+
+    def _prefix(self, i: int, x: Any) -> dict[str, Any]:
+        """The values that do not depend on t, for chunk i: those that what depends on t reads."""
+        if i in self.kept:
+            return dict(self.kept[i])
+        positional, named = arguments(x)
+        places = self.program.inputs
+        rest = dict(zip(places[len(positional) :], named.values(), strict=False))
+        given = dict(zip(places, positional, strict=False)) | rest | {k: named[k] for k in places if k in named}
+        values = dict(self.fixed) | {k: _value(v) for k, v in given.items()}
+        for node in self.before:
+            values[node.name] = apply(node, values)
+        values = {k: v for k, v in values.items() if k in self.needed}
+        size = sum(_bytes(v) for k, v in values.items() if k not in self.fixed)
+        if size <= self.room:
+            self.room -= size
+            self.kept[i] = values
+        return dict(values)
+
+    def _chunks(self) -> Iterator[tuple[Any, Tensor]]:
+        x, y = self.objective.data
+        size = self.chunk
+        for i in range(0, len(y), size):
+            yield rows(x, slice(i, i + size)), y[i : i + size]
+
+    @property
+    def chunk(self) -> int:
+        """Examples per pass: few enough for the processor's cache, and for the memory, which holds about eight
+        tensors (a form and the terms of a product) for each activation of a plain pass."""
+        objective = self.objective
+        cached = max(16, CACHED // objective.bytes_each)
+        return max(1, min(objective.num_examples, cached, objective.memory // (8 * objective.bytes_each)))
+
+
+def _value(v: Tensor) -> Any:
+    return Form(v.double()) if v.is_floating_point() else v
+
+
+def _bytes(value: Any) -> int:
+    total = 0
+    for leaf in tree_flatten(value)[0]:
+        for part in leaf.parts() if isinstance(leaf, Form) else (leaf,):
+            total += part.numel() * part.element_size() if isinstance(part, Tensor) else 0
+    return total

@@ -1,0 +1,170 @@
+"""From forms of the outputs to a bound on the mean loss and on the error rate over an interval of t.
+
+The outputs are z(s) = c0 + s c1 + e with |e| <= R. For every loss here there is a U(s), convex in s, that no such e
+exceeds; the mean over the examples of a convex function is convex, so it is at most the larger of its two ends:
+
+- cross-entropy rises with every logit but the label's: e = -R there, +R elsewhere;
+- mean squared error: (|z - y| + R)^2;
+- any other loss that was declared convex in the outputs: the box |e| <= R lies in the convex hull of the 2 C points
+  +-C R_j on the axes (C outputs), so that the largest loss over those points is a bound; C is limited to 32;
+- a penalty is convex in the weights: along a Bezier curve it is at most the chord of its values at the ends plus what
+  the control points of the sub-interval rise above that chord.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, isnan, nan
+
+import torch
+from torch import Tensor
+
+from isthmus.certify.affine import Interval, Reading
+from isthmus.certify.forms import UNIT, Form
+from isthmus.certify.smooth import ASSUMED
+from isthmus.errors import UnsupportedError
+from isthmus.losses import cross_entropy
+from isthmus.objective import Objective
+from isthmus.params import Params, lerp
+from isthmus.program import Program
+
+WIDEST = 32
+"""The number of outputs up to which a loss that is known only to be convex has a bound."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """On one interval: the loss is at most `loss`, the error rate at most `error` (NaN where none is defined).
+
+    `estimate`: the loss at the centres of the forms, close to the loss at the middle of the interval; proves nothing.
+    """
+
+    loss: float
+    error: float
+    estimate: float
+
+
+class Bounds:
+    """Bounds on the loss of `objective` (float64) over any interval of the Bezier curve with these control points.
+
+    `simple`: the control points of the same functions, without the weights into dead units; the penalty does not read
+    them. Errors: `UnsupportedError` names the operation or the loss that has no rule.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        program: Program,
+        control: Sequence[Params],
+        simple: Sequence[Params] | None = None,
+        memory: int = 1 << 26,
+    ) -> None:
+        if not objective.convex:
+            raise UnsupportedError("the loss", "it was not declared convex in the outputs")
+        self.objective, self.control = objective, list(control)
+        self.reading = Reading(objective, program, simple or control, memory)
+
+    def over(self, start: float, end: float) -> Bound:
+        """The bound for t in [start, end]."""
+        objective = self.objective
+        sums, wrong, n = torch.zeros(4, dtype=torch.float64), 0.0, objective.num_examples
+        with torch.no_grad():
+            for z, y in self.reading.outputs(Interval.between(start, end)):
+                z = z.settled()
+                low, high, centre = _losses(objective, z, y)
+                sums += torch.stack([low.sum(), high.sum(), centre.sum(), low.abs().sum() + high.abs().sum()]).cpu()
+                wrong += float(unsure(objective, z, y).sum())
+            left, right = (float(v) for v in self.penalty(start, end))
+        low, high, centre, size = (float(v) / n for v in sums)
+        loss = max(low + left, high + right) + (n + 64) * UNIT * (size + left + right)
+        return Bound(inf if isnan(loss) else loss, wrong / n, centre + (left + right) / 2)
+
+    def penalty(self, start: float, end: float) -> tuple[float, float]:
+        """A line over [start, end] above the penalty, by its values at both ends."""
+        if self.objective.penalty is None:
+            return 0.0, 0.0
+        n = len(self.control) - 1
+        values = [
+            self.objective.penalty_of(_blossom(self.control, [start] * (n - i) + [end] * i)) for i in range(n + 1)
+        ]
+        first, last = values[0], values[-1]
+        rise = max([v - first - i / n * (last - first) for i, v in enumerate(values)])
+        # the Bernstein polynomials of the interior control points add up to at most 1 - 2^(1 - n)
+        rise = max(rise, 0.0) * (1 - 2.0 ** (1 - n)) + 64 * ASSUMED * max(values)
+        return first + rise, last + rise
+
+
+def _blossom(control: Sequence[Params], at: Sequence[float]) -> Params:
+    """One lerp per level, each at its own t: the control points of a part of the curve."""
+    level = list(control)
+    for t in at:
+        level = [lerp(p, q, t) for p, q in pairwise(level)]
+    return level[0]
+
+
+def _losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per example: bounds at s = -1 and s = 1, and the loss at the centre."""
+    slope = torch.zeros_like(z.centre) if z.slope is None else z.slope
+    ends = (z.centre - slope, z.centre + slope)
+    radius = z.size() if z.radius is None else z.radius
+    centre = objective.example_losses(z.centre, y)
+    if objective.named_loss == "cross_entropy":
+        extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED)
+        low, high = (_cross_entropy(end, radius, y) + extra for end in ends)
+    elif objective.named_loss == "mse":
+        radius = radius + (z.size() + y.abs()) * (8 * UNIT)
+        low, high = (((end - y).abs() + radius).square().flatten(1).mean(1) * (1 + ASSUMED) for end in ends)
+    else:
+        low, high = (_convex(objective, end, radius, y) for end in ends)
+    return low, high, centre
+
+
+def _cross_entropy(z: Tensor, radius: Tensor, y: Tensor) -> Tensor:
+    """The largest cross-entropy over the box of that radius; for labels that spread over classes, a bound on it.
+
+    With probabilities p of sum P the loss P logsumexp(z) - p z rises with z_j where p_j = 0 and falls where p_j = P;
+    for other j both terms take their own worst sign.
+    """
+    if not y.is_floating_point():
+        at = y.unsqueeze(1)
+        return cross_entropy((z + radius).scatter_(1, at, (z - radius).gather(1, at)), y)
+    if bool((y < 0).any()):
+        raise UnsupportedError("the targets", "negative probabilities have no rule")
+    total = y.sum(1, keepdim=True)
+    outer = torch.where(y >= total, z - radius, z + radius).logsumexp(1, keepdim=True)
+    linear = (y * torch.where(y <= 0, z + radius, z - radius)).sum(1, keepdim=True)
+    return (total * outer - linear).flatten(1).mean(1)
+
+
+def _convex(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -> Tensor:
+    """The largest loss over the points z +- C R_j, example by example; its own rounding is assumed below 1e-12."""
+    count = z[0].numel()
+    if count > WIDEST:
+        raise UnsupportedError(
+            "the loss", f"a loss that is only known to be convex has a bound for at most {WIDEST} outputs, not {count}"
+        )
+    worst = objective.example_losses(z, y)
+    flat = (count * radius).flatten(1)
+    for j in range(count):
+        step = torch.zeros_like(flat)
+        step[:, j] = flat[:, j]
+        step = step.view_as(z)
+        for end in (z - step, z + step):
+            worst = torch.maximum(worst, objective.example_losses(end, y))
+    return worst + worst.abs() * (10 * ASSUMED) + 10 * ASSUMED
+
+
+def unsure(objective: Objective, z: Form, y: Tensor) -> Tensor:
+    """Per example 1, or the fraction of its positions, where another class may be the largest somewhere, else 0."""
+    if not objective.has_error or objective._error is not None or z.centre.dim() < 2:
+        return torch.full((len(y),), nan, dtype=torch.float64)
+    at = (y.argmax(1) if y.is_floating_point() else y).unsqueeze(1)
+    margin = z.centre.gather(1, at) - z.centre
+    if z.slope is not None:
+        margin.sub_((z.slope.gather(1, at) - z.slope).abs_())
+    if z.radius is not None:
+        margin.sub_(z.radius).sub_(z.radius.gather(1, at))
+    maybe = ~(margin > 0).scatter_(1, at, True).all(1)
+    return maybe.double().flatten(1).mean(1) if maybe.dim() > 1 else maybe.double()

@@ -1,0 +1,156 @@
+"""Branch and bound on t: split the sub-interval with the largest bound until bound and best sample are close."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf, isfinite
+
+from isthmus.certify.affine import NARROWEST
+from isthmus.certify.bounds import Bound
+from isthmus.errors import UnsupportedError
+
+FLOOR = 1e-9
+"""Bounds are not refined below this distance from the best sample, in the units of the loss."""
+FIRST = 8
+"""Sub-intervals of a segment to begin with."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """For t in [start, end] of segment `segment` the loss is at most `bound`, the error rate at most `error`."""
+
+    segment: int
+    start: float
+    end: float
+    bound: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The loss at a point: t in [0, 1] on segment `segment`."""
+
+    segment: int
+    t: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found: the sub-intervals that cover each segment, its best sample, and how many bounds were computed.
+
+    `refused`: the segments that have no finite bound, and why; they have no pieces.
+    """
+
+    pieces: dict[int, list[Piece]]
+    samples: dict[int, Sample]
+    refused: dict[int, str]
+    best: float
+    evaluations: int
+
+
+def close(bound: float, best: float, gap: float) -> bool:
+    """Whether the bound is within the gap of the best sample, or within the floor."""
+    return bound <= best + max(gap * abs(best), FLOOR)
+
+
+def search(
+    segments: Sequence[int],
+    bound: Callable[[int, float, float], Bound],
+    loss: Callable[[int, float], float],
+    ends: Callable[[int], tuple[float, float]],
+    *,
+    best: float,
+    gap: float,
+    budget: int,
+    progress: Callable[[str, int, int], None],
+) -> Search:
+    """Bound the loss over the numbered segments together.
+
+    `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it, `ends(i)` are its losses at 0
+    and 1; `best` is the largest loss known anywhere on the path. Each segment is first cut into 8; then the
+    sub-interval with the largest bound is split, whichever segment it is on, until it is close to the best sample, or
+    `budget` bounds were computed (one per segment is computed in any case). The loss is evaluated at a middle only
+    where the centres of the forms promise more than the best sample.
+    """
+    state = _State(bound, loss, best, budget, progress)
+    for i in segments:
+        values = ends(i)
+        k = int(values[1] > values[0])
+        state.samples[i] = Sample(i, float(k), values[k])
+    first = max(1, min(FIRST, budget // max(1, len(segments))))
+    first = 1 << (first.bit_length() - 1)  # the ends of sub-intervals are multiples of powers of 1/2, and exact
+    for i in segments:
+        state.cut(Piece(i, 0.0, 1.0, inf, inf), first)
+    while state.heap:
+        piece = heappop(state.heap)[2]
+        if piece.segment in state.refused:
+            continue
+        parts = 4 if _far(piece.bound, state.best, gap) and state.evaluations + 4 <= budget else 2
+        if close(piece.bound, state.best, gap) or state.evaluations + parts > budget:
+            state.done.append(piece)
+            break
+        if piece.end - piece.start <= 2 * NARROWEST:
+            state.done.append(piece)
+        else:
+            state.cut(piece, parts)
+    return state.result()
+
+
+def _far(bound: float, best: float, gap: float) -> bool:
+    """Whether halves cannot be enough: the excess of a bound falls about fourfold when its interval is halved."""
+    return bound == inf or bound - best > 8 * max(gap * abs(best), FLOOR)
+
+
+@dataclass
+class _State:
+    """The search so far: sub-intervals still on the heap, the worst first, and those that are done."""
+
+    bound: Callable[[int, float, float], Bound]
+    loss: Callable[[int, float], float]
+    best: float
+    budget: int
+    progress: Callable[[str, int, int], None]
+    heap: list[tuple[float, int, Piece]] = field(default_factory=list)
+    done: list[Piece] = field(default_factory=list)
+    samples: dict[int, Sample] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+    evaluations: int = 0
+
+    def cut(self, piece: Piece, parts: int) -> None:
+        """Replace a sub-interval by `parts` equal ones; a segment that the bound refuses is given up."""
+        width = (piece.end - piece.start) / parts
+        for k in range(parts):
+            start, end = piece.start + k * width, piece.start + (k + 1) * width
+            try:
+                self._visit(piece.segment, start, end)
+            except UnsupportedError as e:
+                self.refused[piece.segment] = str(e)
+                return
+
+    def _visit(self, i: int, start: float, end: float) -> None:
+        found, middle = self.bound(i, start, end), start + (end - start) / 2
+        self.evaluations += 1
+        if found.estimate > self.best and isfinite(found.loss):
+            value = self.loss(i, middle)
+            if value > found.loss + FLOOR:
+                raise UnsupportedError("its graph", f"the loss at t = {middle} is above the bound that the graph gives")
+            if value > self.samples[i].value:
+                self.samples[i] = Sample(i, middle, value)
+            self.best = max(self.best, value)
+        piece = Piece(i, start, end, found.loss, found.error)
+        heappush(self.heap, (-found.loss, self.evaluations, piece))
+        self.progress("bounding", self.evaluations, max(self.budget, self.evaluations))
+
+    def result(self) -> Search:
+        """The pieces by segment, in order."""
+        pieces: dict[int, list[Piece]] = {i: [] for i in self.samples if i not in self.refused}
+        for piece in sorted([*self.done, *(p for _, _, p in self.heap)], key=lambda p: p.start):
+            if piece.segment in pieces:
+                pieces[piece.segment].append(piece)
+        for i in [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]:
+            self.refused[i] = f"its bound did not become finite within {self.budget} sub-intervals"
+            del pieces[i]
+        return Search(pieces, self.samples, self.refused, self.best, self.evaluations)

@@ -1,0 +1,178 @@
+"""Check a stored certificate again, from the path alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from isthmus.certify.certificate import reached
+from isthmus.certify.certify import Kernel
+from isthmus.errors import IsthmusError
+from isthmus.evaluate.profile import profile
+from isthmus.objective import Objective
+from isthmus.paths import Path
+
+TOLERANCE = 1e-9
+"""Relative difference that two evaluations of the same number may have (another thread count, another chunk size)."""
+
+
+def verify_certificate(
+    objective: Objective,
+    path: Path,
+    certificate: Mapping[str, Any],
+    *,
+    labels: Sequence[str] = (),
+    num_points: int = 61,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[str]:
+    """What is wrong with `certificate` (as ``Certificate.to_dict()`` or certificate.json has it); empty if it holds.
+
+    Nothing in it is believed. Every claim is derived anew from the control points, the losses at the ends and at the
+    witnesses are evaluated again, every stored sub-interval of a bounded segment is bounded once more (they must cover
+    [0, 1]), the totals are added up, and the path is sampled at `num_points` points per segment, none of which may
+    exceed its bound. `labels`: those that the segments must have. Cost: one bound per stored sub-interval, which is
+    less than the search took, and a profile.
+
+    >>> import torch
+    >>> from isthmus.certify import certify
+    >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(torch.eye(2), torch.tensor([0, 1])))
+    >>> path = Path.through([{"weight": torch.eye(2)}, {"weight": -torch.eye(2)}])
+    >>> stored = certify(objective, path).to_dict()
+    >>> verify_certificate(objective, path, stored)
+    []
+    >>> verify_certificate(objective, path, stored | {"bound": 1.0})[0]  # doctest: +ELLIPSIS
+    'bound: stored 1.0, but the segments give 1.313...'
+    """
+    try:
+        return list(_problems(objective, path, certificate, labels, num_points, progress))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        if isinstance(e, IsthmusError):
+            raise
+        return [f"the certificate is malformed: {type(e).__name__}: {e}"]
+
+
+def _problems(
+    objective: Objective,
+    path: Path,
+    certificate: Mapping[str, Any],
+    labels: Sequence[str],
+    num_points: int,
+    progress: Callable[[str, int, int], None],
+) -> Iterator[str]:
+    segments = certificate["segments"]
+    if certificate["format"] != 1 or certificate["dtype"] != "float64":
+        yield f"format and dtype: {certificate['format']!r}, {certificate['dtype']!r}; known are 1, 'float64'"
+    if [s["index"] for s in segments] != list(range(len(path))):
+        yield f"segments: {len(segments)} are stored; the path has {len(path)}, numbered from 0"
+        return
+    kernel = Kernel(objective, path)
+    for i, segment in enumerate(segments):
+        for problem in _segment(kernel, i, segment):
+            yield f"segment {i}: {problem}"
+        if labels and segment["label"] != labels[i]:
+            yield f"segment {i}: labelled {segment['label']!r}, but the path says {labels[i]!r}"
+        progress("verifying", i + 1, len(path))
+    yield from _totals(kernel, certificate)
+    sampled = profile(kernel.wide, path, num_points)
+    for t, value, error in zip(sampled.t.tolist(), sampled.loss.tolist(), sampled.error.tolist(), strict=True):
+        i = path.locate(t)[0]
+        s = segments[i]
+        if s["claim"] != "measured" and not value <= s["bound"] * (1 + TOLERANCE) + TOLERANCE**2:
+            yield f"segment {i}: the loss at t = {t} is {value}, above the bound {s['bound']}"
+        if s["error_bound"] is not None and not error <= s["error_bound"] + TOLERANCE:
+            yield f"segment {i}: the error rate at t = {t} is {error}, above the bound {s['error_bound']}"
+
+
+def _segment(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
+    found = kernel.claim(kernel.path.segments[i])
+    claim, bound, ends = stored["claim"], stored["bound"], kernel.ends(i)
+    if not isfinite(bound):
+        yield f"the bound {bound} is not a number"
+    if not 0 <= stored["witness"] <= 1:
+        yield f"the witness t = {stored['witness']} is not in [0, 1]"
+        return
+    value = kernel.loss(i, stored["witness"])
+    if not _same(value, stored["value"]):
+        yield f"the loss at its witness t = {stored['witness']} is {value}, not {stored['value']}"
+    if not _same(reached(bound, stored["value"]), stored["gap"]):
+        yield f"the gap {stored['gap']} is not the one between bound and value"
+    deviation = abs(ends[1] - ends[0])
+    if claim in ("unchanged", "convex"):
+        if found.kind != claim:
+            yield f"claimed {claim!r}, but the control points give {found.kind!r} ({found.why})"
+        points = [kernel.point(p) for p in kernel.control(i)]
+        losses = [p.loss for p in points]
+        deviation = max(losses) - min(losses)
+        if not bound >= max(losses):
+            yield f"the bound {bound} is below the loss at a control point, {max(losses)}"
+        error = float(sum(max(column) for column in zip(*(p.unsure.tolist() for p in points), strict=True)))
+        yield from _error(stored, error / kernel.wide.num_examples)
+    elif claim == "bounded":
+        yield from _intervals(kernel, i, stored)
+    elif claim == "measured":
+        if not _same(bound, stored["value"]):
+            yield f"measured, but the bound {bound} is not the largest sample {stored['value']}"
+    else:
+        yield f"the claim {claim!r} is not known"
+    if not abs(deviation - stored["deviation"]) <= TOLERANCE * max(1.0, abs(deviation)):
+        yield f"the deviation is {deviation}, not {stored['deviation']}"
+
+
+def _intervals(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the sub-intervals cover [0, 1] and none of their bounds is too low."""
+    reach, errors = 0.0, []
+    for start, end, bound in stored["intervals"]:
+        if not start == reach < end <= 1:
+            yield f"the sub-intervals leave out t from {reach} to {start}, or overlap there"
+            return
+        reach = end
+        if not bound <= stored["bound"]:
+            yield f"the sub-interval [{start}, {end}] has the bound {bound}, above the segment's, {stored['bound']}"
+        again = kernel.bound(i, start, end)
+        errors.append(again.error)
+        if not again.loss <= bound * (1 + TOLERANCE) + TOLERANCE**2:
+            yield f"on the sub-interval [{start}, {end}] the bound is {again.loss}, not {bound}"
+    if reach != 1.0:
+        yield f"the sub-intervals leave out t from {reach} to 1"
+    yield from _error(stored, max(errors, default=float("nan")))
+
+
+def _error(stored: Mapping[str, Any], error: float) -> Iterator[str]:
+    have = stored["error_bound"]
+    if have is not None and not error <= have + TOLERANCE:
+        yield f"the error rate has the bound {error}, not {have}"
+
+
+def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the numbers of the whole path follow from those of its segments."""
+    segments = certificate["segments"]
+    ends = [kernel.ends(0)[0], kernel.ends(len(segments) - 1)[1]]
+    bound = max(s["bound"] for s in segments)
+    top = max(segments, key=lambda s: s["value"])
+    errors = [s["error_bound"] for s in segments]
+    want = {
+        "bound": bound,
+        "excess": bound - max(ends),
+        "gap": reached(bound, top["value"]),
+        "error_bound": None if None in errors else max(errors),
+    }
+    for name, value in want.items():
+        if not _same(certificate[name], value):
+            yield f"{name}: stored {certificate[name]}, but the segments give {value}"
+    for have, value in zip(certificate["ends"], ends, strict=True):
+        if not _same(have, value):
+            yield f"ends: stored {have}, but the loss there is {value}"
+    if not _same(certificate["witness"]["loss"], top["value"]):
+        yield f"witness: stored {certificate['witness']['loss']}, but the segments give {top['value']}"
+    if certificate["proved"] != all(s["claim"] != "measured" for s in segments):
+        yield f"proved: stored {certificate['proved']}, but the claims of the segments say otherwise"
+    if certificate["counts"] != Counter(s["claim"] for s in segments):
+        yield f"counts: stored {certificate['counts']}, which are not those of the segments"
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return abs(a - b) <= TOLERANCE * max(1.0, abs(a), abs(b))

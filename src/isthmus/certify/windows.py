@@ -1,0 +1,100 @@
+"""Rules for pooling and reductions, and what all rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from isthmus.certify.forms import Form, average, maximum, moved
+from isthmus.program import Node
+
+__all__ = ["Arguments", "Refused", "adaptive_max_pool", "average_pool", "base", "calls", "max_pool", "mean"]
+
+Arguments = dict[str, Any]
+
+
+class Refused(Exception):
+    """Why a rule does not cover this use of its operation."""
+
+
+def base(node: Node) -> str:
+    """The operation's name without namespace and overload."""
+    return node.op.split(".")[1] if "." in node.op else node.op
+
+
+def calls(node: Node, a: Arguments) -> Callable[[Tensor], Tensor]:
+    """The node's own operation, as a function of its tensor argument."""
+    rest = {("self" if k == "x" else k): v for k, v in a.items()}
+    schema: Any = getattr(node.target, "_schema", None)
+    names = [p.name for p in schema.arguments]
+    later = {k: rest[k] for k in names[1:] if k in rest}
+    return lambda x: node.target(x, **later)
+
+
+def average_pool(node: Node, a: Arguments) -> Form:
+    """Average and adaptive average pooling."""
+    terms = prod(a["kernel_size"]) if "kernel_size" in a else a["x"].centre[0, 0].numel()
+    return average(calls(node, a), terms, a["x"])
+
+
+def mean(node: Node, a: Arguments) -> Form:
+    """A mean or a sum over axes."""
+    if a.get("dtype") is not None:
+        raise Refused("a mean in another precision has no rule")
+    dims, x = a.get("dim"), a["x"].centre
+    dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    return average(calls(node, a), prod(x.shape[d] for d in dims), a["x"])
+
+
+def max_pool(node: Node, a: Arguments) -> Any:
+    """The greatest of the entries of each window, two by two."""
+    x, n = a["x"], 1 if "1d" in base(node) else 2
+    kernel, stride, padding, dilation = (_list(a[k], n) for k in ("kernel_size", "stride", "padding", "dilation"))
+    if a["ceil_mode"]:
+        raise Refused("ceil_mode has no rule")
+    if any(padding):
+        # far below everything, and finite: the chord of a difference with it is flat
+        x = moved(partial(F.pad, pad=_pads(padding), value=-1e150), x.settled(), partial(F.pad, pad=_pads(padding)))
+    out = _windows(x, kernel, stride or kernel, dilation)
+    return (out, None) if node.shapes else out
+
+
+def _list(value: Any, n: int) -> list[int]:
+    value = [value] if isinstance(value, int) else list(value)
+    return value * n if len(value) == 1 else value
+
+
+def _pads(padding: list[int]) -> list[int]:
+    return [p for size in reversed(padding) for p in (size, size)]
+
+
+def _windows(x: Form, kernel: list[int], stride: list[int], dilation: list[int]) -> Form:
+    """One axis after the other: the maximum over a window is the maximum over its rows."""
+    for i, (k, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        axis = x.centre.dim() - len(kernel) + i
+        count = (x.centre.shape[axis] - gap * (k - 1) - 1) // step + 1
+        entries = []
+        for j in range(k):
+            last = gap * j + step * (count - 1) + 1
+            at = tuple(slice(None) if d != axis else slice(gap * j, last, step) for d in range(x.centre.dim()))
+            entries.append(moved(lambda p, at=at: p[at], x))
+        while len(entries) > 1:
+            pairs = [maximum(p, q) for p, q in zip(entries[::2], entries[1::2], strict=False)]
+            entries = pairs + ([entries[-1]] if len(entries) % 2 else [])
+        x = entries[0]
+    return x
+
+
+def adaptive_max_pool(node: Node, a: Arguments) -> Any:
+    """Windows of equal size; the second result, where the maxima are, has no form."""
+    x, n = a["x"], 1 if "1d" in base(node) else 2
+    target, size = _list(a["output_size"], n), x.centre.shape[-n:]
+    if any(have % want for have, want in zip(size, target, strict=True)):
+        raise Refused(f"windows of unequal size ({tuple(size)} to {tuple(target)}) have no rule")
+    kernel = [have // want for have, want in zip(size, target, strict=True)]
+    return (_windows(x, kernel, kernel, [1] * n), None)

@@ -1,0 +1,255 @@
+"""The commands over many runs: ``isthmus experiment ...`` and ``isthmus sweep FILE``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+
+from isthmus.cli.common import Json, Quiet
+from isthmus.cli.console import console, progress_bar
+from isthmus.connectors.base import Progress
+from isthmus.errors import InputError
+from isthmus.experiments import EXPERIMENTS, SCALES, by_name, read_sweep, sweep_file
+from isthmus.experiments.base import Row, as_json, as_markdown, columns_of, done, shown, write_figures, write_tables
+from isthmus.sweep import Cell, Engine, Local, Ray, Shard, Store, SweepReport, run_cells, with_needs
+
+app = typer.Typer(name="experiment", help="Experiments: run, resume, tabulate, draw.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="See: isthmus experiment list.")]
+Scale = Annotated[str, typer.Option("--scale", help=f"{', '.join(SCALES)}.")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="Only cells whose label holds this text; repeatable.")]
+Folder = Annotated[Path, typer.Option("--runs", help="The results folder.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes on this machine, by Ray (isthmus[ray]).", min=1)
+]
+Address = Annotated[str | None, typer.Option("--address", help="A Ray cluster: auto, or HOST:PORT.")]
+ShardOption = Annotated[str | None, typer.Option("--shard", help="i/N: only the i-th of N parts, for array jobs.")]
+Cpus = Annotated[float, typer.Option("--cpus", help="CPUs per job (Ray).")]
+Gpus = Annotated[float, typer.Option("--gpus", help="GPUs per job (Ray).")]
+Resource = Annotated[list[str] | None, typer.Option("--resource", help="NAME=AMOUNT per job (Ray); repeatable.")]
+Retries = Annotated[int, typer.Option("--retries", help="New attempts at a job whose worker was killed (Ray).")]
+
+
+def engine_of(
+    workers: int | None, address: str | None, cpus: float, gpus: float, resource: list[str] | None, retries: int
+) -> Engine:
+    """The engine that the options mean: this process unless workers or an address are asked for."""
+    if workers is None and address is None:
+        if (cpus, gpus, resource or []) != (1, 0, []):
+            raise InputError("--cpus, --gpus, --resource", expected="--workers or --address with them", got="neither")
+        return Local()
+    if workers is not None and address is not None:
+        raise InputError("--workers", expected="none with --address: the cluster has its own", got=workers)
+    wanted = {}
+    for text in resource or []:
+        name, equals, amount = text.partition("=")
+        try:
+            wanted[name] = float(amount) if equals and name else float("nan")
+        except ValueError:
+            wanted[name] = float("nan")
+        if not wanted[name] >= 0:
+            raise InputError("--resource", expected="NAME=AMOUNT", got=repr(text), instead="--resource big=1")
+    return Ray(workers or 1, address, cpus, gpus, wanted, retries)
+
+
+@app.command("list")
+def list_(as_json_: Json = False) -> int:
+    """The experiments, and how many cells each has at each scale."""
+    rows: list[Row] = [
+        {"name": e.name, "title": e.title, "reference": e.reference}
+        | {scale: len(with_needs(e.cells(scale))) for scale in SCALES}
+        for e in EXPERIMENTS
+    ]
+    _print(rows, as_json_)
+    return 0
+
+
+@app.command()
+def run(
+    name: Name,
+    scale: Scale = "smoke",
+    only: Only = None,
+    runs: Folder = Path("runs"),
+    workers: Workers = None,
+    address: Address = None,
+    shard: ShardOption = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    resource: Resource = None,
+    retries: Retries = 3,
+    quiet: Quiet = False,
+    as_json_: Json = False,
+) -> int:
+    """Compute what is missing, then write and print the table and draw the figures."""
+    experiment = by_name(name)
+    cells = experiment.chosen(scale, only or ())
+    store = Store(runs)
+    report = _run(cells, store, engine_of(workers, address, cpus, gpus, resource, retries), shard, quiet)
+    rows = experiment.table(store, cells)
+    if not only and len(done(store, cells)) == len(cells):
+        write_tables(rows, runs / name / "tables", scale)
+        files = write_figures(experiment, rows, runs / name / "figures", scale)
+        if not as_json_:
+            print("\n".join(map(str, files)))
+    _print(rows, as_json_)
+    return _ended(report)
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(help="Default: all.")] = None,
+    scale: Annotated[str | None, typer.Option("--scale", help="Default: all.")] = None,
+    runs: Folder = Path("runs"),
+    as_json_: Json = False,
+) -> int:
+    """How many cells are done, are partly done (a checkpoint is there), and are missing."""
+    store = Store(runs)
+    rows = []
+    for experiment in [by_name(name)] if name else EXPERIMENTS:
+        for one in [scale] if scale else SCALES:
+            cells = with_needs(experiment.chosen(one))
+            finished = [c for c in cells if store.find(c) is not None]
+            begun = [c for c in cells if c not in set(finished) and store.folder(c).exists()]
+            counts = {"cells": len(cells), "done": len(finished), "begun": len(begun)}
+            rows.append({"name": experiment.name, "scale": one, **counts, "missing": len(cells) - len(finished)})
+    _print(rows, as_json_)
+    return 0
+
+
+@app.command()
+def table(
+    name: Name,
+    scale: Scale = "smoke",
+    runs: Folder = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="Also write CSV, Markdown and JSON files here.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json_: Json = False,
+) -> int:
+    """The table of what is done, without computing anything."""
+    experiment = by_name(name)
+    rows = experiment.table(Store(runs), experiment.chosen(scale))
+    if out is not None:
+        write_tables(rows, out, scale)
+    if markdown:
+        print(as_markdown(rows), end="")
+    else:
+        _print(rows, as_json_)
+    return 0 if rows else 1
+
+
+@app.command()
+def figures(
+    name: Name,
+    scale: Scale = "smoke",
+    runs: Folder = Path("runs"),
+    out: Annotated[Path | None, typer.Option("--out", help="Default: figures in the experiment's folder.")] = None,
+) -> int:
+    """Draw the figures of what is done, as SVG and PNG."""
+    experiment = by_name(name)
+    rows = experiment.table(Store(runs), experiment.chosen(scale))
+    print("\n".join(map(str, write_figures(experiment, rows, out or runs / name / "figures", scale))))
+    return 0
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A YAML file of networks, methods and seeds; see docs/experiments.md.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="KEY=VALUE over the file; repeatable.")] = None,
+    runs: Folder = Path("runs"),
+    show: Annotated[bool, typer.Option("--status", help="Compute nothing; show what is done.")] = False,
+    workers: Workers = None,
+    address: Address = None,
+    shard: ShardOption = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    resource: Resource = None,
+    retries: Retries = 3,
+    quiet: Quiet = False,
+    as_json_: Json = False,
+) -> int:
+    """Your own sweep: every pair by every method, one row each; only what is missing is computed."""
+    document = read_sweep(file, set_ or ())
+    cells, store = document.cells(), Store(runs)
+    engine = engine_of(workers, address, cpus, gpus, resource, retries)
+    report = None if show else _run(cells, store, engine, shard, quiet)
+    found = done(store, cells)
+    rows = sweep_file.rows(found)
+    if rows:
+        write_tables(rows, runs / document.name / "tables", file.stem)
+    if as_json_:
+        print(as_json(rows))
+    else:
+        short = ("model", "pair", "method", "loss max", "loss excess", "test error max", "bound", "length/distance")
+        _print([{k: row[k] for k in (*short, "seconds")} for row in rows], False)
+        print(f"{len(found)} of {len(cells)} rows; all columns: {runs / document.name / 'tables'}")
+    return 0 if report is None else _ended(report)
+
+
+def _run(cells: Sequence[Cell], store: Store, engine: Engine, shard: str | None, quiet: bool) -> SweepReport:
+    part = None if shard is None else Shard.parse(shard)
+    with _cells_bar(quiet) as progress:
+        try:
+            report = run_cells(cells, store, engine, shard=part, progress=progress)
+        except KeyboardInterrupt:
+            plan = with_needs(cells if part is None else part.of(cells))
+            finished = sum(store.find(c) is not None for c in plan)
+            print(f"\nstopped: {finished} of {len(plan)} cells are done and stay; to go on, run this again:\n"
+                  f"  isthmus {shlex.join(sys.argv[1:])}", file=sys.stderr)  # fmt: skip
+            raise
+    if not quiet:
+        print(f"{report.total} cells: {report.found} were there, {report.computed} computed", file=sys.stderr)
+    return report
+
+
+def _ended(report: SweepReport) -> int:
+    for label, failed in report.failed.items():
+        print(f"failed: {label}: {failed.message}", file=sys.stderr)
+        if failed.detail:
+            print(failed.detail, file=sys.stderr)
+    return 0 if report.ok else 1
+
+
+@contextmanager
+def _cells_bar(quiet: bool) -> Iterator[Progress]:
+    """Progress over cells with the time left: a bar on a terminal, a line every ten seconds elsewhere."""
+    if quiet or sys.stderr.isatty():
+        with progress_bar(quiet) as progress:
+            yield progress
+        return
+    begin = last = time.monotonic()
+    first: list[int] = []
+
+    def report(what: str, done_: int, total: int) -> None:
+        nonlocal last
+        first.append(done_) if not first else None
+        now = time.monotonic()
+        if now - last >= 10:
+            last = now
+            new = done_ - first[0]
+            left = f", about {(total - done_) * (now - begin) / new / 60:.0f} min left" if new else ""
+            print(f"{what}: {done_} of {total}{left}", file=sys.stderr, flush=True)
+
+    yield report
+
+
+def _print(rows: Sequence[Row], json_: bool) -> None:
+    if json_:
+        print(as_json(rows))
+        return
+    if not rows:
+        print("no results yet", file=sys.stderr)
+        return
+    columns = columns_of(rows)
+    made = Table(*(Column(c, no_wrap=True) for c in columns))
+    for row in rows:
+        made.add_row(*(shown(row.get(c)) or "-" for c in columns))
+    screen = console()
+    screen.width = max(screen.width, screen.measure(made, options=screen.options.update(width=10_000)).maximum)
+    screen.print(made, highlight=False, markup=False)

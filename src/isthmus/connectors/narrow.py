@@ -1,0 +1,310 @@
+"""Paths through a narrow network of low loss (Kuditipudi et al. 2019, Theorem 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.fit import Fitted, Recipe, fit
+from isthmus.connectors.noise_dropout import (
+    End,
+    bernoulli_count,
+    best_of,
+    check_draws,
+    hidden_chain,
+    kept_count,
+    random_units,
+    report,
+)
+from isthmus.connectors.walk import Units, Walk, join, labels_as_text, others
+from isthmus.errors import InputError
+from isthmus.examples import single
+from isthmus.objective import Objective
+from isthmus.params import Params, check_finite
+from isthmus.structure.chain import Chain, Weights
+
+
+@dataclass(frozen=True)
+class Narrow(Connector):
+    """Theorem 3 of Kuditipudi et al. 2019: through a narrow network theta* that needs only the units dropped.
+
+    Both ends go straight to theta_1 of Algorithm 1 (see ``NoiseDropout``), here with a small dropout probability;
+    theta* is written into units that theta_1 of a has dropped, moved to units that theta_1 of b has dropped, and
+    exchanged for theta_1 of b, whose dropped rows are restored. Units dropped at both ends serve first, so that
+    the only room needed is h*_l dropped units at each end. 13 straight segments for any depth: 1 + 8 + 3 + 1. The
+    11 in the middle are proved: at most the largest of L(theta_1) of both ends and L(theta*).
+
+    theta* is the given `network` (a state_dict of the same module with narrower layers) or trained here with h*_l
+    = `width` units (a number, or one per hidden layer; default: as many as are dropped) for at most `steps` steps,
+    until its loss is at most the larger end's + `slack`; from `attempts` random starts the best is kept.
+
+    `p`: the dropout probability; exactly ceil(p n_l) units are dropped (``counts="fixed"``) or as many as
+    Algorithm 1 draws, given that there are at least h*_l ("bernoulli"; the theorem takes p >= 1.5 max h*_l / n_l).
+    Default: where theta* has given widths, exactly h*_l units are dropped and the others multiplied by
+    n_l / (n_l - h*_l), else p = 0.3. The best of `draws` draws is taken, judged as in ``NoiseDropout``.
+
+    When to use: for wide networks that a narrow one can replace; the less is dropped the lower the straight
+    segments. Needs a chain of layers and a loss that is convex in the outputs. Cost: one training of a narrow
+    network, 2 evaluations per draw and end.
+    """
+
+    width: int | tuple[int, ...] | None = None
+    p: float | None = None
+    draws: int = 20
+    counts: str = "fixed"
+    num_points: int = 11
+    optimizer: str = "adam"
+    lr: float = 2e-3
+    batch: int = 256
+    steps: int = 8000
+    slack: float = 0.0
+    attempts: int = 2
+    # not among the stored fields: tensors are no plain values, and the path holds them
+    network: InitVar[Mapping[str, Any] | None] = None
+
+    about = About(
+        makes="13 straight segments through a narrow network",
+        reference="Kuditipudi et al. 2019, Theorem 3",
+        needs="a chain of layers (perceptron, plain convolutional network) with units to spare",
+        cost="one training of a narrow network, 2 x draws evaluations per end",
+    )
+
+    def __post_init__(self, network: Mapping[str, Any] | None) -> None:
+        object.__setattr__(self, "network", None if network is None else dict(network))
+        if self.width is not None and network is not None:
+            raise InputError("width, network", expected="one of them", got="both")
+        widths = (self.width,) if isinstance(self.width, int) else self.width or ()
+        if any(isinstance(w, bool) or w != int(w) or w < 1 for w in widths):
+            raise InputError("width", expected="whole numbers >= 1", got=self.width)
+        if self.p is not None and not 0 < self.p < 1:
+            raise InputError("p", expected="a dropout probability in (0, 1)", got=self.p)
+        if self.counts == "bernoulli" and self.p is None:
+            raise InputError("p", expected="a number, for counts='bernoulli'", got=None)
+        if not 0 <= self.slack < float("inf"):
+            raise InputError("slack", expected="a number >= 0", got=self.slack)
+        if self.attempts < 1:
+            raise InputError("attempts", expected="a whole number >= 1", got=self.attempts)
+        check_draws(self.draws, self.counts, self.num_points)
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        """How theta* is trained."""
+        return Recipe(optimizer=self.optimizer, lr=self.lr, batch=self.batch, steps=self.steps)
+
+    def find(
+        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
+    ) -> Connection:
+        """Choose how many units to drop, train or read theta*, draw at both ends, then build the path."""
+        chain = hidden_chain(objective)
+        given: Mapping[str, Any] | None = vars(self)["network"]
+        if given is not None:
+            hub, widths = read_network(chain, given, a)
+        else:
+            hub, widths = None, self._widths(chain)
+        drop, factors = self._drop(chain, widths)
+
+        def draw() -> Units:
+            most = {l: chain.widths[l] - widths[l] for l in drop}
+            if self.counts == "fixed":
+                sizes = {l: chain.widths[l] - k for l, k in drop.items()}
+            else:
+                p = cast(float, self.p)
+                sizes = {l: bernoulli_count(chain.widths[l], p, m, generator) for l, m in most.items()}
+            return random_units(chain, sizes, generator)
+
+        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, progress)
+        fitted: Fitted | None = None
+        if hub is None:
+            target = max(objective.loss(a), objective.loss(b)) + self.slack
+            hub, fitted = self._train(objective, chain, widths, a, target, generator, progress)
+        there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
+        through_hub(there, hub, ends)
+        leave_hub(there, back, ends[1])
+        path, labels = join(there, back)
+        noise = report(objective, path, ends, self.num_points)
+        dropped = {end: [chain.widths[l] - len(e.kept[l]) for l in drop] for end, e in zip("ab", ends, strict=True)}
+        loss = objective.loss(path.knots[9])  # after 1 + 8 segments: theta*
+        stats = {
+            "segments": labels_as_text(labels),
+            "noise": noise,
+            "network": {
+                "widths": [widths[l] for l in sorted(widths)],
+                "dropped": dropped,
+                "loss": loss,
+                "source": "given" if fitted is None else "trained",
+                **({} if fitted is None else {"steps": fitted.steps, "training": fitted.outcome.name.lower()}),
+            },
+        }
+        bad = fitted is not None and fitted.outcome is Outcome.NOT_FINITE
+        return Connection(path, b, Outcome.NOT_FINITE if bad else Outcome.CONNECTED, stats)
+
+    def _probability(self) -> float | None:
+        """p of Algorithm 1; None where the widths of theta* say how many units to drop."""
+        free = self.width is None and vars(self)["network"] is None
+        return 0.3 if self.p is None and free else self.p
+
+    def _widths(self, chain: Chain) -> dict[int, int]:
+        """h*_l of the network to train."""
+        hidden = range(1, chain.L)
+        if self.width is None:
+            p = cast(float, self._probability())
+            return {l: max(1, chain.widths[l] - kept_count(chain.widths[l], p)) for l in hidden}
+        widths = (self.width,) * len(hidden) if isinstance(self.width, int) else tuple(self.width)
+        if len(widths) != len(hidden):
+            raise InputError("width", expected=f"one number, or {len(hidden)} for the hidden layers", got=widths)
+        return dict(zip(hidden, widths, strict=True))
+
+    def _drop(self, chain: Chain, widths: Mapping[int, int]) -> tuple[dict[int, int], dict[int, float]]:
+        """How many units to drop in each hidden layer, and the factor on the outgoing weights of the others."""
+        p = self._probability()
+        drop, factors = {}, {}
+        for l, h in widths.items():
+            n = chain.widths[l]
+            if h >= n:
+                raise InputError(
+                    f"theta*, hidden layer {l}", expected=f"at most {n - 1} units (the layer has {n})", got=f"{h} units"
+                )
+            drop[l] = h if p is None else max(1, n - kept_count(n, p))
+            factors[l] = n / (n - h) if p is None else 1 / (1 - p)
+            if self.counts == "fixed" and drop[l] < h:
+                raise InputError(
+                    "p",
+                    expected=f"at least {h / n:.4g}: theta* has {h} of the {n} units of hidden layer {l}",
+                    got=f"{p}, which drops {drop[l]}",
+                )
+        return drop, factors
+
+    def _train(
+        self,
+        objective: Objective,
+        chain: Chain,
+        widths: Mapping[int, int],
+        like: Params,
+        target: float,
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> tuple[Weights, Fitted]:
+        """theta* from random weights: the best of the attempts, which stop when one reaches the target."""
+        x, y = single(objective.data[0]), objective.data[1]
+        trained = [n for l in range(1, chain.L + 1) for n in chain.layer(l).trainable]
+        best: Fitted | None = None
+        for attempt in range(self.attempts):
+            start = chain.write(random_weights(chain, widths, like, generator), like)
+            fixed = {n: v for n, v in start.items() if n not in trained}
+
+            def batch_loss(small: Params, index: Tensor, fixed: Params = fixed) -> Tensor:
+                return objective.example_losses(chain.forward({**fixed, **small}, x[index]), y[index]).mean()
+
+            def full_loss(small: Params, fixed: Params = fixed) -> float:
+                parts = zip(x.split(objective.chunk), y.split(objective.chunk), strict=True)
+                with torch.no_grad():
+                    return objective.of_outputs((chain.forward({**fixed, **small}, p), q) for p, q in parts)[0]
+
+            fitted = fit(
+                batch_loss, full_loss, {n: start[n] for n in trained}, objective.num_examples, self.recipe(),
+                generator=generator, target=target, progress=progress,
+                what="training the narrow network" + " again" * bool(attempt),
+            )  # fmt: skip
+            fitted = Fitted({**fixed, **fitted.params}, fitted.loss, fitted.steps, fitted.outcome)
+            if best is None or fitted.loss < best.loss:
+                best = fitted
+            if best.loss <= 2 * target:
+                break
+        best = cast(Fitted, best)
+        return compact(chain, widths, best.params), best
+
+
+def random_weights(chain: Chain, widths: Mapping[int, int], like: Params, generator: torch.Generator) -> Weights:
+    """He's random weights for these hidden widths, biases zero, BatchNorm the identity."""
+    theta = chain.read(like)
+    A, b = {}, {}
+    for l in range(1, chain.L + 1):
+        rows, columns = widths.get(l, chain.widths[l]), widths.get(l - 1, chain.widths[l - 1])
+        k = theta.A[l].shape[2]
+        gain = (1 if l == chain.L else 2) / (columns * k)
+        A[l] = torch.randn(rows, columns, k, generator=generator, dtype=torch.float64).to(theta.A[l]) * gain**0.5
+        ones = [float(v.endswith((".weight", "running_var"))) for v in chain.layer(l).vectors]
+        b[l] = torch.tensor(ones).to(theta.A[l]).expand(rows, -1)
+    return Weights(A, b)
+
+
+def compact(chain: Chain, widths: Mapping[int, int], small: Mapping[str, Tensor]) -> Weights:
+    """A narrow state_dict by layer."""
+    A, b = {}, {}
+    for l in range(1, chain.L + 1):
+        weight = small[chain.layer(l).weight]
+        A[l] = weight.reshape(len(weight), widths.get(l - 1, chain.widths[l - 1]), -1)
+        columns = [small[v] for v in chain.layer(l).vectors]
+        b[l] = torch.stack(columns, 1) if columns else weight.new_zeros(len(weight), 0)
+    return Weights(A, b)
+
+
+def read_network(chain: Chain, given: Mapping[str, Tensor], like: Params) -> tuple[Weights, dict[int, int]]:
+    """A given narrow state_dict by layer, with its widths; every tensor is checked by name."""
+    names = {n for l in range(1, chain.L + 1) for n in (chain.layer(l).weight, *chain.layer(l).vectors)}
+    for name in sorted(names):
+        if not isinstance(given.get(name), Tensor):
+            raise InputError("network", expected=f"the tensor {name!r}", got=f"only {sorted(given)[:4]} and so on")
+    if extra := sorted(set(given) - set(like)):
+        raise InputError("network", expected="only keys of the module", got=f"also {extra[0]!r}")
+    for name in sorted(names):
+        dtype = like[name].dtype
+        if torch.promote_types(given[name].dtype, dtype) != dtype:
+            raise InputError(f"network[{name!r}]", expected=f"{dtype}", got=given[name].dtype)
+    small = {n: given[n].detach().to(like[n]) for n in sorted(names)}
+    check_finite(small, "network")
+    widths = {l: len(small[chain.layer(l).weight]) for l in range(1, chain.L)}
+    for l in range(1, chain.L + 1):
+        layer = chain.layer(l)
+        shape = like[layer.weight].shape
+        rows, before = widths.get(l, chain.widths[l]), widths.get(l - 1, chain.widths[l - 1])
+        columns = before * (shape[1] // chain.widths[l - 1])
+        wanted = {layer.weight: (rows, columns, *shape[2:])} | {v: (rows,) for v in layer.vectors}
+        for name, want in wanted.items():
+            if tuple(small[name].shape) != want:
+                raise InputError(f"network[{name!r}]", expected=f"shape {want}", got=tuple(small[name].shape))
+    return compact(chain, widths, small), widths
+
+
+def through_hub(walk: Walk, hub: Weights, ends: tuple[End, End]) -> None:
+    """From theta_1 of a to theta* on units that b has dropped, by the 8 segments of Lemma 2."""
+    chain, L = walk.chain, walk.L
+    place: Units = {}
+    home: Units = {}
+    for l in range(1, L):
+        n, size = chain.widths[l], len(hub.A[l])
+        free_a, free_b = others(n, ends[0].kept[l]), others(n, ends[1].kept[l])
+        both = free_a[torch.isin(free_a, free_b)][:size]
+        # dropped at both ends: theta* can stay; the places of the other units have no unit in common
+        place[l] = torch.cat([both, free_a[~torch.isin(free_a, free_b)][: size - len(both)]])
+        home[l] = torch.cat([both, free_b[~torch.isin(free_b, free_a)][: size - len(both)]])
+        walk.zero_rows(l, free_a)
+    for l in range(1, L):
+        walk.put_rows(l, place[l], None if l == 1 else place[l - 1], hub.A[l], hub.b[l])
+    walk.step("Lemma 2, write the narrow network into dropped units", "b")
+    walk.put_output(place[L - 1], hub.A[L], hub.b[L])
+    walk.step("Lemma 2, switch to the narrow network", "a")
+    for l in range(1, L):
+        walk.zero_rows(l, others(chain.widths[l], place[l]))
+    walk.step("Lemma 2, clear theta_1 of A", "b")
+    walk.permute_live(place, home, "Lemma 4")
+
+
+def leave_hub(there: Walk, back: Walk, end: End) -> None:
+    """From theta* on units that theta_1 of b has dropped to theta_1 of b: 3 segments."""
+    L, target = there.L, back.now
+    for l in range(1, L):
+        live = end.kept[l]
+        before = None if l == 1 else end.kept[l - 1]
+        rows = target.A[l][live]
+        there.put_rows(l, live, before, rows if before is None else rows[:, before], target.b[l][live])
+    there.step("Lemma 2, write theta_1 of B into dead units", "b")
+    there.put_output(end.kept[L - 1], target.A[L][:, end.kept[L - 1]], target.b[L])
+    there.step("Lemma 2, switch to theta_1 of B", "a")
+    there.now = target.copy()
+    there.step("Lemma 2, restore the rows of dropped units", "b")

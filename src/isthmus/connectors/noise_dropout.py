@@ -1,0 +1,209 @@
+"""Paths between noise-stable networks (Kuditipudi et al. 2019, Theorem 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import floor, isfinite, lgamma, log
+from typing import Any
+
+import torch
+
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.dropout import connect_halves
+from isthmus.connectors.walk import Units, Walk, join, labels_as_text, others
+from isthmus.errors import InputError
+from isthmus.objective import Objective
+from isthmus.params import Params, lerp
+from isthmus.paths import Path
+from isthmus.structure.chain import Chain, Weights, chain_of
+
+COUNTS = ("fixed", "bernoulli")
+
+
+@dataclass(frozen=True)
+class NoiseDropout(Connector):
+    """Theorem 2 of Kuditipudi et al. 2019: straight to a dropped-out network, through Lemma 2, and straight back.
+
+    Algorithm 1 zeroes the outgoing weights (columns) of each hidden unit with probability `p` and multiplies the
+    others by 1 / (1 - p); the incoming weights (rows) and biases of dropped units stay, so theta_1 is reached from
+    theta by one straight segment, and again from theta_1 of b to b. Lemma 2 needs at least half of every layer
+    dropped, so draws are made under that condition: exactly floor((1 - p) n) units kept (``counts="fixed"``, as in
+    the paper's experiments) or as many as Algorithm 1 draws, given that they are at most half ("bernoulli"). Of
+    `draws` draws per end the one with the smallest max(L(1/2), L(1)) on its straight segment is taken.
+
+    The path has 10 straight segments for any depth: 1 + 8 + 1. The 8 of Lemma 2 overwrite dropped rows at their start
+    and restore them at their end; their loss is at most that of the larger theta_1, proved. The two straight
+    segments carry no guarantee but the theorem's O(epsilon) (see ``noise_stability``): `stats["noise"]` reports
+    their largest loss at `num_points` points each, apart.
+
+    When to use: for networks trained with dropout; a shorter path than ``Dropout``. Needs a chain of layers and a loss
+    that is convex in the outputs. Cost: 2 evaluations per draw and end.
+    """
+
+    p: float = 0.5
+    draws: int = 20
+    counts: str = "fixed"
+    num_points: int = 11
+
+    about = About(
+        makes="10 straight segments, the first and last of them to a dropped-out network",
+        reference="Kuditipudi et al. 2019, Theorem 2",
+        needs="a chain of layers (perceptron, plain convolutional network); low loss if noise stable",
+        cost="2 x draws evaluations per end",
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.p < 1:
+            raise InputError(
+                "p",
+                expected="a number in [1/2, 1): Lemma 2 needs at least half of each layer dropped",
+                got=self.p,
+                instead="Narrow(p=...) for a smaller one" if 0 < self.p < 0.5 else "",
+            )
+        check_draws(self.draws, self.counts, self.num_points)
+
+    def find(
+        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
+    ) -> Connection:
+        """Draw at both ends, then build the path of the theorem."""
+        chain = hidden_chain(objective)
+        if narrow := [l for l in range(1, chain.L) if chain.widths[l] < 2]:
+            raise InputError(
+                "network", expected="at least 2 units in every hidden layer", got=f"1 in layer {narrow[0]}"
+            )
+        most = {l: chain.widths[l] // 2 for l in range(1, chain.L)}
+
+        def draw() -> Units:
+            if self.counts == "fixed":
+                sizes = {l: min(m, kept_count(chain.widths[l], self.p)) for l, m in most.items()}
+            else:
+                sizes = {l: bernoulli_count(chain.widths[l], self.p, m, generator) for l, m in most.items()}
+            return random_units(chain, sizes, generator)
+
+        factors = {l: 1 / (1 - self.p) for l in most}
+        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, progress)
+        there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
+        for l, kept in ends[0].kept.items():  # dropped units keep their rows in theta_1: they are overwritten
+            there.zero_rows(l, others(chain.widths[l], kept))
+        connect_halves(there, ends[0].kept, back.now, ends[1].kept)
+        # the last step of Lemma 4 may write any rows into dead units: those that b has, in place of zeros
+        there.points.pop()
+        there.labels.pop()
+        there.now = back.now.copy()
+        there.step("Lemma 4, restore the rows of dropped units", "b")
+        path, labels = join(there, back)
+        stats = {"segments": labels_as_text(labels), "noise": report(objective, path, ends, self.num_points)}
+        return Connection(path, b, Outcome.CONNECTED, stats)
+
+
+def check_draws(draws: int, counts: str, num_points: int) -> None:
+    """Refuse what no draw can be made with."""
+    if draws < 1:
+        raise InputError("draws", expected="at least 1 draw of Algorithm 1", got=draws)
+    if counts not in COUNTS:
+        raise InputError("counts", expected="'fixed' or 'bernoulli'", got=repr(counts))
+    if num_points < 2:
+        raise InputError("num_points", expected="at least 2 points per straight segment", got=num_points)
+
+
+def hidden_chain(objective: Objective) -> Chain:
+    """The objective's network as a chain with at least one hidden layer."""
+    chain = chain_of(objective.program, objective.structure)
+    if chain.L < 2:
+        raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
+    return chain
+
+
+def kept_count(n: int, p: float) -> int:
+    """How many of n units stay at dropout probability p, at least one.
+
+    >>> kept_count(60, 0.3), kept_count(32, 0.2), kept_count(2, 0.9)
+    (42, 25, 1)
+    """
+    return max(1, floor((1 - p) * n + 1e-9))  # (1 - 0.3) * 60 is 41.99...
+
+
+def bernoulli_count(n: int, p: float, most: int, generator: torch.Generator) -> int:
+    """How many of n units Algorithm 1 keeps, given that there are at least 1 and at most `most`."""
+    k = range(1, most + 1)
+    logs = [lgamma(n + 1) - lgamma(j + 1) - lgamma(n - j + 1) + j * log(1 - p) + (n - j) * log(p) for j in k]
+    weights = torch.tensor(logs, dtype=torch.float64).softmax(0)
+    return k[int(torch.multinomial(weights, 1, generator=generator))]
+
+
+def random_units(chain: Chain, sizes: Mapping[int, int], generator: torch.Generator) -> Units:
+    """Uniformly random units, ascending, of the given number in each hidden layer."""
+    return {l: torch.randperm(chain.widths[l], generator=generator)[:k].sort().values for l, k in sizes.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """theta_1 of one end: the units kept, the factor on their outgoing weights, and the losses at t = 1/2 and 1."""
+
+    chain: Chain
+    theta: Params
+    kept: Units
+    factors: Mapping[int, float]
+    judged: tuple[float, float]
+
+    def dropped(self) -> Weights:
+        """Algorithm 1: outgoing weights of kept units multiplied, of the others zeroed; rows and biases stay."""
+        out = self.chain.read(self.theta).copy()
+        for l, kept in self.kept.items():
+            new = torch.zeros_like(out.A[l + 1])
+            new[:, kept] = out.A[l + 1][:, kept] * self.factors[l]
+            out.A[l + 1] = new
+        return out
+
+    def walk(self, end: str) -> Walk:
+        """From theta straight to theta_1."""
+        walk = Walk(self.chain, self.theta)
+        walk.now = self.dropped()
+        walk.step(f"Algorithm 1 at {end}, straight to theta_1", "d")
+        return walk
+
+
+def best_of(
+    objective: Objective,
+    chain: Chain,
+    thetas: tuple[Params, Params],
+    draw: Callable[[], Units],
+    factors: Mapping[int, float],
+    draws: int,
+    progress: Progress,
+) -> tuple[End, End]:
+    """For both ends the draw with the smallest max(L(1/2), L(1)) on the straight segment to theta_1."""
+    found = []
+    for k, theta in enumerate(thetas):
+        best: End | None = None
+        for i in range(draws):
+            trial = End(chain, theta, draw(), factors, (0.0, 0.0))
+            theta_1 = chain.write(trial.dropped(), theta)
+            judged = (objective.loss(lerp(theta, theta_1, 0.5)), objective.loss(theta_1))
+            trial = End(chain, theta, trial.kept, factors, judged)
+            # a loss that is not finite never compares as smaller
+            if best is None or max(judged) < max(best.judged) or not isfinite(max(best.judged)):
+                best = trial
+            progress("drawing dropped-out networks", k * draws + i + 1, 2 * draws)
+        if best is not None:
+            found.append(best)
+    return found[0], found[1]
+
+
+def report(objective: Objective, path: Path, ends: tuple[End, End], num_points: int) -> dict[str, Any]:
+    """The draws and the largest loss of the straight segments, which no theorem bounds by a number, and of the rest."""
+    rows: dict[str, Any] = {}
+    for name, end, segment in (("a", ends[0], path.segments[0]), ("b", ends[1], path.segments[-1])):
+        losses = [objective.loss(segment.at(k / (num_points - 1))) for k in range(num_points)]
+        rows[name] = {
+            "kept": {str(l): units.tolist() for l, units in end.kept.items()},
+            "factors": {str(l): float(f) for l, f in end.factors.items()},
+            "loss_at_half": end.judged[0],
+            "loss_at_theta_1": end.judged[1],
+            "max_loss": max(losses),
+            "num_points": num_points,
+        }
+    # on the constructed segments the loss is largest at a vertex
+    rows["constructed"] = {"max_loss": max(objective.loss(p) for p in path.knots[1:-1])}
+    return rows

@@ -1,0 +1,6 @@
+"""Networks and data for which a theorem of the papers says that paths cannot exist."""
+
+from isthmus.counterexamples.disconnected import Disconnected as Disconnected
+from isthmus.counterexamples.disconnected import disconnected as disconnected
+from isthmus.counterexamples.search import Found as Found
+from isthmus.counterexamples.search import smallest_found as smallest_found

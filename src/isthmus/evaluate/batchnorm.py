@@ -1,0 +1,132 @@
+"""What becomes of BatchNorm's running statistics on a path: four policies, always stated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.examples import rows
+from isthmus.objective import Objective
+from isthmus.params import Params
+from isthmus.paths import Curve, Path, Segment
+
+POLICIES = ("interpolate", "keep", "recompute", "error")
+BATCH = 256
+"""Examples per batch, about, when statistics are computed again."""
+
+
+def segments_under(objective: Objective, path: Path, bn: str) -> tuple[Sequence[Segment], str]:
+    """The segments of `path` under a policy, and the policy that applies ("none" without running statistics)."""
+    if bn not in POLICIES:
+        raise InputError("bn", expected=f"one of {POLICIES}", got=repr(bn))
+    names = statistics(objective)
+    if not names:
+        return path.segments, "none"
+    if bn == "error":
+        raise UnsupportedError(
+            "BatchNorm",
+            f"the network has running statistics ({names[0]} and {len(names) - 1} more)",
+            "choose what becomes of them on the path: bn='interpolate', 'keep' or 'recompute'",
+        )
+    if bn == "keep":
+        kept = {k: path.start[k] for k in names}
+        return path.map(lambda p: {**p, **kept}).segments, bn
+    if bn == "recompute":
+        if objective.num_examples < 2:
+            raise InputError("data", expected="at least 2 examples, to compute statistics", got=1)
+        return [Refreshed(s, objective, tuple(names)) for s in path.segments], bn
+    return path.segments, bn
+
+
+def statistics(objective: Objective) -> list[str]:
+    """The names of all running statistics of BatchNorm, counters included.
+
+    >>> x = torch.zeros(4, 3)
+    >>> net = torch.nn.Sequential(torch.nn.BatchNorm1d(3)).eval()
+    >>> statistics(Objective(net, data=(x, torch.zeros(4, dtype=torch.int64))))
+    ['0.running_mean', '0.running_var', '0.num_batches_tracked']
+    """
+    return [
+        f"{path}.{name}" if path else name
+        for path, part in objective.skeleton.named_modules()
+        if isinstance(part, _BatchNorm) and part.running_mean is not None
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+
+
+def refresh(objective: Objective, params: Params) -> Params:
+    """`params` with running statistics computed again: the averages over fixed batches of the objective's data.
+
+    The batches are the same at every call (one fixed shuffle of all examples, about `BATCH` each); every layer sees
+    what the ones before it normalise by the batch, and averages are cumulative (momentum None). Costs one pass over the
+    data. Nothing is written into `params` or into the user's module.
+    """
+    module = copy.deepcopy(objective.skeleton)
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.train()
+            part.momentum = None
+    own: dict[str, Tensor] = {k: torch.zeros_like(params[k]) for k in statistics(objective)}
+    order = torch.randperm(objective.num_examples, generator=torch.Generator().manual_seed(0)).to(objective.device)
+    x = objective.data[0]
+    with torch.no_grad():
+        for index in order.tensor_split(max(1, len(order) // BATCH)):
+            objective.forward({**params, **own}, rows(x, index), module)
+    return {**params, **own}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Refreshed(Segment):
+    """A segment whose running statistics are computed again at every point, from the data of `objective`."""
+
+    inner: Segment
+    objective: Objective
+    names: tuple[str, ...]
+    _known: dict[float, Params] = field(default_factory=dict)
+
+    def at(self, t: float) -> Params:
+        """The point at t; its statistics are computed once, however many data sets are measured with them."""
+        params = self.objective.check(self.inner.at(t), "path")
+        if t not in self._known:
+            fresh = refresh(self.objective, params)
+            self._known[t] = {k: fresh[k] for k in self.names}
+        return {**params, **self._known[t]}
+
+    @property
+    def start(self) -> Params:
+        """The point at t = 0."""
+        return self.at(0.0)
+
+    @property
+    def end(self) -> Params:
+        """The point at t = 1."""
+        return self.at(1.0)
+
+    @property
+    def length(self) -> float:
+        """The length of the segment without its statistics' change."""
+        few = tuple({k: v for k, v in p.items() if k not in self.names} for p in self._control())
+        return Curve(few).length
+
+    def reversed(self) -> Refreshed:
+        """The same points walked from the end to the start."""
+        return Refreshed(self.inner.reversed(), self.objective, self.names)
+
+    def split(self, t: float) -> tuple[Refreshed, Refreshed]:
+        """The parts before and after t."""
+        left, right = self.inner.split(t)
+        return (
+            Refreshed(left, self.objective, self.names),
+            Refreshed(right, self.objective, self.names),
+        )
+
+    def _control(self) -> tuple[Params, ...]:
+        return self.inner.control if isinstance(self.inner, Curve) else (self.inner.start, self.inner.end)

@@ -1,0 +1,125 @@
+"""The loss and the error at many points of a segment, computing what changes, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isthmus.evaluate.network import Network, size
+from isthmus.evaluate.plan import plan_for
+from isthmus.evaluate.routes import Affine, General, Penalty, Plain, Route, Tick, Unchanged
+from isthmus.objective import Objective
+from isthmus.params import Params, equal, nonfinite
+from isthmus.paths import Curve, Segment
+from isthmus.structure import Structure
+from isthmus.structure.liveness import changed_tensors, effective_changes, live_units
+
+
+class Engine:
+    """Measures segments of one objective, one after the other; what one of them ends with serves the next.
+
+    For each segment it finds out what the change of weights can reach, and computes
+
+    - one evaluation, if only dead or equal units change: the outputs do not depend on t;
+    - the outputs at the control points, if they are affine in t (only the last affine layer changes, say): those at t
+      are the same combination of them as the weights are;
+    - else, once per part of the data, what lies below the changed layers, and the first changed products at the control
+      points; at each t these are interpolated and the rest is run. Without a program (a module that cannot be
+      exported, a segment that is no `Curve`, weights that are not finite) the module is run at each t.
+
+    Dead units are left out of the products where that pays. Numbers equal those of ``objective.measure`` at the point
+    up to rounding. `dtype` runs the network in another precision; losses and penalties stay in the objective's.
+    Values that are kept from point to point stay below ``objective.memory`` bytes.
+
+    >>> x, y = torch.eye(2), torch.tensor([0, 1])
+    >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
+    >>> line = Engine(objective).prepare(Curve(({"weight": torch.eye(2)}, {"weight": -torch.eye(2)})))
+    >>> line.kind, line.measure([0.0, 0.5, 1.0])[1]
+    ('affine', [0.0, 0.5, 1.0])
+    """
+
+    def __init__(self, objective: Objective, dtype: torch.dtype | None = None) -> None:
+        self.objective = objective
+        self.network = Network(objective, dtype)
+        self._last: tuple[Params, Tensor] | None = None
+
+    def prepare(self, segment: Segment, points: int = 61) -> Prepared:
+        """What can be computed once for all points of `segment`, when about so many will be asked for."""
+        return Prepared(self._route(segment, points), Penalty.along(self.objective, segment))
+
+    def _route(self, segment: Segment, points: int) -> Route:
+        if not isinstance(segment, Curve):
+            return Plain(self, segment)
+        control = tuple(self.objective.check(p, "path") for p in segment.control)
+        curve = Curve(control)
+        if any(nonfinite(p) for p in control) or not _same_integers(control):
+            return Plain(self, curve)
+        program = self.network.program(control[0])
+        if program is None:
+            return Plain(self, curve)
+        structure = self.network.structure(control)
+        moved, small = changed_tensors(control), control
+        if structure is not None and structure.groups:
+            live = live_units(control, structure)
+            moved = effective_changes(control, moved, live, structure) if moved else moved
+            small = self.network.without_dead(control, structure, live)
+        plan = plan_for(program, moved, points, len(control) - 1)
+        if plan.kind == "unchanged":
+            return Unchanged(self, curve)
+        # what changes idly may be held still, so it is computed once
+        inner = Curve(tuple({k: v if k in moved else small[0][k] for k, v in p.items()} for p in small))
+        if plan.kind == "general":
+            return General(self, curve, inner, program, plan)
+        return Affine(self, curve, inner, program, plan, self._apart(control, structure, size(small[0])))
+
+    def _apart(self, control: tuple[Params, ...], structure: Structure | None, joint: int) -> list[Params | Tensor]:
+        """For each control point its outputs if they are known, or its weights without the units dead there.
+
+        Nothing when evaluating all together, at the cost of one pass with `joint` weights, is not dearer.
+        """
+        out: list[Params | Tensor] = []
+        for p in control:
+            known = self.known(p)
+            small = p if structure is None or known is not None else self.network.without_dead((p,), structure)[0]
+            out.append(small if known is None else known)
+        return out if sum(size(p) for p in out if not isinstance(p, Tensor)) < joint else []
+
+    def known(self, params: Params) -> Tensor | None:
+        """The outputs at `params`, if the last segment ended there."""
+        return self._last[1] if self._last is not None and equal(self._last[0], params) else None
+
+    def remember(self, params: Params, outputs: Tensor) -> None:
+        """Keep the outputs at the end of a segment for the next one."""
+        if outputs.numel() * outputs.element_size() <= self.objective.memory:
+            self._last = (params, outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One segment, ready to be measured at any t; `kind` says how: "unchanged", "affine", "general" or "plain"."""
+
+    route: Route
+    penalty: Penalty
+
+    @property
+    def kind(self) -> str:
+        """How the outputs depend on t, as far as it could be found out."""
+        return self.route.kind
+
+    def measure(self, ts: list[float], tick: Tick = lambda: None) -> tuple[list[float], list[float]]:
+        """The losses, penalty included, and the error rates at the points `ts`, in that order."""
+        with torch.no_grad():
+            pairs = self.route.pairs(ts, tick)
+            return [loss + self.penalty.at(t) for t, (loss, _) in zip(ts, pairs, strict=True)], [e for _, e in pairs]
+
+
+def _same_integers(control: tuple[Params, ...]) -> bool:
+    """Whether the control points agree in what cannot be interpolated; counters of batches do not act."""
+    return all(
+        p[k] is v or torch.equal(p[k], v)
+        for k, v in control[0].items()
+        if not v.is_floating_point() and not k.endswith("num_batches_tracked")
+        for p in control[1:]
+    )

@@ -1,0 +1,180 @@
+"""A network as the engine runs it: the nodes of its program where that can be read, else the module itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from isthmus.errors import IsthmusError, UnsupportedError
+from isthmus.evaluate.plan import Plan, Stage, cast_for, whole
+from isthmus.examples import Inputs, cast_inputs, rows
+from isthmus.objective import Objective
+from isthmus.params import Params
+from isthmus.program import Program
+from isthmus.structure import Structure
+from isthmus.structure.liveness import live_units, separable
+
+CACHE = 1 << 25
+"""Bytes of activations per forward pass: what a processor's last cache can be hoped to hold of them at a time."""
+
+LEFT_OUT = 0.9
+"""Dead units are left out when the weights shrink below this fraction; gathering the others is not free."""
+
+# errors by which an operation says that it cannot work on these sizes or types
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
+
+
+class Network:
+    """Runs an objective's module on parts of its data, in `dtype` (default: the objective's)."""
+
+    def __init__(self, objective: Objective, dtype: torch.dtype | None = None) -> None:
+        self.objective = objective
+        self.dtype = dtype or objective.dtype
+        self.x = cast_inputs(objective.data[0], self.dtype)
+        self._checked = False
+        self._program: Program | None = None
+        chunk = max(1, min(objective.memory, CACHE) // objective.bytes_each)
+        parts = ceil(objective.num_examples / chunk)
+        self.chunk = ceil(objective.num_examples / parts)
+
+    def program(self, params: Params) -> Program | None:
+        """The program, once it was seen to compute what the module does at `params`; None if there is none."""
+        if not self._checked:
+            self._checked = True
+            try:
+                program = self.objective.program
+                if len(program.inputs) == len(tree_flatten(self.x)[0]) and self._agrees(program, params):
+                    self._program = program
+            except IsthmusError:
+                self._program = None
+        return self._program
+
+    def structure(self, control: tuple[Params, ...]) -> Structure | None:
+        """The unit structure, if it can be of use: without a zero weight or a repeated row no unit is idle."""
+        if not _may_idle(control):
+            return None
+        try:
+            return self.objective.structure
+        except UnsupportedError:
+            return None
+
+    def slices(self, block: slice | None = None) -> Iterator[slice]:
+        """The examples (of a block) in chunks, in order."""
+        start, stop = (0, self.objective.num_examples) if block is None else (block.start, block.stop)
+        for i in range(start, stop, self.chunk):
+            yield slice(i, min(i + self.chunk, stop))
+
+    def cast(self, params: Params) -> Params:
+        """`params` in the precision of this network."""
+        if self.dtype == self.objective.dtype:
+            return params
+        return cast_for(self._program, params, self.dtype)
+
+    def env(self, program: Program, part: slice) -> dict[str, Any]:
+        """The inputs and constants of the program for some examples."""
+        return _env(program, rows(self.x, part), self.dtype)
+
+    def stage(self, program: Program, stage: Stage, env: dict[str, Any]) -> None:
+        """Run the nodes of a stage on `env`."""
+        stage.run(env, program.batch, {program.dtype: self.dtype})
+
+    def forward(self, params: Params, part: slice) -> Tensor:
+        """The module's outputs for some examples, in the objective's precision; `params` are in the network's."""
+        return self.objective.forward(params, rows(self.x, part)).to(self.objective.dtype)
+
+    def outputs(self, params: Params) -> Tensor:
+        """The outputs of all examples at `params`, with idle units left out where that pays."""
+        structure = self.structure((params,)) if self.program(params) is not None else None
+        return self.run(params if structure is None else self.without_dead((params,), structure)[0])
+
+    def run(self, params: Params) -> Tensor:
+        """The outputs of all examples at `params` as they are (they may be those of a smaller network)."""
+        program, params = self.objective.program, self.cast(params)
+        plan = whole(program)
+        parts = [evaluate(program, plan, params, rows(self.x, part), self.dtype) for part in self.slices()]
+        return torch.cat(parts).to(self.objective.dtype)
+
+    def without_dead(
+        self, control: tuple[Params, ...], structure: Structure, live: Mapping[str, Tensor] | None = None
+    ) -> tuple[Params, ...]:
+        """The control points without the units that are dead at all of them, where leaving them out pays."""
+        live = live_units(control, structure) if live is None else live
+        keep = {}
+        for group in structure.groups:
+            alive = live[group.name].nonzero().flatten()
+            if separable(group) and len(alive) < group.size:
+                keep[group.name] = alive if len(alive) else torch.zeros(1, dtype=torch.int64)
+        if not keep:
+            return control
+        try:
+            small = tuple(structure.select(p, keep) for p in control)
+            if size(small[0]) > LEFT_OUT * size(control[0]):
+                return control
+            return small if all(map(self._same, small, control)) else control
+        except (*_REFUSALS, IsthmusError):
+            return control
+
+    def _same(self, small: Params, full: Params) -> bool:
+        """Whether the small network computes what the full one does, on a few examples."""
+        x, program, dtype = rows(self.objective.data[0], slice(0, 4)), self.objective.program, self.objective.dtype
+        plan = whole(program)
+        return _close(*(evaluate(program, plan, p, x, dtype) for p in (small, full)))
+
+    def _agrees(self, program: Program, params: Params) -> bool:
+        """Whether the program computes what the module does, at two batch sizes other than the traced one."""
+        plan, n = whole(program), min(5, self.objective.num_examples)
+        try:
+            for k in {n, max(1, n - 2)}:
+                x = rows(self.objective.data[0], slice(0, k))
+                found = evaluate(program, plan, params, x, self.objective.dtype)
+                if not _close(found, self.objective.forward(params, x)):
+                    return False
+        except _REFUSALS:
+            return False
+        return True
+
+
+def evaluate(program: Program, plan: Plan, params: Params, x: Inputs, dtype: torch.dtype) -> Tensor:
+    """The output of the program at one point, all its stages run in order."""
+    env = _env(program, x, dtype) | weights(program, params)
+    for stage in (plan.fixed, plan.ends, plan.each):
+        stage.run(env, program.batch, {program.dtype: dtype})
+    return env[plan.output]
+
+
+def weights(program: Program, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `params` under the names that the nodes use."""
+    return {place: params[name] for place, name in program.tensors.items()}
+
+
+def _env(program: Program, x: Inputs, dtype: torch.dtype) -> dict[str, Any]:
+    constants = {k: v.to(dtype) if v.dtype == program.dtype else v for k, v in program.constants.items()}
+    return constants | dict(zip(program.inputs, tree_flatten(x)[0], strict=True))
+
+
+def size(params: Mapping[str, Tensor]) -> int:
+    """The number of weights that take part in products: a stand-in for the cost of a pass."""
+    return sum(v.numel() for v in params.values() if v.dim() > 1)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not bool(b.isfinite().all()):
+        return bool(torch.equal(a.isfinite(), b.isfinite()))
+    eps = max(torch.finfo(a.dtype).eps, 1e-16)
+    return float((a - b).abs().max()) <= 1e3 * eps * max(float(b.abs().max()), 1e-30) + 1e-30
+
+
+def _may_idle(control: tuple[Params, ...]) -> bool:
+    """Whether some weight is zero at a control point, or two rows of some matrix start alike."""
+    seen: dict[int, Tensor] = {id(v): v for p in control for v in p.values() if v.dim() > 1}
+    for v in seen.values():
+        if bool((v == 0).any()) or len(v.flatten(1)[:, 0].unique()) < len(v):
+            return True
+    return False

@@ -1,0 +1,219 @@
+"""What to compute once and what at every point of a segment: the nodes of the program, sorted into three stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.params import Params
+from isthmus.program import Node, Program, Ref
+from isthmus.structure.liveness import AFFINE, CONSTANT, NEITHER, levels
+
+WORTH = 64
+"""Multiply-adds per entry above which a product is worth interpolating: reading two tensors is not free."""
+
+_WEIGHTED = ("aten.linear.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding")
+_PRODUCTS = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.addmm.default")
+# operations whose result is new memory that nothing else sees
+_FRESH = {*_WEIGHTED, *_PRODUCTS, "aten.batch_norm.default", "aten.add.Tensor"}
+_RESHAPES = {"aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default"}
+_NORM = "aten.batch_norm.default"
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Nodes in order, with the values that may be dropped after each and the ReLUs that may overwrite their input."""
+
+    nodes: tuple[Node, ...]
+    drop: tuple[tuple[str, ...], ...]
+    over: frozenset[str]
+
+    def run(self, env: dict[str, Any], batch: int, dtypes: Mapping[Any, Any]) -> None:
+        """Add the values of the nodes to `env`; `batch` is that of the traced example, `dtypes` renames types."""
+        for node, drop in zip(self.nodes, self.drop, strict=True):
+            if node.name in self.over:
+                env[node.name] = torch.relu_(_value(node.args[0], env, dtypes))
+            elif node.op in _RESHAPES and node.shape is not None and len(node.shape) == 2 and node.shape[0] == batch:
+                env[node.name] = _value(node.args[0], env, dtypes).flatten(1)  # the width may be a smaller one
+            else:
+                args = [_value(a, env, dtypes) for a in node.args]
+                env[node.name] = node.target(*args, **{k: _value(v, env, dtypes) for k, v in node.kwargs.items()})
+            for name in drop:
+                del env[name]
+
+
+def _value(x: Any, env: Mapping[str, Any], dtypes: Mapping[Any, Any]) -> Any:
+    if isinstance(x, Ref):
+        return env[x.name]
+    if isinstance(x, list | tuple):
+        return type(x)(_value(v, env, dtypes) for v in x)
+    return dtypes.get(x, x) if isinstance(x, torch.dtype) else x
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The stages of a program for one set of moved tensors.
+
+    `fixed` does not depend on t. `ends` is affine in the control points: it runs once for each of them. `each` runs at
+    every t. `held` are the fixed values that the later stages read, `mixed` the values of `ends` that are combined
+    at each t. `kind`: "unchanged", "affine" (the output is one of `mixed`) or "general".
+    """
+
+    kind: str
+    fixed: Stage
+    ends: Stage
+    each: Stage
+    held: tuple[str, ...]
+    mixed: tuple[str, ...]
+    output: str
+
+    def bytes_held(self, program: Program, size: int, degree: int) -> int:
+        """The bytes per example that `held` and `mixed` keep, for numbers of `size` bytes."""
+        nodes = {n.name: n for n in program.nodes}
+        fixed = sum(_numel(nodes[k]) for k in self.held if k in nodes)
+        mixed = sum(_numel(nodes[k]) for k in self.mixed)
+        return size * (fixed + (degree + 1) * mixed) // max(1, program.batch)
+
+
+def plan_for(program: Program, moved: set[str], points: int, degree: int) -> Plan:
+    """The stages when the tensors `moved` follow a Bezier curve of this degree, for so many points of it."""
+    level, _ = levels(program, moved)
+    output = program.outputs[0].name
+    alive = program.live()
+    nodes = [n for n in program.nodes if n.name in alive]
+    if level.get(output, CONSTANT) == NEITHER:
+        for name in _not_worth(program, nodes, level, everything=points <= degree + 1):
+            level[name] = NEITHER
+    fixed = [n for n in nodes if level[n.name] == CONSTANT]
+    ends = [n for n in nodes if level[n.name] == AFFINE]
+    each = [n for n in nodes if level[n.name] == NEITHER]
+    kind = {CONSTANT: "unchanged", AFFINE: "affine", NEITHER: "general"}[level.get(output, CONSTANT)]
+    read_later = {r for n in (*ends, *each) for r in n.refs()} | {output}
+    read_each = {r for n in each for r in n.refs()} | {output}
+    held = tuple(n.name for n in fixed if n.name in read_later)
+    held += tuple(k for k in program.inputs if k in read_later)
+    mixed = tuple(n.name for n in ends if n.name in read_each)
+    readers = _readers(program, nodes)
+    return Plan(
+        kind,
+        _stage(fixed, keep={*held, output}, readers=readers),
+        _stage(ends, keep={*mixed}, readers=readers),
+        _stage(each, keep={output}, readers=readers, fresh=set(mixed)),
+        held,
+        mixed,
+        output,
+    )
+
+
+def whole(program: Program) -> Plan:
+    """The plan that runs everything at each point."""
+    return plan_for(program, set(program.tensors.values()), 1, 1)
+
+
+def _readers(program: Program, nodes: list[Node]) -> dict[str, int]:
+    count: dict[str, int] = {r.name: 1 for r in program.outputs}
+    for n in nodes:
+        for r in n.refs():
+            count[r] = count.get(r, 0) + 1
+    return count
+
+
+def _stage(nodes: list[Node], keep: set[str], readers: Mapping[str, int], fresh: set[str] | None = None) -> Stage:
+    own = {n.name for n in nodes} | (fresh or set())
+    made = {n.name for n in nodes if n.op in _FRESH} | (fresh or set())
+    last = {r: i for i, n in enumerate(nodes) for r in n.refs()}
+    drop: list[list[str]] = [[] for _ in nodes]
+    for i, n in enumerate(nodes):
+        if n.name not in last and n.name not in keep:
+            drop[i].append(n.name)
+    for name, i in last.items():
+        if name in own and name not in keep:
+            drop[i].append(name)
+    over = {
+        n.name
+        for n in nodes
+        if n.op == "aten.relu.default"
+        and n.refs()[0] in made
+        and readers[n.refs()[0]] == 1
+        and (n.refs()[0] not in keep or n.refs()[0] in (fresh or ()))
+    }
+    return Stage(tuple(nodes), tuple(map(tuple, drop)), frozenset(over))
+
+
+def _numel(node: Node) -> int:
+    """The entries of a node's result at the traced batch size."""
+    return prod(node.shape or (0,)) if not node.shapes else sum(prod(s) for s in node.shapes if s is not None)
+
+
+def _not_worth(program: Program, nodes: list[Node], level: Mapping[str, int], *, everything: bool) -> set[str]:
+    """The affine nodes that are as cheap to compute at each point as to interpolate."""
+    by_name = {n.name: n for n in nodes}
+    affine = {n.name for n in nodes if level[n.name] == AFFINE}
+    if everything:
+        return affine
+    frontier = {r for n in nodes if level[n.name] == NEITHER for r in n.refs() if r in affine}
+    worth: set[str] = set()
+    for name in frontier:
+        above, todo = set(), [name]
+        while todo:
+            node = todo.pop()
+            if node not in above:
+                above.add(node)
+                todo += [r for r in by_name[node].refs() if r in affine]
+        if sum(_multiplications(program, by_name, by_name[k]) for k in above) >= WORTH * _numel(by_name[name]):
+            worth |= above
+    return affine - worth
+
+
+def _multiplications(program: Program, by_name: Mapping[str, Node], node: Node) -> int:
+    """The multiply-adds of a product, 0 for other operations."""
+
+    def shape(x: Any) -> tuple[int, ...]:
+        if not isinstance(x, Ref):
+            return ()
+        return (by_name[x.name].shape if x.name in by_name else program.shapes.get(x.name)) or ()
+
+    if node.op in _WEIGHTED:
+        return _numel(node) * prod(shape(node.args[1])[1:])
+    if node.op in _PRODUCTS:
+        left = node.args[1 if node.op.startswith("aten.addmm") else 0]
+        return _numel(node) * (shape(left) or (0,))[-1]
+    return 0
+
+
+def normalised(program: Program) -> frozenset[str]:
+    """The tensors that batch normalisations read; torch takes them in float32 beside half-precision values."""
+    names = {r for n in program.nodes if n.op == _NORM for r in n.refs()}
+    return frozenset(v for k, v in program.tensors.items() if k in names)
+
+
+def combine(values: Sequence[Any], t: float) -> Any:
+    """The point at t of the Bezier curve through `values`, in new memory; at the ends exact, whatever the others are.
+
+    >>> combine([torch.zeros(1), torch.ones(1), torch.zeros(1)], 0.5)
+    tensor([0.5000])
+    """
+    if not isinstance(values[0], Tensor):
+        return tuple(combine(v, t) for v in zip(*values, strict=True))
+    if t in (0, 1):
+        return values[0 if t == 0 else -1].clone()
+    n = len(values) - 1
+    if n == 1:
+        return torch.lerp(values[0], values[1], t)
+    out = values[0] * (1 - t) ** n
+    for i in range(1, n + 1):
+        out.add_(values[i], alpha=comb(n, i) * t**i * (1 - t) ** (n - i))
+    return out
+
+
+def cast_for(program: Program | None, params: Params, dtype: torch.dtype) -> Params:
+    """`params` in `dtype`, but for what batch normalisations read when `dtype` is a half precision."""
+    keep = normalised(program) if program is not None and dtype.itemsize < 4 else frozenset()
+    return {
+        k: v if not v.is_floating_point() else v.to(torch.float32 if k in keep else dtype) for k, v in params.items()
+    }

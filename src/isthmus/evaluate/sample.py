@@ -1,0 +1,173 @@
+"""Three ways to choose the points of a profile: a grid, a grid screened in bfloat16, and where the maximum may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from isthmus.evaluate.engine import Engine, Prepared
+from isthmus.evaluate.refine import START, Samples, refine
+from isthmus.evaluate.screen import confirm
+from isthmus.objective import Objective
+from isthmus.paths import Curve, Segment
+
+Progress = Callable[[str, int, int], None]
+Place = tuple[int, float]
+"""The number of a segment, and t in [0, 1] on it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """Values [2, points] (loss, error) per data set at `places`; see ``Profile`` for the rest."""
+
+    places: list[Place]
+    values: list[Tensor]
+    confirmed: Tensor
+    margins: list[dict[str, float]]
+    within: float | None = None
+
+
+def on_grid(sets: Sequence[Objective], segments: Sequence[Segment], num_points: int, progress: Progress) -> Sampled:
+    """Equidistant points of every segment, in the working precision."""
+    grid = _grid(len(segments), num_points)
+    tick = _Ticker(progress, sum(map(len, grid)) * len(sets), len(sets))
+    values = [_measure(Engine(s), segments, grid, tick) for s in sets]
+    places = [(i, t) for i, ts in enumerate(grid) for t in ts]
+    return Sampled(places, values, torch.ones(len(places), dtype=torch.bool), [{} for _ in sets])
+
+
+def screened(sets: Sequence[Objective], segments: Sequence[Segment], num_points: int, progress: Progress) -> Sampled:
+    """The same points, most of them in bfloat16; those that may matter also in the working precision.
+
+    Segments that cost next to nothing are measured in the working precision at once.
+    """
+    grid = _grid(len(segments), num_points)
+    places = [(i, t) for i, ts in enumerate(grid) for t in ts]
+    tick = _Ticker(progress, len(places) * len(sets), len(sets))
+    engines = [Engine(s) for s in sets]
+    low, sure = [], torch.zeros(len(places), dtype=torch.bool)
+    for s, engine in zip(sets, engines, strict=True):
+        rough, columns, done = Engine(s, torch.bfloat16), [], 0
+        for segment, ts in zip(segments, grid, strict=True):
+            ready = engine.prepare(segment, num_points)
+            cheap = ready.kind in ("unchanged", "affine")
+            values = ready.measure(ts, tick) if cheap else rough.prepare(segment, num_points).measure(ts, tick)
+            sure[done : done + len(ts)] = cheap
+            done += len(ts)
+            columns.append(torch.tensor(values, dtype=torch.float64))
+        low.append(torch.cat(columns, 1))
+    exact = [v.clone() for v in low]
+
+    def measure(indices: list[int]) -> None:
+        for i, segment in enumerate(segments):
+            mine = [k for k in indices if places[k][0] == i]
+            for engine, values in zip(engines, exact, strict=True) if mine else ():
+                found = engine.prepare(segment, len(mine)).measure([places[k][1] for k in mine])
+                values[:, mine] = torch.tensor(found, dtype=torch.float64)
+
+    t = torch.tensor([(i + s) / len(segments) for i, s in places], dtype=torch.float64)
+    rows = [(j, q) for j, s in enumerate(sets) for q in range(1 + s.has_error)]
+    confirmed, margins = confirm([low[j][q] for j, q in rows], t, sure, measure, [exact[j][q] for j, q in rows])
+    named: list[dict[str, float]] = [{} for _ in sets]
+    for (j, q), m in zip(rows, margins, strict=True):
+        named[j][("loss", "error")[q]] = m
+    return Sampled(places, exact, confirmed, named)
+
+
+def adaptively(
+    sets: Sequence[Objective], segments: Sequence[Segment], num_points: int, tol: float, progress: Progress
+) -> Sampled:
+    """Points where the loss of the first data set may be largest; the others are measured at the same ones."""
+    engine, first = Engine(sets[0]), sets[0]
+    start = [k / (min(num_points, START) - 1) for k in range(min(num_points, START))]
+    tick = _Ticker(progress, 0, 1)
+    found: list[dict[float, tuple[float, float]]] = []
+    known: tuple[float, float] | None = None
+    open_ones = []
+    for i, segment in enumerate(segments):
+        ready = engine.prepare(segment)
+        if not _highest_at_an_end(first, segment, ready.kind):
+            open_ones.append(i)
+        ts = start if i in open_ones else [0.0, 1.0]
+        points = _pairs(ready, ts if known is None else ts[1:], tick)
+        found.append(points if known is None else {0.0: known, **points})
+        known = found[-1][1.0]
+    best = max(loss for points in found for loss, _ in points.values())
+    bound = best
+    if best < float("inf"):  # also false for NaN
+        for i in sorted(open_ones, key=lambda i: -max(loss for loss, _ in found[i].values())):
+            best, bound = _refine(engine, segments[i], found[i], best, bound, tol, tick)
+    grid = [sorted(points) if i == 0 else sorted(points)[1:] for i, points in enumerate(found)]
+    places = [(i, t) for i, ts in enumerate(grid) for t in ts]
+    values = [torch.tensor([found[i][t] for i, t in places], dtype=torch.float64).T.contiguous()]
+    values += [_measure(Engine(s), segments, grid, tick) for s in sets[1:]]
+    within = max(0.0, bound - best) if best < float("inf") else None
+    return Sampled(places, values, torch.ones(len(places), dtype=torch.bool), [{} for _ in sets], within)
+
+
+def _highest_at_an_end(objective: Objective, segment: Segment, kind: str) -> bool:
+    """Whether the loss is constant, or convex in t (the penalty is convex in the weights)."""
+    if kind == "unchanged" and objective.penalty is None:
+        return True
+    straight = isinstance(segment, Curve) and segment.is_straight
+    return straight and (kind == "unchanged" or (kind == "affine" and objective.convex))
+
+
+def _refine(
+    engine: Engine,
+    segment: Segment,
+    points: dict[float, tuple[float, float]],
+    best: float,
+    bound: float,
+    tol: float,
+    tick: Callable[[], None],
+) -> tuple[float, float]:
+    """Refine one segment; returns the best value and the largest estimated bound so far. New points go to `points`."""
+    samples = Samples(sorted(points), [points[t][0] for t in sorted(points)])
+    ready: list[Prepared] = []
+
+    def measure(t: float) -> float:
+        if not ready:
+            ready.append(engine.prepare(segment))
+        points.update(_pairs(ready[0], [t], tick))
+        return points[t][0]
+
+    best = refine(samples, best, tol, measure)
+    return best, max(bound, best, samples.highest()[1])
+
+
+def _pairs(ready: Prepared, ts: list[float], tick: Callable[[], None]) -> dict[float, tuple[float, float]]:
+    losses, errors = ready.measure(ts, tick)
+    return dict(zip(ts, zip(losses, errors, strict=True), strict=True))
+
+
+def _grid(segments: int, num_points: int) -> list[list[float]]:
+    """The local t of every segment; a point shared by two belongs to the first."""
+    local = [float(t) for t in torch.linspace(0, 1, num_points, dtype=torch.float64)]
+    return [local if i == 0 else local[1:] for i in range(segments)]
+
+
+def _measure(engine: Engine, segments: Sequence[Segment], grid: list[list[float]], tick: Callable[[], None]) -> Tensor:
+    """[2, points]: one engine along all segments, so that each starts from what is known at its start."""
+    columns = []
+    for segment, ts in zip(segments, grid, strict=True):
+        values = engine.prepare(segment, len(ts)).measure(ts, tick)
+        columns.append(torch.tensor(values, dtype=torch.float64))
+    return torch.cat(columns, 1)
+
+
+@dataclass
+class _Ticker:
+    """Counts points that are done; a point counts when all data sets have it."""
+
+    progress: Progress
+    total: int
+    sets: int
+    done: int = field(default=0)
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.progress("measuring", -(-self.done // self.sets), max(self.total // self.sets, self.done // self.sets))

@@ -1,0 +1,249 @@
+"""The cells that most experiments are made of: a trained network, and one method on one pair of networks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isthmus import runs
+from isthmus.certify import certify
+from isthmus.certify.certify import BUDGET
+from isthmus.connectors import Connection, Connector, connect
+from isthmus.connectors.fit import Recipe
+from isthmus.data import Dataset, load
+from isthmus.errors import InputError
+from isthmus.evaluate import profile
+from isthmus.models import MODELS, by_name, seeded
+from isthmus.objective import Objective
+from isthmus.params import Params, cast, check_finite
+from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
+from isthmus.sweep import Cell, Job
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained and measured: a network by name, data, loss and precision, in the words of the command line.
+
+    >>> Problem("mlp:64-20x2-10", "digits").label
+    'mlp:64-20x2-10 on digits'
+    """
+
+    model: str
+    data: str = "digits"
+    examples: int | None = None
+    loss: str = "cross_entropy"
+    dtype: str = "float64"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise InputError("dtype", expected="float32 or float64", got=repr(self.dtype))
+        if self.loss not in ("cross_entropy", "mse"):
+            raise InputError("loss", expected="cross_entropy or mse", got=repr(self.loss))
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.model} on {self.data}"
+
+    def digests(self) -> dict[str, str]:
+        """Of the data and, where the network is defined in a file, of that file."""
+        found = {"data": _data_digest(self.data, _stamp(self.data))}
+        file = self.model.rpartition(":")[0]
+        if file.endswith(".py") and self.model.partition(":")[0] not in MODELS:
+            found["model"] = _file_digest(file, _stamp(file))
+        return found
+
+    def dataset(self) -> Dataset:
+        """The examples, as the network takes them."""
+        data = load(self.data)
+        data = data.subset(self.examples, None) if self.examples else data
+        name = self.model.partition(":")[0]
+        return data.flat() if name in MODELS and MODELS[name].flat else data
+
+    def module(self, data: Dataset, seed: int = 0) -> torch.nn.Module:
+        """The network with the weights of that seed."""
+        made = seeded(lambda: by_name(self.model, inputs=data.shape, outputs=data.classes or None), seed)
+        return made.to(_DTYPES[self.dtype])
+
+    def objectives(self) -> tuple[Objective, Objective | None]:
+        """On the training examples and, where there are some, on the test examples."""
+        data, kind = self.dataset(), _DTYPES[self.dtype]
+        x, y = data.x_train.to(kind), data.y_train
+        train = Objective(self.module(data).eval(), self.loss, (x, y), dtype=kind)
+        if data.x_test is None or data.y_test is None:
+            return train, None
+        return train, train.on((data.x_test.to(kind), data.y_test))
+
+
+def _stamp(name: str) -> tuple[float, ...]:
+    """Changes when a file of that name changes."""
+    try:
+        info = os.stat(name)
+    except OSError:
+        return ()
+    return info.st_mtime_ns, info.st_size
+
+
+@lru_cache(maxsize=64)
+def _data_digest(name: str, stamp: tuple[float, ...]) -> str:
+    return load(name).digest
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(name: str, stamp: tuple[float, ...]) -> str:
+    if name.endswith(".py"):
+        return hashlib.sha256(Path(name).read_bytes() if stamp else b"").hexdigest()
+    return digest(load_params(name))
+
+
+@dataclass(frozen=True)
+class Network(Cell):
+    """A network trained from its own seed until its training loss is at most `target`; shared by all experiments."""
+
+    problem: Problem
+    seed: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+    target: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target < float("inf"):
+            raise InputError("target", expected="a number >= 0", got=self.target)
+
+    @property
+    def group(self) -> str:
+        """One folder for all."""
+        return "networks"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"train {self.problem.label}, seed {self.seed}"
+
+    def digests(self) -> Mapping[str, str]:
+        """Of the problem."""
+        return self.problem.digests()
+
+    def needs(self) -> tuple[Cell, ...]:
+        """Nothing."""
+        return ()
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """Train, resuming where a killed run was; the weights are in params.safetensors."""
+        data = self.problem.dataset()
+        module = self.problem.module(data, self.seed)
+        x, y = data.x_train.to(_DTYPES[self.problem.dtype]), data.y_train
+        fitted = runs.train(
+            module, (x, y), self.recipe,
+            seed=self.seed, loss=self.problem.loss, target=self.target, checkpoint=job.checkpoint("training"),
+        )  # fmt: skip
+        about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
+        save_params(fitted.params, job.folder / "params.safetensors", about)
+        return {
+            "loss": fitted.loss,
+            "steps": fitted.steps,
+            "outcome": fitted.outcome.name,
+            "params": digest(fitted.params),
+        }
+
+    def params(self, job: Job) -> Params:
+        """The trained weights."""
+        return load_params(job.load(self).folder / "params.safetensors")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network that somebody else trained: a checkpoint file."""
+
+    problem: Problem
+    path: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return Path(self.path).name
+
+    def digests(self) -> dict[str, str]:
+        """Of the problem and of the weights."""
+        return self.problem.digests() | {f"weights {self.path}": _file_digest(self.path, _stamp(self.path))}
+
+    def params(self, job: Job) -> Params:
+        """The weights, in the precision of the problem."""
+        return cast(load_params(self.path), _DTYPES[self.problem.dtype])
+
+
+@dataclass(frozen=True)
+class Pair(Cell):
+    """One method on one pair of networks: constructed, measured and proved; everything is in the cell's folder."""
+
+    experiment: str
+    a: Network | Weights
+    b: Network | Weights
+    method: Connector
+    seed: int = 0
+    num_points: int = 61
+    gap: float = 0.01
+    budget: int = BUDGET
+
+    def __post_init__(self) -> None:
+        if self.a.problem != self.b.problem:
+            raise InputError("b", expected=f"a network of {self.a.problem.label}", got=self.b.problem.label)
+
+    @property
+    def group(self) -> str:
+        """The experiment's folder."""
+        return self.experiment
+
+    @property
+    def ends(self) -> str:
+        """Which two networks, in short."""
+        a, b = (f"seed {n.seed}" if isinstance(n, Network) else n.label for n in (self.a, self.b))
+        return f"{a} - {b}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{type(self.method).__name__} {self.a.problem.label}, {self.ends}, method seed {self.seed}"
+
+    def digests(self) -> Mapping[str, str]:
+        """Of the problem and of both ends."""
+        return {**self.a.digests(), **self.b.digests()}
+
+    def needs(self) -> tuple[Cell, ...]:
+        """The ends that must be trained."""
+        return tuple(end for end in (self.a, self.b) if isinstance(end, Network))
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """Connect, measure, certify; path, profile and certificate are files beside the result."""
+        objective, test = self.a.problem.objectives()
+        a, b = self.a.params(job), self.b.params(job)
+        for what, end in (("a", a), ("b", b)):
+            check_finite(objective.check(end, what), what)
+        found = connect(objective, a, b, self.method, seed=self.seed)
+        stats = {k: v for k, v in found.stats.items() if k != "seconds"}
+        stats |= {"model": self.a.problem.model, "data": self.a.problem.data}
+        found = Connection(found.path, found.target, found.outcome, stats)
+        measured = profile(objective, found.path, self.num_points, test=test)
+        labels = found.stats.get("segments", ())
+        proved = certify(objective, found.path, self.gap, labels=labels, budget=self.budget)
+        folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
+        save(found, folder / "path.safetensors")
+        runs.write_profile(measured, folder)
+        runs.write_certificate(proved, folder)
+        row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
+        write_json(folder / "result.json", row | {"model": stats["model"], "data": stats["data"], "seed": self.seed})
+        barriers = {k: asdict(v) for k, v in measured.barriers.items()}
+        if measured.test is not None:
+            barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}
+        return row | {"barriers": barriers}
+
+
+_ENVIRONMENT = ("version", "torch", "python", "threads")  # of the machine, not of the result: see record.json

@@ -1,0 +1,216 @@
+"""Users' own sweeps: a YAML file of networks, methods and seeds, as cells and as one row per pair and method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from isthmus.certify.certify import BUDGET
+from isthmus.connectors import METHODS, Connector
+from isthmus.connectors.fit import Recipe
+from isthmus.errors import FileError, InputError, MissingExtraError
+from isthmus.experiments.base import Done, Row
+from isthmus.experiments.cells import Network, Pair, Problem, Weights
+
+T = TypeVar("T")
+_BYTES = 1_000_000
+_STRICT = {"extra": "forbid"}  # for pydantic: a key that is not a field is an error
+
+
+@dataclass(frozen=True)
+class Training:
+    """Networks to train: one for each seed."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    model: str
+    seeds: tuple[int, ...]
+    data: str = "digits"
+    examples: int | None = None
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    dtype: Literal["float32", "float64"] = "float64"
+    optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
+    lr: float = 2e-3
+    steps: int = 4000
+    batch: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    target: float = 1e-3
+
+    def ends(self) -> tuple[Network, ...]:
+        """The networks, as cells."""
+        values = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name != "check"}
+        problem = Problem(self.model, self.data, self.examples, self.loss, self.dtype)
+        return tuple(Network(problem, seed, Recipe(**values), self.target) for seed in self.seeds)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Networks that are there already."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    model: str
+    checkpoints: tuple[str, ...]
+    data: str = "digits"
+    examples: int | None = None
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    dtype: Literal["float32", "float64"] = "float64"
+
+    def ends(self) -> tuple[Weights, ...]:
+        """The networks, as files."""
+        problem = Problem(self.model, self.data, self.examples, self.loss, self.dtype)
+        return tuple(Weights(problem, path) for path in self.checkpoints)
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """What a sweep file holds. `pairs`: "neighbours" (1-2, 3-4, ...), "chain" (1-2, 2-3, ...) or "all"."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    name: str
+    networks: tuple[Training | Checkpoints, ...]
+    methods: tuple[str | dict[str, Any], ...]
+    seeds: tuple[int, ...] = (0,)
+    pairs: Literal["neighbours", "chain", "all"] = "all"
+    num_points: int = 61
+    gap: float = 0.01
+    budget: int = BUDGET
+
+    def cells(self) -> list[Pair]:
+        """Every pair of every entry of `networks`, by every method, from every seed."""
+        connectors = [_method(m) for m in self.methods]
+        out = []
+        for entry in self.networks:
+            ends = entry.ends()
+            if len(ends) < 2:
+                raise InputError(f"networks, {entry.model}", expected="at least two networks to pair", got=len(ends))
+            for a, b in _pairs(ends, self.pairs):
+                for method in connectors:
+                    for seed in self.seeds:
+                        out.append(Pair(self.name, a, b, method, seed, self.num_points, self.gap, self.budget))
+        return out
+
+
+def _pairs(ends: Sequence[Any], how: str) -> list[tuple[Any, Any]]:
+    if how == "all":
+        return list(combinations(ends, 2))
+    step = 2 if how == "neighbours" else 1
+    return list(zip(ends[::step], ends[1::step], strict=False))
+
+
+def read_sweep(path: str | Path, changes: Sequence[str] = ()) -> SweepFile:
+    """The sweep in a YAML file; `changes` are ``KEY=VALUE``, with dots and numbers into it (``networks.0.steps=50``).
+
+    Nothing in the file is code. Errors: ``FileError`` and ``InputError`` that name the key.
+    """
+    try:
+        import yaml
+    except ImportError as e:
+        raise MissingExtraError(str(e.name), "cli") from e
+    path = Path(path)
+    try:
+        if path.stat().st_size > _BYTES:
+            raise FileError(path, f"has more than {_BYTES:,} bytes", "give a sweep file")
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise FileError(path, getattr(e, "strerror", None) or "is not text", "check the name") from e
+    except yaml.YAMLError as e:
+        raise FileError(path, f"is not YAML ({' '.join(str(e).split())})") from e
+    if not isinstance(document, dict):
+        raise FileError(path, "holds no keys", "see docs/experiments.md for an example")
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise InputError("--set", expected="KEY=VALUE", got=change)
+        _put(document, key.split("."), yaml.safe_load(text), change)
+    document["networks"] = [
+        _checked(Checkpoints if "checkpoints" in entry else Training, entry, f"{path}: networks.{i}")
+        for i, entry in enumerate(_entries(document, path))
+    ]
+    return _checked(SweepFile, document, str(path))
+
+
+def _entries(document: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    entries = document.get("networks")
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise InputError(f"{path}: networks", expected="a list of entries with keys", got=type(entries).__name__)
+    return entries
+
+
+def _checked(kind: type[T], values: Mapping[str, Any], what: str) -> T:
+    """A dataclass from plain values, converted to the types of its fields; the message names the key."""
+    try:
+        from pydantic import TypeAdapter, ValidationError
+    except ImportError as e:
+        raise MissingExtraError("pydantic", "cli") from e
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join([what, *(str(part) for part in first["loc"])])
+        raise InputError(where, expected=first["msg"], got=repr(first.get("input"))) from e
+
+
+def _put(document: Any, keys: list[str], value: Any, change: str) -> None:
+    for key in keys[:-1]:
+        try:
+            document = document[int(key)] if isinstance(document, list) else document[key]
+        except (LookupError, ValueError, TypeError) as e:
+            raise InputError("--set", expected="a key of the file", got=change) from e
+    if isinstance(document, list):
+        if not keys[-1].isdigit() or int(keys[-1]) >= len(document):
+            raise InputError("--set", expected=f"a number below {len(document)} in {change!r}", got=keys[-1])
+        document[int(keys[-1])] = value
+    elif isinstance(document, dict):
+        document[keys[-1]] = value
+    else:
+        raise InputError("--set", expected="a key of the file", got=change)
+
+
+def _method(entry: str | Mapping[str, Any]) -> Connector:
+    """A connector from its name, or from its name and options."""
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name = options.pop("name", None)
+    names = {m.__name__.lower(): m for m in METHODS}
+    if not isinstance(name, str) or name.lower() not in names:
+        raise InputError("methods", expected=f"one of {', '.join(m.__name__ for m in METHODS)}", got=repr(name))
+    kind = names[name.lower()]
+    known = sorted(f.name for f in fields(kind))  # type: ignore[arg-type]
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"methods, {name}", expected=f"options among {known}", got=unknown)
+    return _checked(kind, options, f"methods, {name}")
+
+
+BARRIERS = ("max", "excess", "linear", "mean")
+
+
+def rows(done: Done) -> list[Row]:
+    """One row per pair, method and seed: every barrier, the proved bound, length, seconds."""
+    out = []
+    for cell, stored in done:
+        if not isinstance(cell, Pair):
+            continue
+        r = stored.result
+        row = {
+            "model": cell.a.problem.model,
+            "data": cell.a.problem.data,
+            "pair": cell.ends,
+            "method": type(cell.method).__name__,
+            "options": ", ".join(f"{k}={v}" for k, v in r["method"].items() if k != "name"),
+            "seed": cell.seed,
+            "outcome": r["outcome"]["name"],
+            "segments": r["segments"],
+            "length": r["length"],
+            "length/distance": r["normalized_length"],
+        }
+        for what in ("loss", "error", "test_loss", "test_error"):
+            values = r["barriers"].get(what, {})
+            row |= {f"{what.replace('_', ' ')} {b}": values.get(b) for b in BARRIERS}
+        out.append(row | {"bound": r["bound"], "seconds": stored.record.get("seconds"), "key": stored.key})
+    return out

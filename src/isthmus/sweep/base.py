@@ -1,0 +1,210 @@
+"""Running cells: what is missing is computed, each cell once, by whichever engine."""
+
+from __future__ import annotations
+
+import errno
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from isthmus.connectors.base import Progress, no_progress
+from isthmus.errors import InputError, IsthmusError
+from isthmus.storage import make_folder
+from isthmus.sweep.cells import Cell, identity, key_of, with_needs
+from isthmus.sweep.store import BusyError, Job, Store, record_of
+
+Shared = TypeVar("Shared")
+Item = TypeVar("Item")
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Instead of a result: why there is none. `fatal`: the other items would fail in the same way."""
+
+    message: str
+    detail: str = ""
+    fatal: bool = False
+
+
+class Engine(ABC):
+    """Where work is done. An engine decides when and where, never what: results do not depend on it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the record of a cell says."""
+
+    @abstractmethod
+    def map(
+        self,
+        function: Callable[[Shared, Item], Any],
+        shared: Shared,
+        items: Sequence[Item],
+        after: Sequence[Sequence[int]] | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """(i, function(shared, items[i])) for every i, in any order; ``Failed`` where the worker itself was lost.
+
+        `function` is of a module, not local; item i starts when the items ``after[i]``, all before i, are done.
+        What `function` raises is raised here. Closing the iterator stops the work.
+        """
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count` of a list of cells, counted from 1: the task of one job of an array."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise InputError("shard", expected="i/N with 1 <= i <= N", got=f"{self.index}/{self.count}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From ``i/N``.
+
+        >>> Shard.parse("2/8")
+        Shard(index=2, count=8)
+        """
+        index, slash, count = text.partition("/")
+        if not slash or not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()):
+            raise InputError("shard", expected="i/N with 1 <= i <= N", got=repr(text), instead="1/4")
+        return cls(int(index), int(count))
+
+    def of(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Its own cells, starting at another place than the other shards start."""
+        return list(cells)[self.index - 1 :: self.count]
+
+
+@dataclass
+class SweepReport:
+    """How a run went: the cells asked for with all they need, those that were there, were computed, failed."""
+
+    total: int = 0
+    found: int = 0
+    computed: int = 0
+    failed: dict[str, Failed] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every cell has its result."""
+        return self.found + self.computed == self.total
+
+
+@dataclass(frozen=True)
+class _Place:
+    root: Path
+    engine: str
+    wait: bool
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    store: Store,
+    engine: Engine,
+    *,
+    shard: Shard | None = None,
+    progress: Progress = no_progress,
+) -> SweepReport:
+    """Compute the missing cells and all that they need; cells that are there are left as they are.
+
+    A cell that fails does not stop the others, except when the disk does not take results any more. May be killed
+    at any time and called again, and any number of processes may work on one folder: no cell is done twice.
+    Errors: ``IsthmusError`` for a disk that fails, ``FileError`` for a damaged result or one of another cell.
+    """
+    make_folder(store.root)
+    plan = with_needs(cells if shard is None else shard.of(cells))
+    missing = [c for c in plan if store.find(c) is None]
+    if shard is not None and missing:  # shards that need the same cells start with different ones
+        turn = (shard.index - 1) * len(missing) // shard.count
+        missing = with_needs(missing[turn:] + missing[:turn])
+        missing = [c for c in missing if store.find(c) is None]
+    report = SweepReport(len(plan), len(plan) - len(missing))
+    try:
+        for wait in (False, True):  # cells that other processes are doing come last
+            progress("cells", report.found + report.computed, report.total)
+            missing = _pass(missing, _Place(store.root.absolute(), engine.name, wait), engine, report, progress)
+    except BaseException:
+        for cell in missing:
+            if not (store.folder(cell) / "result.json").exists():
+                store.tidy(cell)
+        raise
+    return report
+
+
+def _pass(cells: Sequence[Cell], place: _Place, engine: Engine, report: SweepReport, progress: Progress) -> list[Cell]:
+    """One pass over the cells; returns those that must wait for other processes."""
+    at = {cell: i for i, cell in enumerate(cells)}
+    after = [[at[n] for n in cell.needs() if n in at] for cell in cells]
+    later: set[int] = set()
+    work = engine.map(do, place, cells, after)
+    try:
+        for i, done in work:
+            if isinstance(done, Failed):
+                if done.fatal:
+                    raise IsthmusError(done.message)
+                label = cells[i].label
+                report.failed[label if label not in report.failed else f"{label}, {key_of(identity(cells[i]))}"] = done
+            elif done == "busy":
+                later.add(i)
+            else:
+                report.computed += done == "computed"
+                report.found += done == "found"
+            progress("cells", report.found + report.computed, report.total)
+    finally:
+        getattr(work, "close", lambda: None)()
+    return [cell for i, cell in enumerate(cells) if i in later]
+
+
+def do(place: _Place, cell: Cell) -> str | Failed:
+    """One cell: "computed", "found", or "busy" when another process is doing it, or one that it needs."""
+    store = Store(place.root)
+    try:
+        if not place.wait and any(store.find(need) is None for need in cell.needs()):
+            return "busy"
+        with one_thread(), store.claim(cell, wait=place.wait):
+            if store.find(cell) is not None:
+                return "found"
+            begin = time.perf_counter()
+            key = key_of(identity(cell))
+            result = cell.run(Job(store, key, make_folder(store.folder(cell, key))))
+            store.write(cell, result, record_of(time.perf_counter() - begin, place.engine))
+            return "computed"
+    except BusyError:
+        return "busy"
+    except IsthmusError as e:
+        return Failed(str(e), fatal=_is_disk(e))
+    except OSError as e:
+        return Failed(f"{e.filename or 'files'}: {e.strerror or e}", traceback.format_exc(), _is_disk(e))
+    except Exception as e:  # a fault in one cell must not end the others
+        return Failed(f"{type(e).__name__}: {e}", traceback.format_exc())
+
+
+def _is_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return True
+        error = error.__cause__
+    return False
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch, so that sums do not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if before != 1:
+            torch.set_num_threads(before)

@@ -1,0 +1,103 @@
+"""A job as a value: a frozen dataclass of plain values, and the key under which its result is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from isthmus.errors import InputError
+
+if TYPE_CHECKING:
+    from isthmus.sweep.store import Job
+
+
+class Cell(ABC):
+    """One job: a frozen dataclass whose result is a pure function of its fields and of the data they name.
+
+    `schema` is a number to raise when the meaning of a result changes: old results are then computed anew.
+    """
+
+    schema: ClassVar[int] = 1
+
+    @property
+    @abstractmethod
+    def group(self) -> str:
+        """The folder that the results of its kind share: a plain name."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What a person calls it; ``--only`` searches here."""
+
+    @abstractmethod
+    def digests(self) -> Mapping[str, str]:
+        """The digest of everything it reads beside its fields: data sets, files, code."""
+
+    @abstractmethod
+    def needs(self) -> tuple[Cell, ...]:
+        """The cells whose results it reads; they are done first, once for all that need them."""
+
+    @abstractmethod
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """The result in JSON values; further files go into ``job.folder``.
+
+        Both must be the same bytes on every call: no times, no names of machines.
+        """
+
+
+def canonical(value: Any, what: str = "config") -> Any:
+    """A configuration as plain JSON values, in which every dataclass says its name.
+
+    >>> from isthmus.connectors import Linear
+    >>> canonical({"method": Linear(), "widths": (2, 3)})
+    {'method': {'is': 'Linear'}, 'widths': [2, 3]}
+    """
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        if not isfinite(value):
+            raise InputError(what, expected="a finite number", got=value)
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        rest = {f.name: canonical(getattr(value, f.name), f"{what}.{f.name}") for f in fields(value)}
+        return {"is": type(value).__name__, **rest}
+    if isinstance(value, list | tuple):
+        return [canonical(v, f"{what}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {k: canonical(v, f"{what}[{k!r}]") for k, v in value.items()}
+    raise InputError(what, expected="plain values, dataclasses of them", got=type(value).__name__)
+
+
+def identity(cell: Cell) -> dict[str, Any]:
+    """All that a result depends on: what its key is made from, and what is stored beside it."""
+    return {"cell": canonical(cell), "data": dict(sorted(cell.digests().items())), "schema": cell.schema}
+
+
+def key_of(known: Mapping[str, Any]) -> str:
+    """The content key: the SHA-256 of the canonical JSON of an ``identity``."""
+    return hashlib.sha256(
+        json.dumps(known, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    ).hexdigest()
+
+
+def with_needs(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells and all that they need, each once, needs first."""
+    found: dict[Cell, None] = {}
+
+    def visit(cell: Cell) -> None:
+        if cell not in found:
+            for need in cell.needs():
+                visit(need)
+            found[cell] = None
+
+    for cell in cells:
+        visit(cell)
+    return list(found)

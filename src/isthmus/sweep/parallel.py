@@ -1,0 +1,227 @@
+"""Profile and certificate of one big path, as tasks of one segment on one chunk of the data.
+
+The sums over the chunks are added in the order of the chunks, in float64, so the answer depends on the size of a
+chunk but not on the engine, nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.certify import Certificate, certify
+from isthmus.certify.certificate import SegmentCertificate
+from isthmus.certify.certify import BUDGET
+from isthmus.connectors.base import Progress, no_progress
+from isthmus.errors import InputError, IsthmusError
+from isthmus.evaluate import Profile, profile
+from isthmus.examples import rows
+from isthmus.objective import Objective
+from isthmus.paths import Curve, Path, Segment
+from isthmus.sweep.base import Engine, Failed, one_thread
+from isthmus.sweep.local import Local
+
+
+@dataclass(eq=False)
+class _Shared:
+    """What all tasks need. Pickled without the exported graphs, which each worker makes once."""
+
+    objective: Objective
+    path: Path
+    chunk: int
+    options: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        bare = copy.copy(self.objective)
+        bare.__dict__["_programs"] = {}
+        return self.__dict__ | {"objective": bare}
+
+    def part(self, c: int) -> Objective:
+        """The objective on chunk c of the data."""
+        x, y = self.objective.data
+        here = slice(c * self.chunk, (c + 1) * self.chunk)
+        return self.objective.on((rows(x, here), y[here]))
+
+    @property
+    def weights(self) -> list[float]:
+        """The share of each chunk in the mean."""
+        n = self.objective.num_examples
+        return [(min(i + self.chunk, n) - i) / n for i in range(0, n, self.chunk)]
+
+
+def profile_in_parallel(
+    objective: Objective,
+    path: Path,
+    num_points: int = 61,
+    *,
+    engine: Engine | None = None,
+    chunk: int = 8192,
+    progress: Progress = no_progress,
+) -> Profile:
+    """As ``profile``, by (segment x `chunk` examples) on `engine`; the same bits from every engine.
+
+    Agrees with ``profile`` up to the rounding of sums in another order.
+
+    >>> x, y = torch.eye(2), torch.tensor([0, 1])
+    >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
+    >>> path = Path.through([{"weight": torch.eye(2)}, {"weight": -torch.eye(2)}])
+    >>> profile_in_parallel(objective, path, num_points=3, chunk=1).error.tolist()
+    [0.0, 0.5, 1.0]
+    """
+    shared = _Shared(objective, path, _check(chunk), {"num_points": num_points})
+    table = _run(_profile_task, shared, range(len(path)), engine, "measuring", progress)
+    n = len(path)
+    rows_of = [[_mean(shared.weights, [part[k] for part in table[i]]) for k in (0, 1)] for i in range(n)]
+    places = [(i, float(u)) for i in range(n) for k, u in enumerate(table[i][0][2]) if k or not i]
+    loss, error = (torch.cat([rows_of[0][k][:1], *[row[k][1:] for row in rows_of]]) for k in (0, 1))
+    t = torch.tensor([(i + u) / n for i, u in places], dtype=torch.float64)
+    return Profile(t, torch.tensor([i for i, _ in places]), loss, error, num_points)
+
+
+def certify_in_parallel(
+    objective: Objective,
+    path: Path,
+    gap: float = 0.01,
+    *,
+    labels: Sequence[str] = (),
+    budget: int = BUDGET,
+    num_points: int = 61,
+    engine: Engine | None = None,
+    chunk: int = 8192,
+    progress: Progress = no_progress,
+) -> Certificate:
+    """As ``certify``, by (segment x `chunk` examples) on `engine`; the same bits from every engine.
+
+    L(t) is the mean of the chunks' losses L_c(t), weighted by their sizes, so the weighted mean of bounds on them
+    is a bound on it, whatever claim each rests on. On a straight segment whose claims are exact ("unchanged",
+    "convex") the loss is at most its larger end, which loses nothing; numerical bounds are added up sub-interval
+    by sub-interval. One chunk that is only measured makes the segment measured. `budget` is for each task.
+    """
+    if labels and len(labels) != len(path):
+        raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
+    options = {"gap": gap, "budget": budget, "num_points": num_points}
+    shared = _Shared(objective, path, _check(chunk), options)
+    table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
+    parts = [table[i] for i in range(len(path))]
+    open_ = [i for i, several in enumerate(parts) if not all(c.proved for c in several)]
+    wide = replace(shared, objective=objective.cast(torch.float64))
+    sampled = _run(_profile_task, wide, open_, engine, "measuring", progress) if open_ else {}
+    segments = []
+    for i, segment in enumerate(path.segments):
+        own = [c.segments[0] for c in parts[i]]
+        if measured := next((s for s in own if s.claim == "measured"), None):
+            samples = _mean(shared.weights, [loss for loss, _, _ in sampled[i]])
+            top, at = float(samples.max()), float(sampled[i][0][2][samples.argmax()])
+            row = replace(measured, bound=top, witness=at, value=top, error_bound=None, intervals=())
+        else:
+            row = _proved(segment, parts[i], shared.weights)
+        segments.append(replace(row, index=i, label=str(labels[i]) if labels else ""))
+    ends = (_ends(parts[0], shared.weights)[0], _ends(parts[-1], shared.weights)[1])
+    slack = max(c.slack for several in parts for c in several) + _allowance(len(shared.weights), max(ends))
+    evaluations = sum(c.evaluations for several in parts for c in several)
+    return replace(parts[0][0], segments=tuple(segments), ends=ends, slack=slack, evaluations=evaluations)
+
+
+def _check(chunk: int) -> int:
+    if chunk < 1:
+        raise InputError("chunk", expected="a whole number of examples >= 1", got=chunk)
+    return chunk
+
+
+def _run(
+    task: Callable[[_Shared, tuple[int, int]], Any],
+    shared: _Shared,
+    segments: Sequence[int],
+    engine: Engine | None,
+    what: str,
+    progress: Progress,
+) -> dict[int, list[Any]]:
+    """For each segment, the results of its chunks in their order."""
+    chunks = len(shared.weights)
+    items = [(i, c) for i in segments for c in range(chunks)]
+    results: dict[tuple[int, int], Any] = {}
+    with one_thread():
+        for k, found in (engine or Local()).map(task, shared, items):
+            if isinstance(found, Failed):
+                raise IsthmusError(f"segment {items[k][0]}, chunk {items[k][1]}: {found.message}")
+            results[items[k]] = found
+            progress(what, len(results), len(items))
+    return {i: [results[i, c] for c in range(chunks)] for i in segments}
+
+
+def _profile_task(shared: _Shared, item: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    i, c = item
+    found = profile(shared.part(c), Path((shared.path.segments[i],)), shared.options["num_points"])
+    return found.loss, found.error, found.t
+
+
+def _certify_task(shared: _Shared, item: tuple[int, int]) -> Certificate:
+    i, c = item
+    return certify(shared.part(c), Path((shared.path.segments[i],)), **shared.options)
+
+
+def _mean(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """The weighted sum, added from the first to the last."""
+    total = torch.zeros_like(values[0])
+    for w, v in zip(weights, values, strict=True):
+        total = total + w * v
+    return total
+
+
+def _sum(weights: Sequence[float], values: Sequence[float]) -> float:
+    return float(_mean(weights, [torch.tensor(v, dtype=torch.float64) for v in values]))
+
+
+def _ends(parts: Sequence[Certificate], weights: Sequence[float]) -> tuple[float, float]:
+    """The losses at both ends, on all data."""
+    a, b = (_sum(weights, [c.ends[e] for c in parts]) for e in (0, 1))
+    return a, b
+
+
+def _allowance(chunks: int, value: float) -> float:
+    """What adding up the chunks may round away."""
+    return 4 * chunks * torch.finfo(torch.float64).eps * max(1.0, abs(value))
+
+
+def _proved(segment: Segment, parts: Sequence[Certificate], weights: Sequence[float]) -> SegmentCertificate:
+    """The segment on all data, from its proofs on the chunks."""
+    own = [c.segments[0] for c in parts]
+    ends = _ends(parts, weights)
+    exact = all(s.claim in ("unchanged", "convex") for s in own)
+    errors = [s.error_bound for s in own if s.error_bound is not None]
+    error = min(1.0, _sum(weights, errors) + _allowance(len(own), 1.0)) if len(errors) == len(own) else None
+    row = max(own, key=lambda s: ("unchanged", "convex", "bounded").index(s.claim))
+    intervals: tuple[tuple[float, float, float], ...] = ()
+    if exact and isinstance(segment, Curve) and len(segment.control) == 2:
+        bound = max(ends) + max(c.slack for c in parts)
+    elif not exact:
+        intervals = _refined(own, weights)
+        bound = max(b for _, _, b in intervals)
+    else:
+        bound = _sum(weights, [s.bound for s in own])
+    return replace(
+        row,
+        bound=bound + _allowance(len(own), bound),
+        deviation=abs(ends[1] - ends[0]) if exact else _sum(weights, [s.deviation for s in own]),
+        witness=float(ends[1] > ends[0]),
+        value=max(ends),
+        error_bound=error,
+        intervals=tuple((a, b, v + _allowance(len(own), v)) for a, b, v in intervals),
+    )
+
+
+def _refined(own: Sequence[SegmentCertificate], weights: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
+    """The sub-intervals on which no chunk's bound changes, with the weighted mean of the bounds there."""
+    pieces = [sorted(s.intervals) or [(0.0, 1.0, s.bound)] for s in own]
+    cuts = sorted({t for several in pieces for start, end, _ in several for t in (start, end)})
+    out = []
+    for a, b in pairwise(cuts):
+        over = [max(v for start, end, v in several if start <= a and b <= end) for several in pieces]
+        out.append((a, b, _sum(weights, over)))
+    return tuple(out)

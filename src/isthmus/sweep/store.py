@@ -1,0 +1,216 @@
+"""The results folder: ``<root>/<group>/<content key>/result.json``, written once, whole, and never edited.
+
+Beside it stand the further files of the cell and record.json: what may differ between two runs of the same cell
+(seconds, machine, versions). A folder without result.json is unfinished; it may hold a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isthmus.errors import FileError, InputError, IsthmusError, MissingExtraError
+from isthmus.params import Params
+from isthmus.storage import digest, make_folder, read_json, read_tensors, save_tensors, write_json
+from isthmus.storage.files import plain
+from isthmus.sweep.cells import Cell, identity, key_of
+
+FORMAT = 1
+_CHECKPOINT = ".checkpoint.safetensors"
+
+
+class BusyError(IsthmusError):
+    """Another process is doing the cell."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A finished cell: what ``run`` returned, and the record of how it was computed."""
+
+    key: str
+    folder: Path
+    result: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of results. The same cell with the same data has the same place in it, whoever computes it."""
+
+    root: Path
+
+    def folder(self, cell: Cell, key: str | None = None) -> Path:
+        """Where the cell's files are, or will be."""
+        group = cell.group
+        if not group or group.startswith(".") or group != os.path.basename(group):
+            raise InputError("group", expected="a plain folder name", got=repr(group), instead="'my-experiment'")
+        return self.root / group / (key or key_of(identity(cell)))
+
+    def find(self, cell: Cell) -> Stored | None:
+        """The finished cell, or None. Errors: ``FileError`` for a damaged file and for one of another cell."""
+        known = identity(cell)
+        key = key_of(known)
+        folder = self.folder(cell, key)
+        file = folder / "result.json"
+        if not file.exists():
+            return None
+        document = read_json(file)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise FileError(file, "is not a result of this version", "move its folder away")
+        if document.get("key") != key or {k: document.get(k) for k in known} != known:
+            raise FileError(file, "holds another configuration under the same key", "move its folder away")
+        record = folder / "record.json"
+        return Stored(key, folder, document["result"], read_json(record) if record.exists() else {})
+
+    def load(self, cell: Cell) -> Stored:
+        """The finished cell. Errors: ``FileError`` when it is not finished."""
+        found = self.find(cell)
+        if found is None:
+            raise FileError(self.folder(cell), f"has no result yet ({cell.label})", "run the cell first")
+        return found
+
+    def write(self, cell: Cell, result: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Finish a cell: its record, then its result. Call it inside ``claim``. Refuses to write a second time."""
+        known = identity(cell)
+        key = key_of(known)
+        folder = self.folder(cell, key)
+        if (folder / "result.json").exists():
+            raise FileError(folder / "result.json", "is there already, and results are never edited")
+        values = plain(result, "result")
+        make_folder(folder)
+        write_json(folder / "record.json", record)
+        for checkpoint in folder.glob(f"*{_CHECKPOINT}"):
+            checkpoint.unlink()
+        write_json(folder / "result.json", {"format": FORMAT, "key": key, **known, "result": values})
+
+    @contextmanager
+    def claim(self, cell: Cell, *, wait: bool) -> Iterator[None]:
+        """Hold the cell's lock, which the death of a process frees. Errors: ``BusyError`` unless `wait`."""
+        try:
+            from filelock import FileLock, Timeout
+        except ImportError as e:
+            raise MissingExtraError("filelock", "cli") from e
+        folder = self.folder(cell)
+        locks = folder.parent / ".locks"
+        if not locks.is_dir():
+            make_folder(locks)
+        lock = FileLock(locks / folder.name)
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise BusyError(f"another process is doing {cell.label}") from None
+        try:
+            _clear(folder)
+            yield
+        finally:
+            _clear(folder)
+            with suppress(OSError):
+                os.unlink(lock.lock_file)  # whoever waits for it sees that, and makes a new one
+            lock.release()
+
+    def tidy(self, cell: Cell) -> None:
+        """Remove what a killed process left of an unfinished cell, except its checkpoint."""
+        with suppress(BusyError, OSError, FileError), self.claim(cell, wait=False):
+            pass
+
+
+def _clear(folder: Path) -> None:
+    """Of an unfinished cell, keep nothing but checkpoints: its other files come again with its result."""
+    if not folder.is_dir() or (folder / "result.json").exists():
+        return
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif not entry.name.endswith(_CHECKPOINT):
+            with suppress(OSError):
+                entry.unlink()
+    with suppress(OSError):
+        folder.rmdir()  # only when it is empty
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a running cell may use: its own folder, and the results it needs."""
+
+    store: Store
+    key: str
+    folder: Path
+
+    def load(self, need: Cell) -> Stored:
+        """A finished cell that the running one declared in ``needs``."""
+        return self.store.load(need)
+
+    def checkpoint(self, name: str = "state", *, seconds: float = 10.0, steps: int | None = None) -> FileCheckpoint:
+        """A place for the state of long work inside the cell; removed when the cell is finished."""
+        return FileCheckpoint(self.folder / f"{name}{_CHECKPOINT}", self.key, seconds, steps)
+
+
+@dataclass
+class FileCheckpoint:
+    """State in one safetensors file: replaced whole, bound to one configuration, read without running anything.
+
+    Saved when `seconds` have passed since the last time or, if given, after every so many `steps`. A file that is
+    damaged, or of other versions of this library or torch, counts as none: the work then starts again.
+    """
+
+    path: Path
+    owner: str
+    seconds: float = 10.0
+    steps: int | None = None
+    last: float = field(default_factory=time.monotonic)
+
+    def due(self, step: int) -> bool:
+        """Whether the state after that step shall be saved."""
+        if self.steps is not None:
+            return step % self.steps == 0
+        return time.monotonic() - self.last >= self.seconds
+
+    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
+        """Replace what was kept, atomically."""
+        text = json.dumps(values, allow_nan=False)
+        make_folder(self.path.parent)
+        save_tensors(tensors, self.path, {"values": text, "seal": self._seal(tensors, text)})
+        self.last = time.monotonic()
+
+    def load(self) -> tuple[Params, dict[str, Any]] | None:
+        """What was kept last, or None."""
+        if not self.path.exists():
+            return None
+        with suppress(FileError, ValueError, KeyError):
+            tensors, metadata = read_tensors(self.path)
+            if metadata["seal"] == self._seal(tensors, metadata["values"]):
+                return tensors, json.loads(metadata["values"])
+        return None
+
+    def _seal(self, tensors: Params, text: str) -> str:
+        parts = (self.owner, version("isthmus"), torch.__version__, digest(tensors), text)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def record_of(seconds: float, engine: str) -> dict[str, Any]:
+    """How a cell was computed: what may differ from run to run."""
+    return {
+        "format": FORMAT,
+        "seconds": seconds,
+        "engine": engine,
+        "threads": torch.get_num_threads(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "isthmus": version("isthmus"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

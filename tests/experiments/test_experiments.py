@@ -1,0 +1,299 @@
+"""Declared experiments: cells of every scale, rows, paper values, tables, figures; and the smoke run of each."""
+
+import csv
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import isthmus as im
+from isthmus import experiments
+from isthmus.certify.certify import certify
+from isthmus.cli import run_app
+from isthmus.connectors.fit import Recipe
+from isthmus.experiments import EXPERIMENTS, SCALES, Experiment, Network, Pair, PaperValue, Problem, Weights, by_name
+from isthmus.experiments.base import as_markdown, write_tables
+from isthmus.sweep import Local, Store, identity, key_of, run_cells, with_needs
+from tests.sweep.cells import ended, forked, results, temporaries
+
+PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
+RECIPE = Recipe(lr=0.02, steps=40, batch=20)
+
+
+def network(seed: int, problem: Problem = PROBLEM) -> Network:
+    return Network(problem, seed, RECIPE, 1e-3)
+
+
+def pair(**changes: Any) -> Pair:
+    return replace(Pair("toy", network(0), network(1), im.Linear(), num_points=5, gap=0.1), **changes)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+@pytest.mark.parametrize("scale", SCALES)
+def test_cells_are_distinct_and_have_labels_and_keys(experiment, scale):
+    cells = with_needs(experiment.cells(scale))
+    assert len({key_of(identity(c)) for c in cells}) == len(cells)
+    assert len({(c.group, c.label) for c in cells}) == len(cells)
+    assert experiment.chosen(scale) == list(experiment.cells(scale))
+    with pytest.raises(im.InputError, match="part of a label"):
+        experiment.chosen(scale, ["no such text"])
+    with pytest.raises(im.InputError, match="scale"):
+        experiment.chosen("huge")
+
+
+def test_a_pair_is_what_the_library_says_of_it(tmp_path):
+    cell, store = pair(), Store(tmp_path)
+    assert run_cells([cell], store, Local()).computed == 3
+    found = store.load(cell)
+    ends = [im.load_params(store.load(n).folder / "params.safetensors") for n in cell.needs()]
+    objective, test = PROBLEM.objectives()
+    assert test is not None
+    path = im.connect(objective, ends[0], ends[1], im.Linear()).path
+    measured = im.profile(objective, path, 5, test=test)
+    proved = certify(objective, path, 0.1)
+    assert found.result["barriers"]["loss"]["excess"] == measured.excess
+    assert found.result["barriers"]["test_error"]["max"] == measured.test.barriers["error"].max  # type: ignore[union-attr]
+    assert found.result["bound"] == proved.bound
+    assert found.result["normalized_length"] == 1.0
+    assert objective.loss(ends[0]) == store.load(cell.needs()[0]).result["loss"]
+    assert im.load_connection(found.folder / "run/path.safetensors").path.length == path.length
+    assert "seconds" not in json.dumps(found.result)
+    assert found.record["seconds"] > 0
+    assert run_app(["report", str(found.folder / "run")]) == 0
+
+
+def test_networks_are_shared_and_the_key_follows_what_matters(tmp_path):
+    cells = [pair(), pair(method=im.Dropout(masks=1)), pair(experiment="other")]
+    assert len(with_needs(cells)) == 5
+    keys = {key_of(identity(c)) for c in (*cells, pair(seed=1), pair(num_points=7), pair(a=network(2)))}
+    assert len(keys) == 6
+    data = tmp_path / "d.npz"
+    problem = Problem("mlp:3-4-2", str(data))
+    before = set()
+    for k in range(2):
+        np.savez(data, x=np.eye(3, dtype=np.float32) + k, y=np.array([0, 1, 0]))
+        os.utime(data, (k, k))
+        before.add(key_of(identity(Network(problem))))
+    assert len(before) == 2
+
+
+def test_a_model_in_a_file_is_part_of_the_key(tmp_path):
+    file = tmp_path / "net.py"
+    keys = set()
+    for k, width in enumerate((4, 5)):
+        file.write_text(f"from torch import nn\ndef make():\n    return nn.Linear({width}, 2)\n")
+        os.utime(file, (k, k))
+        keys.add(key_of(identity(Network(Problem(f"{file}:make", "gaussians:N=6,d=4")))))
+    assert len(keys) == 2
+
+
+def test_checkpoints_as_ends(tmp_path):
+    files = []
+    for seed in (0, 1):
+        params = PROBLEM.module(PROBLEM.dataset(), seed).float().state_dict()
+        files.append(str(tmp_path / f"{seed}.safetensors"))
+        im.save_params(params, files[-1])
+    a, b = (Weights(PROBLEM, f) for f in files)
+    cell = Pair("toy", a, b, im.Linear(), num_points=3, budget=0)
+    key = key_of(identity(cell))
+    assert run_cells([cell], Store(tmp_path / "runs"), Local()).computed == 1
+    im.save_params({k: v + 1 for k, v in im.load_params(files[0]).items()}, files[0])
+    assert key_of(identity(cell)) != key
+    with pytest.raises(im.InputError, match="a network of"):
+        Pair("toy", cell.a, network(1, replace(PROBLEM, dtype="float32")), im.Linear())
+
+
+def test_the_papers_values_stand_beside_ours(tmp_path):
+    rows = [{"method": "Linear", "excess": 1.5}, {"method": "Dropout", "excess": 0.1}]
+    values = (
+        PaperValue({"method": "Linear"}, "excess", 1.4, "Table 2, page 7"),
+        PaperValue({"method": "Linear"}, "error", 0.2, "Figure 1, page 5"),
+    )
+    made = Experiment("toy", "A toy", "Doe 2031", lambda scale: [pair()], lambda d: [dict(r) for r in rows], {}, values)
+    table = made.table(Store(tmp_path), made.cells("smoke"))
+    assert table[0]["paper excess"] == 1.4
+    assert table[0]["source"] == "Table 2, page 7; Figure 1, page 5"
+    assert table[1] == rows[1]
+    files = write_tables(table, tmp_path / "out", "smoke")
+    assert [f.suffix for f in files] == [".csv", ".md", ".json"]
+    read = list(csv.DictReader(files[0].read_text().splitlines()))
+    assert [r["excess"] for r in read] == ["1.5", "0.1"]
+    assert read[1]["paper excess"] == ""
+    assert files[1].read_text() == as_markdown(table)
+    assert json.loads(files[2].read_text()) == table
+
+
+def test_markdown_cells_cannot_break_the_table():
+    text = as_markdown([{"a": "x|y\nz", "b": None, "c": float("nan"), "d": True}])
+    assert text.splitlines()[2] == "| x\\|y z |  |  | yes |"
+
+
+# -- the command line
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """compare-digits at smoke scale, run once by the command."""
+    folder = tmp_path_factory.mktemp("smoke")
+    assert run_app(["experiment", "run", "compare-digits", "--runs", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def test_compare_digits_runs_at_smoke_scale(smoke, capsys):
+    rows = json.loads((smoke / "compare-digits/tables/smoke.json").read_text())
+    assert {r["method"] for r in rows} == {"Linear", "Dropout", "Subnetwork"}
+    assert {(r["layers"], r["width"]) for r in rows} == {(1, 8), (1, 16), (2, 8), (2, 16)}
+    assert all(r["proved"] == "1 of 1" and r["largest bound"] >= r["max training loss"] * (1 - 1e-9) for r in rows)
+    svg = (smoke / "compare-digits/figures/smoke-excess.svg").read_text()
+    assert "<svg" in svg
+    assert (smoke / "compare-digits/figures/smoke-excess.png").read_bytes().startswith(b"\x89PNG")
+    assert run_app(["experiment", "run", "compare-digits", "--runs", str(smoke), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == rows
+    assert "20 cells: 20 were there, 0 computed" in printed.err
+    assert not temporaries(smoke)
+
+
+def test_status_table_figures_and_list(smoke, tmp_path, capsys):
+    at = ["--runs", str(smoke)]
+    assert run_app(["experiment", "status", "compare-digits", "--scale", "smoke", *at, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "compare-digits", "scale": "smoke", "cells": 20, "done": 20, "begun": 0, "missing": 0}
+    ]
+    assert run_app(["experiment", "table", "compare-digits", *at, "--markdown", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == (tmp_path / "smoke.md").read_text()
+    assert run_app(["experiment", "figures", "compare-digits", *at, "--out", str(tmp_path)]) == 0
+    drawn = (tmp_path / "smoke-excess.svg").read_bytes()
+    assert drawn == (smoke / "compare-digits/figures/smoke-excess.svg").read_bytes()
+    assert run_app(["experiment", "list", "--json"]) == 0
+    capsys.readouterr()
+    assert run_app(["experiment", "table", "compare-digits", "--runs", str(tmp_path / "none")]) == 1
+
+
+def test_only_computes_what_is_asked_for(tmp_path, capsys):
+    only = ["--only", "linear", "--only", "64-8x1"]
+    assert run_app(["experiment", "run", "compare-digits", *only, "--runs", str(tmp_path), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)) == 1
+    assert "3 cells: 0 were there, 3 computed" in printed.err
+
+
+SWEEP = """\
+name: mine
+networks:
+  - {model: "mlp:6-5x1-2", data: "gaussians:N=60,d=6,seed=1", seeds: [0, 1, 2], steps: 40, lr: 2e-2, batch: 20}
+methods: [Linear, {name: Dropout, masks: 2}]
+num_points: 5
+gap: 0.1
+"""
+
+
+def test_a_sweep_gives_one_row_per_pair_and_method(tmp_path, capsys):
+    file = tmp_path / "my.yaml"
+    file.write_text(SWEEP)
+    at = ["--runs", str(tmp_path / "runs")]
+    assert run_app(["sweep", str(file), *at, "--quiet", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["pair"], r["method"]) for r in rows[:3]] == [
+        ("seed 0 - seed 1", "Linear"), ("seed 0 - seed 1", "Dropout"), ("seed 0 - seed 2", "Linear"),
+    ]  # fmt: skip
+    assert len(rows) == 6
+    assert "masks=2" in rows[1]["options"]
+    for row in rows:
+        for what in ("loss", "error", "test loss", "test error"):
+            assert all(row[f"{what} {b}"] is not None for b in ("max", "excess", "linear", "mean"))
+        assert row["bound"] >= row["loss max"] * (1 - 1e-9)
+        assert row["length"] > 0
+        assert row["seconds"] > 0
+    assert json.loads((tmp_path / "runs/mine/tables/my.json").read_text()) == rows
+    before = results(tmp_path / "runs/mine")
+    more = ["--set", "networks.0.seeds=[0, 1, 2, 3]", "--set", "methods=[Linear]"]
+    assert run_app(["sweep", str(file), *at, *more]) == 0
+    assert "10 cells: 6 were there, 4 computed" in capsys.readouterr().err
+    kept = {k: v for k, v in results(tmp_path / "runs/mine").items() if "tables" not in k}
+    assert {k: v for k, v in before.items() if "tables" not in k}.items() <= kept.items()
+    assert run_app(["sweep", str(file), *at, "--status"]) == 0
+    assert "6 of 6 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["networks.0.stepz=5"], ["networks.0", "stepz"]),
+        (["networks.0.steps=many"], ["steps", "'many'"]),
+        (["networks.0.steps=0"], ["steps", ">= 1"]),
+        (["networks.0.seeds=[1]"], ["at least two networks"]),
+        (["networks=3"], ["networks", "a list"]),
+        (["networks.7.steps=1"], ["--set", "networks.7.steps=1"]),
+        (["pairs=some"], ["pairs", "'some'"]),
+        (["methods=[Magic]"], ["methods", "'Magic'"]),
+        (["methods=[{name: Dropout, mask: 2}]"], ["Dropout", "mask"]),
+        (["methods=[{name: Dropout, masks: -1}]"], ["masks"]),
+        (["extra=1"], ["extra"]),
+        (["oops"], ["KEY=VALUE"]),
+        (["name=../up"], ["plain folder name"]),
+        (["networks.0.data=imagenet"], ["'imagenet'"]),
+    ],
+)
+def test_mistakes_in_a_sweep_are_named(tmp_path, capsys, changes, words):
+    file = tmp_path / "my.yaml"
+    file.write_text(SWEEP)
+    options = [part for c in changes for part in ("--set", c)]
+    assert run_app(["sweep", str(file), *options, "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1
+    assert all(w in said for w in words), said
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "name: !!python/object/apply:os.system [ls]", "{", "a: [", "\x00"])
+def test_files_that_are_no_sweep_are_refused(tmp_path, capsys, text):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    assert run_app(["sweep", str(file), "--runs", str(tmp_path / "runs")]) == 2
+    assert str(file) in capsys.readouterr().err
+    assert run_app(["sweep", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path, capsys):
+    file = tmp_path / "my.yaml"
+    file.write_text(SWEEP)
+    for options in (["--gpus", "1"], ["--workers", "2", "--address", "auto"], ["--shard", "3/2"]):
+        assert run_app(["sweep", str(file), "--runs", str(tmp_path / "runs"), *options]) == 2
+    assert run_app(["sweep", str(file), "--workers", "2", "--resource", "big"]) == 2
+    assert run_app(["experiment", "run", "no-such"]) == 2
+    assert "compare-digits" in capsys.readouterr().err
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(SWEEP.replace("steps: 40", "steps: 4000").replace("lr: 2e-2", "lr: 1e-5"))
+    said = tmp_path / "stderr"
+
+    def work():
+        with said.open("w", buffering=1) as out:
+            sys.stderr = out
+            os._exit(run_app(["sweep", str(file), "--runs", str(tmp_path / "runs"), "--quiet"]))
+
+    child = forked(work)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not list((tmp_path / "runs").rglob("result.json")):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGINT)
+    assert ended(child) == 130
+    assert "of 9 cells are done and stay; to go on, run this again:" in said.read_text()
+    assert not temporaries(tmp_path / "runs")
+    assert not [f for f in (tmp_path / "runs").rglob("record.json") if not (f.parent / "result.json").exists()]
+
+
+def test_the_register_knows_its_names():
+    assert by_name("compare-digits") in experiments.EXPERIMENTS
+    with pytest.raises(im.InputError, match="compare-digits"):
+        by_name("nothing")
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,77 @@
+"""Profile and certificate by segment and chunk: the answer of the serial functions, whatever the chunks."""
+
+import pytest
+import torch
+from torch import nn
+
+import isthmus as im
+from isthmus.sweep import certify_in_parallel, profile_in_parallel
+from tests.problems import PROBLEMS, two_layers
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_the_profile_is_that_of_all_data(make, chunk):
+    p = make()
+    path = im.Path.through([p.a, p.b, p.a])
+    whole = im.profile(p.objective, path, 5)
+    parts = profile_in_parallel(p.objective, path, 5, chunk=chunk)
+    assert torch.equal(parts.t, whole.t)
+    assert torch.equal(parts.segment, whole.segment)
+    torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(parts.error, whole.error, rtol=1e-13, atol=1e-13, equal_nan=True)
+
+
+@pytest.mark.parametrize("make", PROBLEMS[:5])
+def test_exact_claims_lose_nothing(make):
+    p = make()
+    connection = im.connect(p.objective, p.a, p.b, im.Dropout(masks=1))
+    labels = connection.stats["segments"]
+    whole = im.certify(p.objective, connection.path, labels=labels)
+    parts = certify_in_parallel(p.objective, connection.path, labels=labels, chunk=7)
+    assert parts.proved
+    assert parts.counts == whole.counts
+    assert [s.label for s in parts.segments] == labels
+    assert parts.bound == pytest.approx(whole.bound, rel=1e-11)
+    assert parts.ends == pytest.approx(whole.ends, rel=1e-13)
+    assert parts.bound >= im.profile(p.objective, connection.path, 21).max
+
+
+def test_numerical_bounds_of_the_chunks_add_up_to_a_bound():
+    p = two_layers()
+    path = im.Path.through([p.a, p.b])
+    found = certify_in_parallel(p.objective, path, 0.05, chunk=7)
+    assert found.counts == {"bounded": 1}
+    true = im.profile(p.objective, path, 4001).max
+    assert true <= found.bound <= 1.2 * true
+    pieces = found.segments[0].intervals
+    assert pieces[0][0] == 0
+    assert pieces[-1][1] == 1
+    assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    fine = im.profile(p.objective, path, 401)
+    for start, end, bound in pieces:
+        inside = (fine.t >= start) & (fine.t <= end)
+        assert float(fine.loss[inside].max()) <= bound
+
+
+def test_what_cannot_be_proved_is_measured_on_all_data():
+    p = two_layers()
+    module = nn.Sequential(nn.Linear(5, 9), nn.Softsign(), nn.Linear(9, 4)).double()
+    objective = im.Objective(module, data=p.objective.data)
+    path = im.Path.through([p.a, p.b])
+    found = certify_in_parallel(objective, path, chunk=7, num_points=31)
+    measured = im.profile(objective, path, 31)
+    assert not found.proved
+    assert found.bound == pytest.approx(measured.max, rel=1e-13)
+    assert found.segments[0].witness == pytest.approx(float(measured.t[measured.loss.argmax()]))
+
+
+def test_bad_arguments_are_refused():
+    p = two_layers()
+    path = im.Path.through([p.a, p.b])
+    with pytest.raises(im.InputError, match="chunk"):
+        profile_in_parallel(p.objective, path, chunk=0)
+    with pytest.raises(im.InputError, match="labels"):
+        certify_in_parallel(p.objective, path, labels=["one", "two"])
+    with pytest.raises(im.InputError, match="num_points"):
+        profile_in_parallel(p.objective, path, 1)

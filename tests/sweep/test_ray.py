@@ -1,0 +1,172 @@
+"""Ray: the same bytes, kills of workers and of the driver, and what listens where."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import isthmus as im
+from isthmus.sweep import Local, Ray, Store, certify_in_parallel, profile_in_parallel, run_cells
+from isthmus.sweep.base import Failed
+from tests.problems import odd_widths, two_layers
+from tests.sweep.cells import LONG, Square, Total, results, squares, temporaries
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs isthmus[ray]")
+ROOT = Path(__file__).parents[2]
+
+
+def _kill_workers(log: Path, kills: int, done: list[int], stop: threading.Event) -> None:
+    """Kill processes that have started a cell and not ended it, until there were `kills`."""
+    rng = random.Random(3)
+    while len(done) < kills and not stop.is_set():
+        time.sleep(rng.uniform(0.05, 0.2))
+        started = {(m.name.split(".")[0], int(m.name.split(".")[2])) for m in log.glob("*.start.*")}
+        finished = {(m.name.split(".")[0], int(m.name.split(".")[2])) for m in log.glob("*.end.*")}
+        running = [pid for _, pid in started - finished if pid not in done and Path(f"/proc/{pid}").exists()]
+        if running:
+            pid = rng.choice(running)
+            os.kill(pid, signal.SIGKILL)
+            done.append(pid)
+
+
+def test_workers_are_killed_and_all_results_are_there_once(tmp_path):
+    count, kills = (200, 20) if LONG else (24, 3)
+    cells = squares(count, 0.15, tmp_path / "log")
+    total = Total(tuple(cells[:10]))
+    killed: list[int] = []
+    stop = threading.Event()
+    killer = threading.Thread(target=_kill_workers, args=(tmp_path / "log", kills, killed, stop))
+    killer.start()
+    try:
+        report = run_cells([total, *cells], Store(tmp_path / "ray"), Ray(2, retries=10))
+    finally:
+        stop.set()
+        killer.join()
+    assert report.ok, report.failed
+    assert len(killed) == kills
+    assert report.computed == count + 1
+    ends = [len(list((tmp_path / "log").glob(f"{n}.end.*"))) for n in range(count)]
+    assert min(ends) == 1
+    assert sum(ends) - count <= kills
+    assert not temporaries(tmp_path / "ray")
+    record = Store(tmp_path / "ray").load(total).record
+    assert (record["threads"], record["engine"]) == (1, "ray")
+    assert record["pid"] != os.getpid()
+    again = run_cells([total, *cells], Store(tmp_path / "ray"), Ray(2))
+    assert again.computed == 0
+    local = [Square(n, 0.15, str(tmp_path / "log")) for n in range(10)]
+    run_cells([total, *local], Store(tmp_path / "local"), Local())
+    assert results(tmp_path / "local").items() <= results(tmp_path / "ray").items()
+    starts = len(list((tmp_path / "log").glob("*.start.*"))) - 10
+    print(f"{count} cells, {len(killed)} workers killed, {starts} starts, {sum(ends)} ends")
+
+
+def test_the_driver_is_killed_and_a_rerun_does_the_rest(tmp_path):
+    count, kills = (200, 3) if LONG else (18, 1)
+    (tmp_path / "log").mkdir()
+    arguments = [str(tmp_path / "runs"), str(count), "0.1", str(tmp_path / "log")]
+    command = [sys.executable, "-m", "tests.sweep.cells", *arguments]
+    for k in range(kills):
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        end = time.monotonic() + 100
+        want = (k + 1) * count // (kills + 2)
+        while time.monotonic() < end and len(list((tmp_path / "runs").rglob("result.json"))) < want:
+            time.sleep(0.02)
+            assert driver.poll() is None
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    cells = squares(count, 0.1, tmp_path / "log")
+    store = Store(tmp_path / "runs")
+    assert [store.load(c).result["square"] for c in cells] == [n**2 for n in range(count)]
+    assert "found 0" not in last.stdout
+    ends = sum(len(list((tmp_path / "log").glob(f"{n}.end.*"))) for n in range(count))
+    assert ends - count <= 2 * kills
+    assert not temporaries(tmp_path / "runs")
+    print(f"{count} cells, {kills} kills of the driver, {ends} executions to the end; the last run {last.stdout}")
+
+
+def _listening() -> set[tuple[str, int]]:
+    """The addresses and ports that any process of this machine listens on."""
+    found = set()
+    for name, size in (("tcp", 4), ("tcp6", 16)):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            if state == "0A":
+                address, port = local.split(":")
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, 2 * size, 8)]
+                family = socket.AF_INET if size == 4 else socket.AF_INET6
+                found.add((socket.inet_ntop(family, b"".join(words)), int(port, 16)))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc")
+def test_a_session_is_safe_and_ends_and_refuses_what_it_cannot_do(tmp_path):
+    before = _listening()
+    engine = Ray(2)
+    with engine._session() as ray:
+        new = _listening() - before
+        assert len(new) > 2
+        assert {a for a, _ in new} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) >= 32
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert ray._private.worker.global_worker.node.webui_url in (None, "")
+        with pytest.raises(im.InputError, match="runs no Ray"):
+            next(engine.map(_answer, 1, [1]))
+        # a session that runs is used when an address is given, and stays
+        shared = Ray(address="auto")
+        assert sorted(shared.map(_answer, tmp_path.name, [1, 2, 3])) == [(i, (1, tmp_path.name)) for i in range(3)]
+        with pytest.raises(im.IsthmusError, match="no threes"):
+            list(shared.map(_no_threes, None, [1, 3]))
+        lost = dict(Ray(address="auto", retries=0).map(_die, None, [0, 1]))
+        assert lost[0] == 0
+        assert isinstance(lost[1], Failed)
+        assert "worker was lost" in lost[1].message
+        for problem in (two_layers(), odd_widths()):
+            _the_same_in_parallel(problem, shared)
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+
+
+def _the_same_in_parallel(problem, engine):
+    path = im.Path.through([problem.a, problem.b])
+    path = path + path.reversed()
+    mine = profile_in_parallel(problem.objective, path, 5, chunk=7)
+    theirs = profile_in_parallel(problem.objective, path, 5, chunk=7, engine=engine)
+    assert torch.equal(mine.loss, theirs.loss)
+    assert torch.equal(mine.error, theirs.error)
+    proved = certify_in_parallel(problem.objective, path, 0.2, chunk=12, budget=30)
+    assert proved == certify_in_parallel(problem.objective, path, 0.2, chunk=12, budget=30, engine=engine)
+
+
+def _answer(shared, item):
+    return torch.get_num_threads(), shared
+
+
+def _no_threes(shared, item):
+    if item == 3:
+        raise im.InputError("item", expected="no threes", got=item)
+    return item
+
+
+def _die(shared, item):
+    if item:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+@pytest.mark.parametrize("bad", [{"workers": 0}, {"retries": -1}, {"cpus": -1}, {"resources": {"big": float("nan")}}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(im.InputError):
+        Ray(**bad)
