@@ -107,6 +107,31 @@ def test_a_path_that_is_broken_is_not_proved_and_the_segment_is_named(folder, tm
     assert all(table["segments"][i]["label"] == connection.stats["segments"][i] for i in changed)
 
 
+def test_a_stored_certificate_is_checked_again(folder, tmp_path, capsys):
+    path = str(folder / "dropout/path.safetensors")
+    stored = json.loads((folder / "dropout/certificate.json").read_text())
+    arguments = ["certify", path, "--out", str(tmp_path / "x"), "--quiet", "--verify"]
+    assert run_app([*arguments, str(folder / "dropout/certificate.json")]) == 0
+    assert "the certificate holds" in capsys.readouterr().out
+    stored["segments"][4]["bound"] /= 2
+    (tmp_path / "lower.json").write_text(json.dumps(stored))
+    assert run_app([*arguments, str(tmp_path / "lower.json")]) == 1
+    assert "segment 4" in capsys.readouterr().out
+    assert not (tmp_path / "x").exists()
+    fails(capsys, [*arguments, tmp_path / "no.json"], "no.json")
+
+
+def test_a_line_is_bounded_from_the_command_line(folder, tmp_path, capsys):
+    assert run_app(["connect", *ends(folder), "--method", "Linear", *out(tmp_path)]) == 0
+    path = str(tmp_path / "path.safetensors")
+    capsys.readouterr()
+    assert run_app(["certify", path, "--out", str(tmp_path), "--gap", "0.05", "--quiet", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["proved"]
+    assert values["gap"] <= 0.05
+    assert run_app(["certify", path, "--out", str(tmp_path), "--budget", "0", "--quiet", "--json"]) == 1
+
+
 def test_methods_lists_every_method_with_its_options(capsys):
     assert run_app(["methods"]) == 0
     table = capsys.readouterr().out

@@ -275,3 +275,11 @@ def test_gradients_of_batches_reach_the_parameters(module, data):
     assert float(loss.detach()) == pytest.approx(objective.loss(params))
     loss.backward()
     assert all(v.grad is not None and bool(v.grad.abs().sum() > 0) for v in params.values())
+
+
+def test_a_layer_used_twice_has_a_graph(data):
+    shared = nn.PReLU()
+    module = nn.Sequential(nn.Linear(5, 6), shared, nn.Linear(6, 6), shared, nn.Linear(6, 4)).double()
+    objective = im.Objective(module, data=data)
+    params = dict(random_params(module, 1)) | dict.fromkeys(("1.weight", "3.weight"), torch.tensor([0.3]).double())
+    torch.testing.assert_close(objective.program.run(objective.check(params), data[0]), objective.outputs(params))

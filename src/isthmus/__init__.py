@@ -5,6 +5,7 @@ from isthmus import data as data
 from isthmus import models as models
 from isthmus.certify import Certificate as Certificate
 from isthmus.certify import certify as certify
+from isthmus.certify import verify_certificate as verify_certificate
 from isthmus.connectors import METHODS as METHODS
 from isthmus.connectors import Connection as Connection
 from isthmus.connectors import Connector as Connector

@@ -357,9 +357,9 @@ class Objective:
         }
 
     def _materialised(self) -> nn.Module:
-        module = copy.deepcopy(self.skeleton).to_empty(device=self.device)
-        with torch.no_grad():
-            module.load_state_dict(self._zeros())
-            for name, value in self._fixed.items():
-                module.get_buffer(name).copy_(value)
-        return module
+        zeros, memo = self._zeros(), {}
+        for name, p in self.skeleton.named_parameters():
+            memo[id(p)] = nn.Parameter(zeros[name], requires_grad=p.requires_grad)
+        for name, b in self.skeleton.named_buffers():
+            memo[id(b)] = zeros[name] if name in zeros else b.clone()
+        return copy.deepcopy(self.skeleton, memo)

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.connectors.fit import Recipe
+from isthmus.experiments import Network, Pair, Problem
 from isthmus.sweep import Local, Ray, Store, certify_in_parallel, profile_in_parallel, run_cells
 from isthmus.sweep.base import Failed
 from tests.problems import odd_widths, two_layers
@@ -38,6 +40,13 @@ def _kill_workers(log: Path, kills: int, done: list[int], stop: threading.Event)
             done.append(pid)
 
 
+def _pair() -> Pair:
+    """Two networks to train, and a path between them to construct, measure and prove."""
+    problem = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
+    a, b = (Network(problem, seed, Recipe(lr=0.02, steps=40, batch=20)) for seed in (0, 1))
+    return Pair("toy", a, b, im.Dropout(masks=2), num_points=5, gap=0.1)
+
+
 def test_workers_are_killed_and_all_results_are_there_once(tmp_path):
     count, kills = (200, 20) if LONG else (24, 3)
     cells = squares(count, 0.15, tmp_path / "log")
@@ -47,13 +56,13 @@ def test_workers_are_killed_and_all_results_are_there_once(tmp_path):
     killer = threading.Thread(target=_kill_workers, args=(tmp_path / "log", kills, killed, stop))
     killer.start()
     try:
-        report = run_cells([total, *cells], Store(tmp_path / "ray"), Ray(2, retries=10))
+        report = run_cells([total, *cells, _pair()], Store(tmp_path / "ray"), Ray(2, retries=10))
     finally:
         stop.set()
         killer.join()
     assert report.ok, report.failed
     assert len(killed) == kills
-    assert report.computed == count + 1
+    assert report.computed == count + 4
     ends = [len(list((tmp_path / "log").glob(f"{n}.end.*"))) for n in range(count)]
     assert min(ends) == 1
     assert sum(ends) - count <= kills
@@ -61,10 +70,11 @@ def test_workers_are_killed_and_all_results_are_there_once(tmp_path):
     record = Store(tmp_path / "ray").load(total).record
     assert (record["threads"], record["engine"]) == (1, "ray")
     assert record["pid"] != os.getpid()
-    again = run_cells([total, *cells], Store(tmp_path / "ray"), Ray(2))
+    again = run_cells([total, *cells, _pair()], Store(tmp_path / "ray"), Ray(2))
     assert again.computed == 0
     local = [Square(n, 0.15, str(tmp_path / "log")) for n in range(10)]
-    run_cells([total, *local], Store(tmp_path / "local"), Local())
+    run_cells([total, *local, _pair()], Store(tmp_path / "local"), Local())
+    assert len(results(tmp_path / "local")) > 20
     assert results(tmp_path / "local").items() <= results(tmp_path / "ray").items()
     starts = len(list((tmp_path / "log").glob("*.start.*"))) - 10
     print(f"{count} cells, {len(killed)} workers killed, {starts} starts, {sum(ends)} ends")

@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from isthmus import runs
 from isthmus.certify import certify as certify_path
+from isthmus.certify import verify_certificate
 from isthmus.cli.common import (
     Checkpoint,
     DataOption,
@@ -40,7 +41,7 @@ from isthmus.cli.common import (
 from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.cli.experiments import app as experiments
 from isthmus.cli.experiments import sweep
-from isthmus.connectors import METHODS, Connector
+from isthmus.connectors import METHODS, Connection, Connector
 from isthmus.connectors.fit import Recipe
 from isthmus.data import DATASETS, load
 from isthmus.errors import InputError, IsthmusError
@@ -48,7 +49,7 @@ from isthmus.evaluate import profile as profile_path
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.objective import Objective
 from isthmus.params import cast
-from isthmus.storage import load_connection, load_params, make_folder, save_params
+from isthmus.storage import load_connection, load_params, make_folder, read_json, save_params
 
 app = typer.Typer(
     name="isthmus",
@@ -241,23 +242,46 @@ def certify(
     loss: LossOption = "cross_entropy",
     examples: Examples = None,
     gap: Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")] = 0.01,
+    budget: Annotated[
+        int, typer.Option("--budget", help="Evaluations that numerical bounds may cost; 0: exact claims only.", min=0)
+    ] = 400,
+    verify: Annotated[
+        Path | None, typer.Option("--verify", help="Check this certificate.json instead of making one.")
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
-    """Prove a bound on the loss over a stored path; exit code 1 when some segment is only measured."""
+    """Prove a bound on the loss over a stored path, or check a stored proof against the path alone.
+
+    Exit code 1 when some segment is only measured, or when the stored proof does not hold.
+    """
     connection, objective, _ = _open_path(path, model, data, loss, examples, device, "float64")
     labels = connection.stats.get("segments", ())
-    with progress_bar(quiet) as progress:
-        proved = certify_path(objective, connection.path, gap, labels=labels, progress=progress)
+    if verify is not None:
+        return _verify(objective, connection, read_json(verify), quiet)
     make_folder(out)
+    with progress_bar(quiet) as progress:
+        proved = certify_path(objective, connection.path, gap, budget=budget, labels=labels, progress=progress)
     runs.write_certificate(proved, out)
     table = proved.to_dict()
-    _print_values({k: table[k] for k in ("bound", "excess", "proved", "dtype", "slack", "counts")}, as_json)
+    _print_values(
+        {k: table[k] for k in ("bound", "excess", "gap", "proved", "error_bound", "dtype", "slack", "counts")}, as_json
+    )
     for i in proved.unproved():
         s = proved.segments[i]
         print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
     return 0 if proved.proved else 1
+
+
+def _verify(objective: Objective, connection: Connection, stored: Any, quiet: bool) -> int:
+    labels = connection.stats.get("segments", ())
+    with progress_bar(quiet) as progress:
+        problems = verify_certificate(objective, connection.path, stored, labels=labels, progress=progress)
+    for problem in problems:
+        print(problem)
+    print("the certificate holds" if not problems else f"the certificate does not hold: {len(problems)} problems")
+    return 1 if problems else 0
 
 
 def _print_values(values: dict[str, Any], as_json: bool) -> None:
