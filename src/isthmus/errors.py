@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class IsthmusError(Exception):
-    """Base of every error that Isthmus raises on purpose."""
+    """Base of every error that Isthmus raises on purpose. Travels between processes with its context."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from the message: the constructors of subclasses take its parts."""
+        return _rebuilt, (type(self), self.args, getattr(self, "__notes__", []))
 
     def __str__(self) -> str:
         """The message, followed by the context that was added on the way up."""
         return "; ".join([super().__str__(), *getattr(self, "__notes__", [])])
+
+
+def _rebuilt(kind: type[IsthmusError], args: tuple[Any, ...], notes: list[str]) -> IsthmusError:
+    error = kind.__new__(kind)
+    error.args = args
+    for note in notes:
+        error.add_note(note)
+    return error
 
 
 class InputError(IsthmusError, ValueError):

@@ -162,6 +162,10 @@ class Objective:
     def _example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         return arguments(rows(self._data[0], slice(0, min(4, self.num_examples))))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the exported graphs, which cannot travel; they are made again when they are needed."""
+        return self.__dict__ | {"_programs": {}}
+
     # -- variations
 
     def cast(self, dtype: torch.dtype) -> Objective:

@@ -6,7 +6,6 @@ chunk but not on the engine, nor on the number of workers.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -30,17 +29,12 @@ from isthmus.sweep.local import Local
 
 @dataclass(eq=False)
 class _Shared:
-    """What all tasks need. Pickled without the exported graphs, which each worker makes once."""
+    """What all tasks need."""
 
     objective: Objective
     path: Path
     chunk: int
     options: dict[str, Any]
-
-    def __getstate__(self) -> dict[str, Any]:
-        bare = copy.copy(self.objective)
-        bare.__dict__["_programs"] = {}
-        return self.__dict__ | {"objective": bare}
 
     def part(self, c: int) -> Objective:
         """The objective on chunk c of the data."""
