@@ -113,14 +113,16 @@ def run(
     *,
     test: Objective | None = None,
     num_points: int = 61,
+    gap: float = 0.01,
+    budget: int = 100,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> Run:
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
-    Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `about`
-    adds entries to the result (model, data, command).
+    Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
+    `budget` are those of ``certify``. `about` adds entries to the result (model, data, command).
     """
     for what, end in (("a", a), ("b", b)):
         check_finite(objective.check(end, what), what)
@@ -133,7 +135,8 @@ def run(
     measured = profile(objective, connection.path, num_points, test=test, progress=progress)
     write_profile(measured, folder)
     middle = time.perf_counter()
-    proved = certify(objective, connection.path, labels=connection.stats["segments"], progress=progress)
+    labels = connection.stats["segments"]
+    proved = certify(objective, connection.path, gap, budget=budget, labels=labels, progress=progress)
     write_certificate(proved, folder)
     seconds = {
         "connect": connection.stats["seconds"],

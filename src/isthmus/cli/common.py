@@ -33,6 +33,10 @@ LossOption = Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")
 Examples = Annotated[int | None, typer.Option("--examples", help="Use only the first N training examples.", min=1)]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 Points = Annotated[int, typer.Option("--num-points", help="Points measured per segment, both ends included.", min=2)]
+Gap = Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")]
+Budget = Annotated[
+    int, typer.Option("--budget", help="Evaluations that numerical bounds may cost; 0: exact claims only.", min=0)
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 DType = Annotated[str, typer.Option("--dtype", help="auto (as the checkpoints), float32 or float64.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]

@@ -20,11 +20,13 @@ from isthmus import runs
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.common import (
+    Budget,
     Checkpoint,
     DataOption,
     Device,
     DType,
     Examples,
+    Gap,
     Json,
     LossOption,
     ModelOption,
@@ -158,6 +160,8 @@ def connect(
     loss: LossOption = "cross_entropy",
     examples: Examples = None,
     num_points: Points = 21,
+    gap: Gap = 0.01,
+    budget: Budget = 100,
     unsafe_pickle: Annotated[
         bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
     ] = False,
@@ -179,7 +183,7 @@ def connect(
     with progress_bar(quiet) as progress:
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
-            test=test, num_points=num_points, seed=seed, about=about, progress=progress,
+            test=test, num_points=num_points, gap=gap, budget=budget, seed=seed, about=about, progress=progress,
         )  # fmt: skip
     show([done.result], as_json)
     if not as_json:
@@ -241,10 +245,8 @@ def certify(
     data: DataOption = None,
     loss: LossOption = "cross_entropy",
     examples: Examples = None,
-    gap: Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")] = 0.01,
-    budget: Annotated[
-        int, typer.Option("--budget", help="Evaluations that numerical bounds may cost; 0: exact claims only.", min=0)
-    ] = 400,
+    gap: Gap = 0.01,
+    budget: Budget = 400,
     verify: Annotated[
         Path | None, typer.Option("--verify", help="Check this certificate.json instead of making one.")
     ] = None,
