@@ -50,6 +50,19 @@ class Branching(nn.Module):
         return self.two(h.relu() if float(h.sum()) < 1e9 else h)
 
 
+class Reused(nn.Module):
+    """Reads what its ReLU reads a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(5, 70), nn.Linear(70, 70), nn.Linear(70, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        h = self.two(h.relu() + h)
+        return self.last(h.relu() - h)
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +87,8 @@ CASES = (
     Case("residual", Residual, (1, 8, 8)),
     Case("recurrent", Recurrent, (1, 8, 8)),
     Case("not exportable", Branching, (5,)),
+    Case("reused", Reused, (5,)),
+    Case("linear with BatchNorm", lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)), (5,)),
 )
 
 

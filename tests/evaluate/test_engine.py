@@ -5,6 +5,7 @@ import torch
 
 import isthmus as im
 from isthmus.evaluate.engine import Engine
+from isthmus.evaluate.plan import combine
 from isthmus.evaluate.routes import General
 from isthmus.paths import Curve
 from tests.evaluate.networks import CASES, Case, TwoInputs, ends, flops, objective_of, slow
@@ -148,6 +149,15 @@ def test_a_narrow_path_is_widened():
     assert fast == pytest.approx(slow(wide, Curve(control), TS)[0], rel=1e-12)
 
 
+def test_ends_are_exact_whatever_the_other_values_are():
+    huge, one = torch.full((1,), float("inf")), torch.ones(1)
+    for values in ([one, huge], [one, huge, huge]):
+        found = combine(values, 0.0)
+        assert torch.equal(found, one)
+        assert found is not one  # the caller may overwrite it
+        assert torch.equal(combine(values[::-1], 1.0), one)
+
+
 # -- how much is computed
 
 
@@ -224,6 +234,15 @@ def test_the_first_product_is_interpolated_when_all_layers_move():
     first, rest = 2 * 50 * 300 * 64, 2 * 50 * (64 * 64 + 64 * 4)
     assert counted(objective, Curve((a, b)), 20) == pytest.approx(2 * first + 20 * rest, rel=0.1)
     agree(objective, Curve((a, b)), "general")
+
+
+def test_products_too_small_to_be_worth_it_are_not_interpolated():
+    for inputs, points, mixed in ((5, 60, 0), (300, 60, 1), (300, 2, 0)):
+        case = Case("", lambda n=inputs: perceptron([n, 64, 4]), (inputs,))
+        a, b = ends(case)
+        ready = Engine(objective_of(case)).prepare(Curve((a, b)), points)
+        assert isinstance(ready.route, General)
+        assert len(ready.route.plan.mixed) == mixed
 
 
 def test_units_dead_on_the_whole_segment_are_left_out(wide):

@@ -1,5 +1,7 @@
 """The batched scale search against one bounded Brent search per mask, and the screened search against the full one."""
 
+from dataclasses import replace
+from math import cos
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 
 import isthmus as im
 from isthmus.losses import cross_entropy
+from isthmus.stability import dropout
 from isthmus.stability.dropout import LARGEST_SCALE, search
 from isthmus.stability.scales import best_scales, mean_losses
 from isthmus.structure.chain import chain_of
@@ -149,6 +152,21 @@ def test_screening_in_bfloat16_finds_the_same_masks(make, scale):
         assert all(torch.equal(want.kept[j], rough[i].kept[j]) for j in want.kept)
         assert rough[i].loss == pytest.approx(want.loss, rel=1e-12)
         assert rough[i].scale == pytest.approx(want.scale, rel=1e-9)
+
+
+def test_masks_that_screening_puts_in_the_wrong_order_are_confirmed(monkeypatch):
+    problem = PROBLEMS["perceptron"]()
+    plain, original = run(problem, False), dropout._Entry.measured
+
+    def noisy(self, trials, dtype=None, progress=lambda n: None):
+        found = original(self, trials, progress=progress)
+        wrong = [replace(d, loss=d.loss * (1 + 0.05 * cos(7 * m))) for m, d in enumerate(found)]
+        return found if dtype is None else wrong
+
+    monkeypatch.setattr(dropout._Entry, "measured", noisy)
+    for i, d in run(problem, True).items():
+        assert d.loss == plain[i].loss
+        assert all(torch.equal(d.kept[j], plain[i].kept[j]) for j in d.kept)
 
 
 def test_little_memory_finds_the_same_masks():
