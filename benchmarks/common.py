@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 import isthmus as im
-from isthmus.paths import Segment
+from isthmus.paths import Curve, Segment
 
 CPU = "--cpu" in sys.argv
 THREADS = 1 if CPU else 2
@@ -86,14 +86,30 @@ def careful(
     return out
 
 
-def published(module: nn.Module, segment: Segment, ts: Sequence[float], x: Tensor, y: Tensor) -> list[float]:
-    """The loop of published codes: a DataLoader with batch 100."""
+def over_loader(module: nn.Module, segment: Segment, ts: Sequence[float], x: Tensor, y: Tensor) -> list[float]:
+    """The careful loop, but over a DataLoader with batch 100."""
     loader = DataLoader(TensorDataset(x, y), batch_size=100)
     out = []
     with torch.no_grad():
         for t in ts:
             params = segment.at(t)
             out.append(sum(float(F.cross_entropy(functional_call(module, params, (p,)), q)) for p, q in loader))
+    return out
+
+
+def published(module: nn.Module, segment: Segment, ts: Sequence[float], x: Tensor, y: Tensor) -> list[float]:
+    """The loop of published curve evaluators: a DataLoader, weights made again for each batch, gradients recorded."""
+    loader = DataLoader(TensorDataset(x, y), batch_size=100)
+    learnt = dict(module.named_parameters())
+    ends = [{k: v.clone().requires_grad_(k in learnt) for k, v in segment.at(t).items()} for t in (0, 1)]
+    own = Curve(tuple(ends))
+    out = []
+    for t in ts:
+        total = 0.0
+        for p, q in loader:
+            z = functional_call(module, own.at(t), (p,))
+            total += float(F.cross_entropy(z, q).detach())
+        out.append(total)
     return out
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.certify.claims import claim, live_units
+from isthmus.certify.claims import claim
+from isthmus.structure.liveness import live_units
 from tests.problems import (
     PROBLEMS,
     Problem,

@@ -13,7 +13,7 @@ from torch import Tensor
 from isthmus.certify.bounds import Bound, Bounds, unsure
 from isthmus.certify.branch import Search, search
 from isthmus.certify.certificate import Certificate, SegmentCertificate
-from isthmus.certify.claims import Claim, claim, cleared
+from isthmus.certify.claims import Claim, claim
 from isthmus.certify.forms import Form
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
 from isthmus.evaluate.profile import profile
@@ -22,6 +22,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast, nonfinite
 from isthmus.paths import Curve, Path, Segment
 from isthmus.structure import Structure
+from isthmus.structure.liveness import cleared, live_units
 
 BUDGET = 400
 """Sub-intervals whose bounds may be computed: each costs about as much as eight passes over the data."""
@@ -177,7 +178,7 @@ class Kernel:
             raise UnsupportedError("the network's graph", str(e)) from e
         control = [cast(p, torch.float64) for p in self.control(i)]
         structure = self.structure
-        simple = None if structure is None else cleared(control, structure)
+        simple = None if structure is None else cleared(control, live_units(control, structure), structure)
         return Bounds(self.wide, program, control, simple, self.wide.memory // READINGS)
 
 

@@ -67,14 +67,19 @@ def effective_changes(
     Each of the others may be held at its value at any control point, alone or together: the function on the curve
     stays the same.
     """
-    names = {m.tensor for g in structure.groups for m in g.members if m.role == "in"}
-    masks = {k: _rows_live(k, control[0][k].shape, live, structure) for k in names}
-    points = [_masked(p, masks) for p in control]
+    points = cleared(control, live, structure)
     left = {k for k in changed if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
     if not left:
         return left
     points = _merge_equal(points, live, structure)
     return {k for k in left if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
+
+
+def cleared(control: Sequence[Params], live: Mapping[str, Tensor], structure: Structure) -> list[Params]:
+    """The control points of the same functions, with the incoming weights of dead units set to zero."""
+    names = {m.tensor for g in structure.groups for m in g.ins}
+    masks = {k: _rows_live(k, control[0][k].shape, live, structure) for k in names}
+    return [_masked(p, masks) for p in control]
 
 
 def live_units(control: Sequence[Params], structure: Structure) -> dict[str, Tensor]:
@@ -144,8 +149,8 @@ def _merge_equal(points: Sequence[Params], live: Mapping[str, Tensor], structure
     """The same functions, with the outgoing weights of equal units added up on the first of them.
 
     Groups are visited in the order of the graph, so that rows are compared after the columns before them were
-    merged. Sums of two float32 numbers are exact in float64; in float64, a sum that rounds can only make equal
-    units look different.
+    merged. Sums of two float32 numbers are exact in float64; in float64, a sum that rounds can make equal units look
+    different, or hide a difference of one rounding, which the slack of a certificate covers.
     """
     merged = [dict(p) for p in points]
     for group in structure.groups:
