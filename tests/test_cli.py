@@ -92,6 +92,17 @@ def test_profile_and_certify_need_only_the_path_file(folder, tmp_path, capsys):
     assert (tmp_path / "profile.json").exists()
 
 
+def test_profile_takes_the_ways_of_measuring(folder, tmp_path, capsys):
+    path = str(folder / "dropout/path.safetensors")
+    command = ["profile", path, "--num-points", "5", "--out", str(tmp_path), "--quiet", "--json"]
+    assert run_app([*command, "--tol", "0.01"]) == 0
+    assert json.loads((tmp_path / "profile.json").read_text())["tol"] == 0.01
+    assert run_app([*command, "--screen", "bf16", "--bn", "error"]) == 0
+    assert json.loads((tmp_path / "profile.json").read_text())["screen"] == "bf16"
+    fails(capsys, [*command, "--bn", "forget"], "'forget'")
+    fails(capsys, [*command, "--screen", "int4"], "'int4'")
+
+
 def test_a_path_that_is_broken_is_not_proved_and_the_segment_is_named(folder, tmp_path, capsys):
     connection = im.load_connection(folder / "dropout/path.safetensors")
     knots = list(connection.path.knots)

@@ -219,6 +219,11 @@ def profile(
     loss: LossOption = "cross_entropy",
     examples: Examples = None,
     num_points: Points = 61,
+    tol: Annotated[
+        float | None, typer.Option("--tol", help="Refine until the maximum is estimated to this accuracy.")
+    ] = None,
+    screen: Annotated[str | None, typer.Option("--screen", help="bf16 or auto: screen points in bfloat16.")] = None,
+    bn: Annotated[str, typer.Option("--bn", help="BatchNorm: interpolate, keep, recompute or error.")] = "interpolate",
     device: Device = "auto",
     dtype: DType = "auto",
     quiet: Quiet = False,
@@ -227,7 +232,9 @@ def profile(
     """Measure the loss and the error along a stored path, on the training and the test data."""
     connection, objective, test = _open_path(path, model, data, loss, examples, device, dtype)
     with progress_bar(quiet) as progress:
-        measured = profile_path(objective, connection.path, num_points, test=test, progress=progress)
+        measured = profile_path(
+            objective, connection.path, num_points, test=test, bn=bn, screen=screen, tol=tol, progress=progress
+        )
     make_folder(out)
     runs.write_profile(measured, out)
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
