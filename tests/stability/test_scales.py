@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 
 import isthmus as im
+from isthmus.evaluate.screen import has_bf16
 from isthmus.losses import cross_entropy
 from isthmus.stability import dropout
 from isthmus.stability.dropout import LARGEST_SCALE, search
@@ -194,3 +195,15 @@ def test_progress_counts_every_mask():
     calls = []
     run(PROBLEMS["perceptron"](), False, masks=5, progress=calls.append)
     assert sum(calls) == 15
+
+
+def test_whether_masks_are_screened_does_not_depend_on_a_clock(monkeypatch):
+    """The subsets must be the same on every run, however busy the machine is."""
+    problem = classify("busy", perceptron([5, 9, 7, 4]), (5,))
+    monkeypatch.setattr(dropout, "WORTH_SCREENING", 0)
+    monkeypatch.setattr(dropout, "has_bf16", lambda device: True)
+    connections = [im.connect(problem.objective, problem.a, problem.b, im.Dropout(masks=12)) for _ in range(2)]
+    assert connections[0].stats["dropped"] == connections[1].stats["dropped"]
+    assert has_bf16(torch.device("cpu")) == has_bf16(torch.device("cpu"))
+    assert not has_bf16(torch.device("meta"))
+    assert "bf16_pays" not in dropout.__dict__

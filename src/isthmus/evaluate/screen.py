@@ -21,6 +21,16 @@ SHARE = 1e-3
 """... plus this share of the largest value."""
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the processor multiplies in bfloat16 itself: a fact of the machine, the same on every run.
+
+    Choices that can change a result ask this, and never a clock.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def bf16_pays(objective: Objective, params: Params, by: float = 1.5) -> bool:
     """Whether the network runs at least `by` times faster in bfloat16, measured on some examples at `params`."""
     low, high = Network(objective, torch.bfloat16), Network(objective)

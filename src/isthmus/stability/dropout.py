@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 from isthmus.errors import InputError
 from isthmus.evaluate.network import size
 from isthmus.evaluate.plan import cast_for
-from isthmus.evaluate.screen import SHARE, TIMES, bf16_pays
+from isthmus.evaluate.screen import SHARE, TIMES, has_bf16
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.scales import best_scales, mean_losses
@@ -78,7 +78,8 @@ def search(
 
     The features of layer i are computed once for all masks; a mask then runs a network of its own size, and its outputs
     are kept while the scale is found, for many masks at once (`best_scales`). `screen`: run the masks in bfloat16
-    first and again in the working precision where they may be the best; default: when that is measured to be faster.
+    first and again in the working precision where they may be the best; default: for large searches on a processor
+    that has bfloat16, so that the same machine gives the same subsets every time.
     The subsets, losses and scales that are returned were computed in the working precision.
     """
     if not 0 < keep <= 0.5:
@@ -87,7 +88,7 @@ def search(
         raise InputError("scale", expected="'output', 'layer' or 'none'", got=repr(scale))
     if screen is None:
         work = size(params) * objective.num_examples * keep**2
-        screen = work >= WORTH_SCREENING and masks > 8 and bf16_pays(objective, params)
+        screen = work >= WORTH_SCREENING and masks > 8 and has_bf16(objective.device)
     best: dict[int, Dropped] = {}
     h: Tensor = tree_flatten(objective.data[0])[0][0]  # a chain has one input
     with torch.no_grad():
