@@ -7,7 +7,9 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -212,3 +214,12 @@ def write_certificate(proved: Certificate, folder: FilePath) -> None:
     write_json(folder / "certificate.json", table)
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
+
+
+def upward(value: float, digits: int = 4) -> float:
+    """`value` rounded up to so many significant digits: what is printed of a bound must still be one.
+
+    >>> upward(0.00259312), upward(0.25)
+    (0.002594, 0.25)
+    """
+    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(value)) if isfinite(value) else value

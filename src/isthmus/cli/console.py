@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from isthmus.connectors.base import Progress as Report
 from isthmus.connectors.base import no_progress
+from isthmus.runs import upward
 from isthmus.storage.files import plain
 
 STEP = 10.0
@@ -61,13 +63,15 @@ def console() -> Console:
     return Console(width=max(120, Console().width))
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number in four significant digits; a dash where there is none.
+def number(value: float | None, digits: int = 4, *, up: bool = False) -> str:
+    """A number in four significant digits; a dash where there is none. Bounds are rounded `up`, to stay bounds.
 
-    >>> number(0.00123456), number(None)
-    ('0.001235', '-')
+    >>> number(0.00123456), number(None), number(0.00123411, up=True)
+    ('0.001235', '-', '0.001235')
     """
-    return "-" if value is None or value != value else f"{value:.{digits}g}"
+    if value is None or not isfinite(value):
+        return "-"
+    return f"{upward(value, digits) if up else value:.{digits}g}"
 
 
 COLUMNS: Sequence[tuple[str, str]] = (
@@ -101,7 +105,7 @@ def table_of_runs(results: Sequence[Mapping[str, Any]]) -> Table:
             elif key == "bound" and value is None:
                 cells.append("not proved")
             else:
-                cells.append(number(value))
+                cells.append(number(value, up=key == "bound"))
         table.add_row(*cells)
     return table
 

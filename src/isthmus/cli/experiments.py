@@ -249,7 +249,7 @@ def _print(rows: Sequence[Row], json_: bool) -> None:
     columns = columns_of(rows)
     made = Table(*(Column(c, no_wrap=True) for c in columns))
     for row in rows:
-        made.add_row(*(shown(row.get(c)) or "-" for c in columns))
+        made.add_row(*(shown(row.get(c), c) or "-" for c in columns))
     screen = console()
     screen.width = max(screen.width, screen.measure(made, options=screen.options.update(width=10_000)).maximum)
     screen.print(made, highlight=False, markup=False)

@@ -298,7 +298,7 @@ def _print_values(values: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(values, indent=2))
         return
     for key, value in values.items():
-        print(f"{key:>24}  {number(value, 6) if isinstance(value, float) else value}")
+        print(f"{key:>24}  {number(value, 6, up='bound' in key) if isinstance(value, float) else value}")
 
 
 @app.command()

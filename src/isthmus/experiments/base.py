@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import InputError
+from isthmus.runs import upward
 from isthmus.storage import make_folder, write_csv, write_json, write_text
 from isthmus.storage.files import plain
 from isthmus.sweep import Cell, Store, Stored
@@ -92,17 +93,18 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """
     columns = columns_of(rows)
     out = io.StringIO()
-    for cells in (columns, ["---"] * len(columns), *([shown(row.get(c)) for c in columns] for row in rows)):
+    for cells in (columns, ["---"] * len(columns), *([shown(row.get(c), c) for c in columns] for row in rows)):
         out.write("| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |\n")
     return out.getvalue()
 
 
-def shown(value: Any) -> str:
-    """A value as a table shows it."""
+def shown(value: Any, column: str = "") -> str:
+    """A value as a table shows it; bounds are rounded up, to stay bounds."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    value = upward(value) if isinstance(value, float) and "bound" in column else value
     return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from decimal import ROUND_CEILING, Context
 from html import escape
 from math import isfinite, nan
 
 from isthmus.plot.runs import Run
+from isthmus.runs import upward
 
 CLAIMS = {
     "unchanged": "the outputs on the data stay as they are (only weights into silent units move, or weight moves "
@@ -44,7 +44,7 @@ def bound_num(value: float) -> str:
     """
     if not isfinite(value):
         return NONE
-    return num(float(Context(prec=4, rounding=ROUND_CEILING).create_decimal(value)))
+    return num(upward(value))
 
 
 def whole(value: float) -> str:
