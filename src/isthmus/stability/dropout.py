@@ -8,12 +8,12 @@ from math import floor
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError
 from isthmus.evaluate.network import size
 from isthmus.evaluate.plan import cast_for
 from isthmus.evaluate.screen import SHARE, TIMES, has_bf16
+from isthmus.examples import single
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.scales import best_scales, mean_losses
@@ -90,7 +90,7 @@ def search(
         work = size(params) * objective.num_examples * keep**2
         screen = work >= WORTH_SCREENING and masks > 8 and has_bf16(objective.device)
     best: dict[int, Dropped] = {}
-    h: Tensor = tree_flatten(objective.data[0])[0][0]  # a chain has one input
+    h = single(objective.data[0])
     with torch.no_grad():
         for i in range(1, chain.L):
             h = torch.cat([chain.through(params, part, i) for part in h.split(objective.chunk)])
