@@ -1,5 +1,6 @@
 """The command line: what it writes, what it prints, and how it ends."""
 
+import importlib.util
 import json
 import pickle
 import subprocess
@@ -101,6 +102,23 @@ def test_profile_takes_the_ways_of_measuring(folder, tmp_path, capsys):
     assert json.loads((tmp_path / "profile.json").read_text())["screen"] == "bf16"
     fails(capsys, [*command, "--bn", "forget"], "'forget'")
     fails(capsys, [*command, "--screen", "int4"], "'int4'")
+
+
+def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path, capsys):
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs isthmus[ray]")
+    path = str(folder / "dropout/path.safetensors")
+    both: dict[str, list] = {"profile": [], "certify": []}
+    for name, extra in ((n, e) for n in both for e in ([], ["--workers", "1"])):
+        points = ["--num-points", "3"] if name == "profile" else []
+        assert run_app([name, path, *points, *extra, "--out", str(tmp_path), "--quiet", "--json"]) == 0
+        both[name].append(json.loads(capsys.readouterr().out))
+    for one, other in both.values():
+        numbers = {k for k, v in one.items() if isinstance(v, float)} - {"slack"}
+        assert {k: other[k] for k in numbers} == pytest.approx({k: one[k] for k in numbers}, rel=1e-6, abs=1e-9)
+    assert both["certify"][1]["proved"]
+    fails(capsys, ["profile", path, "--workers", "1", "--tol", "0.1", "--out", tmp_path], "--tol")
+    fails(capsys, ["certify", path, "--workers", "1", "--verify", path, "--out", tmp_path], "--verify")
 
 
 def test_a_path_that_is_broken_is_not_proved_and_the_segment_is_named(folder, tmp_path, capsys):

@@ -17,8 +17,6 @@ import typer
 from rich.table import Column, Table
 
 from isthmus import runs
-from isthmus.certify import certify as certify_path
-from isthmus.certify import verify_certificate
 from isthmus.cli.common import (
     Budget,
     Checkpoint,
@@ -43,15 +41,14 @@ from isthmus.cli.common import (
 from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.cli.experiments import app as experiments
 from isthmus.cli.experiments import sweep
-from isthmus.connectors import METHODS, Connection, Connector
+from isthmus.cli.paths import certify, profile
+from isthmus.connectors import METHODS, Connector
 from isthmus.connectors.fit import Recipe
 from isthmus.data import DATASETS, load
-from isthmus.errors import InputError, IsthmusError
-from isthmus.evaluate import profile as profile_path
+from isthmus.errors import IsthmusError
 from isthmus.models import MODELS, by_name, seeded
-from isthmus.objective import Objective
 from isthmus.params import cast
-from isthmus.storage import load_connection, load_params, make_folder, read_json, save_params
+from isthmus.storage import load_params, make_folder, save_params
 
 app = typer.Typer(
     name="isthmus",
@@ -73,6 +70,8 @@ def settings(
 
 app.add_typer(experiments)
 app.command()(sweep)
+app.command()(profile)
+app.command()(certify)
 
 
 def run_app(arguments: list[str] | None = None) -> int:
@@ -193,112 +192,6 @@ def connect(
 
 def _command() -> str:
     return "isthmus " + shlex.join(sys.argv[1:])
-
-
-def _open_path(
-    path: Path, model: str | None, data: str | None, loss: str, examples: int | None, device: str, dtype: str
-) -> tuple[Any, Objective, Objective | None]:
-    connection = load_connection(path)
-    model = model or connection.stats.get("model")
-    data = data or connection.stats.get("data")
-    if model is None or data is None:
-        raise InputError("--model and --data", expected="both, as the file does not hold them", got=(model, data))
-    kind = dtype_of(dtype, dict(connection.path.start))
-    objective, test = objectives(
-        model, data, dict(connection.path.start), loss=loss, examples=examples, device=device, dtype=kind
-    )
-    return connection, objective, test
-
-
-@app.command()
-def profile(
-    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
-    out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
-    loss: LossOption = "cross_entropy",
-    examples: Examples = None,
-    num_points: Points = 61,
-    tol: Annotated[
-        float | None, typer.Option("--tol", help="Refine until the maximum is estimated to this accuracy.")
-    ] = None,
-    screen: Annotated[str | None, typer.Option("--screen", help="bf16 or auto: screen points in bfloat16.")] = None,
-    bn: Annotated[str, typer.Option("--bn", help="BatchNorm: interpolate, keep, recompute or error.")] = "interpolate",
-    device: Device = "auto",
-    dtype: DType = "auto",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> int:
-    """Measure the loss and the error along a stored path, on the training and the test data."""
-    connection, objective, test = _open_path(path, model, data, loss, examples, device, dtype)
-    with progress_bar(quiet) as progress:
-        measured = profile_path(
-            objective, connection.path, num_points, test=test, bn=bn, screen=screen, tol=tol, progress=progress
-        )
-    make_folder(out)
-    runs.write_profile(measured, out)
-    values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
-    if measured.test is not None:
-        values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
-    _print_values(values, as_json)
-    return 0
-
-
-@app.command()
-def certify(
-    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
-    out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
-    loss: LossOption = "cross_entropy",
-    examples: Examples = None,
-    gap: Gap = 0.01,
-    budget: Budget = 400,
-    verify: Annotated[
-        Path | None, typer.Option("--verify", help="Check this certificate.json instead of making one.")
-    ] = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> int:
-    """Prove a bound on the loss over a stored path, or check a stored proof against the path alone.
-
-    Exit code 1 when some segment is only measured, or when the stored proof does not hold.
-    """
-    connection, objective, _ = _open_path(path, model, data, loss, examples, device, "float64")
-    labels = connection.stats.get("segments", ())
-    if verify is not None:
-        return _verify(objective, connection, read_json(verify), quiet)
-    make_folder(out)
-    with progress_bar(quiet) as progress:
-        proved = certify_path(objective, connection.path, gap, budget=budget, labels=labels, progress=progress)
-    runs.write_certificate(proved, out)
-    table = proved.to_dict()
-    _print_values(
-        {k: table[k] for k in ("bound", "excess", "gap", "proved", "error_bound", "dtype", "slack", "counts")}, as_json
-    )
-    for i in proved.unproved():
-        s = proved.segments[i]
-        print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
-    return 0 if proved.proved else 1
-
-
-def _verify(objective: Objective, connection: Connection, stored: Any, quiet: bool) -> int:
-    labels = connection.stats.get("segments", ())
-    with progress_bar(quiet) as progress:
-        problems = verify_certificate(objective, connection.path, stored, labels=labels, progress=progress)
-    for problem in problems:
-        print(problem)
-    print("the certificate holds" if not problems else f"the certificate does not hold: {len(problems)} problems")
-    return 1 if problems else 0
-
-
-def _print_values(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(values, indent=2))
-        return
-    for key, value in values.items():
-        print(f"{key:>24}  {number(value, 6, up='bound' in key) if isinstance(value, float) else value}")
 
 
 @app.command()

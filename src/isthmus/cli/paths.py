@@ -1,0 +1,179 @@
+"""The commands on a stored path: ``isthmus profile`` and ``isthmus certify``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from isthmus import runs
+from isthmus.certify import certify as certify_path
+from isthmus.certify import verify_certificate
+from isthmus.cli.common import (
+    Budget,
+    DataOption,
+    Device,
+    DType,
+    Examples,
+    Gap,
+    Json,
+    LossOption,
+    ModelOption,
+    OutOption,
+    Points,
+    Quiet,
+    dtype_of,
+    objectives,
+)
+from isthmus.cli.console import number, progress_bar
+from isthmus.cli.experiments import Address, Workers, engine_of
+from isthmus.connectors import Connection
+from isthmus.connectors.base import Progress
+from isthmus.errors import InputError
+from isthmus.evaluate import Profile
+from isthmus.evaluate import profile as profile_path
+from isthmus.objective import Objective
+from isthmus.paths import Path as WeightPath
+from isthmus.storage import load_connection, make_folder, read_json
+from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
+
+
+def _open_path(
+    path: Path, model: str | None, data: str | None, loss: str, examples: int | None, device: str, dtype: str
+) -> tuple[Any, Objective, Objective | None]:
+    connection = load_connection(path)
+    model = model or connection.stats.get("model")
+    data = data or connection.stats.get("data")
+    if model is None or data is None:
+        raise InputError("--model and --data", expected="both, as the file does not hold them", got=(model, data))
+    kind = dtype_of(dtype, dict(connection.path.start))
+    objective, test = objectives(
+        model, data, dict(connection.path.start), loss=loss, examples=examples, device=device, dtype=kind
+    )
+    return connection, objective, test
+
+
+def profile(
+    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
+    out: OutOption,
+    model: ModelOption = None,
+    data: DataOption = None,
+    loss: LossOption = "cross_entropy",
+    examples: Examples = None,
+    num_points: Points = 61,
+    tol: Annotated[
+        float | None, typer.Option("--tol", help="Refine until the maximum is estimated to this accuracy.")
+    ] = None,
+    screen: Annotated[str | None, typer.Option("--screen", help="bf16 or auto: screen points in bfloat16.")] = None,
+    bn: Annotated[str, typer.Option("--bn", help="BatchNorm: interpolate, keep, recompute or error.")] = "interpolate",
+    workers: Workers = None,
+    address: Address = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Measure the loss and the error along a stored path, on the training and the test data."""
+    engine = _engine(workers, address, {"--tol": tol, "--screen": screen, "--bn": None if bn == "interpolate" else bn})
+    connection, objective, test = _open_path(path, model, data, loss, examples, device, dtype)
+    with progress_bar(quiet) as progress:
+        if engine is None:
+            measured = profile_path(
+                objective, connection.path, num_points, test=test, bn=bn, screen=screen, tol=tol, progress=progress
+            )
+        else:
+            measured = _profile_on(engine, objective, test, connection.path, num_points, progress)
+    make_folder(out)
+    runs.write_profile(measured, out)
+    values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
+    if measured.test is not None:
+        values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
+    _print_values(values, as_json)
+    return 0
+
+
+def certify(
+    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
+    out: OutOption,
+    model: ModelOption = None,
+    data: DataOption = None,
+    loss: LossOption = "cross_entropy",
+    examples: Examples = None,
+    gap: Gap = 0.01,
+    budget: Budget = 400,
+    verify: Annotated[
+        Path | None, typer.Option("--verify", help="Check this certificate.json instead of making one.")
+    ] = None,
+    workers: Workers = None,
+    address: Address = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Prove a bound on the loss over a stored path, or check a stored proof against the path alone.
+
+    Exit code 1 when some segment is only measured, or when the stored proof does not hold.
+    """
+    engine = _engine(workers, address, {"--verify": verify})
+    connection, objective, _ = _open_path(path, model, data, loss, examples, device, "float64")
+    labels = connection.stats.get("segments", ())
+    if verify is not None:
+        return _verify(objective, connection, read_json(verify), quiet)
+    make_folder(out)
+    with progress_bar(quiet) as progress:
+        if engine is None:
+            proved = certify_path(objective, connection.path, gap, budget=budget, labels=labels, progress=progress)
+        else:
+            proved = certify_in_parallel(
+                objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
+            )
+    runs.write_certificate(proved, out)
+    table = proved.to_dict()
+    _print_values(
+        {k: table[k] for k in ("bound", "excess", "gap", "proved", "error_bound", "dtype", "slack", "counts")}, as_json
+    )
+    for i in proved.unproved():
+        s = proved.segments[i]
+        print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
+    return 0 if proved.proved else 1
+
+
+def _engine(workers: int | None, address: str | None, others: dict[str, Any]) -> Engine | None:
+    """Where the work is done: None for this process. `others` are options that only this process knows."""
+    if workers is None and address is None:
+        return None
+    if given := [name for name, value in others.items() if value is not None]:
+        raise InputError("--workers, --address", expected=f"none with {', '.join(given)}", got=workers or address)
+    return engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
+
+
+def _profile_on(
+    engine: Engine, objective: Objective, test: Objective | None, path: WeightPath, num_points: int, progress: Progress
+) -> Profile:
+    """The profile on the training data and, where there are some, on the test data."""
+    measured, *more = (
+        profile_in_parallel(o, path, num_points, engine=engine, progress=progress) for o in (objective, test) if o
+    )
+    return replace(measured, test=more[0]) if more else measured
+
+
+def _verify(objective: Objective, connection: Connection, stored: Any, quiet: bool) -> int:
+    labels = connection.stats.get("segments", ())
+    with progress_bar(quiet) as progress:
+        problems = verify_certificate(objective, connection.path, stored, labels=labels, progress=progress)
+    for problem in problems:
+        print(problem)
+    print("the certificate holds" if not problems else f"the certificate does not hold: {len(problems)} problems")
+    return 1 if problems else 0
+
+
+def _print_values(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    for key, value in values.items():
+        print(f"{key:>24}  {number(value, 6, up='bound' in key) if isinstance(value, float) else value}")
