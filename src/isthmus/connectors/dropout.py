@@ -12,7 +12,8 @@ from isthmus.connectors.walk import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.stability.dropout import Dropped, search
+from isthmus.stability.dropout import SCALES, Dropped, search
+from isthmus.stability.subsets import SEARCHES, check_choice
 from isthmus.structure.chain import Weights, chain_of
 
 
@@ -23,11 +24,13 @@ class Dropout(Connector):
     Each end is walked to a network on at most half of its units in every layer (Lemma 1), through the
     dropped-out networks theta_i for i = L-1 .. 1; the two half networks are joined by Lemma 2, which places one
     beside the other and permutes it home by Lemma 4. The path has 8L - 4 straight segments for L layers. epsilon
-    is what the subsets cost: for each theta_i the best of `masks` random subsets is taken, each with its best
-    output scale (`scale="output"`), with the factor n / kept alone ("layer"), or unscaled ("none").
+    is what the subsets cost: for each theta_i the best that `search` finds at the price of `masks` evaluations, each
+    subset with its best output scale (`scale="output"`), with a best factor for every layer ("each"), with the factor
+    n / kept alone ("layer"), or unscaled ("none"); see ``dropout_stability``, which measures the same.
 
     `keep`: the kept fraction of each layer, at most 1/2. `every_vertex`: end each step exactly at theta_i, all
-    dropped units cleared (5L - 8 segments per end in place of 4L - 6; the same losses).
+    dropped units cleared (5L - 8 segments per end in place of 4L - 6; the same losses). `search`: "gates" trains which
+    units stay; "greedy" exchanges units; "magnitude" ranks them; "random" is the paper's.
 
     When to use: for networks trained with dropout, or to test dropout stability. Needs a chain of layers and a
     loss that is convex in the outputs. Cost: masks * (L - 1) evaluations of half-width networks per end.
@@ -37,6 +40,7 @@ class Dropout(Connector):
     masks: int = 30
     scale: str = "output"
     every_vertex: bool = False
+    search: str = "gates"
 
     about = About(
         makes="8L - 4 straight segments through half-width networks",
@@ -49,9 +53,9 @@ class Dropout(Connector):
         if not 0 < self.keep <= 0.5:
             raise InputError("keep", expected="a number in (0, 1/2], as Definition 1 asks", got=self.keep)
         if self.masks < 1:
-            raise InputError("masks", expected="at least 1 random subset per layer", got=self.masks)
-        if self.scale not in ("output", "layer", "none"):
-            raise InputError("scale", expected="'output', 'layer' or 'none'", got=repr(self.scale))
+            raise InputError("masks", expected="at least 1 subset per layer", got=self.masks)
+        check_choice("scale", self.scale, SCALES)
+        check_choice("search", self.search, SEARCHES)
 
     def find(
         self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
@@ -68,11 +72,14 @@ class Dropout(Connector):
             done += n
             progress("searching subnetworks", done, total)
 
+        # what lies below the larger end would not lower the path, but large weights would lengthen it
+        enough = max(objective.loss(end) - objective.penalty_of(end) for end in (a, b))
         walks, found = [], []
         for params in (a, b):
             best = search(
                 objective, chain, params,
                 keep=self.keep, masks=self.masks, scale=self.scale, generator=generator, progress=count,
+                by=self.search, enough=enough,
             )  # fmt: skip
             walk = Walk(chain, params)
             drop_out(walk, best, "AB"[len(walks)], self.every_vertex)

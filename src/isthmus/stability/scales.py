@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -44,6 +46,31 @@ def best_scales(objective: Objective, z: Tensor, offset: Tensor, bound: float) -
     return s, mean_losses(objective, z, offset, s)
 
 
+def smallest_scale(objective: Objective, z: Tensor, offset: Tensor, s: float, enough: float) -> tuple[float, float]:
+    """(s', loss): the s' of least size from sign(s) to s whose loss is at most `enough`, to three digits.
+
+    z is [1, N, ...]. The loss must be convex with its minimum at s: it falls from sign(s) to s, to `enough` or less.
+
+    >>> objective = Objective(torch.nn.Linear(1, 1), "mse", (torch.zeros(1, 1), torch.full((1, 1), 5.0)))
+    >>> s, loss = smallest_scale(objective, torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1), 5.0, 1.0)
+    >>> round(s, 2), loss <= 1.0
+    (4.0, True)
+    """
+
+    def loss(s: float) -> float:
+        return float(mean_losses(objective, z, offset, torch.tensor([s], dtype=z.dtype, device=z.device)))
+
+    low, high = (1.0 if s > 0 else -1.0), s
+    if abs(s) <= 1:
+        return s, loss(s)
+    if (found := loss(low)) <= enough:
+        return low, found
+    while abs(high - low) > 1e-3 * abs(low):
+        middle = (low + high) / 2
+        low, high = (low, middle) if loss(middle) <= enough else (middle, high)
+    return high, loss(high)
+
+
 def _broadcast(offset: Tensor, z: Tensor) -> Tensor:
     return offset.to(z).reshape(-1, *(1,) * (z.dim() - 3))
 
@@ -60,7 +87,7 @@ def _brent(objective: Objective, z: Tensor, offset: Tensor, bound: float) -> flo
     def loss(s: float) -> float:
         return float(mean_losses(objective, z, offset, torch.tensor([s], dtype=torch.float64, device=z.device)))
 
-    found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
+    found = cast(Any, minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6}))
     return float(found.x)
 
 

@@ -1,0 +1,249 @@
+"""Ways to choose the units that stay: random subsets, and searches that look at the network.
+
+A search has a budget of T evaluations of the small network on all examples, and pays for everything from it: passes
+through the whole network count 1 / keep^2 times (that many more products), gradients three times a forward
+pass, and both only for the examples they see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import floor, inf
+
+import torch
+from torch import Tensor
+
+from isthmus.errors import InputError
+
+Units = dict[int, Tensor]
+"""For each hidden layer, unit numbers (int64, ascending)."""
+
+Scores = dict[int, Tensor]
+"""For each hidden layer, one number per unit, float64 on the CPU; the highest stay."""
+
+
+def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a word that is none of the choices."""
+    if value not in (known := tuple(choices)):
+        raise InputError(what, expected=f"one of {', '.join(map(repr, known))}", got=repr(value))
+
+
+def kept_count(n: int, keep: float) -> int:
+    """How many of n units stay: at most keep * n, at least one.
+
+    >>> kept_count(7, 0.5), kept_count(100, 0.29), kept_count(1, 0.5)
+    (3, 29, 1)
+    """
+    return max(1, floor(keep * n + 1e-9))  # 0.29 * 100 is 28.999...
+
+
+def random_subsets(widths: Mapping[int, int], keep: float, generator: torch.Generator) -> Units:
+    """A uniformly random subset of floor(keep * n) units (at least one) of every layer, ascending."""
+    return {j: torch.randperm(n, generator=generator)[: kept_count(n, keep)].sort().values for j, n in widths.items()}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A subset that was evaluated: its best output scale, and its loss with it (infinite for NaN)."""
+
+    kept: Units
+    scale: float
+    loss: float
+
+
+@dataclass(eq=False)
+class Budget:
+    """What a search may do for one entry layer, and what is left to do it with.
+
+    `evaluate` gives (scale, loss) of subsets on all examples; `slopes(kept, scale, index)` the derivative of the loss
+    on some examples in the membership (0 or 1) of every unit, kept or not; `strengths(index)` how strongly each unit
+    speaks to the next layer. `trace` has one loss per evaluation, infinity for one that was spent otherwise.
+    """
+
+    widths: Mapping[int, int]
+    keep: float
+    total: int
+    num_examples: int
+    generator: torch.Generator
+    evaluate: Callable[[Sequence[Units]], list[tuple[float, float]]]
+    slopes: Callable[[Units, float, Tensor], Scores]
+    strengths: Callable[[Tensor], Scores]
+    trace: list[float] = field(default_factory=list)
+    best: Trial = field(default=Trial({}, 1.0, inf))
+    debt: float = 0.0
+
+    @property
+    def left(self) -> int:
+        """How many subsets may still be evaluated."""
+        return self.total - len(self.trace) - (self.debt > 0)
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """How many units stay in each layer."""
+        return {j: kept_count(n, self.keep) for j, n in self.widths.items()}
+
+    def measure(self, subsets: Sequence[Units]) -> list[Trial]:
+        """Evaluate some subsets, each at the price of 1."""
+        found = [
+            Trial(kept, scale, loss if loss == loss else inf)
+            for kept, (scale, loss) in zip(subsets, self.evaluate(subsets), strict=True)
+        ]
+        self.trace += [trial.loss for trial in found]
+        for trial in found:
+            if not self.best.kept or trial.loss < self.best.loss:
+                self.best = trial
+        return found
+
+    def examples(self, share: float, passes: int) -> int:
+        """How many examples a share of the whole budget takes through so many passes; one evaluation is reserved."""
+        price = passes / (self.keep**2 * self.num_examples)
+        return floor(max(0.0, min(share * self.total, self.left - 1.0)) / price + 1e-9)
+
+    def sample(self, n: int, passes: int) -> Tensor:
+        """n random examples (all if there are no more), paid for so many passes."""
+        N = self.num_examples
+        index = torch.randint(N, (n,), generator=self.generator) if n < N else torch.arange(N)
+        self.debt += passes * len(index) / (self.keep**2 * N)
+        self.trace += [inf] * floor(self.debt)
+        self.debt -= floor(self.debt)
+        return index
+
+    def noise(self, n: int) -> Tensor:
+        """Standard Gumbel numbers: added to scores, they draw units with probability proportional to exp(score)."""
+        u = torch.rand(n, generator=self.generator, dtype=torch.float64)
+        return -(-u.clamp(1e-300, 1 - 1e-16).log()).log()
+
+    def top(self, scores: Scores, temperature: float = 0.0) -> Units:
+        """The units of the highest scores, after adding that much noise."""
+        out = {}
+        for j, k in self.sizes.items():
+            v = scores[j] + temperature * self.noise(len(scores[j])) if temperature else scores[j]
+            out[j] = v.argsort(descending=True, stable=True)[:k].sort().values
+        return out
+
+
+Search = Callable[[Budget, Scores | None], Scores | None]
+"""Spends a budget; takes the scores that the search left at the next deeper entry layer, and returns its own."""
+
+
+def by_chance(budget: Budget, before: Scores | None = None) -> None:
+    """All evaluations on uniformly random subsets: the search of the paper."""
+    budget.measure([random_subsets(budget.widths, budget.keep, budget.generator) for _ in range(budget.left)])
+
+
+def by_magnitude(budget: Budget, before: Scores | None = None) -> None:
+    """Units ranked by activation norm times outgoing norm, perturbed by noise that grows from none to large.
+
+    Can lose to chance on networks trained with dropout, where strong units do the same work many times over.
+    """
+    scores = _ranked(budget)
+    budget.measure(_around(budget, scores, budget.left))
+
+
+def by_exchange(budget: Budget, before: Scores | None = None) -> None:
+    """Local search: from the best of some perturbed rankings, exchange units that the gradient proposes."""
+    budget.measure(_around(budget, _ranked(budget), max(1, budget.left // 8)))
+    _exchange(budget)
+
+
+STEP = 0.3
+"""Step of a score, whose spread is 1 at the start, for a gradient of typical size; falls to a tenth of it."""
+MOMENTUM = 0.9
+FEWEST, MOST = 32, 512
+"""Examples per gradient, about 200 gradients being made in between."""
+
+
+def by_gates(budget: Budget, before: Scores | None = None) -> Scores:
+    """Half the budget trains scores by gradients on few examples at a time, the rest exchanges units.
+
+    Each step keeps the units of the highest scores and moves all scores, those of dropped units too, against the
+    derivative of the loss in the unit's membership (straight-through, as Ramanujan et al. 2020 do for single weights),
+    so units enter and leave as the sums of many noisy derivatives say. It starts from the ranking by magnitude, deeper
+    layers from the scores they had at the entry layer before.
+    """
+    scores = _ranked(budget) | (before or {})
+    start = budget.measure([budget.top(scores)])[0]
+    examples = budget.examples(0.5, passes=3)
+    batch = min(budget.num_examples, max(FEWEST, min(MOST, examples // 200)))
+    steps = examples // batch
+    speed = {j: torch.zeros_like(v) for j, v in scores.items()}
+    for t in range(steps):
+        slopes = budget.slopes(budget.top(scores), start.scale, budget.sample(batch, passes=3))
+        for j, g in slopes.items():
+            size = g.norm() / len(g) ** 0.5
+            speed[j] = MOMENTUM * speed[j] + (1 - MOMENTUM) * (g / size if size > 0 else g)
+            scores[j] = scores[j] - STEP * (1 - 0.9 * t / steps) * speed[j]
+    if budget.left > 0:
+        budget.measure([budget.top(scores)])
+    _exchange(budget)
+    return scores
+
+
+SEARCHES: dict[str, Search] = {
+    "random": by_chance,
+    "magnitude": by_magnitude,
+    "greedy": by_exchange,
+    "gates": by_gates,
+}
+"""Every search by its name."""
+
+
+def _ranked(budget: Budget) -> Scores:
+    """The logarithm of each unit's strength, centred and scaled to unit spread within its layer."""
+    n = min(budget.num_examples, budget.examples(0.05, passes=1))
+    if n < 1:
+        return {j: budget.noise(width) for j, width in budget.widths.items()}
+    out = {}
+    for j, v in budget.strengths(budget.sample(n, passes=1)).items():
+        # a unit that is silent on these examples is worth little, not infinitely little
+        v = v.clamp(min=float(v.max()) * 1e-4).log() if float(v.max()) > 0 else torch.zeros_like(v)
+        out[j] = (v - v.mean()) / max(float(v.std(correction=0)), 1e-12)
+    return out
+
+
+def _around(budget: Budget, scores: Scores, n: int) -> list[Units]:
+    return [budget.top(scores, temperature=1.5 * k / n) for k in range(n)]
+
+
+def _exchange(budget: Budget, together: int = 8) -> None:
+    """Hill climbing from the best subset: evaluate some exchanges at once, go to the best if it is better.
+
+    As many units leave as enter in each layer, drawn with noise by the derivative of the loss in their membership,
+    which is computed anew at every move. After a round without success the exchanges halve in size.
+    """
+    now, sizes = budget.best, budget.sizes
+    free = {j: min(k, budget.widths[j] - k) for j, k in sizes.items()}
+    layers = [j for j in free if free[j] > 0]
+    most = max(1, sum(free.values()) // 10)
+    slopes: Scores | None = None
+    while budget.left > 0 and layers:
+        if slopes is None and (n := min(budget.examples(0.1, passes=3), 256)) >= min(16, budget.num_examples):
+            found = budget.slopes(now.kept, now.scale, budget.sample(n, passes=3))
+            slopes = {j: g / max(float(g.abs().mean()), 1e-300) for j, g in found.items()}
+        proposals = []
+        for _ in range(min(together, budget.left)):
+            count = int(torch.randint(1, most + 1, (1,), generator=budget.generator))
+            where = torch.randint(len(layers), (count,), generator=budget.generator)
+            counts = torch.bincount(where, minlength=len(layers)).tolist()
+            kept = dict(now.kept)
+            for j, c in zip(layers, counts, strict=True):
+                kept[j] = _swapped(budget, j, now.kept[j], min(c, free[j]), None if slopes is None else slopes[j])
+            proposals.append(kept)
+        best = min(budget.measure(proposals), key=lambda trial: trial.loss)
+        if best.loss < now.loss:
+            now, slopes = best, None
+        else:
+            most = max(1, most // 2)
+
+
+def _swapped(budget: Budget, j: int, kept: Tensor, count: int, slope: Tensor | None) -> Tensor:
+    """Exchange `count` units: those whose presence raises the loss leave, those that would lower it enter."""
+    n = budget.widths[j]
+    inside = torch.zeros(n, dtype=torch.bool)
+    inside[kept] = True
+    gain = torch.zeros(n, dtype=torch.float64) if slope is None else slope
+    leave = (gain + budget.noise(n)).masked_fill(~inside, -inf).argsort(descending=True)[:count]
+    enter = (budget.noise(n) - gain).masked_fill(inside, -inf).argsort(descending=True)[:count]
+    inside[leave], inside[enter] = False, True
+    return inside.nonzero().flatten()
