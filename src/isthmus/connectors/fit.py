@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import cos, isfinite, pi
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import cos, inf, isfinite, pi
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +22,8 @@ class Recipe:
     `steps` is the budget in optimiser steps; `check` the steps between two evaluations on all examples (default:
     one pass over them). Training stops at the first check that finds the loss at or below the target.
     "lbfgs" uses all examples in every step, with a strong Wolfe line search, and stops by itself at a stationary
-    point: for the convex problems.
+    point: for the convex problems. The learning rate falls to a hundredth of `lr` along half a cosine ("cosine"),
+    is halved after every tenth of the steps ("halving"), or stays ("constant").
     """
 
     optimizer: str = "adam"
@@ -37,8 +38,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adam", "sgd", "lbfgs"):
             raise InputError("optimizer", expected="'adam', 'sgd' or 'lbfgs'", got=repr(self.optimizer))
-        if self.schedule not in ("cosine", "constant"):
-            raise InputError("schedule", expected="'cosine' or 'constant'", got=repr(self.schedule))
+        if self.schedule not in ("cosine", "halving", "constant"):
+            raise InputError("schedule", expected="'cosine', 'halving' or 'constant'", got=repr(self.schedule))
         for name in ("steps", "batch", "check"):
             value = getattr(self, name)
             if value is not None and (value != int(value) or value < 1):
@@ -101,35 +102,58 @@ def fit(
     With a `checkpoint` the state is saved when it is due, and a later call with the same arguments goes on from
     there to the same result, bit for bit. L-BFGS keeps no state: its fits are short and start again.
     """
+    (one,) = fit_together(
+        batch_loss, lambda p: [full_loss(p)], params, num_examples, recipe,
+        generator=generator, target=target, buffers=buffers, checkpoint=checkpoint, progress=progress, what=what,
+    )  # fmt: skip
+    return one
+
+
+def fit_together(
+    batch_loss: Callable[[Params, Tensor], Tensor],
+    full_losses: Callable[[Params], Sequence[float]],
+    params: Mapping[str, Tensor],
+    num_examples: int,
+    recipe: Recipe,
+    *,
+    generator: torch.Generator,
+    target: float = 0.0,
+    enough: int | None = None,
+    buffers: Params | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = no_progress,
+    what: str = "training",
+) -> list[Fitted]:
+    """``fit`` for T problems of one shape at once, on the same batches: one ``Fitted`` for each.
+
+    Every tensor of `params` and `buffers` has the problem as its first axis; ``full_losses`` gives T numbers and
+    ``batch_loss`` the sum of the T losses, so that the gradients, and with SGD or Adam the steps, are those of T fits
+    that use these batches. Each keeps its own best parameters. Training stops when `enough` of them (default: all)
+    are at the target, or when no loss is finite. L-BFGS has one step length for all, so it takes one problem only.
+    """
     device = next(v for v in params.values() if v.is_floating_point()).device
     fitting = _Fitting.start(params, buffers or {}, num_examples, recipe, generator, device)
-    keep = None if recipe.optimizer == "lbfgs" else checkpoint
+    lbfgs = recipe.optimizer == "lbfgs"
+    keep = None if lbfgs else checkpoint
     if keep is None or not fitting.resume(keep.load()):
-        fitting.best_loss = full_loss(fitting.best)
-        if not isfinite(fitting.best_loss):
-            return Fitted(fitting.best, fitting.best_loss, 0, Outcome.NOT_FINITE)
-        if fitting.best_loss <= target:
-            return Fitted(fitting.best, fitting.best_loss, 0, Outcome.CONNECTED)
-    check = 1 if recipe.optimizer == "lbfgs" else recipe.check or max(1, num_examples // fitting.batch)
-    outcome = Outcome.BUDGET_EXHAUSTED
-    while fitting.step < recipe.steps:
+        fitting.note(full_losses(fitting.best))
+        if lbfgs and len(fitting.best_losses) > 1:
+            raise InputError("optimizer", expected="'adam' or 'sgd' for several problems at once", got="'lbfgs'")
+    enough = len(fitting.best_losses) if enough is None else enough
+    check = 1 if lbfgs else recipe.check or max(1, num_examples // fitting.batch)
+    stalled = False
+    while fitting.step < recipe.steps and fitting.reached(target) < enough and any(fitting.finite) and not stalled:
         fitting.advance(batch_loss)
         if fitting.step % check == 0 or fitting.step == recipe.steps:
-            loss = full_loss({**_detached(fitting.leaves), **fitting.state})
+            before = fitting.best_losses[0]
+            losses = full_losses({**_detached(fitting.leaves), **fitting.state})
             progress(what, fitting.step, recipe.steps)
-            if not isfinite(loss):
-                outcome = Outcome.NOT_FINITE
-                break
-            stalled = recipe.optimizer == "lbfgs" and loss >= fitting.best_loss * (1 - 1e-9)
-            if loss < fitting.best_loss:
-                fitting.best, fitting.best_loss = _snapshot(fitting.leaves, fitting.state), loss
-            if fitting.best_loss <= target or stalled:
-                outcome = Outcome.CONNECTED
-                break
+            stalled = lbfgs and losses[0] >= before * (1 - 1e-9)
+            fitting.note(losses)
         if keep is not None and keep.due(fitting.step):
             keep.save(*fitting.pack())
     progress(what, recipe.steps, recipe.steps)
-    return Fitted(fitting.best, fitting.best_loss, fitting.step, outcome)
+    return fitting.results(target, stalled)
 
 
 @dataclass(eq=False)
@@ -147,7 +171,8 @@ class _Fitting:
     position: int
     batch: int
     step: int = 0
-    best_loss: float = float("inf")
+    best_losses: list[float] = field(default_factory=list)
+    finite: list[bool] = field(default_factory=list)
 
     @classmethod
     def start(
@@ -167,12 +192,41 @@ class _Fitting:
         best = _snapshot(leaves, state)
         return cls(recipe, generator, leaves, state, best, optimizer, all_of, all_of, num_examples, batch)
 
+    def note(self, losses: Sequence[float]) -> None:
+        """Take over a check of the present parameters: where a problem's loss is its lowest, they are its best."""
+        first = not self.best_losses
+        self.finite = [isfinite(v) for v in losses]
+        if first:
+            self.best_losses = [v if isfinite(v) else inf for v in losses]
+            return
+        better = [v < b for v, b in zip(losses, self.best_losses, strict=True)]
+        self.best_losses = [min(v, b) if isfinite(v) else b for v, b in zip(losses, self.best_losses, strict=True)]
+        if all(better):
+            self.best = _snapshot(self.leaves, self.state)
+        elif any(better):
+            now = {**_detached(self.leaves), **self.state}
+            rows = [i for i, is_better in enumerate(better) if is_better]
+            for name, v in self.best.items():
+                v[rows] = now[name][rows]
+
+    def reached(self, target: float) -> int:
+        """How many problems are at the target."""
+        return sum(v <= target for v in self.best_losses)
+
+    def results(self, target: float, stalled: bool) -> list[Fitted]:
+        """The best of each problem, without the problem axis where there is one problem only."""
+        many, out = len(self.best_losses) > 1, []
+        for i, (loss, finite) in enumerate(zip(self.best_losses, self.finite, strict=True)):
+            outcome = Outcome.CONNECTED if loss <= target or stalled else Outcome.BUDGET_EXHAUSTED
+            params = {k: v[i] for k, v in self.best.items()} if many else self.best
+            out.append(Fitted(params, loss, self.step, outcome if finite else Outcome.NOT_FINITE))
+        return out
+
     def advance(self, batch_loss: Callable[[Params, Tensor], Tensor]) -> None:
         """One step of the optimiser on the next batch."""
-        if self.recipe.schedule == "cosine" and self.recipe.optimizer != "lbfgs":
+        if self.recipe.schedule != "constant" and self.recipe.optimizer != "lbfgs":
             for group in self.optimizer.param_groups:
-                fraction = (1 + cos(pi * self.step / self.recipe.steps)) / 2
-                group["lr"] = self.recipe.lr * (0.01 + 0.99 * fraction)
+                group["lr"] = self.recipe.lr * self._fraction()
         index = self.everything if self.recipe.optimizer == "lbfgs" else self._next_batch()
 
         def closure() -> Tensor:
@@ -183,6 +237,12 @@ class _Fitting:
 
         self.optimizer.step(closure)
         self.step += 1
+
+    def _fraction(self) -> float:
+        """The learning rate of this step, as a part of the first."""
+        if self.recipe.schedule == "halving":
+            return 0.5 ** (10 * self.step // self.recipe.steps)
+        return 0.01 + 0.99 * (1 + cos(pi * self.step / self.recipe.steps)) / 2
 
     def _next_batch(self) -> Tensor:
         n = len(self.everything)
@@ -203,7 +263,7 @@ class _Fitting:
             "generator": self.generator.get_state(),
             "order": self.order,
         }
-        return tensors, {"step": self.step, "position": self.position, "best_loss": self.best_loss}
+        return tensors, {"step": self.step, "position": self.position, "best_losses": self.best_losses}
 
     def resume(self, kept: tuple[Params, dict[str, Any]] | None) -> bool:
         """Take over a packed state; False where there is none."""
@@ -222,7 +282,8 @@ class _Fitting:
         self.optimizer.load_state_dict({"state": rows, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.generator.set_state(tensors["generator"].clone())
         self.order = tensors["order"].to(self.everything.device, copy=True)
-        self.step, self.position, self.best_loss = values["step"], values["position"], values["best_loss"]
+        self.step, self.position, self.best_losses = values["step"], values["position"], values["best_losses"]
+        self.finite = [True] * len(self.best_losses)
         return True
 
 

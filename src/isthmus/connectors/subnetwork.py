@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import ceil
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
-from isthmus.connectors.fit import Fitted, Recipe, fit
-from isthmus.connectors.walk import Units, Walk, join, labels_as_text, network_of, others
+from isthmus.connectors.fit import Recipe
+from isthmus.connectors.subnetwork_choice import Choice, Options
+from isthmus.connectors.subnetwork_path import build as build
+from isthmus.connectors.untrained import MAKERS, fill
 from isthmus.errors import InputError
-from isthmus.examples import single
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.paths import Path
-from isthmus.structure.chain import Chain, Weights, chain_of
+from isthmus.structure.chain import Chain, chain_of
+
+TRAINING = (
+    "init",
+    "masks",
+    "optimizer",
+    "lr",
+    "momentum",
+    "schedule",
+    "batch",
+    "steps",
+    "hub_steps",
+    "attempts",
+    "effort",
+)
+"""The fields that say how the xi_l are trained."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +42,50 @@ class Subnetwork(Connector):
     most half) carry subnetworks xi_l that read the features I_l of layer l and are trained to a low loss, for
     l = L-1 .. 1 at both ends. A hub xi_0, trained once from the input, is where the two halves of the path meet.
     Successive subnetworks live in free units alternately, so that nothing need be copied back: 4L - 1 straight
-    segments for L layers, each of which only changes the last layer or rows of dead units.
+    segments for L layers, each of which only changes the last layer or rows of dead units (4L + 3 if the ends have
+    different sets, 4L + 5 if these differ in size).
 
-    Each xi_l starts from the end's own weights on the free units (``init="theta"``) or at random (``"random"``)
-    and is trained with `optimizer`, `lr`, `batch` for at most `steps` steps (`hub_steps` for xi_0, default
-    twice as many) until its loss on all examples is at most the larger end's loss + `slack`; xi_{L-1}, a convex
-    problem, by L-BFGS. A training that ends above twice that target is repeated from random weights, up to
-    `attempts` trainings in all, and the best is kept.
+    Which sets: `fraction` is one number, one per hidden layer, or "search": from 1/2 everywhere, K_l grows where xi_l
+    limits the path as long as the narrower subnetworks below stay lower (equation 6). `subsets`: "same" sets at both
+    ends, or each its "own". `draws` sets per layer (T_A) are trained together as one batched problem, and the best is
+    kept (for "same", the one of the lowest larger loss).
+
+    How each xi_l is trained: from the end's own weights on the free units (``init="theta"``), at random
+    (``"random"``), or from the best of `masks` half-width networks of Theorem 1 of Kuditipudi et al.
+    (``"dropout"``, with own subsets; by Corollary 4.2 the path is then never above the losses of those), with
+    `optimizer`, `lr`, `momentum`, `schedule`, `batch` for at most `steps` steps (`hub_steps` for xi_0, default twice
+    as many) until its loss on all examples is at most the larger end's loss + `slack`; xi_{L-1}, a convex problem, by
+    L-BFGS. A training that ends above twice that target is repeated from random weights, up to `attempts` trainings
+    in all, and the best is kept. `effort` times `steps` further steps go to whichever subnetwork limits the path
+    (equation 4's maximum): first it is trained on, then on other sets.
+
+    `xi`: "trained"; or built without training, in seconds: "memorise" (Corollary 4.3: ReLU, class labels or mse, layers
+    L-2 and L-1 wide enough; xi_{L-1}, convex, is solved) or "separate" (Corollary 4.4: features in which a linear
+    classifier is right on all examples, n_L free units per layer). The excess is then 0 or as small as the output
+    layer's problem allows; `draws` sets are tried where one does not do, and what does not fit is refused by name.
 
     When to use: whenever the network is a chain of layers with a few spare units; the path is as low as half-width
     networks can be trained. Needs a loss that is convex in the outputs. Cost: 2L - 1 trainings of
-    half-width networks, shorter ones near the output.
+    half-width networks, shorter ones near the output. ``connection.stats["limited_by"]`` names the subnetwork that
+    limits the path.
     """
 
-    fraction: float = 0.5
+    fraction: float | str | Sequence[float] = 0.5
+    subsets: str = "same"
+    draws: int = 1
+    xi: str = "trained"
+    init: str = "theta"
+    masks: int = 30
     optimizer: str = "adam"
     lr: float = 2e-3
+    momentum: float = 0.9
+    schedule: str = "cosine"
     batch: int = 256
     steps: int = 4000
     hub_steps: int | None = None
     slack: float = 0.0
-    init: str = "theta"
     attempts: int = 2
+    effort: float = 2.0
 
     about = About(
         makes="4L - 1 straight segments through trained half-width subnetworks",
@@ -59,21 +95,45 @@ class Subnetwork(Connector):
     )
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.fraction < 1:
-            raise InputError("fraction", expected="a number in [1/2, 1)", got=self.fraction)
-        if not 0 <= self.slack < float("inf"):
-            raise InputError("slack", expected="a number >= 0", got=self.slack)
-        if self.init not in ("theta", "random"):
-            raise InputError("init", expected="'theta' or 'random'", got=repr(self.init))
-        if self.hub_steps is not None and self.hub_steps < 1:
-            raise InputError("hub_steps", expected="a whole number >= 1", got=self.hub_steps)
-        if self.attempts < 1:
-            raise InputError("attempts", expected="a whole number >= 1", got=self.attempts)
+        if isinstance(self.fraction, Sequence) and not isinstance(self.fraction, str):
+            object.__setattr__(self, "fraction", tuple(self.fraction))
+        given: tuple[Any, ...] = self.fraction if isinstance(self.fraction, tuple) else (self.fraction,)
+        if self.fraction != "search" and any(isinstance(f, str) or not 0.5 <= f < 1 for f in given):
+            raise InputError(
+                "fraction", expected="a number in [1/2, 1), one per hidden layer, or 'search'", got=self.fraction
+            )
+        for name, words in (
+            ("subsets", ("same", "own")),
+            ("xi", ("trained", *MAKERS)),
+            ("init", ("theta", "random", "dropout")),
+        ):
+            if getattr(self, name) not in words:
+                raise InputError(name, expected=" or ".join(map(repr, words)), got=repr(getattr(self, name)))
+        if self.init == "dropout" and self.subsets == "same":
+            raise InputError(
+                "init='dropout'", expected="subsets='own': each end's sets hold its kept units", got="'same'"
+            )
+        if self.xi != "trained" and (set_ := [n for n in TRAINING if getattr(self, n) != getattr(Subnetwork, n)]):
+            raise InputError(
+                ", ".join(set_), expected=f"the default with xi={self.xi!r}: nothing is trained", got="set"
+            )
+        if self.xi != "trained" and self.fraction == "search":
+            raise InputError("fraction", expected=f"numbers with xi={self.xi!r}", got="'search'")
+        for name in ("slack", "effort"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(name, expected="a number >= 0", got=getattr(self, name))
+        for name in ("hub_steps", "attempts", "draws", "masks"):
+            value = getattr(self, name)
+            if value is not None and (value != int(value) or value < 1):
+                raise InputError(name, expected="a whole number >= 1", got=value)
         self.recipe()
 
     def recipe(self) -> Recipe:
         """How the xi_l are trained."""
-        return Recipe(optimizer=self.optimizer, lr=self.lr, batch=self.batch, steps=self.steps)
+        return Recipe(
+            optimizer=self.optimizer, lr=self.lr, batch=self.batch, steps=self.steps,
+            momentum=self.momentum, schedule=self.schedule,
+        )  # fmt: skip
 
     def find(
         self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
@@ -82,150 +142,36 @@ class Subnetwork(Connector):
         chain = chain_of(objective.program, objective.structure)
         if chain.L < 2:
             raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
-        if narrow := [l for l in range(1, chain.L) if chain.widths[l] - ceil(self.fraction * chain.widths[l]) < 1]:
-            raise InputError(
-                "fraction",
-                expected=f"a free unit in every hidden layer (layer {narrow[0]} has none)",
-                got=self.fraction,
-            )
-        held = {
-            l: torch.randperm(chain.widths[l], generator=generator)[: ceil(self.fraction * chain.widths[l])]
-            .sort()
-            .values
-            for l in range(1, chain.L)
-        }
-        job = _Training(self, objective, chain, held, generator, progress, max(objective.loss(a), objective.loss(b)))
-        hub = job.train(0, a, "hub")
-        ends = [{0: hub} | {l: job.train(l, p, end) for l in range(1, chain.L)} for p, end in ((a, "A"), (b, "B"))]
-        path, labels = build(chain, held, a, b, [{l: x.weights for l, x in end.items()} for end in ends])
-        rows = [{"layer": 0, "end": "both", **hub.row()}]
-        rows += [{"layer": l, "end": "ab"[e], **ends[e][l].row()} for e in (0, 1) for l in range(1, chain.L)]
-        finite = all(x.fitted.outcome is not Outcome.NOT_FINITE for end in ends for x in end.values())
+        choice = Choice.start(self._options(chain), objective, chain, (a, b), generator, progress)
+        if self.xi == "trained":
+            choice.train()
+            if self.fraction == "search":
+                choice.search()
+            choice.spend(round(self.effort * self.steps))
+        else:
+            fill(choice, self.xi, objective)
+        weights = [{l: s.weights for l, s in end.items()} for end in choice.xi]
+        path, labels = build(chain, choice.held[0], choice.held[1], a, b, weights)
+        finite = all(s.outcome is not Outcome.NOT_FINITE for end in choice.xi for s in end.values())
+        rows = choice.rows()
         stats = {"segments": labels, "subnetworks": rows, "limited_by": max(rows, key=lambda r: r["loss"])}
         return Connection(path, b, Outcome.CONNECTED if finite else Outcome.NOT_FINITE, stats)
 
-
-@dataclass(frozen=True, eq=False)
-class Subnet:
-    """A trained xi_l: the weights of layers l + 1 .. L in compact form."""
-
-    weights: Weights
-    fitted: Fitted
-
-    def row(self) -> dict[str, float | str]:
-        """Its figures for `Connection.stats`."""
-        return {"loss": self.fitted.loss, "steps": self.fitted.steps, "training": self.fitted.outcome.name.lower()}
-
-
-@dataclass(frozen=True, eq=False)
-class _Training:
-    method: Subnetwork
-    objective: Objective
-    chain: Chain
-    held: Units
-    generator: torch.Generator
-    progress: Progress
-    larger_end: float
-
-    def train(self, l: int, params: Params, end: str) -> Subnet:
-        """xi_l on the features I_l of `params`."""
-        chain, objective, method = self.chain, self.objective, self.method
-        h = chain.features(params, single(objective.data[0]), l, objective.chunk)
-        h = h if l == 0 else h[:, self.held[l]].contiguous()
-        y = objective.data[1]
-        names = [n for p in range(l + 1, chain.L + 1) for n in chain.layer(p).trainable]
-        target = self.larger_end + method.slack
-        recipe = method.recipe()
-        convex = l == chain.L - 1 and objective.convex
-        if convex:
-            recipe = replace(recipe, optimizer="lbfgs", steps=200)
-        elif l == 0:
-            recipe = replace(recipe, steps=method.hub_steps or 2 * method.steps)
-        best: Subnet | None = None
-        for attempt in range(1 if convex else method.attempts):
-            start = network_of(chain, self._start(l, params, "random" if attempt else method.init), params)
-            fixed = {n: v for n, v in start.items() if n not in names}
-
-            def batch_loss(small: Params, index: Tensor, fixed: Params = fixed) -> Tensor:
-                return objective.example_losses(chain.forward({**fixed, **small}, h[index], l + 1), y[index]).mean()
-
-            def full_loss(small: Params, fixed: Params = fixed) -> float:
-                parts = zip(h.split(objective.chunk), y.split(objective.chunk), strict=True)
-                with torch.no_grad():
-                    return objective.of_outputs((chain.forward({**fixed, **small}, p, l + 1), q) for p, q in parts)[0]
-
-            fitted = fit(
-                batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, recipe,
-                generator=self.generator, target=target, progress=self.progress,
-                what=("training the hub xi_0" if l == 0 else f"training xi_{l} at {end}") + " again" * bool(attempt),
-            )  # fmt: skip
-            if best is None or fitted.loss < best.fitted.loss:
-                best = Subnet(self._compact({**fixed, **fitted.params}, l), fitted)
-            if best.fitted.loss <= 2 * target:
-                break
-        return cast(Subnet, best)
-
-    def _start(self, l: int, params: Params, init: str) -> Weights:
-        """The first weights of xi_l: the network's own on the free units (scaled up), or He's random ones."""
-        chain, L = self.chain, self.chain.L
-        theta = chain.read(params)
-        rows = {p: others(chain.widths[p], self.held[p]) for p in range(l + 1, L)}
-        rows[L] = torch.arange(chain.widths[L])
-        A, b = {}, {}
-        for p in range(l + 1, L + 1):
-            columns = torch.arange(chain.widths[0]) if p == 1 else self.held[l] if p == l + 1 else rows[p - 1]
-            own = theta.A[p][rows[p]][:, columns]
-            if init == "theta":
-                A[p] = own * (chain.widths[p - 1] / len(columns))
-                b[p] = theta.b[p][rows[p]]
-            else:
-                gain = (1 if p == L else 2) / (own.shape[1] * own.shape[2])
-                A[p] = torch.randn(own.shape, generator=self.generator, dtype=torch.float64).to(own) * gain**0.5
-                ones = [float(v.endswith((".weight", "running_var"))) for v in chain.layer(p).vectors]
-                b[p] = torch.tensor(ones).to(own).expand(len(rows[p]), -1)
-        return Weights(A, b)
-
-    def _compact(self, small: Params, l: int) -> Weights:
-        chain = self.chain
-        A, b = {}, {}
-        for p in range(l + 1, chain.L + 1):
-            weight = small[chain.layer(p).weight]
-            n = chain.widths[0] if p == 1 else len(self.held[l]) if p == l + 1 else len(A[p - 1])
-            A[p] = weight.reshape(len(weight), n, -1)
-            columns = [small[v] for v in chain.layer(p).vectors]
-            b[p] = torch.stack(columns, 1) if columns else weight.new_zeros(len(weight), 0)
-        return Weights(A, b)
-
-
-def build(chain: Chain, held: Units, a: Params, b: Params, xi: list[dict[int, Weights]]) -> tuple[Path, list[str]]:
-    """The path of Theorem 4.1 from trained subnetworks: ``xi[end][l]``, l = 0 .. L-1, with the same xi_0 at both."""
-    walks = []
-    for e, params in enumerate((a, b)):
-        walk = Walk(chain, params)
-        sparsify(walk, held, xi[e], "AB"[e])
-        walks.append(walk)
-    walks[0].now = walks[1].now.copy()
-    walks[0].step("join the hubs", "b")
-    path, labels = join(*walks)
-    return path, labels_as_text(labels)
-
-
-def sparsify(walk: Walk, held: Units, xi: dict[int, Weights], end: str) -> None:
-    """From theta to the hub, through xi_{L-1}, ..., xi_1: 2L - 1 segments."""
-    chain, L = walk.chain, walk.L
-    free = {p: others(chain.widths[p], held[p]) for p in held}
-    live: Units = {L - 1: held[L - 1]}
-    walk.put_output(held[L - 1], xi[L - 1].A[L], xi[L - 1].b[L])
-    walk.step(f"at {end}, output of xi_{L - 1}", "a")
-    for l in range(L - 2, -1, -1):
-        # xi_{l+1} reads the held units of layer l + 1 and lives in free, held, free, ... units above it
-        live[l + 1] = held[l + 1]
-        place = {p: free[p] if (p - l) % 2 else held[p][: len(free[p])] for p in range(l + 1, L)}
-        for p in range(l + 1, L):
-            walk.zero_rows(p, others(chain.widths[p], live[p]))
-            before = None if p == 1 else held[l] if p == l + 1 else place[p - 1]
-            walk.put_rows(p, place[p], before, xi[l].A[p], xi[l].b[p])
-        walk.step(f"at {end}, write xi_{l} into dead units", "b")
-        walk.put_output(place[L - 1], xi[l].A[L], xi[l].b[L])
-        walk.step(f"at {end}, switch to xi_{l}", "a")
-        live = dict(place)
+    def _options(self, chain: Chain) -> Options:
+        hidden = range(1, chain.L)
+        fractions: tuple[Any, ...] = (
+            self.fraction if isinstance(self.fraction, tuple) else (self.fraction,) * len(hidden)
+        )
+        if len(fractions) != len(hidden):
+            raise InputError("fraction", expected=f"{len(hidden)} numbers, one per hidden layer", got=self.fraction)
+        return Options(
+            fractions={l: 0.5 if isinstance(f, str) else f for l, f in zip(hidden, fractions, strict=True)},
+            own=self.subsets == "own",
+            draws=self.draws,
+            init=self.init,
+            masks=self.masks,
+            recipe=self.recipe(),
+            hub_steps=self.hub_steps or 2 * self.steps,
+            slack=self.slack,
+            attempts=self.attempts,
+        )

@@ -114,10 +114,11 @@ class Walk:
             differ = source[l] != to[l]
             move(l, source[l][differ], to[l][differ])
 
-    def permute_live(self, live: Units, to: Units, source: str) -> None:
+    def permute_live(self, live: Units, to: Units, source: str, arrive: Weights | None = None) -> None:
         """Lemma 4 of Kuditipudi et al.: bring the units `live` to the places `to`, by five segments.
 
         At most half of the units of each layer are live, all other rows are dead. All layers move at once.
+        `arrive`: the weights to end at, which may differ in rows of dead units (default: those are zero).
         """
         between: Units = {}
         for l in live:
@@ -138,12 +139,18 @@ class Walk:
         self.step(f"{source}, hand over outgoing weights", "m")
         for l in to:
             self.zero_rows(l, others(self.chain.widths[l], to[l]))
+        if arrive is not None:
+            self.now = arrive.copy()
         self.step(f"{source}, clear dead units", "b")
 
 
 def join(there: Walk, back: Walk) -> tuple[Path, list[Label]]:
-    """The path along `there` and then `back` in reverse; both walks must have met."""
-    if not equal(there.points[-1], back.points[-1]):
+    """The path along `there` and then `back` in reverse; both walks must have met.
+
+    Integer tensors may differ (``connect`` lets only BatchNorm's counters, which no output depends on).
+    """
+    counters = {k: v for k, v in back.points[-1].items() if not v.is_floating_point()}
+    if not equal({**there.points[-1], **counters}, back.points[-1]):
         raise IsthmusError("internal error: the two halves of the construction do not meet; please report it")
     path = Path.through([*there.points, *reversed(back.points[:-1])])
     backwards = [Label(f"{label.source}, backwards", label.move) for label in reversed(back.labels)]
