@@ -1,0 +1,97 @@
+"""``isthmus theory A B``: the theorems' premises on two checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from isthmus.cli.common import (
+    Checkpoint,
+    DataOption,
+    Device,
+    DType,
+    Examples,
+    Json,
+    LossOption,
+    ModelOption,
+    Quiet,
+    Seed,
+    dtype_of,
+    objectives,
+    stored_in,
+)
+from isthmus.cli.console import console, progress_bar
+from isthmus.params import cast
+from isthmus.storage import load_params, make_folder
+from isthmus.storage.files import plain, write_csv, write_json, write_text
+from isthmus.theory import Theory
+from isthmus.theory import theory as theory_of
+from isthmus.theory.table import cells
+
+
+def theory(
+    a: Checkpoint,
+    b: Checkpoint,
+    model: ModelOption = None,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write theory.md, .csv and .json here.")] = None,
+    theorem: Annotated[
+        list[str] | None, typer.Option("--theorem", help="Only theorems whose name holds this text; repeatable.")
+    ] = None,
+    masks: Annotated[int, typer.Option("--masks", help="Subsets per layer for dropout stability.", min=1)] = 50,
+    draws: Annotated[int, typer.Option("--draws", help="Draws of the noise, and of each subnetwork.", min=1)] = 5,
+    steps: Annotated[int, typer.Option("--steps", help="Training steps per subnetwork.", min=1)] = 500,
+    sample: Annotated[int | None, typer.Option("--sample", help="Examples for noise stability.", min=1)] = 500,
+    loss: LossOption = "cross_entropy",
+    examples: Examples = None,
+    unsafe_pickle: Annotated[
+        bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
+    ] = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Which theorems apply to two networks: every premise measured, and the bound that follows."""
+    first, second = (load_params(p, unsafe_pickle=unsafe_pickle) for p in (a, b))
+    stored = stored_in(a)
+    model, data = model or stored.get("model") or "mlp", data or stored.get("data") or "digits"
+    kind = dtype_of(dtype, first | second)
+    objective, _ = objectives(model, data, first, loss=loss, examples=examples, device=device, dtype=kind)
+    ends = [{k: v.to(objective.device) for k, v in cast(p, kind).items()} for p in (first, second)]
+    if out is not None:
+        make_folder(out)
+    with progress_bar(quiet) as progress:
+        table = theory_of(
+            objective, *ends,
+            theorems=theorem, masks=masks, draws=draws, steps=steps, examples=sample, seed=seed, progress=progress,
+        )  # fmt: skip
+    if out is not None:
+        write_text(out / "theory.md", table.to_markdown())
+        write_csv(out / "theory.csv", {k: [asdict(row)[k] for row in table.rows] for k in asdict(table.rows[0])})
+        write_json(out / "theory.json", table.to_dict())
+    if as_json:
+        print(json.dumps(plain(table.to_dict(), nonfinite=True), indent=2))
+    else:
+        _print(table)
+    return 0
+
+
+def _print(table: Theory) -> None:
+    """One section per theorem."""
+    shown = Table("premise", "end", "measured", "needed", "holds", "bound", "note")
+    for theorem in dict.fromkeys(row.theorem for row in table.rows):
+        shown.add_section()
+        shown.add_row(theorem, style="bold")
+        for row in table.rows:
+            if row.theorem == theorem:
+                shown.add_row(*cells(row)[1:])
+    screen = console()
+    screen.width = max(screen.width, 160)
+    screen.print(shown, highlight=False, markup=False)

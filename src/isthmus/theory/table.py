@@ -1,0 +1,199 @@
+"""The table of theorems: rows of measured premises, and what they share while they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from isthmus.connectors.base import Progress
+from isthmus.connectors.fit import Recipe
+from isthmus.connectors.subnetwork_bounds import SubnetworkBounds, subnetwork_bounds
+from isthmus.objective import Objective
+from isthmus.params import Params
+from isthmus.stability.conditions import Memorisation, memorisation, separability
+from isthmus.stability.noise import NoiseStability, noise_stability
+from isthmus.stability.report import DropoutStability, dropout_stability
+from isthmus.stability.separability import Separation
+from isthmus.structure.chain import Chain, chain_of
+
+CONCLUSION = "the path's loss is bounded"
+"""The premise column of the row that says what a theorem gives."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One premise of one theorem, or its conclusion.
+
+    `end`: "a", "b" or "" (the pair). `measured`: the number that the premise is about, None where there is none.
+    `holds`: True, False, or None: not checkable (the paper names no constant, or nothing was proved either way).
+    `bound`: in the row of the conclusion, the bound on the loss along a path between the two networks.
+    """
+
+    theorem: str
+    premise: str
+    end: str = ""
+    measured: float | None = None
+    needed: str = ""
+    holds: bool | None = None
+    bound: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Theory:
+    """What ``theory`` returns: `rows`, one group per theorem, the conclusion last in each."""
+
+    rows: tuple[Row, ...]
+
+    def of(self, theorem: str) -> tuple[Row, ...]:
+        """The rows whose theorem's name ends so: ``of("Theorem 4.1")``."""
+        return tuple(row for row in self.rows if row.theorem.endswith(theorem))
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bound that each theorem gives, of those that give one."""
+        return {row.theorem: row.bound for row in self.rows if row.bound is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"rows": [asdict(row) for row in self.rows]}
+
+    def to_markdown(self) -> str:
+        """The table in Markdown: numbers in four digits, bounds rounded up."""
+        heading = ("theorem", "premise", "end", "measured", "needed", "holds", "bound", "note")
+        lines = [heading, ("---",) * len(heading), *(cells(row) for row in self.rows)]
+        return "".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |\n" for line in lines)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text.
+
+    >>> cells(Row("T", "p", "a", 0.123456, "< 1", None, 0.123411))[3:7]
+    ('0.1235', '< 1', 'not checkable', '0.1235')
+    """
+    measured = "" if row.measured is None else f"{row.measured:.4g}"
+    bound = "" if row.bound is None else _up(row.bound)
+    return row.theorem, row.premise, row.end, measured, row.needed, word(row.holds), bound, row.note
+
+
+def word(holds: bool | None) -> str:
+    """How a table says it."""
+    return {True: "yes", False: "no", None: "not checkable"}[holds]
+
+
+def _up(value: float) -> str:
+    """Four significant digits, rounded up so that a bound stays one."""
+    text = f"{value:.4g}"
+    if float(text) >= value:
+        return text
+    digit = int(f"{abs(value):e}".partition("e")[2]) - 3
+    return f"{float(text) + 10.0**digit:.4g}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the measurements may cost; see ``theory``."""
+
+    masks: int = 50
+    draws: int = 5
+    steps: int = 500
+    examples: int | None = 500
+    seed: int = 0
+
+
+@dataclass(eq=False)
+class Pair:
+    """Two networks, and measurements that several theorems need, each made once. Ends are 0 (a) and 1 (b)."""
+
+    objective: Objective
+    params: tuple[Params, Params]
+    settings: Settings
+    progress: Progress
+    _dropout: dict[int, DropoutStability] = field(default_factory=dict)
+    _noise: dict[int, NoiseStability] = field(default_factory=dict)
+    _bounds: dict[int, SubnetworkBounds] = field(default_factory=dict)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The network as a chain of layers; ``UnsupportedError`` where it is none."""
+        return chain_of(self.objective.program, self.objective.structure)
+
+    @cached_property
+    def losses(self) -> tuple[float, float]:
+        """L(a) and L(b)."""
+        return self.objective.loss(self.params[0]), self.objective.loss(self.params[1])
+
+    @property
+    def top(self) -> float:
+        """max(L(a), L(b))."""
+        return max(self.losses)
+
+    @cached_property
+    def few(self) -> Objective:
+        """The objective on the first `examples` examples."""
+        n = self.objective.num_examples
+        return self.objective.subset(min(self.settings.examples or n, n))
+
+    @property
+    def all_used(self) -> bool:
+        """Whether `few` has all examples."""
+        return self.few.num_examples == self.objective.num_examples
+
+    def dropout(self, e: int) -> DropoutStability:
+        """Definition 1 of Kuditipudi et al. at one end."""
+        if e not in self._dropout:
+            s = self.settings
+            self._dropout[e] = dropout_stability(
+                self.objective, self.params[e], masks=s.masks, seed=s.seed, progress=self._named(e)
+            )
+        return self._dropout[e]
+
+    def noise(self, e: int) -> NoiseStability:
+        """Definitions 2 to 4 of Kuditipudi et al. at one end, on the first examples."""
+        if e not in self._noise:
+            s = self.settings
+            self._noise[e] = noise_stability(
+                self.few, self.params[e], draws=s.draws, seed=s.seed, tolerance=1e-2, progress=self._named(e)
+            )
+        return self._noise[e]
+
+    def bounds(self, e: int) -> SubnetworkBounds:
+        """Q_l of Nguyen, Brechet, Mondelli at one end."""
+        if e not in self._bounds:
+            s, recipe = self.settings, Recipe(steps=self.settings.steps)
+            self._bounds[e] = subnetwork_bounds(
+                self.objective, self.params[e], draws=s.draws, seed=s.seed, recipe=recipe, target=self.top,
+                progress=self._named(e),
+            )  # fmt: skip
+        return self._bounds[e]
+
+    def memorisation(self, e: int) -> Memorisation:
+        """(A1), (A2), (A3) at one end."""
+        return memorisation(self.objective, self.params[e], seed=self.settings.seed, progress=self._named(e))
+
+    def separability(self, e: int, kind: str, layers: Sequence[int], *, whole: bool = False) -> dict[int, Separation]:
+        """Corollary 4.4's assumption at one end; `whole`: for all units of a layer in place of a random set."""
+        held = {l: torch.arange(self.chain.widths[l]) for l in range(1, self.chain.L)} if whole else None
+        s = self.settings
+        return separability(
+            self.objective, self.params[e], held, kind=kind, layers=layers, seed=s.seed, progress=self._named(e)
+        )
+
+    def _named(self, e: int) -> Progress:
+        return lambda what, done, total: self.progress(f"{what} ({'ab'[e]})", done, total)
+
+
+Premises = Callable[[Pair], list[Row]]
+"""One theorem: its rows for a pair; raises where the network is out of its scope."""
+
+
+def conclusion(theorem: str, rows: Sequence[Row], bound: float | None, note: str = "") -> Row:
+    """The last row of a group: what follows if all premises hold; no bound where one fails or could not be checked."""
+    verdicts = [row.holds for row in rows]
+    holds = False if False in verdicts else None if None in verdicts else True
+    bound = bound if holds else None
+    return Row(theorem, CONCLUSION, holds=holds, needed="all of the above", bound=bound, note=note)

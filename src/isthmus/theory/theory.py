@@ -1,0 +1,76 @@
+"""``theory``: every theorem's premises on a pair of networks, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from isthmus.connectors.base import Progress, no_progress
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.objective import Objective
+from isthmus.params import check_finite
+from isthmus.theory import kuditipudi2019, nguyen2021
+from isthmus.theory.table import Pair, Premises, Row, Settings, Theory
+
+THEOREMS: tuple[tuple[str, Premises], ...] = (
+    (f"{kuditipudi2019.PAPER}, Theorem 1", kuditipudi2019.theorem_1),
+    (f"{kuditipudi2019.PAPER}, Theorem 2", kuditipudi2019.theorem_2),
+    (f"{kuditipudi2019.PAPER}, Theorem 3", kuditipudi2019.theorem_3),
+    (f"{kuditipudi2019.PAPER}, Theorem 4", kuditipudi2019.theorem_4),
+    (f"{nguyen2021.PAPER}, Theorem 4.1", nguyen2021.theorem_4_1),
+    (f"{nguyen2021.PAPER}, Corollary 4.2", nguyen2021.corollary_4_2),
+    (f"{nguyen2021.PAPER}, Corollary 4.3", nguyen2021.corollary_4_3),
+    (f"{nguyen2021.PAPER}, Corollary 4.4", nguyen2021.corollary_4_4),
+)
+"""All theorems, by name: a new one adds its line."""
+
+
+def theory(
+    objective: Objective,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    *,
+    theorems: Sequence[str] | None = None,
+    masks: int = 50,
+    draws: int = 5,
+    steps: int = 500,
+    examples: int | None = 500,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Theory:
+    """Each theorem's premises on this pair of networks, measured, with the bound it then gives.
+
+    What it may cost: `masks` subsets per layer for dropout stability; `draws` draws of the noise, and of the subsets of
+    each trained subnetwork; `steps` training steps for each of these; the first `examples` examples (None: all) for
+    noise stability. All else is measured on all examples. `theorems`: only those whose name holds one of these
+    texts, such as "Theorem 4.1".
+
+    A theorem whose scope the network is outside of has one row, not checkable, that says why. Dropout stability and
+    the Q_l are upper bounds from a search, so the bounds of Theorem 1, Theorem 4.1 and the corollaries are valid
+    and may be improved by searching longer.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).state_dict()
+    >>> module = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> table = theory(Objective(module, data=(torch.eye(2), torch.tensor([0, 1]))), net, net, theorems=["Theorem 1"])
+    >>> [row.premise for row in table.rows][:2]
+    ['loss convex in the outputs', 'dropout stability epsilon']
+    """
+    for name, value in (("masks", masks), ("draws", draws), ("steps", steps), ("examples", examples)):
+        if value is not None and (value != int(value) or value < 1):
+            raise InputError(name, expected="a whole number >= 1", got=value)
+    chosen = [(n, f) for n, f in THEOREMS if theorems is None or any(t in n for t in theorems)]
+    if not chosen:
+        raise InputError("theorems", expected=f"part of a name: {', '.join(n for n, _ in THEOREMS)}", got=theorems)
+    params = objective.check(a, "a"), objective.check(b, "b")
+    for value, name in zip(params, "ab", strict=True):
+        check_finite(value, name)
+    pair = Pair(objective, params, Settings(masks, draws, steps, examples, seed), progress)
+    rows: list[Row] = []
+    for name, premises in chosen:
+        try:
+            rows += premises(pair)
+        except (UnsupportedError, InputError) as e:
+            rows.append(Row(name, "the theorem's setting", holds=None, note=f"not applicable: {e}"))
+    return Theory(tuple(rows))
