@@ -13,12 +13,13 @@ from isthmus.certify.branch import FLOOR
 class SegmentCertificate:
     """What holds on one segment: the claim, the bound on the loss there, and why.
 
-    `claim`: "unchanged" | "convex" | "bounded" | "measured"; with "measured" the bound is only the largest sample.
-    `deviation`: how far the loss at the control points (for a bounded segment: at the ends) strays from the first one,
-    as evaluated; on an unchanged segment it is the rounding noise. `witness`: the t in [0, 1] on this segment where
-    the largest loss was seen, and `value` that loss. `error_bound`: no more than this fraction of the examples is
-    wrong anywhere on the segment; None where that is not known. `intervals`: (start, end, bound) of each
-    sub-interval that the bound was computed on; they cover [0, 1].
+    `claim`: "unchanged" | "convex" | "analytic" | "bounded" | "measured"; with "measured" the bound is only the largest
+    sample. `deviation`: how far the loss at the control points (for a bounded segment: at the ends) strays from the
+    first one, as evaluated; on an unchanged segment it is the rounding noise, on an analytic one the largest difference
+    that was measured from the loss of the closed form. `witness`: the t in [0, 1] on this segment where the largest
+    loss was seen, and `value` that loss. `error_bound`: no more than this fraction of the examples is wrong anywhere
+    on the segment; None where that is not known. `intervals`: (start, end, bound) of each sub-interval that the bound
+    was computed on; they cover [0, 1].
     """
 
     index: int

@@ -10,6 +10,7 @@ from math import isfinite, isnan
 import torch
 from torch import Tensor
 
+from isthmus.certify.analytic import Level, level
 from isthmus.certify.bounds import Bound, Bounds, unsure
 from isthmus.certify.branch import Search, search
 from isthmus.certify.certificate import Certificate, SegmentCertificate
@@ -20,7 +21,7 @@ from isthmus.evaluate.profile import profile
 from isthmus.examples import rows
 from isthmus.objective import Objective
 from isthmus.params import Params, cast, nonfinite
-from isthmus.paths import Curve, Path, Segment
+from isthmus.paths import Curve, LevelCurve, Path, Segment
 from isthmus.structure import Structure
 from isthmus.structure.liveness import cleared, live_units
 
@@ -46,11 +47,12 @@ def certify(
     the loss at its control points ("unchanged", "convex"). Any other Bezier segment is cut into sub-intervals of t, and
     affine forms in t go through the network ("bounded"); the sub-interval with the largest bound, on whichever segment,
     is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen) <= 1e-9, or `budget`
-    bounds were computed. A network with an operation that has no rule, a loss not declared convex, or a segment that is
-    no Bezier curve, is sampled at `num_points` points and "measured". Everything is evaluated in float64, on
-    the widened weights. `labels` are copied to the segments for reading, never used. Cost: one pass over the data per
-    control point, about eight per sub-interval (30 to 80 sub-intervals for a line between two small trained
-    networks), `num_points` per measured segment. ``budget=0`` makes the exact claims only.
+    bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form ("analytic"): its premises
+    are checked again, and its rounding is measured at 33 points. A network with an operation that has no rule, a loss
+    not declared convex, or a segment of another kind, is sampled at `num_points` points and "measured". Everything is
+    evaluated in float64, on the widened weights. `labels` are copied to the segments for reading, never used. Cost: one
+    pass over the data per control point, about eight per sub-interval (30 to 80 sub-intervals for a line between two
+    small trained networks), `num_points` per measured segment. ``budget=0`` makes the exact claims only.
 
     Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate.
 
@@ -85,13 +87,16 @@ def certify(
     for i, (c, _) in enumerate(found):
         if i in result.pieces:
             row = _bounded(kernel, i, c, result)
+        elif c.kind == "analytic":
+            row = _analytic(kernel, i, c)
         elif c.kind == "measured":
             why = f"{c.why}; {result.refused[i]}" if i in result.refused else c.why
             row = _measured(kernel, i, why, num_points)
         else:
             row = _exact(kernel, i, c)
         segments.append(row if not labels else _labelled(row, str(labels[i])))
-    slack = max([kernel.slack(s.bound) for s in segments if s.claim in ("unchanged", "convex")], default=0.0)
+    exact = ("unchanged", "convex", "analytic")
+    slack = max([kernel.slack(s.bound) for s in segments if s.claim in exact], default=0.0)
     if result.pieces:
         slack = max(slack, _rounding(kernel, result))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
@@ -112,6 +117,7 @@ class Kernel:
     def __init__(self, objective: Objective, path: Path) -> None:
         self.objective, self.path, self.wide = objective, path, objective.cast(torch.float64)
         self.known: dict[int, tuple[Params, Point]] = {}
+        self.levels: dict[int, tuple[LevelCurve, Level]] = {}
         self._bounds = lru_cache(READINGS)(self._make_bounds)
 
     def control(self, i: int) -> tuple[Params, ...]:
@@ -156,6 +162,8 @@ class Kernel:
 
     def claim(self, segment: Segment) -> Claim:
         """Why the loss cannot rise on this segment; "measured" where no exact reason is known."""
+        if isinstance(segment, LevelCurve):
+            return self.level(segment).claim
         if not isinstance(segment, Curve):
             return Claim("measured", f"no claim is known for segments of type {type(segment).__name__}")
         try:
@@ -166,6 +174,12 @@ class Kernel:
         if found.kind == "unchanged" and self.wide.penalty is not None:
             return Claim("convex", found.why + "; the penalty is convex in the weights")
         return found
+
+    def level(self, segment: LevelCurve) -> Level:
+        """What holds on a level curve, found out once."""
+        if id(segment) not in self.levels:
+            self.levels[id(segment)] = (segment, level(self.wide, segment))
+        return self.levels[id(segment)][1]
 
     def bound(self, i: int, start: float, end: float) -> Bound:
         """A bound on the loss of segment i over [start, end], by affine forms."""
@@ -215,6 +229,18 @@ def _exact(kernel: Kernel, i: int, found: Claim) -> SegmentCertificate:
     bound = max(losses) + kernel.slack(max(losses))
     deviation = max(losses) - min(losses)
     return SegmentCertificate(i, found.kind, bound, found.why, deviation, "", at, max(ends), _defined(error))
+
+
+def _analytic(kernel: Kernel, i: int, found: Claim) -> SegmentCertificate:
+    """The bound of a level curve: the larger end, and what rounding may add."""
+    segment = kernel.path.segments[i]
+    assert isinstance(segment, LevelCurve)  # noqa: S101
+    known, ends = kernel.level(segment), kernel.ends(i)
+    bound, at = max(known.bound, *ends), float(ends[1] > ends[0])
+    bound += kernel.slack(bound)
+    return SegmentCertificate(
+        i, "analytic", bound, found.why, known.deviation, "", at, max(ends), _defined(known.error)
+    )
 
 
 def _bounded(kernel: Kernel, i: int, found: Claim, result: Search) -> SegmentCertificate:

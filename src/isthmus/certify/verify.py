@@ -12,7 +12,7 @@ from isthmus.certify.certify import Kernel
 from isthmus.errors import IsthmusError
 from isthmus.evaluate.profile import profile
 from isthmus.objective import Objective
-from isthmus.paths import Path
+from isthmus.paths import LevelCurve, Path
 
 TOLERANCE = 1e-9
 """Relative difference that two evaluations of the same number may have (another thread count, another chunk size)."""
@@ -109,6 +109,16 @@ def _segment(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]
             yield f"the bound {bound} is below the loss at a control point, {max(losses)}"
         error = float(sum(max(column) for column in zip(*(p.unsure.tolist() for p in points), strict=True)))
         yield from _error(stored, error / kernel.wide.num_examples)
+    elif claim == "analytic":
+        segment = kernel.path.segments[i]
+        if found.kind != claim or not isinstance(segment, LevelCurve):
+            yield f"claimed {claim!r}, but the curve gives {found.kind!r} ({found.why})"
+            return
+        known = kernel.level(segment)
+        deviation = known.deviation
+        if not bound >= known.bound - TOLERANCE * max(1.0, abs(known.bound)) or not bound >= max(ends):
+            yield f"the bound {bound} is below that of the closed form, {known.bound}"
+        yield from _error(stored, known.error)
     elif claim == "bounded":
         yield from _intervals(kernel, i, stored)
     elif claim == "measured":

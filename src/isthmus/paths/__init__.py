@@ -1,5 +1,7 @@
 """Segments and paths in weight space."""
 
+from isthmus.paths.level_curve import LevelCurve as LevelCurve
+from isthmus.paths.level_curve import LevelLayer as LevelLayer
 from isthmus.paths.path import Path as Path
 from isthmus.paths.segment import Curve as Curve
 from isthmus.paths.segment import Segment as Segment

@@ -8,7 +8,8 @@ from functools import cached_property
 from itertools import pairwise
 
 from isthmus.errors import InputError
-from isthmus.params import Params, distance, equal, share
+from isthmus.params import Params, distance, equal, lerp, share
+from isthmus.paths.level_curve import LevelCurve
 from isthmus.paths.segment import Curve, Segment, check_t
 
 
@@ -86,6 +87,40 @@ class Path:
         """The same points walked from the end to the start."""
         return Path(tuple(s.reversed() for s in reversed(self.segments)))
 
+    def polygonal(self, tol: float, loss: Callable[[Params], float] | None = None, most: int = 1 << 14) -> Path:
+        """Straight segments through points of this path, fine enough that they stay within `tol` of it.
+
+        A curved segment is halved until its chords, at 1/4, 1/2 and 3/4, stray by at most `tol`: a ``LevelCurve`` in
+        the features of its last layer on its data (the outputs, as a rule; the largest entry), others in weight space.
+        With `loss` (such as ``objective.loss``) the chords are judged by it instead: one on which it is more than
+        tol / 4 above the larger end of the path, or above the segment, is halved. Then ``certify`` proves an excess
+        below `tol`, given a gap below tol / 2 in the units of the loss and a budget of several times the segments. The
+        error of a chord falls with the square of its length. Costs 4 points of the curve per new segment.
+
+        Errors: more than `most` segments (a tolerance below the rounding); a path that rises above `tol` / 4 by itself.
+
+        >>> import torch
+        >>> arc = Curve(tuple({"w": torch.tensor(p)} for p in ([0.0, 0.0], [1.0, 2.0], [2.0, 0.0])))
+        >>> len(Path((arc,)).polygonal(0.1)), len(Path((arc,)).polygonal(0.02))
+        (4, 8)
+        """
+        if not 0 < tol < float("inf"):
+            raise InputError("tol", expected="a number > 0", got=tol)
+        top = 0.0 if loss is None else max(loss(self.start), loss(self.end))
+        out: list[Segment] = []
+        todo = list(reversed(self.segments))
+        while todo:
+            segment = todo.pop()
+            chord = Curve((segment.start, segment.end))
+            straight = isinstance(segment, Curve) and segment.is_straight
+            if straight or _follows(segment, chord, tol, loss, top):
+                out.append(segment if straight else chord)
+            elif len(out) + len(todo) + 2 > most:
+                raise InputError("tol", expected=f"a tolerance that {most} segments reach", got=tol)
+            else:
+                todo += reversed(segment.split(0.5))
+        return Path(tuple(out))
+
     def map(self, change: Callable[[Params], Params]) -> Path:
         """The path whose control points are changed one by one (a cast, a permutation: an affine map)."""
         done: dict[int, Params] = {}
@@ -109,3 +144,21 @@ class Path:
         """length / distance of the ends: 1 for a straight line; NaN when the ends coincide."""
         straight = distance(self.start, self.end)
         return self.length / straight if straight > 0 else float("nan")
+
+
+def _follows(segment: Segment, chord: Curve, tol: float, loss: Callable[[Params], float] | None, top: float) -> bool:
+    """Whether the chord is close enough to the segment at 1/4, 1/2 and 3/4."""
+    for t in (0.25, 0.5, 0.75):
+        point = lerp(chord.start, chord.end, t)
+        if loss is not None:
+            low, high = loss(segment.at(t)), loss(point)
+            if low > top + tol / 4:
+                raise InputError("tol", expected=f"more than 4 times the rise of the path, {low - top:.3g}", got=tol)
+            close = high <= top + tol / 4 and high - low <= tol / 4
+        elif isinstance(segment, LevelCurve):
+            close = float((segment.outputs(point) - segment.affine(t)).abs().max()) <= tol
+        else:
+            close = distance(point, segment.at(t)) <= tol
+        if not close:
+            return False
+    return True

@@ -1,11 +1,13 @@
 """Connections in one safetensors file, each distinct tensor once; nothing in the file is code.
 
-Format 1. Tensors "t/000000", ... One metadata entry, "isthmus", holds JSON: ``format``, ``version``,
-``manifest`` (JSON text), ``tensors`` (the digest of the tensors) and ``digest`` (SHA-256 over version, tensors
-and manifest), so that a flipped bit anywhere that could change what is loaded is found. The manifest: ``names``
-of the parameters; ``points``, rows of tensor numbers in the order of ``names``; ``segments``, each a kind with
-the numbers of its control points; ``target``, a point; the name of the ``outcome``; ``stats``; the version of
-``isthmus`` that wrote it. NaN and infinities in ``stats`` are written as Python's json module writes them.
+Format 1, or 2 where a level curve is among the segments. Tensors "t/000000", ... One metadata entry, "isthmus", holds
+JSON: ``format``, ``version``, ``manifest`` (JSON text), ``tensors`` (the digest of the tensors) and ``digest`` (SHA-256
+over version, tensors and manifest), so that a flipped bit anywhere that could change what is loaded is found. The
+manifest: ``names`` of the parameters; ``points``, rows of tensor numbers in the order of ``names``; ``segments``, each
+a kind with the numbers of its control points, and for a level curve also ``x``, the number of its data tensor,
+``layers`` ([weight, bias, slope] each) and ``span`` (lo, hi); ``target``, a point; the name of the ``outcome``;
+``stats``; the version of ``isthmus`` that wrote it. NaN and infinities in ``stats`` are written as Python's json module
+writes them.
 """
 
 from __future__ import annotations
@@ -23,28 +25,38 @@ from torch import Tensor
 from isthmus.connectors.base import Connection, Outcome
 from isthmus.errors import FileError, InputError, IsthmusError, UnsupportedError
 from isthmus.params import Params, check_like
-from isthmus.paths import Curve, Path, Segment
+from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
 from isthmus.storage.files import PathLike, disk_error, one_line, plain
 from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
 
 __all__ = ["load_connection", "read_header", "save"]
 
 _FORMAT = "isthmus connection"
-_VERSION = 1
+_VERSIONS = (1, 2)
 _CELLS = 4_000_000  # control points times parameters: what building the path may cost, some seconds
 _AGAIN = "copy it again, or make the path again"
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How one class of segments is written: as points, and made from them."""
+    """How one class of segments is written: as points, with further entries, and made from both."""
 
     segment: type[Segment]
     points: Callable[[Any], tuple[Params, ...]]
-    make: Callable[[tuple[Params, ...]], Segment]
+    make: Callable[[tuple[Params, ...], Mapping[str, Any], Mapping[str, Tensor]], Segment]
+    more: Callable[[Any, _Store], dict[str, Any]] = lambda segment, store: {}
 
 
-_KINDS = {"curve": _Kind(Curve, lambda curve: curve.control, Curve)}
+def _write_level(curve: LevelCurve, store: _Store) -> dict[str, Any]:
+    layers = [[layer.weight, layer.bias, layer.slope] for layer in curve.layers]
+    return {"x": store.tensor(curve.x), "layers": layers, "span": [curve.lo, curve.hi]}
+
+
+def _make_level(control: tuple[Params, ...], written: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LevelCurve:
+    origin, goal = control
+    layers = tuple(LevelLayer(str(w), None if b is None else str(b), float(s)) for w, b, s in written["layers"])
+    lo, hi = (float(s) for s in written["span"])
+    return LevelCurve(origin, goal, tensors[_key(_index(written["x"]))], layers, lo, hi)
 
 
 @dataclass
@@ -72,6 +84,12 @@ class _Store:
         return self.objects[id(tensor)]
 
 
+_KINDS = {
+    "curve": _Kind(Curve, lambda curve: curve.control, lambda control, written, tensors: Curve(control)),
+    "level": _Kind(LevelCurve, lambda curve: (curve.origin, curve.goal), _make_level, _write_level),
+}
+
+
 def _key(number: int) -> str:
     return f"t/{number:06d}"
 
@@ -92,7 +110,8 @@ def save(connection: Connection, path: PathLike) -> None:
         kind = next((name for name, kind in _KINDS.items() if type(segment) is kind.segment), None)
         if kind is None:
             raise UnsupportedError(f"segment {i}", f"a {type(segment).__name__} has no form in the file format")
-        segments.append({"kind": kind, "control": [store.point(p) for p in _KINDS[kind].points(segment)]})
+        control = [store.point(p) for p in _KINDS[kind].points(segment)]
+        segments.append({"kind": kind, "control": control, **_KINDS[kind].more(segment, store)})
     manifest = {
         "isthmus": _own_version(),
         "outcome": connection.outcome.name,
@@ -107,7 +126,9 @@ def save(connection: Connection, path: PathLike) -> None:
         raise FileError(path, why, "save it in parts, or with fewer control points")
     text = json.dumps(manifest, separators=(",", ":"))
     tensors = combine(store.digests)
-    header = {"format": _FORMAT, "version": _VERSION, "digest": _seal(_VERSION, tensors, text), "tensors": tensors}
+    # a reader that knows version 1 alone reads what it can, and names what it cannot
+    number = _VERSIONS[any(s["kind"] != "curve" for s in segments)]
+    header = {"format": _FORMAT, "version": number, "digest": _seal(number, tensors, text), "tensors": tensors}
     save_tensors(store.tensors, path, {"isthmus": json.dumps(header | {"manifest": text}, separators=(",", ":"))})
 
 
@@ -152,10 +173,11 @@ def _open(path: PathLike) -> tuple[dict[str, Any], str]:
             raise FileError(
                 path, f"is {one_line(header['format'])!r}, not a saved connection", "read it with what wrote it"
             )
-        if header["version"] != _VERSION:
-            why = f"is in version {one_line(header['version'])} of the format, this isthmus reads version {_VERSION}"
+        if type(header["version"]) is not int or header["version"] not in _VERSIONS:
+            known = " and ".join(map(str, _VERSIONS))
+            why = f"is in version {one_line(header['version'])} of the format, this isthmus reads versions {known}"
             raise FileError(path, why, "install a newer isthmus")
-        if header["digest"] != _seal(_VERSION, header["tensors"], header["manifest"]):
+        if header["digest"] != _seal(header["version"], header["tensors"], header["manifest"]):
             raise FileError(path, "is damaged: its manifest does not match its digest", _AGAIN)
         manifest = json.loads(header["manifest"])
         return {key: header[key] for key in ("format", "version", "digest")} | manifest, header["tensors"]
@@ -189,7 +211,8 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
     try:
         if _cells(manifest) > _CELLS:
             raise ValueError(f"more than {_CELLS:,} control points times parameters")
-        points = _points(manifest["names"], manifest["points"], tensors)
+        data = {_index(s["x"]) for s in manifest["segments"] if "x" in s}
+        points = _points(manifest["names"], manifest["points"], tensors, data)
         segments = []
         for i, written in enumerate(manifest["segments"]):
             if written["kind"] not in _KINDS:
@@ -198,7 +221,7 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
                 )
                 raise FileError(path, why, "install a newer isthmus")
             control = tuple(points[_index(number)] for number in written["control"])
-            segments.append(_KINDS[written["kind"]].make(control))
+            segments.append(_KINDS[written["kind"]].make(control, written, tensors))
         if not isinstance(manifest["stats"], dict):
             raise TypeError("stats are not a dictionary")
         target = points[_index(manifest["target"])]
@@ -211,11 +234,14 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         ) from error
 
 
-def _points(names: list[str], rows: list[list[int]], tensors: Params) -> list[Params]:
-    """Each point once. One tensor under two names is copied: no two parameters of a network share memory."""
+def _points(names: list[str], rows: list[list[int]], tensors: Params, data: set[int]) -> list[Params]:
+    """Each point once; `data` are the numbers of tensors that belong to segments.
+
+    One tensor under two names is copied: no two parameters of a network share memory.
+    """
     if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError("names are not distinct strings")
-    if {_key(_index(number)) for row in rows for number in row} != set(tensors):
+    if {_key(_index(number)) for row in rows for number in row} | {_key(number) for number in data} != set(tensors):
         raise ValueError("points use tensors that are not there, or there are tensors that no point uses")
     owner: dict[int, str] = {}
     made: dict[tuple[int, str], Tensor] = {}

@@ -188,12 +188,15 @@ def _proved(segment: Segment, parts: Sequence[Certificate], weights: Sequence[fl
     own = [c.segments[0] for c in parts]
     ends = _ends(parts, weights)
     exact = all(s.claim in ("unchanged", "convex") for s in own)
+    analytic = all(s.claim == "analytic" for s in own)
     errors = [s.error_bound for s in own if s.error_bound is not None]
     error = min(1.0, _sum(weights, errors) + _allowance(len(own), 1.0)) if len(errors) == len(own) else None
-    row = max(own, key=lambda s: ("unchanged", "convex", "bounded").index(s.claim))
+    row = max(own, key=lambda s: ("unchanged", "convex", "analytic", "bounded").index(s.claim))
     intervals: tuple[tuple[float, float, float], ...] = ()
     if exact and isinstance(segment, Curve) and len(segment.control) == 2:
         bound = max(ends) + max(c.slack for c in parts)
+    elif analytic:  # what rounding may add on each chunk, above the larger end of the whole
+        bound = max(ends) + _sum(weights, [s.bound - s.value for s in own])
     elif not exact:
         intervals = _refined(own, weights)
         bound = max(b for _, _, b in intervals)

@@ -1,0 +1,101 @@
+"""What rounding does to an exact path: measured rise of the loss, drift of the outputs, growth of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, log10
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.connectors.base import PROVERS
+from isthmus.errors import UnsupportedError
+from isthmus.objective import Objective
+from isthmus.params import Params, cast, norm
+from isthmus.paths import LevelCurve, Path, Segment
+
+__all__ = ["Measured", "default_tolerance", "measure", "prove"]
+
+INSIDE = 3
+"""Points inside a straight segment, on which nothing curved happens."""
+ALONG = 15
+"""Points inside a level curve."""
+BUDGET = 400
+"""Sub-intervals that a certificate may bound, as ``certify`` has it."""
+FACTOR = 8.0
+"""Between the points the loss may stray from the construction by so many times what it does at them."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of a path as rounded: the `losses` at its points in order, what they and the outputs stray by, the largest norm.
+
+    `drift`: the largest difference of an output from what the construction keeps there, over the largest output of the
+    ends; `deviation`: that of a loss, not divided. `growth`: the largest norm of a point over that of the ends.
+    """
+
+    losses: tuple[float, ...]
+    deviation: float
+    drift: float
+    growth: float
+
+    @property
+    def excess(self) -> float:
+        """The largest loss less that of the higher end."""
+        return max(self.losses) - max(self.losses[0], self.losses[-1])
+
+    @property
+    def provable(self) -> float:
+        """An excess to be vouched for: the one that was seen, or what the loss may stray by between the points."""
+        return max(self.excess, FACTOR * self.deviation)
+
+    @property
+    def rise(self) -> float:
+        """The largest loss less any earlier one."""
+        lowest, rise = self.losses[0], 0.0
+        for value in self.losses:
+            lowest, rise = min(lowest, value), max(rise, value - lowest)
+        return rise
+
+    @property
+    def digits_lost(self) -> float:
+        """log10 of the drift in units of the rounding of float64."""
+        return max(0.0, log10(max(self.drift, 1e-300) / torch.finfo(torch.float64).eps))
+
+
+def default_tolerance(tolerance: float | None, dtype: torch.dtype) -> float:
+    """1e-8 in float64; in narrower types what their rounding leaves room for, 1e4 units."""
+    if tolerance is not None:
+        return tolerance
+    return 1e-8 if dtype == torch.float64 else 1e4 * torch.finfo(dtype).eps
+
+
+def measure(objective: Objective, segments: Sequence[Segment], kept: Callable[[int, float], Tensor]) -> Measured:
+    """Evaluate the path in float64 on `objective`; ``kept(i, t)`` gives the outputs that segment i must have at t."""
+    losses, sizes, deviation, largest, scale = [], [], 0.0, 0.0, 1e-300
+    for i, segment in enumerate(segments):
+        n = (ALONG if isinstance(segment, LevelCurve) else INSIDE) + 1
+        for k in range(0 if i == 0 else 1, n + 1):
+            point: Params = cast(segment.at(k / n), torch.float64)
+            Z, want = objective.outputs(point), kept(i, k / n)
+            losses.append(_loss(objective, Z))
+            sizes.append(norm(point))
+            scale = max(scale, float(want.abs().max()))
+            largest = max(largest, float((Z - want).abs().max()))
+            deviation = max(deviation, abs(losses[-1] - _loss(objective, want)))
+    growth = max(sizes) / max(sizes[0], sizes[-1], 1e-300)
+    return Measured(tuple(losses), deviation, largest / scale, growth)
+
+
+def prove(objective: Objective, path: Path, top: float) -> tuple[float, dict[str, Any]]:
+    """The excess over `top` that ``certify`` proves (infinite where it proves none), and what to remember of it."""
+    if not PROVERS:
+        raise UnsupportedError("prove=True", "isthmus.certify is not loaded", "import isthmus")
+    found = PROVERS[0](objective, path, 0.01, budget=BUDGET)
+    return found.bound - top if found.proved else inf, {"proved": found.proved, "bound": found.bound}
+
+
+def _loss(objective: Objective, outputs: Tensor) -> float:
+    return objective.of_outputs([(outputs, objective.data[1])])[0]

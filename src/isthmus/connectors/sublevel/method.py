@@ -1,0 +1,202 @@
+"""Paths that never leave a sublevel set (Nguyen 2019, Theorems 3.2, 5.1 and 6.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.sublevel.columns import Unreachable
+from isthmus.connectors.sublevel.measure import default_tolerance, measure, prove
+from isthmus.connectors.sublevel.trail import Trail
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.objective import Objective
+from isthmus.params import Params, cast
+from isthmus.paths import Curve, Path, Segment
+from isthmus.paths.full_rank import ones_column
+from isthmus.stability.sublevel import LevelNetwork, Theorem, connecting, independent_examples
+
+__all__ = ["Sublevel", "plain_premises", "refused"]
+
+
+@dataclass(frozen=True)
+class Sublevel(Connector):
+    """Nguyen 2019: on N samples with a convex loss, a path on which the loss is at most that of the higher end.
+
+    Theorem 3.2: [X, 1] has rank N, n_1 > ... > n_L, an activation that is strictly monotone onto R (leaky ReLU, the
+    identity). Theorem 5.1: n_1 >= 2N, n_2 > ... > n_L, such an activation behind the layers 2..L-1. Theorem 6.1, case
+    2: all hidden layers >= 2N, any activation whose shifts are independent (ReLU, leaky ReLU, ELU, tanh, ...). Layers
+    up to some k that are >= 2N below narrowing ones serve too. Of the theorems whose premises hold the first in the
+    order 6.1, 3.2, 5.1 is taken, or the one named. A convolution of c channels that a linear layer reads at q positions
+    counts as c q units.
+
+    Layer by layer a takes over the wide layers of b, by six straight segments each (Lemma 5.3; two more where features
+    of b lack full rank or are worse conditioned than `limit`, Lemma 5.2); the narrowing layers above follow one
+    ``LevelCurve``, whose outputs are affine in t, after Lemma 3.4 where one of their weights lacks full rank. The
+    outputs stay, except on that curve (or on a last straight segment), where they are those of both ends mixed.
+
+    All is computed in float64. `tolerance`: the largest excess, in units of the larger of 1 and the higher end's loss,
+    for which the outcome is ok (default 1e-8; for float32 networks 1e4 of their units in the last place): the excess
+    that ``certify`` proves, rounding included, or with ``prove=False`` what is measured at all vertices and between
+    them, with 8 times the largest deviation from the construction.
+
+    When to use: on few samples or very wide networks. Needs a chain of layers without normalisation, a convex loss, no
+    penalty. If no theorem applies the path is the straight line, the outcome says so, and ``stats["premises"]`` says
+    what fails and by how much, ``stats["largest_subproblem"]`` for how many of the samples a theorem would apply. Costs
+    some factorisations of N x n_l matrices per layer, and a certificate.
+    """
+
+    theorem: str | None = None
+    tolerance: float | None = None
+    limit: float = 1e6
+    prove: bool = True
+
+    about = About(
+        makes="6 straight segments per wide layer and one level curve",
+        reference="Nguyen 2019, Theorems 3.2, 5.1, 6.1",
+        needs="a perceptron (or plain convolutional network) with layers of 2N units, or N independent samples",
+        cost="factorisations of N x n_l matrices",
+    )
+
+    def __post_init__(self) -> None:
+        if self.theorem not in (None, "3.2", "5.1", "6.1"):
+            raise InputError("theorem", expected="None, '3.2', '5.1' or '6.1'", got=repr(self.theorem))
+        if self.tolerance is not None and not 0 < self.tolerance < float("inf"):
+            raise InputError("tolerance", expected="a number > 0", got=self.tolerance)
+        if not self.limit > 1:
+            raise InputError("limit", expected="a condition number > 1", got=self.limit)
+
+    def find(
+        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
+    ) -> Connection:
+        """Choose the theorem, build both halves, join them, measure what rounding did."""
+        try:
+            plain_premises(objective)
+            net = LevelNetwork.of(objective, a)
+        except UnsupportedError as e:
+            return refused(a, b, [str(e)], {})
+        known = connecting(net)
+        wanted = [t for t in known if self._asked_for(t, net.L)]
+        failing, largest = [], {"largest_subproblem": largest_subproblem(net)}
+        for theorem in wanted:
+            if not theorem.holds:
+                failing += [f"Theorem {theorem.name}: {text}" for text in theorem.failing]
+                continue
+            try:
+                return self._build(net, theorem, objective, a, b, generator, progress)
+            except Unreachable as e:
+                failing.append(f"Theorem {theorem.name}: {e}")
+        if not wanted:
+            failing = [f"Theorem {self.theorem} is about networks with hidden layers, this one has {net.L} layer"]
+        return refused(a, b, failing, largest)
+
+    def _asked_for(self, theorem: Theorem, L: int) -> bool:
+        """Whether this is the theorem that was named: with one hidden layer, 5.1 and 6.1 are about the same layer."""
+        k = theorem.level
+        levels = {"3.2": k == 0 < L - 1, "5.1": k > 0, "6.1": k == L - 1 > 0}
+        return self.theorem is None or levels[self.theorem]
+
+    def _build(
+        self, net: LevelNetwork, theorem: Theorem, objective: Objective, a: Params, b: Params,
+        generator: torch.Generator, progress: Progress,
+    ) -> Connection:  # fmt: skip
+        k, there, back = theorem.level, Trail(net, a, "at A, "), Trail(net, b, "at B, ")
+        for l in range(1, k + 1):  # at A any rank will do: its features are given up
+            back.make_features_full(l, generator, limit=self.limit)
+        for l in range(1, k + 1):
+            progress("adopting layers", l - 1, k)
+            there.note_condition(l)
+            back.note_condition(l)
+            there.adopt(l, back)
+        if k < net.L - 1:
+            for trail in (there, back):
+                trail.note_condition(k)
+                trail.make_weights_full(k)
+        progress("adopting layers", k, k)
+        segments, labels, joined = join(net, k, there, back)
+        path = Path(tuple(segments))
+        stats = {"theorem": theorem.name, "segments": labels, "premises": premises(theorem)}
+        stats |= {"conditions": {"a": there.conditions, "b": back.conditions}}
+        return self._judged(net, path, b, joined, stats, objective)
+
+    def _judged(
+        self, net: LevelNetwork, path: Path, b: Params, joined: int, stats: dict[str, Any], objective: Objective
+    ) -> Connection:
+        wide = net.objective
+        first, last = wide.outputs(cast(path.start, torch.float64)), wide.outputs(cast(path.end, torch.float64))
+
+        def kept(i: int, t: float) -> Tensor:
+            return first if i < joined else last if i > joined else torch.lerp(first, last, t)
+
+        found = measure(wide, path.segments, kept)
+        tolerance = default_tolerance(self.tolerance, objective.dtype)
+        top = max(found.losses[0], found.losses[-1])
+        allowed = tolerance * max(1.0, abs(top))
+        stats |= {
+            "excess": found.excess,
+            "deviation": found.deviation,
+            "allowed": allowed,
+            "drift": found.drift,
+            "digits_lost": found.digits_lost,
+            "growth": found.growth,
+        }
+        excess = found.provable
+        if self.prove and excess <= allowed:
+            excess, stats["certificate"] = prove(objective, path, top)
+        ok = excess <= allowed  # also false for NaN
+        return Connection(path, b, Outcome.CONNECTED if ok else Outcome.IMPRECISE, stats)
+
+
+def join(net: LevelNetwork, k: int, there: Trail, back: Trail) -> tuple[list[Segment], list[str], int]:
+    """The segments and labels of both trails and of what joins them, and the number of that segment."""
+    first, last = there.segments(), back.segments()
+    p, q = (s[-1].end if s else t.start for s, t in ((first, there), (last, back)))
+    straight = k == net.L - 1
+    middle: Segment = Curve((p, q)) if straight else there.curve(p, q, range(k + 1, net.L + 1))
+    labels = [str(label) for label in there.labels]
+    labels.append("last layer (a)" if straight else f"layers {k + 1} to {net.L} (level curve)")
+    labels += [f"{label.source}, backwards ({label.move})" for label in reversed(back.labels)]
+    return [*first, middle, *(s.reversed() for s in reversed(last))], labels, len(first)
+
+
+def plain_premises(objective: Objective) -> None:
+    """Refuse what no theorem of the paper covers: a loss that is not convex in the outputs, a penalty."""
+    if not objective.convex:
+        raise UnsupportedError("the loss", "it was not declared convex in the outputs", "pass convex=True if it is")
+    if objective.penalty is not None:
+        raise UnsupportedError("the penalty", "the theorems are for losses that depend on the outputs alone")
+
+
+def refused(a: Params, b: Params, failing: list[str], more: Mapping[str, Any]) -> Connection:
+    """The straight line, with what failed."""
+    stats = {"theorem": None, "segments": ["straight line"], "premises": failing, **more}
+    return Connection(Path((Curve((a, b)),)), b, Outcome.PREMISE_FAILS, stats)
+
+
+def premises(theorem: Theorem) -> list[dict[str, Any]]:
+    """The premises with their numbers, as JSON values."""
+    return [{"name": c.name, "value": c.value, "needed": c.needed, "holds": c.holds} for c in theorem.conditions]
+
+
+def largest_subproblem(net: LevelNetwork) -> dict[str, Any] | None:
+    """The theorem that covers the most of the first samples, with their number: ``objective.subset(n)`` would do."""
+    best: tuple[int, str] | None = None
+    for theorem in connecting(net):
+        k = theorem.level
+        rest = [c for c in theorem.conditions if c.holds is False and not c.name.startswith(("n_", "rank"))]
+        narrowing = all(net.chain.widths[l] > net.chain.widths[l + 1] for l in range(k + 1, net.L))
+        if rest or not narrowing:
+            continue
+        n = net.N
+        if k == 0 and net.L > 1:
+            n = independent_examples(ones_column(net.x.flatten(1), net.has_bias(1)))
+        for l in range(1, k + 1):
+            rows, each = net.sizes[l + 1]
+            n = min(n, net.chain.widths[l] // 2 * each * net.N // rows)
+        if n > 0 and (best is None or n > best[0]):
+            best = (n, theorem.name)
+    return None if best is None else {"theorem": best[1], "examples": best[0]}
