@@ -1,5 +1,8 @@
 """Networks of the papers, small and plain, and the names the command line gives them."""
 
+from isthmus.models.mean_field import Average as Average
+from isthmus.models.mean_field import mean_field as mean_field
+from isthmus.models.mean_field import mean_field_init as mean_field_init
 from isthmus.models.names import MODELS as MODELS
 from isthmus.models.names import Entry as Entry
 from isthmus.models.names import by_name as by_name
@@ -8,3 +11,5 @@ from isthmus.models.networks import convnet as convnet
 from isthmus.models.networks import mlp as mlp
 from isthmus.models.networks import seeded as seeded
 from isthmus.models.networks import vgg11 as vgg11
+from isthmus.models.train_mean_field import mean_field_trials as mean_field_trials
+from isthmus.models.train_mean_field import train_mean_field as train_mean_field

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
+from isthmus.models.mean_field import MEAN_FIELD_ACTIVATIONS, mean_field
 from isthmus.models.networks import ACTIVATIONS, convnet, mlp, vgg11
 
 WIDTHS = "whole numbers >= 1 joined by '-', with NxK for N repeated K times"
@@ -71,7 +72,8 @@ def by_name(
 
     `inputs` is the shape of one example (or their number, for flat ones) and `outputs` the number of classes: an mlp
     is checked against them, an image network takes its channels, image side and classes from them. `like` is a state
-    dict that the result must fit; ``"mlp"`` alone reads its widths from there. Any other spec is
+    dict that the result must fit; ``"mlp"`` alone reads its widths from there. ``dropout=`` changes no key, so
+    checkpoints fit the network with and without it. Any other spec is
     ``MODULE:FACTORY`` or ``path/to/file.py:FACTORY``, where FACTORY is called without arguments, or is a module
     itself; **this runs the user's code**. Names of ``MODELS`` win over modules.
     Errors: unknown name, malformed widths, no such module or factory, not an ``nn.Module``, does not fit.
@@ -124,20 +126,36 @@ def parse_widths(text: str, spec: str) -> tuple[int, ...]:
     return tuple(widths)
 
 
+def parse_rates(text: str, spec: str) -> float | tuple[float, ...]:
+    """The dropout rates of ``0.25``, for every hidden layer, or of ``0.25x3-0.5x7``, for each.
+
+    >>> parse_rates("0.25", ""), parse_rates("0.25x2-0.5", "")
+    (0.25, (0.25, 0.25, 0.5))
+    """
+    rates: list[float] = []
+    for part in text.split("-"):
+        if not (match := re.fullmatch(r"(0?\.[0-9]{1,9}|0)(?:x([1-9][0-9]{0,3}))?", part, flags=re.ASCII)):
+            expected = "a rate in [0, 1), or rates joined by '-', with RxK for R repeated K times"
+            raise InputError(f"model {spec!r}", expected=expected, got=repr(part), instead="for example 'dropout=0.25'")
+        rates += [float(match[1])] * int(match[2] or 1)
+    return rates[0] if re.fullmatch(r"[0-9.]+", text) else tuple(rates)
+
+
+def _without_dropout(options: tuple[str, ...], spec: str) -> tuple[tuple[str, ...], float | tuple[float, ...]]:
+    """The other options, and the rates of the option ``dropout=RATES``: 0 without it."""
+    found = [o for o in options if o.startswith("dropout=")]
+    if len(found) > 1:
+        raise InputError(f"model {spec!r}", expected="one dropout=", got=" and ".join(found))
+    rates = parse_rates(found[0].removeprefix("dropout="), spec) if found else 0.0
+    return tuple(o for o in options if o not in found), rates
+
+
 def _build_mlp(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     spec = wanted.spec
+    options, rates = _without_dropout(options, spec)
     sized = bool(options) and options[0][:1].isdigit()
     words = options[1:] if sized else options
-    if unknown := [w for w in words if w not in ACTIVATIONS and w != "nobias"]:
-        raise InputError(
-            f"model {spec!r}",
-            expected=f"{WIDTHS}, then nobias or one of {', '.join(ACTIVATIONS)}",
-            got=repr(unknown[0]),
-        )
-    activations = [w for w in words if w != "nobias"]
-    if len(activations) > 1:
-        raise InputError(f"model {spec!r}", expected="one activation", got=" and ".join(activations))
-    bias = "nobias" not in words
+    activation, bias = _activation_and_bias(words, ACTIVATIONS, "nobias, dropout=RATES", spec)
     if sized:
         widths = parse_widths(options[0], spec)
     elif wanted.like is not None:
@@ -149,11 +167,38 @@ def _build_mlp(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
             got="neither",
             instead="for example 'mlp:64-60-10'",
         )
+    _check_ends(widths, wanted)
+    return mlp(widths, bias=bias, activation=activation, dropout=rates)
+
+
+def _build_mean_field(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
+    spec = wanted.spec
+    if not options:
+        raise InputError(f"model {spec!r}", expected="widths", got="none", instead="for example 'meanfield:784-800-10'")
+    widths = parse_widths(options[0], spec)
+    activation, bias = _activation_and_bias(options[1:], MEAN_FIELD_ACTIVATIONS, "nobias", spec)
+    _check_ends(widths, wanted)
+    return mean_field(widths, activation, bias=bias)
+
+
+def _activation_and_bias(
+    words: tuple[str, ...], activations: Collection[str], others: str, spec: str
+) -> tuple[str, bool]:
+    """The activation among the words (default "relu"), and whether "nobias" is not."""
+    named = [w for w in words if w != "nobias"]
+    if unknown := [w for w in named if w not in activations]:
+        expected = f"{WIDTHS}, then {others} or one of {', '.join(activations)}"
+        raise InputError(f"model {spec!r}", expected=expected, got=repr(unknown[0]))
+    if len(named) > 1:
+        raise InputError(f"model {spec!r}", expected="one activation", got=" and ".join(named))
+    return (named[0] if named else "relu"), "nobias" not in words
+
+
+def _check_ends(widths: tuple[int, ...], wanted: _Wanted) -> None:
     n = None if wanted.inputs is None else prod(wanted.inputs)
     for what, width, want in (("inputs", widths[0], n), ("outputs", widths[-1], wanted.outputs)):
         if want is not None and width != want:
-            raise InputError(f"model {spec!r}", expected=f"{want} {what}, as the data have", got=width)
-    return mlp(widths, bias=bias, activation=activations[0] if activations else "relu")
+            raise InputError(f"model {wanted.spec!r}", expected=f"{want} {what}, as the data have", got=width)
 
 
 def _widths_of(like: Mapping[str, Tensor], spec: str) -> tuple[tuple[int, ...], bool]:
@@ -175,22 +220,28 @@ def _one_size(options: tuple[str, ...], wanted: _Wanted, words: tuple[str, ...] 
     """The number in the options, if any, and the words among them."""
     sizes = [o for o in options if o not in words]
     if len(sizes) > 1 or (sizes and not re.fullmatch(r"[1-9][0-9]{0,5}", sizes[0], flags=re.ASCII)):
-        expected = "one whole number >= 1" + (f", then {' or '.join(words)}" if words else "")
+        expected = f"one whole number >= 1, then {' or '.join((*words, 'dropout=RATES'))}"
         raise InputError(f"model {wanted.spec!r}", expected=expected, got=repr(":".join(options)))
     return (int(sizes[0]) if sizes else None), set(options) & set(words)
 
 
 def _build_convnet(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
+    options, rates = _without_dropout(options, wanted.spec)
     channels, words = _one_size(options, wanted, ("nopool", "nobias"))
-    return convnet(channels or 32, pool="nopool" not in words, bias="nobias" not in words, **wanted.image)
+    pool, bias = "nopool" not in words, "nobias" not in words
+    return convnet(channels or 32, pool=pool, bias=bias, dropout=rates, **wanted.image)
 
 
 def _build_vgg11(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
-    return vgg11(width=_one_size(options, wanted)[0] or 64, **wanted.image)
+    options, rates = _without_dropout(options, wanted.spec)
+    width, words = _one_size(options, wanted, ("he",))
+    return vgg11(width=width or 64, dropout=rates, he="he" in words, **wanted.image)
 
 
 def _build_vgg11_bn(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
-    return vgg11(width=_one_size(options, wanted)[0] or 64, batch_norm=True, **wanted.image)
+    options, rates = _without_dropout(options, wanted.spec)
+    width, words = _one_size(options, wanted, ("he",))
+    return vgg11(width=width or 64, batch_norm=True, dropout=rates, he="he" in words, **wanted.image)
 
 
 _VGG = "Simonyan and Zisserman 2014; Kuditipudi et al. 2019, section 6"
@@ -199,24 +250,39 @@ MODELS: dict[str, Entry] = {
     for entry in (
         Entry(
             "mlp",
-            "mlp[:WIDTHS][:ACTIVATION][:nobias], as in mlp:784-245x10-10 or mlp:64-60x4-10:tanh:nobias",
-            "fully connected; without WIDTHS they are read from the checkpoint",
+            "mlp[:WIDTHS][:ACTIVATION][:nobias][:dropout=RATES], as in mlp:784-245x10-10 or mlp:64-60x4-10:tanh:nobias",
+            "fully connected; without WIDTHS they are read from the checkpoint; dropout=0.25 drops units in training",
             "Nguyen, Brechet and Mondelli 2021, section 6",
             True,
             _build_mlp,
         ),
         Entry(
             "convnet",
-            "convnet[:CHANNELS][:nopool][:nobias], as in convnet:32",
+            "convnet[:CHANNELS][:nopool][:nobias][:dropout=RATES], as in convnet:32",
             "three 3x3 convolutions and one linear layer; convnet:32:nopool:nobias is the paper's",
             "Kuditipudi et al. 2019, section 6 and appendix D.1",
             False,
             _build_convnet,
         ),
         Entry(
-            "vgg11", "vgg11[:WIDTH], as in vgg11:64", "VGG-11 for images of 32 x 32 pixels", _VGG, False, _build_vgg11
+            "vgg11",
+            "vgg11[:WIDTH][:he][:dropout=RATES], as in vgg11:64 or vgg11:64:he:dropout=0.25x3-0.5x7",
+            "VGG-11 for images of 32 x 32 pixels; he: He's random weights; dropout drops whole channels in training",
+            _VGG,
+            False,
+            _build_vgg11,
         ),
-        Entry("vgg11_bn", "vgg11_bn[:WIDTH]", "the same with BatchNorm", _VGG, False, _build_vgg11_bn),
+        Entry(
+            "vgg11_bn", "vgg11_bn[:WIDTH][:he][:dropout=RATES]", "the same with BatchNorm", _VGG, False, _build_vgg11_bn
+        ),
+        Entry(
+            "meanfield",
+            "meanfield:WIDTHS[:ACTIVATION][:nobias], as in meanfield:784-800-10",
+            "fully connected, every layer averages over the units before it (1/N)",
+            "Shevchenko and Mondelli 2020, (1.1) and (3.1)",
+            True,
+            _build_mean_field,
+        ),
     )
 }
 """The networks with a name, in the order of ``isthmus --help``."""

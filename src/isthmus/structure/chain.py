@@ -23,6 +23,7 @@ from isthmus.structure.units import Group, Structure
 
 AFFINE = ("aten.linear.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding")
 NORM = ("aten.batch_norm.default",)
+SCALINGS = ("aten.mul.Tensor", "aten.div.Tensor")
 RESHAPE = ("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -145,10 +146,11 @@ def chain_of(program: Program, structure: Structure) -> Chain:
         while nodes[i - 1].op in RESHAPE:
             i -= 1
         cuts.append(i)
-    pieces = [nodes[i:j] for i, j in zip(cuts, [*cuts[1:], len(nodes)], strict=True)]
+    pieces = _factor_first([nodes[i:j] for i, j in zip(cuts, [*cuts[1:], len(nodes)], strict=True)])
     if tail := [n for n in pieces[-1][1:] if n.op not in AFFINE and n.op not in RESHAPE]:
         raise UnsupportedError(
-            tail[0].where or tail[0].op, "it follows the output layer; return the raw outputs (logits)"
+            tail[0].where or tail[0].op,
+            "it follows the output layer; return the raw outputs (logits), and scale what the layer reads instead",
         )
     names = [next(n for n in piece if n.op in AFFINE).args[1].name for piece in pieces]
     layers: list[Layer] = []
@@ -163,6 +165,27 @@ def chain_of(program: Program, structure: Structure) -> Chain:
     if unused := [k for k in shapes if k not in used and not k.endswith("num_batches_tracked")]:
         raise UnsupportedError(f"parameter {unused[0]!r}", "it belongs to no layer of the chain")
     return Chain(tuple(layers), widths, program.inputs[0])
+
+
+def factor(node: Node) -> float | None:
+    """The number that a node multiplies with (or divides by), None if it does anything else."""
+    if node.op not in SCALINGS or not isinstance(node.args[1], int | float):
+        return None
+    return node.args[1] if node.op == SCALINGS[0] else 1 / node.args[1]
+
+
+def _factor_first(pieces: list[list[Node]]) -> list[list[Node]]:
+    """A number that the outputs are multiplied with, as in W h / N, scales h instead: the outputs stay W h.
+
+    With an output bias that would be another function of the weights; the tail is then left, and refused.
+    """
+    *before, last = pieces
+    tail = [n for n in last if factor(n) is not None]
+    affine = next(n for n in last if n.op in AFFINE)
+    if not tail or (len(affine.args) > 2 and affine.args[2] is not None):
+        return pieces
+    rest = [n for n in last if factor(n) is None]
+    return [*before[:-1], [*before[-1], *tail], rest] if before else [[*tail, *rest]]
 
 
 def _one_line(program: Program) -> list[Node]:
