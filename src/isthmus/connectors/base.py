@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
+
+if TYPE_CHECKING:
+    from isthmus.connectors.fit import Checkpoint
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)`` during long work."""
@@ -34,7 +37,21 @@ class Outcome(Enum):
     NOT_FINITE = (
         "training met a loss that is not finite; the path uses the last finite weights (lower the learning rate)"
     )
+    PREMISE_FAILS = (
+        "no theorem of the method has its premises here (see stats['premises']); the path is the straight line"
+    )
+    IMPRECISE = (
+        "the path was constructed, but in this precision its loss cannot be shown to stay below the stated tolerance"
+    )
     BUDGET_EXHAUSTED = "the step budget ran out before the target was reached; the path uses the best weights found"
+    BEAD_FAILED = (
+        "not connected: a bead could not be trained below the threshold; the path uses the best weights found "
+        "(give it more steps, another learning rate, or a higher threshold)"
+    )
+    SUSPECTED_DISCONNECTION = (
+        "not connected: between neighbouring beads a maximum above the threshold persists however many are put between "
+        "them, which suggests a disconnection and proves none (the evidence is in the stats)"
+    )
 
     @property
     def ok(self) -> bool:
@@ -80,6 +97,56 @@ class Connector(ABC):
         self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
     ) -> Connection:
         """A path from `a` to `b`; both were checked by ``connect``. All randomness comes from `generator`."""
+
+
+class Search(Connector):
+    """A long method: it can be stopped and go on, and may be judged by a second data set."""
+
+    @abstractmethod
+    def search(
+        self,
+        objective: Objective,
+        a: Params,
+        b: Params,
+        generator: torch.Generator,
+        progress: Progress,
+        *,
+        test: Objective | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Connection:
+        """As ``find``. With a `checkpoint` that holds the state of the same search, goes on from there: same result."""
+
+    def find(
+        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
+    ) -> Connection:
+        """The search from its beginning to its end."""
+        return self.search(objective, a, b, generator, progress)
+
+
+class Proof(Protocol):
+    """What a method needs to know of a certificate."""
+
+    @property
+    def proved(self) -> bool:
+        """Whether every segment is bounded."""
+        ...
+
+    @property
+    def bound(self) -> float:
+        """No loss on the path is above it, if it is proved."""
+        ...
+
+
+class Prover(Protocol):
+    """``isthmus.certify``, as a method may call it."""
+
+    def __call__(self, objective: Objective, path: Path, gap: float, *, budget: int) -> Proof:
+        """A bound on the loss over the whole path."""
+        ...
+
+
+PROVERS: list[Prover] = []
+"""Filled by ``isthmus.certify``: it stands above the methods, which may use it but must not import it."""
 
 
 def describe(method: Connector) -> dict[str, Any]:

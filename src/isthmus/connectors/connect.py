@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Connection, Connector, Progress, describe, no_progress
+from isthmus.connectors.base import Connection, Connector, Progress, Search, describe, no_progress
+from isthmus.connectors.fit import Checkpoint
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
 from isthmus.objective import Objective
@@ -23,6 +24,8 @@ def connect(
     *,
     seed: int = 0,
     throw: bool = False,
+    test: Objective | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = no_progress,
 ) -> Connection:
     """A path from `a` to `b` (two state_dicts of the objective's module) by `method` (default ``Linear()``).
@@ -31,6 +34,9 @@ def connect(
     ``connection.path.start`` = a and ``connection.path.end`` = ``connection.target`` bit for bit, and
     f(target) = f(b). A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
     raises ``OutcomeError``. The same seed gives the same path.
+
+    `test` and `checkpoint` are for the methods that search (``Search``: string sampling): a second data set that may
+    judge the path, and a place for the state of the search, from which the same call goes on after it was killed.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -42,6 +48,11 @@ def connect(
     if not isinstance(method, Connector):
         wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
         raise InputError("method", expected="a connector such as im.Dropout()", got=wrong)
+    given = {k: v for k, v in (("test", test), ("checkpoint", checkpoint)) if v is not None}
+    if given and not isinstance(method, Search):
+        raise InputError(
+            next(iter(given)), expected="a method that searches, such as StringSampling", got=type(method).__name__
+        )
     start, goal = objective.check(a, "a"), objective.check(b, "b")
     check_finite(start, "a")
     check_finite(goal, "b")
@@ -51,7 +62,11 @@ def connect(
     goal = share({k: v.clone() for k, v in goal.items()}, start)
     begin = time.perf_counter()
     try:
-        found = method.find(objective, start, goal, torch.Generator().manual_seed(seed), progress)
+        generator = torch.Generator().manual_seed(seed)
+        if isinstance(method, Search):
+            found = method.search(objective, start, goal, generator, progress, test=test, checkpoint=checkpoint)
+        else:
+            found = method.find(objective, start, goal, generator, progress)
     except IsthmusError as e:
         e.add_note(f"while connecting with {type(method).__name__}")
         raise

@@ -10,3 +10,8 @@ from isthmus.plot.runs import Profile as Profile
 from isthmus.plot.runs import Run as Run
 from isthmus.plot.runs import read_run as read_run
 from isthmus.plot.runs import read_runs as read_runs
+from isthmus.plot.string import Strings as Strings
+from isthmus.plot.string import draw_frames as draw_frames
+from isthmus.plot.string import draw_string as draw_string
+from isthmus.plot.string import strings as strings
+from isthmus.plot.string_page import write_string_page as write_string_page

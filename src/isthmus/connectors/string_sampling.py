@@ -1,0 +1,114 @@
+"""Dynamic String Sampling (Freeman and Bruna 2017, Algorithm 1): a string of trained beads below a threshold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from isthmus.connectors.base import About, Connection, Progress, Search
+from isthmus.connectors.beads import Trainer
+from isthmus.connectors.fit import Checkpoint, Recipe
+from isthmus.connectors.string_work import Work
+from isthmus.connectors.threshold import check_fields, threshold_for
+from isthmus.errors import InputError
+from isthmus.objective import Objective
+from isthmus.params import Params
+
+
+@dataclass(frozen=True)
+class StringSampling(Search):
+    """Algorithm 1 of Freeman and Bruna 2017, corrected: beads are put where the loss is high, and trained down.
+
+    A segment between two neighbours on which the `quantity` ("loss", "error", "perplexity"; on the training objective
+    or, with ``on="test"``, on the `test` set given to ``connect``) exceeds `threshold` gets a bead at its largest
+    sample (``position="maximum"``, kept off the ends) or its middle ("half"). The bead is trained on the objective's
+    loss until the quantity is at most alpha * threshold (a bead that fails starts again with noise, `attempts` times in
+    all), and both halves are looked at again. A segment counts as
+    below the threshold when `points` equidistant samples are, and none of its intervals is estimated to rise above
+    it; with ``certify=True`` also when ``isthmus.certify`` proves it, within `effort` bounds over sub-intervals.
+    Without a `threshold`, it is one tenth above the larger end.
+
+    The work list is taken breadth first (all open segments of a depth, their beads `batched` into one stacked problem
+    where that is faster) or depth first; the string is the same. It ends with ``CONNECTED``; ``BEAD_FAILED``;
+    ``SUSPECTED_DISCONNECTION``, when on a chain of halved segments the excess over the threshold has fallen by less
+    than a fifth in `patience` generations; ``BUDGET_EXHAUSTED``, at `depth` generations or `budget` gradient steps in
+    all (`steps` for one training). None but the first proves anything.
+
+    When to use: on any module, when you want to know from which loss on two solutions are connected, and how much
+    longer than the straight line the way between them is. Cost: some hundred gradient steps per bead, `points`
+    passes over the data per segment; the beads grow like a power of 1 / threshold.
+    """
+
+    threshold: float | None = None
+    quantity: str = "loss"
+    on: str = "train"
+    position: str = "maximum"
+    alpha: float = 0.9
+    order: str = "breadth"
+    depth: int = 10
+    patience: int = 5
+    budget: int = 100_000
+    points: int = 21
+    certify: bool = False
+    effort: int = 100
+    optimizer: str = "adam"
+    lr: float = 2e-3
+    batch: int = 256
+    steps: int = 2000
+    attempts: int = 3
+    check: int | None = None
+    schedule: str = "cosine"
+    batched: bool | None = None
+
+    about = About(
+        makes="straight segments between trained beads, each below a threshold",
+        reference="Freeman & Bruna 2017, Algorithm 1",
+        needs="any module",
+        cost="a short training per bead",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self.quantity, self.threshold, self.on, self.points)
+        for name, allowed in (("position", ("maximum", "half")), ("order", ("breadth", "depth"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(name, expected=f"one of {allowed}", got=repr(getattr(self, name)))
+        if not 0 < self.alpha <= 1:
+            raise InputError("alpha", expected="a number in (0, 1]", got=self.alpha)
+        for name in ("depth", "patience", "budget", "effort", "attempts"):
+            if getattr(self, name) < 1:
+                raise InputError(name, expected="a whole number >= 1", got=getattr(self, name))
+        if self.certify and self.quantity == "error":
+            raise InputError("certify", expected="a threshold on the loss or the perplexity", got="quantity='error'")
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        """How one bead is trained."""
+        if self.optimizer == "lbfgs":
+            raise InputError("optimizer", expected="'adam' or 'sgd'", got="'lbfgs'")
+        return Recipe(
+            optimizer=self.optimizer, lr=self.lr, steps=self.steps, batch=self.batch, schedule=self.schedule,
+            check=self.check,
+        )  # fmt: skip
+
+    def search(
+        self,
+        objective: Objective,
+        a: Params,
+        b: Params,
+        generator: torch.Generator,
+        progress: Progress,
+        *,
+        test: Objective | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Connection:
+        """The string from `a` to `b`."""
+        limit = threshold_for(
+            objective, test, (a, b), quantity=self.quantity, value=self.threshold, on=self.on, points=self.points
+        )
+        trainer = Trainer.of(objective, limit, self.recipe(), self.batched, a)
+        work = Work(self, limit, trainer, generator, progress, checkpoint)
+        work.begin(a, b)
+        while work.step():
+            pass
+        return work.connection()
