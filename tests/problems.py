@@ -101,4 +101,38 @@ def convolutional() -> Problem:
     return classify("convolutional", small_convnet(), (1, 8, 8))
 
 
+def wide_relu() -> Problem:
+    """All hidden layers have twice as many units as there are samples."""
+    module = perceptron([5, 17, 16, 3]).double()
+    objective = im.Objective(module, "cross_entropy", blobs(8, (5,), 3))
+    return Problem("wide relu", objective, random_params(module, 1), random_params(module, 2))
+
+
+def wide_then_narrow() -> Problem:
+    """The first layer is that wide, the others get narrower; the activation is onto R."""
+    module = perceptron([5, 17, 9, 6, 3], lambda: nn.LeakyReLU(0.2)).double()
+    objective = im.Objective(module, "cross_entropy", blobs(8, (5,), 3))
+    return Problem("wide, then narrow", objective, random_params(module, 1), random_params(module, 2))
+
+
+def deep_linear() -> Problem:
+    """No activations: three layers, without a penalty."""
+    module = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 6), nn.Linear(6, 4))
+    return classify("deep linear", module, (5,))
+
+
+def linear_with_ridge() -> Problem:
+    """No activations: two layers and ridge."""
+    module = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4))
+    return classify("linear with ridge", module, (5,), penalty=im.Ridge(1e-2))
+
+
+def sparse_regression() -> Problem:
+    """Two layers, with an l1 penalty on the second."""
+    module = perceptron([3, 8, 2]).double()
+    x, _ = blobs(20, (3,), 4)
+    objective = im.Objective(module, "mse", (x, x[:, :2].sin()), penalty=im.L1(1e-3, ("2.weight",)))
+    return Problem("sparse regression", objective, random_params(module, 1), random_params(module, 2))
+
+
 PROBLEMS = (two_layers, odd_widths, without_bias, tanh_regression, with_ridge, convolutional)

@@ -59,7 +59,13 @@ def test_everything_is_written_and_agrees(folder):
     certificate = json.loads((folder / "dropout/certificate.json").read_text())
     connection = im.load_connection(folder / "dropout/path.safetensors")
     assert result["segments"] == len(connection.path) == len(certificate["segments"]) == len(result["labels"]) == 20
-    assert result["method"] == {"name": "Dropout", "keep": 0.5, "masks": 2, "scale": "output", "every_vertex": False}
+    assert result["method"] == {
+        "name": "Dropout",
+        "keep": 0.5,
+        "masks": 2,
+        "scale": "output",
+        "every_vertex": False,
+    } | {"search": "gates"}
     assert result["max_loss"] == max(profile["loss"]) == profile["barriers"]["loss"]["max"]
     assert result["max_loss"] <= result["bound"] * (1 + 1e-5)
     assert result["proved"]
@@ -269,7 +275,7 @@ def test_a_pickle_with_code_is_not_executed(folder, tmp_path, capsys, monkeypatc
         (["--method", "Magic"], ["--method", "Linear", "'Magic'"]),
         (
             ["--method", "Dropout", "--option", "mask=3"],
-            ["KEY in ['every_vertex', 'keep', 'masks', 'scale']", "mask=3"],
+            ["KEY in ['every_vertex', 'keep', 'masks', 'scale', 'search']", "mask=3"],
         ),
         (["--method", "Dropout", "--option", "masks=many"], ["masks", "integer", "'many'"]),
         (["--method", "Dropout", "--option", "keep=0.9"], ["keep", "(0, 1/2]", "0.9"]),

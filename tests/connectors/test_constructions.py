@@ -188,8 +188,8 @@ def test_convolutional_networks_with_batchnorm_and_flatten():
     ("make", "message"),
     [
         (lambda: im.Dropout(keep=0.6), r"keep: expected a number in \(0, 1/2\]"),
-        (lambda: im.Dropout(masks=0), "at least 1 random subset"),
-        (lambda: im.Dropout(scale="best"), "'output', 'layer' or 'none'"),
+        (lambda: im.Dropout(masks=0), "at least 1 subset"),
+        (lambda: im.Dropout(scale="best"), "'output', 'each', 'layer', 'none'"),
         (lambda: im.Subnetwork(fraction=0.4), r"fraction: expected a number in \[1/2, 1\)"),
         (lambda: im.Subnetwork(steps=0), "steps: expected a whole number"),
         (lambda: im.Subnetwork(lr=-1), "lr: expected a positive number"),

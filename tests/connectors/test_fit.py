@@ -1,3 +1,6 @@
+from itertools import pairwise
+from math import cos, pi
+
 import pytest
 import torch
 
@@ -88,3 +91,24 @@ def test_progress_is_reported():
 def test_bad_recipes_are_refused(bad):
     with pytest.raises(im.InputError):
         Recipe(**bad)
+
+
+def test_schedules_move_the_learning_rate_as_they_say():
+    """Plain SGD on a slope of 1: each step is the learning rate."""
+    rates = {}
+    for schedule in ("cosine", "halving", "constant"):
+        seen: list[float] = []
+
+        def full(p: dict, seen: list[float] = seen) -> float:
+            seen.append(float(p["w"]))
+            return -1.0 - seen[-1]
+
+        fit(
+            lambda p, index: -p["w"].sum(), full, {"w": torch.zeros((), dtype=torch.float64)}, 4,
+            Recipe("sgd", lr=0.5, steps=20, batch=4, momentum=0.0, schedule=schedule, check=1),
+            generator=torch.Generator().manual_seed(0), target=-1e9,
+        )  # fmt: skip
+        rates[schedule] = [b - a for a, b in pairwise(seen)]
+    assert rates["constant"] == pytest.approx([0.5] * 20)
+    assert rates["halving"] == pytest.approx([0.5 * 0.5 ** (k // 2) for k in range(20)])
+    assert rates["cosine"] == pytest.approx([0.5 * (0.01 + 0.99 * (1 + cos(pi * k / 20)) / 2) for k in range(20)])

@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
 
 import isthmus as im
 from isthmus.params import cast, equal
-from tests.problems import PROBLEMS, Problem, perceptron
+from tests.problems import (
+    PROBLEMS,
+    Problem,
+    deep_linear,
+    linear_with_ridge,
+    sparse_regression,
+    two_layers,
+    wide_relu,
+    wide_then_narrow,
+)
 
 QUICK: dict[type, im.Connector] = {
     im.Dropout: im.Dropout(masks=3),
     im.NoiseDropout: im.NoiseDropout(draws=3),
     im.Narrow: im.Narrow(draws=3, steps=30, batch=8),
+    im.StringSampling: im.StringSampling(depth=2, steps=20, batch=8, points=5, attempts=1),
+    im.ConstrainedStringSampling: im.ConstrainedStringSampling(beads=2, steps=20, batch=8, points=5, attempts=1),
     im.Subnetwork: im.Subnetwork(steps=30, batch=8),
+    im.TwoLayerReLU: im.TwoLayerReLU(units=4, steps=30, batch=8, attempts=0),
 }
-CONSTRUCTIVE = (im.Dropout, im.NoiseDropout, im.Narrow, im.Subnetwork)
+ONLY: dict[type, tuple[Callable[[], Problem], ...]] = {
+    im.DeepLinear: (deep_linear, linear_with_ridge),
+    im.TwoLayerReLU: (two_layers, sparse_regression),
+}
+"""The problems of a method whose premises are special; every other problem it must refuse by name."""
+MORE: dict[type, tuple[Callable[[], Problem], ...]] = {im.Sublevel: (wide_relu, wide_then_narrow)}
+"""Problems besides those of all, wide enough for a method that gives the straight line where they are not."""
+CONSTRUCTIVE = (im.Dropout, im.NoiseDropout, im.Narrow, im.Subnetwork, im.MeanField, im.Sublevel, im.TwoLayerReLU)
+PROVED = (*CONSTRUCTIVE, im.DeepLinear)
 
-cases = pytest.mark.parametrize("make", PROBLEMS, ids=lambda make: make.__name__)
+EXAM = [(make, kind) for kind in im.METHODS for make in (*ONLY.get(kind, PROBLEMS), *MORE.get(kind, ()))]
+REFUSED = [(make, kind) for kind, own in ONLY.items() for make in PROBLEMS if make not in own]
+
+
+def over(pairs: Iterable[tuple[Callable[[], Problem], type]]) -> pytest.MarkDecorator:
+    pairs = list(pairs)
+    return pytest.mark.parametrize(("make", "kind"), pairs, ids=[f"{make.__name__}-{k.__name__}" for make, k in pairs])
+
+
+exam = over(EXAM)
+constructive = over((make, kind) for make, kind in EXAM if kind in CONSTRUCTIVE)
 methods = pytest.mark.parametrize("kind", im.METHODS, ids=lambda kind: kind.__name__)
 
 
@@ -25,12 +57,17 @@ def quick(kind: type[im.Connector]) -> im.Connector:
     return QUICK.get(kind) or kind()
 
 
+def own_problem(kind: type[im.Connector], i: int = 0) -> Problem:
+    """One that the method takes: its i-th, counted from the last again where it has fewer."""
+    own = ONLY.get(kind, PROBLEMS)
+    return own[min(i, len(own) - 1)]()
+
+
 def connect(problem: Problem, kind: type[im.Connector], seed: int = 0) -> im.Connection:
     return im.connect(problem.objective, problem.a, problem.b, quick(kind), seed=seed)
 
 
-@cases
-@methods
+@exam
 def test_ends_are_exact_and_nothing_of_the_users_is_written(make, kind):
     problem = make()
     a, b = ({k: v.clone() for k, v in p.items()} for p in (problem.a, problem.b))
@@ -50,8 +87,8 @@ def test_ends_are_exact_and_nothing_of_the_users_is_written(make, kind):
 @methods
 def test_training_on_does_not_move_the_ends_of_a_path(kind):
     """A state_dict shares memory with its module."""
-    problem = PROBLEMS[0]()
-    module = perceptron([5, 9, 4]).double()
+    problem = own_problem(kind)
+    module = problem.objective._materialised()
     module.load_state_dict(problem.a)
     connection = im.connect(problem.objective, dict(module.named_parameters()), problem.b, quick(kind))
     with torch.no_grad():
@@ -61,8 +98,7 @@ def test_training_on_does_not_move_the_ends_of_a_path(kind):
     assert not any(v.requires_grad for v in connection.path.start.values())
 
 
-@cases
-@methods
+@exam
 def test_the_same_seed_gives_the_same_path_and_labels_fit(make, kind):
     one, two = connect(make(), kind), connect(make(), kind)
     assert all(equal(p, q) for p, q in zip(one.path.knots, two.path.knots, strict=True))
@@ -71,8 +107,7 @@ def test_the_same_seed_gives_the_same_path_and_labels_fit(make, kind):
     assert one.stats["method"]["name"] == kind.__name__
 
 
-@cases
-@methods
+@exam
 def test_the_certificate_is_never_exceeded(make, kind):
     problem = make()
     connection = connect(problem, kind)
@@ -84,13 +119,12 @@ def test_the_certificate_is_never_exceeded(make, kind):
         t = torch.cat([torch.linspace(0, 1, 20), torch.rand(20, generator=torch.Generator().manual_seed(3))])
         worst = max(problem.objective.loss(segment.at(float(s))) for s in t)
         assert worst <= proof.bound * (1 + 1e-12)
-    if kind in CONSTRUCTIVE:
+    if kind in PROVED:
         assert certificate.proved, [certificate.segments[i].why for i in certificate.unproved()]
         assert certificate.bound >= im.profile(problem.objective, connection.path, 5).max
 
 
-@cases
-@pytest.mark.parametrize("kind", CONSTRUCTIVE, ids=lambda kind: kind.__name__)
+@constructive
 def test_outputs_do_not_move_where_they_are_claimed_unchanged(make, kind):
     problem = make()
     connection = connect(problem, kind)
@@ -107,8 +141,7 @@ def test_outputs_do_not_move_where_they_are_claimed_unchanged(make, kind):
             assert moved <= 1e-12 * start.abs().max()
 
 
-@cases
-@methods
+@exam
 def test_float32_paths_are_exact_at_the_ends_and_proved_too(make, kind):
     problem = make()
     objective = problem.objective.cast(torch.float32)
@@ -117,14 +150,13 @@ def test_float32_paths_are_exact_at_the_ends_and_proved_too(make, kind):
     connection = im.connect(objective, a, b, quick(kind))
     assert equal(connection.path.start, a)
     assert equal(connection.path.end, b)
-    if kind in CONSTRUCTIVE:
+    if kind in PROVED:
         certificate = im.certify(objective, connection.path)
         assert certificate.proved, [certificate.segments[i].why for i in certificate.unproved()]
         assert im.profile(objective, connection.path, 5).max <= certificate.bound * (1 + 1e-5)
 
 
-@cases
-@methods
+@exam
 def test_saved_and_loaded_connections_are_equal(make, kind, tmp_path):
     connection = connect(make(), kind)
     im.save(connection, tmp_path / "path.safetensors")
@@ -138,14 +170,22 @@ def test_saved_and_loaded_connections_are_equal(make, kind, tmp_path):
 @methods
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_ends_that_are_not_finite_are_refused_by_name(kind, value):
-    problem = PROBLEMS[0]()
-    bad = dict(problem.b) | {"2.bias": torch.full_like(problem.b["2.bias"], value)}
-    with pytest.raises(im.InputError, match=r"b\['2.bias'\].*4 entries"):
+    problem = own_problem(kind)
+    name = next(reversed(problem.b))
+    bad = dict(problem.b) | {name: torch.full_like(problem.b[name], value)}
+    with pytest.raises(im.InputError, match=rf"b\['{name}'\].*{problem.b[name].numel()} entries"):
         im.connect(problem.objective, problem.a, bad, quick(kind))
 
 
 @methods
 def test_a_path_from_a_point_to_itself_stays_connected(kind):
-    problem = PROBLEMS[1]()
+    problem = own_problem(kind, 1)
     connection = im.connect(problem.objective, problem.a, problem.a, quick(kind))
     assert equal(connection.path.end, problem.a)
+
+
+@over(REFUSED)
+def test_a_problem_that_a_method_is_not_for_is_refused_by_name(make, kind):
+    problem = make()
+    with pytest.raises((im.InputError, im.UnsupportedError), match=f"while connecting with {kind.__name__}"):
+        connect(problem, kind)

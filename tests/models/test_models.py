@@ -93,6 +93,62 @@ def test_networks_refuse(make):
         make()
 
 
+RATES = "0.25x3-0.5x7"
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("mlp:6-5x2-3:dropout=0.25", 6),
+        ("mlp:6-5x2-3:dropout=0.25-0:nobias", 6),
+        ("convnet:4:nopool:dropout=.5", (1, 8, 8)),
+        (f"vgg11:2:dropout={RATES}", (3, 32, 32)),
+        (f"vgg11_bn:2:he:dropout={RATES}", (3, 32, 32)),
+    ],
+)
+def test_dropout_changes_no_key_and_nothing_in_evaluation_mode(spec: str, shape: int | tuple[int, ...]):
+    plain_spec = ":".join(part for part in spec.split(":") if not part.startswith("dropout"))
+    dropped, plain = (seeded(lambda s=s: by_name(s, inputs=shape), 0).eval() for s in (spec, plain_spec))
+    assert list(dropped.state_dict()) == list(plain.state_dict())
+    by_name(spec, like=plain.state_dict(), inputs=shape)
+    by_name(plain_spec, like=dropped.state_dict(), inputs=shape)
+    x = torch.randn(2, *((shape,) if isinstance(shape, int) else shape), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dropped(x), plain(x))
+    assert not torch.equal(seeded(lambda: dropped.train()(x), 1), plain(x))
+
+
+def test_dropout_zeroes_whole_channels_and_single_units_at_the_given_rates():
+    net = vgg11(width=64, dropout=(0.25,) * 3 + (0.5,) * 7).train()
+    kinds = [m for m in net.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
+    assert [m.p for m in kinds] == [0.25] * 3 + [0.5] * 7
+    assert [type(m) for m in kinds] == [nn.Dropout2d] * 8 + [nn.Dropout] * 2
+    seen = seeded(lambda: convnet(64, pool=False, dropout=0.5).train()[1](torch.ones(50, 64, 4, 4)), 0)
+    assert set(seen.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(seen.amin((2, 3)), seen.amax((2, 3)))
+    assert 0.45 < float((seen == 0).double().mean()) < 0.55
+    assert not [m for m in mlp((4, 3, 2), dropout=0.0).modules() if isinstance(m, nn.Dropout)]
+    assert isinstance(mlp((4, 3, 2), dropout=0.1)[1], nn.Sequential)
+    assert isinstance(mlp((4, 3, 3, 2), dropout=(0, 0.1))[1], nn.ReLU)
+
+
+@pytest.mark.parametrize("rates", [1.0, -0.1, (0.1,), (0.1,) * 3, float("nan")])
+def test_rates_that_do_not_fit_are_refused(rates):
+    with pytest.raises(InputError, match="dropout"):
+        mlp((4, 3, 3, 2), dropout=rates)
+
+
+def test_he_weights_have_the_variance_of_the_paper_and_no_bias():
+    net = seeded(lambda: vgg11(width=16, he=True), 0)
+    plain = seeded(lambda: vgg11(width=16), 0)
+    convolutions = [m for m in net if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 8
+    for m in convolutions[1:]:
+        assert float(m.weight.detach().var()) == pytest.approx(2 / (9 * m.out_channels), rel=0.1)
+        assert m.bias is not None
+        assert not m.bias.any()
+    assert [tuple(v.shape) for v in net.state_dict().values()] == [tuple(v.shape) for v in plain.state_dict().values()]
+
+
 def test_seeded_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
@@ -116,7 +172,7 @@ def test_names_build_what_they_say():
     assert shapes(by_name("convnet:nobias:8:nopool")) == shapes(convnet(8, pool=False, bias=False))
     assert shapes(by_name("vgg11:4", inputs=(1, 32, 32), outputs=5)) == shapes(vgg11(width=4, in_channels=1, classes=5))
     assert shapes(by_name("vgg11_bn:4")) == shapes(vgg11(width=4, batch_norm=True))
-    assert list(MODELS) == ["mlp", "convnet", "vgg11", "vgg11_bn"]
+    assert list(MODELS) == ["mlp", "convnet", "vgg11", "vgg11_bn", "meanfield"]
     assert all(e.syntax.startswith(e.name) and e.line and e.reference for e in MODELS.values())
 
 
@@ -144,6 +200,13 @@ def test_mlp_alone_reads_the_checkpoint(bias: bool):
         ("mlp:2-1x99999-2", "at most 10000 layers"),
         ("mlp:64-10:swish", "got 'swish'"),
         ("mlp:64-10:relu:tanh", "one activation"),
+        ("mlp:6-5-3:dropout=1", "a rate in [0, 1)"),
+        ("mlp:6-5-3:dropout=", "got ''"),
+        ("mlp:6-5-3:dropout=0.1x0", "got '0.1x0'"),
+        ("mlp:6-5-3:dropout=0.1:dropout=0.2", "one dropout="),
+        ("mlp:6-5-3:dropout=0.1-0.2", "one rate, or 1 for the hidden layers, got 2 rates"),
+        ("vgg11:4:dropout=0.25x3", "10 for the hidden layers, got 3 rates"),
+        ("convnet:8:he", "one whole number"),
         ("convnet:8:9", "one whole number"),
         ("convnet:big", "one whole number"),
         ("vgg11:nobias", "one whole number"),

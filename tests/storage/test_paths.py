@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from isthmus.connectors.base import Connection, Outcome
 from isthmus.errors import FileError, InputError, UnsupportedError
-from isthmus.paths import Curve, Path, Segment
+from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
 from isthmus.storage import load_connection, read_header, read_tensors, save, save_params, save_tensors
 from isthmus.storage import paths as saved
 from isthmus.storage.tensors import _bytes, combine, digest_of
@@ -227,7 +227,11 @@ def forge(file, change, version=1):
     text = json.dumps(manifest)
     digests = combine({k: digest_of(v) for k, v in tensors.items()})
     header = {"format": "isthmus connection", "version": version, "tensors": digests, "manifest": text}
-    save_tensors(tensors, file, {"isthmus": json.dumps({**header, "digest": saved._seal(1, digests, text)})})
+    save_tensors(
+        tensors,
+        file,
+        {"isthmus": json.dumps({**header, "digest": saved._seal(version if version < 3 else 1, digests, text)})},
+    )
 
 
 FORGERIES = {
@@ -269,8 +273,8 @@ def test_forged_manifests_are_refused_quickly(tmp_path, name):
 
 def test_a_newer_version_of_the_format_is_refused_with_advice(tmp_path):
     save(connection(), tmp_path / "p")
-    forge(tmp_path / "p", lambda m, t: None, version=2)
-    with pytest.raises(FileError, match=r"is in version 2 of the format, .* version 1; install a newer isthmus"):
+    forge(tmp_path / "p", lambda m, t: None, version=3)
+    with pytest.raises(FileError, match=r"is in version 3 of the format, .* versions 1 and 2; install a newer isthmus"):
         load_connection(tmp_path / "p")
 
 
@@ -341,3 +345,58 @@ def test_killing_the_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     assert left > 0  # some kills hit a write
     save(big[0], file)  # which sweeps what the dead left
     assert [p.name for p in tmp_path.iterdir()] == ["p"]
+
+
+# -- level curves
+
+
+def level_connection():
+    """A line, a level curve, a part of it walked backwards."""
+    g = torch.Generator().manual_seed(4)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    a, b = ({"u": draw(6, 4), "c": draw(6), "w": draw(3, 6), "rest": torch.ones(2)} for _ in range(2))
+    curve = LevelCurve(a, b, draw(5, 4), (LevelLayer("u", "c", 0.1), LevelLayer("w", None)))
+    part = curve.split(0.25)[1].reversed()
+    first = {**a, "rest": torch.zeros(2)}
+    return Connection(Path((Curve((first, a)), curve, part)), part.end, Outcome.CONNECTED, STATS)
+
+
+def test_level_curves_come_back_bit_for_bit_in_version_2(tmp_path):
+    before = level_connection()
+    save(before, tmp_path / "p")
+    after = load_connection(tmp_path / "p")
+    assert same(before, after)
+    assert read_header(tmp_path / "p")["version"] == 2
+    one, two = after.path.segments[1:]
+    assert isinstance(one, LevelCurve)
+    assert isinstance(two, LevelCurve)
+    own = before.path.segments[1]
+    assert isinstance(own, LevelCurve)
+    assert (two.lo, two.hi, two.layers) == (1.0, 0.25, own.layers)
+    assert torch.equal(one.x, own.x)
+    assert one.x is two.x  # written once
+    once = (tmp_path / "p").read_bytes()
+    save(after, tmp_path / "p")
+    assert (tmp_path / "p").read_bytes() == once
+    save(connection(), tmp_path / "q")
+    assert read_header(tmp_path / "q")["version"] == 1  # what an older reader can read is written for it
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda s: s.update(layers=[["u", "c", -1.0], ["w", None, 1.0]]), "slope"),
+        (lambda s: s.update(layers=[["u", "c", 0.1], ["v", None, 1.0]]), "distinct names"),
+        (lambda s: s.update(span=[0.5, 0.5]), "hi"),
+        (lambda s: s.update(span=[0.0]), "ValueError"),
+        (lambda s: s.update(x=10_000), "tensors that are not there"),
+        (lambda s: s.update(x="0"), "expected a number"),
+        (lambda s: s.pop("layers"), "KeyError"),
+        (lambda s: s["control"].append(0), "ValueError"),
+    ],
+)
+def test_level_curves_that_cannot_be_are_refused(tmp_path, change, why):
+    save(level_connection(), tmp_path / "p")
+    forge(tmp_path / "p", lambda m, t: change(m["segments"][1]), version=2)
+    with pytest.raises(FileError, match=why):
+        load_connection(tmp_path / "p")

@@ -16,8 +16,8 @@ from rich.table import Column, Table
 from isthmus.cli.common import Json, Quiet
 from isthmus.cli.console import console, progress_bar
 from isthmus.connectors.base import Progress
-from isthmus.errors import InputError
-from isthmus.experiments import EXPERIMENTS, SCALES, by_name, read_sweep, sweep_file
+from isthmus.errors import FileError, InputError
+from isthmus.experiments import EXPERIMENTS, SCALES, Finding, by_name, read_sweep, sweep_file
 from isthmus.experiments.base import Row, as_json, as_markdown, columns_of, done, shown, write_figures, write_tables
 from isthmus.sweep import Cell, Engine, Local, Ray, Shard, Store, SweepReport, run_cells, with_needs
 
@@ -94,12 +94,14 @@ def run(
     store = Store(runs)
     report = _run(cells, store, engine_of(workers, address, cpus, gpus, resource, retries), shard, quiet)
     rows = experiment.table(store, cells)
+    findings = experiment.findings(rows)
     if not only and len(done(store, cells)) == len(cells):
-        write_tables(rows, runs / name / "tables", scale)
+        write_tables(rows, runs / name / "tables", scale, findings)
         files = write_figures(experiment, rows, runs / name / "figures", scale)
         if not as_json_:
             print("\n".join(map(str, files)))
     _print(rows, as_json_)
+    _print_findings(findings, as_json_)
     return _ended(report)
 
 
@@ -115,13 +117,21 @@ def status(
     rows = []
     for experiment in [by_name(name)] if name else EXPERIMENTS:
         for one in [scale] if scale else SCALES:
-            cells = with_needs(experiment.chosen(one))
-            finished = [c for c in cells if store.find(c) is not None]
-            begun = [c for c in cells if c not in set(finished) and store.folder(c).exists()]
-            counts = {"cells": len(cells), "done": len(finished), "begun": len(begun)}
-            rows.append({"name": experiment.name, "scale": one, **counts, "missing": len(cells) - len(finished)})
+            try:
+                counts = _counts(store, with_needs(experiment.chosen(one)))
+            except FileError as e:  # data that are not on this machine hide one experiment, not all
+                if name:
+                    raise
+                counts = {"note": str(e)}
+            rows.append({"name": experiment.name, "scale": one, **counts})
     _print(rows, as_json_)
     return 0
+
+
+def _counts(store: Store, cells: Sequence[Cell]) -> Row:
+    finished = {c for c in cells if store.find(c) is not None}
+    begun = [c for c in cells if c not in finished and store.folder(c).exists()]
+    return {"cells": len(cells), "done": len(finished), "begun": len(begun), "missing": len(cells) - len(finished)}
 
 
 @app.command()
@@ -136,12 +146,14 @@ def table(
     """The table of what is done, without computing anything."""
     experiment = by_name(name)
     rows = experiment.table(Store(runs), experiment.chosen(scale))
+    findings = experiment.findings(rows)
     if out is not None:
-        write_tables(rows, out, scale)
+        write_tables(rows, out, scale, findings)
     if markdown:
         print(as_markdown(rows), end="")
     else:
         _print(rows, as_json_)
+        _print_findings(findings, as_json_)
     return 0 if rows else 1
 
 
@@ -237,6 +249,12 @@ def _cells_bar(quiet: bool) -> Iterator[Progress]:
             print(f"{what}: {done_} of {total}{left}", file=sys.stderr, flush=True)
 
     yield report
+
+
+def _print_findings(findings: Sequence[Finding], json_: bool) -> None:
+    """One line each; with --json the rows stand alone, and the findings are in their file."""
+    for finding in () if json_ else findings:
+        print(finding)
 
 
 def _print(rows: Sequence[Row], json_: bool) -> None:

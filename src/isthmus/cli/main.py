@@ -42,6 +42,8 @@ from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.cli.experiments import app as experiments
 from isthmus.cli.experiments import sweep
 from isthmus.cli.paths import certify, profile
+from isthmus.cli.stability import stability
+from isthmus.cli.theory import theory
 from isthmus.connectors import METHODS, Connector
 from isthmus.connectors.fit import Recipe
 from isthmus.data import DATASETS, load
@@ -70,8 +72,10 @@ def settings(
 
 app.add_typer(experiments)
 app.command()(sweep)
+app.command()(theory)
 app.command()(profile)
 app.command()(certify)
+app.command()(stability)
 
 
 def run_app(arguments: list[str] | None = None) -> int:
@@ -201,7 +205,8 @@ def methods(as_json: Json = False) -> int:
         rows = {m.__name__: asdict(m.about) | {"options": _defaults(m)} for m in METHODS}
         print(json.dumps(rows, indent=2))
         return 0
-    table = Table("method", "makes", "needs", "cost", Column("options", no_wrap=True), show_lines=True)
+    name = Column("method", no_wrap=True)
+    table = Table(name, "makes", "needs", "cost", Column("options", no_wrap=True), show_lines=True)
     for m in METHODS:
         options = "\n".join(f"{k}={v}" for k, v in _defaults(m).items())
         table.add_row(

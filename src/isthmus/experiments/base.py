@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isthmus.errors import InputError
 from isthmus.runs import upward
@@ -35,12 +35,31 @@ class PaperValue:
     source: str
 
 
+class Finding(NamedTuple):
+    """What a paper says in words, whether it holds here (None: not measured), and the numbers that decide it.
+
+    >>> print(Finding("the line is high", True, "1.5 against 0.1"))
+    holds: the line is high (1.5 against 0.1)
+    """
+
+    statement: str
+    holds: bool | None
+    measured: str
+
+    def __str__(self) -> str:
+        return f"{_VERDICTS[self.holds]}: {self.statement} ({self.measured})"
+
+
+_VERDICTS = {True: "holds", False: "FAILS", None: "not measured"}
+
+
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """One page of results. Its jobs are ``Cell``s, so it has no loop, no seeds and no files of its own.
 
     `cells` gives the cells of a scale, `rows` turns those that are done into the rows of the table, `figures` draws
-    from the rows alone.
+    from the rows alone, `findings` checks on them what the paper says in words. Entries of a row whose name starts
+    with "." (curves, histograms) are for the figures; tables leave them out.
     """
 
     name: str
@@ -50,6 +69,7 @@ class Experiment:
     rows: Callable[[Done], list[Row]]
     figures: Mapping[str, Callable[[list[Row]], Figure]] = field(default_factory=dict)
     paper: tuple[PaperValue, ...] = ()
+    findings: Callable[[list[Row]], list[Finding]] = lambda rows: []
 
     def chosen(self, scale: str, only: Sequence[str] = ()) -> list[Cell]:
         """The cells of a scale whose labels hold every text of `only`."""
@@ -68,7 +88,8 @@ class Experiment:
             for row in rows:
                 if all(row.get(k) == v for k, v in value.row.items()):
                     row[f"paper {value.column}"] = value.value
-                    row["source"] = "; ".join(filter(None, [row.get("source", ""), value.source]))
+                    known = row["source"].split("; ") if "source" in row else []
+                    row["source"] = "; ".join(dict.fromkeys([*known, value.source]))
         return rows
 
 
@@ -79,8 +100,8 @@ def done(store: Store, cells: Sequence[Cell]) -> list[tuple[Cell, Stored]]:
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """All columns, in the order in which they first occur."""
-    return list(dict.fromkeys(k for row in rows for k in row))
+    """All columns of the table, in the order in which they first occur."""
+    return list(dict.fromkeys(k for row in rows for k in row if not k.startswith(".")))
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
@@ -110,17 +131,24 @@ def shown(value: Any, column: str = "") -> str:
 
 def as_json(rows: Sequence[Row]) -> str:
     """The rows as JSON, in full precision."""
-    return json.dumps(plain(list(rows)), indent=1)
+    return json.dumps(plain(_columns_only(rows)), indent=1)
 
 
-def write_tables(rows: Sequence[Row], folder: str | Path, name: str) -> list[Path]:
-    """NAME.csv, NAME.md and NAME.json in the folder."""
+def write_tables(rows: Sequence[Row], folder: str | Path, name: str, findings: Sequence[Finding] = ()) -> list[Path]:
+    """NAME.csv, NAME.md and NAME.json in the folder; findings also in NAME-findings.json."""
     folder = make_folder(folder)
     files = [folder / f"{name}.{kind}" for kind in ("csv", "md", "json")]
     write_csv(files[0], {c: [row.get(c) for row in rows] for c in columns_of(rows)})
     write_text(files[1], as_markdown(rows))
-    write_json(files[2], list(rows))
+    write_json(files[2], _columns_only(rows))
+    if findings:
+        files.append(folder / f"{name}-findings.json")
+        write_json(files[3], [f._asdict() for f in findings])
     return files
+
+
+def _columns_only(rows: Sequence[Row]) -> list[Row]:
+    return [{k: v for k, v in row.items() if not k.startswith(".")} for row in rows]
 
 
 def write_figures(experiment: Experiment, rows: list[Row], folder: str | Path, name: str) -> list[Path]:

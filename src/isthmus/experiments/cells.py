@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +33,8 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Problem:
     """What is trained and measured: a network by name, data, loss and precision, in the words of the command line.
 
+    `examples`, `tests`: only the first so many training and test examples; None for all, ``tests=0`` for none.
+
     >>> Problem("mlp:64-20x2-10", "digits").label
     'mlp:64-20x2-10 on digits'
     """
@@ -42,6 +44,7 @@ class Problem:
     examples: int | None = None
     loss: str = "cross_entropy"
     dtype: str = "float64"
+    tests: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -64,8 +67,7 @@ class Problem:
 
     def dataset(self) -> Dataset:
         """The examples, as the network takes them."""
-        data = load(self.data)
-        data = data.subset(self.examples, None) if self.examples else data
+        data = load(self.data).subset(self.examples, self.tests or None)
         name = self.model.partition(":")[0]
         return data.flat() if name in MODELS and MODELS[name].flat else data
 
@@ -79,7 +81,7 @@ class Problem:
         data, kind = self.dataset(), _DTYPES[self.dtype]
         x, y = data.x_train.to(kind), data.y_train
         train = Objective(self.module(data).eval(), self.loss, (x, y), dtype=kind)
-        if data.x_test is None or data.y_test is None:
+        if data.x_test is None or data.y_test is None or self.tests == 0:
             return train, None
         return train, train.on((data.x_test.to(kind), data.y_test))
 
@@ -181,12 +183,44 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class On:
+    """A trained network taken to another problem: to fewer examples, another precision, or without its dropout."""
+
+    network: Network
+    problem: Problem
+
+    @property
+    def seed(self) -> int:
+        """Of the network."""
+        return self.network.seed
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.network.problem.label}, seed {self.seed}, on {self.problem.examples or 'all'} examples"
+
+    def digests(self) -> dict[str, str]:
+        """Of both problems."""
+        return self.problem.digests() | {f"trained on {k}": v for k, v in self.network.digests().items()}
+
+    def params(self, job: Job) -> Params:
+        """The weights, in the precision of the problem."""
+        return cast(self.network.params(job), _DTYPES[self.problem.dtype])
+
+
+def trained(ends: Iterable[Network | Weights | On]) -> tuple[Network, ...]:
+    """The networks among the ends that must be trained first."""
+    networks = (end.network if isinstance(end, On) else end for end in ends)
+    return tuple(n for n in networks if isinstance(n, Network))
+
+
+@dataclass(frozen=True)
 class Pair(Cell):
     """One method on one pair of networks: constructed, measured and proved; everything is in the cell's folder."""
 
     experiment: str
-    a: Network | Weights
-    b: Network | Weights
+    a: Network | Weights | On
+    b: Network | Weights | On
     method: Connector
     seed: int = 0
     num_points: int = 61
@@ -205,7 +239,7 @@ class Pair(Cell):
     @property
     def ends(self) -> str:
         """Which two networks, in short."""
-        a, b = (f"seed {n.seed}" if isinstance(n, Network) else n.label for n in (self.a, self.b))
+        a, b = (n.label if isinstance(n, Weights) else f"seed {n.seed}" for n in (self.a, self.b))
         return f"{a} - {b}"
 
     @property
@@ -219,7 +253,7 @@ class Pair(Cell):
 
     def needs(self) -> tuple[Cell, ...]:
         """The ends that must be trained."""
-        return tuple(end for end in (self.a, self.b) if isinstance(end, Network))
+        return trained((self.a, self.b))
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Connect, measure, certify; path, profile and certificate are files beside the result."""

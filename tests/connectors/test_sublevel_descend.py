@@ -1,0 +1,239 @@
+"""Theorem 4.2 of Nguyen 2019: down to the infimum without rising; and rays on which the loss stays."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import isthmus as im
+from isthmus.connectors.sublevel import ray
+from isthmus.connectors.sublevel.lower import lower
+from isthmus.examples import single
+from isthmus.params import cast, equal, norm
+from tests.connectors.test_sublevel import below, hinge, leaky, setting
+from tests.problems import blobs, perceptron, random_params
+
+F64 = torch.float64
+
+
+def falls(objective, path, rounding=1e-12, points=21):
+    """On dense samples no loss above an earlier one, but for rounding."""
+    lowest = objective.loss(path.start)
+    for segment in path.segments:
+        for k in range(points):
+            value = objective.loss(segment.at(k / (points - 1)))
+            assert value <= lowest + rounding * max(1.0, lowest)
+            lowest = min(lowest, value)
+    return lowest
+
+
+def few_units(params, layer, rank):
+    """A layer all of whose units are copies of the first few."""
+    out = {k: v.clone() for k, v in params.items()}
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        if name in out:
+            out[name] = out[name][torch.arange(len(out[name])) % rank]
+    return out
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [leaky, nn.ReLU, nn.Tanh])
+def test_a_last_hidden_layer_of_n_units_is_enough_for_any_activation(activation, bias):
+    objective, a, _ = setting((5, 16, 20, 3), activation, n=20, loss="mse", bias=bias)
+    start = few_units(a, 2, 3)
+    low = im.descend(objective, start, 1e-20)
+    assert low.outcome is im.Outcome.CONNECTED
+    assert low.stats["layer"] == 2
+    assert len(low.path) == 3
+    assert equal(low.path.start, start)
+    assert equal(low.path.end, low.target)
+    assert falls(objective, low.path) < 1e-20
+    certificate = im.certify(objective, low.path, labels=low.stats["segments"])
+    assert certificate.proved
+    assert certificate.excess < 1e-9
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", hinge], ids=["ce", "mse", "hinge"])
+def test_narrowing_layers_above_the_wide_one(loss):
+    objective, a, _ = setting((5, 16, 20, 9, 6, 3), leaky, n=20, loss=loss)
+    low = im.descend(objective, few_units(a, 2, 4))
+    assert low.outcome.ok
+    assert (low.stats["theorem"], low.stats["layer"]) == ("4.2", 2)
+    assert low.stats["outputs"]["how"].startswith("targets" if loss == "mse" else "labels raised to a margin")
+    assert falls(objective, low.path) < 1e-12
+    assert im.certify(objective, low.path).proved
+    assert isinstance(low.path.segments[-1], im.LevelCurve)
+
+
+def test_120_samples_from_a_layer_of_rank_5():
+    objective, a, _ = setting((8, 16, 120, 10, 3), leaky, n=120, loss="mse")
+    low = im.descend(objective, few_units(a, 2, 5), 1e-20)
+    assert low.outcome.ok
+    assert falls(objective, low.path, points=51) < 1e-20
+    certificate = im.certify(objective, low.path)
+    assert certificate.proved
+    assert certificate.excess < 1e-9 * certificate.ends[0]
+
+
+@pytest.mark.parametrize("activation", [leaky, nn.ReLU, nn.Tanh])
+def test_from_zero_where_all_samples_look_alike_to_every_layer(activation):
+    objective, a, _ = setting((5, 16, 20, 3), activation, n=20, loss="mse")
+    zero = {k: torch.zeros_like(v) for k, v in a.items()}
+    low = im.descend(objective, zero, 1e-20)
+    assert low.outcome.ok
+    assert falls(objective, low.path) < 1e-20
+    assert "layer 1" in low.stats["segments"][0]  # made to tell the samples apart first
+    assert im.certify(objective, low.path).proved
+
+
+def test_independent_data_need_no_wide_layer():
+    objective, a, _ = setting((20, 9, 6, 3), leaky, n=20)
+    low = im.descend(objective, {k: torch.zeros_like(v) for k, v in a.items()})
+    assert (low.stats["theorem"], low.stats["layer"]) == ("3.2", 0)
+    assert low.outcome.ok
+    assert falls(objective, low.path) < 1e-12
+
+
+def test_convolutions_may_stand_below_a_wide_linear_layer():
+    parts = [
+        nn.Conv2d(1, 3, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 20),
+        nn.ReLU(),
+        nn.Linear(20, 3),
+    ]
+    module = nn.Sequential(*parts).double()
+    objective = im.Objective(module, data=blobs(20, (1, 6, 6), 3))
+    low = im.descend(objective, random_params(module, 1))
+    assert low.outcome.ok
+    assert falls(objective, low.path) < 1e-12
+
+
+def test_other_convex_losses_go_down_line_by_line():
+    huber = lambda z, y: nn.functional.smooth_l1_loss(z, y, reduction="none").sum(1)
+    soft = torch.softmax(torch.randn(20, 3, generator=torch.Generator().manual_seed(2), dtype=F64), 1)
+    entropy = float(-(soft * soft.log()).sum(1).mean())
+    objective, a, _ = setting((5, 20, 3), leaky, n=20, loss="mse")
+    x, y = objective.data
+    module = perceptron([5, 20, 3], leaky).double()
+    for loss, target, infimum in ((huber, y, 0.0), ("cross_entropy", soft, entropy)):
+        other = im.Objective(module, loss, (x, target), convex=True)
+        low = im.descend(other, a)
+        assert low.outcome.ok, (str(low.outcome), low.stats)
+        assert low.stats["outputs"]["how"] == "L-BFGS in the outputs"
+        assert falls(other, low.path) == pytest.approx(infimum, abs=1e-10)
+
+
+def test_lines_in_the_outputs_never_rise():
+    objective, a, _ = setting((5, 20, 3), leaky, n=20, loss=lambda z, y: (z - 1).abs().pow(1.5).sum(1))
+    Z = objective.outputs(a)
+    found = lower(objective, Z, 1e-9)
+    stops = [Z, *found.outputs]
+    before = float("inf")
+    for p, q in zip(stops, stops[1:], strict=False):
+        for k in range(51):
+            value = objective.of_outputs([(torch.lerp(p, q, k / 50), objective.data[1])])[0]
+            assert value <= before + 1e-13
+            before = value
+    assert before <= 1e-6
+
+
+def test_too_narrow_networks_stay_where_they_are_and_say_why():
+    objective, a, _ = setting((5, 16, 19, 3), n=20)
+    low = im.descend(objective, a)
+    assert low.outcome is im.Outcome.PREMISE_FAILS
+    assert "layer 2: n_2: 19, needed >= N = 20" in low.stats["premises"]
+    assert equal(low.target, a)
+    with pytest.raises(im.OutcomeError, match="no theorem"):
+        im.descend(objective, a, throw=True)
+    # samples that layer 1 takes for one, and no unit of it to spare
+    objective, a, _ = setting((2, 1, 12, 3), n=12)
+    a["0.weight"][:] = 0
+    a["0.bias"][:] = 1
+    low = im.descend(objective, a)
+    assert "leave the rank of the features below 12: are inputs equal?" in low.stats["premises"][0]
+
+
+def test_contradicting_labels_of_equal_samples_are_refused():
+    objective, a, _ = setting((5, 20, 3), n=20)
+    x, y = single(objective.data[0]).clone(), objective.data[1]
+    x[1] = x[0]
+    low = im.descend(objective.on((x, y)), a)
+    assert "Assumption 2.4" in " ".join(low.stats["premises"])
+
+
+def test_what_rounding_forbids_is_not_called_reached():
+    objective, a, _ = setting((5, 20, 3), n=20, loss="mse")
+    assert im.descend(objective, a, 1e-40).outcome is im.Outcome.IMPRECISE
+    narrow = objective.cast(torch.float32)
+    low = im.descend(narrow, cast(a, torch.float32), 1e-8)
+    assert low.outcome.ok
+    assert all(v.dtype == torch.float32 for v in low.target.values())
+    assert narrow.loss(low.target) < 1e-8
+
+
+def test_descend_checks_its_arguments_and_repeats():
+    objective, a, _ = setting((5, 16, 20, 3), n=20)
+    start = few_units(a, 2, 3)
+    kept = {k: v.clone() for k, v in start.items()}
+    one, two = im.descend(objective, start), im.descend(objective, start)
+    assert all(equal(p, q) for p, q in zip(one.path.knots, two.path.knots, strict=True))
+    assert equal(start, kept)
+    wrong: list[dict[str, Any]] = [{"tolerance": 0.0}, {"limit": 0.5}]
+    for options in wrong:
+        with pytest.raises(im.InputError, match=next(iter(options))):
+            im.descend(objective, a, **options)
+    with pytest.raises(im.InputError, match=r"a\['0.bias'\]"):
+        im.descend(objective, a | {"0.bias": a["0.bias"] * float("nan")})
+
+
+# -- rays
+
+
+@pytest.mark.parametrize("size", [1e3, 1e9])
+@pytest.mark.parametrize(
+    ("widths", "activation", "theorem"),
+    [((5, 25, 9, 3), nn.Tanh, "5.1"), ((20, 19, 9, 3), leaky, "3.2"), ((20, 19, 3), nn.Identity, "3.2")],
+)
+def test_rays_reach_any_norm_at_the_same_loss(widths, activation, theorem, size):
+    objective, a, _ = setting(widths, activation, n=20)
+    far = ray(objective, a, size)
+    assert far.outcome.ok
+    assert far.stats["theorem"] == theorem
+    assert norm(far.target) >= size
+    assert equal(far.path.start, a)
+    want = objective.loss(a)
+    for segment in far.path.segments:
+        for k in range(11):
+            assert objective.loss(segment.at(k / 10)) == pytest.approx(want, abs=1e-12, rel=1e-12)
+    certificate = im.certify(objective, far.path)
+    assert certificate.proved
+    assert certificate.excess < 1e-9
+
+
+def test_rays_from_zero_and_in_float32():
+    objective, a, _ = setting((20, 19, 9, 3), leaky, n=20)
+    zero = {k: torch.zeros_like(v) for k, v in a.items()}
+    far = ray(objective, zero, 1e4)
+    assert far.outcome.ok
+    assert norm(far.target) >= 1e4
+    narrow = objective.cast(torch.float32)
+    far = ray(narrow, cast(a, torch.float32), 1e4)
+    assert far.outcome.ok
+    below(narrow, far.path, 1e-4)
+
+
+def test_rays_where_no_theorem_holds():
+    objective, a, _ = setting((5, 6, 3), leaky, n=20)
+    with pytest.raises(
+        im.UnsupportedError, match=r"every unit of every hidden layer acts.*rank of \[X, 1\]: 6, needed N = 20"
+    ):
+        ray(objective, a)
+    with pytest.raises(im.InputError, match="size"):
+        ray(objective, a, -1.0)
+    ridge = im.Objective(perceptron([5, 30, 3]).double(), data=objective.data, penalty=im.Ridge(0.1))
+    with pytest.raises(im.UnsupportedError, match="the penalty: it grows"):
+        ray(ridge, random_params(perceptron([5, 30, 3]).double(), 1))

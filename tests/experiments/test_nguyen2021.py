@@ -1,0 +1,102 @@
+"""The page on Nguyen, Brechet, Mondelli 2021: its rows are what the library measures, its findings can fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import isthmus as im
+from isthmus.experiments import nguyen2021 as page
+from isthmus.experiments import nguyen2021_figures as figures
+from isthmus.experiments.cells import Pair
+from isthmus.experiments.nguyen2021_cells import ExperimentA, ExperimentB
+from isthmus.sweep import Local, Store, run_cells
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("nguyen2021"))
+    cells = page.EXPERIMENT.chosen("smoke")
+    assert not run_cells(cells, store, Local()).failed
+    return store, cells, page.EXPERIMENT.table(store, cells)
+
+
+def test_every_figure_of_the_paper_has_rows(smoke):
+    _, cells, table = smoke
+    assert {r["figure"] for r in table} == {"3(a)", "3(c)", "3(d)", "4", "7", "8"}
+    layers = [r["layer"] for r in table if r["figure"] == "3(a)"]
+    assert layers == [0, 1, 2, 3]
+    assert all("B" not in r and "A" in r for r in table if r.get("layer") == 0)
+    assert len([c for c in cells if isinstance(c, Pair)]) == len([r for r in table if "method" in r]) == 3
+
+
+def test_rows_are_means_of_what_the_library_measures(smoke):
+    store, cells, table = smoke
+    results: dict[str, list[Any]] = {"A": [], "B": []}
+    for cell in cells:
+        if isinstance(cell, ExperimentA | ExperimentB) and cell.p == 0.5 and "x3" in cell.network.problem.model:
+            results[type(cell).__name__[-1]].append((cell, store.load(cell).result))
+    row = next(r for r in table if r["figure"] == "3(a)" and r["layer"] == 2)
+    for kind, l in (("A", 2), ("B", 1)):
+        values = [result["layers"][l]["loss"] for _, result in results[kind]]
+        assert row[kind] == pytest.approx(sum(values) / 2)
+        assert row[f"{kind} ±"] == pytest.approx(12.7062 * abs(values[0] - values[1]) / 2, rel=1e-4)
+    cell, result = results["B"][0]
+    objective, test = cell.network.problem.objectives()
+    job = type("Job", (), {"load": staticmethod(store.load)})
+    params = cell.network.params(job)
+    found = im.dropout_bounds(objective, params, 0.5, cell.draws, cell.seed, test=test)
+    assert [r.loss for r in found.layers] == [r["loss"] for r in result["layers"]]
+    assert result["reference"] == objective.loss(params)
+
+
+def test_the_optimised_subnetworks_win_at_smoke_scale_already(smoke):
+    _, _, table = smoke
+    found = {f.statement: f.holds for f in page.findings([r for r in table if r["task"] == "digits, 3 x 40"])}
+    assert len(found) == 3
+    assert all(found.values())
+
+
+def table_of(a: float, b: float, path_a: float = 0.001, width: int = 500) -> list[dict[str, Any]]:
+    common = {"p": 0.5, "reference": 0.001, "networks": 2}
+    layers = [{"figure": "3(b)", "task": "CIFAR-10, 5 x 500", "layer": l, "A": a, "B": b, **common} for l in (1, 2)]
+    paths = [
+        {"figure": "3(d)", "task": "CIFAR-10, 5 x 500", "method": m, "excess": e}
+        for m, e in (("Dropout", 1.0), ("Subnetwork", path_a))
+    ]
+    wide = {"figure": "4", "task": "CIFAR-10, two hidden layers", "width": width, "A": a, "B": b, **common}
+    return [*layers, wide, *paths]
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (table_of(0.002, 1.0), [True, True, True, True, True]),
+        (table_of(0.2, 1.0), [False, False, False, True, True]),
+        (table_of(0.002, 0.003), [True, False, True, False, True]),
+        (table_of(0.002, 1.0, path_a=0.06), [True, True, True, True, False]),
+        (table_of(0.002, 1.0, width=100), [True, True, None, True, True]),
+        (table_of(0.002, 1.0, width=3000), [True, True, True, None, True]),
+    ],
+)
+def test_findings_hold_and_fail_as_the_numbers_say(table, expected):
+    assert [f.holds for f in page.findings(table)] == expected
+
+
+@pytest.mark.parametrize("draw", page.EXPERIMENT.figures.values(), ids=page.EXPERIMENT.figures)
+def test_figures_show_the_rows_and_say_so_where_there_are_none(smoke, draw):
+    drawn = draw(smoke[2])
+    assert sum(len(axes.lines) for axes in drawn.axes) >= 3
+    assert drawn.legends
+    empty = draw([])
+    assert [t.get_text() for axes in empty.axes for t in axes.texts] == ["not measured"]
+
+
+def test_figure_3_shows_the_mean_of_every_layer(smoke):
+    axes = figures.layers_linear(smoke[2]).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    rows = [r for r in smoke[2] if r["figure"] == "3(a)"]
+    assert np.asarray(lines["(A) trained subnetworks"].get_ydata()).tolist() == [r["A"] for r in rows]
+    assert np.asarray(lines["(B) dropout"].get_xdata()).tolist() == [1, 2, 3]

@@ -1,0 +1,277 @@
+"""``im.theory``: every premise flips between holds and fails, and bounds are bounds."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import isthmus as im
+from isthmus.connectors.fit import Recipe, fit
+from isthmus.theory import THEOREMS, Row
+from isthmus.theory.table import CONCLUSION, cells
+from tests.problems import blobs, classify, perceptron, random_params, small_convnet, tanh_regression, with_ridge
+
+QUICK: dict[str, Any] = {"masks": 3, "draws": 2, "steps": 40, "examples": 10}
+
+
+def table(problem, *theorems, **options):
+    return im.theory(problem.objective, problem.a, problem.b, theorems=theorems or None, **(QUICK | options))
+
+
+def one(table, theorem, premise, end=""):
+    (row,) = [r for r in table.of(theorem) if r.premise.startswith(premise) and r.end == end]
+    return row
+
+
+def conclusion(table, theorem):
+    return one(table, theorem, CONCLUSION)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    return classify("wide", perceptron([5, 40, 40, 40, 4]), (5,))
+
+
+@pytest.fixture(scope="module")
+def full(wide):
+    return table(wide)
+
+
+def test_every_theorem_has_its_rows_and_the_conclusion_is_last(full):
+    assert [t for t in dict.fromkeys(r.theorem for r in full.rows)] == [name for name, _ in THEOREMS]
+    for name, _ in THEOREMS:
+        rows = full.of(name)
+        assert sum(r.premise == CONCLUSION for r in rows) == (0 if name.endswith("Theorem 4") else 1)
+        assert name.endswith("Theorem 4") or rows[-1].premise == CONCLUSION
+        assert not any("not applicable" in r.note for r in rows)
+
+
+def test_a_conclusion_holds_exactly_if_all_premises_do_and_only_then_gives_a_bound(full):
+    for name, _ in THEOREMS:
+        *premises, last = full.of(name)
+        verdicts = {r.holds for r in premises}
+        if last.premise == CONCLUSION:
+            assert last.holds is (False if False in verdicts else None if None in verdicts else True)
+            assert last.bound is None or last.holds
+    assert {"Theorem 1", "Theorem 4.1", "Corollary 4.2"} <= {n.rpartition(", ")[2] for n in full.bounds}
+
+
+def test_the_bounds_are_met_by_the_paths_of_the_theorems(wide, full):
+    """Dropout with as many subsets is never above Theorem 1's bound; Subnetwork's path is near Theorem 4.1's."""
+    top = max(wide.objective.loss(wide.a), wide.objective.loss(wide.b))
+    path = im.connect(wide.objective, wide.a, wide.b, im.Dropout(masks=60)).path
+    assert top <= im.profile(wide.objective, path, 5).max <= conclusion(full, "Theorem 1").bound
+    bound = conclusion(full, "Theorem 4.1").bound
+    losses = [r.measured for r in full.of("Theorem 4.1") if r.measured is not None and "Q_0" not in r.premise]
+    assert bound >= max(top, *losses)
+    assert conclusion(full, "Corollary 4.2").bound == conclusion(full, "Theorem 1").bound
+
+
+def test_the_bound_of_theorem_4_1_is_the_largest_of_its_parts():
+    """Low ends and hardly any training: now the subnetworks make the bound, the cheaper of the two hubs among them."""
+    makers = []
+    for widths in ([5, 20, 20, 4], [5, 5, 4]):
+        problem = classify("low", perceptron(widths), (5,))
+        ends = []
+        for end in (problem.a, problem.b):
+            recipe, g = Recipe(lr=0.01, batch=24, steps=300), torch.Generator().manual_seed(0)
+            ends.append(
+                fit(problem.objective.batch_loss, problem.objective.loss, end, 24, recipe, generator=g, target=1e-2)
+            )
+        for steps in (1, 100):
+            found = im.theory(
+                problem.objective,
+                ends[0].params,
+                ends[1].params,
+                theorems=["4.1", "Theorem 1"],
+                draws=1,
+                steps=steps,
+                masks=1,
+            )
+            Q = {(r.premise, r.end): r.measured or 0.0 for r in found.rows if r.premise.startswith("loss Q_")}
+            epsilon = max(one(found, "Theorem 1", "dropout stability", e).measured or 0.0 for e in "ab")
+            assert epsilon > 0.1
+            assert conclusion(found, "Theorem 1").bound == pytest.approx(max(e.loss for e in ends) + epsilon)
+            hub = min(v for (premise, _), v in Q.items() if "Q_0" in premise)
+            rest = {k: v for k, v in Q.items() if "Q_0" not in k[0]}
+            top = max(ends[0].loss, ends[1].loss)
+            assert conclusion(found, "4.1").bound == pytest.approx(max(top, hub, *rest.values()), rel=1e-12)
+            makers.append("hub" if hub > max(top, *rest.values()) else max(rest, key=lambda k: rest[k])[0][:8])
+    assert {"hub", "loss Q_1"} <= set(makers)
+
+
+def test_corollary_4_4_flips_with_the_features_and_the_width(wide):
+    good = table(wide, "4.4")
+    assert all(r.holds for r in good.of("Corollary 4.4"))
+    assert conclusion(good, "4.4").bound == max(wide.objective.loss(wide.a), wide.objective.loss(wide.b))
+    connection = im.connect(wide.objective, wide.a, wide.b, im.Subnetwork(xi="separate"))
+    assert im.certify(wide.objective, connection.path).bound <= conclusion(good, "4.4").bound * (1 + 1e-9)
+    blind = im.theory(
+        wide.objective, wide.a, wide.b | {"4.bias": torch.full((40,), -99.0).double()}, theorems=["4.4"], **QUICK
+    )
+    assert one(blind, "4.4", "layer 3", "a").holds is True
+    assert one(blind, "4.4", "layer 3", "b").holds is False
+    assert conclusion(blind, "4.4").holds is False
+    assert conclusion(blind, "4.4").bound is None
+    thin = classify("thin", perceptron([5, 40, 7, 4]), (5,))
+    assert one(table(thin, "4.4"), "4.4", "hidden width").holds is False
+
+
+def test_a_layer_whose_random_set_fails_but_that_is_separable_stays_open():
+    """One unit of 4 tells the classes apart, the others are off: half of the sets of 2 miss it."""
+    module = perceptron([1, 4, 2]).double()
+    x = torch.linspace(-1, 1, 10, dtype=torch.float64)[:, None]
+    a = random_params(module, 0) | {"0.weight": torch.zeros(4, 1).double(), "0.bias": torch.zeros(4).double()}
+    a["0.weight"][0] = 1.0
+    objective = im.Objective(module, data=(x, (x[:, 0] > 0).long()))
+    found = {
+        one(im.theory(objective, a, a, theorems=["4.4"], seed=s, **QUICK), "4.4", "layer 1", "a").holds
+        for s in range(8)
+    }
+    assert found == {True, None}
+
+
+def curve(widths, N=6):
+    t = torch.linspace(-1, 1, N, dtype=torch.float64)
+    x = torch.stack([t**k for k in range(1, widths[0] + 1)], 1)
+    module = perceptron(widths).double()
+    objective = im.Objective(module, "mse", (x, t[:, None]))
+    return objective, random_params(module, 1) | {
+        f"{2 * l}.bias": torch.full((n,), 50.0 * 10**l).double() for l, n in enumerate(widths[1:-2])
+    }
+
+
+def test_corollary_4_3_holds_where_all_its_assumptions_do():
+    objective, a = curve([3, 4, 16, 8, 1])
+    b = {k: v * 1.01 for k, v in a.items()}
+    found = im.theory(objective, a, b, theorems=["4.3"], **QUICK)
+    assert [r.premise for r in found.rows if r.holds is not True] == []
+    bound = conclusion(found, "4.3").bound
+    assert bound is not None
+    assert bound >= max(objective.loss(a), objective.loss(b))
+    connection = im.connect(objective, a, b, im.Subnetwork(xi="memorise", draws=5))
+    certificate = im.certify(objective, connection.path)
+    assert certificate.proved
+
+
+@pytest.mark.parametrize(
+    ("change", "premise", "end"),
+    [
+        (lambda o, a: curve([3, 4, 15, 7, 1]), "(A1) examples", ""),
+        # affine features of points in R^3: more than 8 of them on a hyperplane of R^8
+        (lambda o, a: curve([3, 4, 16, 16, 1], 9), "(A2)", "a"),
+        (lambda o, a: (o, a | {"0.bias": torch.full((4,), -1e9).double()}), "(A3) equal features in layer 1", "a"),
+        (lambda o, a: (o.on((o.data[0], 2 * o.data[1])), a), "targets", ""),
+    ],
+)
+def test_each_assumption_of_corollary_4_3_fails_by_itself(change, premise, end):
+    objective, a = change(*curve([3, 4, 16, 8, 1]))
+    found = im.theory(objective, a, a, theorems=["4.3"], **QUICK)
+    assert {r.premise for r in found.rows if r.holds is False} == {one(found, "4.3", premise, end).premise, CONCLUSION}
+    assert conclusion(found, "4.3").bound is None
+
+
+def test_equal_inputs_are_counted_and_so_are_their_features():
+    objective, a = curve([3, 4, 16, 8, 1], 3)
+    twice = objective.on(tuple(torch.cat([v, v]) for v in objective.data))  # type: ignore[arg-type]
+    found = im.theory(twice, a, a, theorems=["4.3"], **QUICK)
+    assert one(found, "4.3", "inputs that equal").measured == 3
+    failing = {r.premise for r in found.rows if r.holds is False}
+    assert failing == {"inputs that equal an earlier one", "(A3) equal features in layer 1", CONCLUSION}
+
+
+def test_penalties_and_losses_that_are_not_convex_fail_a_premise():
+    ridge = table(with_ridge(), "Theorem 1", "Theorem 4.1")
+    assert one(ridge, "Theorem 1", "no penalty").holds is False
+    assert not ridge.bounds
+    problem = classify("plain", perceptron([5, 9, 9, 4]), (5,))
+    wild = im.Objective(problem.objective.skeleton, lambda z, y: z.sin().sum(1), problem.objective.data)
+    found = im.theory(wild, problem.a, problem.b, theorems=["Theorem 1"], **QUICK)
+    assert found.rows[0].holds is False
+    assert not found.bounds
+
+
+def test_convolutional_networks_are_outside_the_corollaries_but_measured():
+    found = table(classify("convolutional", small_convnet(), (1, 8, 8)))
+    for name in ("4.3", "4.4"):
+        row = one(found, name, "linear layers")
+        assert row.holds is False
+        assert "flattened" in row.note
+        assert conclusion(found, name).bound is None
+    assert one(found, "4.4", "layer 2", "a").measured is not None
+    assert conclusion(found, "Theorem 4.1").bound is not None
+    assert one(found, "Theorem 2", "noise stability", "b").measured is not None
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 4)
+
+    def forward(self, x):
+        return self.out(self.cell(x)[0][:, -1])
+
+
+def test_a_network_outside_every_theorem_gets_a_row_that_says_why():
+    problem = classify("recurrent", Recurrent(), (6, 3))  # type: ignore[arg-type]
+    found = table(problem)
+    assert len(found.rows) == len(THEOREMS)
+    assert all(r.holds is None and r.bound is None for r in found.rows)
+    assert all("not applicable" in r.note for r in found.rows if not r.theorem.endswith("Theorem 4"))
+
+
+def test_activations_but_relu_are_refused_where_the_theorem_needs_relu():
+    found = table(tanh_regression())
+    assert one(found, "Theorem 2", "the theorem's setting").note.startswith("not applicable")
+    assert one(found, "4.3", "ReLU").holds is False
+    assert "one class per example" in one(found, "4.4", "the theorem's setting").note
+    assert conclusion(found, "Theorem 4.1").bound is not None
+
+
+def test_noise_rows_say_on_how_many_examples(wide, full):
+    assert "first 10 examples" in one(full, "Theorem 2", "noise stability", "a").note
+    found = table(wide, "Theorem 2", examples=None)
+    assert one(found, "Theorem 2", "noise stability", "a").note == "p = 0.5"
+
+
+def test_tables_travel(full):
+    plain = json.loads(json.dumps(full.to_dict()))
+    assert [Row(**row) for row in plain["rows"]] == [Row(**asdict(r)) for r in full.rows]
+    lines = full.to_markdown().splitlines()
+    assert len(lines) == len(full.rows) + 2
+    assert lines[0].startswith("| theorem | premise | end | measured | needed | holds | bound | note |")
+    for row in full.rows:
+        shown = cells(row)[6]
+        assert (shown == "") if row.bound is None else (float(shown) >= row.bound)
+
+
+def test_the_same_seed_gives_the_same_table_and_nothing_is_written(wide):
+    before = {k: v.clone() for k, v in wide.a.items()}
+    state = torch.random.get_rng_state()
+    assert table(wide) == table(wide)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in wide.a.items())
+
+
+def test_progress_is_reported(wide):
+    seen = set()
+    im.theory(wide.objective, wide.a, wide.b, **QUICK, progress=lambda what, done, total: seen.add(what))
+    assert {"separating features (a)", "testing how features lie (b)"} <= seen
+
+
+def test_misuse_is_refused(wide):
+    with pytest.raises(im.InputError, match="theorems: expected part of a name"):
+        table(wide, "Theorem 9")
+    with pytest.raises(im.InputError, match="masks: expected a whole number >= 1"):
+        table(wide, masks=0)
+    with pytest.raises(im.InputError, match="b: expected the key"):
+        im.theory(wide.objective, wide.a, {})
+    x, y = blobs(8, (5,), 4)
+    flat = im.Objective(nn.Linear(5, 4).double(), data=(x, y))
+    point = random_params(nn.Linear(5, 4), 0)
+    assert all(
+        "not applicable" in r.note for r in im.theory(flat, point, point, **QUICK).rows if "Theorem 4" != r.theorem[-9:]
+    )
