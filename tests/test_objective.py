@@ -5,6 +5,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import isthmus as im
+from isthmus.certify.bounds import unsure
+from isthmus.certify.forms import Form
+from isthmus.losses import wrong_class
 from isthmus.params import cast
 from tests.problems import blobs, perceptron, random_params, small_convnet
 from tests.slow_twins import loss_one_by_one
@@ -283,3 +286,83 @@ def test_a_layer_used_twice_has_a_graph(data):
     objective = im.Objective(module, data=data)
     params = dict(random_params(module, 1)) | dict.fromkeys(("1.weight", "3.weight"), torch.tensor([0.3]).double())
     torch.testing.assert_close(objective.program.run(objective.check(params), data[0]), objective.outputs(params))
+
+
+# -- sequences: where the classes are
+
+
+class PerPosition(nn.Module):
+    """Outputs [n, T, classes] of integer sequences [n, T]; with `torchs` [n, classes, T]."""
+
+    def __init__(self, classes, torchs=False):
+        super().__init__()
+        self.embed = nn.Embedding(classes, 6)
+        self.out = nn.Linear(6, classes)
+        self.torchs = torchs
+
+    def forward(self, x):
+        z = self.out(self.embed(x))
+        return z.transpose(1, 2) if self.torchs else z
+
+
+def sequence_loss(outputs, y):
+    return F.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none").unflatten(0, y.shape).mean(1)
+
+
+def sequences(classes, length=5, n=7):
+    x = torch.randint(classes, (n, length), generator=torch.Generator().manual_seed(0))
+    return x, (x + (x == 1)) % classes
+
+
+def test_classes_may_stand_on_the_last_axis_of_a_callable_loss():
+    x, y = sequences(4)
+    last, first = PerPosition(4).double(), PerPosition(4, torchs=True).double()
+    params = random_params(last, 3)
+    ours = im.Objective(last, sequence_loss, (x, y), convex=True)
+    torchs = im.Objective(first, data=(x, y))
+    logits = F.linear(params["embed.weight"][x], params["out.weight"], params["out.bias"])
+    want = (logits.argmax(2) != y).double().mean()
+    assert 0 < want < 1
+    assert ours.error(params) == pytest.approx(float(want), abs=1e-12)
+    assert ours.loss(params) == pytest.approx(torchs.loss(params), abs=1e-12)
+    assert torchs.error(params) == ours.error(params)
+    assert im.Objective(first, lambda z, y: sequence_loss(z.mT, y), (x, y)).error(params) == ours.error(params)
+    a, b = params, random_params(last, 4)
+    line = im.connect(ours, a, b).path
+    measured = im.profile(ours, line, 5)
+    torch.testing.assert_close(
+        torch.as_tensor(measured.error), torch.tensor([ours.error(line.at(t)) for t in measured.t.tolist()]).double()
+    )
+
+
+def test_labels_that_fit_two_axes_or_none_need_an_error_function():
+    x, y = sequences(5)  # as many classes as positions
+    module = PerPosition(5).double()
+    params = random_params(module, 3)
+    with pytest.raises(im.InputError, match=r"error: expected .* axis 1 or on the last.*movedim"):
+        im.Objective(module, sequence_loss, (x, y))
+    z = F.linear(params["embed.weight"][x], params["out.weight"], params["out.bias"])
+    wrong = [(z.argmax(axis) != y).double().mean().item() for axis in (1, 2)]
+    assert wrong[0] != wrong[1]
+    for error, want in zip((wrong_class, lambda z, y: wrong_class(z.movedim(-1, 1), y)), wrong, strict=True):
+        given = im.Objective(module, sequence_loss, (x, y), error=error)
+        assert given.error(params) == pytest.approx(want, abs=1e-12)
+    im.Objective(PerPosition(5, torchs=True).double(), data=(x, y))  # the named loss says where its classes are
+
+    def of_the_first(outputs, y):
+        return F.cross_entropy(outputs[:, 0], y[:, 0], reduction="none")
+
+    x, y = sequences(4)
+    with pytest.raises(im.InputError, match=r"one label per position of the outputs \(4, 5, 4\).*error="):
+        im.Objective(PerPosition(4).double(), of_the_first, (x, y[:, :3]))
+
+
+def test_the_certified_error_rate_follows_the_axis_of_the_classes():
+    x, y = sequences(4, n=40)
+    last, first = PerPosition(4).double(), PerPosition(4, torchs=True).double()
+    ours, torchs = im.Objective(last, sequence_loss, (x, y)), im.Objective(first, data=(x, y))
+    z = ours.outputs(random_params(last, 3))
+    radius = 0.05 * z.abs()
+    marks = unsure(ours, Form(z, None, radius.clone()), y)
+    assert 0 < float(marks.mean()) < 1
+    assert torch.equal(marks, unsure(torchs, Form(z.mT.contiguous(), None, radius.mT.contiguous()), y))

@@ -38,14 +38,60 @@ def mse(outputs: Tensor, y: Tensor) -> Tensor:
     return _per_example((outputs - y).square())
 
 
+def class_axis(outputs: Tensor, y: Tensor) -> int:
+    """The axis of `outputs` that holds the classes: 1 as in torch, [n, classes, ...]; the last if only that fits `y`.
+
+    Errors: ``InputError`` when the labels fit neither.
+
+    >>> class_axis(torch.zeros(2, 5, 3), torch.zeros(2, 3, dtype=int)), class_axis(
+    ...     torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=int)
+    ... )
+    (1, 2)
+    """
+    first, last = _class_axes(outputs, y)
+    if not first and not last:
+        raise InputError(
+            "y",
+            expected=f"one label per position of the outputs {tuple(outputs.shape)}, for the error rate",
+            got=tuple(y.shape),
+            instead="Objective(..., error=a function (outputs, y) -> errors [n])",
+        )
+    return 1 if first else outputs.dim() - 1
+
+
+def check_class_axis(outputs: Tensor, y: Tensor) -> None:
+    """Refuse labels that fit the outputs on two axes: which one holds the classes, only the loss would know."""
+    if all(_class_axes(outputs, y)) and outputs.dim() > 2:
+        raise InputError(
+            "error",
+            expected=f"a function (outputs, y) -> errors [n]: in outputs {tuple(outputs.shape)} the classes may be on "
+            "axis 1 or on the last",
+            got="none",
+            instead="error=isthmus.losses.wrong_class for axis 1, "
+            "error=lambda z, y: isthmus.losses.wrong_class(z.movedim(-1, 1), y) for the last",
+        )
+    class_axis(outputs, y)
+
+
+def _class_axes(outputs: Tensor, y: Tensor) -> tuple[bool, bool]:
+    """Whether `y` fits the outputs with the classes on axis 1, and on the last axis."""
+    if outputs.dim() < 2:
+        return False, False
+    if y.is_floating_point():
+        return y.shape == outputs.shape, False
+    return y.shape == outputs.shape[:1] + outputs.shape[2:], y.shape == outputs.shape[:-1]
+
+
 def wrong_class(outputs: Tensor, y: Tensor) -> Tensor:
     """1 where the largest output is not the label (or the most probable one), else 0; averaged over positions.
+
+    The classes are on ``class_axis(outputs, y)``.
 
     >>> wrong_class(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     tensor([0., 1.])
     """
     target = y.argmax(1) if y.is_floating_point() else y
-    return _per_example((outputs.argmax(1) != target).to(outputs.dtype))
+    return _per_example((outputs.argmax(class_axis(outputs, y)) != target).to(outputs.dtype))
 
 
 NAMED: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "mse": mse}

@@ -14,7 +14,16 @@ from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.examples import Inputs, arguments, as_tensors, cast_inputs, rows
-from isthmus.losses import L1, NAMED, LossFunction, Ridge, check_labels, check_targets, wrong_class
+from isthmus.losses import (
+    L1,
+    NAMED,
+    LossFunction,
+    Ridge,
+    check_class_axis,
+    check_labels,
+    check_targets,
+    wrong_class,
+)
 from isthmus.params import Params, check_like
 from isthmus.program import Program, trace
 from isthmus.skeleton import CountBytes, check_modes, skeleton_of, ties_of
@@ -32,7 +41,8 @@ class Objective:
     (outputs, y) -> per-example losses [n], with ``convex=True`` if it is convex in the outputs. `data`: (x, y),
     where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments), or a
     ``DataLoader`` of such pairs, which is read into memory. `error`: a callable (outputs, y) -> per-example
-    errors in [0, 1]; default: wrong class, for integer labels. `penalty`: ``Ridge`` or ``L1``. `dtype`: default,
+    errors in [0, 1]; default: wrong class, for integer labels (outputs [n, classes, ...] or, with a callable loss whose
+    labels fit only that, [n, ..., classes]). `penalty`: ``Ridge`` or ``L1``. `dtype`: default,
     the wider of the module's and of x's. `memory`: bytes of activations per chunk of examples (a bound, not a
     reservation). `structure`: a hand-written unit structure, verified before use.
 
@@ -351,6 +361,8 @@ class Objective:
             check_targets(self._loss_name, first, y)
         if self._loss_name == "cross_entropy":
             check_labels(first.shape[1], self._data[1])
+        elif self.has_error and self._error is None:
+            check_class_axis(first, y)
         if (shape := tuple(self._losses(first, y).shape)) != (n,):
             raise InputError("loss", expected=f"one value per example, shape ({n},)", got=shape)
 

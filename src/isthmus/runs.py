@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import platform
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,15 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_flatten
 
 from isthmus.certify import Certificate, certify
 from isthmus.connectors import Connection, Connector, connect
-from isthmus.connectors.base import Progress, no_progress
+from isthmus.connectors.base import Progress, Search, describe, no_progress
 from isthmus.connectors.fit import Checkpoint, Fitted, Recipe, fit
+from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
-from isthmus.storage import make_folder, save, write_csv, write_json
+from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
+
+STATE = "search.checkpoint.safetensors"
+"""The file in a run's folder that holds the state of an unfinished search."""
+
+SECONDS = 5.0
+"""Between two times that the state of a search is saved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,17 +130,21 @@ def run(
     budget: int = 100,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = no_progress,
 ) -> Run:
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
-    `budget` are those of ``certify``. `about` adds entries to the result (model, data, command).
+    `budget` are those of ``certify``. `about` adds entries to the result (model, data, command). `test` is measured;
+    it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a method that
+    searches goes on where it was killed.
     """
     for what, end in (("a", a), ("b", b)):
         check_finite(objective.check(end, what), what)
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
-    connection = connect(objective, a, b, method, seed=seed, progress=progress)
+    judge = judge_of(method, test)
+    connection = connect(objective, a, b, method, seed=seed, test=judge, checkpoint=checkpoint, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
     connection = Connection(connection.path, connection.target, connection.outcome, stats)
     save(connection, folder / "path.safetensors")
@@ -148,6 +163,47 @@ def run(
     result = summary(connection, measured, proved) | {"seconds": seconds, "seed": seed, **(about or {})}
     write_json(folder / "result.json", result)
     return Run(connection, measured, proved, result)
+
+
+def judge_of(method: Connector, test: Objective | None) -> Objective | None:
+    """The test objective if the method's path is judged by it, else None: what ``connect`` takes as `test`."""
+    return test if isinstance(method, Search) and method.judged_by_test else None
+
+
+def state_of(
+    objective: Objective,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    method: Connector,
+    folder: str | FilePath,
+    *,
+    test: Objective | None = None,
+    seed: int = 0,
+) -> FileCheckpoint | None:
+    """Where ``run`` with the same arguments may keep the state of its search; None for a method that does not search.
+
+    The caller removes it when the run is done. Errors: ``FileError`` when the folder holds the state of another search.
+    """
+    if not isinstance(method, Search):
+        return None
+    sets = [objective, *([test] if test is not None and judge_of(method, test) else [])]
+    known = {
+        "ends": [digest(a), digest(b)],
+        "method": describe(method),
+        "seed": seed,
+        "network": re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton)),  # addresses differ between processes
+        "objective": [s.describe() for s in sets],
+        "data": [digest({str(i): v for i, v in enumerate(tree_flatten(s.data)[0])}) for s in sets],
+    }
+    owner = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    state = FileCheckpoint(FilePath(folder) / STATE, owner, SECONDS)
+    if state.foreign():
+        raise FileError(
+            state.path,
+            "holds the state of another search (other networks, data, method or seed)",
+            "give its arguments to go on with it, or take another folder, or remove it",
+        )
+    return state
 
 
 def summary(connection: Connection, measured: Profile | None, proved: Certificate | None) -> dict[str, Any]:

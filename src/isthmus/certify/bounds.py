@@ -25,7 +25,7 @@ from isthmus.certify.affine import Interval, Reading
 from isthmus.certify.forms import UNIT, Form
 from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
-from isthmus.losses import cross_entropy
+from isthmus.losses import class_axis, cross_entropy
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
 from isthmus.program import Program
@@ -160,11 +160,12 @@ def unsure(objective: Objective, z: Form, y: Tensor) -> Tensor:
     """Per example 1, or the fraction of its positions, where another class may be the largest somewhere, else 0."""
     if not objective.has_error or objective._error is not None or z.centre.dim() < 2:
         return torch.full((len(y),), nan, dtype=torch.float64)
-    at = (y.argmax(1) if y.is_floating_point() else y).unsqueeze(1)
-    margin = z.centre.gather(1, at) - z.centre
+    axis = class_axis(z.centre, y)
+    at = (y.argmax(axis) if y.is_floating_point() else y).unsqueeze(axis)
+    margin = z.centre.gather(axis, at) - z.centre
     if z.slope is not None:
-        margin.sub_((z.slope.gather(1, at) - z.slope).abs_())
+        margin.sub_((z.slope.gather(axis, at) - z.slope).abs_())
     if z.radius is not None:
-        margin.sub_(z.radius).sub_(z.radius.gather(1, at))
-    maybe = ~(margin > 0).scatter_(1, at, True).all(1)
+        margin.sub_(z.radius).sub_(z.radius.gather(axis, at))
+    maybe = ~(margin > 0).scatter_(axis, at, True).all(axis)
     return maybe.double().flatten(1).mean(1) if maybe.dim() > 1 else maybe.double()

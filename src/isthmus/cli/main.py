@@ -174,7 +174,10 @@ def connect(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
-    """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder."""
+    """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.
+
+    A method that searches keeps its state there: after a kill, the same command goes on with it.
+    """
     chosen = method_of(method, option or [])
     first, second = (load_params(p, unsafe_pickle=unsafe_pickle) for p in (a, b))
     stored = stored_in(a)
@@ -183,11 +186,17 @@ def connect(
     objective, test = objectives(model, data, first, loss=loss, examples=examples, device=device, dtype=kind)
     about = {"model": model, "data": data, "examples": examples, "checkpoints": [str(a), str(b)], "command": _command()}
     ends = [{k: v.to(objective.device) for k, v in cast(p, kind).items()} for p in (first, second)]
+    state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
+    if state is not None and state.load() is not None and not quiet:
+        print(f"going on from the state of the search in {state.path}", file=sys.stderr)
     with progress_bar(quiet) as progress:
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
-            test=test, num_points=num_points, gap=gap, budget=budget, seed=seed, about=about, progress=progress,
+            test=test, num_points=num_points, gap=gap, budget=budget, seed=seed, about=about, checkpoint=state,
+            progress=progress,
         )  # fmt: skip
+    if state is not None:
+        state.remove()
     show([done.result], as_json)
     if not as_json:
         print(f"{done.connection.outcome}\nwritten to {out}; a page to read: isthmus report {out}")

@@ -102,6 +102,11 @@ class Connector(ABC):
 class Search(Connector):
     """A long method: it can be stopped and go on, and may be judged by a second data set."""
 
+    @property
+    @abstractmethod
+    def judged_by_test(self) -> bool:
+        """Whether the second data set judges the path; else none may be given."""
+
     @abstractmethod
     def search(
         self,

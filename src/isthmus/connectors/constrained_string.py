@@ -102,6 +102,11 @@ class ConstrainedStringSampling(Search):
             check=self.check,
         )  # fmt: skip
 
+    @property
+    def judged_by_test(self) -> bool:
+        """Whether the second data set judges the path; else none may be given."""
+        return self.on == "test"
+
     def search(
         self,
         objective: Objective,
@@ -211,10 +216,14 @@ class _Descent:
         for string in (self.beads, self.best):
             string[0], string[-1] = a, b
         self.now = _State(**values["now"])
+        if self.now.outcome == Outcome.BUDGET_EXHAUSTED.name and values.get("room") != self._room():
+            self.now.outcome = ""
 
     def step(self) -> bool:
         """Train the beads, look at one segment, go a level down, or put new beads; False at the end."""
         now, more = self.now, True
+        if now.outcome:  # the state of a search that had ended
+            return False
         if any(v > now.level for v in now.values):
             more = now.steps < self.method.budget and self._train()
         elif None in now.maxima:
@@ -311,7 +320,11 @@ class _Descent:
     def _pack(self) -> tuple[Params, dict[str, Any]]:
         strings = {"bead": self.beads, "best": self.best}
         tensors = {f"{n}/{i}/{k}": v for n, s in strings.items() for i, p in enumerate(s) for k, v in p.items()}
-        return tensors, {**self._same(), "now": asdict(self.now)}
+        return tensors, {**self._same(), "room": self._room(), "now": asdict(self.now)}
+
+    def _room(self) -> list[int]:
+        """What may be larger when a search goes on."""
+        return [self.method.budget, self.method.beads]
 
     def connection(self) -> Connection:
         """The last string below its level, with what was seen."""

@@ -91,6 +91,11 @@ class StringSampling(Search):
             check=self.check,
         )  # fmt: skip
 
+    @property
+    def judged_by_test(self) -> bool:
+        """Whether the second data set judges the path; else none may be given."""
+        return self.on == "test"
+
     def search(
         self,
         objective: Objective,

@@ -16,6 +16,7 @@ from isthmus import runs
 from isthmus.certify import certify
 from isthmus.certify.certify import BUDGET
 from isthmus.connectors import Connection, Connector, connect
+from isthmus.connectors.base import Search
 from isthmus.connectors.fit import Recipe
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
@@ -256,12 +257,14 @@ class Pair(Cell):
         return trained((self.a, self.b))
 
     def run(self, job: Job) -> Mapping[str, Any]:
-        """Connect, measure, certify; path, profile and certificate are files beside the result."""
+        """Connect (a search that was killed goes on), measure, certify; all of it in files beside the result."""
         objective, test = self.a.problem.objectives()
         a, b = self.a.params(job), self.b.params(job)
         for what, end in (("a", a), ("b", b)):
             check_finite(objective.check(end, what), what)
-        found = connect(objective, a, b, self.method, seed=self.seed)
+        state = job.checkpoint("search") if isinstance(self.method, Search) else None
+        judge = runs.judge_of(self.method, test)
+        found = connect(objective, a, b, self.method, seed=self.seed, test=judge, checkpoint=state)
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         stats |= {"model": self.a.problem.model, "data": self.a.problem.data}
         found = Connection(found.path, found.target, found.outcome, stats)

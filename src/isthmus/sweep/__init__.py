@@ -1,5 +1,6 @@
 """Many jobs: cells with content keys, a results folder that is the truth, and engines that fill it."""
 
+from isthmus.storage import FileCheckpoint as FileCheckpoint
 from isthmus.sweep.base import Engine as Engine
 from isthmus.sweep.base import Failed as Failed
 from isthmus.sweep.base import Shard as Shard
@@ -14,7 +15,6 @@ from isthmus.sweep.local import Local as Local
 from isthmus.sweep.parallel import certify_in_parallel as certify_in_parallel
 from isthmus.sweep.parallel import profile_in_parallel as profile_in_parallel
 from isthmus.sweep.ray import Ray as Ray
-from isthmus.sweep.store import FileCheckpoint as FileCheckpoint
 from isthmus.sweep.store import Job as Job
 from isthmus.sweep.store import Store as Store
 from isthmus.sweep.store import Stored as Stored

@@ -6,8 +6,6 @@ Beside it stand the further files of the cell and record.json: what may differ b
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -15,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,8 @@ from typing import Any
 import torch
 
 from isthmus.errors import FileError, InputError, IsthmusError, MissingExtraError
-from isthmus.params import Params
-from isthmus.storage import digest, make_folder, read_json, read_tensors, save_tensors, write_json
+from isthmus.storage import FileCheckpoint as FileCheckpoint
+from isthmus.storage import make_folder, read_json, write_json
 from isthmus.storage.files import plain
 from isthmus.sweep.cells import Cell, identity, key_of
 
@@ -156,48 +154,6 @@ class Job:
     def checkpoint(self, name: str = "state", *, seconds: float = 10.0, steps: int | None = None) -> FileCheckpoint:
         """A place for the state of long work inside the cell; removed when the cell is finished."""
         return FileCheckpoint(self.folder / f"{name}{_CHECKPOINT}", self.key, seconds, steps)
-
-
-@dataclass
-class FileCheckpoint:
-    """State in one safetensors file: replaced whole, bound to one configuration, read without running anything.
-
-    Saved when `seconds` have passed since the last time or, if given, after every so many `steps`. A file that is
-    damaged, or of other versions of this library or torch, counts as none: the work then starts again.
-    """
-
-    path: Path
-    owner: str
-    seconds: float = 10.0
-    steps: int | None = None
-    last: float = field(default_factory=time.monotonic)
-
-    def due(self, step: int) -> bool:
-        """Whether the state after that step shall be saved."""
-        if self.steps is not None:
-            return step % self.steps == 0
-        return time.monotonic() - self.last >= self.seconds
-
-    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
-        """Replace what was kept, atomically."""
-        text = json.dumps(values, allow_nan=False)
-        make_folder(self.path.parent)
-        save_tensors(tensors, self.path, {"values": text, "seal": self._seal(tensors, text)})
-        self.last = time.monotonic()
-
-    def load(self) -> tuple[Params, dict[str, Any]] | None:
-        """What was kept last, or None."""
-        if not self.path.exists():
-            return None
-        with suppress(FileError, ValueError, KeyError):
-            tensors, metadata = read_tensors(self.path)
-            if metadata["seal"] == self._seal(tensors, metadata["values"]):
-                return tensors, json.loads(metadata["values"])
-        return None
-
-    def _seal(self, tensors: Params, text: str) -> str:
-        parts = (self.owner, version("isthmus"), torch.__version__, digest(tensors), text)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def record_of(seconds: float, engine: str) -> dict[str, Any]:
