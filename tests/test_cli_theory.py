@@ -24,7 +24,8 @@ def ends(tmp_path_factory):
 
 def test_the_table_is_printed_and_written(ends, tmp_path, capsys):
     capsys.readouterr()
-    assert run_app(["theory", *ends, *QUICK, "--out", str(tmp_path), "--theorem", "Theorem 1", "--theorem", "4.4"]) == 0
+    chosen = ["--theorem", "2019, Theorem 1", "--theorem", "4.4"]
+    assert run_app(["theory", *ends, *QUICK, "--out", str(tmp_path), *chosen]) == 0
     printed = capsys.readouterr().out
     assert "Kuditipudi et al. 2019, Theorem 1" in printed
     assert "dropout stability epsilon" in printed

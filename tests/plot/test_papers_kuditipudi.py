@@ -67,5 +67,9 @@ def test_paths_show_loss_and_accuracy_and_the_line_in_grey():
     assert ys(accuracy.lines[1]) == [100, 75, 90]
     assert loss.lines[0].get_color() == "#7f868d"
     assert loss.lines[1].get_color() != "#7f868d"
+    assert loss.get_yscale() == "linear"
+    wide: Any = paths({"Narrow": {**CURVE, "loss": [1e-4, 1e-3, 1.0]}})
+    assert wide.axes[0].get_yscale() == "log"
+    assert wide.axes[0].get_ylim()[0] <= 1e-4
     with pytest.raises(InputError, match="at least one path"):
         paths({})

@@ -72,7 +72,7 @@ class DeepLinear(Connector):
         chain = linear_chain(objective)
         wide = objective.cast(torch.float64)
         ends = (cast(a, torch.float64), cast(b, torch.float64))
-        penalised = _penalised(objective, chain)
+        penalised = ridge_names(objective, chain)
         if chain.L == 1:
             return Connection(Path((Curve((a, b)),)), b, Outcome.CONNECTED, {"segments": ["straight line"]})
         if penalised and chain.L > 2:
@@ -123,7 +123,7 @@ def linear_chain(objective: Objective) -> Chain:
     return chain
 
 
-def _penalised(objective: Objective, chain: Chain) -> set[str]:
+def ridge_names(objective: Objective, chain: Chain) -> set[str]:
     """The parameters that ridge counts; empty without penalty."""
     penalty = objective.penalty
     if penalty is None or penalty.kappa == 0:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isthmus.errors import InputError
+from isthmus.plot.curves import log_floor, wants_log
 from isthmus.plot.figures import GREY, MARKERS, PALETTE, settings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def subnetworks(left: Points, centre: Sequence[Curve], right: Points, p: float) 
     `centre`: one curve per trial, from a network to its subnetwork of dropout probability `p`.
     """
     with settings():
-        figure, axes = _grid(2, 3, 10.5, 5.2, sharex="col")
+        figure, axes = _grid(2, 3, 9.0, 4.6, sharex="col")
         for column, points, colour in ((0, left, PALETTE[0]), (2, right, PALETTE[2])):
             for row, name in enumerate(("loss", "accuracy")):
                 mean, sd = np.array(points[name], float), np.array(points[f"{name} sd"], float)
@@ -123,7 +124,10 @@ def _histogram(panel: Axes, networks: Mapping[str, Sequence[float]], colours: Ma
 
 
 def paths(curves: Mapping[str, Curve], title: str = "") -> Figure:
-    """Figures 3, right, and 5: loss and accuracy along paths by name; the straight line ("Linear") is grey."""
+    """Figures 3, right, and 5: loss and accuracy along paths by name; the straight line ("Linear") is grey.
+
+    Losses that differ by more than a factor of 50 stand on a logarithmic axis.
+    """
     if not curves:
         raise InputError("curves", expected="at least one path", got="none")
     with settings():
@@ -140,6 +144,9 @@ def paths(curves: Mapping[str, Curve], title: str = "") -> Figure:
             a.set_xticks([0, 0.25, 0.5, 0.75, 1], ["A", "0.25", "0.5", "0.75", "B"])
             a.set_xlabel("t, from network A to network B")
         axes[0][0].set(ylabel="loss", ylim=(0, None))
+        losses = np.concatenate([np.array(curve["loss"], float) for curve in curves.values()])
+        if wants_log(losses, "loss") and losses.min() > 0:
+            axes[0][0].set(yscale="log", ylim=(log_floor(losses), 1.6 * losses.max()))
         axes[0][1].set(ylabel="accuracy, %")
         figure.legend(loc="outside right upper", fontsize=9)
         if title:

@@ -66,6 +66,25 @@ def independent_examples(x: Tensor, tol: float = RANK) -> int:
     return int(small[0]) if len(small) else len(pivots)
 
 
+def closest_rows(x: Tensor, chunk: int = 4096) -> float:
+    """The least distance of two rows of x [N, d], N >= 2; above `chunk` rows in blocks, as there are N^2 / 2 distances.
+
+    Blocks are by matrix products, in which digits cancel, and each row's nearest by its own difference then.
+
+    >>> closest_rows(torch.tensor([[0.0], [5.0], [3.0]])), closest_rows(torch.tensor([[0.0], [5.0], [3.0]]), chunk=2)
+    (2.0, 2.0)
+    """
+    if len(x) <= chunk:
+        return float(torch.pdist(x).min())
+    least = float("inf")
+    for start in range(0, len(x) - 1, chunk):  # a last row by itself has been compared with all others
+        rows = x[start : start + chunk]
+        distances = torch.cdist(rows, x[start:])
+        distances.fill_diagonal_(float("inf"))
+        least = min(least, float((rows - x[start:][distances.argmin(1)]).norm(dim=1).min()))
+    return least
+
+
 @dataclass(frozen=True, eq=False)
 class LevelNetwork:
     """A chain of layers with its data, read in float64: what the constructions of Nguyen 2019 work on."""
@@ -131,7 +150,7 @@ class LevelNetwork:
         flat = self.x.flatten(1) - self.x.flatten(1).mean(0)
         if len(flat) < 2:
             return 1.0
-        return float(torch.pdist(flat).min()) / (float(flat.norm(dim=1).max()) or 1.0)
+        return closest_rows(flat) / (float(flat.norm(dim=1).max()) or 1.0)
 
 
 @dataclass(frozen=True)

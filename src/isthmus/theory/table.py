@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from math import isnan
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from isthmus.connectors.fit import Recipe
 from isthmus.connectors.subnetwork_bounds import SubnetworkBounds, subnetwork_bounds
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.stability.conditions import Memorisation, memorisation, separability
-from isthmus.stability.noise import NoiseStability, noise_stability
+from isthmus.stability.conditions import Memorisation, is_perceptron, memorisation, separability
+from isthmus.stability.noise import Condition, NoiseStability, noise_stability
 from isthmus.stability.report import DropoutStability, dropout_stability
 from isthmus.stability.separability import Separation
+from isthmus.stability.sublevel import SublevelConditions, sublevel_conditions
 from isthmus.structure.chain import Chain, chain_of
 
 CONCLUSION = "the path's loss is bounded"
@@ -76,7 +78,7 @@ def cells(row: Row) -> tuple[str, ...]:
     ('0.1235', '< 1', 'not checkable', '0.1235')
     """
     measured = "" if row.measured is None else f"{row.measured:.4g}"
-    bound = "" if row.bound is None else _up(row.bound)
+    bound = "" if row.bound is None else rounded_up(row.bound)
     return row.theorem, row.premise, row.end, measured, row.needed, word(row.holds), bound, row.note
 
 
@@ -85,7 +87,7 @@ def word(holds: bool | None) -> str:
     return {True: "yes", False: "no", None: "not checkable"}[holds]
 
 
-def _up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Four significant digits, rounded up so that a bound stays one."""
     text = f"{value:.4g}"
     if float(text) >= value:
@@ -143,6 +145,11 @@ class Pair:
         """Whether `few` has all examples."""
         return self.few.num_examples == self.objective.num_examples
 
+    @cached_property
+    def sublevel(self) -> SublevelConditions:
+        """The premises of Nguyen 2019, with the ranks at both ends for perceptrons: unfolded convolutions are large."""
+        return sublevel_conditions(self.objective, *(self.params if is_perceptron(self.chain) else ()))
+
     def dropout(self, e: int) -> DropoutStability:
         """Definition 1 of Kuditipudi et al. at one end."""
         if e not in self._dropout:
@@ -197,3 +204,13 @@ def conclusion(theorem: str, rows: Sequence[Row], bound: float | None, note: str
     holds = False if False in verdicts else None if None in verdicts else True
     bound = bound if holds else None
     return Row(theorem, CONCLUSION, holds=holds, needed="all of the above", bound=bound, note=note)
+
+
+def rows_of(theorem: str, conditions: Sequence[Condition]) -> list[Row]:
+    """Measured conditions as rows; NaN, for what could not be measured, becomes an empty cell.
+
+    >>> [(r.measured, r.holds) for r in rows_of("T", [Condition("p", float("nan"), "> 0", None)])]
+    [(None, None)]
+    """
+    found = [(c, None if isnan(c.value) else float(c.value)) for c in conditions]
+    return [Row(theorem, c.name, "", value, c.needed, c.holds) for c, value in found]

@@ -10,7 +10,7 @@ from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import check_finite
-from isthmus.theory import kuditipudi2019, nguyen2021
+from isthmus.theory import freeman2017, kuditipudi2019, nguyen2019, nguyen2021, shevchenko2020
 from isthmus.theory.table import Pair, Premises, Row, Settings, Theory
 
 THEOREMS: tuple[tuple[str, Premises], ...] = (
@@ -22,6 +22,13 @@ THEOREMS: tuple[tuple[str, Premises], ...] = (
     (f"{nguyen2021.PAPER}, Corollary 4.2", nguyen2021.corollary_4_2),
     (f"{nguyen2021.PAPER}, Corollary 4.3", nguyen2021.corollary_4_3),
     (f"{nguyen2021.PAPER}, Corollary 4.4", nguyen2021.corollary_4_4),
+    (f"{shevchenko2020.PAPER}, Theorem 1 (B)", shevchenko2020.theorem_1),
+    (f"{shevchenko2020.PAPER}, Theorem 2 (B)", shevchenko2020.theorem_2),
+    (f"{nguyen2019.PAPER}, Theorem 3.2", nguyen2019.theorem_3_2),
+    (f"{nguyen2019.PAPER}, Theorem 5.1", nguyen2019.theorem_5_1),
+    (f"{nguyen2019.PAPER}, Theorem 6.1", nguyen2019.theorem_6_1),
+    (f"{freeman2017.PAPER}, Proposition 2.2", freeman2017.proposition_2_2),
+    (f"{freeman2017.PAPER}, Theorem 2.4", freeman2017.theorem_2_4),
 )
 """All theorems, by name: a new one adds its line."""
 
@@ -44,7 +51,7 @@ def theory(
     What it may cost: `masks` subsets per layer for dropout stability; `draws` draws of the noise, and of the subsets of
     each trained subnetwork; `steps` training steps for each of these; the first `examples` examples (None: all) for
     noise stability. All else is measured on all examples. `theorems`: only those whose name holds one of these
-    texts, such as "Theorem 4.1".
+    texts, such as "Theorem 4.1" or "Nguyen 2019".
 
     A theorem whose scope the network is outside of has one row, not checkable, that says why. Dropout stability and
     the Q_l are upper bounds from a search, so the bounds of Theorem 1, Theorem 4.1 and the corollaries are valid

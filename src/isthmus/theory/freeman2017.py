@@ -1,0 +1,104 @@
+"""Proposition 2.2 (repaired) and Theorem 2.4 of Freeman & Bruna 2017 on a pair of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from isthmus.connectors.deep_linear import linear_chain, ridge_names
+from isthmus.connectors.one_layer import Sizes, clear_biases
+from isthmus.connectors.two_factors import TwoFactors
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.objective import Objective
+from isthmus.params import Params, cast
+from isthmus.stability.compression import TwoLayers, two_layer_chain
+from isthmus.structure.chain import Chain
+from isthmus.theory.table import Pair, Row, conclusion
+
+PAPER = "Freeman & Bruna 2017"
+
+
+T = TypeVar("T")
+
+
+def proposition_2_2(pair: Pair) -> list[Row]:
+    """Linear networks, as repaired: wide hidden layers, and no penalty or two layers with ridge."""
+    name = f"{PAPER}, Proposition 2.2"
+    rows = [_convex(pair, name)]
+    wide, (a, b) = pair.objective.cast(torch.float64), (cast(p, torch.float64) for p in pair.params)
+    chain, why = _tried(lambda: linear_chain(wide))
+    rows.append(Row(name, "operations", needed="linear", holds=chain is not None, note=why))
+    counted, why = _tried(lambda: ridge_names(wide, pair.chain))
+    rows.append(Row(name, "penalty", needed="none, or ridge on all weights", holds=counted is not None, note=why))
+    if chain is not None and counted is not None:
+        rows += _widths(name, chain, wide, (a, b), counted)
+    note = "false as printed (ridge on three layers, or no unit to spare), here as repaired; path: DeepLinear()"
+    return [*rows, conclusion(name, rows, pair.top, note)]
+
+
+def _widths(name: str, chain: Chain, wide: Objective, ends: tuple[Params, Params], counted: set[str]) -> list[Row]:
+    """How many units each hidden layer needs in the construction that ``DeepLinear`` takes."""
+    rows: list[Row] = []
+    if counted:
+        note = "" if chain.L == 2 else "with ridge, level sets of deeper networks need not be connected"
+        rows.append(Row(name, "layers under ridge", "", chain.L, "2", chain.L == 2, None, note))
+        if chain.L > 2:
+            return rows
+    sizes = Sizes.of(chain, ends[0])
+    movable = all(clear_biases(chain, wide, p) is not None for p in ends)
+    if chain.L == 2 and (counted or sizes.split(movable) is None):
+        build, why = _tried(lambda: TwoFactors(chain, wide, ends, counted, 1e-6, 2000))
+        rows.append(Row(name, "biases", needed="as the penalty allows", holds=build is not None, note=why))
+        return rows if build is None else [*rows, _two_factors(name, build)]
+    for l in range(1, chain.L):
+        n, need = chain.widths[l], min(sizes.below[l], sizes.above[l]) + 1
+        rows.append(Row(name, f"units of hidden layer {l}", "", n, f">= {need}", n >= need))
+    ordered = sizes.split(movable) is not None
+    if ordered or all(row.holds for row in rows):
+        note = "" if movable else "hidden biases cannot be moved to the output, so outputs count for every layer"
+        rows.append(Row(name, "layers wide for inputs only", needed="below all others", holds=ordered, note=note))
+    return rows
+
+
+def _two_factors(name: str, build: TwoFactors) -> Row:
+    """min(inputs, outputs) units suffice on one side of det = 0, one more always; the path alone tells the side."""
+    factors = build.reading.factors(build.cleared[0])
+    n, rank = factors.W2.shape[1], min(factors.M.shape)
+    holds = None if n == rank else n > rank
+    note = "without a unit to spare both ends must lie on the same side of det = 0" if n == rank else ""
+    return Row(name, "units of hidden layer 1", "", n, f">= {rank + 1}", holds, None, note)
+
+
+def theorem_2_4(pair: Pair) -> list[Row]:
+    """Two-layer ReLU networks with an l1 penalty on the second layer, or none."""
+    name = f"{PAPER}, Theorem 2.4"
+    rows, L, m = [_convex(pair, name)], pair.chain.L, pair.chain.widths[1]
+    rows.append(Row(name, "layers", "", L, "2", L == 2))
+    if L == 2 and pair.objective.convex:
+        chain, why = _tried(lambda: two_layer_chain(pair.objective))
+        rows.append(Row(name, "operations", needed="ReLU, pooling, a linear end", holds=chain is not None, note=why))
+        if chain is not None:
+            problem, why = _tried(lambda: TwoLayers(pair.objective))
+            kappa, needed = None if problem is None else problem.kappa, "none, or l1 on the second layer"
+            rows.append(Row(name, "kappa of the penalty", "", kappa, needed, problem is not None, None, why))
+        rows.append(Row(name, "hidden units m", "", m, ">= 2", m >= 2))
+    note = "epsilon of equation 10 has e(n), which takes training; path and bound: TwoLayerReLU()"
+    return [*rows, conclusion(name, rows, None, note)]
+
+
+def _convex(pair: Pair, name: str) -> Row:
+    """The loss; the penalty is a matter of each theorem."""
+    if pair.chain.L < 2:
+        raise UnsupportedError("the network", "it has no hidden layer")
+    convex = pair.objective.convex
+    return Row(name, "loss convex in the outputs", needed="convex", holds=convex)
+
+
+def _tried(make: Callable[[], T]) -> tuple[T | None, str]:
+    """What a connector's check gives, or why it refuses."""
+    try:
+        return make(), ""
+    except (InputError, UnsupportedError) as e:
+        return None, str(e)
