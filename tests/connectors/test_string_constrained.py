@@ -63,7 +63,7 @@ def test_neighbours_are_held_still_and_each_bead_feels_its_own_terms():
         for step in (h, -h):
             row = [1.0, 2.0, 2.0]
             row[k] += step
-            moved.append(float(pull(stacked([*points(row), SECOND]), [0], A, B, zeta=1.0, kappa=0.5)))
+            moved.append(pull(stacked([*points(row), SECOND]), [0], A, B, zeta=1.0, kappa=0.5).item())
         slope.append((moved[0] - moved[1]) / (2 * h))
     torch.testing.assert_close(flat, torch.tensor(slope).double(), rtol=1e-6, atol=1e-8)
     middle = stacked(points([3, 0, 0]))  # on the line, in the middle: no NaN

@@ -71,5 +71,8 @@ def test_paths_show_loss_and_accuracy_and_the_line_in_grey():
     wide: Any = paths({"Narrow": {**CURVE, "loss": [1e-4, 1e-3, 1.0]}})
     assert wide.axes[0].get_yscale() == "log"
     assert wide.axes[0].get_ylim()[0] <= 1e-4
+    assert not [t for t in wide.axes[0].get_yticklabels() if "$" in t.get_text()]
+    zero: Any = paths({"Narrow": {**CURVE, "loss": [0.0, 1e-3, 1.0]}})
+    assert zero.axes[0].get_yscale() == "symlog"
     with pytest.raises(InputError, match="at least one path"):
         paths({})

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isthmus.errors import InputError
-from isthmus.plot.curves import log_floor, wants_log
 from isthmus.plot.figures import GREY, MARKERS, PALETTE, settings
+from isthmus.plot.stability import loss_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +126,8 @@ def _histogram(panel: Axes, networks: Mapping[str, Sequence[float]], colours: Ma
 def paths(curves: Mapping[str, Curve], title: str = "") -> Figure:
     """Figures 3, right, and 5: loss and accuracy along paths by name; the straight line ("Linear") is grey.
 
-    Losses that differ by more than a factor of 50 stand on a logarithmic axis.
+    Losses that differ by more than a factor of 50 stand on a logarithmic axis, those below a millionth of the
+    largest on its bottom line.
     """
     if not curves:
         raise InputError("curves", expected="at least one path", got="none")
@@ -143,10 +144,8 @@ def paths(curves: Mapping[str, Curve], title: str = "") -> Figure:
             a.set_xlim(0, 1)
             a.set_xticks([0, 0.25, 0.5, 0.75, 1], ["A", "0.25", "0.5", "0.75", "B"])
             a.set_xlabel("t, from network A to network B")
-        axes[0][0].set(ylabel="loss", ylim=(0, None))
-        losses = np.concatenate([np.array(curve["loss"], float) for curve in curves.values()])
-        if wants_log(losses, "loss") and losses.min() > 0:
-            axes[0][0].set(yscale="log", ylim=(log_floor(losses), 1.6 * losses.max()))
+        axes[0][0].set_ylabel("loss")
+        loss_axis(axes[0][0], np.concatenate([np.array(curve["loss"], float) for curve in curves.values()]))
         axes[0][1].set(ylabel="accuracy, %")
         figure.legend(loc="outside right upper", fontsize=9)
         if title:

@@ -57,7 +57,7 @@ def dropout_figure(stability: Mapping[str, Any]) -> Figure:
         left.set_xlim(entries[0] - 0.4, entries[-1] + 0.4)
         left.set_xlabel("entry layer (units are dropped from here on)")
         left.set_ylabel("loss")
-        _loss_axis(left, np.concatenate([losses, tests, [own, own_test]]))
+        loss_axis(left, np.concatenate([losses, tests, [own, own_test]]))
         left.legend(fontsize=9, loc="best")
         _search_curves(right, layers, own)
         handles, labels = right.get_legend_handles_labels()
@@ -86,10 +86,10 @@ def _search_curves(axes: Axes, layers: Sequence[Mapping[str, Any]], own: float) 
     axes.set_ylabel("lowest loss found")
     longest = max((len(row["trace"]) for row in layers), default=1)
     axes.set_xlim(1, max(2, longest))
-    _loss_axis(axes, np.concatenate(seen))
+    loss_axis(axes, np.concatenate(seen))
 
 
-def _loss_axis(axes: Axes, values: Floats) -> None:
+def loss_axis(axes: Axes, values: Floats) -> None:
     """Logarithmic where the values differ widely; zeros, where they occur, stand on the bottom line."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
