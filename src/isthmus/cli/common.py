@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,8 @@ from isthmus.data import load
 from isthmus.errors import InputError, IsthmusError
 from isthmus.models import MODELS, by_name
 from isthmus.objective import Objective
-from isthmus.params import Params
+from isthmus.params import Params, cast
+from isthmus.storage import load_params
 from isthmus.storage.tensors import read_metadata
 
 Checkpoint = Annotated[
@@ -36,6 +38,9 @@ Points = Annotated[int, typer.Option("--num-points", help="Points measured per s
 Gap = Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")]
 Budget = Annotated[
     int, typer.Option("--budget", help="Evaluations that numerical bounds may cost; 0: exact claims only.", min=0)
+]
+UnsafePickle = Annotated[
+    bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 DType = Annotated[str, typer.Option("--dtype", help="auto (as the checkpoints), float32 or float64.")]
@@ -95,6 +100,31 @@ def objectives(
         if len(dataset.shape) == 1:
             raise
         return build(flat=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """Checkpoints of one network with what they are weights of; `ends` are in its precision and on its device."""
+
+    model: str
+    data: str
+    objective: Objective
+    test: Objective | None
+    ends: tuple[Params, ...]
+
+
+def opened(
+    files: Sequence[Path], model: str | None, data: str | None, *,
+    loss: str, examples: int | None, device: str, dtype: str, unsafe_pickle: bool,
+) -> Opened:  # fmt: skip
+    """Read the checkpoints; what is not asked for is as stored in the first, else a perceptron on digits."""
+    read = [load_params(file, unsafe_pickle=unsafe_pickle) for file in files]
+    stored = stored_in(files[0])
+    model, data = model or stored.get("model") or "mlp", data or stored.get("data") or "digits"
+    kind = dtype_of(dtype, {k: v for params in read for k, v in params.items()})
+    objective, test = objectives(model, data, read[0], loss=loss, examples=examples, device=device, dtype=kind)
+    ends = tuple({k: v.to(objective.device) for k, v in cast(params, kind).items()} for params in read)
+    return Opened(model, data, objective, test, ends)
 
 
 def method_of(name: str, options: list[str]) -> Connector:

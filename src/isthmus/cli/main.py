@@ -32,11 +32,11 @@ from isthmus.cli.common import (
     Points,
     Quiet,
     Seed,
+    UnsafePickle,
     device_of,
     dtype_of,
     method_of,
-    objectives,
-    stored_in,
+    opened,
 )
 from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.cli.experiments import app as experiments
@@ -49,8 +49,7 @@ from isthmus.connectors.fit import Recipe
 from isthmus.data import DATASETS, load
 from isthmus.errors import IsthmusError
 from isthmus.models import MODELS, by_name, seeded
-from isthmus.params import cast
-from isthmus.storage import load_params, make_folder, save_params
+from isthmus.storage import make_folder, save_params
 
 app = typer.Typer(
     name="isthmus",
@@ -165,9 +164,7 @@ def connect(
     num_points: Points = 21,
     gap: Gap = 0.01,
     budget: Budget = 100,
-    unsafe_pickle: Annotated[
-        bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
-    ] = False,
+    unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
     seed: Seed = 0,
@@ -179,13 +176,12 @@ def connect(
     A method that searches keeps its state there: after a kill, the same command goes on with it.
     """
     chosen = method_of(method, option or [])
-    first, second = (load_params(p, unsafe_pickle=unsafe_pickle) for p in (a, b))
-    stored = stored_in(a)
-    model, data = model or stored.get("model") or "mlp", data or stored.get("data") or "digits"
-    kind = dtype_of(dtype, first | second)
-    objective, test = objectives(model, data, first, loss=loss, examples=examples, device=device, dtype=kind)
-    about = {"model": model, "data": data, "examples": examples, "checkpoints": [str(a), str(b)], "command": _command()}
-    ends = [{k: v.to(objective.device) for k, v in cast(p, kind).items()} for p in (first, second)]
+    found = opened(
+        (a, b), model, data, loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle
+    )
+    objective, test, ends = found.objective, found.test, found.ends
+    about = {"model": found.model, "data": found.data, "examples": examples, "checkpoints": [str(a), str(b)]}
+    about["command"] = _command()
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state is not None and state.load() is not None and not quiet:
         print(f"going on from the state of the search in {state.path}", file=sys.stderr)

@@ -21,18 +21,16 @@ from isthmus.cli.common import (
     OutOption,
     Quiet,
     Seed,
-    dtype_of,
-    objectives,
-    stored_in,
+    UnsafePickle,
+    opened,
 )
 from isthmus.cli.console import console, number, progress_bar
 from isthmus.experiments.base import Row, write_tables
-from isthmus.params import cast
 from isthmus.stability.dropout import SCALES
 from isthmus.stability.noise import NoiseStability, noise_stability
 from isthmus.stability.report import DropoutStability, dropout_stability
 from isthmus.stability.subsets import SEARCHES
-from isthmus.storage import load_params, make_folder, write_csv, write_json
+from isthmus.storage import make_folder, write_csv, write_json
 from isthmus.storage.files import plain
 
 
@@ -52,9 +50,7 @@ def stability(
     ] = None,
     loss: LossOption = "cross_entropy",
     examples: Examples = None,
-    unsafe_pickle: Annotated[
-        bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
-    ] = False,
+    unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
     seed: Seed = 0,
@@ -65,12 +61,11 @@ def stability(
 
     Writes the table (CSV, Markdown, JSON), everything as JSON, and the figures (SVG, PNG) to a folder.
     """
-    params = load_params(checkpoint, unsafe_pickle=unsafe_pickle)
-    stored = stored_in(checkpoint)
-    model, data = model or stored.get("model") or "mlp", data or stored.get("data") or "digits"
-    kind = dtype_of(dtype, params)
-    objective, test = objectives(model, data, params, loss=loss, examples=examples, device=device, dtype=kind)
-    theta = {k: v.to(objective.device) for k, v in cast(params, kind).items()}
+    read = opened(
+        (checkpoint,), model, data,
+        loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle,
+    )  # fmt: skip
+    objective, test, (theta,) = read.objective, read.test, read.ends
     measured = None
     with progress_bar(quiet) as progress:
         found = dropout_stability(objective, theta, keep, masks, scale, search, seed, test=test, progress=progress)
@@ -78,7 +73,7 @@ def stability(
             many = None if noise_examples is None else min(noise_examples, objective.num_examples)
             measured = noise_stability(objective, theta, p, examples=many, seed=seed, progress=progress)
     folder = make_folder(out)
-    document: dict[str, Any] = {"model": model, "data": data, "checkpoint": str(checkpoint)}
+    document: dict[str, Any] = {"model": read.model, "data": read.data, "checkpoint": str(checkpoint)}
     document |= {"objective": objective.describe(), "dropout": found.to_dict()}
     document |= {} if measured is None else {"noise": measured.to_dict()}
     write_json(folder / "stability.json", document)

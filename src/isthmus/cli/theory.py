@@ -21,13 +21,11 @@ from isthmus.cli.common import (
     ModelOption,
     Quiet,
     Seed,
-    dtype_of,
-    objectives,
-    stored_in,
+    UnsafePickle,
+    opened,
 )
 from isthmus.cli.console import console, progress_bar
-from isthmus.params import cast
-from isthmus.storage import load_params, make_folder
+from isthmus.storage import make_folder
 from isthmus.storage.files import plain, write_csv, write_json, write_text
 from isthmus.theory import Theory
 from isthmus.theory import theory as theory_of
@@ -49,9 +47,7 @@ def theory(
     sample: Annotated[int | None, typer.Option("--sample", help="Examples for noise stability.", min=1)] = 500,
     loss: LossOption = "cross_entropy",
     examples: Examples = None,
-    unsafe_pickle: Annotated[
-        bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
-    ] = False,
+    unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
     seed: Seed = 0,
@@ -59,17 +55,14 @@ def theory(
     as_json: Json = False,
 ) -> int:
     """Which theorems apply to two networks: every premise measured, and the bound that follows."""
-    first, second = (load_params(p, unsafe_pickle=unsafe_pickle) for p in (a, b))
-    stored = stored_in(a)
-    model, data = model or stored.get("model") or "mlp", data or stored.get("data") or "digits"
-    kind = dtype_of(dtype, first | second)
-    objective, _ = objectives(model, data, first, loss=loss, examples=examples, device=device, dtype=kind)
-    ends = [{k: v.to(objective.device) for k, v in cast(p, kind).items()} for p in (first, second)]
+    found = opened(
+        (a, b), model, data, loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle
+    )
     if out is not None:
         make_folder(out)
     with progress_bar(quiet) as progress:
         table = theory_of(
-            objective, *ends,
+            found.objective, *found.ends,
             theorems=theorem, masks=masks, draws=draws, steps=steps, examples=sample, seed=seed, progress=progress,
         )  # fmt: skip
     if out is not None:

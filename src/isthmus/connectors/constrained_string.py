@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Outcome, Progress, Search, describe
+from isthmus.connectors.base import About, Connection, Outcome, Progress, describe
 from isthmus.connectors.beads import Part, Trainer
-from isthmus.connectors.fit import Checkpoint, Recipe
+from isthmus.connectors.fit import Checkpoint
 from isthmus.connectors.string_work import PERSISTS, beside
-from isthmus.connectors.threshold import Threshold, check_fields, threshold_for
+from isthmus.connectors.strings import Strings
+from isthmus.connectors.threshold import Threshold, check_fields
 from isthmus.errors import InputError
-from isthmus.objective import Objective
 from isthmus.params import Params, equal, lerp
 from isthmus.paths import Curve, Path
 
@@ -27,7 +27,7 @@ HIGHEST = 1e6
 
 
 @dataclass(frozen=True)
-class ConstrainedStringSampling(Search):
+class ConstrainedStringSampling(Strings):
     """Appendix A of Freeman and Bruna 2017, corrected: a string with springs that is pulled down level by level.
 
     It starts as the straight line at the level of its largest value. The level falls by the factor `fall`, down to
@@ -93,42 +93,17 @@ class ConstrainedStringSampling(Search):
                 raise InputError(name, expected="a whole number >= 1", got=getattr(self, name))
         self.recipe()
 
-    def recipe(self) -> Recipe:
-        """How the beads are trained at one level."""
-        if self.optimizer == "lbfgs":
-            raise InputError("optimizer", expected="'adam' or 'sgd'", got="'lbfgs'")
-        return Recipe(
-            optimizer=self.optimizer, lr=self.lr, steps=self.steps, batch=self.batch, schedule=self.schedule,
-            check=self.check,
-        )  # fmt: skip
-
-    @property
-    def judged_by_test(self) -> bool:
-        """Whether the second data set judges the path; else none may be given."""
-        return self.on == "test"
-
-    def search(
+    def job(
         self,
-        objective: Objective,
-        a: Params,
-        b: Params,
+        limit: Threshold,
+        trainer: Trainer,
         generator: torch.Generator,
         progress: Progress,
-        *,
-        test: Objective | None = None,
-        checkpoint: Checkpoint | None = None,
-    ) -> Connection:
-        """The string from `a` to `b`."""
-        limit = threshold_for(
-            objective, test, (a, b), quantity=self.quantity, value=self.threshold, on=self.on, points=self.points
-        )
-        trainer = Trainer.of(objective, limit, self.recipe(), self.batched, a)
+        checkpoint: Checkpoint | None,
+    ) -> _Descent:
+        """The string on its way down."""
         seed = int(torch.randint(2**62, (), generator=generator))
-        job = _Descent(self, limit, trainer, seed, progress, checkpoint)
-        job.begin(a, b)
-        while job.step():
-            pass
-        return job.connection()
+        return _Descent(self, limit, trainer, seed, progress, checkpoint)
 
 
 def pull(weights: Params, rows: list[int], a: Params, b: Params, zeta: float, kappa: float) -> Tensor:

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Progress, Search
+from isthmus.connectors.base import About, Progress
 from isthmus.connectors.beads import Trainer
-from isthmus.connectors.fit import Checkpoint, Recipe
+from isthmus.connectors.fit import Checkpoint
 from isthmus.connectors.string_work import Work
-from isthmus.connectors.threshold import check_fields, threshold_for
+from isthmus.connectors.strings import Strings
+from isthmus.connectors.threshold import Threshold, check_fields
 from isthmus.errors import InputError
-from isthmus.objective import Objective
-from isthmus.params import Params
 
 
 @dataclass(frozen=True)
-class StringSampling(Search):
+class StringSampling(Strings):
     """Algorithm 1 of Freeman and Bruna 2017, corrected: beads are put where the loss is high, and trained down.
 
     A segment between two neighbours on which the `quantity` ("loss", "error", "perplexity"; on the training objective
@@ -82,38 +81,13 @@ class StringSampling(Search):
             raise InputError("certify", expected="a threshold on the loss or the perplexity", got="quantity='error'")
         self.recipe()
 
-    def recipe(self) -> Recipe:
-        """How one bead is trained."""
-        if self.optimizer == "lbfgs":
-            raise InputError("optimizer", expected="'adam' or 'sgd'", got="'lbfgs'")
-        return Recipe(
-            optimizer=self.optimizer, lr=self.lr, steps=self.steps, batch=self.batch, schedule=self.schedule,
-            check=self.check,
-        )  # fmt: skip
-
-    @property
-    def judged_by_test(self) -> bool:
-        """Whether the second data set judges the path; else none may be given."""
-        return self.on == "test"
-
-    def search(
+    def job(
         self,
-        objective: Objective,
-        a: Params,
-        b: Params,
+        limit: Threshold,
+        trainer: Trainer,
         generator: torch.Generator,
         progress: Progress,
-        *,
-        test: Objective | None = None,
-        checkpoint: Checkpoint | None = None,
-    ) -> Connection:
-        """The string from `a` to `b`."""
-        limit = threshold_for(
-            objective, test, (a, b), quantity=self.quantity, value=self.threshold, on=self.on, points=self.points
-        )
-        trainer = Trainer.of(objective, limit, self.recipe(), self.batched, a)
-        work = Work(self, limit, trainer, generator, progress, checkpoint)
-        work.begin(a, b)
-        while work.step():
-            pass
-        return work.connection()
+        checkpoint: Checkpoint | None,
+    ) -> Work:
+        """The work list of the algorithm."""
+        return Work(self, limit, trainer, generator, progress, checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +28,11 @@ TABLES = ("layer_cushion", "minimal_interlayer_cushion", "activation_contraction
 
 
 @dataclass(frozen=True)
-class Subnetworks(Cell):
-    """Figure 2, left and centre: for each p the best of `draws` subnetworks with floor(n (1 - p)) units per layer.
+class _OfOneNetwork(Cell):
+    """Something measured on one trained network."""
 
-    The outgoing weights of kept units are multiplied by 1 / (1 - p), those of dropped ones are zero. For the p in
-    `lines` the straight segment to the best one is measured at `num_points` points.
-    """
-
+    what: ClassVar[str]
     end: Network | On
-    ps: tuple[float, ...]
-    draws: int = 20
-    lines: tuple[float, ...] = (0.2,)
-    num_points: int = 11
 
     @property
     def group(self) -> str:
@@ -49,7 +42,7 @@ class Subnetworks(Cell):
     @property
     def label(self) -> str:
         """For people."""
-        return f"subnetworks of {self.end.label}".replace("train ", "")
+        return f"{self.what} of {self.end.label}".replace("train ", "")
 
     def digests(self) -> Mapping[str, str]:
         """Of the end."""
@@ -58,6 +51,21 @@ class Subnetworks(Cell):
     def needs(self) -> tuple[Cell, ...]:
         """The network."""
         return trained((self.end,))
+
+
+@dataclass(frozen=True)
+class Subnetworks(_OfOneNetwork):
+    """Figure 2, left and centre: for each p the best of `draws` subnetworks with floor(n (1 - p)) units per layer.
+
+    The outgoing weights of kept units are multiplied by 1 / (1 - p), those of dropped ones are zero. For the p in
+    `lines` the straight segment to the best one is measured at `num_points` points.
+    """
+
+    what: ClassVar[str] = "subnetworks"
+    ps: tuple[float, ...]
+    draws: int = 20
+    lines: tuple[float, ...] = (0.2,)
+    num_points: int = 11
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Every draw's loss and error, the units of the best, the straight segments to it."""
@@ -114,33 +122,15 @@ def smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Losses(Cell):
+class Losses(_OfOneNetwork):
     """Loss and error of a network on training and test examples; with `passes`, also while its dropout is active.
 
     `figure`: what the row is for, "2 right" or "text" (of section 6).
     """
 
-    end: Network | On
+    what: ClassVar[str] = "losses"
     figure: str
     passes: int = 0
-
-    @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"losses of {self.end.label}".replace("train ", "")
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the end."""
-        return self.end.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The network."""
-        return trained((self.end,))
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Measure; with dropout active each pass draws new units for every example, and the mean is kept."""
@@ -174,30 +164,12 @@ class Losses(Cell):
 
 
 @dataclass(frozen=True)
-class Noise(Cell):
+class Noise(_OfOneNetwork):
     """Figure 3, left, and D.3: the four quantities of noise stability for every layer and example."""
 
-    end: Network | On
+    what: ClassVar[str] = "noise stability"
     p: float = 0.5
     draws: int = 20
-
-    @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"noise stability of {self.end.label}".replace("train ", "")
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the end."""
-        return self.end.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The network."""
-        return trained((self.end,))
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Definitions 2 to 4; every example's numbers are in noise.safetensors, as ``layer_cushion/6``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,9 +49,9 @@ class _OnOneNetwork(Cell):
         objective, test = self.network.problem.objectives()
         return self.bounds(objective, test, self.network.params(job)).to_dict()
 
+    @abstractmethod
     def bounds(self, objective: Objective, test: Objective | None, params: Params) -> SubnetworkBounds:
         """The rows."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
