@@ -56,12 +56,17 @@ def paths(table: list[Row]) -> Figure:
     """Figure 3 (d): the training loss along the paths between one pair, one panel per task."""
     table = [r for r in table if ".loss" in r]
     tasks = list(dict.fromkeys(r["task"] for r in table))
-    colour = {"Linear": "#7f868d", "Dropout": STYLES["B"][0], "Subnetwork": STYLES["A"][0]}
-    name = {"Linear": "straight line", "Dropout": "(B) dropout", "Subnetwork": "(A) trained subnetworks"}
+    looks = {
+        "Linear": ("straight line", "#7f868d"),
+        "Dropout": ("(B) dropout", STYLES["B"][0]),
+        "Dropout, searched": ("(B) with searched subsets", "#9a6fb0"),
+        "Subnetwork": ("(A) trained subnetworks", STYLES["A"][0]),
+    }
     drawn, panels = _panels(1, len(tasks))
     for axes, task in zip(panels[0], tasks, strict=False):
         for row in (r for r in table if r["task"] == task):
-            axes.plot(row[".t"], row[".loss"], color=colour[row["method"]], linewidth=1.4, label=name[row["method"]])
+            name, colour = looks[row["method"]]
+            axes.plot(row[".t"], row[".loss"], color=colour, linewidth=1.4, label=name)
         axes.set(title=task, xlabel="t, every segment equally long")
         axes.set_yscale("symlog", linthresh=1e-2)
         axes.yaxis.set_major_formatter("{x:g}")
