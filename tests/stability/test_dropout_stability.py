@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations, product
-from math import comb, inf
+from itertools import product
+from math import inf
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ from isthmus.connectors.fit import Recipe, fit
 from isthmus.models import vgg11
 from isthmus.params import cast, equal
 from isthmus.stability.dropout import LARGEST_SCALE, SCALES, _Entry, _features
-from isthmus.stability.report import StableLayer, expected_best
-from isthmus.stability.subsets import SEARCHES, Budget, Trial, kept_count
+from isthmus.stability.report import StableLayer
+from isthmus.stability.subsets import SEARCHES, kept_count
 from isthmus.structure.chain import chain_of
 from tests.evaluate.networks import flops
 from tests.problems import Problem, classify, perceptron, random_params, small_convnet
@@ -203,53 +203,6 @@ def test_slopes_are_the_derivatives_of_the_masked_loss(trained):
             moved[j][unit] += step
             ends.append(loss(moved))
         assert float(slopes[j][unit]) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-9)
-
-
-def toy_budget(total: int, best: set[int], seed: int = 0) -> Budget:
-    """One layer of 20 units whose loss is the number of units of `best` that are missing; slopes tell which."""
-    member = torch.tensor([-1.0 if u in best else 1.0 for u in range(20)], dtype=torch.float64)
-    return Budget(
-        {1: 20}, 0.5, total, 10_000, torch.Generator().manual_seed(seed),
-        evaluate=lambda subsets: [(1.0, float(len(best - set(s[1].tolist())))) for s in subsets],
-        slopes=lambda kept, scale, index: {1: member},
-        strengths=lambda index: {1: torch.ones(20, dtype=torch.float64)},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("search", ["greedy", "gates"])
-def test_searches_follow_slopes_to_the_best_subset(search):
-    best = {1, 2, 3, 5, 8, 11, 13, 17, 18, 19}
-    for seed in range(3):
-        budget = toy_budget(60, best, seed)
-        SEARCHES[search](budget, None)
-        assert set(budget.best.kept[1].tolist()) == best
-        assert len(budget.trace) + (budget.debt > 0) == 60
-    chance = toy_budget(60, best)
-    SEARCHES["random"](chance, None)
-    assert chance.best.loss > 0
-
-
-def test_a_loss_that_is_not_a_number_is_never_the_best():
-    budget = toy_budget(3, set(range(10)))
-    values = iter([float("nan"), 2.0, float("nan")])
-    budget.evaluate = lambda subsets: [(1.0, next(values)) for _ in subsets]
-    SEARCHES["random"](budget, None)
-    assert budget.best.loss == 2.0
-    assert budget.trace == [inf, 2.0, inf]
-    assert isinstance(budget.best, Trial)
-
-
-def test_the_expected_best_is_the_mean_over_all_choices():
-    losses = [3.0, 1.5, 2.0, 2.0, 7.0, 0.5]
-    for t, value in enumerate(expected_best(losses), start=1):
-        choices = [min(c) for c in combinations(losses, t)]
-        assert value == pytest.approx(sum(choices) / comb(6, t))
-    assert expected_best([1.0, float("nan")]) == (inf, 1.0)
-    many = torch.rand(3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    curve = expected_best(many.tolist())
-    assert curve[0] == pytest.approx(float(many.mean()))
-    assert curve[-1] == pytest.approx(float(many.min()))
-    assert all(p >= q for p, q in zip(curve, curve[1:], strict=False))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Saved connections come back bit for bit, or not at all."""
 
-import json
 import math
 import os
 import random
@@ -15,47 +14,10 @@ from hypothesis import strategies as st
 
 from isthmus.connectors.base import Connection, Outcome
 from isthmus.errors import FileError, InputError, UnsupportedError
-from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
+from isthmus.paths import Curve, Path, Segment
 from isthmus.storage import load_connection, read_header, read_tensors, save, save_params, save_tensors
 from isthmus.storage import paths as saved
-from isthmus.storage.tensors import _bytes, combine, digest_of
-
-STATS = {"method": {"name": "Linear"}, "seed": 3, "segments": ["straight"], "x": [0.1, 1e-320, -0.0, None, True, "ä"]}
-
-
-def params(seed, dtype=torch.float32, width=8):
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "0.weight": torch.randn(width, 5, generator=g, dtype=dtype),
-        "0.bias": torch.zeros(width, dtype=dtype),
-        "1.running_mean": torch.zeros(width, dtype=dtype),
-        "1.num_batches_tracked": torch.tensor(seed),
-        "2.weight": torch.randn(3, width, generator=g, dtype=torch.float64),
-    }
-
-
-def connection(seed=0, dtype=torch.float32, outcome=Outcome.CONNECTED):
-    """A line, a Bezier curve of four control points, a line that moves one tensor; the target is not the end."""
-    p = [params(seed + i, dtype) for i in range(5)]
-    p.append({**p[4], "0.weight": p[0]["0.weight"]})
-    path = Path((Curve((p[0], p[1])), Curve(tuple(p[1:5])), Curve((p[4], p[5]))))
-    return Connection(path, params(seed + 9, dtype), outcome, STATS)
-
-
-def bits(params):
-    return [(k, v.dtype, tuple(v.shape), bytes(_bytes(v))) for k, v in params.items()]
-
-
-def same(x, y):
-    """Equal bit for bit, in everything that a connection holds."""
-    return (
-        len(x.path) == len(y.path)
-        and all(type(s) is type(t) for s, t in zip(x.path.segments, y.path.segments, strict=True))
-        and all(bits(x.path.at(i / 12)) == bits(y.path.at(i / 12)) for i in range(13))
-        and bits(x.target) == bits(y.target)
-        and x.outcome is y.outcome
-        and repr(x.stats) == repr(y.stats)
-    )
+from tests.storage.connections import STATS, connection, forge, params, same
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
@@ -219,21 +181,6 @@ def test_files_of_another_kind_are_named(tmp_path):
             load_connection(tmp_path / name)
 
 
-def forge(file, change, version=1):
-    """Rewrite the manifest of a saved file, with a right digest: what only a hostile writer would do."""
-    tensors, metadata = read_tensors(file)
-    manifest = json.loads(json.loads(metadata["isthmus"])["manifest"])
-    change(manifest, tensors)
-    text = json.dumps(manifest)
-    digests = combine({k: digest_of(v) for k, v in tensors.items()})
-    header = {"format": "isthmus connection", "version": version, "tensors": digests, "manifest": text}
-    save_tensors(
-        tensors,
-        file,
-        {"isthmus": json.dumps({**header, "digest": saved._seal(version if version < 3 else 1, digests, text)})},
-    )
-
-
 FORGERIES = {
     "kind": (lambda m, t: m["segments"][1].update(kind="helix"), "segment 1 is of the kind 'helix', .* newer isthmus"),
     "outcome": (lambda m, t: m.update(outcome="PERFECT"), "does not describe a path"),
@@ -345,58 +292,3 @@ def test_killing_the_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     assert left > 0  # some kills hit a write
     save(big[0], file)  # which sweeps what the dead left
     assert [p.name for p in tmp_path.iterdir()] == ["p"]
-
-
-# -- level curves
-
-
-def level_connection():
-    """A line, a level curve, a part of it walked backwards."""
-    g = torch.Generator().manual_seed(4)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
-    a, b = ({"u": draw(6, 4), "c": draw(6), "w": draw(3, 6), "rest": torch.ones(2)} for _ in range(2))
-    curve = LevelCurve(a, b, draw(5, 4), (LevelLayer("u", "c", 0.1), LevelLayer("w", None)))
-    part = curve.split(0.25)[1].reversed()
-    first = {**a, "rest": torch.zeros(2)}
-    return Connection(Path((Curve((first, a)), curve, part)), part.end, Outcome.CONNECTED, STATS)
-
-
-def test_level_curves_come_back_bit_for_bit_in_version_2(tmp_path):
-    before = level_connection()
-    save(before, tmp_path / "p")
-    after = load_connection(tmp_path / "p")
-    assert same(before, after)
-    assert read_header(tmp_path / "p")["version"] == 2
-    one, two = after.path.segments[1:]
-    assert isinstance(one, LevelCurve)
-    assert isinstance(two, LevelCurve)
-    own = before.path.segments[1]
-    assert isinstance(own, LevelCurve)
-    assert (two.lo, two.hi, two.layers) == (1.0, 0.25, own.layers)
-    assert torch.equal(one.x, own.x)
-    assert one.x is two.x  # written once
-    once = (tmp_path / "p").read_bytes()
-    save(after, tmp_path / "p")
-    assert (tmp_path / "p").read_bytes() == once
-    save(connection(), tmp_path / "q")
-    assert read_header(tmp_path / "q")["version"] == 1  # what an older reader can read is written for it
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda s: s.update(layers=[["u", "c", -1.0], ["w", None, 1.0]]), "slope"),
-        (lambda s: s.update(layers=[["u", "c", 0.1], ["v", None, 1.0]]), "distinct names"),
-        (lambda s: s.update(span=[0.5, 0.5]), "hi"),
-        (lambda s: s.update(span=[0.0]), "ValueError"),
-        (lambda s: s.update(x=10_000), "tensors that are not there"),
-        (lambda s: s.update(x="0"), "expected a number"),
-        (lambda s: s.pop("layers"), "KeyError"),
-        (lambda s: s["control"].append(0), "ValueError"),
-    ],
-)
-def test_level_curves_that_cannot_be_are_refused(tmp_path, change, why):
-    save(level_connection(), tmp_path / "p")
-    forge(tmp_path / "p", lambda m, t: change(m["segments"][1]), version=2)
-    with pytest.raises(FileError, match=why):
-        load_connection(tmp_path / "p")
