@@ -3,9 +3,11 @@
 The first N of scikit-learn's digits (x / 16 minus the mean; more samples: Gaussian ones of 64 inputs), perceptrons
 with biases and 10 outputs, random ends (He) and ends trained by Adam. By N: Theorem 5.1 on 64 - 2N - 24 - 12 - 10,
 leaky ReLU of slope 0.2; Theorem 6.1 on 64 - 2N - 2N - 10, ReLU; ``descend`` on 64 - 32 - N - 10 from a layer of rank 5.
-By depth: Theorem 5.1 at N = 40 with more layers and smaller slopes. Columns: outcome, condition number of F_1, largest
-drift of an output over the largest output, decimal digits lost, largest norm over that of the ends, excess measured and
-excess proved over the larger of 1 and the higher end's loss, segments, processor seconds to connect and to certify.
+By depth and slope: Theorem 5.1 at N = 40 with more layers, slopes from 0.5 to 0.01. By closeness: Theorem 5.1 at N = 40
+with every second sample a copy of the one before, moved by eps. Columns of the Markdown table: outcome, condition
+number of F_1, largest drift of an output over the largest output, decimal digits lost, largest norm over that of the
+ends, excess measured and excess proved over the larger of 1 and the higher end's loss (nothing where some segment is
+only measured), segments, processor seconds to connect and to certify.
 
     python benchmarks/sublevel_digits.py [--large]
 """
@@ -30,6 +32,11 @@ SAMPLES = (40, 100, 200, 400)
 LARGE = (500, 1000, 2000)
 DEPTHS = ((24, 12), (32, 24, 18, 12), (36, 32, 28, 24, 20, 16, 12))
 SLOPES = (0.5, 0.2, 0.05, 0.01)
+CLOSE = (1e-3, 1e-5, 1e-7, 1e-9)
+COLUMNS = (
+    *("path", "outcome", "cond F_1", "drift", "digits lost", "growth", "excess", "proved", "segments"),
+    *("connect, s", "certify, s"),
+)
 
 
 def network(widths: Sequence[int], slope: float | None) -> nn.Sequential:
@@ -67,39 +74,41 @@ def ends(widths: Sequence[int], slope: float | None, data: tuple[Tensor, Tensor]
     return out
 
 
-def row(name: str, objective: im.Objective, work: im.Connection, seconds: float, certified: bool) -> None:
+def line(*cells: object) -> None:
     """One line of the table."""
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def row(name: str, objective: im.Objective, work: im.Connection, seconds: float) -> None:
+    """The line of one construction, certified here."""
     s = work.stats
     if s["theorem"] is None:
-        print(f"{name:44} {work.outcome.name}: {s['premises'][0]}", flush=True)
+        line(name, work.outcome.name, s["premises"][0], *[""] * (len(COLUMNS) - 3))
         return
     begin = time.process_time()
-    top = max(1.0, *(objective.loss(p) for p in (work.path.start, work.path.end)))
-    proved = "-"
-    if certified:
-        c = im.certify(objective, work.path)
-        proved = f"{c.excess / top:.1e}" if c.proved else "none"
+    first, last = (objective.loss(p) for p in (work.path.start, work.path.end))
+    top = max(1.0, first, last)
+    c = im.certify(objective, work.path)
     took = time.process_time() - begin
     conditions = s["conditions"]["b"] if "b" in s["conditions"] else s["conditions"]
-    cond = max(v for k, v in conditions.items() if k.startswith("F"))
     rise = max(0.0, s["excess"] if "excess" in s else s["rise"]) / top
-    reached = f" loss {s['loss'][0]:.2g} -> {s['loss'][1]:.1e}" if "loss" in s else ""
-    print(
-        f"{name:44} {work.outcome.name:9} cond {cond:.1e} drift {s['drift']:.1e} digits {s['digits_lost']:4.1f} "
-        f"growth {s['growth']:.2g} excess {rise:.1e} proved {proved} {len(work.path)} segments "
-        f"{seconds:.1f} + {took:.1f} s{reached}",
-        flush=True,
-    )
+    reached = f", loss {first:.2g} to {last:.1e}" if "loss" in s else ""
+    line(
+        name + reached, work.outcome.name, f"{max(v for k, v in conditions.items() if k.startswith('F')):.1e}",
+        f"{s['drift']:.1e}", f"{s['digits_lost']:.1f}", f"{s['growth']:.2g}", f"{rise:.1e}",
+        f"{c.excess / top:.1e}" if c.proved else "", len(work.path), f"{seconds:.1f}", f"{took:.1f}",
+    )  # fmt: skip
 
 
-def connected(name: str, widths: Sequence[int], slope: float | None, n: int, steps: int, theorem: str) -> None:
-    data = digits(n)
+def connected(
+    name: str, widths: Sequence[int], slope: float | None, data: tuple[Tensor, Tensor], steps: int, theorem: str
+) -> None:
     a, b = ends(widths, slope, data, steps)
     objective = im.Objective(network(widths, slope), data=data)
     _ = objective.structure
     begin = time.process_time()
     work = im.connect(objective, a, b, im.Sublevel(theorem=theorem, prove=False))
-    row(name, objective, work, time.process_time() - begin, n <= 500)
+    row(name, objective, work, time.process_time() - begin)
 
 
 def descended(n: int) -> None:
@@ -113,24 +122,35 @@ def descended(n: int) -> None:
     _ = objective.structure
     begin = time.process_time()
     low = im.descend(objective, a, 1e-20, prove=False)
-    row(f"descend, N = {n}, from rank 5", objective, low, time.process_time() - begin, n <= 500)
+    row(f"descend, N = {n}, from rank 5", objective, low, time.process_time() - begin)
+
+
+def paired(n: int, eps: float) -> tuple[Tensor, Tensor]:
+    """The first n / 2 digits, each with a copy moved by a vector of length eps."""
+    x, y = digits(n // 2)
+    away = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.cat([x, x + eps * away / away.norm(dim=1, keepdim=True)]), torch.cat([y, y])
 
 
 def main(large: bool) -> None:
     torch.set_num_threads(1)
+    line(*COLUMNS)
+    line(*["---"] * len(COLUMNS))
     for n in SAMPLES:
         for kind, steps in (("random", 0), ("trained", 400)):
-            connected(f"5.1, N = {n}, {kind}", (64, 2 * n, 24, 12, 10), 0.2, n, steps, "5.1")
-            connected(f"6.1, N = {n}, {kind}", (64, 2 * n, 2 * n, 10), None, n, steps, "6.1")
+            connected(f"5.1, N = {n}, {kind}", (64, 2 * n, 24, 12, 10), 0.2, digits(n), steps, "5.1")
+            connected(f"6.1, N = {n}, {kind}", (64, 2 * n, 2 * n, 10), None, digits(n), steps, "6.1")
         descended(n)
     for widths in DEPTHS:
         for slope in SLOPES:
-            connected(
-                f"5.1, N = 40, slope {slope}, {len(widths) + 2} layers", (64, 80, *widths, 10), slope, 40, 0, "5.1"
-            )
+            name = f"5.1, N = 40, {len(widths) + 2} layers, slope {slope}"
+            connected(name, (64, 80, *widths, 10), slope, digits(40), 0, "5.1")
+    for eps in CLOSE:
+        connected(f"5.1, N = 40, pairs {eps:g} apart", (64, 80, 24, 12, 10), 0.2, paired(40, eps), 0, "5.1")
     for n in LARGE if large else ():
-        connected(f"5.1, N = {n}, random", (64, 2 * n, 24, 12, 10), 0.2, n, 0, "5.1")
-        print(f"  memory of the process so far: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+        connected(f"5.1, N = {n}, random", (64, 2 * n, 24, 12, 10), 0.2, digits(n), 0, "5.1")
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"memory of the process so far: {memory:.2f} GB", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Level curves under proof: every premise is checked again, and a curve that breaks one is only measured."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +28,12 @@ def found(problem: Problem | None = None) -> tuple[Problem, im.LevelCurve]:
     return problem, curve
 
 
+def samples(objective: im.Objective) -> tuple[torch.Tensor, torch.Tensor]:
+    return single(objective.data[0]), objective.data[1]
+
+
 def data_of(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    return single(problem.objective.data[0]), problem.objective.data[1]
+    return samples(problem.objective)
 
 
 def refused(objective: im.Objective, curve: im.LevelCurve, why: str) -> None:
@@ -169,3 +176,111 @@ def test_float32_curves_are_proved_with_their_rounding():
     assert row.claim == "analytic"
     worst = max(objective.cast(F64).loss({k: v.double() for k, v in curve.at(i / 100).items()}) for i in range(101))
     assert worst <= row.bound
+
+
+def exact(v: torch.Tensor) -> list[list[Fraction]]:
+    """A matrix of rational numbers: those that the floating-point numbers are."""
+    return [[Fraction(float(e)) for e in row] for row in v]
+
+
+def outputs(layers: Sequence[tuple[str, Fraction]], params: im.Params, rows: list[list[Fraction]]) -> Any:
+    """What these layers with biases, each with the slope behind it, make of the rows, without any rounding."""
+    for name, slope in layers:
+        W, b = exact(params[f"{name}.weight"]), exact(params[f"{name}.bias"][None])[0]
+        sums = [
+            [sum((w * v for w, v in zip(u, row, strict=True)), c) for u, c in zip(W, b, strict=True)] for row in rows
+        ]
+        rows = [[max(v, 0) + slope * min(v, 0) for v in row] for row in sums]
+    return rows
+
+
+def mse(Z: Any, y: torch.Tensor) -> Fraction:
+    differences = [(z - t) ** 2 for zs, ts in zip(Z, exact(y), strict=True) for z, t in zip(zs, ts, strict=True)]
+    return sum(differences, Fraction(0)) / len(differences)
+
+
+def mixed(p: Any, q: Any, s: Fraction) -> Any:
+    return [[(1 - s) * a + s * b for a, b in zip(u, v, strict=True)] for u, v in zip(p, q, strict=True)]
+
+
+SLOPE = Fraction(0.25)
+
+
+def cancelling(size: float) -> tuple[im.Objective, im.LevelCurve]:
+    """Layer 2 subtracts numbers of that size that layer 1 makes, so that digits are lost below the curve's layers."""
+    module = perceptron([2, 8, 3, 1], lambda: nn.LeakyReLU(0.25)).double()
+    g = torch.Generator().manual_seed(5)
+    a = {k: torch.randn(v.shape, generator=g, dtype=F64) for k, v in module.state_dict().items()}
+    a["0.bias"][:4] += size
+    a["2.weight"][:, 2:4] = -a["2.weight"][:, :2] * (1 + 1e-3)
+    b = a | {k: torch.randn(a[k].shape, generator=g, dtype=F64) for k in ("2.weight", "2.bias", "4.weight", "4.bias")}
+    b["2.weight"][:, 2:4] = -b["2.weight"][:, :2] * (1 + 1e-3)
+    x = torch.randn(4, 2, generator=g, dtype=F64)
+    objective = im.Objective(module, "mse", (x, torch.zeros(4, 1, dtype=F64)))
+    data = LevelNetwork.of(objective, a).design(a, 2).flatten(1)
+    layers = (im.LevelLayer("2.weight", "2.bias", 0.25), im.LevelLayer("4.weight", "4.bias"))
+    return objective, im.LevelCurve(a, b, data, layers)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_the_closed_form_is_bounded_at_the_ends_of_its_line(size):
+    """Against rational arithmetic: the curve on the true features, its outputs the mixtures of the true ones."""
+    objective, curve = cancelling(size)
+    (x, y), layers = samples(objective), [("0", SLOPE), ("2", SLOPE), ("4", Fraction(1))]
+    ends = [outputs(layers, p, exact(x)) for p in (curve.origin, curve.goal)]
+    left, right = curve.split(0.25)
+    for part, low, high in ((curve, 0, 16), (left, 0, 4), (right, 4, 16), (right.reversed(), 4, 16)):
+        found = level(objective, part)
+        assert found.exact is not None
+        true = max(mse(mixed(ends[0], ends[1], Fraction(k, 16)), y) for k in range(low, high + 1))
+        assert float(true) == pytest.approx(found.exact, rel=1e-13 * size)
+        assert found.bound >= found.exact
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_what_the_layer_above_a_curve_sees_move_is_in_its_bound(size):
+    """A curve of layer 2 whose features the next layer does not ignore by 1e-11 of their size; rounding below it."""
+    objective, whole = cancelling(size)
+    a = whole.origin
+    b = {**a, "2.bias": a["2.bias"] + 2e-11 * torch.ones(3, dtype=F64)}
+    curve = im.LevelCurve(a, b, whole.x, whole.layers[:1])
+    found = level(objective, curve)
+    assert found.claim.kind == "analytic"
+    assert found.exact is not None
+    (x, y), below = samples(objective), [("0", SLOPE), ("2", SLOPE)]
+    features = [outputs(below, p, exact(x)) for p in (a, b)]
+    losses = [
+        mse(outputs([("4", Fraction(1))], a, mixed(features[0], features[1], Fraction(k, 8))), y) for k in range(9)
+    ]
+    assert max(losses) - min(losses) > Fraction(1e-12)
+    # with large numbers the losses in floating point are below the true ones by more than the moves
+    assert max(losses) <= Fraction(found.exact) <= max(losses) * (1 + Fraction(1e-11 * size))
+    assert found.bound >= found.exact
+
+
+def test_a_rank_that_rounding_below_the_curve_may_have_made_is_refused():
+    """Two samples so close that the features differ, but by no more than their rounding."""
+    objective, curve = cancelling(1.0)
+    x, y = samples(objective)
+    x = x.clone()
+    x[1] = x[0] + 2e-14
+    moved = objective.on((x, y))
+    data = LevelNetwork.of(moved, curve.origin).design(curve.origin, 2).flatten(1)
+    close = replace(curve, x=data, _shared=None)
+    s = close.work.solver.singular_values
+    assert float(s[-1]) > len(x) * torch.finfo(F64).eps * float(s[0])
+    refused(moved, close, "[x, 1] has not full row rank")
+
+
+def test_a_loss_without_a_rule_for_affine_forms_stands_on_the_losses_of_the_ends():
+    module = perceptron([6, 7, 33], lambda: nn.LeakyReLU(0.5)).double()
+    g = torch.Generator().manual_seed(0)
+    a = {k: torch.randn(v.shape, generator=g, dtype=F64) for k, v in module.state_dict().items()}
+    b = {**a, "0.bias": a["0.bias"] + 1e-12}
+    x, y = torch.randn(4, 6, generator=g, dtype=F64), torch.arange(4)
+    objective = im.Objective(module, lambda z, y: z.amax(1) - z.gather(1, y[:, None])[:, 0], (x, y), convex=True)
+    found = level(objective, im.LevelCurve(a, b, x, (im.LevelLayer("0.weight", "0.bias", 0.5),)))
+    assert found.claim.kind == "analytic"
+    assert "what the layers above make of roundings is not bounded" in found.claim.why
+    assert found.exact is None
+    assert found.bound >= max(objective.loss(a), objective.loss(b))

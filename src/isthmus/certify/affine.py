@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
@@ -86,16 +86,25 @@ class Reading:
     """The outputs of a network on a data set, as forms over any interval of one Bezier segment.
 
     What does not depend on t is computed once per chunk of examples and kept while that needs less than `memory`
-    bytes. Errors: `UnsupportedError` names an operation without a rule.
+    bytes. `moving`: the tensors to be taken for moving ones, instead of those whose control points differ. Errors:
+    `UnsupportedError` names an operation without a rule.
     """
 
-    def __init__(self, objective: Objective, program: Program, control: Sequence[Params], memory: int) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        program: Program,
+        control: Sequence[Params],
+        memory: int,
+        moving: Collection[str] | None = None,
+    ) -> None:
         first = control[0]
-        moving = {
-            name
-            for name, v in first.items()
-            if v.is_floating_point() and any(p[name] is not v and not torch.equal(p[name], v) for p in control[1:])
-        }
+        if moving is None:
+            moving = {
+                name
+                for name, v in first.items()
+                if v.is_floating_point() and any(p[name] is not v and not torch.equal(p[name], v) for p in control[1:])
+            }
         self.objective, self.program = objective, program
         self.motions = {
             place: Motion([p[name].double() for p in control])
@@ -130,6 +139,25 @@ class Reading:
             if len(z.centre) != len(y):
                 raise UnsupportedError("the network's graph", f"{len(y)} examples give {len(z.centre)} outputs")
             yield z, y
+
+    def entering(self) -> Iterator[list[Form]]:
+        """Chunk by chunk, what does not depend on t and is read by what does, weights left out."""
+        for i, (x, _) in enumerate(self._chunks()):
+            yield [v for k, v in self._prefix(i, x).items() if self._enters(k, v)]
+
+    def along(self, other: Reading, start: float, end: float) -> Iterator[tuple[Form, Tensor]]:
+        """The outputs while what ``entering`` gives runs over s in [start, end] on the line from here to `other`.
+
+        `other`: a reading of the same tensors as moving ones at another point; those stay as they are here.
+        """
+        moving = {place: Form(motion.differences[0][0]) for place, motion in self.motions.items()}
+        for i, (x, y) in enumerate(self._chunks()):
+            first, last = self._prefix(i, x), other._prefix(i, x)
+            mixed = {k: line(v, last[k], start, end) if self._enters(k, v) else v for k, v in first.items()}
+            yield self._run(mixed | moving), y
+
+    def _enters(self, name: str, value: Any) -> bool:
+        return name not in self.fixed and isinstance(value, Form)
 
     def _run(self, values: dict[str, Any]) -> Form:
         for i, node in enumerate(self.after):
@@ -170,6 +198,24 @@ class Reading:
         objective = self.objective
         cached = max(16, CACHED // objective.bytes_each)
         return max(1, min(objective.num_examples, cached, objective.memory // (8 * objective.bytes_each)))
+
+
+def line(p: Form, q: Form, start: float, end: float) -> Form:
+    """(1 - s) p + s q for s in [start, end] within [0, 1], of two constants.
+
+    >>> p, q = (Form(torch.tensor([v], dtype=torch.float64)) for v in (0.0, 4.0))
+    >>> x = line(p, q, 0.5, 1.0)
+    >>> float(x.centre), float(x.slope)
+    (3.0, 1.0)
+    """
+    p, q = p.settled(), q.settled()
+    step = q.centre - p.centre
+    centre = torch.add(p.centre, step, alpha=(start + end) / 2)
+    radius = torch.maximum(p.size(), q.size()).mul_(16 * UNIT)  # of step, centre and slope
+    held = [r for r in (p.radius, q.radius) if r is not None]
+    if held:
+        radius = radius + torch.stack(held).amax(0)
+    return Form(centre, step * ((end - start) / 2), radius, 8)
 
 
 def _value(v: Tensor) -> Any:

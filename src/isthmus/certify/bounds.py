@@ -13,7 +13,7 @@ exceeds; the mean over the examples of a convex function is convex, so it is at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isnan, nan
@@ -68,18 +68,10 @@ class Bounds:
 
     def over(self, start: float, end: float) -> Bound:
         """The bound for t in [start, end]."""
-        objective = self.objective
-        sums, wrong, n = torch.zeros(4, dtype=torch.float64), 0.0, objective.num_examples
         with torch.no_grad():
-            for z, y in self.reading.outputs(Interval.between(start, end)):
-                z = z.settled()
-                low, high, centre = _losses(objective, z, y)
-                sums += torch.stack([low.sum(), high.sum(), centre.sum(), low.abs().sum() + high.abs().sum()]).cpu()
-                wrong += float(unsure(objective, z, y).sum())
             left, right = (float(v) for v in self.penalty(start, end))
-        low, high, centre, size = (float(v) / n for v in sums)
-        loss = max(low + left, high + right) + (n + 64) * UNIT * (size + left + right)
-        return Bound(inf if isnan(loss) else loss, wrong / n, centre + (left + right) / 2)
+            outputs = self.reading.outputs(Interval.between(start, end))
+            return bound_of_outputs(self.objective, outputs, left, right)
 
     def penalty(self, start: float, end: float) -> tuple[float, float]:
         """A line over [start, end] above the penalty, by its values at both ends."""
@@ -94,6 +86,24 @@ class Bounds:
         # the Bernstein polynomials of the interior control points add up to at most 1 - 2^(1 - n)
         rise = max(rise, 0.0) * (1 - 2.0 ** (1 - n)) + 64 * ASSUMED * max(values)
         return first + rise, last + rise
+
+
+def bound_of_outputs(
+    objective: Objective, outputs: Iterable[tuple[Form, Tensor]], left: float = 0.0, right: float = 0.0
+) -> Bound:
+    """The bound for outputs within these forms, given chunk by chunk with their targets.
+
+    `left`, `right`: of the penalty at both ends. Errors: `UnsupportedError` for a loss without a rule.
+    """
+    sums, wrong, n = torch.zeros(4, dtype=torch.float64), 0.0, objective.num_examples
+    for z, y in outputs:
+        z = z.settled()
+        low, high, centre = _losses(objective, z, y)
+        sums += torch.stack([low.sum(), high.sum(), centre.sum(), low.abs().sum() + high.abs().sum()]).cpu()
+        wrong += float(unsure(objective, z, y).sum())
+    low, high, centre, size = (float(v) / n for v in sums)
+    loss = max(low + left, high + right) + (n + 64) * UNIT * (size + left + right)
+    return Bound(inf if isnan(loss) else loss, wrong / n, centre + (left + right) / 2)
 
 
 def _blossom(control: Sequence[Params], at: Sequence[float]) -> Params:

@@ -48,11 +48,12 @@ def certify(
     affine forms in t go through the network ("bounded"); the sub-interval with the largest bound, on whichever segment,
     is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen) <= 1e-9, or `budget`
     bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form ("analytic"): its premises
-    are checked again, and its rounding is measured at 33 points. A network with an operation that has no rule, a loss
-    not declared convex, or a segment of another kind, is sampled at `num_points` points and "measured". Everything is
-    evaluated in float64, on the widened weights. `labels` are copied to the segments for reading, never used. Cost: one
-    pass over the data per control point, about eight per sub-interval (30 to 80 sub-intervals for a line between two
-    small trained networks), `num_points` per measured segment. ``budget=0`` makes the exact claims only.
+    are checked again, roundings in the layers below and above it are bounded, and those of the curve's own points are
+    measured at 33 of them. A network with an operation that has no rule, a loss not declared convex, or a segment of
+    another kind, is sampled at `num_points` points and "measured". Everything is evaluated in float64, on the widened
+    weights. `labels` are copied to the segments for reading, never used. Cost: one pass over the data per control
+    point, about eight per sub-interval (30 to 80 sub-intervals for a line between two small trained networks),
+    `num_points` per measured segment. ``budget=0`` makes the exact claims only.
 
     Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from isthmus.connectors.fit import Fitted, Recipe, fit
 from isthmus.errors import InputError
+from isthmus.examples import rows
 from isthmus.experiments.cells import Problem
+from isthmus.models import seeded
 from isthmus.objective import Objective
 from isthmus.params import Params
 
@@ -68,15 +70,15 @@ class Setting:
         return Problem("mlp:" + "-".join(map(str, self.widths)), self.data, self.N, tests=0)
 
     def module(self) -> nn.Sequential:
-        """The network; its own weights are never used."""
+        """The network; its own weights are not used."""
+        return seeded(self._build, 0)
+
+    def _build(self) -> nn.Sequential:
         parts: list[nn.Module] = []
         for n, m in pairwise(self.widths):
             activation = nn.ReLU() if self.slope is None else nn.LeakyReLU(self.slope)
-            layer = nn.utils.skip_init(nn.Linear, n, m, bias=self.bias, dtype=torch.float64)
-            parts += [layer, activation]
-        for p in (module := nn.Sequential(*parts[:-1])).parameters():
-            nn.init.zeros_(p)
-        return module
+            parts += [nn.Linear(n, m, bias=self.bias, dtype=torch.float64), activation]
+        return nn.Sequential(*parts[:-1])
 
     def objective(self) -> Objective:
         """The loss on the N examples."""
@@ -99,12 +101,10 @@ class Setting:
     def trained(self, seed: int, recipe: Recipe, target: float) -> Fitted:
         """Trained from the random weights of that seed until the loss is at most `target`."""
         objective = self.objective()
-        (x, y), module = objective.data, objective.module
-        assert isinstance(x, Tensor)  # noqa: S101 - a perceptron has one input
+        x, y = objective.data
 
         def batch_loss(state: Params, index: Tensor) -> Tensor:
-            outputs = torch.func.functional_call(module, state, (x[index],), strict=True)
-            return objective.example_losses(outputs, y[index]).mean()
+            return objective.example_losses(objective.forward(state, rows(x, index)), y[index]).mean()
 
         generator = torch.Generator().manual_seed(seed)
         return fit(batch_loss, objective.loss, self.random(seed), self.N, recipe, generator=generator, target=target)
@@ -129,18 +129,14 @@ def spoil(params: Mapping[str, Tensor], how: str) -> Params:
     """
     if how not in BAD:
         raise InputError("how", expected=f"one of {', '.join(BAD)}", got=repr(how))
-    last = _layers(params)[-1]
+    last = [name.partition(".")[0] for name in params][-1]
     out = {}
     for name, v in params.items():
         row = torch.arange(len(v))
-        if name.startswith(f"{last}."):
+        if name.partition(".")[0] == last:
             out[name] = v.clone()
         elif how == "low rank":
             out[name] = v[row % RANK]
         else:
             out[name] = torch.where((row % 2 == 0).view(-1, *(1,) * (v.dim() - 1)), v, 0.0)
     return out
-
-
-def _layers(params: Mapping[str, Tensor]) -> Sequence[str]:
-    return [name.partition(".")[0] for name in params if name.endswith("weight")]
