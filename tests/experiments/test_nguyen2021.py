@@ -55,8 +55,10 @@ def test_rows_are_means_of_what_the_library_measures(smoke):
 def test_the_optimised_subnetworks_win_at_smoke_scale_already(smoke):
     _, _, table = smoke
     found = {f.statement: f.holds for f in page.findings([r for r in table if r["task"] == "digits, 3 x 40"])}
-    assert len(found) == 3
+    assert len(found) == 5
     assert all(found.values())
+    names = [r["method"] for r in table if "method" in r]
+    assert names == ["Linear", "Dropout", "Dropout, searched", "Subnetwork"]
 
 
 def table_of(a: float, b: float, path_a: float = 0.001, width: int = 500) -> list[dict[str, Any]]:
@@ -83,6 +85,20 @@ def table_of(a: float, b: float, path_a: float = 0.001, width: int = 500) -> lis
 )
 def test_findings_hold_and_fail_as_the_numbers_say(table, expected):
     assert [f.holds for f in page.findings(table)] == expected
+
+
+@pytest.mark.parametrize(("a", "b", "holds"), [(0.4, 0.8, True), (0.8, 0.4, False), (0.0005, 0.0008, True)])
+def test_other_ratios_are_compared_layer_by_layer(a, b, holds):
+    row = {"figure": "8", "task": "CIFAR-10, 5 x 500", "p": 0.25, "reference": 0.001}
+    table = [
+        {**row, "layer": 0, "A": 5.0},
+        {**row, "layer": 1, "A": a, "B": b},
+        {**row, "layer": 2, "A": 0.0, "B": 0.0},
+    ]
+    (found,) = page.findings(table)
+    assert found.holds is holds
+    assert "0.25" in found.statement
+    assert "layer 0" not in found.measured
 
 
 @pytest.mark.parametrize("draw", page.EXPERIMENT.figures.values(), ids=page.EXPERIMENT.figures)
