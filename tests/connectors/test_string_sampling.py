@@ -129,6 +129,22 @@ def test_a_search_that_ran_out_of_its_budget_goes_on_with_a_larger_one():
         im.connect(objective, a, a, quick(), checkpoint=checkpoint)
 
 
+def test_with_always_a_line_that_is_below_gets_one_bead():
+    objective, a, b = quadratic()
+    method = quick(threshold=1.0)
+    assert im.connect(objective, a, b, method).stats["beads"] == 0
+    connection = im.connect(objective, a, b, quick(threshold=1.0, always=True))
+    assert connection.outcome.ok
+    assert connection.stats["beads"] == 1
+    assert connection.stats["born"] == [0, 1, 0]
+    bead = connection.path.knots[1]
+    assert objective.loss(bead) <= 0.9  # alpha * threshold, reached without a step: the middle of the line
+    assert all(torch.allclose(bead[k], (a[k] + b[k]) / 2) for k in a)
+    # a line that is above gets it anyway
+    plain, always = (im.connect(objective, a, b, quick(always=x)) for x in (False, True))
+    assert all(equal(p, q) for p, q in zip(plain.path.knots, always.path.knots, strict=True))
+
+
 def test_depth_is_a_budget_too():
     _, connection = found(depth=1)
     assert connection.outcome is im.Outcome.BUDGET_EXHAUSTED

@@ -324,7 +324,7 @@ def test_gaussians():
         ("gaussians:N=1e3", "got 'N=1e3'"),
         ("gaussians:N", "got 'N'"),
         ("digits:3", "no options"),
-        ("imagenet", "one of digits, mnist, fashion-mnist, cifar10, gaussians"),
+        ("imagenet", "one of digits, mnist, fashion-mnist, cifar10, ptb, gaussians"),
     ],
 )
 def test_names_that_are_refused(name: str, words: str):

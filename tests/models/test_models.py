@@ -172,7 +172,7 @@ def test_names_build_what_they_say():
     assert shapes(by_name("convnet:nobias:8:nopool")) == shapes(convnet(8, pool=False, bias=False))
     assert shapes(by_name("vgg11:4", inputs=(1, 32, 32), outputs=5)) == shapes(vgg11(width=4, in_channels=1, classes=5))
     assert shapes(by_name("vgg11_bn:4")) == shapes(vgg11(width=4, batch_norm=True))
-    assert list(MODELS) == ["mlp", "convnet", "vgg11", "vgg11_bn", "meanfield"]
+    assert list(MODELS) == ["mlp", "convnet", "vgg11", "vgg11_bn", "conv5", "lstm", "meanfield"]
     assert all(e.syntax.startswith(e.name) and e.line and e.reference for e in MODELS.values())
 
 
@@ -210,6 +210,11 @@ def test_mlp_alone_reads_the_checkpoint(bias: bool):
         ("convnet:8:9", "one whole number"),
         ("convnet:big", "one whole number"),
         ("vgg11:nobias", "one whole number"),
+        ("conv5:8", "at least two widths"),
+        ("conv5:8-4:big", "then lrn"),
+        ("lstm:8x0", "WIDTH or WIDTHxLAYERS"),
+        ("lstm:8:9", "WIDTH or WIDTHxLAYERS"),
+        ("lstm:8", "data with words"),
         ("no_such_module:make", "installed module, got no module named 'no_such_module'"),
         ("no/such/file.py:make", "got no file no/such/file.py"),
         ("a b:make", "MODULE:FACTORY"),

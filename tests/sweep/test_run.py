@@ -55,7 +55,7 @@ def test_one_thread_is_used_and_recorded_and_the_callers_number_comes_back(tmp_p
     record = Store(tmp_path).load(Square(1)).record
     assert record["threads"] == 1
     assert record["engine"] == "local"
-    assert {"seconds", "host", "torch", "isthmus"} <= set(record)
+    assert {"seconds", "processor_seconds", "host", "torch", "isthmus"} <= set(record)
 
 
 def test_progress_counts_cells(tmp_path):

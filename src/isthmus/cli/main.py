@@ -131,7 +131,7 @@ def train(
     kind, where = dtype_of(dtype, {}), device_of(device)
     module = seeded(lambda: by_name(model, inputs=dataset.shape, outputs=dataset.classes or None), seed)
     module = module.to(device=where, dtype=kind)
-    x, y = dataset.x_train.to(where, kind), dataset.y_train.to(where)
+    x, y = dataset.cast(kind).x_train.to(where), dataset.y_train.to(where)
     steps = epochs * max(1, len(y) // min(batch, len(y)))
     recipe = Recipe(optimizer, lr, steps, batch, momentum, weight_decay)
     with progress_bar(quiet) as progress:

@@ -26,7 +26,8 @@ class StringSampling(Strings):
     all), and both halves are looked at again. A segment counts as
     below the threshold when `points` equidistant samples are, and none of its intervals is estimated to rise above
     it; with ``certify=True`` also when ``isthmus.certify`` proves it, within `effort` bounds over sub-intervals.
-    Without a `threshold`, it is one tenth above the larger end.
+    Without a `threshold`, it is one tenth above the larger end. With `always`, the straight line gets a bead even where
+    it is below, as in the program of the paper's authors, whose strings have one bead at least.
 
     The work list is taken breadth first (all open segments of a depth, their beads `batched` into one stacked problem
     where that is faster) or depth first; the string is the same. It ends with ``CONNECTED``; ``BEAD_FAILED``;
@@ -44,6 +45,7 @@ class StringSampling(Strings):
     on: str = "train"
     position: str = "maximum"
     alpha: float = 0.9
+    always: bool = False
     order: str = "breadth"
     depth: int = 10
     patience: int = 5

@@ -121,7 +121,7 @@ class Work:
         span.chain = [*span.chain, [span.depth, span.length, seen.max if isfinite(seen.max) else 1e300]]
         done = sum(s.state != "new" for s in self.spans)
         self.progress("looking at segments", done, len(self.spans))
-        if seen.max <= self.limit.value:
+        if seen.max <= self.limit.value and not (self.method.always and span.depth == 0):
             span.state = "below"
             if not self.method.certify or self._prove(span, curve):
                 return

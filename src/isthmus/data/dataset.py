@@ -15,11 +15,11 @@ from isthmus.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test examples: inputs in floating point, labels as int64, all on the CPU.
+    """Training and test examples: inputs in floating point (word numbers: int64), labels as int64, all on the CPU.
 
-    `x_train` is [n, c, h, w] for images and [n, d] for rows. `y_train` holds labels 0 .. classes-1, or real targets
-    (then `classes` is 0). `x_test` and `y_test` are None together when there are no test examples. `source` says
-    where the numbers came from.
+    `x_train` is [n, c, h, w] for images, [n, d] for rows and [n, T] for sequences of words. `y_train` holds labels
+    0 .. classes-1, or real targets (then `classes` is 0). `x_test` and `y_test` are None together when there are no
+    test examples. `source` says where the numbers came from.
 
     >>> data = Dataset("two", torch.zeros(2, 1, 3, 3), torch.tensor([0, 1]), None, None, 2, "made here")
     >>> data.flat().x_train.shape, data.subset(1).y_train
@@ -73,10 +73,10 @@ class Dataset:
         return self._map_x(lambda x: x.flatten(1))
 
     def cast(self, dtype: torch.dtype) -> Dataset:
-        """Inputs, and real targets, in the floating-point `dtype`; labels stay int64."""
+        """Inputs, and real targets, in the floating-point `dtype`; labels and word numbers stay int64."""
         if not dtype.is_floating_point:
             raise InputError("dtype", expected="a floating-point dtype", got=dtype, instead="torch.float64")
-        out = self._map_x(lambda x: x.to(dtype))
+        out = self._map_x(lambda x: x.to(dtype) if x.is_floating_point() else x)
         if self.classes:
             return out
         y_test = None if self.y_test is None else self.y_test.to(dtype)

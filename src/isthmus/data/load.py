@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from isthmus.data.dataset import Dataset
 from isthmus.data.files import Array, read_npz
-from isthmus.data.find import find
+from isthmus.data.find import find, roots
+from isthmus.data.text import find_text, sequences, vocabulary
 from isthmus.errors import FileError, InputError, MissingExtraError
 
 DIGITS_TRAIN = 1437
@@ -111,6 +112,22 @@ def _labels(y: Array) -> Tensor:
     return torch.from_numpy(y.astype(np.int64))
 
 
+def _numbers(name: str, options: str, defaults: Mapping[str, int]) -> dict[str, int]:
+    """The options KEY=WHOLE NUMBER,... over their defaults."""
+    value = dict(defaults)
+    for part in options.split(",") if options else ():
+        key, _, number = part.partition("=")
+        if key not in value or not (number.isascii() and number.isdigit() and len(number) < 10):
+            raise InputError(
+                f"data {name!r}",
+                expected=f"options {', '.join(defaults)}, each =WHOLE NUMBER",
+                got=repr(part),
+                instead=f"{name}:" + ",".join(f"{k}={v}" for k, v in defaults.items()),
+            )
+        value[key] = int(number)
+    return value
+
+
 _GAUSSIANS = {"N": 1000, "d": 32, "classes": 2, "seed": 0}
 
 
@@ -122,17 +139,7 @@ def _gaussians(options: str, root: str | Path | None) -> Dataset:
     """
     if root is not None:
         raise InputError("root", expected="None for 'gaussians', which are computed", got=root)
-    value = dict(_GAUSSIANS)
-    for part in options.split(",") if options else ():
-        key, _, number = part.partition("=")
-        if key not in value or not (number.isascii() and number.isdigit() and len(number) < 10):
-            raise InputError(
-                "data 'gaussians'",
-                expected="options N, d, classes, seed, each =WHOLE NUMBER",
-                got=repr(part),
-                instead="gaussians:N=1000,d=32,classes=2,seed=0",
-            )
-        value[key] = int(number)
+    value = _numbers("gaussians", options, _GAUSSIANS)
     n, d, classes = value["N"], value["d"], value["classes"]
     for key, low in (("N", 1), ("d", 1), ("classes", 2)):
         if value[key] < low:
@@ -147,6 +154,25 @@ def _gaussians(options: str, root: str | Path | None) -> Dataset:
         x = noise + CENTRE * (centres / centres.norm(dim=1, keepdim=True))[y]
     source = "computed: " + ",".join(f"{k}={v}" for k, v in value.items())
     return Dataset("gaussians", x[:n], y[:n], x[n:], y[n:], classes, source)
+
+
+_PTB = {"V": 10_000, "T": 20}
+
+
+def _ptb(options: str, root: str | Path | None) -> Dataset:
+    """Sequences of T words, each an example of its own, and the words that follow them; classes: the vocabulary.
+
+    The V most frequent words of the training text; all others are ``<unk>`` (10,000 are all words of this version).
+    The test examples are those of ptb.test.txt. With cross entropy exp(loss) is the perplexity.
+    """
+    value = _numbers("ptb", options, _PTB)
+    for key, low in (("V", 2), ("T", 1)):
+        if value[key] < low:
+            raise InputError(f"data 'ptb', {key}", expected=f"a whole number >= {low}", got=value[key])
+    (train, test), source = find_text(roots(root))
+    numbers = vocabulary(train, value["V"])
+    (x, y), (x_test, y_test) = (sequences(words, numbers, value["T"]) for words in (train, test))
+    return Dataset("ptb", x, y, x_test, y_test, len(numbers), source)
 
 
 def _from_file(path: Path) -> Dataset:
@@ -194,6 +220,12 @@ DATASETS: tuple[Entry, ...] = (
         _mnist_family("fashion-mnist"),
     ),
     Entry("cifar10", "cifar10", "50,000 + 10,000 colour photographs, each channel standardised", _cifar10),
+    Entry(
+        "ptb",
+        "ptb[:V=10000,T=20]",
+        "Penn Treebank (Mikolov's version): sequences of T words and the words that follow, V words in the vocabulary",
+        _ptb,
+    ),
     Entry(
         "gaussians",
         "gaussians[:N=1000,d=32,classes=2,seed=0]",

@@ -1,7 +1,7 @@
 """Experiments: declared cells, rows and figures; the runner and its results folder are in ``isthmus.sweep``."""
 
 from isthmus.errors import InputError
-from isthmus.experiments import compare_digits, kuditipudi2019, nguyen2021
+from isthmus.experiments import compare_digits, freeman2017, kuditipudi2019, nguyen2019, nguyen2021, shevchenko2020
 from isthmus.experiments.base import SCALES as SCALES
 from isthmus.experiments.base import Experiment as Experiment
 from isthmus.experiments.base import Finding as Finding
@@ -14,7 +14,14 @@ from isthmus.experiments.cells import Weights as Weights
 from isthmus.experiments.sweep_file import SweepFile as SweepFile
 from isthmus.experiments.sweep_file import read_sweep as read_sweep
 
-EXPERIMENTS: tuple[Experiment, ...] = (compare_digits.EXPERIMENT, kuditipudi2019.EXPERIMENT, nguyen2021.EXPERIMENT)
+EXPERIMENTS: tuple[Experiment, ...] = (
+    compare_digits.EXPERIMENT,
+    freeman2017.EXPERIMENT,
+    kuditipudi2019.EXPERIMENT,
+    nguyen2019.EXPERIMENT,
+    nguyen2021.EXPERIMENT,
+    shevchenko2020.EXPERIMENT,
+)
 """All experiments: the command line and the documentation run over this tuple."""
 
 

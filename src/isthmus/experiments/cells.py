@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,10 @@ class Problem:
     def objectives(self) -> tuple[Objective, Objective | None]:
         """On the training examples and, where there are some, on the test examples."""
         data, kind = self.dataset(), _DTYPES[self.dtype]
-        x, y = data.x_train.to(kind), data.y_train
-        train = Objective(self.module(data).eval(), self.loss, (x, y), dtype=kind)
+        train = Objective(self.module(data).eval(), self.loss, (data.x_train, data.y_train), dtype=kind)
         if data.x_test is None or data.y_test is None or self.tests == 0:
             return train, None
-        return train, train.on((data.x_test.to(kind), data.y_test))
+        return train, train.on((data.x_test, data.y_test))
 
 
 def _stamp(name: str) -> tuple[float, ...]:
@@ -143,9 +142,9 @@ class Network(Cell):
         """Train, resuming where a killed run was; the weights are in params.safetensors."""
         data = self.problem.dataset()
         module = self.problem.module(data, self.seed)
-        x, y = data.x_train.to(_DTYPES[self.problem.dtype]), data.y_train
+        x = data.cast(_DTYPES[self.problem.dtype]).x_train
         fitted = runs.train(
-            module, (x, y), self.recipe,
+            module, (x, data.y_train), self.recipe,
             seed=self.seed, loss=self.problem.loss, target=self.target, checkpoint=job.checkpoint("training"),
         )  # fmt: skip
         about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
@@ -246,7 +245,7 @@ class Pair(Cell):
     @property
     def label(self) -> str:
         """For people."""
-        return f"{type(self.method).__name__} {self.a.problem.label}, {self.ends}, method seed {self.seed}"
+        return f"{named(self.method)} {self.a.problem.label}, {self.ends}, method seed {self.seed}"
 
     def digests(self) -> Mapping[str, str]:
         """Of the problem and of both ends."""
@@ -281,6 +280,21 @@ class Pair(Cell):
         if measured.test is not None:
             barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}
         return row | {"barriers": barriers}
+
+
+def named(method: Connector) -> str:
+    """The method with the options that are not the default.
+
+    >>> from isthmus.connectors import Dropout, Linear
+    >>> named(Linear()), named(Dropout(search="random"))
+    ('Linear', "Dropout(search='random')")
+    """
+    chosen = []
+    for f in fields(method):  # type: ignore[arg-type]
+        usual = f.default if f.default_factory is MISSING else f.default_factory()
+        if getattr(method, f.name) != usual:
+            chosen.append(f"{f.name}={getattr(method, f.name)!r}")
+    return type(method).__name__ + (f"({', '.join(chosen)})" if chosen else "")
 
 
 _ENVIRONMENT = ("version", "torch", "python", "threads")  # of the machine, not of the result: see record.json

@@ -1,5 +1,10 @@
 """Networks of the papers, small and plain, and the names the command line gives them."""
 
+from isthmus.models.conv5 import conv5 as conv5
+from isthmus.models.extractors import EXTRACTORS as EXTRACTORS
+from isthmus.models.extractors import Extractor as Extractor
+from isthmus.models.extractors import extract as extract
+from isthmus.models.lstm import LanguageModel as LanguageModel
 from isthmus.models.mean_field import Average as Average
 from isthmus.models.mean_field import mean_field as mean_field
 from isthmus.models.mean_field import mean_field_init as mean_field_init

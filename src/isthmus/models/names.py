@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
+from isthmus.models.conv5 import conv5
+from isthmus.models.lstm import LanguageModel
 from isthmus.models.mean_field import MEAN_FIELD_ACTIVATIONS, mean_field
 from isthmus.models.networks import ACTIVATIONS, convnet, mlp, vgg11
+from isthmus.models.user_code import from_code
 
 WIDTHS = "whole numbers >= 1 joined by '-', with NxK for N repeated K times"
 MAX_LAYERS = 10_000
@@ -93,7 +90,7 @@ def by_name(
     if name in MODELS:
         module = MODELS[name].build(tuple(options), wanted)
     elif options:
-        module = _from_code(spec)
+        module = from_code(spec, MODELS)
     else:
         raise InputError(
             "model",
@@ -244,6 +241,37 @@ def _build_vgg11_bn(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     return vgg11(width=width or 64, batch_norm=True, dropout=rates, he="he" in words, **wanted.image)
 
 
+def _build_conv5(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
+    widths = [o for o in options if o != "lrn"]
+    if len(widths) > 1:
+        raise InputError(f"model {wanted.spec!r}", expected=f"{WIDTHS}, then lrn", got=repr(":".join(options)))
+    chosen = parse_widths(widths[0], wanted.spec) if widths else (32, 64, 1024)
+    return conv5(chosen, normalise="lrn" in options, **wanted.image)
+
+
+def _build_lstm(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
+    spec, text = wanted.spec, options[0] if options else "200x2"
+    match = re.fullmatch(r"([1-9][0-9]{0,5})(?:x([1-9][0-9]?))?", text, flags=re.ASCII)
+    if match is None or len(options) > 1:
+        expected = "WIDTH or WIDTHxLAYERS"
+        raise InputError(f"model {spec!r}", expected=expected, got=repr(":".join(options)), instead="lstm:200x2")
+    if wanted.inputs is not None and len(wanted.inputs) != 1:
+        expected = "sequences of word numbers [T], as of ptb"
+        raise InputError(f"model {spec!r}", expected=expected, got=f"examples of shape {list(wanted.inputs)}")
+    words = (
+        wanted.outputs
+        if wanted.like is None
+        else wanted.like["output.bias"].shape[0]
+        if "output.bias" in wanted.like
+        else None
+    )
+    if words is None:
+        raise InputError(
+            f"model {spec!r}", expected="data with words, or a state dict to read their number from", got="neither"
+        )
+    return LanguageModel(words, int(match[1]), int(match[2] or 2))
+
+
 _VGG = "Simonyan and Zisserman 2014; Kuditipudi et al. 2019, section 6"
 MODELS: dict[str, Entry] = {
     entry.name: entry
@@ -276,6 +304,22 @@ MODELS: dict[str, Entry] = {
             "vgg11_bn", "vgg11_bn[:WIDTH][:he][:dropout=RATES]", "the same with BatchNorm", _VGG, False, _build_vgg11_bn
         ),
         Entry(
+            "conv5",
+            "conv5[:CHANNELS-CHANNELS-WIDTHS][:lrn], as in conv5:32-64-1024",
+            "two 5x5 convolutions with pooling, then linear layers; lrn: local response normalisation",
+            "Freeman and Bruna 2017, section 4.2",
+            False,
+            _build_conv5,
+        ),
+        Entry(
+            "lstm",
+            "lstm[:WIDTH[xLAYERS]], as in lstm:200x2",
+            "a language model: embedding, LSTM layers, one linear layer on the vocabulary of the data",
+            "Zaremba et al. 2014; Freeman and Bruna 2017, section 4.3",
+            False,
+            _build_lstm,
+        ),
+        Entry(
             "meanfield",
             "meanfield:WIDTHS[:ACTIVATION][:nobias], as in meanfield:784-800-10",
             "fully connected, every layer averages over the units before it (1/N)",
@@ -295,75 +339,3 @@ def _check_fits(module: nn.Module, like: Mapping[str, Tensor], spec: str) -> Non
         if have.get(key) != want.get(key):
             got, expected = (f"{key} {list(s[key])}" if key in s else f"no {key}" for s in (have, want))
             raise InputError(f"model {spec!r}", expected=f"a network with {expected}, as the checkpoint has", got=got)
-
-
-@contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    """Let the user's file import its neighbours, as it could when run by itself."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
-
-
-def _import_file(file: Path, spec: str) -> ModuleType:
-    if not file.is_file():
-        raise InputError(f"model {spec!r}", expected="a Python file", got=f"no file {file}")
-    loading = importlib.util.spec_from_file_location(f"_isthmus_user_{file.stem}", file)
-    if loading is None or loading.loader is None:
-        raise InputError(f"model {spec!r}", expected="a Python file, *.py", got=str(file))
-    module = importlib.util.module_from_spec(loading)
-    # dataclasses look the module of a class up by name while the class is made
-    sys.modules[loading.name] = module
-    try:
-        with _on_path(file.resolve().parent):
-            loading.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[loading.name]
-        raise
-    return module
-
-
-def _import(where: str, spec: str) -> ModuleType:
-    """The user's module or file; whatever its code raises becomes an InputError."""
-    is_file = where.endswith(".py") or "/" in where or "\\" in where
-    if not is_file and not re.fullmatch(r"\w+(\.\w+)*", where):
-        raise InputError("model", expected=f"one of {', '.join(MODELS)}, or MODULE:FACTORY", got=repr(spec))
-    try:
-        return _import_file(Path(where), spec) if is_file else importlib.import_module(where)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as exc:  # the user's code may raise anything
-        if isinstance(exc, ModuleNotFoundError) and exc.name and f"{where}.".startswith(f"{exc.name}."):
-            raise InputError(
-                f"model {spec!r}",
-                expected=f"one of {', '.join(MODELS)}, or an installed module",
-                got=f"no module named {exc.name!r}",
-                instead="the path of its file, FILE.py:FACTORY",
-            ) from exc
-        got = f"{type(exc).__name__}: {exc}"
-        raise InputError(f"model {spec!r}", expected=f"{where} to import without an error", got=got) from exc
-
-
-def _from_code(spec: str) -> nn.Module:
-    """Import MODULE or FILE, take FACTORY from it, and call it unless it is a network already."""
-    where, _, factory = spec.rpartition(":")
-    found: Any = _import(where, spec)
-    names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
-    try:
-        for part in factory.split("."):
-            found = getattr(found, part)
-    except AttributeError:
-        expected = f"a name that {where} defines ({', '.join(names[:8])})"
-        raise InputError(f"model {spec!r}", expected=expected, got=repr(factory)) from None
-    if not isinstance(found, nn.Module) and callable(found):
-        try:
-            found = found()
-        except (Exception, SystemExit) as exc:  # the user's code may raise anything
-            expected = f"{factory}() to build the network without arguments"
-            raise InputError(f"model {spec!r}", expected=expected, got=f"{type(exc).__name__}: {exc}") from exc
-    if not isinstance(found, nn.Module):
-        raise InputError(f"model {spec!r}", expected="a torch.nn.Module", got=type(found).__name__)
-    return found

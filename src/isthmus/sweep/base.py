@@ -175,10 +175,11 @@ def do(place: _Place, cell: Cell) -> str | Failed:
         with one_thread(), store.claim(cell, wait=place.wait):
             if store.find(cell) is not None:
                 return "found"
-            begin = time.perf_counter()
+            begin, worked = time.perf_counter(), time.process_time()
             key = key_of(identity(cell))
             result = cell.run(Job(store, key, make_folder(store.folder(cell, key))))
-            store.write(cell, result, record_of(time.perf_counter() - begin, place.engine))
+            spent = (time.perf_counter() - begin, time.process_time() - worked)
+            store.write(cell, result, record_of(*spent, place.engine))
             return "computed"
     except BusyError:
         return "busy"

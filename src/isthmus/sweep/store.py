@@ -156,11 +156,12 @@ class Job:
         return FileCheckpoint(self.folder / f"{name}{_CHECKPOINT}", self.key, seconds, steps)
 
 
-def record_of(seconds: float, engine: str) -> dict[str, Any]:
-    """How a cell was computed: what may differ from run to run."""
+def record_of(seconds: float, processor: float, engine: str) -> dict[str, Any]:
+    """How a cell was computed: what may differ from run to run. `processor`: seconds of processor time."""
     return {
         "format": FORMAT,
         "seconds": seconds,
+        "processor_seconds": processor,
         "engine": engine,
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),

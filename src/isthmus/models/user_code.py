@@ -1,0 +1,92 @@
+"""A network that the user's own code defines: ``MODULE:FACTORY`` or ``path/to/file.py:FACTORY``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from isthmus.errors import InputError
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """Let the user's file import its neighbours, as it could when run by itself."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _import_file(file: Path, spec: str) -> ModuleType:
+    if not file.is_file():
+        raise InputError(f"model {spec!r}", expected="a Python file", got=f"no file {file}")
+    loading = importlib.util.spec_from_file_location(f"_isthmus_user_{file.stem}", file)
+    if loading is None or loading.loader is None:
+        raise InputError(f"model {spec!r}", expected="a Python file, *.py", got=str(file))
+    module = importlib.util.module_from_spec(loading)
+    # dataclasses look the module of a class up by name while the class is made
+    sys.modules[loading.name] = module
+    try:
+        with _on_path(file.resolve().parent):
+            loading.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[loading.name]
+        raise
+    return module
+
+
+def _import(where: str, spec: str, known: Collection[str]) -> ModuleType:
+    """The user's module or file; whatever its code raises becomes an InputError."""
+    is_file = where.endswith(".py") or "/" in where or "\\" in where
+    if not is_file and not re.fullmatch(r"\w+(\.\w+)*", where):
+        raise InputError("model", expected=f"one of {', '.join(known)}, or MODULE:FACTORY", got=repr(spec))
+    try:
+        return _import_file(Path(where), spec) if is_file else importlib.import_module(where)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as exc:  # the user's code may raise anything
+        if isinstance(exc, ModuleNotFoundError) and exc.name and f"{where}.".startswith(f"{exc.name}."):
+            raise InputError(
+                f"model {spec!r}",
+                expected=f"one of {', '.join(known)}, or an installed module",
+                got=f"no module named {exc.name!r}",
+                instead="the path of its file, FILE.py:FACTORY",
+            ) from exc
+        got = f"{type(exc).__name__}: {exc}"
+        raise InputError(f"model {spec!r}", expected=f"{where} to import without an error", got=got) from exc
+
+
+def from_code(spec: str, known: Collection[str]) -> nn.Module:
+    """Import MODULE or FILE, take FACTORY from it, and call it unless it is a network already.
+
+    `known`: the names that are no modules, for messages. Errors: ``InputError`` for whatever that code raises.
+    """
+    where, _, factory = spec.rpartition(":")
+    found: Any = _import(where, spec, known)
+    names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+    try:
+        for part in factory.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        expected = f"a name that {where} defines ({', '.join(names[:8])})"
+        raise InputError(f"model {spec!r}", expected=expected, got=repr(factory)) from None
+    if not isinstance(found, nn.Module) and callable(found):
+        try:
+            found = found()
+        except (Exception, SystemExit) as exc:  # the user's code may raise anything
+            expected = f"{factory}() to build the network without arguments"
+            raise InputError(f"model {spec!r}", expected=expected, got=f"{type(exc).__name__}: {exc}") from exc
+    if not isinstance(found, nn.Module):
+        raise InputError(f"model {spec!r}", expected="a torch.nn.Module", got=type(found).__name__)
+    return found
