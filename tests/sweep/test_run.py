@@ -11,6 +11,7 @@ import torch
 
 import isthmus as im
 from isthmus.connectors.fit import Recipe, fit
+from isthmus.storage.files import _host
 from isthmus.sweep import FileCheckpoint, Local, Shard, Store, run_cells, with_needs
 from tests.sweep.cells import LONG, Square, Total, Training, ended, forked, results, shard, squares, temporaries
 
@@ -25,6 +26,18 @@ def test_only_what_is_missing_is_computed(tmp_path):
     assert (second.total, second.found, second.computed) == (6, 4, 2)
     assert all(f.stat().st_mtime_ns == t for f, t in before.items())
     assert store.load(total).result == {"sum": 5}
+
+
+def test_what_a_process_left_that_was_killed_after_its_result_goes_away(tmp_path):
+    store, cell = Store(tmp_path), Square(3)
+    run_cells([cell], store, Local())
+    dead = forked(lambda: None)
+    assert ended(dead) == 0
+    made = [store.folder(cell) / f".result.json.{pid}.{_host()}01234567.tmp" for pid in (dead, os.getpid())]
+    for scratch in made:
+        scratch.mkdir()
+    run_cells([cell], store, Local())
+    assert [scratch.exists() for scratch in made] == [False, True]
 
 
 def test_needs_come_first_and_once():

@@ -16,7 +16,7 @@ import torch
 
 from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, IsthmusError
-from isthmus.storage import make_folder
+from isthmus.storage import make_folder, sweep_temporaries
 from isthmus.sweep.cells import Cell, identity, key_of, with_needs
 from isthmus.sweep.store import BusyError, Job, Store, record_of
 
@@ -125,6 +125,8 @@ def run_cells(
     make_folder(store.root)
     plan = with_needs(cells if shard is None else shard.of(cells))
     missing = [c for c in plan if store.find(c) is None]
+    for cell in set(plan).difference(missing):
+        sweep_temporaries(store.folder(cell))  # of a process that was killed right after it had renamed its result
     if shard is not None and missing:  # shards that need the same cells start with different ones
         turn = (shard.index - 1) * len(missing) // shard.count
         missing = with_needs(missing[turn:] + missing[:turn])
