@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, inf, sqrt
+from math import exp, inf
 from typing import NamedTuple
 
 import numpy as np
 
 from isthmus.experiments.base import Finding, Row
+from isthmus.stability.mean_field import log_slope
 
 NEAR = 1.1
 """A normalised length up to here counts as near 1; the paper names no number."""
@@ -45,16 +46,13 @@ def power_law(levels: Sequence[float], beads: Sequence[float]) -> PowerLaw | Non
     >>> round(fit.exponent, 6), round(fit.factor, 6), round(fit.explained, 6)
     (-1.0, 3.0, 1.0)
     """
-    from scipy.stats import t
-
     if len(set(levels)) < 3 or len(set(beads)) < 2:
         return None
-    x, y = np.log(np.array(levels, float)), np.log(np.array(beads, float))
-    x0, y0 = x - x.mean(), y - y.mean()
-    exponent = float(x0 @ y0 / (x0 @ x0))
-    left = float(((y0 - exponent * x0) ** 2).sum())
-    half = float(t.ppf(0.975, len(x) - 2)) * sqrt(left / (len(x) - 2) / float(x0 @ x0))
-    return PowerLaw(exponent, half, exp(float(y.mean() - exponent * x.mean())), 1 - left / float(y0 @ y0))
+    slope = log_slope(levels, beads)
+    x, y = np.log(levels), np.log(beads)
+    left = float(((y - slope.intercept - slope.value * x) ** 2).sum())
+    explained = 1 - left / float(((y - y.mean()) ** 2).sum())
+    return PowerLaw(slope.value, (slope.high - slope.low) / 2, exp(slope.intercept), explained)
 
 
 def where_beads_grow(table: Sequence[Row]) -> list[Row]:

@@ -141,15 +141,14 @@ def _lines(
 def _panels(count: int, columns: int) -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 
-    from isthmus.plot.figures import settings
+    from isthmus.plot.figures import ground, settings
 
     with settings():
         columns = max(1, columns)
         drawn = Figure(figsize=(1.2 + 3.4 * columns, 0.6 + 2.8 * count), layout="constrained")
         panels = drawn.subplots(count, columns, squeeze=False)
         for axes in panels.flat:
-            axes.grid(True, color="#e3e6e9", linewidth=0.8)
-            axes.set_axisbelow(True)
+            ground(axes)
     return drawn, panels
 
 

@@ -62,9 +62,22 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
+    ground(axes)
+    return figure, axes
+
+
+def grid_of_axes(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
+    """A figure of that size in inches with rows x columns axes, an array; `options` go to ``Figure.subplots``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def ground(axes: Axes) -> None:
+    """Grid lines behind everything that is drawn."""
     axes.grid(True, color="#e3e6e9", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isthmus.plot.figures import GREY, PALETTE, new_axes, settings
+from isthmus.plot.figures import GREY, PALETTE, ground, new_axes, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +30,7 @@ def geometry(ours: Points, kept: Points, paper: Points, law: Mapping[float, floa
         for axes, name, words in zip(
             figure.subplots(1, 2), ("length", "beads"), ("normalised length", "beads, with both ends"), strict=True
         ):
-            axes.grid(True, color="#e3e6e9", linewidth=0.8)
-            axes.set_axisbelow(True)
+            ground(axes)
             if len(paper["L0"]):
                 axes.plot(paper["L0"], paper[name], "s--", color=GREY, ms=4, linewidth=1.1, label="paper")
             if not np.array_equal(kept[name], ours[name]):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isthmus.errors import InputError
-from isthmus.plot.figures import GREY, MARKERS, PALETTE, settings
+from isthmus.plot.figures import GREY, MARKERS, PALETTE, grid_of_axes, ground, settings
 from isthmus.plot.stability import loss_axis
 
 if TYPE_CHECKING:
@@ -22,18 +22,6 @@ Points = Mapping[str, Sequence[float]]
 BINS = 30
 
 
-def _grid(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def _ground(axes: Axes) -> None:
-    axes.grid(True, color="#e3e6e9", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
 def subnetworks(left: Points, centre: Sequence[Curve], right: Points, p: float) -> Figure:
     """Figure 2: loss above, accuracy below; subnetworks against p, straight segments, narrow networks.
 
@@ -41,7 +29,7 @@ def subnetworks(left: Points, centre: Sequence[Curve], right: Points, p: float) 
     `centre`: one curve per trial, from a network to its subnetwork of dropout probability `p`.
     """
     with settings():
-        figure, axes = _grid(2, 3, 9.0, 4.6, sharex="col")
+        figure, axes = grid_of_axes(2, 3, 9.0, 4.6, sharex="col")
         for column, points, colour in ((0, left, PALETTE[0]), (2, right, PALETTE[2])):
             for row, name in enumerate(("loss", "accuracy")):
                 mean, sd = np.array(points[name], float), np.array(points[f"{name} sd"], float)
@@ -51,7 +39,7 @@ def subnetworks(left: Points, centre: Sequence[Curve], right: Points, p: float) 
             axes[0][1].plot(curve["t"], curve["loss"], color=PALETTE[1], linewidth=1.3)
             axes[1][1].plot(curve["t"], 100 * (1 - np.array(curve["error"])), color=PALETTE[1], linewidth=1.3)
         for a in axes.flat:
-            _ground(a)
+            ground(a)
         for a in axes[0]:
             a.set_ylim(bottom=0)
         axes[0][0].set(ylabel="loss", title="best subnetwork")
@@ -76,10 +64,10 @@ def distributions(tables: Mapping[str, Mapping[int, Mapping[str, Sequence[float]
     colours = dict(zip(names, PALETTE, strict=False))
     with settings():
         if len(layers) == 1:
-            figure, axes = _grid(1, len(tables), 2.4 * len(tables) + 0.6, 2.6)
+            figure, axes = grid_of_axes(1, len(tables), 2.4 * len(tables) + 0.6, 2.6)
             axes = axes.T
         else:
-            figure, axes = _grid(len(tables), len(layers), 1.45 * len(layers) + 1, 1.55 * len(tables) + 0.6)
+            figure, axes = grid_of_axes(len(tables), len(layers), 1.45 * len(layers) + 1, 1.55 * len(tables) + 0.6)
         for panels, (quantity, table) in zip(axes, tables.items(), strict=True):
             for panel, layer in zip(panels, layers, strict=True):
                 _histogram(panel, table.get(layer, {}), colours)
@@ -132,7 +120,7 @@ def paths(curves: Mapping[str, Curve], title: str = "") -> Figure:
     if not curves:
         raise InputError("curves", expected="at least one path", got="none")
     with settings():
-        figure, axes = _grid(1, 2, 9.0, 3.4, sharex=True)
+        figure, axes = grid_of_axes(1, 2, 9.0, 3.4, sharex=True)
         turn = iter(PALETTE)
         for name, curve in curves.items():
             line = name == "Linear"
@@ -140,7 +128,7 @@ def paths(curves: Mapping[str, Curve], title: str = "") -> Figure:
             axes[0][0].plot(curve["t"], curve["loss"], label=name, **style)
             axes[0][1].plot(curve["t"], 100 * (1 - np.array(curve["error"])), **style)
         for a in axes[0]:
-            _ground(a)
+            ground(a)
             a.set_xlim(0, 1)
             a.set_xticks([0, 0.25, 0.5, 0.75, 1], ["A", "0.25", "0.5", "0.75", "B"])
             a.set_xlabel("t, from network A to network B")

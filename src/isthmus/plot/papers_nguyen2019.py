@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isthmus.errors import InputError
-from isthmus.plot.figures import GREY, MARKERS, PALETTE, settings
+from isthmus.plot.figures import GREY, MARKERS, PALETTE, grid_of_axes, ground, settings
 from isthmus.plot.stability import loss_axis
 
 if TYPE_CHECKING:
@@ -18,18 +18,6 @@ if TYPE_CHECKING:
 
 Curve = Mapping[str, Sequence[float]]
 """Equally long columns "t" and "loss"."""
-
-
-def _grid(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def _ground(axes: Axes) -> None:
-    axes.grid(True, color="#e3e6e9", linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _some(values: Mapping[str, Any], what: str) -> None:
@@ -47,7 +35,7 @@ def sketches(surveys: Mapping[str, Mapping[str, Any]]) -> Figure:
     columns = min(4, len(surveys))
     blocks = ceil(len(surveys) / columns)
     with settings():
-        figure, panels = _grid(2 * blocks, columns, 2.6 * columns, 4.0 * blocks, height_ratios=(1.7, 1) * blocks)
+        figure, panels = grid_of_axes(2 * blocks, columns, 2.6 * columns, 4.0 * blocks, height_ratios=(1.7, 1) * blocks)
         above_all, below_all = panels[::2].flatten(), panels[1::2].flatten()
         for a in (*above_all[len(surveys) :], *below_all[len(surveys) :]):
             a.set_visible(False)
@@ -55,7 +43,7 @@ def sketches(surveys: Mapping[str, Mapping[str, Any]]) -> Figure:
             if len(survey["axes"]) == 1:
                 above.plot(survey["axes"][0], survey["values"], color=PALETTE[0], linewidth=1.5)
                 above.set_ylim(bottom=min(0.0, min(survey["values"])))
-                _ground(above)
+                ground(above)
             else:
                 _contours(above, survey)
             above.set_title(title, fontsize=10)
@@ -66,7 +54,7 @@ def sketches(surveys: Mapping[str, Mapping[str, Any]]) -> Figure:
             below.set_yticks(range(max(3, *survey["components"]) + 1))
             below.set_xlabel("level", fontsize=9)
             below.tick_params(labelsize=7)
-            _ground(below)
+            ground(below)
         for above, below in zip(panels[::2, 0], panels[1::2, 0], strict=True):
             above.set_ylabel("function")
             below.set_ylabel("components of\nthe sublevel set", fontsize=9)
@@ -93,7 +81,7 @@ def paths(panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
     columns = min(2, len(panels))
     rows = ceil(len(panels) / columns)
     with settings():
-        figure, axes = _grid(rows, columns, 4.5 * columns, 2.5 * rows + 0.4)
+        figure, axes = grid_of_axes(rows, columns, 4.5 * columns, 2.5 * rows + 0.4)
         for a, (title, curves) in zip(axes.flat, panels.items(), strict=False):
             turn = iter(PALETTE)
             for name, curve in curves.items():
@@ -104,7 +92,7 @@ def paths(panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
             a.axhline(max(last[0], last[-1]), color="#3b4046", linewidth=0.8, linestyle=":", label="higher end")
             a.set_title(title, fontsize=10)
             a.set_xlim(0, 1)
-            _ground(a)
+            ground(a)
             loss_axis(a, np.concatenate([np.array(curve["loss"], float) for curve in curves.values()]))
         for a in axes.flat[len(panels) :]:
             a.set_visible(False)
@@ -123,7 +111,7 @@ def against_samples(table: Mapping[str, Mapping[str, Sequence[tuple[int, float]]
     """
     _some(table, "table")
     with settings():
-        figure, axes = _grid(1, len(table), 2.7 * len(table), 3.0)
+        figure, axes = grid_of_axes(1, len(table), 2.7 * len(table), 3.0)
         for a, (quantity, several) in zip(axes[0], table.items(), strict=True):
             for k, (name, points) in enumerate(several.items()):
                 x, y = np.array(points, float).T
@@ -138,7 +126,7 @@ def against_samples(table: Mapping[str, Mapping[str, Sequence[tuple[int, float]]
             a.minorticks_off()
             a.tick_params(labelsize=8)
             _plain_powers(a)
-            _ground(a)
+            ground(a)
         names = axes[0][0].get_legend_handles_labels()
         figure.legend(*names, loc="outside lower center", ncols=len(names[0]), fontsize=9)
     return figure
@@ -156,14 +144,14 @@ def descents(panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
     _some(panels, "panels")
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     with settings():
-        figure, axes = _grid(1, len(panels), 3.2 * len(panels), 3.4, sharey=True)
+        figure, axes = grid_of_axes(1, len(panels), 3.2 * len(panels), 3.4, sharey=True)
         for a, (title, curves) in zip(axes[0], panels.items(), strict=True):
             for name, curve in curves.items():
                 colour = PALETTE[names.index(name) % len(PALETTE)]
                 a.semilogy(curve["t"], np.maximum(curve["loss"], 1e-32), color=colour, label=name, linewidth=1.5)
             a.set(xlim=(0, 1), xlabel="t", title=title)
             a.title.set_fontsize(9)
-            _ground(a)
+            ground(a)
         axes[0][0].set_ylabel("loss")
         _plain_powers(axes[0][0])
         lines = {}

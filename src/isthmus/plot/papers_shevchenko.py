@@ -9,7 +9,7 @@ import numpy as np
 
 from isthmus.errors import InputError
 from isthmus.plot.curves import DASHED
-from isthmus.plot.figures import GREY, MARKERS, PALETTE, settings
+from isthmus.plot.figures import GREY, MARKERS, PALETTE, grid_of_axes, ground, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,13 +28,9 @@ _WHOLE, _HALF = PALETTE[0], PALETTE[1]
 
 
 def _grid(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    figure, axes = grid_of_axes(rows, columns, width, height, **options)
     for a in axes.flat:
-        a.grid(True, color="#e3e6e9", linewidth=0.8)
-        a.set_axisbelow(True)
+        ground(a)
     return figure, axes
 
 

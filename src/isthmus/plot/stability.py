@@ -11,7 +11,7 @@ import numpy as np
 
 from isthmus.errors import InputError
 from isthmus.plot.curves import DASHED, log_floor, wants_log
-from isthmus.plot.figures import GREY, PALETTE, settings
+from isthmus.plot.figures import GREY, PALETTE, ground, settings
 from isthmus.plot.runs import Floats
 
 if TYPE_CHECKING:
@@ -200,7 +200,6 @@ def _panels(count: int, columns: int, size: tuple[float, float]) -> tuple[Figure
     axes = []
     for k in range(count):
         panel = figure.add_subplot(ceil(count / columns), columns, k + 1)
-        panel.grid(True, color="#e3e6e9", linewidth=0.8)
-        panel.set_axisbelow(True)
+        ground(panel)
         axes.append(panel)
     return figure, axes
