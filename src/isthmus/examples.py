@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,6 +49,21 @@ def cast_inputs(x: Inputs, dtype: torch.dtype) -> Inputs:
     if isinstance(x, Tensor):
         return one(x)
     return {k: one(v) for k, v in x.items()} if isinstance(x, dict) else tuple(one(v) for v in x)
+
+
+def digest_of_data(x: Inputs, y: Tensor, dtype: torch.dtype) -> str:
+    """The SHA-256 of the examples with their floating-point parts in `dtype`: other numbers have another digest.
+
+    Images and the same images as flat rows have the same digest, and so have all devices.
+    """
+    x = {"": x} if isinstance(x, Tensor) else x
+    named = list(x.items()) if isinstance(x, dict) else [(str(i), v) for i, v in enumerate(x)]
+    sha = hashlib.sha256()
+    for name, value in (*named, ("y", y)):
+        value = value.detach().to(dtype if value.is_floating_point() else value.dtype)
+        sha.update(repr((name, str(value.dtype), len(value), value.numel())).encode())
+        sha.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def as_tensors(data: Any) -> tuple[Inputs, Tensor]:

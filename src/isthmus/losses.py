@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +162,23 @@ class L1:
     def __call__(self, params: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
         """The penalty of `params`, a float64 scalar that carries gradients."""
         return self.kappa * _total([params[k].double().abs().sum() for k in _chosen(self.names, names)])
+
+
+PENALTIES: dict[str, type[Ridge | L1]] = {"ridge": Ridge, "l1": L1}
+
+
+def describe_penalty(penalty: Ridge | L1 | None) -> dict[str, Any] | None:
+    """A penalty in plain values, from which ``PENALTIES[name](kappa, names)`` makes it again.
+
+    >>> describe_penalty(Ridge(0.5))
+    {'name': 'ridge', 'kappa': 0.5, 'names': None}
+    """
+    if penalty is None:
+        return None
+    name = next((k for k, kind in PENALTIES.items() if type(penalty) is kind), repr(penalty))
+    names = getattr(penalty, "names", None)
+    kappa = getattr(penalty, "kappa", None)
+    return {"name": name, "kappa": kappa, "names": None if names is None else list(names)}
 
 
 def _check_kappa(kappa: float) -> None:

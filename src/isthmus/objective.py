@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import Inputs, arguments, as_tensors, cast_inputs, rows
+from isthmus.examples import Inputs, arguments, as_tensors, cast_inputs, digest_of_data, rows
 from isthmus.losses import (
     L1,
     NAMED,
@@ -22,6 +22,7 @@ from isthmus.losses import (
     check_class_axis,
     check_labels,
     check_targets,
+    describe_penalty,
     wrong_class,
 )
 from isthmus.params import Params, check_like
@@ -125,16 +126,27 @@ class Objective:
         return self._error is not None or not y.is_floating_point() or self._loss_name == "cross_entropy"
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that say what is measured; stored with every result."""
+        """Plain values that say what is measured; stored with every result.
+
+        With the module they are all that is needed to make the objective again, if its loss is a named one ("named")
+        and its error the default (None). "digest": of the examples, see ``digest_of_data``.
+        """
         return {
             "module": self._module_name,
             "loss": self._loss_name,
+            "named": self.named_loss is not None,
             "convex": self.convex,
             "examples": self.num_examples,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
-            "penalty": None if self.penalty is None else repr(self.penalty),
+            "penalty": describe_penalty(self.penalty),
+            "error": None if self._error is None else getattr(self._error, "__name__", "callable"),
+            "digest": self._digest,
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of_data(*self._data, self.dtype)
 
     @property
     def _module_name(self) -> str:

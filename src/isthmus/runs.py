@@ -25,8 +25,10 @@ from isthmus.certify import Certificate, certify
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.connectors.base import Progress, Search, describe, no_progress
 from isthmus.connectors.fit import Checkpoint, Fitted, Recipe, fit
+from isthmus.data import Dataset
 from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
+from isthmus.models import MODELS
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
@@ -146,6 +148,7 @@ def run(
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, checkpoint=checkpoint, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
+    stats["test"] = examples_of(test)
     connection = Connection(connection.path, connection.target, connection.outcome, stats)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
@@ -163,6 +166,20 @@ def run(
     result = summary(connection, measured, proved) | {"seconds": seconds, "seed": seed, **(about or {})}
     write_json(folder / "result.json", result)
     return Run(connection, measured, proved, result)
+
+
+def inputs_of(model: str, data: Dataset) -> Dataset:
+    """The data as the network of that name takes them: as rows, or in floating point, where it is one of ``MODELS``."""
+    name = model.partition(":")[0]
+    if name not in MODELS:
+        return data
+    data = data if MODELS[name].whole else data.floating()
+    return data.flat() if MODELS[name].flat else data
+
+
+def examples_of(test: Objective | None) -> dict[str, Any] | None:
+    """What a path file says about the test examples beside it, to find them again; None without."""
+    return None if test is None else {k: v for k, v in test.describe().items() if k in ("examples", "digest")}
 
 
 def judge_of(method: Connector, test: Objective | None) -> Objective | None:

@@ -13,12 +13,14 @@ import yaml
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
+from isthmus.cli.asked import Asked, Parts, of_checkpoints
 from isthmus.connectors import METHODS, Connector
-from isthmus.data import load
+from isthmus.data import Dataset
 from isthmus.errors import InputError, IsthmusError
 from isthmus.models import MODELS, by_name
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
+from isthmus.runs import inputs_of
 from isthmus.storage import load_params
 from isthmus.storage.tensors import read_metadata
 
@@ -31,8 +33,19 @@ ModelOption = Annotated[
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A data set's name or an .npz file; default: as stored, else digits.")
 ]
-LossOption = Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")]
-Examples = Annotated[int | None, typer.Option("--examples", help="Use only the first N training examples.", min=1)]
+LossOption = Annotated[
+    str | None, typer.Option("--loss", help="cross_entropy or mse; default: as stored, else cross_entropy.")
+]
+Examples = Annotated[
+    int | None, typer.Option("--examples", help="Use only the first N training examples; default: as stored.", min=1)
+]
+PenaltyOption = Annotated[
+    str | None,
+    typer.Option("--penalty", help="ridge:KAPPA or l1:KAPPA (then :NAME,NAME for some tensors only), or none."),
+]
+ChangedData = Annotated[
+    bool, typer.Option("--changed-data", help="Measure although the data are not those that the path was made with.")
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 Points = Annotated[int, typer.Option("--num-points", help="Points measured per segment, both ends included.", min=2)]
 Gap = Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")]
@@ -43,7 +56,7 @@ UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
-DType = Annotated[str, typer.Option("--dtype", help="auto (as the checkpoints), float32 or float64.")]
+DType = Annotated[str, typer.Option("--dtype", help="auto (as stored, else as the weights), float32 or float64.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -77,29 +90,27 @@ def stored_in(path: Path) -> dict[str, str]:
         return {}
 
 
-def objectives(
-    model: str, data: str, like: Params, *, loss: str, examples: int | None, device: str, dtype: torch.dtype
-) -> tuple[Objective, Objective | None]:
+def objectives(parts: Parts, like: Params, *, device: str, dtype: torch.dtype) -> tuple[Objective, Objective | None]:
     """The training objective and, where the data have a test part, the test objective."""
-    dataset = load(data).subset(examples, None) if examples else load(data)
-    name = model.partition(":")[0]
-    module = by_name(model, inputs=dataset.shape, outputs=dataset.classes or None, like=like).eval()
+    dataset = inputs_of(parts.model, parts.dataset)
+    module = by_name(parts.model, inputs=dataset.shape, outputs=dataset.classes or None, like=like).eval()
     where = device_of(device)
 
-    def build(flat: bool) -> tuple[Objective, Objective | None]:
-        d = dataset.flat() if flat else dataset
-        train = Objective(module.to(where), loss, (d.x_train.to(where), d.y_train.to(where)), dtype=dtype)
+    def build(d: Dataset) -> tuple[Objective, Objective | None]:
+        data = (d.x_train.to(where), d.y_train.to(where))
+        train = Objective(module.to(where), parts.loss, data, penalty=parts.penalty, dtype=dtype)
+        train.penalty_of(dict.fromkeys(train.parameter_names, torch.zeros(())))  # do its names exist
         test = None if d.x_test is None or d.y_test is None else train.on((d.x_test.to(where), d.y_test.to(where)))
         return train, test
 
-    if name in MODELS:
-        return build(MODELS[name].flat)
     try:
-        return build(flat=False)
-    except InputError:
-        if len(dataset.shape) == 1:
-            raise
-        return build(flat=True)
+        return build(dataset)
+    except InputError as e:
+        if parts.model.partition(":")[0] not in MODELS and len(dataset.shape) > 1:
+            return build(dataset.flat())
+        if not dataset.x_train.is_floating_point():
+            e.add_note("inputs of whole numbers stay whole: store x in floating point for a network that multiplies it")
+        raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,16 +126,15 @@ class Opened:
 
 def opened(
     files: Sequence[Path], model: str | None, data: str | None, *,
-    loss: str, examples: int | None, device: str, dtype: str, unsafe_pickle: bool,
+    loss: str | None, examples: int | None, device: str, dtype: str, unsafe_pickle: bool, penalty: str | None = None,
 ) -> Opened:  # fmt: skip
     """Read the checkpoints; what is not asked for is as stored in the first, else a perceptron on digits."""
     read = [load_params(file, unsafe_pickle=unsafe_pickle) for file in files]
-    stored = stored_in(files[0])
-    model, data = model or stored.get("model") or "mlp", data or stored.get("data") or "digits"
+    parts = of_checkpoints(files, [stored_in(file) for file in files], Asked(model, data, loss, examples, penalty))
     kind = dtype_of(dtype, {k: v for params in read for k, v in params.items()})
-    objective, test = objectives(model, data, read[0], loss=loss, examples=examples, device=device, dtype=kind)
+    objective, test = objectives(parts, read[0], device=device, dtype=kind)
     ends = tuple({k: v.to(objective.device) for k, v in cast(params, kind).items()} for params in read)
-    return Opened(model, data, objective, test, ends)
+    return Opened(parts.model, parts.data, objective, test, ends)
 
 
 def method_of(name: str, options: list[str]) -> Connector:

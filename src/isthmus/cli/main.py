@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 the method did not succeed (its result is written all the 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import typer
 from rich.table import Column, Table
 
 from isthmus import runs
+from isthmus.cli.asked import TYPED, command
 from isthmus.cli.common import (
     Budget,
     Checkpoint,
@@ -29,6 +29,7 @@ from isthmus.cli.common import (
     LossOption,
     ModelOption,
     OutOption,
+    PenaltyOption,
     Points,
     Quiet,
     Seed,
@@ -49,6 +50,7 @@ from isthmus.connectors.fit import Recipe
 from isthmus.data import DATASETS, load
 from isthmus.errors import IsthmusError
 from isthmus.models import MODELS, by_name, seeded
+from isthmus.runs import inputs_of
 from isthmus.storage import make_folder, save_params
 
 app = typer.Typer(
@@ -79,6 +81,7 @@ app.command()(stability)
 
 def run_app(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; every foreseen error is one line on stderr."""
+    TYPED.set(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="isthmus")
         return int(code) if isinstance(code, int) else 0
@@ -108,7 +111,7 @@ def train(
         str, typer.Option("--model", help="NAME[:SPEC], MODULE:FACTORY or FILE.py:FACTORY.")
     ] = "mlp:64-60x4-10",
     data: Annotated[str, typer.Option("--data", help="A data set's name or an .npz file.")] = "digits",
-    loss: LossOption = "cross_entropy",
+    loss: Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")] = "cross_entropy",
     epochs: Annotated[int, typer.Option("--epochs", help="Budget in passes over the data.", min=1)] = 400,
     until: Annotated[float, typer.Option("--until", help="Stop at this training loss.")] = 1e-3,
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or sgd.")] = "adam",
@@ -126,8 +129,7 @@ def train(
     """Train a network and write its weights, with what made them."""
     make_folder(out.parent)
     dataset = load(data).subset(examples, None) if examples else load(data)
-    flat = model.partition(":")[0] in MODELS and MODELS[model.partition(":")[0]].flat
-    dataset = dataset.flat() if flat else dataset
+    dataset = inputs_of(model, dataset)
     kind, where = dtype_of(dtype, {}), device_of(device)
     module = seeded(lambda: by_name(model, inputs=dataset.shape, outputs=dataset.classes or None), seed)
     module = module.to(device=where, dtype=kind)
@@ -139,6 +141,7 @@ def train(
     about = {
         "model": model, "data": data, "loss": loss, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
         "train_loss": repr(fitted.loss), "steps": str(fitted.steps),
+        **({} if examples is None else {"examples": str(examples)}),
     }  # fmt: skip
     save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
     if as_json:
@@ -159,8 +162,9 @@ def connect(
     option: Annotated[
         list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
     ] = None,
-    loss: LossOption = "cross_entropy",
+    loss: LossOption = None,
     examples: Examples = None,
+    penalty: PenaltyOption = None,
     num_points: Points = 21,
     gap: Gap = 0.01,
     budget: Budget = 100,
@@ -177,11 +181,19 @@ def connect(
     """
     chosen = method_of(method, option or [])
     found = opened(
-        (a, b), model, data, loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle
+        (a, b),
+        model,
+        data,
+        loss=loss,
+        examples=examples,
+        device=device,
+        dtype=dtype,
+        unsafe_pickle=unsafe_pickle,
+        penalty=penalty,
     )
     objective, test, ends = found.objective, found.test, found.ends
-    about = {"model": found.model, "data": found.data, "examples": examples, "checkpoints": [str(a), str(b)]}
-    about["command"] = _command()
+    about = {"model": found.model, "data": found.data, "checkpoints": [str(a), str(b)], "command": command()}
+    about["examples"] = examples
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state is not None and state.load() is not None and not quiet:
         print(f"going on from the state of the search in {state.path}", file=sys.stderr)
@@ -197,10 +209,6 @@ def connect(
     if not as_json:
         print(f"{done.connection.outcome}\nwritten to {out}; a page to read: isthmus report {out}")
     return 0 if done.connection.outcome.ok else 1
-
-
-def _command() -> str:
-    return "isthmus " + shlex.join(sys.argv[1:])
 
 
 @app.command()

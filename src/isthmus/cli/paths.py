@@ -13,8 +13,10 @@ import typer
 from isthmus import runs
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
+from isthmus.cli.asked import Asked, of_path
 from isthmus.cli.common import (
     Budget,
+    ChangedData,
     DataOption,
     Device,
     DType,
@@ -24,6 +26,7 @@ from isthmus.cli.common import (
     LossOption,
     ModelOption,
     OutOption,
+    PenaltyOption,
     Points,
     Quiet,
     dtype_of,
@@ -33,7 +36,7 @@ from isthmus.cli.console import number, progress_bar
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.connectors import Connection
 from isthmus.connectors.base import Progress
-from isthmus.errors import InputError
+from isthmus.errors import FileError, InputError
 from isthmus.evaluate import Profile
 from isthmus.evaluate import profile as profile_path
 from isthmus.objective import Objective
@@ -42,19 +45,26 @@ from isthmus.storage import load_connection, make_folder, read_json
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
 
 
-def _open_path(
-    path: Path, model: str | None, data: str | None, loss: str, examples: int | None, device: str, dtype: str
-) -> tuple[Any, Objective, Objective | None]:
+def _open_path(path: Path, asked: Asked, device: str, dtype: str) -> tuple[Connection, Objective, Objective | None]:
+    """The path with its objectives; what differs from what it was made with is said on stderr."""
     connection = load_connection(path)
-    model = model or connection.stats.get("model")
-    data = data or connection.stats.get("data")
-    if model is None or data is None:
-        raise InputError("--model and --data", expected="both, as the file does not hold them", got=(model, data))
-    kind = dtype_of(dtype, dict(connection.path.start))
-    objective, test = objectives(
-        model, data, dict(connection.path.start), loss=loss, examples=examples, device=device, dtype=kind
-    )
+    parts = of_path(path, connection.stats, asked)
+    start = dict(connection.path.start)
+    kind = parts.dtype if dtype == "auto" and parts.dtype is not None else dtype_of(dtype, start)
+    objective, test = objectives(parts, start, device=device, dtype=kind)
+    for note in parts.notes:
+        print(f"note: {path} was made with {note}", file=sys.stderr)
     return connection, objective, test
+
+
+def _labels(path: Path, connection: Connection) -> tuple[str, ...]:
+    """The labels of the segments, as the file has them; none where it has none."""
+    held = connection.stats.get("segments", ())
+    if not isinstance(held, list | tuple) or not all(isinstance(label, str) for label in held):
+        raise FileError(path, "has labels of segments that are not a list of strings", "make the path again")
+    if held and len(held) != len(connection.path):
+        raise FileError(path, f"has {len(held)} labels for {len(connection.path)} segments", "make the path again")
+    return tuple(held)
 
 
 def profile(
@@ -62,8 +72,10 @@ def profile(
     out: OutOption,
     model: ModelOption = None,
     data: DataOption = None,
-    loss: LossOption = "cross_entropy",
+    loss: LossOption = None,
     examples: Examples = None,
+    penalty: PenaltyOption = None,
+    changed_data: ChangedData = False,
     num_points: Points = 61,
     tol: Annotated[
         float | None, typer.Option("--tol", help="Refine until the maximum is estimated to this accuracy.")
@@ -79,7 +91,9 @@ def profile(
 ) -> int:
     """Measure the loss and the error along a stored path, on the training and the test data."""
     engine = _engine(workers, address, {"--tol": tol, "--screen": screen, "--bn": None if bn == "interpolate" else bn})
-    connection, objective, test = _open_path(path, model, data, loss, examples, device, dtype)
+    connection, objective, test = _open_path(
+        path, Asked(model, data, loss, examples, penalty, changed_data), device, dtype
+    )
     with progress_bar(quiet) as progress:
         if engine is None:
             measured = profile_path(
@@ -101,8 +115,10 @@ def certify(
     out: OutOption,
     model: ModelOption = None,
     data: DataOption = None,
-    loss: LossOption = "cross_entropy",
+    loss: LossOption = None,
     examples: Examples = None,
+    penalty: PenaltyOption = None,
+    changed_data: ChangedData = False,
     gap: Gap = 0.01,
     budget: Budget = 400,
     verify: Annotated[
@@ -119,10 +135,12 @@ def certify(
     Exit code 1 when some segment is only measured, or when the stored proof does not hold.
     """
     engine = _engine(workers, address, {"--verify": verify})
-    connection, objective, _ = _open_path(path, model, data, loss, examples, device, "float64")
-    labels = connection.stats.get("segments", ())
+    connection, objective, _ = _open_path(
+        path, Asked(model, data, loss, examples, penalty, changed_data), device, "float64"
+    )
+    labels = _labels(path, connection)
     if verify is not None:
-        return _verify(objective, connection, read_json(verify), quiet)
+        return _verify(objective, connection, labels, read_json(verify), quiet)
     make_folder(out)
     with progress_bar(quiet) as progress:
         if engine is None:
@@ -161,8 +179,7 @@ def _profile_on(
     return replace(measured, test=more[0]) if more else measured
 
 
-def _verify(objective: Objective, connection: Connection, stored: Any, quiet: bool) -> int:
-    labels = connection.stats.get("segments", ())
+def _verify(objective: Objective, connection: Connection, labels: tuple[str, ...], stored: Any, quiet: bool) -> int:
     with progress_bar(quiet) as progress:
         problems = verify_certificate(objective, connection.path, stored, labels=labels, progress=progress)
     for problem in problems:

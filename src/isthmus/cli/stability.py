@@ -19,6 +19,7 @@ from isthmus.cli.common import (
     LossOption,
     ModelOption,
     OutOption,
+    PenaltyOption,
     Quiet,
     Seed,
     UnsafePickle,
@@ -48,8 +49,9 @@ def stability(
     noise_examples: Annotated[
         int | None, typer.Option("--noise-examples", help="Measure the noise on the first N examples.", min=1)
     ] = None,
-    loss: LossOption = "cross_entropy",
+    loss: LossOption = None,
     examples: Examples = None,
+    penalty: PenaltyOption = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -63,7 +65,7 @@ def stability(
     """
     read = opened(
         (checkpoint,), model, data,
-        loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle,
+        loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle, penalty=penalty,
     )  # fmt: skip
     objective, test, (theta,) = read.objective, read.test, read.ends
     measured = None

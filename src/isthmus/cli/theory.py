@@ -19,6 +19,7 @@ from isthmus.cli.common import (
     Json,
     LossOption,
     ModelOption,
+    PenaltyOption,
     Quiet,
     Seed,
     UnsafePickle,
@@ -45,8 +46,9 @@ def theory(
     draws: Annotated[int, typer.Option("--draws", help="Draws of the noise, and of each subnetwork.", min=1)] = 5,
     steps: Annotated[int, typer.Option("--steps", help="Training steps per subnetwork.", min=1)] = 500,
     sample: Annotated[int | None, typer.Option("--sample", help="Examples for noise stability.", min=1)] = 500,
-    loss: LossOption = "cross_entropy",
+    loss: LossOption = None,
     examples: Examples = None,
+    penalty: PenaltyOption = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -56,7 +58,15 @@ def theory(
 ) -> int:
     """Which theorems apply to two networks: every premise measured, and the bound that follows."""
     found = opened(
-        (a, b), model, data, loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle
+        (a, b),
+        model,
+        data,
+        loss=loss,
+        examples=examples,
+        device=device,
+        dtype=dtype,
+        unsafe_pickle=unsafe_pickle,
+        penalty=penalty,
     )
     if out is not None:
         make_folder(out)

@@ -15,7 +15,7 @@ from isthmus.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test examples: inputs in floating point (word numbers: int64), labels as int64, all on the CPU.
+    """Training and test examples: inputs in floating point or whole numbers (int64), labels as int64, all on the CPU.
 
     `x_train` is [n, c, h, w] for images, [n, d] for rows and [n, T] for sequences of words. `y_train` holds labels
     0 .. classes-1, or real targets (then `classes` is 0). `x_test` and `y_test` are None together when there are no
@@ -72,8 +72,12 @@ class Dataset:
         """The same examples as rows: x is [n, d]."""
         return self._map_x(lambda x: x.flatten(1))
 
+    def floating(self) -> Dataset:
+        """The same examples with inputs of whole numbers as float32, for networks that calculate with them."""
+        return self._map_x(lambda x: x if x.is_floating_point() else x.float())
+
     def cast(self, dtype: torch.dtype) -> Dataset:
-        """Inputs, and real targets, in the floating-point `dtype`; labels and word numbers stay int64."""
+        """Inputs, and real targets, in the floating-point `dtype`; labels and whole numbers stay int64."""
         if not dtype.is_floating_point:
             raise InputError("dtype", expected="a floating-point dtype", got=dtype, instead="torch.float64")
         out = self._map_x(lambda x: x.to(dtype) if x.is_floating_point() else x)

@@ -21,6 +21,8 @@ DELTA = 0.2
 """Half the gap between the two standard deviations of ``gaussians``."""
 CENTRE = 4.0
 """Distance of a class centre from the origin when ``gaussians`` has more than two classes."""
+MAX_NUMBERS = 2**30
+"""Computed data hold at most so many numbers: 4 GB in float32, several times CIFAR-10."""
 
 
 def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset:
@@ -28,8 +30,11 @@ def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset
 
     Named sets are looked for under `root`, else under $ISTHMUS_DATA, the cache folder (~/.cache/isthmus/data) and
     /usr/share/datasets; nothing is downloaded. A file holds x_train, y_train and optionally x_test, y_test, or x
-    and y: inputs are used as they stand, cast to float32; whole-number targets become int64 labels, others float32.
-    Errors: FileError for a set that is absent (with every place that was looked at) or damaged.
+    and y, used as they stand. Inputs: whole numbers (any integer dtype but uint8) stay whole, as int64, for networks
+    that look them up, such as embeddings; uint8, which is how pixels are kept, bool and floating point become
+    float32, unscaled. Targets: whole numbers and bool become int64 labels, floating point stays, as float32.
+    Errors: FileError for a set that is absent (with every place that was looked at) or damaged, InputError for an
+    unknown name and for options of more than ``MAX_NUMBERS`` numbers.
 
     >>> data = load("gaussians:N=6,d=2,seed=1")
     >>> data.x_train.shape, data.y_train, data.classes
@@ -38,6 +43,8 @@ def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset
     text = str(name_or_file)
     name, _, options = text.partition(":")
     if name in _ENTRIES:
+        if (count := _ENTRIES[name].numbers(options)) > MAX_NUMBERS:
+            raise InputError(f"data {text!r}", expected=f"at most {MAX_NUMBERS:,} numbers", got=f"{count:,}")
         return _ENTRIES[name].make(options, root)
     path = Path(name_or_file).expanduser()
     if path.is_file():
@@ -49,12 +56,13 @@ def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset
 
 @dataclass(frozen=True)
 class Entry:
-    """One name: its syntax, one line on it, and what makes it."""
+    """One name: its syntax, one line on it, what makes it, and how many numbers its options ask to compute."""
 
     name: str
     syntax: str
     line: str
     make: Callable[[str, str | Path | None], Dataset]
+    numbers: Callable[[str], int] = lambda options: 0
 
 
 def _no_options(name: str, options: str) -> None:
@@ -131,6 +139,11 @@ def _numbers(name: str, options: str, defaults: Mapping[str, int]) -> dict[str, 
 _GAUSSIANS = {"N": 1000, "d": 32, "classes": 2, "seed": 0}
 
 
+def _gaussians_numbers(options: str) -> int:
+    value = _numbers("gaussians", options, _GAUSSIANS)
+    return (2 * value["N"] + value["classes"]) * max(value["d"], 1)
+
+
 def _gaussians(options: str, root: str | Path | None) -> Dataset:
     """N training examples of balanced classes, and N test examples from the same generator.
 
@@ -182,6 +195,9 @@ def _from_file(path: Path) -> Dataset:
         held = ", ".join(arrays) or "nothing"
         raise FileError(path, f"holds {held}", "store x_train, y_train[, x_test, y_test], or x, y")
     test = _pair(path, arrays, "x_test", "y_test")
+    if test and test[0].dtype != train[0].dtype:
+        kinds = " and ".join(str(arrays[k].dtype) for k in ("x_train" if "x_train" in arrays else "x", "x_test"))
+        raise FileError(path, f"holds training and test inputs of two kinds, {kinds}", "store both in one dtype")
     targets = [y for _, y in (train, *([test] if test else []))]
     if any(y.is_floating_point() for y in targets):
         targets, classes = [y.float() for y in targets], 0
@@ -197,17 +213,25 @@ def _from_file(path: Path) -> Dataset:
 
 
 def _pair(path: Path, arrays: dict[str, Array], x_key: str, y_key: str) -> tuple[Tensor, Tensor] | None:
-    """Inputs as float32 and targets as int64 or float32, or None when the file has neither."""
+    """Inputs and targets as ``load`` says, or None when the file has neither."""
     if x_key not in arrays and y_key not in arrays:
         return None
     if x_key not in arrays or y_key not in arrays:
         raise FileError(path, f"has only one of {x_key} and {y_key}")
+    x, y = arrays[x_key], arrays[y_key]
+    whole = x.dtype.kind in "iu" and x.dtype != np.uint8
+    return _tensor(path, x_key, x, whole), _tensor(path, y_key, y, y.dtype.kind != "f")
+
+
+def _tensor(path: Path, key: str, array: Array, whole: bool) -> Tensor:
+    """An array as int64 or as float32; numbers that would become others are refused."""
     with np.errstate(over="ignore"):
-        x = arrays[x_key].astype(np.float32)
-        y = arrays[y_key].astype(np.float32 if arrays[y_key].dtype.kind == "f" else np.int64)
-    if not np.isfinite(x).all() or not np.isfinite(y).all():
-        raise FileError(path, f"{x_key} or {y_key} holds numbers beyond the range of float32")
-    return torch.from_numpy(x), torch.from_numpy(y)
+        out = array.astype(np.int64 if whole else np.float32)
+    if whole and array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        raise FileError(path, f"{key} holds numbers beyond the range of int64")
+    if not np.isfinite(out).all():
+        raise FileError(path, f"{key} holds numbers beyond the range of float32")
+    return torch.from_numpy(out)
 
 
 DATASETS: tuple[Entry, ...] = (
@@ -231,8 +255,19 @@ DATASETS: tuple[Entry, ...] = (
         "gaussians[:N=1000,d=32,classes=2,seed=0]",
         "synthetic: isotropic Gaussians of Shevchenko and Mondelli 2020, appendix D",
         _gaussians,
+        _gaussians_numbers,
     ),
 )
 """The data sets with a name, in the order of ``isthmus --help``."""
 
 _ENTRIES = {entry.name: entry for entry in DATASETS}
+
+
+def numbers_of(name: str) -> int:
+    """How many numbers loading the data of that name computes; 0 for data that are read from files.
+
+    >>> numbers_of("gaussians:N=1000,d=2"), numbers_of("digits")
+    (4004, 0)
+    """
+    name, _, options = name.partition(":")
+    return _ENTRIES[name].numbers(options)

@@ -11,6 +11,7 @@ from isthmus.models.mean_field import mean_field_init as mean_field_init
 from isthmus.models.names import MODELS as MODELS
 from isthmus.models.names import Entry as Entry
 from isthmus.models.names import by_name as by_name
+from isthmus.models.names import parameters_of as parameters_of
 from isthmus.models.networks import ACTIVATIONS as ACTIVATIONS
 from isthmus.models.networks import convnet as convnet
 from isthmus.models.networks import mlp as mlp

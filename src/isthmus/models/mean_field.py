@@ -72,6 +72,20 @@ def mean_field(
       (3): Linear(in_features=8, out_features=1, bias=False)
     )
     """
+    module = mean_field_outline(widths, activation, bias=bias, hidden_bias=hidden_bias).to_empty(device="cpu")
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    module.load_state_dict(mean_field_init(module, init, seed))
+    return module
+
+
+def mean_field_outline(
+    widths: Sequence[int], activation: str = "relu", *, bias: bool = True, hidden_bias: bool = False
+) -> nn.Sequential:
+    """The network of ``mean_field`` on the meta device: shapes without weights. Errors: as there.
+
+    >>> mean_field_outline((3, 8, 1))[0].weight.device
+    device(type='meta')
+    """
     widths = tuple(widths)
     if len(widths) < 3:
         raise InputError("widths", expected="inputs, at least one hidden width, outputs", got=widths)
@@ -82,13 +96,8 @@ def mean_field(
     parts: list[nn.Module] = []
     for l, (n, m) in enumerate(pairwise(widths), start=1):
         with_bias = bias if l == 1 else hidden_bias and l < len(widths) - 1
-        # uninitialised: nn.Linear would draw weights that are thrown away
-        linear = nn.utils.skip_init(nn.Linear, n, m, bias=with_bias)
-        parts += [linear, MEAN_FIELD_ACTIVATIONS[activation](), Average(m)]
-    module = nn.Sequential(*parts[:-2])
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
-    module.load_state_dict(mean_field_init(module, init, seed))
-    return module
+        parts += [nn.Linear(n, m, bias=with_bias, device="meta"), MEAN_FIELD_ACTIVATIONS[activation](), Average(m)]
+    return nn.Sequential(*parts[:-2])
 
 
 def mean_field_init(module: nn.Module, init: Init = "unimodal", seed: int | torch.Generator = 0) -> Params:

@@ -8,22 +8,28 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
 from isthmus.models.conv5 import conv5
 from isthmus.models.lstm import LanguageModel
-from isthmus.models.mean_field import MEAN_FIELD_ACTIVATIONS, mean_field
+from isthmus.models.mean_field import MEAN_FIELD_ACTIVATIONS, mean_field, mean_field_outline
 from isthmus.models.networks import ACTIVATIONS, convnet, mlp, vgg11
 from isthmus.models.user_code import from_code
 
 WIDTHS = "whole numbers >= 1 joined by '-', with NxK for N repeated K times"
 MAX_LAYERS = 10_000
+MAX_PARAMETERS = 2**30
+"""A network with a name has at most so many parameters: 4 GB in float32, 200 times the largest of the papers."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One name: its syntax, one line on it, its source, whether inputs are flat rows, and how it is built."""
+    """One name: its syntax, one line on it, its source, what its inputs are, and how it is built.
+
+    `flat`: inputs are rows. `whole`: inputs are whole numbers (of words), not floating point.
+    """
 
     name: str
     syntax: str
@@ -31,6 +37,7 @@ class Entry:
     reference: str
     flat: bool
     build: Callable[[tuple[str, ...], _Wanted], nn.Module]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,8 @@ def by_name(
     checkpoints fit the network with and without it. Any other spec is
     ``MODULE:FACTORY`` or ``path/to/file.py:FACTORY``, where FACTORY is called without arguments, or is a module
     itself; **this runs the user's code**. Names of ``MODELS`` win over modules.
-    Errors: unknown name, malformed widths, no such module or factory, not an ``nn.Module``, does not fit.
+    Errors: unknown name, malformed widths, more than ``MAX_PARAMETERS``, no such module or factory, not an
+    ``nn.Module``, does not fit. A network of ``MODELS`` is checked before any of its weights is allocated.
 
     >>> by_name("mlp:64-60x2-10:tanh:nobias")
     Sequential(
@@ -88,19 +96,64 @@ def by_name(
     shape = (inputs,) if isinstance(inputs, int) else None if inputs is None else tuple(inputs)
     wanted = _Wanted(spec, shape, outputs, like)
     if name in MODELS:
-        module = MODELS[name].build(tuple(options), wanted)
-    elif options:
-        module = from_code(spec, MODELS)
-    else:
+        _outline(name, tuple(options), wanted)
+        return MODELS[name].build(tuple(options), wanted)
+    if not options:
         raise InputError(
             "model",
             expected=f"one of {', '.join(MODELS)}, MODULE:FACTORY or FILE.py:FACTORY",
             got=repr(spec),
             instead="for example 'mlp:64-60-10'",
         )
+    module = from_code(spec, MODELS)
     if like is not None:
         _check_fits(module, like, spec)
     return module
+
+
+def parameters_of(
+    spec: str,
+    *,
+    inputs: Sequence[int] | None = None,
+    outputs: int | None = None,
+    like: Mapping[str, Tensor] | None = None,
+) -> int:
+    """How many parameters the network of ``MODELS`` that `spec` names has; nothing is allocated.
+
+    Arguments and errors as ``by_name``, but `spec` begins with a name of ``MODELS``.
+
+    >>> parameters_of("mlp:64-60-10")
+    4510
+    """
+    name, *options = spec.split(":")
+    return _outline(name, tuple(options), _Wanted(spec, None if inputs is None else tuple(inputs), outputs, like))
+
+
+def _outline(name: str, options: tuple[str, ...], wanted: _Wanted) -> int:
+    """The number of parameters of the network, which is built without memory for them and checked against `like`."""
+    try:
+        with torch.device("meta"):
+            module = MODELS[name].build(options, wanted)
+    except RuntimeError:  # a single tensor has more bytes than a number of 64 bits can say
+        count, got = MAX_PARAMETERS + 1, "2^63 bytes or more"
+    else:
+        count = sum(p.numel() for p in module.parameters())
+        got = f"{count:,}"
+        if wanted.like is not None:
+            _check_fits(module, wanted.like, wanted.spec)
+    if count > MAX_PARAMETERS:
+        raise InputError(
+            f"model {wanted.spec!r}",
+            expected=f"at most {MAX_PARAMETERS:,} parameters",
+            got=got,
+            instead="a larger network in a file of your own, FILE.py:FACTORY",
+        )
+    return count
+
+
+def _is_outline() -> bool:
+    """Whether the network is only built for its shapes."""
+    return torch.get_default_device().type == "meta"
 
 
 def parse_widths(text: str, spec: str) -> tuple[int, ...]:
@@ -175,7 +228,7 @@ def _build_mean_field(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     widths = parse_widths(options[0], spec)
     activation, bias = _activation_and_bias(options[1:], MEAN_FIELD_ACTIVATIONS, "nobias", spec)
     _check_ends(widths, wanted)
-    return mean_field(widths, activation, bias=bias)
+    return (mean_field_outline if _is_outline() else mean_field)(widths, activation, bias=bias)
 
 
 def _activation_and_bias(
@@ -232,13 +285,18 @@ def _build_convnet(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
 def _build_vgg11(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     options, rates = _without_dropout(options, wanted.spec)
     width, words = _one_size(options, wanted, ("he",))
-    return vgg11(width=width or 64, dropout=rates, he="he" in words, **wanted.image)
+    return vgg11(width=width or 64, dropout=rates, he=_he(words), **wanted.image)
 
 
 def _build_vgg11_bn(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     options, rates = _without_dropout(options, wanted.spec)
     width, words = _one_size(options, wanted, ("he",))
-    return vgg11(width=width or 64, batch_norm=True, dropout=rates, he="he" in words, **wanted.image)
+    return vgg11(width=width or 64, batch_norm=True, dropout=rates, he=_he(words), **wanted.image)
+
+
+def _he(words: Collection[str]) -> bool:
+    """Whether weights are drawn as the option "he" says; an outline has none to draw."""
+    return "he" in words and not _is_outline()
 
 
 def _build_conv5(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
@@ -318,6 +376,7 @@ MODELS: dict[str, Entry] = {
             "Zaremba et al. 2014; Freeman and Bruna 2017, section 4.3",
             False,
             _build_lstm,
+            whole=True,
         ),
         Entry(
             "meanfield",

@@ -1,0 +1,119 @@
+"""Names that a file holds: a data file never chooses code, nor another file to open, nor how much memory is taken.
+
+A checkpoint, a path, a sweep file say which network, data and loss they belong to. Whoever wrote the file chose these
+names, so only names of what is built in, in bounded sizes, are taken from it. All else the user must repeat.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isthmus.data import DATASETS, numbers_of
+from isthmus.errors import FileError
+from isthmus.losses import L1, NAMED, PENALTIES, Ridge
+from isthmus.models import MODELS
+from isthmus.storage.files import one_line
+
+MAX_TEXT = 1000
+"""Characters of a name."""
+MAX_STORED = 2**26
+"""Parameters of a network that is not yet there, and numbers of computed data, that a file may ask for."""
+_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The one gate for what the file `source` says; each method takes a value of any type.
+
+    `command`: what the user typed, to which the message adds the option that repeats the name. Errors: ``FileError``,
+    with the line to type where the value can be repeated safely.
+
+    >>> Stored("a.pt", "isthmus connect a.pt b.pt").model("net.py:make")
+    Traceback (most recent call last):
+    isthmus.errors.FileError: a.pt: names the model 'net.py:make', which is not built in, and a data file chooses no \
+code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
+    """
+
+    source: str | Path
+    command: str = ""
+
+    def model(self, value: object) -> str:
+        """A name of ``MODELS`` with its options; its size is bounded by the weights that must fit it."""
+        return self._name("model", value, MODELS, "and a data file chooses no code")
+
+    def data(self, value: object) -> str:
+        """A name of ``DATASETS`` with its options; of computed data at most ``MAX_STORED`` numbers."""
+        name = self._name("data", value, {e.name for e in DATASETS}, "and a data file chooses no other file")
+        if (count := numbers_of(name)) > MAX_STORED:
+            raise self.refusal("data", name, f"which holds {count:,} numbers, more than {MAX_STORED:,}")
+        return name
+
+    def loss(self, value: object) -> str:
+        """A name of ``NAMED``."""
+        if not isinstance(value, str) or value not in NAMED:
+            why = f"says that the loss is {_shown(value)}, which cannot be made from a file"
+            raise FileError(self.source, why, self._line("loss", " or ".join(NAMED)))
+        return value
+
+    def dtype(self, value: object) -> torch.dtype:
+        """A floating-point precision."""
+        if not isinstance(value, str) or value not in _DTYPES:
+            why = f"says that the precision is {_shown(value)}, not one of {', '.join(_DTYPES)}"
+            raise FileError(self.source, why, self._line("dtype", "float32 or float64"))
+        return _DTYPES[value]
+
+    def count(self, value: object, what: str = "examples") -> int:
+        """A number of examples."""
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+            value = int(value)  # metadata of safetensors are strings
+        if type(value) is not int or not 0 <= value < 10**9:
+            why = f"says that the number of {what} is {_shown(value)}, not a whole number >= 0"
+            raise FileError(self.source, why, self._line("examples", "N"))
+        return value
+
+    def penalty(self, value: object) -> Ridge | L1 | None:
+        """What ``describe_penalty`` gave."""
+        if value is None:
+            return None
+        held: dict[Any, Any] = value if isinstance(value, dict) else {}
+        name, kappa, names = held.get("name"), held.get("kappa"), held.get("names")
+        known = isinstance(name, str) and name in PENALTIES and type(kappa) in (int, float) and 0 <= kappa < 1e300
+        if not known or not (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
+            why = f"says that the penalty is {_shown(value)}, which cannot be made from a file"
+            raise FileError(self.source, why, self._line("penalty", "none, ridge:KAPPA or l1:KAPPA"))
+        return PENALTIES[str(name)](float(kappa), None if names is None else tuple(names))
+
+    def refusal(self, option: str, value: str, why: str) -> FileError:
+        """The error for a name that the user must repeat."""
+        return FileError(self.source, f"names the {option} {_shown(value)}, {why}", self._repeat(option, value))
+
+    def _name(self, option: str, value: object, known: Collection[str], why: str) -> str:
+        if value is None:
+            raise FileError(self.source, f"does not say which {option} it belongs to", self._line(option, "NAME"))
+        if not isinstance(value, str):
+            why = f"holds {_shown(value)} where the name of the {option} belongs"
+            raise FileError(self.source, why, self._line(option, "NAME"))
+        if len(value) > MAX_TEXT or value.partition(":")[0] not in known:
+            raise self.refusal(option, value, f"which is not built in, {why}")
+        return value
+
+    def _repeat(self, option: str, value: str) -> str:
+        if len(value) > MAX_TEXT or not value.isprintable() or value.startswith("-"):
+            return self._line(option, "NAME")
+        return "if you trust it: " + " ".join(filter(None, (self.command, f"--{option}", shlex.quote(value))))
+
+    def _line(self, option: str, value: str) -> str:
+        return f"give --{option} {value} yourself"
+
+
+def _shown(value: object) -> str:
+    """A value of a stranger's file in a few characters, whatever its size and depth."""
+    if isinstance(value, str):
+        return one_line(repr(value[:MAX_TEXT]))
+    return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"
