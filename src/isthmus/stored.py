@@ -7,7 +7,7 @@ names, so only names of what is built in, in bounded sizes, are taken from it. A
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,26 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
 
     def model(self, value: object) -> str:
         """A name of ``MODELS`` with its options; its size is bounded by the weights that must fit it."""
-        return self._name("model", value, MODELS, "and a data file chooses no code")
+        return self.names(("model", value))[0]
 
     def data(self, value: object) -> str:
         """A name of ``DATASETS`` with its options; of computed data at most ``MAX_STORED`` numbers."""
-        name = self._name("data", value, {e.name for e in DATASETS}, "and a data file chooses no other file")
-        if (count := numbers_of(name)) > MAX_STORED:
-            raise self.refusal("data", name, f"which holds {count:,} numbers, more than {MAX_STORED:,}")
-        return name
+        return self.names(("data", value))[0]
+
+    def names(self, *said: tuple[str, object]) -> tuple[str, ...]:
+        """The names, each given with its option, "model" or "data"; all that must be repeated are refused at once."""
+        names = tuple((option, self._text(option, value)) for option, value in said)
+        if refused := {(option, name): why for option, name in names if (why := _why_not(option, name))}:
+            raise self.refusal(refused)
+        return tuple(name for _, name in names)
+
+    def refusal(self, why: Mapping[tuple[str, str], str]) -> FileError:
+        """The error for names that the user must repeat: options and names, and what is wrong with each."""
+        text = "; it ".join(f"names the {option} {_shown(name)}, {reason}" for (option, name), reason in why.items())
+        if not all(len(name) <= MAX_TEXT and name.isprintable() and not name.startswith("-") for _, name in why):
+            return FileError(self.source, text, "; ".join(self._line(option, "NAME") for option, _ in why))
+        typed = " ".join(filter(None, (self.command, *(f"--{o} {shlex.quote(n)}" for o, n in why))))
+        return FileError(self.source, text, f"if you trust it: {typed}")
 
     def loss(self, value: object) -> str:
         """A name of ``NAMED``."""
@@ -89,27 +101,26 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
             raise FileError(self.source, why, self._line("penalty", "none, ridge:KAPPA or l1:KAPPA"))
         return PENALTIES[str(name)](float(kappa), None if names is None else tuple(names))
 
-    def refusal(self, option: str, value: str, why: str) -> FileError:
-        """The error for a name that the user must repeat."""
-        return FileError(self.source, f"names the {option} {_shown(value)}, {why}", self._repeat(option, value))
-
-    def _name(self, option: str, value: object, known: Collection[str], why: str) -> str:
+    def _text(self, option: str, value: object) -> str:
         if value is None:
             raise FileError(self.source, f"does not say which {option} it belongs to", self._line(option, "NAME"))
         if not isinstance(value, str):
             why = f"holds {_shown(value)} where the name of the {option} belongs"
             raise FileError(self.source, why, self._line(option, "NAME"))
-        if len(value) > MAX_TEXT or value.partition(":")[0] not in known:
-            raise self.refusal(option, value, f"which is not built in, {why}")
         return value
-
-    def _repeat(self, option: str, value: str) -> str:
-        if len(value) > MAX_TEXT or not value.isprintable() or value.startswith("-"):
-            return self._line(option, "NAME")
-        return "if you trust it: " + " ".join(filter(None, (self.command, f"--{option}", shlex.quote(value))))
 
     def _line(self, option: str, value: str) -> str:
         return f"give --{option} {value} yourself"
+
+
+def _why_not(option: str, name: str) -> str:
+    """What is wrong with a name from a file; nothing for one that is taken."""
+    known, other = (MODELS, "no code") if option == "model" else ({e.name for e in DATASETS}, "no other file")
+    if len(name) > MAX_TEXT or name.partition(":")[0] not in known:
+        return f"which is not built in, and a data file chooses {other}"
+    if option == "data" and (count := numbers_of(name)) > MAX_STORED:
+        return f"which holds {count:,} numbers, more than a data file may ask for"
+    return ""
 
 
 def _shown(value: object) -> str:

@@ -75,20 +75,25 @@ def of_checkpoints(files: Sequence[Path], said: Sequence[Mapping[str, Any]], ask
 
     `said`: the metadata of each file.
     """
-    held: dict[str, Any] = {}
-    for option in ("model", "data", "loss", "examples"):
-        if getattr(asked, option) is None:
-            held[option] = _agreed(option, files, said)
+    options = ("model", "data", "loss", "examples")
+    held = {o: _agreed(o, files, said) if getattr(asked, o) is None else None for o in options}
     gate = Stored(files[0], command())
-    model = asked.model or ("mlp" if held["model"] is None else gate.model(held["model"]))
-    data = asked.data or ("digits" if held["data"] is None else gate.data(held["data"]))
-    loss = asked.loss or ("cross_entropy" if held["loss"] is None else gate.loss(held["loss"]))
+    model, data = _names(gate, asked, held["model"] or "mlp", held["data"] or "digits")
+    loss = asked.loss or gate.loss(held["loss"] or "cross_entropy")
     examples = asked.examples
     if examples is None and held["examples"] is not None and asked.data is None:
         examples = gate.count(held["examples"])
     dataset = load(data)
     dataset = dataset if examples is None else dataset.subset(examples)
     return Parts(model, data, dataset, loss, None if asked.penalty is None else parse_penalty(asked.penalty))
+
+
+def _names(gate: Stored, asked: Asked, model: object, data: object) -> tuple[str, str]:
+    """Model and data: what the user typed, else through the gate what the file says."""
+    typed = {"model": asked.model, "data": asked.data}
+    said = [(option, value) for option, value in (("model", model), ("data", data)) if typed[option] is None]
+    found = dict(zip((option for option, _ in said), gate.names(*said), strict=True))
+    return asked.model or found["model"], asked.data or found["data"]
 
 
 def _agreed(option: str, files: Sequence[Path], said: Sequence[Mapping[str, Any]]) -> Any:
@@ -176,8 +181,7 @@ def of_path(source: Path, stats: Mapping[str, Any], asked: Asked) -> Parts:
     Where both say it and differ, the user's word counts and `notes` say so.
     """
     said = _Said(source, stats)
-    model = asked.model or said.gate.model(stats.get("model"))
-    data = asked.data or said.gate.data(stats.get("data"))
+    model, data = _names(said.gate, asked, stats.get("model"), stats.get("data"))
     loss = asked.loss or said.loss()
     penalty = said.penalty() if asked.penalty is None else parse_penalty(asked.penalty)
     dataset, notes = _examples(said, model, data, asked)
