@@ -153,11 +153,11 @@ def run(
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
     measured = profile(objective, connection.path, num_points, test=test, progress=progress)
-    write_profile(measured, folder)
+    write_profile(measured, folder, objective)
     middle = time.perf_counter()
     labels = connection.stats["segments"]
     proved = certify(objective, connection.path, gap, budget=budget, labels=labels, progress=progress)
-    write_certificate(proved, folder)
+    write_certificate(proved, folder, objective)
     seconds = {
         "connect": connection.stats["seconds"],
         "profile": middle - begin,
@@ -240,6 +240,7 @@ def summary(connection: Connection, measured: Profile | None, proved: Certificat
         "normalized_length": connection.path.normalized_length,
         "labels": list(connection.stats.get("segments", [])),
         "dtype": connection.stats.get("objective", {}).get("dtype"),
+        "objective": connection.stats.get("objective"),
         "version": version("isthmus"),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -272,21 +273,42 @@ def reference_of(name: str) -> str:
     return next((m.about.reference for m in METHODS if m.__name__ == name), "")
 
 
-def write_profile(measured: Profile, folder: FilePath) -> None:
-    """profile.json and profile.csv."""
-    write_json(folder / "profile.json", measured.to_dict())
+def write_profile(measured: Profile, folder: FilePath, objective: Objective | None = None) -> None:
+    """profile.json, with what was measured if the `objective` is given, and profile.csv."""
+    write_json(folder / "profile.json", measured.to_dict() | _about(objective))
     columns = {"t": measured.t, "segment": measured.segment, "loss": measured.loss, "error": measured.error}
     if measured.test is not None:
         columns |= {"test_loss": measured.test.loss, "test_error": measured.test.error}
     write_csv(folder / "profile.csv", {k: v.tolist() for k, v in columns.items()})
 
 
-def write_certificate(proved: Certificate, folder: FilePath) -> None:
-    """certificate.json and certificate.csv."""
+def write_certificate(proved: Certificate, folder: FilePath, objective: Objective | None = None) -> None:
+    """certificate.json, with what is bounded if the `objective` is given, and certificate.csv."""
     table = proved.to_dict()
-    write_json(folder / "certificate.json", table)
+    write_json(folder / "certificate.json", table | _about(objective))
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
+
+
+def _about(objective: Objective | None) -> dict[str, Any]:
+    return {} if objective is None else {"objective": objective.describe()}
+
+
+SAME = ("loss", "named", "examples", "penalty", "error")
+"""The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
+
+
+def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
+    """In what two descriptions of objectives differ, as far as both say it.
+
+    >>> differs({"loss": "mse", "examples": 5}, {"loss": "cross_entropy", "examples": 5})
+    ["loss: 'cross_entropy', not 'mse'"]
+    """
+    if not isinstance(theirs, Mapping):
+        return []
+    keys = [k for k in SAME if k in mine and k in theirs]
+    keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
+    return [f"{k}: {theirs[k]!r}, not {mine[k]!r}" for k in keys if mine[k] != theirs[k]]
 
 
 def upward(value: float, digits: int = 4) -> float:

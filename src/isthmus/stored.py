@@ -17,13 +17,15 @@ import torch
 from isthmus.data import DATASETS, numbers_of
 from isthmus.errors import FileError
 from isthmus.losses import L1, NAMED, PENALTIES, Ridge
-from isthmus.models import MODELS
+from isthmus.models import MODELS, parameters_of
 from isthmus.storage.files import one_line
 
 MAX_TEXT = 1000
 """Characters of a name."""
 MAX_STORED = 2**26
 """Parameters of a network that is not yet there, and numbers of computed data, that a file may ask for."""
+_WORDS = 10_000
+"""The vocabulary that a language model is taken to have where only its size matters."""
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 
@@ -44,7 +46,7 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
     command: str = ""
 
     def model(self, value: object) -> str:
-        """A name of ``MODELS`` with its options; its size is bounded by the weights that must fit it."""
+        """A name of ``MODELS`` with its options, for weights that are there and bound its size: see ``by_name``."""
         return self.names(("model", value))[0]
 
     def data(self, value: object) -> str:
@@ -65,6 +67,13 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
             return FileError(self.source, text, "; ".join(self._line(option, "NAME") for option, _ in why))
         typed = " ".join(filter(None, (self.command, *(f"--{o} {shlex.quote(n)}" for o, n in why))))
         return FileError(self.source, text, f"if you trust it: {typed}")
+
+    def new_models(self, *names: str) -> None:
+        """Refuse networks, to be made afresh, of more than ``MAX_STORED`` parameters."""
+        built_in = {name: MODELS[name.partition(":")[0]] for name in names}
+        sizes = {n: parameters_of(n, outputs=_WORDS if entry.whole else None) for n, entry in built_in.items()}
+        if large := {("model", n): f"which has {size:,} parameters" for n, size in sizes.items() if size > MAX_STORED}:
+            raise self.refusal({key: f"{why}, more than a data file may ask for" for key, why in large.items()})
 
     def loss(self, value: object) -> str:
         """A name of ``NAMED``."""
@@ -94,12 +103,12 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         if value is None:
             return None
         held: dict[Any, Any] = value if isinstance(value, dict) else {}
-        name, kappa, names = held.get("name"), held.get("kappa"), held.get("names")
-        known = isinstance(name, str) and name in PENALTIES and type(kappa) in (int, float) and 0 <= kappa < 1e300
-        if not known or not (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
-            why = f"says that the penalty is {_shown(value)}, which cannot be made from a file"
+        kind, kappa, names = held.get("name"), held.get("kappa"), held.get("names")
+        plain = names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))
+        if not (isinstance(kind, str) and kind in PENALTIES and type(kappa) in (int, float) and plain):
+            why = f"says that the penalty is {_shown(kind)} of {_shown(kappa)}, which cannot be made from a file"
             raise FileError(self.source, why, self._line("penalty", "none, ridge:KAPPA or l1:KAPPA"))
-        return PENALTIES[str(name)](float(kappa), None if names is None else tuple(names))
+        return PENALTIES[kind](held["kappa"], None if names is None else tuple(names))
 
     def _text(self, option: str, value: object) -> str:
         if value is None:

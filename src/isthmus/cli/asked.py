@@ -186,11 +186,11 @@ def of_path(source: Path, stats: Mapping[str, Any], asked: Asked) -> Parts:
     penalty = said.penalty() if asked.penalty is None else parse_penalty(asked.penalty)
     dataset, notes = _examples(said, model, data, asked)
     for option, mine, theirs in (
-        ("model", asked.model, stats.get("model")),
-        ("loss", asked.loss, said.objective.get("loss")),
-        ("penalty", asked.penalty and describe_penalty(penalty), said.objective.get("penalty")),
+        ("model", model, stats.get("model", model)),
+        ("loss", loss, said.objective.get("loss", loss)),
+        ("penalty", describe_penalty(penalty), said.objective.get("penalty")),
     ):
-        if mine is not None and theirs is not None and mine != theirs:
+        if mine != theirs:
             notes.append(f"the {option} {_short(theirs)}; here it is {_short(mine)}, as asked")
     if (error := said.objective.get("error")) is not None:
         notes.append(f"the error {_short(error)}, which a file cannot hold; here it is the rate of wrong classes")

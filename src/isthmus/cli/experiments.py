@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,23 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
+from isthmus.cli.asked import command
 from isthmus.cli.common import Json, Quiet
 from isthmus.cli.console import console, progress_bar
 from isthmus.connectors.base import Progress
 from isthmus.errors import FileError, InputError
 from isthmus.experiments import EXPERIMENTS, SCALES, Finding, by_name, read_sweep, sweep_file
-from isthmus.experiments.base import Row, as_json, as_markdown, columns_of, done, shown, write_figures, write_tables
+from isthmus.experiments.base import (
+    Row,
+    as_json,
+    as_markdown,
+    columns_of,
+    done,
+    rows_of,
+    shown,
+    write_figures,
+    write_tables,
+)
 from isthmus.sweep import Cell, Engine, Local, Ray, Shard, Store, SweepReport, run_cells, with_needs
 
 app = typer.Typer(name="experiment", help="Experiments: run, resume, tabulate, draw.", no_args_is_help=True)
@@ -174,6 +184,12 @@ def figures(
 def sweep(
     file: Annotated[Path, typer.Argument(help="A YAML file of networks, methods and seeds; see docs/experiments.md.")],
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="KEY=VALUE over the file; repeatable.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="A network of the file that is your code; repeatable.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="An .npz file that the file names; repeatable.")
+    ] = None,
     runs: Folder = Path("runs"),
     show: Annotated[bool, typer.Option("--status", help="Compute nothing; show what is done.")] = False,
     workers: Workers = None,
@@ -186,13 +202,16 @@ def sweep(
     quiet: Quiet = False,
     as_json_: Json = False,
 ) -> int:
-    """Your own sweep: every pair by every method, one row each; only what is missing is computed."""
-    document = read_sweep(file, set_ or ())
+    """Your own sweep: every pair by every method, one row each; only what is missing is computed.
+
+    The file chooses no code and no other data file: those that it names are repeated as --model and --data.
+    """
+    document = read_sweep(file, set_ or (), repeated=[*(model or ()), *(data or ())], command=command())
     cells, store = document.cells(), Store(runs)
     engine = engine_of(workers, address, cpus, gpus, resource, retries)
     report = None if show else _run(cells, store, engine, shard, quiet)
     found = done(store, cells)
-    rows = sweep_file.rows(found)
+    rows = rows_of(sweep_file.rows, found)
     if rows:
         write_tables(rows, runs / document.name / "tables", file.stem)
     if as_json_:
@@ -213,7 +232,7 @@ def _run(cells: Sequence[Cell], store: Store, engine: Engine, shard: str | None,
             plan = with_needs(cells if part is None else part.of(cells))
             finished = sum(store.find(c) is not None for c in plan)
             print(f"\nstopped: {finished} of {len(plan)} cells are done and stay; to go on, run this again:\n"
-                  f"  isthmus {shlex.join(sys.argv[1:])}", file=sys.stderr)  # fmt: skip
+                  f"  {command()}", file=sys.stderr)  # fmt: skip
             raise
     if not quiet:
         print(f"{report.total} cells: {report.found} were there, {report.computed} computed", file=sys.stderr)

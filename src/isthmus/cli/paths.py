@@ -102,7 +102,7 @@ def profile(
         else:
             measured = _profile_on(engine, objective, test, connection.path, num_points, progress)
     make_folder(out)
-    runs.write_profile(measured, out)
+    runs.write_profile(measured, out, objective)
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
@@ -149,7 +149,7 @@ def certify(
             proved = certify_in_parallel(
                 objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
             )
-    runs.write_certificate(proved, out)
+    runs.write_certificate(proved, out, objective)
     table = proved.to_dict()
     _print_values(
         {k: table[k] for k in ("bound", "excess", "gap", "proved", "error_bound", "dtype", "slack", "counts")}, as_json
@@ -182,6 +182,8 @@ def _profile_on(
 def _verify(objective: Objective, connection: Connection, labels: tuple[str, ...], stored: Any, quiet: bool) -> int:
     with progress_bar(quiet) as progress:
         problems = verify_certificate(objective, connection.path, stored, labels=labels, progress=progress)
+    about = stored.get("objective") if isinstance(stored, dict) else None
+    problems += [f"it is about another objective, {what}" for what in runs.differs(objective.describe(), about)]
     for problem in problems:
         print(problem)
     print("the certificate holds" if not problems else f"the certificate does not hold: {len(problems)} problems")

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from isthmus.errors import InputError
+from isthmus.errors import FileError, InputError, IsthmusError
 from isthmus.runs import upward
 from isthmus.storage import make_folder, write_csv, write_json, write_text
-from isthmus.storage.files import plain
+from isthmus.storage.files import one_line, plain
 from isthmus.sweep import Cell, Store, Stored
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Experiment:
 
     def table(self, store: Store, cells: Sequence[Cell]) -> list[Row]:
         """The rows of what is done, the paper's values in columns of their own."""
-        rows = self.rows(done(store, cells))
+        rows = rows_of(self.rows, done(store, cells))
         for value in self.paper:
             for row in rows:
                 if all(row.get(k) == v for k, v in value.row.items()):
@@ -97,6 +97,18 @@ def done(store: Store, cells: Sequence[Cell]) -> list[tuple[Cell, Stored]]:
     """The finished ones among the cells."""
     found = ((c, store.find(c)) for c in cells)
     return [(c, stored) for c, stored in found if stored is not None]
+
+
+def rows_of(rows: Callable[[Done], list[Row]], found: Done) -> list[Row]:
+    """The rows of what is done. Errors: ``FileError`` for results without the values that rows are made of."""
+    try:
+        return rows(found)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        if isinstance(e, IsthmusError):
+            raise
+        folder = found[0][1].folder.parent if found else "results"
+        why = f"holds a result that is not one of this version ({type(e).__name__}: {one_line(e)})"
+        raise FileError(folder, why, "move it away, and run again") from e
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:

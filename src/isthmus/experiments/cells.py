@@ -68,9 +68,7 @@ class Problem:
 
     def dataset(self) -> Dataset:
         """The examples, as the network takes them."""
-        data = load(self.data).subset(self.examples, self.tests or None)
-        name = self.model.partition(":")[0]
-        return data.flat() if name in MODELS and MODELS[name].flat else data
+        return runs.inputs_of(self.model, load(self.data).subset(self.examples, self.tests or None))
 
     def module(self, data: Dataset, seed: int = 0) -> torch.nn.Module:
         """The network with the weights of that seed."""
@@ -265,15 +263,15 @@ class Pair(Cell):
         judge = runs.judge_of(self.method, test)
         found = connect(objective, a, b, self.method, seed=self.seed, test=judge, checkpoint=state)
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
-        stats |= {"model": self.a.problem.model, "data": self.a.problem.data}
+        stats |= {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
         found = Connection(found.path, found.target, found.outcome, stats)
         measured = profile(objective, found.path, self.num_points, test=test)
         labels = found.stats.get("segments", ())
         proved = certify(objective, found.path, self.gap, labels=labels, budget=self.budget)
         folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
         save(found, folder / "path.safetensors")
-        runs.write_profile(measured, folder)
-        runs.write_certificate(proved, folder)
+        runs.write_profile(measured, folder, objective)
+        runs.write_certificate(proved, folder, objective)
         row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
         write_json(folder / "result.json", row | {"model": stats["model"], "data": stats["data"], "seed": self.seed})
         barriers = {k: asdict(v) for k, v in measured.barriers.items()}

@@ -14,9 +14,13 @@ from isthmus.connectors.fit import Recipe
 from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.experiments.base import Done, Row
 from isthmus.experiments.cells import Network, Pair, Problem, Weights
+from isthmus.storage.files import one_line
+from isthmus.stored import Stored
 
 T = TypeVar("T")
 _BYTES = 1_000_000
+_VALUES = 100_000
+_POINTS = 1_000_000
 _STRICT = {"extra": "forbid"}  # for pydantic: a key that is not a field is an error
 
 
@@ -104,36 +108,88 @@ def _pairs(ends: Sequence[Any], how: str) -> list[tuple[Any, Any]]:
     return list(zip(ends[::step], ends[1::step], strict=False))
 
 
-def read_sweep(path: str | Path, changes: Sequence[str] = ()) -> SweepFile:
+def read_sweep(
+    path: str | Path, changes: Sequence[str] = (), *, repeated: Sequence[str] = (), command: str = ""
+) -> SweepFile:
     """The sweep in a YAML file; `changes` are ``KEY=VALUE``, with dots and numbers into it (``networks.0.steps=50``).
 
-    Nothing in the file is code. Errors: ``FileError`` and ``InputError`` that name the key.
+    The file chooses no code and no data files: networks and data that are not built in must be among `repeated` or
+    the `changes`, as must networks and computed data of unusual size (see ``isthmus.stored``; `command` is what the
+    message adds the options to). Checkpoints are opened as the file says; reading them runs nothing. Errors:
+    ``FileError`` and ``InputError`` that name the key.
     """
-    try:
-        import yaml
-    except ImportError as e:
-        raise MissingExtraError(str(e.name), "cli") from e
     path = Path(path)
-    try:
-        if path.stat().st_size > _BYTES:
-            raise FileError(path, f"has more than {_BYTES:,} bytes", "give a sweep file")
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise FileError(path, getattr(e, "strerror", None) or "is not text", "check the name") from e
-    except yaml.YAMLError as e:
-        raise FileError(path, f"is not YAML ({' '.join(str(e).split())})") from e
-    if not isinstance(document, dict):
-        raise FileError(path, "holds no keys", "see docs/experiments.md for an example")
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise InputError("--set", expected="KEY=VALUE", got=change)
-        _put(document, key.split("."), yaml.safe_load(text), change)
+    document = _document(path)
+    repeated = [*repeated, *_changed(document, changes)]
     document["networks"] = [
         _checked(Checkpoints if "checkpoints" in entry else Training, entry, f"{path}: networks.{i}")
         for i, entry in enumerate(_entries(document, path))
     ]
-    return _checked(SweepFile, document, str(path))
+    read = _checked(SweepFile, document, str(path))
+    if not 2 <= read.num_points <= _POINTS:
+        raise InputError(f"{path}: num_points", expected=f"a whole number from 2 to {_POINTS:,}", got=read.num_points)
+    said = dict.fromkeys((o, n) for e in read.networks for o, n in (("model", e.model), ("data", e.data)))
+    left = [(option, name) for option, name in said if name not in repeated]
+    gate = Stored(path, command)
+    gate.names(*left)
+    gate.new_models(*(name for option, name in left if option == "model"))
+    return read
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """What the file holds, of bounded size."""
+    try:
+        import yaml
+    except ImportError as e:
+        raise MissingExtraError(str(e.name), "cli") from e
+    try:
+        if path.stat().st_size > _BYTES:
+            raise FileError(path, f"has more than {_BYTES:,} bytes", "give a sweep file")
+        text = path.read_text(encoding="utf-8")
+        _expanded(yaml.compose(text, Loader=yaml.SafeLoader), {})
+        document = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as e:
+        raise FileError(path, getattr(e, "strerror", None) or "is not text", "check the name") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise FileError(path, f"is not YAML ({one_line(' '.join(str(e).split()))})") from e
+    if not isinstance(document, dict):
+        raise FileError(path, "holds no keys", "see docs/experiments.md for an example")
+    return document
+
+
+def _changed(document: dict[str, Any], changes: Sequence[str]) -> list[str]:
+    """Put the changes into the document; the texts among them, which the user typed."""
+    import yaml
+
+    typed: list[str] = []
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise InputError("--set", expected="KEY=VALUE", got=change)
+        value = yaml.safe_load(text)
+        typed += _strings(value)
+        _put(document, key.split("."), value, change)
+    return typed
+
+
+def _expanded(node: Any, known: dict[int, int]) -> int:
+    """How many values a YAML node holds with its aliases written out; ValueError for more than a sweep has."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = _VALUES  # an alias to what is around it never ends
+    children = [] if node is None or isinstance(node.value, str) else node.value
+    parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+    known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+    if known[id(node)] > _VALUES:
+        raise ValueError(f"more than {_VALUES:,} values")
+    return known[id(node)]
+
+
+def _strings(value: Any) -> list[str]:
+    """All texts in a document."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [s for v in value for s in _strings(v)] if isinstance(value, list) else [value] * isinstance(value, str)
 
 
 def _entries(document: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from isthmus import paths
 from isthmus.errors import FileError
-from isthmus.storage.files import read_json
+from isthmus.runs import differs
+from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection
 
 Floats = NDArray[np.float64]
@@ -103,11 +104,20 @@ def read_run(folder: str | Path) -> Run:
     _check_result(folder / "result.json", result)
     profile = certificate = None
     if (folder / "profile.json").is_file():
-        profile = _profile(folder / "profile.json")
+        profile = _profile(folder / "profile.json", result)
     if (folder / "certificate.json").is_file():
         certificate = _document(folder / "certificate.json")
         _check_certificate(folder / "certificate.json", certificate)
+        _check_same(folder / "certificate.json", certificate, result)
     return Run(result["method"]["name"], folder, result, profile, certificate)
+
+
+def _check_same(file: Path, doc: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Refuse a measurement or a proof of another objective: one folder is about one."""
+    _check(file, doc, "objective", dict)
+    if different := differs(result.get("objective") or {}, doc.get("objective")):
+        why = f"is about another objective than result.json ({one_line(', '.join(different))})"
+        raise FileError(file, why, "measure into a folder of its own, or make the run again")
 
 
 def _document(file: Path) -> dict[str, Any]:
@@ -137,6 +147,10 @@ def _check_result(file: Path, doc: Mapping[str, Any]) -> None:
     _check(file, doc, "seconds", dict)
     _check(file, doc, "proved", bool)
     _check(file, doc, "labels", list)
+    _check(file, doc, "objective", dict)
+    _check(file, doc.get("objective") or {}, "loss", str)
+    _check(file, doc.get("objective") or {}, "examples", int)
+    _check(file, doc.get("objective") or {}, "penalty", dict)
     for key in ("reference", "model", "data", "dtype", "command", "version", "torch"):
         _check(file, doc, key, str)
     for key in NUMBERS:
@@ -168,8 +182,9 @@ def _check_certificate(file: Path, doc: Mapping[str, Any]) -> None:
         _check(file, segment, "label", str)
 
 
-def _profile(file: Path) -> Profile:
+def _profile(file: Path, result: Mapping[str, Any]) -> Profile:
     doc = _document(file)
+    _check_same(file, doc, result)
     t = _floats(file, doc, "t")
     if len(t) < 2 or not np.all(np.diff(t) >= 0) or t[0] < 0 or t[-1] > 1:
         raise FileError(file, "t: expected at least two increasing numbers in [0, 1]", "measure the path again")

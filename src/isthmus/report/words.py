@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from html import escape
 from math import isfinite, nan
@@ -89,8 +90,21 @@ def best(runs: tuple[Run, ...]) -> float:
 
 
 def pair_of(run: Run) -> tuple[object, ...]:
-    """What two runs must share to be compared: network, data and the losses of the ends."""
-    return (run.result.get("model"), run.result.get("data"), num(run.number("loss_a")), num(run.number("loss_b")))
+    """What two runs must share to be compared: network, data, objective and the losses of the ends."""
+    held = run.result.get("objective") or {}
+    objective = tuple(repr(held.get(k)) for k in ("loss", "examples", "penalty"))
+    ends = (num(run.number("loss_a")), num(run.number("loss_b")))
+    return (run.result.get("model"), run.result.get("data"), *objective, *ends)
+
+
+def objective_of(run: Run) -> str:
+    """The loss, how many examples it is the mean over, and the penalty, in words; empty where not recorded."""
+    held = run.result.get("objective") or {}
+    if "loss" not in held or "examples" not in held:
+        return ""
+    penalty = held.get("penalty") or {}
+    plus = f" plus the penalty {penalty.get('name')} of {penalty.get('kappa')}" if penalty else ""
+    return f" (<code>{escape(str(held['loss']))}</code> on {held['examples']:,} training examples{escape(plus)})"
 
 
 def introduction(runs: tuple[Run, ...]) -> str:
@@ -104,7 +118,8 @@ def introduction(runs: tuple[Run, ...]) -> str:
     model, data = text_of(run, "model") or "not recorded", text_of(run, "data") or "not recorded"
     return (
         f"<p>Two trained networks, A and B, of the kind <code>{model}</code> on the data <code>{data}</code>. "
-        f"Their training losses are {num(run.number('loss_a'))} (A) and {num(run.number('loss_b'))} (B). "
+        f"Their training losses{objective_of(run)} are "
+        f"{num(run.number('loss_a'))} (A) and {num(run.number('loss_b'))} (B). "
         "Each method below joins A to B by a path in weight space; "
         "the question is how high the loss rises on the way.</p>"
     )
@@ -241,9 +256,19 @@ def _details(count: int, head: str, rows: str) -> str:
     )
 
 
+def _command_of(run: Run) -> str:
+    """The recorded command if it is one of ours and nothing more, as readers paste it into a shell."""
+    command = run.result.get("command") or ""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    return command if words[:1] == ["isthmus"] and command == shlex.join(words) and command.isprintable() else ""
+
+
 def repeat(runs: tuple[Run, ...]) -> str:
     """The commands, versions and seeds."""
-    commands = "\n".join(text_of(r, "command") for r in runs if r.result.get("command"))
+    commands = "\n".join(escape(command) for r in runs if (command := _command_of(r)))
     shown = f"<pre>{commands}</pre>" if commands else "<p>No command was recorded.</p>"
     rows = "\n".join(
         f"<tr><th scope='row'>{escape(r.label)}</th><td>{whole(r.number('seed'))}</td>"

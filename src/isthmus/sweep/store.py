@@ -71,7 +71,11 @@ class Store:
         if document.get("key") != key or {k: document.get(k) for k in known} != known:
             raise FileError(file, "holds another configuration under the same key", "move its folder away")
         record = folder / "record.json"
-        return Stored(key, folder, document["result"], read_json(record) if record.exists() else {})
+        kept = read_json(record) if record.exists() else {}
+        for what, held in ((file, document.get("result")), (record, kept)):
+            if not isinstance(held, dict):
+                raise FileError(what, f"holds {type(held).__name__}, not named values", "move its folder away")
+        return Stored(key, folder, document["result"], kept)
 
     def load(self, cell: Cell) -> Stored:
         """The finished cell. Errors: ``FileError`` when it is not finished."""
