@@ -86,16 +86,16 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         """A floating-point precision."""
         if not isinstance(value, str) or value not in _DTYPES:
             why = f"says that the precision is {_shown(value)}, not one of {', '.join(_DTYPES)}"
-            raise FileError(self.source, why, self._line("dtype", "float32 or float64"))
+            raise FileError(self.source, why, "make it again")
         return _DTYPES[value]
 
-    def count(self, value: object, what: str = "examples") -> int:
-        """A number of examples."""
+    def count(self, value: object, what: str = "examples", instead: str = "") -> int:
+        """A number of examples; `instead`: what to do about another value."""
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
             value = int(value)  # metadata of safetensors are strings
         if type(value) is not int or not 0 <= value < 10**9:
             why = f"says that the number of {what} is {_shown(value)}, not a whole number >= 0"
-            raise FileError(self.source, why, self._line("examples", "N"))
+            raise FileError(self.source, why, instead or self._line("examples", "N"))
         return value
 
     def penalty(self, value: object) -> Ridge | L1 | None:
@@ -105,7 +105,9 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         held: dict[Any, Any] = value if isinstance(value, dict) else {}
         kind, kappa, names = held.get("name"), held.get("kappa"), held.get("names")
         plain = names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))
-        if not (isinstance(kind, str) and kind in PENALTIES and type(kappa) in (int, float) and plain):
+        if not (
+            isinstance(kind, str) and kind in PENALTIES and type(kappa) in (int, float) and kappa < 1e300 and plain
+        ):
             why = f"says that the penalty is {_shown(kind)} of {_shown(kappa)}, which cannot be made from a file"
             raise FileError(self.source, why, self._line("penalty", "none, ridge:KAPPA or l1:KAPPA"))
         return PENALTIES[kind](held["kappa"], None if names is None else tuple(names))

@@ -21,6 +21,7 @@ from isthmus.stored import Stored
 
 TYPED: ContextVar[Sequence[str]] = ContextVar("TYPED", default=())
 """The arguments of the command that runs."""
+_AGAIN = "make the path again"
 
 
 def command() -> str:
@@ -37,6 +38,7 @@ class Asked:
     loss: str | None = None
     examples: int | None = None
     penalty: str | None = None
+    dtype: str = "auto"
     changed_data: bool = False
 
 
@@ -144,13 +146,14 @@ class _Said:
         return self.gate.dtype(self.objective["dtype"]) if "dtype" in self.objective else None
 
     def examples(self) -> int | None:
-        return self.gate.count(self.objective["examples"]) if "examples" in self.objective else None
+        held = self.objective
+        return self.gate.count(held["examples"], instead=_AGAIN) if "examples" in held else None
 
     def tests(self) -> int | None:
         """The number of test examples; None: not said."""
         if "test" not in self.stats:
             return None
-        return self.gate.count(self.test["examples"]) if "examples" in self.test else 0
+        return self.gate.count(self.test["examples"], "test examples", _AGAIN) if "examples" in self.test else 0
 
     def part(self, data: Dataset) -> Dataset | None:
         """The examples of the path among the data: the first so many; None when the data have fewer."""
@@ -171,7 +174,7 @@ class _Said:
             (self.test.get("digest"), part.x_test, part.y_test),
         ):
             if held is not None and x is not None and y is not None:
-                found.append(held == digest_of_data(x, y, self.dtype() or x.dtype))
+                found.append(held == digest_of_data(x, y, self.dtype() or torch.float64))
         return all(found) if found else None
 
 
@@ -185,16 +188,22 @@ def of_path(source: Path, stats: Mapping[str, Any], asked: Asked) -> Parts:
     loss = asked.loss or said.loss()
     penalty = said.penalty() if asked.penalty is None else parse_penalty(asked.penalty)
     dataset, notes = _examples(said, model, data, asked)
-    for option, mine, theirs in (
-        ("model", model, stats.get("model", model)),
-        ("loss", loss, said.objective.get("loss", loss)),
-        ("penalty", describe_penalty(penalty), said.objective.get("penalty")),
-    ):
-        if mine != theirs:
-            notes.append(f"the {option} {_short(theirs)}; here it is {_short(mine)}, as asked")
-    if (error := said.objective.get("error")) is not None:
-        notes.append(f"the error {_short(error)}, which a file cannot hold; here it is the rate of wrong classes")
+    notes += _contradicted(said, {"model": model, "loss": loss, "penalty": describe_penalty(penalty)}, asked.dtype)
     return Parts(model, data, dataset, loss, penalty, said.dtype(), tuple(notes))
+
+
+def _contradicted(said: _Said, used: Mapping[str, object], dtype: str) -> list[str]:
+    """What of the objective differs from what the path was made with."""
+    held = {**said.objective, "model": said.stats.get("model", used["model"]), "penalty": said.objective.get("penalty")}
+    used = dict(used) if dtype == "auto" else {**used, "dtype": dtype}
+    notes = [
+        f"the {key} {_short(held[key])}; here it is {_short(value)}, as asked"
+        for key, value in used.items()
+        if held.get(key, value) != value
+    ]
+    if (error := held.get("error")) is not None:
+        notes.append(f"the error {_short(error)}, which a file cannot hold; here it is the rate of wrong classes")
+    return notes
 
 
 def _short(value: object) -> str:

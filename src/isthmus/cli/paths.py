@@ -92,7 +92,7 @@ def profile(
     """Measure the loss and the error along a stored path, on the training and the test data."""
     engine = _engine(workers, address, {"--tol": tol, "--screen": screen, "--bn": None if bn == "interpolate" else bn})
     connection, objective, test = _open_path(
-        path, Asked(model, data, loss, examples, penalty, changed_data), device, dtype
+        path, Asked(model, data, loss, examples, penalty, dtype, changed_data), device, dtype
     )
     with progress_bar(quiet) as progress:
         if engine is None:
@@ -136,7 +136,7 @@ def certify(
     """
     engine = _engine(workers, address, {"--verify": verify})
     connection, objective, _ = _open_path(
-        path, Asked(model, data, loss, examples, penalty, changed_data), device, "float64"
+        path, Asked(model, data, loss, examples, penalty, changed_data=changed_data), device, "float64"
     )
     labels = _labels(path, connection)
     if verify is not None:
