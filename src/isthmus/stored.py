@@ -103,7 +103,8 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         if value is None:
             return None
         held: dict[Any, Any] = value if isinstance(value, dict) else {}
-        kind, kappa, names = held.get("name"), held.get("kappa"), held.get("names")
+        kind, names = held.get("name"), held.get("names")
+        kappa: Any = held.get("kappa")
         plain = names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))
         if not (
             isinstance(kind, str) and kind in PENALTIES and type(kappa) in (int, float) and kappa < 1e300 and plain
