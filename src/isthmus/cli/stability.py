@@ -19,7 +19,6 @@ from isthmus.cli.common import (
     LossOption,
     ModelOption,
     OutOption,
-    PenaltyOption,
     Quiet,
     Seed,
     UnsafePickle,
@@ -51,7 +50,6 @@ def stability(
     ] = None,
     loss: LossOption = None,
     examples: Examples = None,
-    penalty: PenaltyOption = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -65,7 +63,7 @@ def stability(
     """
     read = opened(
         (checkpoint,), model, data,
-        loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle, penalty=penalty,
+        loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle,
     )  # fmt: skip
     objective, test, (theta,) = read.objective, read.test, read.ends
     measured = None
