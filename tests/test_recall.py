@@ -107,11 +107,21 @@ def test_the_penalty_is_part_of_what_every_command_measures(ends, capsys):
         value = float((module(data.x_train) - data.y_train).square().mean())
     plus = 0.5 * sum(float(p.double().square().sum()) for p in params.values())
     assert first["loss"][0] == pytest.approx(value + plus, rel=1e-6)
-    ok(capsys, "theory", *ends, "--model", MODEL, "--data", "reg.npz", "--loss", "mse", "--penalty", "ridge:0.5",
-       "--theorem", "Kuditipudi", "--theorem", "Theorem 1", "--masks", "2", "--out", "t")  # fmt: skip
-    bounds = [row["bound"] for row in json.loads(open("t/theory.json").read())["rows"] if row["bound"] is not None]
-    assert bounds
-    assert min(bounds) >= max(first["loss"][0], first["loss"][-1]) * (1 - 1e-6)
+
+
+def test_theory_sees_the_penalty(ends, capsys):
+    """Proposition 2.2 is about linear networks with none, or ridge on all weights."""
+    open("net.py", "w").write(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))\n"
+    )
+    for name in "ab":
+        params = im.load_params(f"{name}.safetensors")
+        im.save_params({k.replace("2.", "1."): v for k, v in params.items()}, f"{name}.safetensors")
+    arguments = ["theory", *ends, "--model", "net.py:net", "--data", "reg.npz", "--loss", "mse"]
+    for penalty, holds in (("none", True), ("ridge:0.5", True), ("l1:0.5", False)):
+        out = ok(capsys, *arguments, "--theorem", "Proposition 2.2", "--penalty", penalty, "--json").out
+        (row,) = [r for r in json.loads(out)["rows"] if r["premise"] == "penalty"]
+        assert row["holds"] is holds
 
 
 def test_what_is_typed_counts_and_is_said(ends, capsys):

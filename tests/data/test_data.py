@@ -272,6 +272,45 @@ def test_a_file_is_used_as_given(tmp_path: Path):
     assert data.cast(torch.float64).y_train.dtype == torch.float64
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64, np.uint16, np.uint32, np.uint64])
+def test_whole_numbers_stay_whole(tmp_path: Path, kind: type):
+    x = np.array([[0, 7], [100, 3]], kind)
+    np.savez(tmp_path / "d.npz", x=x, y=np.array([0, 1]), x_test=x, y_test=np.array([1, 1]))
+    data = load(tmp_path / "d.npz")
+    assert data.x_train.dtype == torch.int64
+    assert data.x_train.tolist() == x.tolist()
+    assert data.cast(torch.float64).x_train.dtype == torch.int64
+    assert data.floating().x_train.dtype == torch.float32
+    assert data.floating().x_test.tolist() == x.tolist()
+
+
+def test_64_bit_whole_numbers_are_not_rounded(tmp_path: Path):
+    x = np.array([[2**24 + 1, 2**53 + 1]])
+    np.savez(tmp_path / "d.npz", x=x, y=np.array([2**24 + 1]))
+    data = load(tmp_path / "d.npz")
+    assert data.x_train.tolist() == x.tolist()
+    assert data.y_train.tolist() == [2**24 + 1]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, bool, np.float16, np.float32, np.float64])
+def test_pixels_flags_and_floating_point_become_float32(tmp_path: Path, kind: type):
+    x = np.array([[0, 1], [1, 1]], kind)
+    np.savez(tmp_path / "d.npz", x=x, y=np.array([True, False]))
+    data = load(tmp_path / "d.npz")
+    assert data.x_train.dtype == torch.float32
+    assert data.x_train.tolist() == x.astype(float).tolist()  # unscaled
+    assert (data.y_train.tolist(), data.classes) == ([1, 0], 2)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint64, bool, np.float32])
+def test_targets_of_every_kind(tmp_path: Path, kind: type):
+    y = np.array([[1], [0]], kind)
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 2)), y=y)
+    data = load(tmp_path / "d.npz")
+    assert data.y_train.tolist() == y.tolist()
+    assert data.y_train.dtype == (torch.float32 if kind is np.float32 else torch.int64)
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -282,6 +321,12 @@ def test_a_file_is_used_as_given(tmp_path: Path):
         ({"x": np.ones((2, 2)), "y": np.ones(3)}, "with the same n"),
         ({"x": np.ones(2), "y": np.ones(2)}, "shapes [n, ...]"),
         ({"x": np.full((2, 2), 1e300), "y": np.ones(2)}, "beyond the range"),
+        ({"x": np.full((2, 2), 2**63, np.uint64), "y": np.ones(2)}, "x holds numbers beyond the range of int64"),
+        ({"x": np.ones((2, 2)), "y": np.full(2, 2**63, np.uint64)}, "y holds numbers beyond the range of int64"),
+        (
+            {"x_train": np.ones((2, 2), int), "y_train": np.ones(2), "x_test": np.ones((2, 2)), "y_test": np.ones(2)},
+            "two kinds, int64 and float64",
+        ),
         (
             {"x_train": np.ones((2, 2)), "y_train": np.ones(2), "x_test": np.ones((2, 3)), "y_test": np.ones(2)},
             "x_test",
