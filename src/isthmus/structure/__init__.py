@@ -32,7 +32,8 @@ def derive_structure(
     ...  for g in derive_structure(net, (torch.zeros(2, 3, 4, 4),)).groups]
     [('0', 4, [(4, 1), (4, 1), (4, 4)])]
     """
-    structure = structure_of(trace(module, args, kwargs), {k: tuple(v.shape) for k, v in module.state_dict().items()})
+    program = trace(module, args, kwargs, every_batch=False)  # units do not depend on the number of examples
+    structure = structure_of(program, {k: tuple(v.shape) for k, v in module.state_dict().items()})
     if verified:
         verify(structure, module, args, kwargs)
     return structure

@@ -60,7 +60,7 @@ def verify(
                 forward = _forward(twin, *inputs)
                 before = forward(params)
             except RuntimeError:
-                forward = _program(trace(module, args, kwargs), inputs)
+                forward = _program(trace(module, args, kwargs, every_batch=False), inputs)
                 before = forward(params)
             if all(bool(y.isfinite().all()) and bool(y.any()) for y in before):
                 break
