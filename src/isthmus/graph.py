@@ -103,6 +103,11 @@ class Program:
         out = tuple(env[r.name] for r in self.outputs)
         return out[0] if len(out) == 1 else out
 
+    def reads(self, name: str) -> bool:
+        """Whether an output depends on this entry of the state_dict."""
+        live = self.live()
+        return self.tied.get(name, name) in {k for place, k in self.tensors.items() if place in live}
+
     def live(self) -> set[str]:
         """The names of the values on which an output depends."""
         seen = {r.name for r in self.outputs}

@@ -63,11 +63,11 @@ def trace(
 def _of(module: nn.Module, exported: ExportedProgram, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Program:
     first: dict[int, str] = {}
     tied = {}
-    named = module.state_dict(keep_vars=True)
+    named = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     for name, tensor in named.items():
         if (canonical := first.setdefault(id(tensor), name)) != name:
             tied[name] = canonical
-    return _read(_functional(exported), named, tied, _tensors(example))
+    return _read(exported, named, tied, _tensors(example))
 
 
 def _at_several(module: nn.Module, program: Program, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Program:
@@ -128,7 +128,7 @@ def _try_export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     with _quiet():
         for dynamic in (batched, None):
             try:
-                return export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+                return _functional(export(module, args, kwargs, dynamic_shapes=dynamic, strict=False))
             except Exception as error:
                 reason = reason or next(iter(str(error).strip().splitlines()), type(error).__name__)
     return reason
@@ -168,8 +168,7 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     writers = [node for node in program.graph.nodes if _writes(node)]
     if all(_private(node.args[0], node) and _pure(node.target) is not None for node in writers):
         return program
-    with _quiet():
-        return program.run_decompositions({})
+    return program.run_decompositions({})
 
 
 def _writes(node: FxNode) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from isthmus.program import trace
 from isthmus.structure.rules import structure_of as structure_of
@@ -33,7 +33,8 @@ def derive_structure(
     [('0', 4, [(4, 1), (4, 1), (4, 4)])]
     """
     program = trace(module, args, kwargs, every_batch=False)  # units do not depend on the number of examples
-    structure = structure_of(program, {k: tuple(v.shape) for k, v in module.state_dict().items()})
+    tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    structure = structure_of(program, {k: tuple(v.shape) for k, v in tensors.items()})
     if verified:
         verify(structure, module, args, kwargs)
     return structure
