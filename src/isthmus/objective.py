@@ -254,6 +254,7 @@ class Objective:
                 check_extra(f"{what}[{name!r}]", value, self._extra[name])
                 continue
             if isinstance(value, Tensor) and value.is_floating_point() and name in self._like:
+                value = value.to(self.dtype) if value.element_size() == 1 else value  # float8, which torch promotes not
                 if torch.promote_types(value.dtype, self.dtype) != self.dtype:
                     raise InputError(
                         f"{what}[{name!r}]",
