@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
@@ -26,9 +24,22 @@ from isthmus.losses import (
     wrong_class,
 )
 from isthmus.params import Params, check_like
+from isthmus.probe import accepts, examine
 from isthmus.program import Program, trace
-from isthmus.skeleton import CountBytes, check_modes, skeleton_of, ties_of
+from isthmus.skeleton import (
+    EXTRA,
+    CountBytes,
+    check_kind,
+    check_modes,
+    drawn,
+    materialised,
+    name_of,
+    skeleton_of,
+    storages,
+    ties_of,
+)
 from isthmus.structure import Structure, derive_structure, verify
+from isthmus.writes import Writes, call, check_extra
 
 
 @final
@@ -37,14 +48,16 @@ class Objective:
 
     loss(params) = mean over the examples of loss(f(x; params), y) + penalty(params).
 
-    `module`: any ``nn.Module`` that returns one tensor, batch first; its mode (train / eval) is taken as it is,
-    and dropout or BatchNorm in training mode are refused. `loss`: "cross_entropy", "mse", or a callable
-    (outputs, y) -> per-example losses [n], with ``convex=True`` if it is convex in the outputs. `data`: (x, y),
-    where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments), or a
-    ``DataLoader`` of such pairs, which is read into memory. `error`: a callable (outputs, y) -> per-example
-    errors in [0, 1]; default: wrong class, for integer labels (outputs [n, classes, ...] or, with a callable loss whose
-    labels fit only that, [n, ..., classes]). `penalty`: ``Ridge`` or ``L1``. `dtype`: default,
-    the wider of the module's and of x's. `memory`: bytes of activations per chunk of examples (a bound, not a
+    `module`: any ``nn.Module`` that returns one tensor, batch first; its mode (train / eval) is taken as it is, and
+    refused where training mode changes the outputs or may. What forward writes (into its inputs, parameters, buffers
+    or attributes) is written into copies and forgotten: every evaluation is that of a first call. Buffers that hold
+    numbers (running statistics, the u and v of spectral norm) are moved along paths like weights.
+    `loss`: "cross_entropy", "mse", or a callable (outputs, y) -> per-example losses [n], with ``convex=True`` if it is
+    convex in the outputs. `data`: (x, y), where x is a tensor, a tuple of tensors (positional arguments) or a dict
+    (keyword arguments), or a ``DataLoader`` of such pairs, which is read into memory. `error`: a callable
+    (outputs, y) -> per-example errors in [0, 1]; default: wrong class, for integer labels (outputs [n, classes, ...]
+    or, with a callable loss whose labels fit only that, [n, ..., classes]). `penalty`: ``Ridge`` or ``L1``. `dtype`:
+    default, the wider of the module's and of x's. `memory`: bytes of activations per chunk of examples (a bound, not a
     reservation). `structure`: a hand-written unit structure, verified before use.
 
     Errors: ``InputError`` for data that do not fit, ``UnsupportedError`` for a module whose output changes
@@ -68,9 +81,11 @@ class Objective:
         dtype: torch.dtype | None = None,
         memory: int = 1 << 28,
         structure: Structure | None = None,
+        _writes: Writes | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
+        check_kind(module)
         if isinstance(loss, str) and loss not in NAMED:
             raise InputError("loss", expected=f"one of {sorted(NAMED)} or a callable", got=repr(loss))
         if data is None:
@@ -95,12 +110,14 @@ class Objective:
         self._programs: dict[Any, Program | UnsupportedError] = {}
         check_modes(module)
         # the module's structure on meta tensors: it has no weights of its own
-        self.skeleton, self._fixed = skeleton_of(module, self.dtype)
-        self._like = {k: v for k, v in self.skeleton.state_dict().items()}
+        self.skeleton, self._fixed, views = skeleton_of(module, self.dtype)
+        state = self.skeleton.state_dict()
+        self._extra = {k: v for k, v in state.items() if k.endswith(EXTRA)}
+        self._like = {k: v for k, v in state.items() if k not in self._extra}
         self._ties = ties_of(self.skeleton)
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
-        state = module.state_dict()
-        self._probe(self._zeros() if any(v.is_meta for v in state.values()) else state)
+        self._writes = Writes() if _writes is None else _writes
+        self._probe(None if _writes is not None else module.state_dict(), storages(module) | views)
 
     # -- what it is
 
@@ -150,7 +167,7 @@ class Objective:
 
     @property
     def _module_name(self) -> str:
-        return type(self.skeleton).__name__
+        return name_of(self.skeleton)
 
     @property
     def named_loss(self) -> str | None:
@@ -171,6 +188,19 @@ class Objective:
         if isinstance(found, UnsupportedError):
             raise found.with_traceback(None)
         return found
+
+    def acts(self, name: str) -> bool:
+        """Whether an output may depend on this entry of the state_dict; also where no graph can tell.
+
+        Counters that are read in training only do not act.
+        """
+        if name.endswith("num_batches_tracked"):
+            return False
+        try:
+            program = self.program
+        except UnsupportedError:
+            return True
+        return program.reads(name)
 
     @cached_property
     def structure(self) -> Structure:
@@ -214,6 +244,7 @@ class Objective:
             "dtype": self.dtype,
             "memory": self.memory,
             "structure": self._hand_written,
+            "_writes": self._writes,
         }
         new = Objective(self.skeleton, **(options | changes))
         new._programs = self._programs
@@ -231,7 +262,11 @@ class Objective:
         """
         wide = {}
         for name, value in params.items():
+            if name in self._extra:
+                check_extra(f"{what}[{name!r}]", value, self._extra[name])
+                continue
             if isinstance(value, Tensor) and value.is_floating_point() and name in self._like:
+                value = value.to(self.dtype) if value.element_size() == 1 else value  # float8, which torch promotes not
                 if torch.promote_types(value.dtype, self.dtype) != self.dtype:
                     raise InputError(
                         f"{what}[{name!r}]",
@@ -313,9 +348,8 @@ class Objective:
 
     def forward(self, params: Mapping[str, Tensor], x: Inputs, module: nn.Module | None = None) -> Tensor:
         """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
-        args, kwargs = arguments(x)
         once = {k: v for k, v in params.items() if k not in self._ties}  # functional_call ties the rest itself
-        return functional_call(module or self.skeleton, {**self._fixed, **once}, args, kwargs, strict=True)
+        return call(module or self.skeleton, {**self._fixed, **once}, x, self._writes)
 
     def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
         x, y = self._data
@@ -340,43 +374,30 @@ class Objective:
 
     # -- checks
 
-    def _probe(self, params: Params) -> None:
-        """Two passes over a few examples must agree, and each example's output must not depend on the others."""
-        params = {k: v.to(self.device, self.dtype if v.is_floating_point() else v.dtype) for k, v in params.items()}
-        n = min(4, self.num_examples)
-        x, y = rows(self._data[0], slice(0, n)), self._data[1][:n]
-        with torch.no_grad():
-            try:
-                first, second = self.forward(params, x), self.forward(params, x)
-            except (RuntimeError, ValueError, TypeError, IndexError) as e:
-                first_line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-                raise InputError("data", expected=f"examples that {self._module_name} accepts", got=first_line) from e
-            if not isinstance(first, Tensor):
-                raise UnsupportedError(
-                    self._module_name,
-                    f"its forward returns {type(first).__name__}, not one tensor",
-                    "wrap it in a module that does",
-                )
-            if first.dim() == 0 or len(first) != n:
-                raise UnsupportedError(self._module_name, f"{n} examples give an output of shape {tuple(first.shape)}")
-            if not torch.equal(first, second) and bool(first.isfinite().all()):
-                raise UnsupportedError(
-                    self._module_name, "two passes over the same data differ (forward is random)", "call module.eval()"
-                )
-            alone = self.forward(params, rows(x, slice(0, 1)))
-        scale = float(first.abs().max()) or 1.0
-        if n > 1 and float((alone - first[:1]).abs().max()) > 1e-3 * scale:
-            raise UnsupportedError(
-                self._module_name, "an example's output depends on the rest of its batch", "call module.eval()"
-            )
+    def _probe(self, state: Params | None, memory: set[int]) -> None:
+        """Run a few examples, and look at all that forward does with them; without a `state` only run it."""
+        n, zeros = min(4, self.num_examples), self._zeros()
+        if state is None:
+            given = {**self._fixed, **{k: v for k, v in zeros.items() if k not in self._ties}}
+            first = accepts(self.skeleton, given, rows(self._data[0], slice(0, n)), self._writes)
+        else:
+            index = torch.tensor(sorted({*range(n), self.num_examples // 2, self.num_examples - 1}), device=self.device)
+            own = {k: state[k].to(v) for k, v in zeros.items() if k not in self._ties and not state[k].is_meta}
+            at_random = {**zeros, **own, **drawn(zeros, self.parameter_names)}
+            untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
+            points = [{**self._fixed, **p} for p in untied]
+            self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
+        self._check_loss(first[:n], self._data[1][:n])
+
+    def _check_loss(self, first: Tensor, y: Tensor) -> None:
         if self._loss_name in NAMED:
             check_targets(self._loss_name, first, y)
         if self._loss_name == "cross_entropy":
             check_labels(first.shape[1], self._data[1])
         elif self.has_error and self._error is None:
             check_class_axis(first, y)
-        if (shape := tuple(self._losses(first, y).shape)) != (n,):
-            raise InputError("loss", expected=f"one value per example, shape ({n},)", got=shape)
+        if (shape := tuple(self._losses(first, y).shape)) != (len(y),):
+            raise InputError("loss", expected=f"one value per example, shape ({len(y)},)", got=shape)
 
     def _zeros(self) -> Params:
         return {
@@ -385,9 +406,4 @@ class Objective:
         }
 
     def _materialised(self) -> nn.Module:
-        zeros, memo = self._zeros(), {}
-        for name, p in self.skeleton.named_parameters():
-            memo[id(p)] = nn.Parameter(zeros[name], requires_grad=p.requires_grad)
-        for name, b in self.skeleton.named_buffers():
-            memo[id(b)] = zeros[name] if name in zeros else b.clone()
-        return copy.deepcopy(self.skeleton, memo)
+        return materialised(self.skeleton, self._zeros())

@@ -8,7 +8,7 @@ interpolated: they keep their first value and take the last one at t = 1 exactly
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ __all__ = [
     "dot",
     "equal",
     "lerp",
+    "masks",
     "nonfinite",
     "norm",
     "share",
@@ -61,18 +62,36 @@ def check_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor], what: s
             raise InputError(f"{what}[{name!r}]", expected=f"device {want.device}", got=have.device)
 
 
-def nonfinite(params: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or an infinity, or None.
+def masks(points: Sequence[Mapping[str, Tensor]], parameters: Collection[str]) -> set[str]:
+    """The names of the tensors with infinities (no NaN) that are no `parameters` and the same at all points.
+
+    >>> causal = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]])
+    >>> masks([{"mask": causal, "w": torch.zeros(1)}, {"mask": causal.clone(), "w": torch.ones(1)}], ["w"])
+    {'mask'}
+    """
+    return {
+        k
+        for k, v in points[0].items()
+        if k not in parameters
+        and v.is_floating_point()
+        and bool(v.isinf().any())
+        and all(torch.equal(p[k], v) for p in points)
+    }
+
+
+def nonfinite(params: Mapping[str, Tensor], but: Collection[str] = ()) -> str | None:
+    """The name of the first tensor, none of `but`, that holds NaN or an infinity, or None.
 
     >>> nonfinite({"w": torch.tensor([1.0]), "b": torch.tensor([float("inf")])})
     'b'
     """
-    return next((k for k, v in params.items() if v.is_floating_point() and not bool(v.isfinite().all())), None)
+    bad = (k for k, v in params.items() if v.is_floating_point() and not bool(v.isfinite().all()))
+    return next((k for k in bad if k not in but), None)
 
 
-def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:
-    """Refuse NaN and infinities, naming the tensor and how many of its entries are not finite."""
-    if (name := nonfinite(params)) is not None:
+def check_finite(params: Mapping[str, Tensor], what: str = "params", but: Collection[str] = ()) -> None:
+    """Refuse NaN and infinities (except in `but`), naming the tensor and how many of its entries are not finite."""
+    if (name := nonfinite(params, but)) is not None:
         bad = int((~params[name].isfinite()).sum())
         raise InputError(f"{what}[{name!r}]", expected="finite numbers", got=f"{bad} entries that are NaN or infinite")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import operator
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
@@ -19,147 +19,119 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_map
 
-from isthmus.errors import InputError, UnsupportedError
+from isthmus.batch import REMEDY, SIZES, for_every_batch
+from isthmus.errors import UnsupportedError
+from isthmus.graph import Node as Node
+from isthmus.graph import Program as Program
+from isthmus.graph import Ref as Ref
 
 __all__ = ["Node", "Program", "Ref", "plain_attention", "trace"]
 
 
-@dataclass(frozen=True)
-class Ref:
-    """A value by name: the result of a node, or a placeholder."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operation: ``target(*args, **kwargs)``, whose arguments hold `Ref` or constants, nested.
-
-    `shape` holds the sizes of a tensor result at the example's batch size, `shapes` those of an operation with
-    several results (None for one that is not a tensor), `hint` the value of a size computed in the graph.
-    """
-
-    name: str
-    op: str
-    target: Callable[..., Any]
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    shape: tuple[int, ...] | None = None
-    shapes: tuple[tuple[int, ...] | None, ...] = ()
-    hint: int | float | bool | None = None
-    where: str = ""
-
-    def named(self) -> dict[str, Any]:
-        """All arguments by name, defaults filled in, as torch's schema has them (a0, a1, ... if there is none)."""
-        schema = getattr(self.target, "_schema", None)
-        if schema is None:
-            return {f"a{i}": value for i, value in enumerate(self.args)} | dict(self.kwargs)
-        out = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        out |= {a.name: value for a, value in zip(schema.arguments, self.args, strict=False)}
-        return out | dict(self.kwargs)
-
-    def refs(self) -> list[str]:
-        """The names of the values that the node reads, in order."""
-        return [r.name for r in _refs((self.args, tuple(self.kwargs.values())))]
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """The forward pass of a module as nodes in the order of execution, without the weights; none writes into a tensor.
-
-    `inputs` are the placeholders of the tensor arguments; `tensors` maps a placeholder to the ``state_dict`` name it
-    stands for; `constants` are the tensors that are neither (lifted literals, non-persistent buffers). `outputs` are
-    the tensors among what the module returns, flattened; the first is the model's. `batch` is the batch size of the
-    example, `shapes` holds the sizes of the placeholders. `tied` maps each further name of a shared tensor to its
-    first name; the nodes use the first one only. `dtype` is the floating-point type of the traced module, `integers`
-    are the names of the tensors that hold no floating-point numbers.
-    """
-
-    inputs: tuple[str, ...]
-    tensors: Mapping[str, str]
-    constants: Mapping[str, Tensor]
-    nodes: tuple[Node, ...]
-    outputs: tuple[Ref, ...]
-    batch: int
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    tied: Mapping[str, str] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float32
-    integers: frozenset[str] = frozenset()
-
-    def run(self, params: Mapping[str, Tensor], *inputs: Any) -> Any:
-        """The module's output at `params`, node by node: one tensor, or a tuple when the module returns several.
-
-        Computes in the floating-point type of `params`, whatever type was traced.
-        """
-        if len(inputs) != len(self.inputs):
-            raise InputError("inputs", expected=f"{len(self.inputs)} tensors", got=len(inputs))
-        if missing := sorted(set(self.tensors.values()) - set(params)):
-            raise InputError("params", expected=f"the key {missing[0]!r}", got=f"only {sorted(params)}")
-        dtype = next((v.dtype for v in params.values() if v.is_floating_point()), self.dtype)
-
-        def value(x: Any) -> Any:
-            if isinstance(x, Ref):
-                return env[x.name]
-            if isinstance(x, (list, tuple)):
-                return type(x)(value(v) for v in x)
-            return dtype if x is self.dtype else x
-
-        env: dict[str, Any] = {p: params[name] for p, name in self.tensors.items()}
-        env |= {k: v.to(dtype) if v.dtype == self.dtype else v for k, v in self.constants.items()}
-        env |= dict(zip(self.inputs, inputs, strict=True))
-        for node in self.nodes:
-            kwargs = {k: value(v) for k, v in node.kwargs.items()}
-            env[node.name] = node.target(*(value(a) for a in node.args), **kwargs)
-        out = tuple(env[r.name] for r in self.outputs)
-        return out[0] if len(out) == 1 else out
-
-    def live(self) -> set[str]:
-        """The names of the values on which an output depends."""
-        seen = {r.name for r in self.outputs}
-        for node in reversed(self.nodes):
-            if node.name in seen:
-                seen.update(node.refs())
-        return seen
-
-
-def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
-    """The program of ``module(*args, **kwargs)``, with a dynamic batch (axis 0 of every tensor argument).
+def trace(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, every_batch: bool = True
+) -> Program:
+    """The program of ``module(*args, **kwargs)``, for any number of examples (axis 0 of every tensor argument).
 
     The module is exported in the mode it is in and is never written to. An example of one row is doubled, because
-    torch.export treats the size 1 as a constant. Errors: `UnsupportedError` when the module cannot be exported
-    (for instance, when an ``if`` depends on the data), with torch's reason.
+    torch.export treats the size 1 as a constant. Where the export holds only for the number of examples that was given
+    (``len(x)`` is a plain number to it), the module is exported at other numbers too, and what follows the number of
+    examples is told from what does not by comparing the graphs (``for_every_batch``); with ``every_batch=False``
+    the program of that number is returned. Errors: `UnsupportedError` when the module cannot be exported
+    (for instance, when an ``if`` depends on the data), with torch's reason, or when it does another computation
+    at another number of examples, with the source line.
 
     >>> program = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), (torch.zeros(4, 2),))
     >>> [n.op for n in program.nodes], program.batch, sorted(program.tensors.values())
     (['aten.linear.default', 'aten.relu.default'], 4, ['0.bias', '0.weight'])
     """
-    args, kwargs = _two_rows((tuple(args), dict(kwargs or {})))
-    program = _functional(_export(module, args, kwargs))
+    example = _two_rows((tuple(args), dict(kwargs or {})))
+    exported = _export(module, *example)
+    program = _of(module, exported, example)
+    if not every_batch or program.batch == 0:
+        return program
+    conditions = _conditions(exported)
+    if conditions and _free(exported):
+        raise UnsupportedError(
+            type(module).__name__,
+            f"its forward pass branches on the number of examples ({conditions[0]})",
+            "write it for any number of them",
+        )
+    return program if _free(exported) else _at_several(module, program, example)
+
+
+def _of(module: nn.Module, exported: ExportedProgram, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Program:
     first: dict[int, str] = {}
     tied = {}
-    named = module.state_dict(keep_vars=True)
+    named = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     for name, tensor in named.items():
         if (canonical := first.setdefault(id(tensor), name)) != name:
             tied[name] = canonical
-    return _read(program, named, tied, _tensors((args, kwargs)))
+    return _read(exported, named, tied, _tensors(example))
+
+
+def _at_several(module: nn.Module, program: Program, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Program:
+    """`program`, whose number of examples is written down in it, for any number: see ``for_every_batch``."""
+    traces = [program]
+    found = program
+    for n in [n for n in SIZES if n != program.batch][:2]:
+        # only sizes and types are read
+        other = tree_map(
+            lambda x, n=n: x.new_empty(n, *x.shape[1:]) if isinstance(x, Tensor) and x.ndim else x, example
+        )
+        exported = _try_export(module, *other)
+        if isinstance(exported, str):
+            why = f"its forward pass runs on {program.batch} examples and not on {n} ({exported})"
+            raise UnsupportedError(type(module).__name__, why, REMEDY)
+        traces.append(_of(module, exported, other))
+        found = for_every_batch(traces)
+    return found
+
+
+def _free(exported: ExportedProgram) -> bool:
+    """Whether the number of examples stayed a symbol in every input."""
+    places = {s.arg.name for s in exported.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    values = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder" and n.name in places]
+    sizes = [v.shape[0] for v in values if isinstance(v, Tensor) and v.ndim]
+    return all(isinstance(n, torch.SymInt) and not n.node.expr.is_number for n in sizes)
+
+
+_SIZE = r"L\[[^\]]+\](?:\[[^\]]+\])*\.size\(\)\[0\]"
+
+
+def _conditions(exported: ExportedProgram) -> list[str]:
+    """What torch assumed of the number of examples, other than that it is the same in all inputs."""
+    found = getattr(exported, "_guards_code", None) or []
+    found = [g for g in found if ".size()[0]" in g and not re.fullmatch(f"{_SIZE} == {_SIZE}", g)]
+    return [re.sub(r"L\['(\w+)'\]", r"\1", g).replace(".size()[0]", ".shape[0]") for g in found]
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """Export with a dynamic batch, else with the example's; the fused attention of eval mode is switched off."""
+    found = _try_export(module, args, kwargs)
+    if isinstance(found, ExportedProgram):
+        return found
+    raise UnsupportedError(
+        type(module).__name__,
+        f"torch.export cannot follow its forward pass: {found}",
+        "methods that need only loss and gradient still work; the unit structure can be written by hand",
+    )
+
+
+def _try_export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram | str:
+    """Export with a dynamic batch, else with the example's; or torch's reason why neither is possible.
+
+    The fused attention of eval mode is switched off.
+    """
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     batched = tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, Tensor) and x.ndim else None, dict(bound))
     reason = ""
     with _quiet():
         for dynamic in (batched, None):
             try:
-                return export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+                return _functional(export(module, args, kwargs, dynamic_shapes=dynamic, strict=False))
             except Exception as error:
                 reason = reason or next(iter(str(error).strip().splitlines()), type(error).__name__)
-    raise UnsupportedError(
-        type(module).__name__,
-        f"torch.export cannot follow its forward pass: {reason}",
-        "methods that need only loss and gradient still work; the unit structure can be written by hand",
-    )
+    return reason
 
 
 @contextmanager
@@ -196,8 +168,7 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     writers = [node for node in program.graph.nodes if _writes(node)]
     if all(_private(node.args[0], node) and _pure(node.target) is not None for node in writers):
         return program
-    with _quiet():
-        return program.run_decompositions({})
+    return program.run_decompositions({})
 
 
 def _writes(node: FxNode) -> bool:
@@ -371,11 +342,3 @@ def _tensors(example: Any) -> list[Tensor]:
     found: list[Tensor] = []
     tree_map(lambda x: found.append(x) if isinstance(x, Tensor) else None, example)
     return found
-
-
-def _refs(x: Any) -> Iterator[Ref]:
-    if isinstance(x, Ref):
-        yield x
-    elif isinstance(x, (list, tuple)):
-        for v in x:
-            yield from _refs(v)

@@ -30,7 +30,7 @@ from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
 from isthmus.models import MODELS
 from isthmus.objective import Objective
-from isthmus.params import Params, check_finite
+from isthmus.params import Params, check_finite, masks
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
 
 STATE = "search.checkpoint.safetensors"
@@ -142,8 +142,9 @@ def run(
     it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a method that
     searches goes on where it was killed.
     """
-    for what, end in (("a", a), ("b", b)):
-        check_finite(objective.check(end, what), what)
+    ends = {what: objective.check(end, what) for what, end in (("a", a), ("b", b))}
+    for what, end in ends.items():
+        check_finite(end, what, masks(tuple(ends.values()), objective.parameter_names))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, checkpoint=checkpoint, progress=progress)

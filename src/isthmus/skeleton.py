@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from isthmus.errors import UnsupportedError
 from isthmus.params import Params
 
-_MODE_DEPENDENT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+_MODE_DEPENDENT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+
+REGISTERED = ("_parameters", "_buffers", "_modules")
+"""The attributes in which a module keeps what it registers."""
+
+EXTRA = "_extra_state"
+"""How the names of the entries of a state_dict end that ``get_extra_state`` wrote."""
 
 
 class CountBytes(TorchDispatchMode):
@@ -29,11 +38,42 @@ class CountBytes(TorchDispatchMode):
         return out
 
 
+# -- what can be copied and run
+
+
+def check_kind(module: nn.Module) -> None:
+    """Refuse modules whose weights do not exist yet, or are not tensors of numbers that can move."""
+    for name, part in module.named_modules():
+        what = f"module {name!r} ({type(part).__name__})"
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UnsupportedError(what, "torch.jit compiled it", "pass the Python module that it was made from")
+        if type(part).__module__.startswith("torch.") and ".quantized." in type(part).__module__:
+            raise UnsupportedError(
+                what, "its weights are quantised and cannot move", "pass the floating-point module it was made from"
+            )
+        for own, v in (*part._parameters.items(), *part._buffers.items()):
+            if v is not None and (why := _unusable(v)):
+                raise UnsupportedError(f"{own!r} of {what}", *why)
+
+
+def _unusable(v: Tensor) -> tuple[str, str] | None:
+    if is_lazy(v):
+        return "it has no shape yet", "run one forward pass first: module(x[:1])"
+    if v.is_quantized:
+        return "it is quantised and cannot move", "pass the floating-point module it was made from"
+    if v.is_floating_point() and v.element_size() == 1:
+        return f"no arithmetic is defined on {v.dtype}", "call module.float() first"
+    if v.layout != torch.strided:
+        return f"it is not dense ({v.layout})", "register v.to_dense()"
+    return None
+
+
 def check_modes(module: nn.Module) -> None:
-    """Refuse dropout and BatchNorm in training mode."""
+    """Refuse dropout and BatchNorm in training mode, and whatever else asks whether it is in that mode."""
     for name, part in module.named_modules():
         random = isinstance(part, nn.RNNBase | nn.MultiheadAttention) and part.dropout > 0
-        if part.training and (random or isinstance(part, _MODE_DEPENDENT)):
+        random = random or (isinstance(part, _MODE_DEPENDENT) and getattr(part, "p", 1) > 0)
+        if part.training and (random or _asks(type(part))):
             raise UnsupportedError(
                 f"module {name!r} ({type(part).__name__})",
                 "it is in training mode, where the loss is not a function of the parameters alone",
@@ -41,8 +81,82 @@ def check_modes(module: nn.Module) -> None:
             )
 
 
-def skeleton_of(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Params]:
-    """A copy of the module's structure with no memory in it, and its buffers that no state_dict holds."""
+def _asks(kind: type) -> bool:
+    """Whether code that is not torch's own reads ``self.training``, be it only now and then."""
+    own = [c for c in kind.__mro__ if c is not nn.Module and not c.__module__.startswith("torch.")]
+    functions = [f for c in own for k, f in vars(c).items() if k not in ("__init__", "train", "eval", "extra_repr")]
+    return any("training" in code.co_names for f in functions for code in _codes(getattr(f, "__code__", None)))
+
+
+def _codes(code: CodeType | None) -> Iterator[CodeType]:
+    if code is not None:
+        yield code
+        for inner in code.co_consts:
+            if isinstance(inner, CodeType):
+                yield from _codes(inner)
+
+
+# -- copies
+
+
+class Inner(nn.Module):
+    """Stands where a wrapper stood that computes what the one module in it does; names stay what they were."""
+
+    def __init__(self, name: str, inner: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, inner)
+        self.training = inner.training
+
+    @property
+    def inner(self) -> nn.Module:
+        """The module itself."""
+        return next(self.children())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module itself computes."""
+        return self.inner(*args, **kwargs)
+
+
+def name_of(module: nn.Module) -> str:
+    """The name of the module's class, or of the class that a wrapper wraps."""
+    return name_of(module.inner) if isinstance(module, Inner) else type(module).__name__
+
+
+def _wrapped(module: nn.Module) -> str:
+    """The name under which a wrapper (DataParallel, torch.compile) holds its module; empty for other modules."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "module"
+    return "_orig_mod" if type(module).__name__ == "OptimizedModule" else ""
+
+
+def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy with `memo` as of ``copy.deepcopy``, wrappers left out.
+
+    What an earlier forward pass left in attributes (the weights that pruning and weight_norm compute) is copied
+    without its history, which torch refuses to copy.
+    """
+    parts = list(module.modules())
+    for part in parts:
+        for v in attributes(part):
+            if v.grad_fn is not None and id(v) not in memo:
+                memo[id(v)] = v.detach().clone()
+    for part in reversed(parts):  # from the inside out
+        if name := _wrapped(part):
+            memo[id(part)] = Inner(name, copy.deepcopy(part.get_submodule(name), memo))
+    return copy.deepcopy(module, memo)
+
+
+def attributes(part: nn.Module) -> list[Tensor]:
+    """The tensors that a module holds without having registered them, in lists and dictionaries too."""
+    own = {k: v for k, v in vars(part).items() if k not in REGISTERED}
+    return [v for v in tree_leaves(own) if isinstance(v, Tensor)]
+
+
+def skeleton_of(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Params, set[int]]:
+    """A copy of the module's structure with no memory in it, and its buffers that no state_dict holds.
+
+    Last, the memory of attributes that were views of parameters or buffers: they do not follow those any more.
+    """
     memo: dict[int, Any] = {}
     for p in module.parameters():
         empty = torch.empty(p.shape, dtype=dtype if p.is_floating_point() else p.dtype, device="meta")
@@ -54,18 +168,64 @@ def skeleton_of(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Param
         memo[id(b)] = value.to("meta") if name in kept else value.clone()
         if name not in kept:
             fixed[name] = memo[id(b)]
+    memory = storages(module)
+    views = [v for part in module.modules() for v in attributes(part) if storage(v) in memory and id(v) not in memo]
+    memo |= {id(v): v.detach().clone() for v in views}
+    for v in (v for part in module.modules() for v in attributes(part) if v.is_floating_point()):
+        memo.setdefault(id(v), v.detach().clone().to(dtype))  # constants, as precise as the rest
     try:
-        return copy.deepcopy(module, memo), fixed
+        skeleton = copied(module, memo)
     except Exception as e:
-        raise UnsupportedError(type(module).__name__, f"its structure cannot be copied ({e})") from e
+        raise UnsupportedError(name_of(module), f"its structure cannot be copied ({e})") from e
+    for part in skeleton.modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            part.sparse = False  # optimisers want dense gradients
+    return skeleton, fixed, {storage(memo[id(v)]) for v in views}
+
+
+def drawn(like: Mapping[str, Tensor], parameters: Iterable[str]) -> Params:
+    """Random parameters, like those in `like`, at which signals neither die nor saturate."""
+    g = torch.Generator().manual_seed(0)
+    out = {}
+    for name in parameters:
+        v = like[name]
+        real = v.dtype if v.is_floating_point() or v.is_complex() else torch.float32
+        noise = torch.randn(v.shape, generator=g, dtype=real)
+        if v.dim() > 1:
+            noise *= (2 * v.shape[0] / max(v.numel(), 1)) ** 0.5
+        elif name.endswith("weight"):
+            noise = noise.abs() / 2 + 0.5
+        out[name] = noise.to(v)
+    return out
+
+
+def materialised(skeleton: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the skeleton that holds the tensors of `state`."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(state[k], p.requires_grad) for k, p in skeleton.named_parameters()}
+    memo |= {id(b): state[k] if k in state else b.clone() for k, b in skeleton.named_buffers()}
+    return copied(skeleton, memo)
+
+
+def storage(v: Tensor) -> int:
+    """The address of the memory of a tensor; 0 where there is none."""
+    return v.untyped_storage().data_ptr() if v.layout == torch.strided else 0
+
+
+def storages(module: nn.Module) -> set[int]:
+    """The addresses of the memory of everything that the state_dict holds."""
+    return {storage(v) for v in module.state_dict(keep_vars=True).values() if isinstance(v, Tensor)} - {0}
 
 
 def ties_of(module: nn.Module) -> dict[str, str]:
-    """For each further name of a shared parameter its first name."""
+    """For each further name of a shared parameter or buffer its first name."""
     first: dict[int, str] = {}
     ties = {}
-    for name, p in module.named_parameters(remove_duplicate=False):
-        if id(p) in first:
-            ties[name] = first[id(p)]
-        first.setdefault(id(p), name)
+    kept = module.state_dict(keep_vars=True)
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    for name, v in named:
+        if name not in kept:
+            continue
+        if id(v) in first:
+            ties[name] = first[id(v)]
+        first.setdefault(id(v), name)
     return ties

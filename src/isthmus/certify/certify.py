@@ -20,7 +20,7 @@ from isthmus.errors import InputError, IsthmusError, UnsupportedError
 from isthmus.evaluate.profile import profile
 from isthmus.examples import rows
 from isthmus.objective import Objective
-from isthmus.params import Params, cast, nonfinite
+from isthmus.params import Params, cast, masks, nonfinite
 from isthmus.paths import Curve, LevelCurve, Path, Segment
 from isthmus.structure import Structure
 from isthmus.structure.liveness import cleared, live_units
@@ -70,8 +70,9 @@ def certify(
         raise InputError("budget", expected="a number of sub-intervals >= 0", got=budget)
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
+    same = masks(path.knots, objective.parameter_names)
     for i, point in enumerate(path.knots):
-        if (name := nonfinite(point)) is not None:
+        if (name := nonfinite(point, same)) is not None:
             raise InputError(f"path, knot {i}", expected="finite weights", got=f"NaN or infinities in {name!r}")
     kernel = Kernel(objective, path)
     found = []

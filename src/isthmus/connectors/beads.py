@@ -111,7 +111,7 @@ class Trainer:
             slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             for (name, _), slope in zip(leaves.items(), slopes, strict=True):
                 if slope is not None:
-                    total = total + (weights[name][i] * slope).sum()
+                    total = total + (weights[name][i] * slope.to_dense()).sum()
         return total
 
     # -- training

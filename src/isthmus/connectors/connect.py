@@ -13,7 +13,7 @@ from isthmus.connectors.fit import Checkpoint
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
 from isthmus.objective import Objective
-from isthmus.params import check_finite, check_like, equal, share
+from isthmus.params import check_finite, check_like, equal, masks, share
 
 
 def connect(
@@ -54,9 +54,10 @@ def connect(
             next(iter(given)), expected="a method that searches, such as StringSampling", got=type(method).__name__
         )
     start, goal = objective.check(a, "a"), objective.check(b, "b")
-    check_finite(start, "a")
-    check_finite(goal, "b")
-    _check_integers(start, goal)
+    same = masks((start, goal), objective.parameter_names)
+    check_finite(start, "a", same)
+    check_finite(goal, "b", same)
+    _check_integers(objective, start, goal)
     # copies: a state_dict shares memory with its module, and training on would move the end of the path
     start = {k: v.clone() for k, v in start.items()}
     goal = share({k: v.clone() for k, v in goal.items()}, start)
@@ -88,11 +89,10 @@ def connect(
     return connection
 
 
-def _check_integers(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+def _check_integers(objective: Objective, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
     """Integer tensors cannot move continuously, so those that may matter must agree."""
     for name, value in a.items():
-        counts = name.endswith("num_batches_tracked")  # read in training mode only
-        if not value.is_floating_point() and not counts and not torch.equal(value, b[name]):
+        if not value.is_floating_point() and not torch.equal(value, b[name]) and objective.acts(name):
             raise InputError(f"b[{name!r}]", expected="the integer tensor that a has", got="other values")
 
 

@@ -233,6 +233,9 @@ class _Fitting:
             self.optimizer.zero_grad(set_to_none=True)
             loss = batch_loss({**self.leaves, **self.state}, index)
             loss.backward()
+            for v in self.leaves.values():
+                if v.grad is not None and v.grad.is_sparse:  # of an embedding: most optimisers want it dense
+                    v.grad = v.grad.to_dense()
             return loss
 
         self.optimizer.step(closure)

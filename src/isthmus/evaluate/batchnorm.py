@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -16,6 +15,7 @@ from isthmus.examples import rows
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Curve, Path, Segment
+from isthmus.skeleton import copied, ties_of
 
 POLICIES = ("interpolate", "keep", "recompute", "error")
 BATCH = 256
@@ -55,7 +55,7 @@ def statistics(objective: Objective) -> list[str]:
     """
     return [
         f"{path}.{name}" if path else name
-        for path, part in objective.skeleton.named_modules()
+        for path, part in objective.skeleton.named_modules(remove_duplicate=False)
         if isinstance(part, _BatchNorm) and part.running_mean is not None
         for name in ("running_mean", "running_var", "num_batches_tracked")
     ]
@@ -68,7 +68,7 @@ def refresh(objective: Objective, params: Params) -> Params:
     what the ones before it normalise by the batch, and averages are cumulative (momentum None). Costs one pass over the
     data. Nothing is written into `params` or into the user's module.
     """
-    module = copy.deepcopy(objective.skeleton)
+    module, ties = copied(objective.skeleton, {}), ties_of(objective.skeleton)
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             part.train()
@@ -79,6 +79,7 @@ def refresh(objective: Objective, params: Params) -> Params:
     with torch.no_grad():
         for index in order.tensor_split(max(1, len(order) // BATCH)):
             objective.forward({**params, **own}, rows(x, index), module)
+    own |= {k: own[ties[k]] for k in own if k in ties}
     return {**params, **own}
 
 

@@ -126,10 +126,16 @@ class Network:
         return _close(*(evaluate(program, plan, p, x, dtype) for p in (small, full)))
 
     def _agrees(self, program: Program, params: Params) -> bool:
-        """Whether the program computes what the module does, at two batch sizes other than the traced one."""
+        """Whether the program computes what the module does, at two batch sizes other than the traced one.
+
+        One that was put together from several traces is tried at the sizes at which it will run, too.
+        """
         plan, n = whole(program), min(5, self.objective.num_examples)
+        sizes = {n, max(1, n - 2)}
+        if program.compared:
+            sizes |= {self.chunk, self.objective.num_examples % self.chunk or n}
         try:
-            for k in {n, max(1, n - 2)}:
+            for k in sizes:
                 x = rows(self.objective.data[0], slice(0, k))
                 found = evaluate(program, plan, params, x, self.objective.dtype)
                 if not _close(found, self.objective.forward(params, x)):

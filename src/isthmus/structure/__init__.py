@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from isthmus.program import trace
 from isthmus.structure.rules import structure_of as structure_of
@@ -32,7 +32,9 @@ def derive_structure(
     ...  for g in derive_structure(net, (torch.zeros(2, 3, 4, 4),)).groups]
     [('0', 4, [(4, 1), (4, 1), (4, 4)])]
     """
-    structure = structure_of(trace(module, args, kwargs), {k: tuple(v.shape) for k, v in module.state_dict().items()})
+    program = trace(module, args, kwargs, every_batch=False)  # units do not depend on the number of examples
+    tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+    structure = structure_of(program, {k: tuple(v.shape) for k, v in tensors.items()})
     if verified:
         verify(structure, module, args, kwargs)
     return structure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.params import Params
 from isthmus.program import Program, plain_attention, trace
+from isthmus.skeleton import copied
 from isthmus.structure.units import Group, Structure
 
 __all__ = ["TOLERANCE", "verify"]
@@ -48,7 +48,7 @@ def verify(
     Errors: `UnsupportedError` naming the group and the law.
     """
     kwargs = dict(kwargs or {})
-    state = module.state_dict(keep_vars=True)
+    state = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     _check_shapes(structure, state)
     twin = _twin(module, state)
     for draw in range(draws):
@@ -60,7 +60,7 @@ def verify(
                 forward = _forward(twin, *inputs)
                 before = forward(params)
             except RuntimeError:
-                forward = _program(trace(module, args, kwargs), inputs)
+                forward = _program(trace(module, args, kwargs, every_batch=False), inputs)
                 before = forward(params)
             if all(bool(y.isfinite().all()) and bool(y.any()) for y in before):
                 break
@@ -145,7 +145,7 @@ def _twin(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
         empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
         memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo).double()
+    return copied(module, memo).double()
 
 
 def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
@@ -154,7 +154,8 @@ def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
     def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad(), plain_attention():
-            out = functional_call(twin, {**own, **params}, args, kwargs, tie_weights=False, strict=True)
+            given = tree_map(_kept, ({**own, **params}, args, kwargs))
+            out = functional_call(twin, *given, tie_weights=False, strict=True)
         return [y.double() for y in tree_leaves(out) if isinstance(y, Tensor)]
 
     return forward
@@ -172,6 +173,11 @@ def _program(program: Program, inputs: Any) -> Forward:
 
 def _input(x: Any, g: torch.Generator) -> Any:
     return _noise(x, g) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _kept(x: Any) -> Any:
+    """A copy, for forward may write into what it gets."""
+    return x.clone() if isinstance(x, Tensor) else x
 
 
 def _noise(x: Tensor, g: torch.Generator) -> Tensor:
