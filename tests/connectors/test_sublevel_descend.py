@@ -66,6 +66,39 @@ def test_narrowing_layers_above_the_wide_one(loss):
     assert isinstance(low.path.segments[-1], im.LevelCurve)
 
 
+def named(net, n=12, **options):
+    """What a descent from a random point names; it succeeds."""
+    widths, activations = net
+    stack = []
+    for i, (p, q) in enumerate(zip(widths, widths[1:], strict=False)):
+        stack += [nn.Linear(p, q, **options), *([activations[i]()] if i < len(activations) else [])]
+    module = nn.Sequential(*stack).double()
+    low = im.descend(im.Objective(module, "mse", blobs(n, (widths[0],), widths[-1])[:1] + (targets(n, widths[-1]),)),
+                     random_params(module, 3))  # fmt: skip
+    assert low.outcome.ok, str(low.outcome)
+    return low.stats["theorem"]
+
+
+def targets(n, m):
+    return torch.randn(n, m, generator=torch.Generator().manual_seed(9), dtype=F64)
+
+
+def test_only_theorems_that_hold_are_named():
+    """4.2 asks for functions onto R in all layers, 6.1 for N units in all; a descent may succeed without either."""
+    elu = nn.ELU
+    assert named(((3, 5, 12, 2), (leaky, leaky))) == "4.2"
+    assert named(((3, 12, 5, 2), (leaky, leaky))) == "4.2"
+    assert named(((3, 12, 12, 2), (nn.ReLU, nn.ReLU))) == "6.1 (case 1)"
+    assert named(((3, 12, 2), (elu,))) == "6.1 (case 1)"
+    assert named(((3, 5, 12, 2), (nn.ReLU, nn.ReLU))) == "Lemma 5.2 for layer 2, convexity above it"
+    assert named(((3, 5, 12, 2), (leaky, nn.Tanh))) == "Lemma 5.2 for layer 2, convexity above it"
+    assert named(((3, 12, 5, 2), (nn.ReLU, leaky))) == "Lemma 5.2 for layer 1, Theorem 3.2 above it"
+    assert named(((3, 5, 12, 2), (nn.Identity, leaky))) == "Lemma 5.2 for layer 2, convexity above it"
+    assert named(((3, 12, 2), (leaky,)), bias=False) == "Lemma 5.2 for layer 1, convexity above it"
+    assert named(((12, 5, 2), (leaky,))) == "3.2"
+    assert named(((12, 2), ())) == "convexity"
+
+
 def test_120_samples_from_a_layer_of_rank_5():
     objective, a, _ = setting((8, 16, 120, 10, 3), leaky, n=120, loss="mse")
     low = im.descend(objective, few_units(a, 2, 5), 1e-20)
@@ -109,6 +142,7 @@ def test_convolutions_may_stand_below_a_wide_linear_layer():
     objective = im.Objective(module, data=blobs(20, (1, 6, 6), 3))
     low = im.descend(objective, random_params(module, 1))
     assert low.outcome.ok
+    assert low.stats["theorem"] == "Lemma 5.2 for layer 2, convexity above it"  # they are about perceptrons
     assert falls(objective, low.path) < 1e-12
 
 

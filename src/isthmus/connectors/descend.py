@@ -1,4 +1,4 @@
-"""``descend``: from any point down to the infimum of the loss, without ever rising (Nguyen 2019, Theorem 4.2)."""
+"""``descend``: down to the infimum of the loss, without ever rising (Nguyen 2019, Theorems 3.2, 4.2, 6.1)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ def descend(
     The result's `target` is the point reached. Its outcome is ok if the loss there is small enough and the path,
     measured in float64, nowhere rises by more than `rounding` (default 1e-8, in float32 1e4 of its units) times the
     larger of 1 and the loss at `a`, nor above the loss at `a` by what ``certify`` proves (unless ``prove=False``).
-    stats: the theorem with its premises, "loss" at the start and the end, "rise", "drift", "growth", condition
-    numbers. Where no theorem applies, the path stays at `a`. Source: Nguyen 2019, Theorems 4.2 and 6.1, case 1.
+    stats: "theorem", "premises", "loss" at the start and the end, "rise", "drift", "growth", condition numbers. The
+    theorem is the one whose premises hold, from any point: "3.2", "4.2", "6.1 (case 1)"; where none is about this
+    network but the parts of their proofs did it from this point, it names these ("Lemma 5.2 for layer 2, ..."). Where
+    these fail too, the path stays at `a`. Source: Nguyen 2019, Theorems 3.2, 4.2 and 6.1, case 1.
 
     >>> x, y = torch.eye(3), torch.tensor([0, 1, 1])
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).double()

@@ -186,11 +186,26 @@ def descending(net: LevelNetwork) -> tuple[Theorem, ...]:
         if k == 0:
             out.append(Theorem(_name(0, net.L), 0, (*_wide(net, 0), *_above(net, 0))))
             continue
-        name = "4.2" if all(a.onto for a in net.activations.values()) else "4.2, with 6.1 (case 1) for ranks"
         needed = net.units_needed(k)
         conditions = (_width(net, k, needed, "N"), _distinct(net), _independent(net, k), *_above(net, k))
-        out.append(Theorem(name, k, conditions))
+        out.append(Theorem(_descent(net, k), k, conditions))
     return tuple(out)
+
+
+def _descent(net: LevelNetwork, k: int) -> str:
+    """The theorem that covers a descent by layer k >= 1 if its premises hold; else which parts of the proofs do it.
+
+    What they speak of are perceptrons, and Lemma 5.2 moves biases. Where no theorem is named, samples that layer k - 1
+    cannot tell apart may stand in the way.
+    """
+    known = [a for a in net.activations.values() if a.independent and a.plain]
+    if len(known) == net.L - 1 and all(net.sizes[l + 1] == (net.N, 1) for l in net.activations):
+        if net.has_bias(k) and all(a.onto for a in known):
+            return "4.2"
+        wide = all(net.chain.widths[l] >= net.N and net.has_bias(l) for l in net.activations)
+        if k == net.L - 1 and wide:
+            return "6.1 (case 1)"
+    return f"Lemma 5.2 for layer {k}, " + ("convexity above it" if k == net.L - 1 else "Theorem 3.2 above it")
 
 
 def _name(k: int, L: int) -> str:
