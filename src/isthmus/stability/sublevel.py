@@ -30,6 +30,7 @@ __all__ = [
     "SublevelConditions",
     "Theorem",
     "independent_examples",
+    "narrowing",
     "rank_of",
     "singular_values",
     "sublevel_conditions",
@@ -176,7 +177,7 @@ def connecting(net: LevelNetwork) -> tuple[Theorem, ...]:
     """The theorems by which sublevel sets are connected, the one to be preferred first."""
     L = net.L
     order = dict.fromkeys([L - 1, 0, *range(1, L)])
-    return tuple(Theorem(_name(k, L), k, (*_wide(net, k), *_above(net, k))) for k in order)
+    return tuple(Theorem(_name(k, L), k, (*_wide(net, k), *narrowing(net, k))) for k in order)
 
 
 def descending(net: LevelNetwork) -> tuple[Theorem, ...]:
@@ -184,10 +185,10 @@ def descending(net: LevelNetwork) -> tuple[Theorem, ...]:
     out = []
     for k in reversed(range(net.L)):
         if k == 0:
-            out.append(Theorem(_name(0, net.L), 0, (*_wide(net, 0), *_above(net, 0))))
+            out.append(Theorem(_name(0, net.L), 0, (*_wide(net, 0), *narrowing(net, 0))))
             continue
         needed = net.units_needed(k)
-        conditions = (_width(net, k, needed, "N"), _distinct(net), _independent(net, k), *_above(net, k))
+        conditions = (_width(net, k, needed, "N"), _distinct(net), _independent(net, k), *narrowing(net, k))
         out.append(Theorem(_descent(net, k), k, conditions))
     return tuple(out)
 
@@ -248,7 +249,7 @@ def _independent(net: LevelNetwork, l: int) -> Condition:
     return Condition(f"Assumption 2.2 for {a.name}, layer {l}", value, "1", a.independent)
 
 
-def _above(net: LevelNetwork, k: int) -> list[Condition]:
+def narrowing(net: LevelNetwork, k: int) -> list[Condition]:
     """Of the layers k+1..L: linear ones that get narrower, with activations onto R between them."""
     out = []
     for l in range(k + 1, net.L + 1):
