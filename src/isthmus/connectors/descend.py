@@ -12,8 +12,7 @@ from torch import Tensor
 from isthmus.connectors.base import Connection, Outcome, Progress, no_progress
 from isthmus.connectors.sublevel.columns import Unreachable
 from isthmus.connectors.sublevel.lower import Lowered, lower
-from isthmus.connectors.sublevel.measure import default_tolerance, measure
-from isthmus.connectors.sublevel.measure import prove as proved_excess
+from isthmus.connectors.sublevel.measure import default_tolerance, measure, prove
 from isthmus.connectors.sublevel.method import plain_premises, premises
 from isthmus.connectors.sublevel.trail import Trail
 from isthmus.errors import InputError, OutcomeError, UnsupportedError
@@ -147,11 +146,12 @@ def _lowered(objective: Objective, trail: Trail, theorem: Theorem, method: dict[
         "growth": found.growth,
         "outputs": {"how": goal.how, "loss": goal.loss, "slope": goal.slope},
     }
-    path, rise = Path(tuple(segments)), found.rise
-    if method["prove"] and rise <= allowed:
-        excess, stats["certificate"] = proved_excess(objective, path, found.losses[0])
-        rise = max(rise, excess)
-    outcome = _outcome(goal, found.losses[-1], rise, tolerance, allowed)
+    path = Path(tuple(segments))
+    outcome = _outcome(goal, found.losses[-1], found.rise, tolerance, allowed)
+    if method["prove"] and found.rise <= allowed:
+        shown = prove(objective, path, found.losses[0])
+        stats["certificate"], proof = shown.facts, shown.outcome(allowed)
+        outcome = proof if outcome.ok or not proof.ok else outcome
     return Connection(path, path.end, outcome, stats)
 
 

@@ -21,8 +21,9 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths.full_rank import ones_column
 from isthmus.stability.noise import Condition
-from isthmus.structure.activations import Activation, activation_of, check_units, design, reads_flat
-from isthmus.structure.chain import Chain, chain_of
+from isthmus.structure.activations import Activation, activation_of, affine_of, check_units, design, reads_flat
+from isthmus.structure.chain import Chain
+from isthmus.structure.slopes import chain_with_slopes
 
 __all__ = [
     "RANK",
@@ -96,10 +97,10 @@ class LevelNetwork:
     sizes: dict[int, tuple[int, int]]
 
     @classmethod
-    def of(cls, objective: Objective, params: Mapping[str, Tensor]) -> LevelNetwork:
-        """Read the objective's module. Errors: no chain, normalisation, several input tensors."""
+    def of(cls, objective: Objective, params: Mapping[str, Tensor], *others: Mapping[str, Tensor]) -> LevelNetwork:
+        """Read the objective's module at some points. Errors: no chain, normalisation, several input tensors."""
         wide = objective.cast(torch.float64)
-        chain = chain_of(wide.program, wide.structure)
+        chain = chain_with_slopes(wide.program, wide.structure, (params, *others))
         check_units(chain)
         x = single(wide.data[0])
         point, h, sizes = cast(params, torch.float64), x[:1], {}
@@ -126,7 +127,7 @@ class LevelNetwork:
 
     def has_bias(self, l: int) -> bool:
         """Whether layer l has biases."""
-        return bool(self.chain.layer(l).vectors)
+        return affine_of(self.chain.layer(l)).named()["bias"] is not None
 
     def features(self, params: Params, l: int) -> Tensor:
         """F_l on all samples, in float64."""
@@ -304,7 +305,7 @@ def sublevel_conditions(objective: Objective, *points: Mapping[str, Tensor], tol
     """
     checked = [cast(objective.check(p), torch.float64) for p in points]
     like = checked[0] if checked else {k: torch.empty_like(v) for k, v in objective._zeros().items()}
-    net = LevelNetwork.of(objective, like)
+    net = LevelNetwork.of(objective, like, *checked)
     ranks: list[dict[int, int]] = []
     conditions: list[dict[int, float]] = []
     weights: list[dict[int, float]] = []
