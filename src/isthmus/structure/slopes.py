@@ -40,8 +40,9 @@ def chain_with_slopes(program: Program, structure: Structure, points: Sequence[M
     moving = {k: name for k, name in names.items() if k not in fixed}
     for k, name in moving.items():
         _check_units(nodes[k], name, list(names.values()).count(name), points)
+    gone = {*names.values(), *(k for k, first in program.tied.items() if first in names.values())}
     read = [_leaky(n, fixed[n.name]) if n.name in fixed else n for n in program.nodes]
-    chain = chain_of(replace(program, nodes=tuple(read)), _without(structure, set(names.values())))
+    chain = chain_of(replace(program, nodes=tuple(read)), _without(structure, gone))
     layers = []
     for layer in chain.layers:
         own = tuple(moving[n.name] for n in layer.nodes if n.name in moving)
