@@ -240,6 +240,7 @@ def summary(connection: Connection, measured: Profile | None, proved: Certificat
         "length": connection.path.length,
         "normalized_length": connection.path.normalized_length,
         "labels": list(connection.stats.get("segments", [])),
+        "notes": list(connection.stats.get("notes", [])),
         "dtype": connection.stats.get("objective", {}).get("dtype"),
         "objective": connection.stats.get("objective"),
         "version": version("isthmus"),

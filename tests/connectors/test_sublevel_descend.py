@@ -66,6 +66,39 @@ def test_narrowing_layers_above_the_wide_one(loss):
     assert isinstance(low.path.segments[-1], im.LevelCurve)
 
 
+def named(net, n=12, **options):
+    """What a descent from a random point names; it succeeds."""
+    widths, activations = net
+    stack = []
+    for i, (p, q) in enumerate(zip(widths, widths[1:], strict=False)):
+        stack += [nn.Linear(p, q, **options), *([activations[i]()] if i < len(activations) else [])]
+    module = nn.Sequential(*stack).double()
+    low = im.descend(im.Objective(module, "mse", blobs(n, (widths[0],), widths[-1])[:1] + (targets(n, widths[-1]),)),
+                     random_params(module, 3))  # fmt: skip
+    assert low.outcome.ok, str(low.outcome)
+    return low.stats["theorem"]
+
+
+def targets(n, m):
+    return torch.randn(n, m, generator=torch.Generator().manual_seed(9), dtype=F64)
+
+
+def test_only_theorems_that_hold_are_named():
+    """4.2 asks for functions onto R in all layers, 6.1 for N units in all; a descent may succeed without either."""
+    elu = nn.ELU
+    assert named(((3, 5, 12, 2), (leaky, leaky))) == "4.2"
+    assert named(((3, 12, 5, 2), (leaky, leaky))) == "4.2"
+    assert named(((3, 12, 12, 2), (nn.ReLU, nn.ReLU))) == "6.1 (case 1)"
+    assert named(((3, 12, 2), (elu,))) == "6.1 (case 1)"
+    assert named(((3, 5, 12, 2), (nn.ReLU, nn.ReLU))) == "Lemma 5.2 for layer 2, convexity above it"
+    assert named(((3, 5, 12, 2), (leaky, nn.Tanh))) == "Lemma 5.2 for layer 2, convexity above it"
+    assert named(((3, 12, 5, 2), (nn.ReLU, leaky))) == "Lemma 5.2 for layer 1, Theorem 3.2 above it"
+    assert named(((3, 5, 12, 2), (nn.Identity, leaky))) == "Lemma 5.2 for layer 2, convexity above it"
+    assert named(((3, 12, 2), (leaky,)), bias=False) == "Lemma 5.2 for layer 1, convexity above it"
+    assert named(((12, 5, 2), (leaky,))) == "3.2"
+    assert named(((12, 2), ())) == "convexity"
+
+
 def test_120_samples_from_a_layer_of_rank_5():
     objective, a, _ = setting((8, 16, 120, 10, 3), leaky, n=120, loss="mse")
     low = im.descend(objective, few_units(a, 2, 5), 1e-20)
@@ -109,6 +142,7 @@ def test_convolutions_may_stand_below_a_wide_linear_layer():
     objective = im.Objective(module, data=blobs(20, (1, 6, 6), 3))
     low = im.descend(objective, random_params(module, 1))
     assert low.outcome.ok
+    assert low.stats["theorem"] == "Lemma 5.2 for layer 2, convexity above it"  # they are about perceptrons
     assert falls(objective, low.path) < 1e-12
 
 
@@ -212,6 +246,58 @@ def test_rays_reach_any_norm_at_the_same_loss(widths, activation, theorem, size)
     certificate = im.certify(objective, far.path)
     assert certificate.proved
     assert certificate.excess < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("widths", "activations", "k", "theorem"),
+    [
+        ((3, 12, 6, 4, 2), (leaky, leaky, leaky), 1, "4.2"),
+        ((3, 4, 12, 5, 2), (leaky, leaky, leaky), 2, "4.2"),
+        ((3, 4, 5, 12, 5, 3, 2), (leaky,) * 5, 3, "4.2"),
+        ((3, 12, 6, 4, 2), (nn.ELU, leaky, leaky), 1, "3.2 above layer 1"),
+        ((3, 11, 6, 2), (leaky, leaky), 1, "3.2 above layer 1"),  # with its ones, F_1 has rank 12
+    ],
+)
+def test_rays_above_a_layer_of_exactly_n_units(widths, activations, k, theorem):
+    """Theorem 4.2, second part: no unit is idle, so that the layers above must grow."""
+    parts = [nn.Linear(p, q) for p, q in zip(widths, widths[1:], strict=False)]
+    stack = [m for i, part in enumerate(parts) for m in (part, *([activations[i]()] if i < len(activations) else []))]
+    module = nn.Sequential(*stack).double()
+    x = torch.randn(12, widths[0], generator=torch.Generator().manual_seed(4), dtype=F64)
+    for loss, y in (("mse", targets(12, widths[-1])), ("cross_entropy", torch.arange(12) % widths[-1])):
+        objective = im.Objective(module, loss, (x, y))
+        for seed in range(3):
+            a = random_params(module, seed)
+            far = ray(objective, a, 1e5)
+            assert far.outcome.ok, far.stats
+            assert far.stats["theorem"] == theorem
+            assert equal(far.path.start, a)
+            assert norm(far.target) >= 1e5
+            want = objective.loss(a)
+            for segment in far.path.segments:
+                for j in range(41):
+                    assert objective.loss(segment.at(j / 40)) == pytest.approx(want, abs=1e-10, rel=1e-10)
+        certificate = im.certify(objective, far.path)
+        assert certificate.proved
+        assert certificate.excess < 1e-8
+        moved = {n for n, v in far.target.items() if not torch.equal(v, a[n])}
+        assert f"{2 * k}.weight" in moved
+
+
+def test_under_theorem_4_2_every_point_has_a_ray():
+    """Also where the features lack rank, the weights above do, or all is zero: at every level of the loss."""
+    objective, a, _ = setting((3, 12, 6, 4, 2), leaky, n=12, loss="mse")
+    zero = {k: torch.zeros_like(v) for k, v in a.items()}
+    flat = a | {"4.weight": a["4.weight"][:, :1] @ a["4.weight"][:1]}
+    gone = a | {"4.weight": torch.zeros_like(a["4.weight"])}
+    large = {k: 30 * v for k, v in a.items()}
+    for start in (a, zero, few_units(a, 0, 3), few_units(a, 2, 2), flat, gone, large):
+        far = ray(objective, start, 1e4)
+        assert far.outcome.ok, far.stats
+        assert norm(far.target) >= 1e4
+        want = objective.loss(start)
+        losses = [objective.loss(s.at(j / 30)) for s in far.path.segments for j in range(31)]
+        assert max(abs(v - want) for v in losses) <= 1e-8 * max(1.0, want)
 
 
 def test_rays_from_zero_and_in_float32():

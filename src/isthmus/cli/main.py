@@ -207,6 +207,8 @@ def connect(
         state.remove()
     show([done.result], as_json)
     if not as_json:
+        for note in done.result["notes"]:
+            print(f"note: {note}")
         print(f"{done.connection.outcome}\nwritten to {out}; a page to read: isthmus report {out}")
     return 0 if done.connection.outcome.ok else 1
 

@@ -63,6 +63,11 @@ class Balanced:
     Vh: Tensor
     Q: Tensor
 
+    @property
+    def side(self) -> Tensor:
+        """U or V: the singular vectors on the smaller side of the product."""
+        return self.U if self.U.shape[0] <= self.Vh.shape[1] else self.Vh.T
+
     def framed(self, Q: Tensor, v: Tensor) -> Factors:
         """The pair in another frame: the same product and the same squares."""
         root = self.S.sqrt()
@@ -112,16 +117,34 @@ class Balancing:
         return Balanced(U, S, Vh, left @ right)
 
 
+class OppositeSides(UnsupportedError):
+    """Two pairs without a unit to spare, on both sides of det = 0: every path between them makes a factor singular."""
+
+    def __init__(self, n: int, factor: str, found: str = "") -> None:
+        super().__init__(
+            "the hidden width",
+            f"it is {n}, the smaller of the ranks that inputs and outputs allow, and det {factor} is positive at one "
+            f"end and negative at the other: every path between them passes a singular {factor}{found}",
+            f"Proposition 2.2 needs one unit more, {n + 1}",
+        )
+        self.n, self.factor = n, factor
+
+
+def own_frame(pair: Balanced) -> Tensor:
+    """E [n, min(p, q)], orthonormal, in which the pair is already."""
+    side = pair.side
+    return torch.cat([pair.Q, _complement(pair.Q)], 1)[:, : len(side)] @ _completed(side).T
+
+
 def common_frame(one: Balanced, other: Balanced) -> Tensor:
     """E [n, min(p, q)], orthonormal, in which both pairs can be put; it begins where the first pair is.
 
     Where n = min(p, q) and both products have rank n, the frames of the pairs lie in one of the two halves of O(n)
-    each; `UnsupportedError` where these differ: every path would make a factor singular.
+    each; `OppositeSides` where these differ.
     """
     n = len(one.Q)
     by_rows = one.U.shape[0] <= one.Vh.shape[1]
-    sides = [x.U if by_rows else x.Vh.T for x in (one, other)]
-    E = torch.cat([one.Q, _complement(one.Q)], 1)[:, : len(sides[0])] @ _completed(sides[0]).T
+    sides, E = [one.side, other.side], own_frame(one)
     if E.shape[1] < n or len(other.S) < n:
         return E
     if len(one.S) < n:  # the first pair may turn either way
@@ -129,15 +152,7 @@ def common_frame(one: Balanced, other: Balanced) -> Tensor:
         return E if float(torch.linalg.det(E) * wanted) > 0 else _mirrored(one, sides[0])
     signs = [float(torch.linalg.det(x.Q @ _completed(side).T)) for x, side in zip((one, other), sides, strict=True)]
     if signs[0] * signs[1] < 0:
-        which = "W2" if by_rows else "W1"
-        raise UnsupportedError(
-            "the hidden width",
-            f"it is {n}, the smaller of the ranks that inputs and outputs allow, and det {which} is positive at one "
-            f"end and negative at the other: every path between them passes a singular {which} (for scalars, "
-            "(w2 w1 - 1)^2 + 0.05 (w1^2 + w2^2) is 0.0975 at w1 = w2 = 0.975 and at w1 = w2 = -0.975, but at least 1 "
-            "where w1 = 0)",
-            f"Proposition 2.2 needs one unit more, {n + 1}",
-        )
+        raise OppositeSides(n, "W2" if by_rows else "W1")
     return E
 
 
@@ -146,8 +161,7 @@ class Turning:
 
     def __init__(self, pair: Balanced, E: Tensor, v: Tensor) -> None:
         self.pair, self.v = pair, v
-        side = pair.U if pair.U.shape[0] <= pair.Vh.shape[1] else pair.Vh.T
-        self.goal = E @ side
+        self.goal = E @ pair.side
         n, r = pair.Q.shape
         self.square = r == n
         first = slice(0, r - 1) if self.square else slice(0, r)
@@ -181,8 +195,8 @@ class Moving:
     def at(self, s: float) -> Factors:
         """The pair at s in [0, 1]."""
         U, S, Vh = torch.linalg.svd(torch.lerp(*self.M, s), full_matrices=False)
-        side = U if U.shape[0] <= Vh.shape[1] else Vh.T
-        return Balanced(U, S, Vh, self.E @ side).framed(self.E @ side, torch.lerp(*self.v, s))
+        pair = Balanced(U, S, Vh, self.E)
+        return pair.framed(self.E @ pair.side, torch.lerp(*self.v, s))
 
 
 def lay(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -29,11 +29,15 @@ def no_progress(what: str, done: int, total: int) -> None:
 class Outcome(Enum):
     """How a method ended; the value is the message.
 
-    >>> Outcome.CONNECTED.ok, Outcome.NOT_FINITE.ok
-    (True, False)
+    >>> Outcome.CONNECTED.ok, Outcome.UNPROVED.ok, Outcome.NOT_FINITE.ok
+    (True, True, False)
     """
 
     CONNECTED = "connected: the path was constructed as the method describes"
+    UNPROVED = (
+        "constructed, unproved: the path was made as the method describes and measured to stay within the stated "
+        "tolerance, but certify has no rule for this network (see stats['certificate'])"
+    )
     NOT_FINITE = (
         "training met a loss that is not finite; the path uses the last finite weights (lower the learning rate)"
     )
@@ -56,7 +60,7 @@ class Outcome(Enum):
     @property
     def ok(self) -> bool:
         """Whether the method succeeded."""
-        return self is Outcome.CONNECTED
+        return self in (Outcome.CONNECTED, Outcome.UNPROVED)
 
     def __str__(self) -> str:
         return self.value
@@ -128,8 +132,26 @@ class Search(Connector):
         return self.search(objective, a, b, generator, progress)
 
 
+class Step(Protocol):
+    """What a method needs to know of a certificate's segment."""
+
+    @property
+    def why(self) -> str:
+        """The reason of the claim, or why there is none."""
+        ...
+
+
 class Proof(Protocol):
     """What a method needs to know of a certificate."""
+
+    @property
+    def segments(self) -> Sequence[Step]:
+        """One per segment of the path."""
+        ...
+
+    def unproved(self) -> list[int]:
+        """The segments that were only measured."""
+        ...
 
     @property
     def proved(self) -> bool:

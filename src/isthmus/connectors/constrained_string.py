@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ class ConstrainedStringSampling(Strings):
     """Appendix A of Freeman and Bruna 2017, corrected: a string with springs that is pulled down level by level.
 
     It starts as the straight line at the level of its largest value. The level falls by the factor `fall`, down to
-    `threshold`; at each level all beads above alpha * level are trained at the same time, as one problem with stacked
-    weights where that is faster, on
+    `threshold`, or to `excess` above the larger end; at each level all beads above alpha * level are trained at the
+    same time, as one problem with stacked weights where that is faster, on
 
         F(theta_i) + zeta (|theta_(i-1) - theta_i| + |theta_(i+1) - theta_i|) + kappa |cos of the angle between
         theta_(i-1) - theta_(i+1) and theta_i - (theta_(i-1) + theta_(i+1)) / 2|,
@@ -69,6 +69,7 @@ class ConstrainedStringSampling(Strings):
     check: int | None = None
     schedule: str = "cosine"
     batched: bool | None = None
+    excess: float | None = None
 
     about = About(
         makes="straight segments between beads trained together, each below a threshold",
@@ -78,7 +79,7 @@ class ConstrainedStringSampling(Strings):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self.quantity, self.threshold, self.on, self.points)
+        check_fields(self.quantity, self.threshold, self.excess, self.on, self.points)
         if self.position not in ("maximum", "half"):
             raise InputError("position", expected="'maximum' or 'half'", got=repr(self.position))
         for name in ("zeta", "kappa"):
@@ -177,7 +178,7 @@ class _Descent:
         if self.kept is None:
             self.beads = self.best = [a, b]
             line = self.limit.scan(Curve((a, b)))
-            level = min(max(line.max, self.limit.value), HIGHEST * self.limit.value)
+            level = min(max(line.max, self.limit.value), HIGHEST * (self.limit.value or 1.0))
             top = line.max if isfinite(line.max) else 1e300  # JSON has no infinity
             self.now = _State(level, [self.limit.of(a), self.limit.of(b)], [top], [line.t])
             self.now.samples = line.samples
@@ -309,6 +310,8 @@ class _Descent:
         labels = [f"sampled below {level:.4g}"] * len(path)
         stats: dict[str, Any] = {
             "threshold": {"quantity": self.limit.quantity, "value": self.limit.value, "on": self.method.on},
+            "threshold_from": self.limit.origin,
+            "notes": self.limit.notes(now.values, now.rows[-1]["maximum"] if now.rows else inf),
             "level": level,
             "beads": len(self.best) - 2,
             "normalized_length": path.normalized_length,

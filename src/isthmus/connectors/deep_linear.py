@@ -37,8 +37,11 @@ class DeepLinear(Connector):
     *With ridge*, two layers: both ends go to balanced factors and meet on the segment of products (1-t) M_a + t M_b,
     where ridge is 2 ||M||_*, a convex function: at most 8 straight or curved parts. The curves are laid down as cubic
     Bezier curves, halved until the loss on each is at most max(F(a), F(b)) (1 + `tolerance`) (at most `max_segments`
-    segments); the bound that decides is in the stats. n_1 = min(n_0, n_2) units suffice where both ends lie on the same
-    side of det = 0.
+    segments); the bound that decides is in the stats. With n_1 = min(n_0, n_2) units the square factor may have a
+    positive determinant at one end and a negative one at the other. Every path is then singular somewhere: it goes
+    through a product of lower rank (zero, if need be) whose loss is no larger than that of the larger end, which is
+    looked for by descents. Where none is found the pair is refused, with the lowest that was: (w2 w1 - 1)^2 +
+    0.05 (w1^2 + w2^2) is 0.0975 at w1 = w2 = 0.975 and at w1 = w2 = -0.975, and at least 1 where w1 = 0.
 
     With ridge and three or more layers level sets are not connected: for (w1 w2 w3 - 1)^2 + 0.05 |w|^2 the origin is a
     strict local minimum of value 1, while three weights of 0.95 have 0.156. Refused.

@@ -1,4 +1,4 @@
-"""``descend``: from any point down to the infimum of the loss, without ever rising (Nguyen 2019, Theorem 4.2)."""
+"""``descend``: down to the infimum of the loss, without ever rising (Nguyen 2019, Theorems 3.2, 4.2, 6.1)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from isthmus.connectors.base import Connection, Outcome, Progress, no_progress
 from isthmus.connectors.sublevel.columns import Unreachable
 from isthmus.connectors.sublevel.lower import Lowered, lower
-from isthmus.connectors.sublevel.measure import default_tolerance, measure
-from isthmus.connectors.sublevel.measure import prove as proved_excess
+from isthmus.connectors.sublevel.measure import default_tolerance, measure, prove
 from isthmus.connectors.sublevel.method import plain_premises, premises
 from isthmus.connectors.sublevel.trail import Trail
 from isthmus.errors import InputError, OutcomeError, UnsupportedError
@@ -49,8 +48,10 @@ def descend(
     The result's `target` is the point reached. Its outcome is ok if the loss there is small enough and the path,
     measured in float64, nowhere rises by more than `rounding` (default 1e-8, in float32 1e4 of its units) times the
     larger of 1 and the loss at `a`, nor above the loss at `a` by what ``certify`` proves (unless ``prove=False``).
-    stats: the theorem with its premises, "loss" at the start and the end, "rise", "drift", "growth", condition
-    numbers. Where no theorem applies, the path stays at `a`. Source: Nguyen 2019, Theorems 4.2 and 6.1, case 1.
+    stats: "theorem", "premises", "loss" at the start and the end, "rise", "drift", "growth", condition numbers. The
+    theorem is the one whose premises hold, from any point: "3.2", "4.2", "6.1 (case 1)"; where none is about this
+    network but the parts of their proofs did it from this point, it names these ("Lemma 5.2 for layer 2, ..."). Where
+    these fail too, the path stays at `a`. Source: Nguyen 2019, Theorems 3.2, 4.2 and 6.1, case 1.
 
     >>> x, y = torch.eye(3), torch.tensor([0, 1, 1])
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).double()
@@ -145,11 +146,12 @@ def _lowered(objective: Objective, trail: Trail, theorem: Theorem, method: dict[
         "growth": found.growth,
         "outputs": {"how": goal.how, "loss": goal.loss, "slope": goal.slope},
     }
-    path, rise = Path(tuple(segments)), found.rise
-    if method["prove"] and rise <= allowed:
-        excess, stats["certificate"] = proved_excess(objective, path, found.losses[0])
-        rise = max(rise, excess)
-    outcome = _outcome(goal, found.losses[-1], rise, tolerance, allowed)
+    path = Path(tuple(segments))
+    outcome = _outcome(goal, found.losses[-1], found.rise, tolerance, allowed)
+    if method["prove"] and found.rise <= allowed:
+        shown = prove(objective, path, found.losses[0])
+        stats["certificate"], proof = shown.facts, shown.outcome(allowed)
+        outcome = proof if outcome.ok or not proof.ok else outcome
     return Connection(path, path.end, outcome, stats)
 
 

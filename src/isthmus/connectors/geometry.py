@@ -100,7 +100,8 @@ def geometry(
     judge = objective if test is None else test
     for k, value in enumerate(sorted(thresholds, reverse=True)):
         progress("thresholds", k, len(thresholds))
-        found = connect(objective, a, b, replace(method, threshold=value), seed=seed, test=test, progress=progress)
+        below = replace(method, threshold=value, excess=None)
+        found = connect(objective, a, b, below, seed=seed, test=test, progress=progress)
         stats = found.stats
         short = None
         if shorten and found.outcome.ok:

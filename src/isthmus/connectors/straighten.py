@@ -59,7 +59,7 @@ def straighten(
     >>> round(found.before, 3), found.after, len(found.path)
     (1.345, 1.0, 1)
     """
-    check_fields(quantity, threshold, "train", points)
+    check_fields(quantity, threshold, None, "train", points)
     if passes < 1 or not 0 < tol < 1:
         raise InputError("passes, tol", expected=">= 1 and in (0, 1)", got=(passes, tol))
     limit = Threshold(objective, quantity, threshold, points)

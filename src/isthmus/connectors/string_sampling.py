@@ -23,11 +23,14 @@ class StringSampling(Strings):
     or, with ``on="test"``, on the `test` set given to ``connect``) exceeds `threshold` gets a bead at its largest
     sample (``position="maximum"``, kept off the ends) or its middle ("half"). The bead is trained on the objective's
     loss until the quantity is at most alpha * threshold (a bead that fails starts again with noise, `attempts` times in
-    all), and both halves are looked at again. A segment counts as
-    below the threshold when `points` equidistant samples are, and none of its intervals is estimated to rise above
-    it; with ``certify=True`` also when ``isthmus.certify`` proves it, within `effort` bounds over sub-intervals.
-    Without a `threshold`, it is one tenth above the larger end. With `always`, the straight line gets a bead even where
-    it is below, as in the program of the paper's authors, whose strings have one bead at least.
+    all), and both halves are looked at again. A segment counts as below the threshold when `points` equidistant samples
+    are, and none of its intervals is estimated to rise above it; with ``certify=True`` also when ``isthmus.certify``
+    proves it, within `effort` bounds over sub-intervals. With `always`, the straight line gets a bead even where it is
+    below, as in the program of the paper's authors, whose strings have one bead at least.
+
+    Instead of a `threshold`, `excess` says how far it lies above the larger end. Without either it is 1.1 times the
+    larger end, between ends without errors an error rate of 0.01 (or one example). Language models have large losses
+    that differ little, so their straight line may be below that: ``stats["notes"]`` then says so, with a harder task.
 
     The work list is taken breadth first (all open segments of a depth, their beads `batched` into one stacked problem
     where that is faster) or depth first; the string is the same. It ends with ``CONNECTED``; ``BEAD_FAILED``;
@@ -61,6 +64,7 @@ class StringSampling(Strings):
     check: int | None = None
     schedule: str = "cosine"
     batched: bool | None = None
+    excess: float | None = None
 
     about = About(
         makes="straight segments between trained beads, each below a threshold",
@@ -70,7 +74,7 @@ class StringSampling(Strings):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self.quantity, self.threshold, self.on, self.points)
+        check_fields(self.quantity, self.threshold, self.excess, self.on, self.points)
         for name, allowed in (("position", ("maximum", "half")), ("order", ("breadth", "depth"))):
             if getattr(self, name) not in allowed:
                 raise InputError(name, expected=f"one of {allowed}", got=repr(getattr(self, name)))

@@ -277,6 +277,8 @@ class Work:
         beads = [self.beads[i] for i in self.order]
         stats: dict[str, Any] = {
             "threshold": {"quantity": self.limit.quantity, "value": self.limit.value, "on": self.method.on},
+            "threshold_from": self.limit.origin,
+            "notes": self.limit.notes([b.value for b in beads], max(s.max or 0.0 for s in spans)),
             "beads": len(beads) - 2,
             "depth": max(b.depth for b in beads),
             "normalized_length": path.normalized_length,

@@ -36,6 +36,7 @@ class Strings(Search):
     """A method whose path is a string of beads; the fields are those of its dataclass."""
 
     threshold: float | None
+    excess: float | None
     quantity: str
     on: str
     points: int
@@ -85,8 +86,10 @@ class Strings(Search):
     ) -> Connection:
         """The string from `a` to `b`."""
         limit = threshold_for(
-            objective, test, (a, b), quantity=self.quantity, value=self.threshold, on=self.on, points=self.points
-        )
+            objective, test, (a, b),
+            quantity=self.quantity, value=self.threshold, excess=self.excess, on=self.on, points=self.points,
+        )  # fmt: skip
+        progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
         trainer = Trainer.of(objective, limit, self.recipe(), self.batched, a)
         job = self.job(limit, trainer, generator, progress, checkpoint)
         job.begin(a, b)

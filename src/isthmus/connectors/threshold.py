@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import exp, inf, isnan, log
 
@@ -16,6 +16,15 @@ from isthmus.paths import Segment
 
 QUANTITIES = ("loss", "error", "perplexity")
 """What a threshold may be on; the perplexity is exp(loss)."""
+
+DEFAULT = 1.1
+"""Without a threshold or an excess: so many times the larger end."""
+
+GIVEN = "as given"
+"""The origin of a threshold that was asked for."""
+
+DEFAULT_ERROR = 0.01
+"""The default excess between two ends without errors; one example where there are fewer than 100."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class Scan:
 class Threshold:
     """The set where `quantity` on the data of `objective` is at most `value`; segments start from `points` samples.
 
+    `origin` says in words where the value comes from.
+
     >>> import torch
     >>> objective = Objective(torch.nn.Linear(1, 1, bias=False), "mse", (torch.ones(1, 1), torch.zeros(1, 1)))
     >>> at = [{"weight": torch.tensor([[v]])} for v in (-1.0, 2.0)]
@@ -47,6 +58,7 @@ class Threshold:
     quantity: str
     value: float
     points: int
+    origin: str = GIVEN
 
     def of(self, params: Params) -> float:
         """The quantity at a point; NaN counts as infinite."""
@@ -58,12 +70,26 @@ class Threshold:
 
     def at(self, value: float) -> Threshold:
         """The same at another level."""
-        return Threshold(self.objective, self.quantity, value, self.points)
+        return replace(self, value=value)
 
     @property
     def loss(self) -> float:
         """The threshold as a loss. Not for error rates."""
         return log(self.value) if self.quantity == "perplexity" else self.value
+
+    def notes(self, values: Sequence[float], top: float) -> list[str]:
+        """What a reader of a string must know: where a threshold that was not given comes from, and whether a straight
+        line was below it, so that it asked for nothing. `values` of its beads, `top` the largest on it.
+        """
+        out = [] if self.origin == GIVEN else [f"threshold: {self.quantity} at most {self.value:.4g}, {self.origin}"]
+        larger = max(values)
+        if len(values) > 2 or not top <= self.value:
+            return out
+        said = f"the straight line was already below the threshold, {self.value:.4g}: it"
+        if not top > larger:
+            return [*out, f"{said} never rises above the larger end, so no threshold for these ends asks for more"]
+        harder = f"excess={float(f'{(top - larger) / 2:.2g}'):g}"
+        return [*out, f"{said} rises from {larger:.4g} at the larger end to {top:.4g}; a harder task: {harder}"]
 
     def _read(self, loss: float, error: float) -> float:
         if self.quantity == "perplexity":
@@ -114,17 +140,29 @@ def _closer(seen: Samples, measure: Callable[[Sequence[float]], list[float]]) ->
             seen.add(i, value)
 
 
-def check_fields(quantity: str, value: float | None, on: str, points: int) -> None:
+def check_fields(quantity: str, value: float | None, excess: float | None, on: str, points: int) -> None:
     """Refuse what no threshold can be."""
     if quantity not in QUANTITIES:
         raise InputError("quantity", expected=f"one of {QUANTITIES}", got=repr(quantity))
-    least = 1.0 if quantity == "perplexity" else 0.0
-    if value is not None and not least < value < inf:
-        raise InputError("threshold", expected=f"a number > {least:g}", got=value)
+    if value is not None and excess is not None:
+        raise InputError("threshold, excess", expected="one of them, or none", got=f"{value} and {excess}")
+    if value is not None and not possible(quantity, value):
+        raise InputError("threshold", expected=_range(quantity), got=value)
+    if excess is not None and not 0 <= excess < inf:
+        raise InputError("excess", expected="a finite number >= 0, above the larger end", got=excess)
     if on not in ("train", "test"):
         raise InputError("on", expected="'train' or 'test'", got=repr(on))
     if points < 3:
         raise InputError("points", expected="at least 3 samples of each segment", got=points)
+
+
+def possible(quantity: str, value: float) -> bool:
+    """Whether beads can be trained below `value`: no loss gets down to 0, an error rate does."""
+    return 0 <= value < inf if quantity == "error" else float(quantity == "perplexity") < value < inf
+
+
+def _range(quantity: str) -> str:
+    return {"loss": "a number > 0", "error": "a number >= 0", "perplexity": "a number > 1"}[quantity]
 
 
 def threshold_for(
@@ -134,12 +172,14 @@ def threshold_for(
     *,
     quantity: str,
     value: float | None,
+    excess: float | None,
     on: str,
     points: int,
 ) -> Threshold:
-    """The threshold set of a search; without a `value`, one tenth above the larger end.
+    """The threshold set of a search: at `value`, at the larger end + `excess`, or at the default.
 
-    Errors: ends outside the set; a test set or an error rate that there is not.
+    The default is ``DEFAULT`` times the larger end; between ends without errors ``DEFAULT_ERROR``. Errors: ends that
+    are outside the set or whose quantity is not a number >= 0; a test set or an error rate that there is not.
     """
     if on == "test" and test is None:
         raise InputError("on", expected="'train', or a test set", got="'test'", instead="connect(..., test=objective)")
@@ -150,10 +190,23 @@ def threshold_for(
         raise UnsupportedError("quantity='error'", "this objective has no error rate", "give Objective(..., error=)")
     first = Threshold(judge, quantity, inf, points)
     larger = max(first.of(p) for p in ends)
-    if value is None:
-        value = 1.1 * larger
-        if not 0 < value < inf:
-            raise InputError("threshold", expected=f"a number (the larger end has {larger:g})", got=None)
-    if larger > value:
+    if not 0 <= larger < inf:
+        raise InputError("ends", expected=f"a {quantity} that is finite and not negative", got=f"{larger:g}")
+    limit = _chosen(first, larger, value, excess)
+    if not possible(quantity, limit.value):
+        expected, instead = f"a number (the larger end has {larger:g})", "excess=0.01, or another number"
+        raise InputError("threshold", expected=expected, got=f"{limit.value:g}, {limit.origin}", instead=instead)
+    if larger > limit.value:
         raise InputError("threshold", expected=f"at least {larger:.6g}, the {quantity} of the larger end", got=value)
-    return first.at(value)
+    return limit
+
+
+def _chosen(first: Threshold, larger: float, value: float | None, excess: float | None) -> Threshold:
+    if value is not None:
+        return first.at(value)
+    if excess is not None:
+        return replace(first, value=larger + excess, origin=f"{excess:g} above the larger end, {larger:.4g}")
+    if first.quantity == "error" and larger == 0:
+        few = max(DEFAULT_ERROR, 1 / first.objective.num_examples)
+        return replace(first, value=few, origin=f"the default, {few:g} above two ends without errors")
+    return replace(first, value=DEFAULT * larger, origin=f"the default, {DEFAULT} times the larger end, {larger:.4g}")

@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.balanced import (
+    Balanced,
     Balancing,
     Control,
     Factors,
     Move,
     Moving,
+    OppositeSides,
     Turning,
     coefficients,
     common_frame,
     lay,
+    own_frame,
     project,
 )
 from isthmus.connectors.one_layer import clear_biases
+from isthmus.connectors.singular import balanced_at, lowest_singular
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import Params
@@ -117,24 +121,59 @@ class TwoFactors:
         projected = [project(p) for p in pairs]
         balancing = [Balancing(two) for _, two in projected]
         one, other = (curve.end for curve in balancing)
-        E = common_frame(one, other)
-        turning = Turning(other, E, pairs[1].v)
         starts = [one.framed(one.Q, pairs[0].v), other.framed(other.Q, pairs[1].v)]
-        home = turning.at(1.0)
         for k, params in enumerate(self.cleared):
             first, end = len(self.controls), "AB"[k]
             self.written[id(pairs[k])] = (pairs[k], params)
+            if k == 1:
+                self._between(one, other, starts)
+                first = len(self.controls)
             self._straight(self.ends[k], params, f"at {end}, hidden biases to the output")
             points = [pairs[k], *projected[k]]
             self._straight(self._at(points[0]), self._at(points[1]), f"at {end}, W1 onto the row space of W2")
             self._straight(self._at(points[1]), self._at(points[2]), f"at {end}, W2 onto the column space of W1")
             self._curve(f"at {end}, balance the factors", balancing[k].at, points[2], starts[k])
-            if k == 0:
-                self._curve("from A to B, along the products", Moving(starts[0], home, E).at, starts[0], home)
-            else:
-                self._curve("at B, turn the frame", turning.at, starts[1], home)
-                self.controls[first:] = [c[::-1] for c in reversed(self.controls[first:])]
-                self.labels[first:] = [f"{label}, backwards" for label in reversed(self.labels[first:])]
+        self._turn_round(first)
+
+    def _turn_round(self, first: int) -> None:
+        """Go through what was laid down from `first` on in the other direction."""
+        self.controls[first:] = [c[::-1] for c in reversed(self.controls[first:])]
+        self.labels[first:] = [f"{label}, backwards" for label in reversed(self.labels[first:])]
+
+    def _between(self, one: Balanced, other: Balanced, starts: list[Factors]) -> None:
+        """From balanced factors to balanced factors, along products; through a singular one where they must."""
+        try:
+            E = common_frame(one, other)
+        except OppositeSides as e:
+            self._through_singular(one, other, starts, e)
+            return
+        turning = Turning(other, E, starts[1].v)
+        home = turning.at(1.0)
+        self._curve("from A to B, along the products", Moving(starts[0], home, E).at, starts[0], home)
+        first = len(self.controls)
+        self._curve("at B, turn the frame", turning.at, starts[1], home)
+        self._turn_round(first)
+
+    def _through_singular(self, one: Balanced, other: Balanced, starts: list[Factors], why: OppositeSides) -> None:
+        """Along products to one of lower rank, whose frame may turn to the other side, and on.
+
+        Loss and ridge are convex in the product, so that one of no larger loss is all that this takes.
+        """
+        middle, lowest = lowest_singular(self.value, starts, self.top)
+        if lowest > self.top:
+            found = f", and the lowest that was found has a loss of {lowest:.6g}, above the larger end's {self.top:.6g}"
+            raise OppositeSides(why.n, why.factor, found) from None
+        frames = [own_frame(one), own_frame(other)]
+        pair = balanced_at(middle, frames[0])
+        turning = Turning(pair, frames[1], middle.v)
+        there, back = turning.at(0.0), turning.at(1.0)
+        rank = len(pair.S)
+        self._curve(f"from A to a product of rank {rank}", Moving(starts[0], there, frames[0]).at, starts[0], there)
+        if rank:
+            self._curve("turn its frame to the other side of det = 0", turning.at, there, back)
+        else:
+            back = there
+        self._curve(f"from the product of rank {rank} to B", Moving(back, starts[1], frames[1]).at, back, starts[1])
 
     def _at(self, factors: Factors) -> Params:
         """The weights of a pair; the same object for the same pair, so that segments join."""
@@ -155,6 +194,11 @@ class TwoFactors:
             self.controls.append(tuple(self._at(p) for p in control))
             self.labels.append(f"{label}, {i} of {len(pieces)}")
         self.report(len(self.controls))
+
+    def value(self, factors: Factors) -> Tensor:
+        """Loss and ridge of factors, with gradients."""
+        params = self.reading.params(factors, self.cleared[0])
+        return self.objective.batch_loss(params, torch.arange(self.objective.num_examples, device=factors.v.device))
 
     def _largest(self, control: Control) -> float:
         """A bound on loss + ridge on a Bezier curve of factors: the largest Bernstein coefficient."""

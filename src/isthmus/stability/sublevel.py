@@ -21,8 +21,9 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths.full_rank import ones_column
 from isthmus.stability.noise import Condition
-from isthmus.structure.activations import Activation, activation_of, check_units, design, reads_flat
-from isthmus.structure.chain import Chain, chain_of
+from isthmus.structure.activations import Activation, activation_of, affine_of, check_units, design, reads_flat
+from isthmus.structure.chain import Chain
+from isthmus.structure.slopes import chain_with_slopes
 
 __all__ = [
     "RANK",
@@ -30,6 +31,7 @@ __all__ = [
     "SublevelConditions",
     "Theorem",
     "independent_examples",
+    "narrowing",
     "rank_of",
     "singular_values",
     "sublevel_conditions",
@@ -95,10 +97,10 @@ class LevelNetwork:
     sizes: dict[int, tuple[int, int]]
 
     @classmethod
-    def of(cls, objective: Objective, params: Mapping[str, Tensor]) -> LevelNetwork:
-        """Read the objective's module. Errors: no chain, normalisation, several input tensors."""
+    def of(cls, objective: Objective, params: Mapping[str, Tensor], *others: Mapping[str, Tensor]) -> LevelNetwork:
+        """Read the objective's module at some points. Errors: no chain, normalisation, several input tensors."""
         wide = objective.cast(torch.float64)
-        chain = chain_of(wide.program, wide.structure)
+        chain = chain_with_slopes(wide.program, wide.structure, (params, *others))
         check_units(chain)
         x = single(wide.data[0])
         point, h, sizes = cast(params, torch.float64), x[:1], {}
@@ -125,7 +127,7 @@ class LevelNetwork:
 
     def has_bias(self, l: int) -> bool:
         """Whether layer l has biases."""
-        return bool(self.chain.layer(l).vectors)
+        return affine_of(self.chain.layer(l)).named()["bias"] is not None
 
     def features(self, params: Params, l: int) -> Tensor:
         """F_l on all samples, in float64."""
@@ -176,7 +178,7 @@ def connecting(net: LevelNetwork) -> tuple[Theorem, ...]:
     """The theorems by which sublevel sets are connected, the one to be preferred first."""
     L = net.L
     order = dict.fromkeys([L - 1, 0, *range(1, L)])
-    return tuple(Theorem(_name(k, L), k, (*_wide(net, k), *_above(net, k))) for k in order)
+    return tuple(Theorem(_name(k, L), k, (*_wide(net, k), *narrowing(net, k))) for k in order)
 
 
 def descending(net: LevelNetwork) -> tuple[Theorem, ...]:
@@ -184,13 +186,28 @@ def descending(net: LevelNetwork) -> tuple[Theorem, ...]:
     out = []
     for k in reversed(range(net.L)):
         if k == 0:
-            out.append(Theorem(_name(0, net.L), 0, (*_wide(net, 0), *_above(net, 0))))
+            out.append(Theorem(_name(0, net.L), 0, (*_wide(net, 0), *narrowing(net, 0))))
             continue
-        name = "4.2" if all(a.onto for a in net.activations.values()) else "4.2, with 6.1 (case 1) for ranks"
         needed = net.units_needed(k)
-        conditions = (_width(net, k, needed, "N"), _distinct(net), _independent(net, k), *_above(net, k))
-        out.append(Theorem(name, k, conditions))
+        conditions = (_width(net, k, needed, "N"), _distinct(net), _independent(net, k), *narrowing(net, k))
+        out.append(Theorem(_descent(net, k), k, conditions))
     return tuple(out)
+
+
+def _descent(net: LevelNetwork, k: int) -> str:
+    """The theorem that covers a descent by layer k >= 1 if its premises hold; else which parts of the proofs do it.
+
+    What they speak of are perceptrons, and Lemma 5.2 moves biases. Where no theorem is named, samples that layer k - 1
+    cannot tell apart may stand in the way.
+    """
+    known = [a for a in net.activations.values() if a.independent and a.plain]
+    if len(known) == net.L - 1 and all(net.sizes[l + 1] == (net.N, 1) for l in net.activations):
+        if net.has_bias(k) and all(a.onto for a in known):
+            return "4.2"
+        wide = all(net.chain.widths[l] >= net.N and net.has_bias(l) for l in net.activations)
+        if k == net.L - 1 and wide:
+            return "6.1 (case 1)"
+    return f"Lemma 5.2 for layer {k}, " + ("convexity above it" if k == net.L - 1 else "Theorem 3.2 above it")
 
 
 def _name(k: int, L: int) -> str:
@@ -233,7 +250,7 @@ def _independent(net: LevelNetwork, l: int) -> Condition:
     return Condition(f"Assumption 2.2 for {a.name}, layer {l}", value, "1", a.independent)
 
 
-def _above(net: LevelNetwork, k: int) -> list[Condition]:
+def narrowing(net: LevelNetwork, k: int) -> list[Condition]:
     """Of the layers k+1..L: linear ones that get narrower, with activations onto R between them."""
     out = []
     for l in range(k + 1, net.L + 1):
@@ -288,7 +305,7 @@ def sublevel_conditions(objective: Objective, *points: Mapping[str, Tensor], tol
     """
     checked = [cast(objective.check(p), torch.float64) for p in points]
     like = checked[0] if checked else {k: torch.empty_like(v) for k, v in objective._zeros().items()}
-    net = LevelNetwork.of(objective, like)
+    net = LevelNetwork.of(objective, like, *checked)
     ranks: list[dict[int, int]] = []
     conditions: list[dict[int, float]] = []
     weights: list[dict[int, float]] = []

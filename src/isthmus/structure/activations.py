@@ -13,7 +13,7 @@ from isthmus.errors import UnsupportedError
 from isthmus.program import Node
 from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, Layer
 
-__all__ = ["Activation", "activation_of", "check_units", "design", "reads_flat"]
+__all__ = ["Activation", "activation_of", "affine_of", "check_units", "design", "reads_flat"]
 
 _IDLE = ("aten.dropout.default", "aten.clone.default", "aten.alias.default", "aten.contiguous.default")
 # continuous and piecewise linear with two pieces or more, or exponential units (Lemma 2.3); and, beyond the paper,
@@ -56,6 +56,8 @@ def activation_of(layer: Layer) -> Activation:
         return Activation("identity", 1.0, False, True)
     known = [n for n, name in zip(rest, names, strict=True) if name in _INDEPENDENT or name == "leaky_relu"]
     plain = len(rest) == 1
+    if names == ["prelu"]:  # slopes that belong to the units: new ones get a slope other than 1
+        return Activation("prelu", None, True, True)
     if len(known) != 1:
         return Activation("+".join(names), None, None, plain)
     node, name = known[0], _base(known[0])
@@ -69,13 +71,14 @@ def _base(node: Node) -> str:
     return node.op.split(".")[1] if "." in node.op else node.op
 
 
-def _affine(layer: Layer) -> Node:
+def affine_of(layer: Layer) -> Node:
+    """The linear or convolutional operation of a layer."""
     return next(n for n in layer.nodes if n.op in AFFINE)
 
 
 def reads_flat(layer: Layer) -> bool:
     """Whether the layer is a linear one, which reads one row per example."""
-    return _affine(layer).op == AFFINE[0]
+    return affine_of(layer).op == AFFINE[0]
 
 
 def check_units(chain: Chain) -> None:
@@ -102,7 +105,7 @@ def design(chain: Chain, l: int, params: Mapping[str, Tensor], h: Tensor) -> Ten
     >>> design(chain, 1, params, o.data[0]).shape, design(chain, 2, params, torch.zeros(5, 3, 2, 2)).shape
     (torch.Size([20, 2, 4]), torch.Size([5, 3, 4]))
     """
-    node = _affine(chain.layer(l))
+    node = affine_of(chain.layer(l))
     if node.op == AFFINE[0]:
         return h.flatten(1).reshape(len(h), chain.widths[l - 1], -1)
     a: Mapping[str, Any] = node.named()

@@ -67,7 +67,7 @@ def _two_factors(name: str, build: TwoFactors) -> Row:
     factors = build.reading.factors(build.cleared[0])
     n, rank = factors.W2.shape[1], min(factors.M.shape)
     holds = None if n == rank else n > rank
-    note = "without a unit to spare both ends must lie on the same side of det = 0" if n == rank else ""
+    note = "without a unit to spare: same side of det = 0, or a singular product of no larger loss" if n == rank else ""
     return Row(name, "units of hidden layer 1", "", n, f">= {rank + 1}", holds, None, note)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import PROVERS
+from isthmus.connectors.base import PROVERS, Outcome
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import Params, cast, norm
 from isthmus.paths import LevelCurve, Path, Segment
 
-__all__ = ["Measured", "default_tolerance", "measure", "prove"]
+__all__ = ["Measured", "Shown", "default_tolerance", "measure", "prove"]
 
 INSIDE = 3
 """Points inside a straight segment, on which nothing curved happens."""
@@ -89,12 +89,36 @@ def measure(objective: Objective, segments: Sequence[Segment], kept: Callable[[i
     return Measured(tuple(losses), deviation, largest / scale, growth)
 
 
-def prove(objective: Objective, path: Path, top: float) -> tuple[float, dict[str, Any]]:
-    """The excess over `top` that ``certify`` proves (infinite where it proves none), and what to remember of it."""
+@dataclass(frozen=True)
+class Shown:
+    """What ``certify`` made of a path: `excess` over the top that it proves (infinite where none), `facts` for stats.
+
+    `ruled`: whether it failed for want of a rule alone, so that what was measured says nothing against the path.
+    """
+
+    excess: float
+    facts: dict[str, Any]
+    ruled: bool = True
+
+    def outcome(self, allowed: float) -> Outcome:
+        """Of a path whose measured excess is allowed."""
+        if self.excess <= allowed:
+            return Outcome.CONNECTED
+        return Outcome.IMPRECISE if self.ruled else Outcome.UNPROVED
+
+
+def prove(objective: Objective, path: Path, top: float) -> Shown:
+    """The excess over `top` that is proved on the path."""
     if not PROVERS:
         raise UnsupportedError("prove=True", "isthmus.certify is not loaded", "import isthmus")
     found = PROVERS[0](objective, path, 0.01, budget=BUDGET)
-    return found.bound - top if found.proved else inf, {"proved": found.proved, "bound": found.bound}
+    facts: dict[str, Any] = {"proved": found.proved, "bound": found.bound}
+    if found.proved:
+        return Shown(found.bound - top, facts)
+    open_ = found.unproved()
+    facts["why"] = found.segments[open_[0]].why
+    # a level curve has its own proof, which needs no rule for what moves: it fails where premises do
+    return Shown(inf, facts, any(isinstance(path.segments[i], LevelCurve) for i in open_))
 
 
 def _loss(objective: Objective, outputs: Tensor) -> float:

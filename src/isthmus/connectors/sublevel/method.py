@@ -42,7 +42,12 @@ class Sublevel(Connector):
     All is computed in float64. `tolerance`: the largest excess, in units of the larger of 1 and the higher end's loss,
     for which the outcome is ok (default 1e-8; for float32 networks 1e4 of their units in the last place): the excess
     that ``certify`` proves, rounding included, or with ``prove=False`` what is measured at all vertices and between
-    them, with 8 times the largest deviation from the construction.
+    them, with 8 times the largest deviation from the construction. An activation for which ``certify`` has no rule
+    leaves it at what is measured: ``UNPROVED``.
+
+    PReLU: slopes that are one number, the same at both ends, are those of a leaky ReLU (a negative one will do for
+    Theorem 6.1); otherwise slopes of which each belongs to one unit move with their units, in layers of 2N units. A
+    slope that the units of a layer share must be the same at both ends.
 
     When to use: on few samples or very wide networks. Needs a chain of layers without normalisation, a convex loss, no
     penalty. If no theorem applies the path is the straight line, the outcome says so, and ``stats["premises"]`` says
@@ -76,7 +81,7 @@ class Sublevel(Connector):
         """Choose the theorem, build both halves, join them, measure what rounding did."""
         try:
             plain_premises(objective)
-            net = LevelNetwork.of(objective, a)
+            net = LevelNetwork.of(objective, a, b)
         except UnsupportedError as e:
             return refused(a, b, [str(e)], {})
         known = connecting(net)
@@ -144,11 +149,11 @@ class Sublevel(Connector):
             "digits_lost": found.digits_lost,
             "growth": found.growth,
         }
-        excess = found.provable
-        if self.prove and excess <= allowed:
-            excess, stats["certificate"] = prove(objective, path, top)
-        ok = excess <= allowed  # also false for NaN
-        return Connection(path, b, Outcome.CONNECTED if ok else Outcome.IMPRECISE, stats)
+        outcome = Outcome.CONNECTED if found.provable <= allowed else Outcome.IMPRECISE  # also for NaN
+        if self.prove and outcome.ok:
+            shown = prove(objective, path, top)
+            outcome, stats["certificate"] = shown.outcome(allowed), shown.facts
+        return Connection(path, b, outcome, stats)
 
 
 def join(net: LevelNetwork, k: int, there: Trail, back: Trail) -> tuple[list[Segment], list[str], int]:

@@ -1,4 +1,4 @@
-"""Level sets have no end: rays on which the loss stays while the weights grow (Nguyen 2019, Theorems 3.2 and 5.1)."""
+"""Level sets have no end: rays on which the loss stays while the weights grow (Nguyen 2019: 3.2, 4.2, 5.1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import cast, check_finite, norm
 from isthmus.paths import Path
-from isthmus.stability.sublevel import LevelNetwork, Theorem, connecting
+from isthmus.stability.noise import Condition
+from isthmus.stability.sublevel import RANK, LevelNetwork, descending, narrowing, singular_values
 
 __all__ = ["ray"]
 
@@ -29,10 +30,12 @@ def ray(
 
     Where some hidden layer has more units than its features have rank on the data (n_l > N is enough), the others lose
     their outgoing weights (Lemma 4.3) and grow without effect: two straight segments, for any activation (Theorem 5.1;
-    in fact one wide layer will do). Else, with independent samples and narrowing layers (Theorem 3.2), W_2 grows and
-    layer 1 makes up for it, along one ``LevelCurve`` per decade. `target` is the point reached. The outcome is ok if
-    the loss, measured along the path, changes by at most `tolerance` times the larger of 1 and the loss at `a` (default
-    1e-8, in float32 1e4 of its units); stats: the theorem, the `norm` reached, `change`, `drift`.
+    in fact one wide layer will do). Else, where the features of some layer k have rank N and two layers or more that
+    get narrower stand above it, with activations onto R (k = 0: Theorem 3.2; n_k = N: Theorem 4.2, second part),
+    W_{k+2} grows and layer k + 1 makes up for it, along one ``LevelCurve`` per decade. Under Theorem 4.2 every point
+    has the one or the other. `target` is the point reached. The outcome is ok if the loss, measured along the path,
+    changes by at most `tolerance` times the larger of 1 and the loss at `a` (default 1e-8, in float32 1e4 of its
+    units); stats: the theorem, the `norm` reached, `change`, `drift`.
 
     Errors: ``UnsupportedError`` where neither applies, with the premises that fail.
 
@@ -52,10 +55,9 @@ def ray(
     trail = Trail(net, start)
     name = _idle_units(trail, size)
     if name is None:
-        theorem = next(t for t in connecting(net) if t.level == 0)
-        if net.L < 2 or not theorem.holds:
-            raise UnsupportedError("the network", _why(theorem, net.L))
-        name = _rescaled(trail, size)
+        k = _independent_layer(trail)
+        name = _name(net, k)
+        _rescaled(trail, k, size)
     path = Path(tuple(trail.segments()))
     first = net.objective.outputs(trail.walk.points[0])
     found = measure(net.objective, path.segments, lambda i, t: first)
@@ -75,9 +77,30 @@ def ray(
     return Connection(path, path.end, Outcome.CONNECTED if change <= allowed else Outcome.IMPRECISE, stats)
 
 
-def _why(theorem: Theorem, L: int) -> str:
-    reasons = theorem.failing if L > 1 else ["there is no hidden layer"]
-    return "every unit of every hidden layer acts on these data, and " + "; ".join(reasons)
+def _independent_layer(trail: Trail) -> int:
+    """The layer k below narrowing ones whose features have rank N; of several, that of the best condition number."""
+    net, found, failing = trail.net, dict[int, float](), ["there is no hidden layer"] * (trail.net.L < 2)
+    for k in range(net.L - 1):
+        s = singular_values(net.data(trail.params, k))
+        rank = int((s > RANK * s[0]).sum())
+        what = f"rank of [{f'F_{k}' if k else 'X'}{', 1' * net.has_bias(k + 1)}]"
+        needed = [Condition(what, rank, f"N = {net.N}", rank == net.N), *narrowing(net, k)]
+        failing += [f"{c.name}: {c.value:g}, needed {c.needed}" for c in needed if c.holds is False]
+        if all(c.holds for c in needed):
+            found[k] = float(s[0] / s[-1])
+    if not found:
+        raise UnsupportedError(
+            "the network", f"every unit of every hidden layer acts on these data, and {'; '.join(failing)}"
+        )
+    return min(found, key=found.__getitem__)
+
+
+def _name(net: LevelNetwork, k: int) -> str:
+    """The theorem that covers layer k; what is used of its proof where the network is not of its kind."""
+    if k == 0:
+        return "3.2"
+    theorem = next(t for t in descending(net) if t.level == k)
+    return "4.2" if theorem.holds and theorem.name == "4.2" else f"3.2 above layer {k}"
 
 
 def _idle_units(trail: Trail, size: float) -> str | None:
@@ -105,14 +128,18 @@ def _idle_units(trail: Trail, size: float) -> str | None:
     return None
 
 
-def _rescaled(trail: Trail, size: float) -> str:
-    """Theorem 3.2: (h((c W_2, b_2), F_2), c W_2, ...) for a large c. W_2 = 0 is brought to full rank first."""
-    trail.make_weights_full(0)
-    now = trail.walk.now
-    steps = max(1, ceil(log10(1.01 * size / float(now.A[2].norm()))))
-    c = (1.01 * size / float(now.A[2].norm())) ** (1 / steps)
+def _rescaled(trail: Trail, k: int, size: float) -> None:
+    """Theorem 3.2 on the features of layer k: layer k + 1 is h((c W_{k+2}, b), F_{k+2}), for a large c.
+
+    W_{k+2} = 0 is brought to full rank first.
+    """
+    trail.make_weights_full(k)
+    now, l = trail.walk.now, k + 1
+    norm_now = float(now.A[l + 1].norm())
+    steps = max(1, ceil(log10(1.01 * size / norm_now)))
+    c = (1.01 * size / norm_now) ** (1 / steps)
     for i in range(steps):  # each at most tenfold: more would cancel in the middle of the curve
-        # h((c W_2, b_2), F_2) is the whole of layer 1 over c: the activation is positively homogeneous
-        now.A[1], now.b[1], now.A[2] = now.A[1] / c, now.b[1] / c, c * now.A[2]
-        trail.follow(range(1, 3), f"Theorem 3.2: W_2 grows, layer 1 makes up for it, {i + 1} of {steps}")
-    return "3.2"
+        # h((c W, b), F) is the whole of layer k + 1 over c: the activation is positively homogeneous
+        now.A[l], now.b[l], now.A[l + 1] = now.A[l] / c, now.b[l] / c, c * now.A[l + 1]
+        what = f"W_{l + 1} grows, layer {l} makes up for it, {i + 1} of {steps}"
+        trail.follow(range(l, l + 2), f"Theorem 3.2{f' above layer {k}' if k else ''}: {what}")

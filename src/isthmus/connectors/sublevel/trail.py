@@ -27,6 +27,9 @@ from isthmus.structure.chain import Weights
 
 __all__ = ["Trail"]
 
+SLOPE = 0.25
+"""Of new units behind which a PReLU has one slope per unit: torch's own."""
+
 
 class Trail:
     """Vertices in float64 from one point on; `segments` gives them in the type of that point.
@@ -97,7 +100,8 @@ class Trail:
         scale = float((inputs @ U[: inputs.shape[1]]).std()) or 1.0
 
         def make(m: int) -> Tensor:
-            return kinks(inputs, bias, m, scale, generator)
+            new = kinks(inputs, bias, m, scale, generator)
+            return torch.cat([new, new.new_full((len(U) - len(new), m), SLOPE)])
 
         try:
             found = full_rank_features(self.reader(l), U, self.outgoing(l), make, limit=limit, demand=demand)
