@@ -127,12 +127,12 @@ def test_theory_sees_the_penalty(ends, capsys):
 def test_what_is_typed_counts_and_is_said(ends, capsys):
     first = connected(capsys, ends, "--loss", "mse", "--examples", "9", "--penalty", "ridge:0.5")
     for typed, said in (
-        (["--loss", "cross_entropy"], "was made with the loss mse; here it is cross_entropy, as asked"),
+        (["--loss", "cross_entropy"], "was made with the loss 'mse'; here it is 'cross_entropy', as asked"),
         (["--examples", "40"], "was made with 9 examples; here they are the first 40, as asked"),
         (["--penalty", "none"], "was made with the penalty"),
         (["--penalty", "l1:0.5"], "was made with the penalty"),
-        (["--dtype", "float64"], "was made with the dtype float32; here it is float64, as asked"),
-        (["--model", f"{MODEL}:tanh"], f"here it is {MODEL}:tanh, as asked"),
+        (["--dtype", "float64"], "was made with the dtype 'float32'; here it is 'float64', as asked"),
+        (["--model", f"{MODEL}:tanh"], f"here it is '{MODEL}:tanh', as asked"),
     ):
         again, err = profiled(capsys, "--data", "reg.npz", *typed)
         assert said in err
@@ -164,7 +164,7 @@ def test_data_that_changed_are_found_out(ends, capsys):
     written("reg.npz")
     written("other.npz", seed=2)
     again, err = profiled(capsys, "--data", "other.npz")
-    assert "was made with other examples; here they are other.npz, as asked" in err
+    assert "was made with other examples; here they are 'other.npz', as asked" in err
     assert again["loss"] != first["loss"]
     written("same.npz")  # the same numbers under another name
     again, err = profiled(capsys, "--data", "same.npz")
@@ -222,7 +222,7 @@ def test_paths_from_python_say_what_they_can(ends, capsys):
         capsys, "profile", "p.safetensors", *arguments, "--out", "x"
     )
     saved("mse", error=lambda z, y: (z - y).abs().max(1).values.clamp(max=1))
-    assert "the error <lambda>, which a file cannot hold" in profiled(capsys, *arguments, path="p.safetensors")[1]
+    assert "the error '<lambda>', which a file cannot hold" in profiled(capsys, *arguments, path="p.safetensors")[1]
 
 
 def test_files_of_earlier_versions_say_less_and_suffice(ends, capsys):
@@ -248,7 +248,7 @@ def test_checkpoints_hand_on_what_they_were_trained_with(ends, capsys):
         ok(capsys, "train", "--model", MODEL, "--data", "reg.npz", "--loss", "mse", "--examples", "9", "--epochs", "2",
            "--seed", seed, "--out", f"t{seed}.safetensors")  # fmt: skip
     ok(capsys, "connect", "t0.safetensors", "t1.safetensors", "--method", "Linear", "--num-points", "2", "--out", "run",
-       "--data", "reg.npz", "--examples", "9")  # fmt: skip
+       "--data", "reg.npz")  # fmt: skip
     objective = json.loads(open("run/result.json").read())["objective"]
     assert (objective["loss"], objective["examples"]) == ("mse", 9)
 

@@ -32,6 +32,7 @@ from isthmus.models import MODELS
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite, masks
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
+from isthmus.stored import shown
 
 STATE = "search.checkpoint.safetensors"
 """The file in a run's folder that holds the state of an unfinished search."""
@@ -310,7 +311,7 @@ def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
         return []
     keys = [k for k in SAME if k in mine and k in theirs]
     keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
-    return [f"{k}: {theirs[k]!r}, not {mine[k]!r}" for k in keys if mine[k] != theirs[k]]
+    return [f"{k}: {shown(theirs[k])}, not {shown(mine[k])}" for k in keys if mine[k] != theirs[k]]
 
 
 def upward(value: float, digits: int = 4) -> float:

@@ -62,7 +62,7 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
 
     def refusal(self, why: Mapping[tuple[str, str], str]) -> FileError:
         """The error for names that the user must repeat: options and names, and what is wrong with each."""
-        text = "; it ".join(f"names the {option} {_shown(name)}, {reason}" for (option, name), reason in why.items())
+        text = "; it ".join(f"names the {option} {shown(name)}, {reason}" for (option, name), reason in why.items())
         if not all(len(name) <= MAX_TEXT and name.isprintable() and not name.startswith("-") for _, name in why):
             return FileError(self.source, text, "; ".join(self._line(option, "NAME") for option, _ in why))
         typed = " ".join(filter(None, (self.command, *(f"--{o} {shlex.quote(n)}" for o, n in why))))
@@ -78,14 +78,14 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
     def loss(self, value: object) -> str:
         """A name of ``NAMED``."""
         if not isinstance(value, str) or value not in NAMED:
-            why = f"says that the loss is {_shown(value)}, which cannot be made from a file"
+            why = f"says that the loss is {shown(value)}, which cannot be made from a file"
             raise FileError(self.source, why, self._line("loss", " or ".join(NAMED)))
         return value
 
     def dtype(self, value: object) -> torch.dtype:
         """A floating-point precision."""
         if not isinstance(value, str) or value not in _DTYPES:
-            why = f"says that the precision is {_shown(value)}, not one of {', '.join(_DTYPES)}"
+            why = f"says that the precision is {shown(value)}, not one of {', '.join(_DTYPES)}"
             raise FileError(self.source, why, "make it again")
         return _DTYPES[value]
 
@@ -94,7 +94,7 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
             value = int(value)  # metadata of safetensors are strings
         if type(value) is not int or not 0 <= value < 10**9:
-            why = f"says that the number of {what} is {_shown(value)}, not a whole number >= 0"
+            why = f"says that the number of {what} is {shown(value)}, not a whole number >= 0"
             raise FileError(self.source, why, instead or self._line("examples", "N"))
         return value
 
@@ -109,7 +109,7 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         if not (
             isinstance(kind, str) and kind in PENALTIES and type(kappa) in (int, float) and kappa < 1e300 and plain
         ):
-            why = f"says that the penalty is {_shown(kind)} of {_shown(kappa)}, which cannot be made from a file"
+            why = f"says that the penalty is {shown(kind)} of {shown(kappa)}, which cannot be made from a file"
             raise FileError(self.source, why, self._line("penalty", "none, ridge:KAPPA or l1:KAPPA"))
         return PENALTIES[kind](held["kappa"], None if names is None else tuple(names))
 
@@ -117,7 +117,7 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         if value is None:
             raise FileError(self.source, f"does not say which {option} it belongs to", self._line(option, "NAME"))
         if not isinstance(value, str):
-            why = f"holds {_shown(value)} where the name of the {option} belongs"
+            why = f"holds {shown(value)} where the name of the {option} belongs"
             raise FileError(self.source, why, self._line(option, "NAME"))
         return value
 
@@ -135,8 +135,16 @@ def _why_not(option: str, name: str) -> str:
     return ""
 
 
-def _shown(value: object) -> str:
-    """A value of a stranger's file in a few characters, whatever its size and depth."""
+def shown(value: object) -> str:
+    """A value of a stranger's file in a few characters on one line, whatever its size and depth.
+
+    >>> shown("a" * 999 + "\\n"), shown([[["deep"]]]), shown({"name": "ridge", "kappa": 0.5})  # doctest: +ELLIPSIS
+    ("'aaa...", 'a list', "name 'ridge', kappa 0.5")
+    """
     if isinstance(value, str):
         return one_line(repr(value[:MAX_TEXT]))
+    if isinstance(value, Mapping) and len(value) < 5:
+        return ", ".join(
+            f"{one_line(k, 40)} {shown(v) if not isinstance(v, Mapping) else 'a dict'}" for k, v in value.items()
+        )
     return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"

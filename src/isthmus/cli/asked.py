@@ -17,7 +17,7 @@ from isthmus.examples import digest_of_data
 from isthmus.losses import L1, PENALTIES, Ridge, describe_penalty
 from isthmus.runs import inputs_of
 from isthmus.storage.files import one_line
-from isthmus.stored import Stored
+from isthmus.stored import Stored, shown
 
 TYPED: ContextVar[Sequence[str]] = ContextVar("TYPED", default=())
 """The arguments of the command that runs."""
@@ -83,7 +83,7 @@ def of_checkpoints(files: Sequence[Path], said: Sequence[Mapping[str, Any]], ask
     model, data = _names(gate, asked, held["model"] or "mlp", held["data"] or "digits")
     loss = asked.loss or gate.loss(held["loss"] or "cross_entropy")
     examples = asked.examples
-    if examples is None and held["examples"] is not None and asked.data is None:
+    if examples is None and held["examples"] is not None and all(data == v.get("data", data) for v in said):
         examples = gate.count(held["examples"])
     dataset = load(data)
     dataset = dataset if examples is None else dataset.subset(examples)
@@ -197,17 +197,13 @@ def _contradicted(said: _Said, used: Mapping[str, object], dtype: str) -> list[s
     held = {**said.objective, "model": said.stats.get("model", used["model"]), "penalty": said.objective.get("penalty")}
     used = dict(used) if dtype == "auto" else {**used, "dtype": dtype}
     notes = [
-        f"the {key} {_short(held[key])}; here it is {_short(value)}, as asked"
+        f"the {key} {shown(held[key])}; here it is {shown(value)}, as asked"
         for key, value in used.items()
         if held.get(key, value) != value
     ]
     if (error := held.get("error")) is not None:
-        notes.append(f"the error {_short(error)}, which a file cannot hold; here it is the rate of wrong classes")
+        notes.append(f"the error {shown(error)}, which a file cannot hold; here it is the rate of wrong classes")
     return notes
-
-
-def _short(value: object) -> str:
-    return one_line(str(value), 60)
 
 
 def _examples(said: _Said, model: str, data: str, asked: Asked) -> tuple[Dataset, list[str]]:
@@ -230,7 +226,7 @@ def _examples(said: _Said, model: str, data: str, asked: Asked) -> tuple[Dataset
     notes = []
     if same is False or (same is None and other):
         part = None if other else part
-        notes.append(f"other examples; here they are {_short(data)}, as asked")
+        notes.append(f"other examples; here they are {shown(data)}, as asked")
     if asked.examples is not None:
         if part is not None and asked.examples != said.examples():
             notes.append(f"{said.examples()} examples; here they are the first {asked.examples}, as asked")
