@@ -185,3 +185,22 @@ def test_convolutional_networks_take_all_options():
 def test_bad_options_are_refused_at_once(bad, message):
     with pytest.raises(im.InputError, match=message):
         im.Subnetwork(**bad)
+
+
+def test_with_a_penalty_the_vertex_that_limits_the_path_is_named_with_it(pair):
+    """Old rows and those of the subnetwork stand side by side: there the penalty is the largest."""
+    plain, a, b = pair
+    objective = im.Objective(plain.skeleton, data=plain.data, penalty=im.Ridge(0.05))
+    connection = connect((objective, a, b), steps=50)
+    found, knots = connection.stats["limited_by"], connection.path.knots
+    assert found["loss"] == max(r["loss"] for r in connection.stats["subnetworks"])
+    totals = [objective.loss(p) for p in knots]
+    assert totals[found["vertex"]] == max(totals)
+    point = knots[found["vertex"]]
+    assert found["penalty"] == objective.penalty_of(point) > objective.penalty_of(a)
+    assert found["vertex_loss"] + found["penalty"] == pytest.approx(max(totals), rel=1e-12)
+    assert 0 < found["vertex"] < len(knots) - 1
+    assert found["where"] == f"after {connection.stats['segments'][found['vertex'] - 1]}"
+    dense = max(objective.loss(s.at(k / 10)) for s in connection.path.segments for k in range(11))
+    assert dense <= max(totals) + 1e-12
+    assert "penalty" not in connect(pair, steps=50).stats["limited_by"]

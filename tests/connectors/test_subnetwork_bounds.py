@@ -11,7 +11,7 @@ import isthmus as im
 from isthmus.connectors.fit import Recipe
 from isthmus.structure.chain import chain_of
 from tests.connectors.test_subnetwork import trained
-from tests.problems import blobs, convolutional
+from tests.problems import blobs, classify, convolutional, perceptron
 
 QUICK = Recipe(lr=0.01, batch=8, steps=60)
 
@@ -185,3 +185,14 @@ def test_misuse_of_experiment_b_is_refused(pair):
     flat = im.Objective(torch.nn.Linear(2, 2), data=(torch.eye(2), torch.tensor([0, 1])))
     with pytest.raises(im.InputError, match="at least one hidden layer"):
         im.subnetwork_bounds(flat, {"weight": torch.eye(2), "bias": torch.zeros(2)})
+
+
+def test_bounds_leave_a_penalty_out_on_both_sides():
+    """With it in the network's own loss alone, that would seem to limit the path."""
+    problem = classify("penalty", perceptron([5, 8, 8, 4]), (5,))
+    heavy = im.Objective(problem.objective.skeleton, data=problem.objective.data, penalty=im.Ridge(10.0))
+    for make in (im.subnetwork_bounds, im.dropout_bounds):
+        plain, found = (make(o, problem.a, draws=3) for o in (problem.objective, heavy))
+        assert found.reference == pytest.approx(plain.reference, rel=1e-9)
+        assert found.limited_by == plain.limited_by
+        assert found.bound == pytest.approx(plain.bound, rel=1e-6)

@@ -378,3 +378,22 @@ def test_networks_without_hidden_layers_and_losses_without_gradients_are_refused
     bad = problem.a | {"0.bias": torch.full_like(problem.a["0.bias"], float("nan"))}
     with pytest.raises(im.InputError, match=r"0\.bias"):
         im.dropout_stability(problem.objective, bad)
+
+
+def test_a_penalty_counts_for_what_limits():
+    """theta_i of the smaller loss has the larger weights: with a penalty it is what a path through it meets."""
+    problem = classify("penalty", perceptron([5, 8, 8, 4]), (5,))
+    plain = im.dropout_stability(problem.objective, problem.a, masks=4)
+    other = next(layer for layer in plain.layers if layer is not plain.limited_by)
+    names = {1: ("2.weight", "4.weight"), 2: ("0.weight",)}[other.entry]
+    penalty = im.Ridge(100.0, names)
+    heavy = im.Objective(problem.objective.skeleton, data=problem.objective.data, penalty=penalty)
+    found = im.dropout_stability(heavy, problem.a, masks=4)
+    assert [layer.loss for layer in found.layers] == pytest.approx([layer.loss for layer in plain.layers], rel=1e-12)
+    for layer, vertex in zip(found.layers, found.vertices().values(), strict=True):
+        assert layer.penalty == pytest.approx(heavy.penalty_of(vertex), rel=1e-12)
+        assert heavy.loss(vertex) == pytest.approx(layer.loss + layer.penalty, rel=1e-9)
+    top = max(found.layers, key=lambda layer: layer.loss + layer.penalty)
+    assert found.limited_by is top
+    assert found.to_dict()["layers"][0]["penalty"] == found.layers[0].penalty
+    assert all(layer.penalty == 0 for layer in plain.layers)

@@ -16,6 +16,7 @@ from isthmus.connectors.untrained import MAKERS, fill
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
+from isthmus.paths import Path
 from isthmus.structure.chain import Chain, chain_of
 
 TRAINING = (
@@ -66,8 +67,9 @@ class Subnetwork(Connector):
 
     When to use: whenever the network is a chain of layers with a few spare units; the path is as low as half-width
     networks can be trained. Needs a loss that is convex in the outputs. Cost: 2L - 1 trainings of
-    half-width networks, shorter ones near the output. ``connection.stats["limited_by"]`` names the subnetwork that
-    limits the path.
+    half-width networks, shorter ones near the output. ``connection.stats["limited_by"]`` names the subnetwork of the
+    largest loss, which limits the path; with a penalty, which no theorem counts, also the vertex where loss and penalty
+    together are the largest, with both: on no segment are they larger.
     """
 
     fraction: float | str | Sequence[float] = 0.5
@@ -154,7 +156,7 @@ class Subnetwork(Connector):
         path, labels = build(chain, choice.held[0], choice.held[1], a, b, weights)
         finite = all(s.outcome is not Outcome.NOT_FINITE for end in choice.xi for s in end.values())
         rows = choice.rows()
-        stats = {"segments": labels, "subnetworks": rows, "limited_by": max(rows, key=lambda r: r["loss"])}
+        stats = {"segments": labels, "subnetworks": rows, "limited_by": _limiting(objective, path, labels, rows)}
         return Connection(path, b, Outcome.CONNECTED if finite else Outcome.NOT_FINITE, stats)
 
     def _options(self, chain: Chain) -> Options:
@@ -175,3 +177,16 @@ class Subnetwork(Connector):
             slack=self.slack,
             attempts=self.attempts,
         )
+
+
+def _limiting(objective: Objective, path: Path, labels: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The subnetwork of the largest loss; with a penalty, the vertex where loss and penalty are the largest."""
+    worst = max(rows, key=lambda r: r["loss"])
+    if objective.penalty is None:
+        return worst
+    points = list(path.knots)
+    values = [objective.loss(p) for p in points]
+    k = max(range(len(points)), key=values.__getitem__)
+    penalty = objective.penalty_of(points[k])
+    where = "an end" if k in (0, len(points) - 1) else f"after {labels[k - 1]}"
+    return worst | {"vertex": k, "where": where, "vertex_loss": values[k] - penalty, "penalty": penalty}

@@ -45,7 +45,8 @@ class LayerBound:
 class SubnetworkBounds:
     """What ``subnetwork_bounds`` (experiment "A") and ``dropout_bounds`` ("B") return: one row per layer.
 
-    `reference` is the network's own loss, `bound` what the theorem then gives for this end: the largest of all.
+    `reference` is the network's own loss, `bound` what the theorem then gives for this end: the largest of all. All
+    leave a penalty out, as the theorem does.
     """
 
     experiment: str
@@ -219,7 +220,8 @@ class _Frame:
 
     @property
     def reference(self) -> tuple[float, float]:
-        return self.objective.measure(self.theta)
+        loss, error = self.objective.measure(self.theta)
+        return loss - self.objective.penalty_of(self.theta), error
 
     def row(
         self, l: int, reads: Tensor, weights: Weights, losses: tuple[float, ...], i: int, below: int = 0

@@ -31,7 +31,7 @@ class StableLayer:
     separates the data, so its loss falls for ever as the scale grows; the scale is then the largest that is searched.
     `trace`: the losses of the subsets that were tried, in order; infinity where the search spent one evaluation's
     worth of work on gradients. `curve`: the best of the first t, t = 1 .. T. `expected`, for random subsets only: the
-    mean of the best of t over all choices of t among the T.
+    mean of the best of t over all choices of t among the T. `penalty`: what the weights of theta_i add to its loss.
     """
 
     entry: int
@@ -46,6 +46,7 @@ class StableLayer:
     separates: bool
     trace: tuple[float, ...]
     expected: tuple[float, ...]
+    penalty: float = 0.0
 
     @property
     def curve(self) -> tuple[float, ...]:
@@ -89,8 +90,8 @@ class DropoutStability:
 
     @property
     def limited_by(self) -> StableLayer:
-        """The entry layer whose theta_i has the largest loss."""
-        return max(self.layers, key=lambda layer: layer.epsilon)
+        """The entry layer whose theta_i has the largest loss, its penalty included, as a path through it meets both."""
+        return max(self.layers, key=lambda layer: layer.epsilon + layer.penalty)
 
     def vertices(self) -> dict[int, Params]:
         """theta_i as parameters of the whole network, i = 1 .. L-1: dropped units are zero."""
@@ -173,7 +174,7 @@ def dropout_stability(
         layers.append(
             StableLayer(
                 i, d.kept, d.factors, d.scale, d.loss, d.loss - loss, _measure(objective, vertex)[1], *at_test,
-                d.separates, d.trace, expected,
+                d.separates, d.trace, expected, objective.penalty_of(vertex),
             )
         )  # fmt: skip
     return DropoutStability(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import floor, inf
+from itertools import combinations, product
+from math import comb, floor, inf, prod
 
 import torch
 from torch import Tensor
@@ -58,7 +59,8 @@ class Budget:
 
     `evaluate` gives (scale, loss) of subsets on all examples; `slopes(kept, scale, index)` the derivative of the loss
     on some examples in the membership (0 or 1) of every unit, kept or not; `strengths(index)` how strongly each unit
-    speaks to the next layer. `trace` has one loss per evaluation, infinity for one that was spent otherwise.
+    speaks to the next layer. `trace` has one loss per evaluation, infinity for one that was spent otherwise; `seen` are
+    the subsets that were evaluated.
     """
 
     widths: Mapping[int, int]
@@ -72,6 +74,7 @@ class Budget:
     trace: list[float] = field(default_factory=list)
     best: Trial = field(default=Trial({}, 1.0, inf))
     debt: float = 0.0
+    seen: set[bytes] = field(default_factory=set)
 
     @property
     def left(self) -> int:
@@ -90,10 +93,20 @@ class Budget:
             for kept, (scale, loss) in zip(subsets, self.evaluate(subsets), strict=True)
         ]
         self.trace += [trial.loss for trial in found]
+        self.seen.update(map(_key, subsets))
         for trial in found:
             if not self.best.kept or trial.loss < self.best.loss:
                 self.best = trial
         return found
+
+    def measure_all(self) -> bool:
+        """Evaluate every subset that there is, if the budget pays for that; says whether it did."""
+        if prod(comb(self.widths[j], k) for j, k in self.sizes.items()) > self.left:
+            return False
+        each = [combinations(range(self.widths[j]), k) for j, k in self.sizes.items()]
+        chosen = [[torch.tensor(units, dtype=torch.int64) for units in choices] for choices in each]
+        self.measure([dict(zip(self.sizes, kept, strict=True)) for kept in product(*chosen)])
+        return True
 
     def examples(self, share: float, passes: int) -> int:
         """How many examples a share of the whole budget takes through so many passes; one evaluation is reserved."""
@@ -137,12 +150,16 @@ def by_magnitude(budget: Budget, before: Scores | None = None) -> None:
 
     Can lose to chance on networks trained with dropout, where strong units do the same work many times over.
     """
+    if budget.measure_all():
+        return
     scores = _ranked(budget)
     budget.measure(_around(budget, scores, budget.left))
 
 
 def by_exchange(budget: Budget, before: Scores | None = None) -> None:
     """Local search: from the best of some perturbed rankings, exchange units that the gradient proposes."""
+    if budget.measure_all():
+        return
     budget.measure(_around(budget, _ranked(budget), max(1, budget.left // 8)))
     _exchange(budget)
 
@@ -154,14 +171,16 @@ FEWEST, MOST = 32, 512
 """Examples per gradient, about 200 gradients being made in between."""
 
 
-def by_gates(budget: Budget, before: Scores | None = None) -> Scores:
+def by_gates(budget: Budget, before: Scores | None = None) -> Scores | None:
     """Half the budget trains scores by gradients on few examples at a time, the rest exchanges units.
 
     Each step keeps the units of the highest scores and moves all scores, those of dropped units too, against the
     derivative of the loss in the unit's membership (straight-through, as Ramanujan et al. 2020 do for single weights),
     so units enter and leave as the sums of many noisy derivatives say. It starts from the ranking by magnitude, deeper
-    layers from the scores they had at the entry layer before.
+    layers from the scores they had at the entry layer before. Where the budget pays for all subsets, it tries them all.
     """
+    if budget.measure_all():
+        return before
     scores = _ranked(budget) | (before or {})
     start = budget.measure([budget.top(scores)])[0]
     examples = budget.examples(0.5, passes=3)
@@ -210,31 +229,65 @@ def _exchange(budget: Budget, together: int = 8) -> None:
     """Hill climbing from the best subset: evaluate some exchanges at once, go to the best if it is better.
 
     As many units leave as enter in each layer, drawn with noise by the derivative of the loss in their membership,
-    which is computed anew at every move. After a round without success the exchanges halve in size.
+    which is computed anew at every move. After a round without success the exchanges halve in size. No subset is
+    evaluated twice; where no new one is found nearby, the climb starts again at random.
     """
     now, sizes = budget.best, budget.sizes
     free = {j: min(k, budget.widths[j] - k) for j, k in sizes.items()}
-    layers = [j for j in free if free[j] > 0]
-    most = max(1, sum(free.values()) // 10)
+    free = {j: n for j, n in free.items() if n > 0}
+    most = largest = max(1, sum(free.values()) // 10)
     slopes: Scores | None = None
-    while budget.left > 0 and layers:
+    while budget.left > 0 and free:
         if slopes is None and (n := min(budget.examples(0.1, passes=3), 256)) >= min(16, budget.num_examples):
             found = budget.slopes(now.kept, now.scale, budget.sample(n, passes=3))
             slopes = {j: g / max(float(g.abs().mean()), 1e-300) for j, g in found.items()}
-        proposals = []
-        for _ in range(min(together, budget.left)):
-            count = int(torch.randint(1, most + 1, (1,), generator=budget.generator))
-            where = torch.randint(len(layers), (count,), generator=budget.generator)
-            counts = torch.bincount(where, minlength=len(layers)).tolist()
-            kept = dict(now.kept)
-            for j, c in zip(layers, counts, strict=True):
-                kept[j] = _swapped(budget, j, now.kept[j], min(c, free[j]), None if slopes is None else slopes[j])
-            proposals.append(kept)
+        proposals = _nearby(budget, now.kept, free, most, slopes, min(together, budget.left))
+        if not proposals:
+            (now,) = budget.measure([_elsewhere(budget)])
+            slopes, most = None, largest
+            continue
         best = min(budget.measure(proposals), key=lambda trial: trial.loss)
         if best.loss < now.loss:
             now, slopes = best, None
         else:
             most = max(1, most // 2)
+
+
+TRIES = 16
+"""So many draws per proposal, and for a place to start again, are made before nothing new is said to be there."""
+
+
+def _nearby(
+    budget: Budget, kept: Units, free: Mapping[int, int], most: int, slopes: Scores | None, wanted: int
+) -> list[Units]:
+    """Up to `wanted` subsets that differ in at most `most` exchanges and were not evaluated yet."""
+    out: dict[bytes, Units] = {}
+    layers = list(free)
+    for _ in range(TRIES * wanted):
+        if len(out) == wanted:
+            break
+        count = int(torch.randint(1, most + 1, (1,), generator=budget.generator))
+        where = torch.randint(len(layers), (count,), generator=budget.generator)
+        counts = torch.bincount(where, minlength=len(layers)).tolist()
+        new = dict(kept)
+        for j, c in zip(layers, counts, strict=True):
+            new[j] = _swapped(budget, j, kept[j], min(c, free[j]), None if slopes is None else slopes[j])
+        if _key(new) not in budget.seen:
+            out.setdefault(_key(new), new)
+    return list(out.values())
+
+
+def _elsewhere(budget: Budget) -> Units:
+    """A random subset, if it can be one that was not evaluated yet."""
+    for _ in range(TRIES):
+        new = random_subsets(budget.widths, budget.keep, budget.generator)
+        if _key(new) not in budget.seen:
+            break
+    return new
+
+
+def _key(kept: Units) -> bytes:
+    return b"".join(kept[j].cpu().numpy().tobytes() for j in sorted(kept))
 
 
 def _swapped(budget: Budget, j: int, kept: Tensor, count: int, slope: Tensor | None) -> Tensor:

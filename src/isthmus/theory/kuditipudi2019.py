@@ -30,6 +30,8 @@ def theorem_1(pair: Pair) -> list[Row]:
     for e, end in enumerate("ab"):
         s = pair.dropout(e)
         note = f"best of {s.masks} subsets per layer; limited by entry layer {s.limited_by.entry}"
+        if pair.objective.penalty is not None:
+            note += f", whose penalty is {s.limited_by.penalty:.4g}"
         holds = isfinite(s.epsilon)
         rows.append(
             Row(name, "dropout stability epsilon", end, s.epsilon, "finite; it enters the bound", holds, None, note)
