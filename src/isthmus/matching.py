@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-__all__ = ["WRAPPERS", "Match", "bare", "group", "matches"]
+from torch import Tensor
+
+from isthmus.errors import InputError
+
+__all__ = ["WRAPPERS", "Match", "bare", "group", "check_own", "matches", "renamed"]
 
 _INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 WRAPPERS = ("module", "_module", "_forward_module", *_INSERTED)
@@ -73,6 +77,41 @@ def matches(have: Collection[str], want: Collection[str], ties: Mapping[str, str
             else:
                 found.setdefault(tuple(names.values()), Match(prefix, names))
     return list(found.values())
+
+
+def renamed(
+    params: Mapping[str, Tensor], want: Collection[str], ties: Mapping[str, str], what: str
+) -> Mapping[str, Tensor]:
+    """`params` under the names in `want`, where they say the same in other words; else as they are.
+
+    Errors: ``InputError`` where there is more beside them, or a counter is missing, and says how to leave it out.
+
+    >>> renamed({"module.w": "W"}, ["w"], {}, "params")
+    {'w': 'W'}
+    """
+    if params.keys() == set(want):
+        return params
+    found = matches([k for k in params if isinstance(k, str)], want, ties)
+    whole = [m.names for m in found if len(m.names) == len(want) and set(m.names.values()) == params.keys()]
+    if len(whole) == 1:
+        return {k: params[name] for k, name in whole[0].items()}
+    if not found or found[0].prefix == "":
+        return params
+    beside = next((repr(k) for k in params if k not in found[0].names.values()), "less than all of them")
+    name, stored = next(iter(found[0].names.items()))
+    raise InputError(
+        what, expected=f"the module's names, as {name!r}", got=f"{stored!r}, beside {beside}",
+        instead="load_params(path, like=objective)",
+    )  # fmt: skip
+
+
+def check_own(point: Mapping[str, Tensor], checked: Mapping[str, Tensor]) -> None:
+    """Refuse a path's point that ``Objective.check`` had to rename: what is done between points goes by their names."""
+    if missing := [name for name in checked if name not in point]:
+        raise InputError(
+            "path", expected=f"the module's names, as {missing[0]!r}", got=f"names like {next(iter(point), '')!r}",
+            instead="Path.through([objective.check(point) for point in points])",
+        )  # fmt: skip
 
 
 def _distinct(names: Collection[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from isthmus.losses import (
     check_targets,
     wrong_class,
 )
-from isthmus.matching import matches
+from isthmus.matching import renamed
 from isthmus.params import Params, check_like, not_dense, widens
 from isthmus.program import Program, trace
 from isthmus.skeleton import CountBytes, check_modes, skeleton_of, ties_of
@@ -220,7 +220,7 @@ class Objective:
         before those of the module, or lack that of a wrapper, are taken for the module's where nothing else is left.
         """
         wide = {}
-        for name, value in self._named(params, what).items():
+        for name, value in renamed(params, self._like, self._ties, what).items():
             if isinstance(value, Tensor) and (odd := not_dense(value)):
                 raise InputError(f"{what}[{name!r}]", expected="a dense tensor", got=odd[0], instead=odd[1])
             if isinstance(value, Tensor) and value.is_floating_point() and name in self._like:
@@ -241,24 +241,6 @@ class Objective:
                 )
             wide[alias] = wide[name]
         return wide
-
-    def _named(self, params: Mapping[str, Tensor], what: str) -> Mapping[str, Tensor]:
-        """`params` under the module's names, where they say it in other words."""
-        if params.keys() == self._like.keys():
-            return params
-        found = matches([k for k in params if isinstance(k, str)], list(self._like), self._ties)
-        whole = [m.names for m in found if m.names.keys() == self._like.keys() and {*m.names.values()} == params.keys()]
-        if len(whole) == 1:
-            return {k: params[name] for k, name in whole[0].items()}
-        if not found:
-            return params
-        extra = next((repr(k) for k in params if k not in found[0].names.values()), "less than all of them")
-        raise InputError(
-            what,
-            expected=f"the tensors of {self._module_name} alone",
-            got=f"them with names like {next(iter(found[0].names.values()), '')!r}, beside {extra}",
-            instead="load_params(path, like=objective)",
-        )
 
     @cached_property
     def _expected(self) -> Params:

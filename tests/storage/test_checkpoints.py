@@ -204,7 +204,10 @@ NOT_STATE_DICTS = {
         "it is quantised",
     ),
     "meta": ({"w": torch.ones(2, device="meta")}, "'w' is not a dense tensor: it is on the device meta"),
-    "nested": ({"w": torch.nested.nested_tensor([W, W])}, r"holds a nested tensor; save the tensors of tensor.unbind\(\)"),
+    "nested": (
+        {"w": torch.nested.nested_tensor([W, W])},
+        r"holds a nested tensor; save the tensors of tensor.unbind\(\)",
+    ),
     "expanded": ({"w": W.expand(100, 2)}, r"'w' of shape \(100, 2\) claims 800 bytes, the file holds 8; save"),
     "zero-stride giant": ({"w": torch.zeros(1).expand(10**6, 10**6)}, "claims 4,000,000,000,000 bytes"),
     "bytearray": ({"w": W, "x": bytearray(3)}, r"its state dict holds 'x' \(bytearray\)"),

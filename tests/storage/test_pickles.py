@@ -19,7 +19,11 @@ from isthmus.params import equal
 from isthmus.storage import load_params
 
 W = torch.arange(6.0).reshape(2, 3)
-GLOBAL = {"OrderedDict": b"ccollections\nOrderedDict\n", "set": b"c__builtin__\nset\n", "v2": b"ctorch._utils\n_rebuild_tensor_v2\n"}
+GLOBAL = {
+    "OrderedDict": b"ccollections\nOrderedDict\n",
+    "set": b"c__builtin__\nset\n",
+    "v2": b"ctorch._utils\n_rebuild_tensor_v2\n",
+}
 
 
 def archive(pickled, records=()):
@@ -42,7 +46,16 @@ def storage(count, kind=b"FloatStorage", key=b"U\x010", view=b""):
 
 def tensor(held, shape, stride=1, key=b"U\x010", view=b""):
     size = b"(J" + struct.pack("<i", shape) + b"t(J" + struct.pack("<i", stride) + b"t"
-    return GLOBAL["v2"] + b"(" + storage(held, key=key, view=view) + b"K\x00" + size + b"\x89" + GLOBAL["OrderedDict"] + b")RtR"
+    return (
+        GLOBAL["v2"]
+        + b"("
+        + storage(held, key=key, view=view)
+        + b"K\x00"
+        + size
+        + b"\x89"
+        + GLOBAL["OrderedDict"]
+        + b")RtR"
+    )
 
 
 def state(*entries):

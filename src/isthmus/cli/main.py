@@ -26,6 +26,7 @@ from isthmus.cli.common import (
     Examples,
     Gap,
     Json,
+    Key,
     LossOption,
     ModelOption,
     OutOption,
@@ -164,6 +165,7 @@ def connect(
     num_points: Points = 21,
     gap: Gap = 0.01,
     budget: Budget = 100,
+    key: Key = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -177,10 +179,19 @@ def connect(
     """
     chosen = method_of(method, option or [])
     found = opened(
-        (a, b), model, data, loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle
+        (a, b),
+        model,
+        data,
+        loss=loss,
+        examples=examples,
+        device=device,
+        dtype=dtype,
+        unsafe_pickle=unsafe_pickle,
+        key=key,
     )
     objective, test, ends = found.objective, found.test, found.ends
     about = {"model": found.model, "data": found.data, "examples": examples, "checkpoints": [str(a), str(b)]}
+    about |= {"key": key} if key else {}
     about["command"] = _command()
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state is not None and state.load() is not None and not quiet:

@@ -17,6 +17,7 @@ from isthmus.cli.common import (
     DType,
     Examples,
     Json,
+    Key,
     LossOption,
     ModelOption,
     Quiet,
@@ -47,6 +48,7 @@ def theory(
     sample: Annotated[int | None, typer.Option("--sample", help="Examples for noise stability.", min=1)] = 500,
     loss: LossOption = "cross_entropy",
     examples: Examples = None,
+    key: Key = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -56,7 +58,15 @@ def theory(
 ) -> int:
     """Which theorems apply to two networks: every premise measured, and the bound that follows."""
     found = opened(
-        (a, b), model, data, loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle
+        (a, b),
+        model,
+        data,
+        loss=loss,
+        examples=examples,
+        device=device,
+        dtype=dtype,
+        unsafe_pickle=unsafe_pickle,
+        key=key,
     )
     if out is not None:
         make_folder(out)

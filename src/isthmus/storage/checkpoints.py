@@ -77,15 +77,17 @@ def load_params(
 
 def read_checkpoint(path: PathLike, *, unsafe_pickle: bool = False) -> Contents:
     """All that a checkpoint holds, to choose the weights from. Errors: ``CheckpointError``, as ``load_params``."""
+    file = Path(path)
     try:
-        return _load(Path(path), unsafe_pickle)
+        file = _member(file) if file.is_dir() else file
+        return _load(file, unsafe_pickle)
     except CheckpointError:
         raise
     except FileError as error:
         # a shard's own path stays in the reason
-        raise CheckpointError(path, str(error).removeprefix(f"{path}: ")) from error
+        raise CheckpointError(file, str(error).removeprefix(f"{file}: ")) from error
     except OSError as error:
-        raise CheckpointError(path, *disk_error(error, Path(path))) from error
+        raise CheckpointError(file, *disk_error(error, file)) from error
 
 
 def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[str, str] | None = None) -> None:
@@ -97,8 +99,6 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
 
 
 def _load(path: Path, unsafe_pickle: bool) -> Contents:
-    if path.is_dir():
-        return _load(_member(path), unsafe_pickle)
     size = check_regular(path)
     if path.name.endswith((_INDEX, _BIN_INDEX)) or (path.suffix == ".json" and sniff(path) == "JSON text"):
         params = _load_shards(path, unsafe_pickle)
@@ -299,7 +299,11 @@ def _safe_globals() -> list[Any]:
     """
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.array([0]).__reduce__()[0]
     names = {f"{m}.{f}": g for m in MULTIARRAY for f, g in (("scalar", scalar), ("_reconstruct", reconstruct))}
-    names |= {"builtins.bytes": bytes, "pathlib.PosixPath": pathlib.PurePosixPath, "pathlib.WindowsPath": pathlib.PureWindowsPath}
+    names |= {
+        "builtins.bytes": bytes,
+        "pathlib.PosixPath": pathlib.PurePosixPath,
+        "pathlib.WindowsPath": pathlib.PureWindowsPath,
+    }
     safe = [*((g, name) for name, g in names.items()), np.dtype, np.ndarray, argparse.Namespace]
     safe += [type(np.dtype(form)) for form in NUMPY]
     given = torch.serialization.get_safe_globals()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,6 +142,9 @@ class Contents:
         # copies of the same weights under other prefixes are named as such, the rest of the dictionary one by one
         used = {name for f in fit if f.match and f.state is chosen.state for name in f.match.names.values()}
         dropped = [k for k, v in chosen.state.items() if k not in used and isinstance(v, Tensor)]
+        if chosen.match is not None and (part := _own(dropped, chosen.match)):
+            why = f"holds {one_line(part, 80)!r}, a part of the network that the module has not"
+            raise CheckpointError(self.path, why, "give the module that was trained")
         return params, chosen, [f for f in fit if f.place != chosen.place], dropped
 
     def _misfit(self, names: list[str], want: Mapping[str, Tensor], listed: str) -> CheckpointError:
@@ -252,6 +255,18 @@ def _wanted(like: Like) -> tuple[dict[str, Tensor], dict[str, str]]:
     return dict(like), {}
 
 
+def _own(names: list[str], match: Match) -> str | None:
+    """The first of the names that belongs to a part of the module itself, or to a list of layers that goes on."""
+    start = len(match.prefix)
+    tops = {name[start:].partition(".")[0] for name in map(bare, match.names.values())}
+    for name in names:
+        top = bare(name)[start:].partition(".")[0]
+        goes_on = top.isdecimal() and any(other.isdecimal() for other in tops)
+        if bare(name).startswith(match.prefix) and (top in tops or goes_on):
+            return name
+    return None
+
+
 def _is_lightning(tree: Any) -> bool:
     return isinstance(tree, Mapping) and "pytorch-lightning_version" in tree
 
@@ -269,9 +284,13 @@ def _strip(state: Mapping[str, Any], lightning: bool) -> tuple[Mapping[str, Any]
             wrapper = 0
         prefix = "" if wrapper is None else ".".join(first[: wrapper + 1]) + "."
         if not prefix or not all(name.startswith(prefix) and name != prefix for name in rest):
-            return state, dropped
+            return {bare(k): v for k, v in state.items()} if _is_distinct(state) else state, dropped
         dropped += [k for k in state if k == "n_averaged"]
         state = {name.removeprefix(prefix): value for name, value in rest.items()}
+
+
+def _is_distinct(names: Collection[str]) -> bool:
+    return len({bare(name) for name in names}) == len(names)
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
