@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isthmus.errors import InputError
 
-__all__ = ["WRAPPERS", "Match", "bare", "group", "check_own", "matches", "renamed"]
+__all__ = ["WRAPPERS", "Match", "bare", "check_own", "group", "matches", "renamed"]
 
 _INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 WRAPPERS = ("module", "_module", "_forward_module", *_INSERTED)

@@ -177,12 +177,12 @@ def test_what_could_mean_two_things_is_refused_with_the_keys_to_write(tmp_path, 
 
 def test_a_key_that_is_not_there_says_what_is(tmp_path):
     torch.save({"state_dict": STATE, "ema": {"module": TWICE}, "epoch": 3}, tmp_path / "w.pt")
-    with pytest.raises(CheckpointError, match="no tensors under 'emma'; it has 'state_dict', 'ema.module'"):
+    with pytest.raises(CheckpointError, match=r"no tensors under 'emma'; it has 'state_dict', 'ema.module'"):
         load_params(tmp_path / "w.pt", key="emma")
     with pytest.raises(CheckpointError, match="no tensors under 'epoch'"):
         load_params(tmp_path / "w.pt", key="epoch")
     with pytest.raises(InputError, match="like: expected a module, an objective or a dictionary of tensors, got int"):
-        load_params(tmp_path / "w.pt", like=3)
+        load_params(tmp_path / "w.pt", like=3)  # pyright: ignore
 
 
 def test_shapes_choose_between_parts_that_have_the_names_of_the_module(tmp_path):

@@ -214,6 +214,7 @@ def test_json_numbers_that_json_has_not_become_null_and_arrays_lists(tmp_path):
         "[1] x",
         "\ufeff[1]",
         "9" * 5000,
+        "[1" + "0" * 400 + "]",
         "[" * 100_000,
         "{" + '"a":1,' * 3 + '"b":2}',
     ],
