@@ -36,6 +36,7 @@ from isthmus.errors import CheckpointError as CheckpointError
 from isthmus.errors import FileError as FileError
 from isthmus.errors import InputError as InputError
 from isthmus.errors import IsthmusError as IsthmusError
+from isthmus.errors import IsthmusWarning as IsthmusWarning
 from isthmus.errors import MissingExtraError as MissingExtraError
 from isthmus.errors import OutcomeError as OutcomeError
 from isthmus.errors import UnsupportedError as UnsupportedError

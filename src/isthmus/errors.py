@@ -56,6 +56,10 @@ class CheckpointError(FileError):
     """A checkpoint that cannot be used, or would not be safe to read."""
 
 
+class IsthmusWarning(UserWarning):
+    """Something that was done, and that the user may not have meant."""
+
+
 class MissingExtraError(IsthmusError, ImportError):
     """An optional dependency is not installed; the message holds the install line."""
 

@@ -23,7 +23,8 @@ from isthmus.losses import (
     describe_penalty,
     wrong_class,
 )
-from isthmus.params import Params, check_like
+from isthmus.matching import renamed
+from isthmus.params import Params, check_like, not_dense, widens
 from isthmus.probe import accepts, examine
 from isthmus.program import Program, trace
 from isthmus.skeleton import (
@@ -258,16 +259,18 @@ class Objective:
         """`params` as this objective evaluates them: a state_dict of the module, checked key by key.
 
         Narrower floating-point types are widened (exact); wider ones are refused, as are tied parameters that
-        differ. Tied entries share one tensor in the result.
+        differ. Tied entries share one tensor in the result; of tied names one is enough. Names that have one prefix
+        before those of the module, or lack that of a wrapper, are taken for the module's where nothing else is left.
         """
         wide = {}
-        for name, value in params.items():
-            if name in self._extra:
-                check_extra(f"{what}[{name!r}]", value, self._extra[name])
-                continue
+        plain = {k: v for k, v in params.items() if k not in self._extra}
+        for name in params.keys() & self._extra.keys():
+            check_extra(f"{what}[{name!r}]", params[name], self._extra[name])
+        for name, value in renamed(plain, self._like, self._ties, what).items():
+            if isinstance(value, Tensor) and (odd := not_dense(value)):
+                raise InputError(f"{what}[{name!r}]", expected="a dense tensor", got=odd[0], instead=odd[1])
             if isinstance(value, Tensor) and value.is_floating_point() and name in self._like:
-                value = value.to(self.dtype) if value.element_size() == 1 else value  # float8, which torch promotes not
-                if torch.promote_types(value.dtype, self.dtype) != self.dtype:
+                if not widens(value.dtype, self.dtype):
                     raise InputError(
                         f"{what}[{name!r}]",
                         expected=f"{self.dtype}, the objective's precision",

@@ -29,8 +29,10 @@ __all__ = [
     "masks",
     "nonfinite",
     "norm",
+    "not_dense",
     "share",
     "stack",
+    "widens",
 ]
 
 
@@ -77,6 +79,34 @@ def masks(points: Sequence[Mapping[str, Tensor]], parameters: Collection[str]) -
         and bool(v.isinf().any())
         and all(torch.equal(p[k], v) for p in points)
     }
+
+
+def not_dense(tensor: Tensor) -> tuple[str, str] | None:
+    """Why a tensor has no plain array of values, and what to write instead; None for one that has.
+
+    >>> not_dense(torch.eye(2).to_sparse())
+    ('not a dense tensor: it is sparse', 'tensor.to_dense()')
+    """
+    if tensor.is_quantized:
+        return "not a dense tensor: it is quantised", "tensor.dequantize()"
+    if tensor.is_nested:
+        return "not a dense tensor: it is nested", "the tensors of tensor.unbind()"
+    if tensor.layout != torch.strided:
+        return "not a dense tensor: it is sparse", "tensor.to_dense()"
+    if tensor.is_meta:
+        return "not a dense tensor: it is on the device meta, where tensors have no values", "the values themselves"
+    return None
+
+
+def widens(narrow: torch.dtype, wide: torch.dtype) -> bool:
+    """Whether `wide` holds every number of the floating-point type `narrow`.
+
+    >>> widens(torch.float8_e4m3fn, torch.float32), widens(torch.bfloat16, torch.float16)
+    (True, False)
+    """
+    if narrow.itemsize == 1:  # float8, which torch does not promote
+        return wide in (torch.bfloat16, torch.float32, torch.float64)
+    return torch.promote_types(narrow, wide) == wide
 
 
 def nonfinite(params: Mapping[str, Tensor], but: Collection[str] = ()) -> str | None:

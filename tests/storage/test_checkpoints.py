@@ -185,21 +185,34 @@ def test_folders_must_hold_exactly_one_checkpoint(tmp_path, state):
 
 W = torch.ones(2)
 NOT_STATE_DICTS = {
-    "nothing known": ({"epoch": 1, "net": {"w": W}}, r"only epoch \(int\), net \(dict of 1 tensors\); expected them"),
+    "nothing known": ({"epoch": 1, "g": {"w": W}}, r"only epoch \(int\), g \(dict of 1 tensors\); write key='g'"),
     "list": ([W], "holds one list, not a dictionary"),
     "empty": ({}, "holds no tensors, only nothing"),
     "empty inner": ({"state_dict": {}}, r"only state_dict \(dict of 0 entries\)"),
     "number inside": ({"w": W, "n": 3}, r"its state dict holds 'n' \(int\)"),
     "None inside": ({"state_dict": {"w": W, "extra": None}}, r"'extra' \(NoneType\)"),
     "number as name": ({0: W}, "holds '0'"),
-    "two": ({"state_dict": {"w": W}, "model": {"w": W}}, "several state dicts: state_dict, model; save the one"),
-    "sparse": ({"w": torch.eye(2).to_sparse()}, "'w' is not a dense tensor"),
-    "meta": ({"w": torch.ones(2, device="meta")}, "'w' is not a dense tensor"),
+    "two": (
+        {"state_dict": {"w": W}, "model": {"w": 2 * W}},
+        "several state dicts: state_dict, model; write key='state_dict' or key='model'",
+    ),
+    "sparse": ({"w": torch.eye(2).to_sparse()}, r"'w' is not a dense tensor: it is sparse; save tensor.to_dense\(\)"),
+    "compressed": ({"w": torch.eye(2).to_sparse_csr()}, r"'w' is not a dense tensor: it is sparse"),
+    "quantised": ({"w": torch.quantize_per_tensor(torch.eye(2), 0.1, 0, torch.qint8)}, r"save tensor.dequantize\(\)"),
+    "per channel": (
+        {"w": torch.quantize_per_channel(torch.eye(2), torch.ones(2), torch.zeros(2), 0, torch.qint8)},
+        "it is quantised",
+    ),
+    "meta": ({"w": torch.ones(2, device="meta")}, "'w' is not a dense tensor: it is on the device meta"),
+    "nested": (
+        {"w": torch.nested.nested_tensor([W, W])},
+        r"holds a nested tensor; save the tensors of tensor.unbind\(\)",
+    ),
     "expanded": ({"w": W.expand(100, 2)}, r"'w' of shape \(100, 2\) claims 800 bytes, the file holds 8; save"),
     "zero-stride giant": ({"w": torch.zeros(1).expand(10**6, 10**6)}, "claims 4,000,000,000,000 bytes"),
-    "bytearray": ({"w": W, "x": bytearray(3)}, "asks for a bytearray"),
+    "bytearray": ({"w": W, "x": bytearray(3)}, r"its state dict holds 'x' \(bytearray\)"),
     "module": (nn.Linear(2, 2), r"needs code .*torch.nn.modules.linear.Linear.*if you made this file yourself"),
-    "numpy": ({"w": W, "x": np.ones(2)}, "needs code to be read"),
+    "numpy": ({"w": W, "x": np.ones(2)}, r"its state dict holds 'x' \(ndarray\)"),
 }
 
 
@@ -298,10 +311,10 @@ HOSTILE = {
     "two of one name": archive(EMPTY_PICKLE, [("DATA.PKL", EMPTY_PICKLE)]),
     "no data.pkl": archive(EMPTY_PICKLE, folder="a/b/"),
     "npz": archive(EMPTY_PICKLE, folder=""),
-    "60,000 entries": archive(EMPTY_PICKLE, [(f"data/{i}", b"") for i in range(60_000)]),
+    "160,000 entries": archive(EMPTY_PICKLE, [(f"data/{i}", b"") for i in range(160_000)]),
     "absurd entry count": saved({"w": W})[:-12] + b"\xff" * 10 + b"\0\0",
-    "pickle of 11 MB": archive(b"\x80\x02" + b"]0" * 5_500_000 + b"}."),
-    "pickle of 3 million steps": archive(b"\x80\x02" + b"]0" * 1_500_000 + b"}."),
+    "pickle of 21 MB": archive(b"\x80\x02" + b"K\x00" * 10_500_000 + b"}."),
+    "pickle of 3 million steps": archive(b"\x80\x02" + b"N" * 3_000_000 + b"}."),
     "bytearray of 40 GB": archive(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x0a\x85R."),
     "tensor of 40 GB": archive(b"\x80\x02}U\x01wctorch\nFloatTensor\n\x8a\x05\x00\xe4\x0b\x54\x02\x85Rs."),
     "legacy bytearray": b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x0a\x85R.",

@@ -51,6 +51,8 @@ def test_level_curves_come_back_bit_for_bit_in_version_2(tmp_path):
         (lambda s: s.update(span=[0.0]), "ValueError"),
         (lambda s: s.update(x=10_000), "tensors that are not there"),
         (lambda s: s.update(x="0"), "expected a number"),
+        (lambda s: s.update(span=[10**400, 0]), "manifest cannot be read"),
+        (lambda s: s.update(x=-(10**400)), "manifest cannot be read"),
         (lambda s: s.pop("layers"), "KeyError"),
         (lambda s: s["control"].append(0), "ValueError"),
     ],

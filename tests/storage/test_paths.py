@@ -151,7 +151,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"target: expected the key\(s\)"):
         save(Connection(whole.path, {}, Outcome.CONNECTED), file)
     with pytest.raises(FileError, match=r"path/p: has a header of .* bytes"):
-        save(Connection(whole.path, whole.target, Outcome.CONNECTED, {"log": "x" * 10_000_000}), file)
+        save(Connection(whole.path, whole.target, Outcome.CONNECTED, {"log": "x" * 20_000_000}), file)
     monkeypatch.setattr(saved, "_CELLS", 39)  # it has 8 control points of 5 parameters
     with pytest.raises(FileError, match="the path has 40 control points times parameters, a file may have 39; save"):
         save(whole, file)

@@ -19,6 +19,7 @@ from isthmus.certify.forms import Form
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
 from isthmus.evaluate.profile import profile
 from isthmus.examples import rows
+from isthmus.matching import check_own
 from isthmus.objective import Objective
 from isthmus.params import Params, cast, masks, nonfinite
 from isthmus.paths import Curve, LevelCurve, Path, Segment
@@ -118,6 +119,7 @@ class Kernel:
 
     def __init__(self, objective: Objective, path: Path) -> None:
         self.objective, self.path, self.wide = objective, path, objective.cast(torch.float64)
+        check_own(path.start, self.wide.check(path.start, "path"))
         self.known: dict[int, tuple[Params, Point]] = {}
         self.levels: dict[int, tuple[LevelCurve, Level]] = {}
         self._bounds = lru_cache(READINGS)(self._make_bounds)

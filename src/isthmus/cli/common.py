@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,12 +17,13 @@ from pydantic.dataclasses import dataclass as validated
 from isthmus.cli.asked import Asked, Parts, of_checkpoints
 from isthmus.connectors import METHODS, Connector
 from isthmus.data import Dataset
-from isthmus.errors import InputError, IsthmusError
+from isthmus.errors import CheckpointError, InputError, IsthmusError
 from isthmus.models import MODELS, by_name
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.runs import inputs_of
-from isthmus.storage import load_params
+from isthmus.storage import read_checkpoint
+from isthmus.storage.contents import Contents
 from isthmus.storage.tensors import read_metadata
 
 Checkpoint = Annotated[
@@ -54,6 +56,10 @@ Budget = Annotated[
 ]
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
+]
+Key = Annotated[
+    list[str] | None,
+    typer.Option("--key", help="Where in a .pt file the weights stand, as state_dict_ema; twice: one for each file."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 DType = Annotated[str, typer.Option("--dtype", help="auto (as stored, else as the weights), float32 or float64.")]
@@ -90,7 +96,9 @@ def stored_in(path: Path) -> dict[str, str]:
         return {}
 
 
-def objectives(parts: Parts, like: Params, *, device: str, dtype: torch.dtype) -> tuple[Objective, Objective | None]:
+def objectives(
+    parts: Parts, like: Params | None, *, device: str, dtype: torch.dtype
+) -> tuple[Objective, Objective | None]:
     """The training objective and, where the data have a test part, the test objective."""
     dataset = inputs_of(parts.model, parts.dataset)
     module = by_name(parts.model, inputs=dataset.shape, outputs=dataset.classes or None, like=like).eval()
@@ -127,14 +135,65 @@ class Opened:
 def opened(
     files: Sequence[Path], model: str | None, data: str | None, *,
     loss: str | None, examples: int | None, device: str, dtype: str, unsafe_pickle: bool, penalty: str | None = None,
+    key: Sequence[str] | None = None,
 ) -> Opened:  # fmt: skip
     """Read the checkpoints; what is not asked for is as stored in the first, else a perceptron on digits."""
-    read = [load_params(file, unsafe_pickle=unsafe_pickle) for file in files]
+    keys = _keys(key, len(files))
+    read = [read_checkpoint(file, unsafe_pickle=unsafe_pickle) for file in files]
     parts = of_checkpoints(files, [stored_in(file) for file in files], Asked(model, data, loss, examples, penalty))
-    kind = dtype_of(dtype, {k: v for params in read for k, v in params.items()})
-    objective, test = objectives(parts, read[0], device=device, dtype=kind)
-    ends = tuple({k: v.to(objective.device) for k, v in cast(params, kind).items()} for params in read)
-    return Opened(parts.model, parts.data, objective, test, ends)
+    kind = dtype_of(dtype, {f"{i} {k}": v for i, c in enumerate(read) for k, v in _weights(c, keys[i]).items()})
+    ends = []
+    objective, test = _fitting(parts, read[0], keys[0], device, kind)
+    for contents, place in zip(read, keys, strict=True):
+        params, note = _choose(contents, place, objective)
+        if note:
+            print(f"note: {_as_options(note)}", file=sys.stderr)
+        ends.append({k: v.to(objective.device) for k, v in cast(params, kind).items()})
+    return Opened(parts.model, parts.data, objective, test, tuple(ends))
+
+
+def _keys(key: Sequence[str] | None, files: int) -> list[str | None]:
+    """The `key` of each file: one for all, or one for each."""
+    if not key or len(key) == 1:
+        return [key[0] if key else None] * files
+    if len(key) != files:
+        raise InputError("--key", expected=f"one name, or {files}, one for each file", got=len(key))
+    return list(key)
+
+
+def _choose(contents: Contents, key: str | None, like: Objective | None = None) -> tuple[Params, str]:
+    try:
+        return contents.choose(key, like)
+    except CheckpointError as error:
+        error.args = (_as_options(str(error)),)
+        raise
+
+
+def _as_options(text: str) -> str:
+    """A message with the options of the command line instead of Python's arguments."""
+    return text.replace(" key=", " --key ").replace("(key=", "(--key ")
+
+
+def _weights(contents: Contents, key: str | None) -> Params:
+    """The weights as far as they can be told without knowing the network, else all tensors."""
+    try:
+        return contents.choose(key)[0]
+    except CheckpointError:
+        return contents.tensors()
+
+
+def _fitting(
+    parts: Parts, contents: Contents, key: str | None, device: str, dtype: torch.dtype
+) -> tuple[Objective, Objective | None]:
+    """The objectives of the network that `parts` names, which may take its sizes from the weights."""
+    try:
+        return objectives(parts, _choose(contents, key)[0], device=device, dtype=dtype)
+    except (InputError, CheckpointError) as error:
+        # names as in the file can fit under a prefix, beside other tensors, or in one of several dictionaries
+        try:
+            return objectives(parts, None, device=device, dtype=dtype)
+        except InputError:
+            raise error from None
 
 
 def method_of(name: str, options: list[str]) -> Connector:

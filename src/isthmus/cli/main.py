@@ -26,6 +26,7 @@ from isthmus.cli.common import (
     Examples,
     Gap,
     Json,
+    Key,
     LossOption,
     ModelOption,
     OutOption,
@@ -168,6 +169,7 @@ def connect(
     num_points: Points = 21,
     gap: Gap = 0.01,
     budget: Budget = 100,
+    key: Key = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -190,10 +192,12 @@ def connect(
         dtype=dtype,
         unsafe_pickle=unsafe_pickle,
         penalty=penalty,
+        key=key,
     )
     objective, test, ends = found.objective, found.test, found.ends
     about = {"model": found.model, "data": found.data, "checkpoints": [str(a), str(b)], "command": command()}
     about["examples"] = examples
+    about |= {"key": key} if key else {}
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state is not None and state.load() is not None and not quiet:
         print(f"going on from the state of the search in {state.path}", file=sys.stderr)

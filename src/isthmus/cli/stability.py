@@ -16,6 +16,7 @@ from isthmus.cli.common import (
     DType,
     Examples,
     Json,
+    Key,
     LossOption,
     ModelOption,
     OutOption,
@@ -50,6 +51,7 @@ def stability(
     ] = None,
     loss: LossOption = None,
     examples: Examples = None,
+    key: Key = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -63,7 +65,7 @@ def stability(
     """
     read = opened(
         (checkpoint,), model, data,
-        loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle,
+        loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle, key=key,
     )  # fmt: skip
     objective, test, (theta,) = read.objective, read.test, read.ends
     measured = None

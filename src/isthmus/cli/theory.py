@@ -17,6 +17,7 @@ from isthmus.cli.common import (
     DType,
     Examples,
     Json,
+    Key,
     LossOption,
     ModelOption,
     PenaltyOption,
@@ -49,6 +50,7 @@ def theory(
     loss: LossOption = None,
     examples: Examples = None,
     penalty: PenaltyOption = None,
+    key: Key = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -67,6 +69,7 @@ def theory(
         dtype=dtype,
         unsafe_pickle=unsafe_pickle,
         penalty=penalty,
+        key=key,
     )
     if out is not None:
         make_folder(out)

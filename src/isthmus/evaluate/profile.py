@@ -14,6 +14,7 @@ from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import segments_under
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
+from isthmus.matching import check_own
 from isthmus.objective import Objective
 from isthmus.paths import Path
 
@@ -155,6 +156,7 @@ def profile(
         raise InputError("tol", expected="a number > 0", got=tol)
     if tol is not None and screen is not None:
         raise InputError("screen", expected="None with tol, which needs exact values", got=repr(screen))
+    check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
     if screen == "auto" and not bf16_pays(objective, objective.check(path.start, "path")):

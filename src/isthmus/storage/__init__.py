@@ -1,6 +1,7 @@
 """Files: checkpoints in, connections out and in, results as JSON and CSV; all written atomically."""
 
 from isthmus.storage.checkpoints import load_params as load_params
+from isthmus.storage.checkpoints import read_checkpoint as read_checkpoint
 from isthmus.storage.checkpoints import save_params as save_params
 from isthmus.storage.files import atomic_write as atomic_write
 from isthmus.storage.files import make_folder as make_folder

@@ -2,66 +2,92 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-import pickletools
+import pathlib
 import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isthmus.errors import CheckpointError, FileError, IsthmusError
+from isthmus.errors import CheckpointError, FileError, IsthmusError, IsthmusWarning
 from isthmus.params import Params
+from isthmus.storage.contents import Contents, Like, owned
 from isthmus.storage.files import PathLike, check_regular, disk_error, one_line, read_json
+from isthmus.storage.pickle_rules import MULTIARRAY, NUMPY, Value
+from isthmus.storage.pickles import Walk
 from isthmus.storage.tensors import digest, read_tensors, save_tensors, sniff
 
-__all__ = ["load_params", "save_params"]
+__all__ = ["load_params", "read_checkpoint", "save_params"]
 
 _DIGEST = "isthmus.digest"
-_WRAPPERS = ("state_dict", "model_state", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _INDEX = ".safetensors.index.json"
+_BIN_INDEX = ".bin.index.json"
 
-_RECORDS = 50_000  # entries of a zip archive
-_PICKLE_BYTES = 10_000_000
-_PICKLE_STEPS = 2_000_000  # a state dict takes about 30 per tensor; torch's reader does some 2 million a second
+_RECORDS = 150_000  # entries of a zip archive, one per tensor
+_PICKLE_BYTES = 20_000_000
+_PICKLE_STEPS = 2_000_000  # and 30 more per record, which is what a tensor takes
 
 _SAVE_TENSORS = "where the model was trained, write torch.save(model.state_dict(), path)"
 _AGAIN = "copy or download it again"
 
 
-def load_params(path: PathLike, *, unsafe_pickle: bool = False) -> Params:
+def load_params(
+    path: PathLike, *, key: str | None = None, like: Like | None = None, unsafe_pickle: bool = False
+) -> Params:
     """The parameters in a checkpoint, on the CPU: a plain dictionary of contiguous tensors.
 
-    Reads a safetensors file; a folder or an ``*.safetensors.index.json`` with shards; a torch file (.pt, .pth,
-    .bin), which is a state dict or holds one under "state_dict", "model_state", "model" or "model_state_dict".
-    The kind is judged by content, not by name. Other entries of a torch file (optimiser, epoch) are ignored,
-    but a state dict itself must hold tensors only: leaving out one of its entries could change the network.
-    A prefix "module." or "_orig_mod." that all names have is removed. NaN is not refused here.
+    Reads a safetensors file; a torch file (.pt, .pth, .bin); a folder or an ``*.index.json`` with shards of either.
+    The kind is judged by content, not by name. A torch file is a state dict or holds one under "state_dict",
+    "model_state_dict", "model", "net", "module" and the like, else under a name of a running average ("ema", ...).
+    Its other entries (optimiser, epoch) are ignored, but a state dict must hold tensors only: leaving out
+    one of its entries could change the network. NaN is not refused here.
+
+    `like`: a module or an objective, whose names are then looked for (or a dictionary of tensors with such names).
+    The result has exactly these. They may stand under any prefix ("model.", "net._orig_mod.module."), the plain
+    weights before averaged ones; of tied tensors one name is enough, and counters of BatchNorm that an old file has
+    not are zero. Without `like` a prefix that shows a wrapper ("module.", "_orig_mod.", "_module.", and Lightning's
+    "model.") is removed if all names have it. Give `like` where the network is known.
+
+    `key`: where the weights stand, as "state_dict_ema" or "ema.model": names of entries, or what names begin with.
+    Other weights and tensors that were left unused are named in an ``IsthmusWarning``.
 
     Nothing in the file is executed, and memory stays within about twice the file: compressed archives, tensors
-    larger than their storage and headers over 10 MB are refused. A file from ``save_params`` is checked
-    against its digest and returned with its names as they are.
+    larger than their storage, headers over 20 MB, objects nested over 100 deep and tuples as keys are refused. A file
+    from ``save_params`` is checked against its digest and, without `like`, returned with its names as they are.
 
     `unsafe_pickle`: DANGER. ``True`` lets a torch file RUN ANY CODE it contains, as you, while it is read. Only
     for a file that you made yourself; it is needed for pickled modules and other Python objects.
 
-    Errors: ``CheckpointError`` with the reason and what to do.
+    Errors: ``CheckpointError`` with the reason and what to do: among others, several sets of weights that fit equally
+    well, with the `key` of each.
     """
+    params, note = read_checkpoint(path, unsafe_pickle=unsafe_pickle).choose(key, like)
+    if note:
+        warnings.warn(note, IsthmusWarning, stacklevel=2)
+    return params
+
+
+def read_checkpoint(path: PathLike, *, unsafe_pickle: bool = False) -> Contents:
+    """All that a checkpoint holds, to choose the weights from. Errors: ``CheckpointError``, as ``load_params``."""
+    file = Path(path)
     try:
-        return _load(Path(path), unsafe_pickle)
+        file = _member(file) if file.is_dir() else file
+        return _load(file, unsafe_pickle)
     except CheckpointError:
         raise
     except FileError as error:
         # a shard's own path stays in the reason
-        raise CheckpointError(path, str(error).removeprefix(f"{path}: ")) from error
+        raise CheckpointError(file, str(error).removeprefix(f"{file}: ")) from error
     except OSError as error:
-        raise CheckpointError(path, *disk_error(error, Path(path))) from error
+        raise CheckpointError(file, *disk_error(error, file)) from error
 
 
 def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[str, str] | None = None) -> None:
@@ -72,32 +98,34 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
     save_tensors(params, path, {"format": "pt", **(metadata or {}), _DIGEST: digest(params)})
 
 
-def _load(path: Path, unsafe_pickle: bool) -> Params:
-    if path.is_dir():
-        return _load(_member(path), unsafe_pickle)
+def _load(path: Path, unsafe_pickle: bool) -> Contents:
     size = check_regular(path)
+    if path.name.endswith((_INDEX, _BIN_INDEX)) or (path.suffix == ".json" and sniff(path) == "JSON text"):
+        params = _load_shards(path, unsafe_pickle)
+        return Contents(path, params, sum(v.nbytes for v in params.values()))
+    return _load_one(path, size, unsafe_pickle)
+
+
+def _load_one(path: Path, size: int, unsafe_pickle: bool) -> Contents:
     kind = sniff(path)
     with open(path, "rb") as file:
         first = file.read(4)
     if first == b"PK\x03\x04":
         _check_zip(path, size, unsafe_pickle)
-        return _state_dict(path, _load_pickle(path, unsafe_pickle), size)
+        return Contents(path, _load_pickle(path, unsafe_pickle), size)
     if "safetensors" in kind or path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    if path.name.endswith(_INDEX) or (path.suffix == ".json" and kind == "JSON text"):
-        return _load_shards(path)
+        return _load_safetensors(path, size)
     if first[:1] == b"\x80":
         if not unsafe_pickle:
-            with open(path, "rb") as file:
-                _check_legacy(path, file)
-        return _state_dict(path, _load_pickle(path, unsafe_pickle), size)
+            _check_legacy(path, size)
+        return Contents(path, _load_pickle(path, unsafe_pickle), size)
     raise CheckpointError(path, f"is {kind}, not a safetensors or torch file", _SAVE_TENSORS)
 
 
 def _member(folder: Path) -> Path:
-    """The one checkpoint in a folder: an index of shards, else a single safetensors file, else a torch file."""
+    """The one checkpoint in a folder: safetensors, in shards or one file, else torch files, in shards or one."""
     names = sorted(p.name for p in folder.iterdir() if p.is_file())
-    for endings in ((_INDEX,), (".safetensors",), (".pt", ".pth", ".bin")):
+    for endings in ((_INDEX,), (".safetensors",), (_BIN_INDEX,), (".pt", ".pth", ".bin")):
         found = [name for name in names if name.endswith(endings) and not name.startswith(".")]
         if len(found) == 1:
             return folder / found[0]
@@ -109,20 +137,26 @@ def _member(folder: Path) -> Path:
     )
 
 
-def _load_safetensors(path: Path) -> Params:
+def _load_safetensors(path: Path, size: int) -> Contents:
     tensors, metadata = read_tensors(path)
     if "isthmus" in metadata:
         raise CheckpointError(path, "is a saved connection, not one network", "read it with load_connection")
     if _DIGEST not in metadata:
-        return _strip(path, tensors)
+        return Contents(path, tensors | _aliases(tensors, metadata), size)
     if digest(tensors) != metadata[_DIGEST]:
         raise CheckpointError(path, "is damaged: its tensors do not match its digest", _AGAIN)
-    return tensors
+    return Contents(path, tensors, size, ours=True)
 
 
-def _load_shards(path: Path) -> Params:
+def _aliases(tensors: Params, metadata: Mapping[str, str]) -> Params:
+    """Further names of tied tensors: ``safetensors.torch.save_model`` writes one copy, and its other names so."""
+    names = {k: v for k, v in metadata.items() if v in tensors and k not in tensors}
+    return {k: tensors[v] for k, v in names.items() if k.rpartition(".")[2] == v.rpartition(".")[2]}
+
+
+def _load_shards(path: Path, unsafe_pickle: bool) -> Params:
     """The tensors of all shards that an index names; the shards lie in the folder of the index."""
-    if check_regular(path) > 2 * _PICKLE_BYTES:
+    if check_regular(path) > _PICKLE_BYTES:
         raise CheckpointError(path, "is an index of more than 20 MB", _AGAIN)
     index = read_json(path)
     where = index.get("weight_map") if isinstance(index, dict) else None
@@ -130,7 +164,7 @@ def _load_shards(path: Path) -> Params:
         raise CheckpointError(path, 'is not an index of shards: it has no "weight_map" of file names', _AGAIN)
     params: Params = {}
     for name in sorted(set(where.values())):
-        tensors, _ = read_tensors(_shard(path, name))
+        tensors = _shard_tensors(_shard(path, name), unsafe_pickle)
         if stray := [k for k in tensors if where.get(k) != name]:
             raise CheckpointError(
                 path, f"does not say that {one_line(stray[0], 80)!r} is in {one_line(name, 80)}", _AGAIN
@@ -140,7 +174,20 @@ def _load_shards(path: Path) -> Params:
         raise CheckpointError(
             path, f"names {one_line(missing[0], 80)!r}, which is not in {one_line(where[missing[0]], 80)}", _AGAIN
         )
-    return _strip(path, {k: params[k] for k in where})
+    return {k: params[k] for k in where}
+
+
+def _shard_tensors(shard: Path, unsafe_pickle: bool) -> Params:
+    try:
+        size = check_regular(shard)
+        tree = _load_one(shard, size, unsafe_pickle).tree
+        if not isinstance(tree, Mapping) or not all(isinstance(v, Tensor) for v in tree.values()):
+            raise CheckpointError(shard, "is a shard that does not hold tensors alone", _AGAIN)
+        return owned(shard, tree, size)
+    except OSError as error:
+        raise FileError(shard, *disk_error(error, shard)) from error
+    except CheckpointError as error:
+        raise FileError(shard, str(error).removeprefix(f"{shard}: ")) from error
 
 
 def _shard(index: Path, name: str) -> Path:
@@ -229,36 +276,43 @@ def _check_records(path: Path, archive: zipfile.ZipFile, size: int, unsafe_pickl
         if main[0].file_size > _PICKLE_BYTES:
             why = f"holds {main[0].file_size:,} bytes of objects beside its tensors, {_PICKLE_BYTES:,} are allowed"
             raise CheckpointError(path, why, _SAVE_TENSORS)
-        _check_pickle(path, BytesIO(archive.read(main[0])), _PICKLE_STEPS)
+        Walk(path, size, _PICKLE_STEPS + 30 * len(records)).through(BytesIO(archive.read(main[0])))
 
 
-def _check_pickle(path: Path, file: IO[bytes], steps: int) -> int:
-    """Walk through one pickle without running it; return the steps left of `steps`."""
-    try:
-        for operation, argument, _ in pickletools.genops(file):
-            steps -= 1
-            if steps < 0:
-                raise CheckpointError(path, f"takes over {_PICKLE_STEPS:,} steps to read", _SAVE_TENSORS)
-            # the one callable on torch's list of safe ones that fills as much memory as it is asked to
-            if operation.name == "GLOBAL" and str(argument).endswith(" bytearray"):
-                raise CheckpointError(path, "asks for a bytearray, which could be of any size", _SAVE_TENSORS)
-    except IsthmusError:
-        raise
-    except Exception as error:  # the reader of a damaged pickle can raise almost anything
-        raise CheckpointError(path, f"is a damaged pickle ({one_line(error)})", _AGAIN) from error
-    return steps
-
-
-def _check_legacy(path: Path, file: IO[bytes]) -> None:
+def _check_legacy(path: Path, size: int) -> None:
     """The torch format before 1.6: a mark, a version, the system, the objects, the keys, then the bytes."""
-    steps = _PICKLE_STEPS
-    for _ in range(5):
-        steps = _check_pickle(path, file, steps)
+    walk = Walk(path, size, _PICKLE_STEPS)
+    with open(path, "rb") as file:
+        *_, keys = (walk.through(file) for _ in range(5))
+    # torch would leave the memory of the other storages as it finds it, and call that the tensors
+    named = keys.parts if isinstance(keys, Value) and keys.kind == "list" else []
+    if not all(isinstance(key, str) for key in named) or set(named) != walk.storages.keys():
+        raise CheckpointError(path, "is damaged: it does not hold the bytes of all its tensors", _AGAIN)
+    if (total := sum(walk.storages.values())) > size:
+        raise CheckpointError(path, f"claims {total:,} bytes of tensors, the file holds {size:,}", _AGAIN)
+
+
+def _safe_globals() -> list[Any]:
+    """What torch refuses though it runs nothing: numbers and arrays of numpy, parsed options, paths of files.
+
+    Those that the user allowed are left out: torch's context manager would take them away at its end.
+    """
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.array([0]).__reduce__()[0]
+    names = {f"{m}.{f}": g for m in MULTIARRAY for f, g in (("scalar", scalar), ("_reconstruct", reconstruct))}
+    names |= {
+        "builtins.bytes": bytes,
+        "pathlib.PosixPath": pathlib.PurePosixPath,
+        "pathlib.WindowsPath": pathlib.PureWindowsPath,
+    }
+    safe = [*((g, name) for name, g in names.items()), np.dtype, np.ndarray, argparse.Namespace]
+    safe += [type(np.dtype(form)) for form in NUMPY]
+    given = torch.serialization.get_safe_globals()
+    return [g for g in safe if g not in given]
 
 
 def _load_pickle(path: Path, unsafe_pickle: bool) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_safe_globals()):
             warnings.simplefilter("ignore")  # of deprecated storages; nothing that the user could act on
             return torch.load(path, map_location="cpu", weights_only=not unsafe_pickle)
     except OSError as error:
@@ -276,77 +330,3 @@ def _reason(error: Exception) -> tuple[str, str]:
             f"{_SAVE_TENSORS}; only if you made this file yourself: load_params(path, unsafe_pickle=True)",
         )
     return f"cannot be read by torch ({type(error).__name__}: {one_line(error)})", _AGAIN
-
-
-def _state_dict(path: Path, loaded: Any, size: int) -> Params:
-    """The one dictionary of tensors in what a torch file held."""
-    if isinstance(loaded, nn.Module):  # only with unsafe_pickle
-        loaded = loaded.state_dict()
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(path, f"holds one {_kind(loaded)}, not a dictionary of tensors", _SAVE_TENSORS)
-    inner = {k: loaded[k] for k in _WRAPPERS if isinstance(loaded.get(k), Mapping | nn.Module)}
-    inner = {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in inner.items()}
-    inner = {k: v for k, v in inner.items() if any(isinstance(x, Tensor) for x in v.values())}
-    if len(inner) > 1:
-        raise CheckpointError(path, f"holds several state dicts: {', '.join(inner)}", "save the one that you mean")
-    state = next(iter(inner.values())) if inner else loaded
-    if not any(isinstance(v, Tensor) for v in state.values()):
-        found = ", ".join(f"{one_line(k, 40)} ({_kind(v)})" for k, v in list(loaded.items())[:8])
-        expected = ", ".join(map(repr, _WRAPPERS))
-        raise CheckpointError(
-            path, f"holds no tensors, only {found or 'nothing'}", f"expected them here or under {expected}"
-        )
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            why = f"its state dict holds {one_line(name, 80)!r} ({_kind(value)}), which is not a tensor under a name"
-            raise CheckpointError(path, why, "save the tensors alone")
-    return _strip(path, _owned(path, state, size))
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Mapping):
-        tensors = sum(isinstance(v, Tensor) for v in value.values())
-        return f"dict of {tensors} tensors" if tensors else f"dict of {len(value)} entries"
-    return type(value).__name__
-
-
-def _owned(path: Path, state: Mapping[str, Tensor], size: int) -> Params:
-    """The tensors, contiguous, after the checks that bound what that can cost.
-
-    A view that is contiguous costs nothing. Others are copied, once each, and together may not exceed the file.
-    """
-    copies: dict[tuple[Any, ...], Tensor] = {}
-    copied = 0
-    params: Params = {}
-    for name, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
-            raise CheckpointError(
-                path, f"{one_line(name, 80)!r} is not a dense tensor with values", "save tensor.to_dense()"
-            )
-        held = tensor.untyped_storage().nbytes()
-        needs = tensor.numel() * tensor.itemsize
-        if needs > held or needs > size:
-            claim = f"{one_line(name, 80)!r} of shape {tuple(tensor.shape)} claims {needs:,} bytes"
-            why = f"{claim}, the file holds {min(held, size):,}"
-            raise CheckpointError(path, why, "save tensor.contiguous()")
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg())
-        if key not in copies:
-            plain = tensor.detach().resolve_conj().resolve_neg()
-            if not plain.is_contiguous():
-                copied += needs
-                if copied > size:
-                    raise CheckpointError(
-                        path, f"repeats its bytes in {copied:,} bytes of views", "save contiguous tensors"
-                    )
-            copies[key] = plain.contiguous()
-        params[name] = copies[key]
-    return params
-
-
-def _strip(path: Path, params: Params) -> Params:
-    """Without the prefixes that wrappers put before every name."""
-    for _ in _PREFIXES:
-        for prefix in _PREFIXES:
-            if params and all(name.startswith(prefix) and name != prefix for name in params):
-                params = {name.removeprefix(prefix): tensor for name, tensor in params.items()}
-    return params

@@ -254,7 +254,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def strict_json(data: bytes | str, limit: float = math.inf) -> Any:
-    """Parse JSON and refuse, as ValueError, duplicate keys, non-finite numbers and more than `limit` objects.
+    """Parse JSON; refuse, as ValueError, duplicate keys, numbers no float holds, and more than `limit` objects.
 
     >>> strict_json('{"a": 1, "a": 2}')
     Traceback (most recent call last):
@@ -280,7 +280,14 @@ def strict_json(data: bytes | str, limit: float = math.inf) -> Any:
         return value
 
     text = data.decode("utf-8") if isinstance(data, bytes) else data
-    return json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=number)
+    return json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=number, parse_int=whole)
+
+
+def whole(text: str) -> int:
+    """A whole number; one too large for a float, which would overflow wherever they meet, is a ValueError."""
+    if len(text) > 300:
+        raise ValueError(f"the whole number {one_line(text, 30)} has over 300 digits")
+    return int(text)
 
 
 def write_csv(path: PathLike, columns: Mapping[str, Sequence[Any] | Tensor | np.ndarray]) -> None:

@@ -26,7 +26,7 @@ from isthmus.connectors.base import Connection, Outcome
 from isthmus.errors import FileError, InputError, IsthmusError, UnsupportedError
 from isthmus.params import Params, check_like
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
-from isthmus.storage.files import PathLike, disk_error, one_line, plain
+from isthmus.storage.files import PathLike, disk_error, one_line, plain, whole
 from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
 
 __all__ = ["load_connection", "read_header", "save"]
@@ -168,7 +168,7 @@ def _open(path: PathLike) -> tuple[dict[str, Any], str]:
     if "isthmus" not in metadata:
         raise FileError(path, "is a safetensors file, but not a saved connection", "read it with load_params")
     try:
-        header = json.loads(metadata["isthmus"])
+        header = json.loads(metadata["isthmus"], parse_int=whole)
         if header["format"] != _FORMAT:
             raise FileError(
                 path, f"is {one_line(header['format'])!r}, not a saved connection", "read it with what wrote it"
@@ -179,7 +179,7 @@ def _open(path: PathLike) -> tuple[dict[str, Any], str]:
             raise FileError(path, why, "install a newer isthmus")
         if header["digest"] != _seal(header["version"], header["tensors"], header["manifest"]):
             raise FileError(path, "is damaged: its manifest does not match its digest", _AGAIN)
-        manifest = json.loads(header["manifest"])
+        manifest = json.loads(header["manifest"], parse_int=whole)
         return {key: header[key] for key in ("format", "version", "digest")} | manifest, header["tensors"]
     except IsthmusError:
         raise

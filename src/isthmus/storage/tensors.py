@@ -34,8 +34,8 @@ from isthmus.storage.files import (
 
 __all__ = ["digest", "digest_of", "read_metadata", "read_tensors", "save_tensors", "sniff"]
 
-HEADER_BYTES = 10_000_000
-HEADER_KEYS = 50_000
+HEADER_BYTES = 20_000_000
+HEADER_KEYS = 150_000
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -104,7 +104,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mappin
 
     Tensors may be of any strides, share memory or live on a device; each is written in full. Errors:
     ``InputError`` for what the format cannot hold; ``FileError`` for a full disk, and for a header over
-    10 MB or 50,000 names, which would not be read again.
+    20 MB or 150,000 names, which would not be read again.
     """
     for name, tensor in tensors.items():
         _check(name, tensor)
@@ -188,7 +188,7 @@ def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
 
     Read one tensor at a time and never through mmap, so that memory is the tensors once. Nothing is
     checked against a digest here. Errors: ``FileError`` for a file that is missing, damaged, not a
-    safetensors file, or whose header is over 10 MB or 50,000 names.
+    safetensors file, or whose header is over 20 MB or 150,000 names.
     """
     with _readable(path):
         header = _header(path, path)

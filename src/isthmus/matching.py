@@ -1,0 +1,145 @@
+"""Names of parameters, matched to those of a module: wrappers put prefixes before them, ties leave some of them out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from isthmus.errors import InputError
+
+__all__ = ["WRAPPERS", "Match", "bare", "check_own", "group", "matches", "renamed"]
+
+_INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPERS = ("module", "_module", "_forward_module", *_INSERTED)
+"""What wrappers (DataParallel, AveragedModel, Opacus, Lightning Fabric, torch.compile, FSDP) call what they wrap."""
+
+_COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and read in training only
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where a module's names stand: each one's name in the file, and the prefix that these have in common.
+
+    A counter of BatchNorm that is not there has no entry.
+    """
+
+    prefix: str
+    names: dict[str, str]
+
+
+def bare(name: str) -> str:
+    """A name without what torch.compile, FSDP and activation checkpointing insert anywhere in it.
+
+    >>> bare("model._orig_mod.0.weight")
+    'model.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _INSERTED)
+
+
+def group(names: Iterable[str], ties: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """For each name all names of its tensor, itself first. `ties`: for each further name the first one.
+
+    >>> group(["a", "b", "c"], {"b": "a"})
+    {'a': ('a', 'b'), 'b': ('b', 'a'), 'c': ('c',)}
+    """
+    names = list(names)
+    tied: dict[str, list[str]] = {}
+    for name in names:
+        tied.setdefault(ties.get(name, name), []).append(name)
+    return {name: (name, *(n for n in tied[ties.get(name, name)] if n != name)) for name in names}
+
+
+def matches(have: Collection[str], want: Collection[str], ties: Mapping[str, str] | None = None) -> list[Match]:
+    """All prefixes under which `have` holds every name in `want`, where of tied names one is enough.
+
+    What ``bare`` drops is ignored, and so are the wrappers around the module itself. The order is that of `have`.
+
+    >>> matches(["n_averaged", "module.weight", "module.bias"], ["weight", "bias"])
+    [Match(prefix='module.', names={'weight': 'module.weight', 'bias': 'module.bias'})]
+    >>> matches(["weight"], ["weight", "bias"])
+    []
+    """
+    plain = _distinct(have)
+    found: dict[tuple[str, ...], Match] = {}
+    groups = group(want, ties or {})
+    for outer in _outer(want):
+        options = {w: tuple(bare(n).removeprefix(outer) for n in names) for w, names in groups.items()}
+        for prefix in _prefixes(plain, options):
+            names = {}
+            for name, others in options.items():
+                there = next((prefix + other for other in others if prefix + other in plain), None)
+                if there is not None:
+                    names[name] = plain[there]
+                elif not name.endswith(_COUNTER):
+                    break
+            else:
+                found.setdefault(tuple(names.values()), Match(prefix, names))
+    return list(found.values())
+
+
+def renamed(
+    params: Mapping[str, Tensor], want: Collection[str], ties: Mapping[str, str], what: str
+) -> Mapping[str, Tensor]:
+    """`params` under the names in `want`, where they say the same in other words; else as they are.
+
+    Errors: ``InputError`` where there is more beside them, or a counter is missing, and says how to leave it out.
+
+    >>> renamed({"module.w": "W"}, ["w"], {}, "params")
+    {'w': 'W'}
+    """
+    if params.keys() == set(want):
+        return params
+    found = matches([k for k in params if isinstance(k, str)], want, ties)
+    whole = [m.names for m in found if len(m.names) == len(want) and set(m.names.values()) == params.keys()]
+    if len(whole) == 1:
+        return {k: params[name] for k, name in whole[0].items()}
+    if not found or found[0].prefix == "":
+        return params
+    beside = next((repr(k) for k in params if k not in found[0].names.values()), "less than all of them")
+    name, stored = next(iter(found[0].names.items()))
+    raise InputError(
+        what, expected=f"the module's names, as {name!r}", got=f"{stored!r}, beside {beside}",
+        instead="load_params(path, like=objective)",
+    )  # fmt: skip
+
+
+def check_own(point: Mapping[str, Tensor], checked: Mapping[str, Tensor]) -> None:
+    """Refuse a path's point that ``Objective.check`` had to rename: what is done between points goes by their names."""
+    if missing := [name for name in checked if name not in point]:
+        raise InputError(
+            "path", expected=f"the module's names, as {missing[0]!r}", got=f"names like {next(iter(point), '')!r}",
+            instead="Path.through([objective.check(point) for point in points])",
+        )  # fmt: skip
+
+
+def _distinct(names: Collection[str]) -> dict[str, str]:
+    """The names under their bare ones, or as they are where two have the same."""
+    plain = {bare(name): name for name in names}
+    return plain if len(plain) == len(names) else {name: name for name in names}
+
+
+def _outer(want: Collection[str]) -> Iterator[str]:
+    """The prefixes that wrappers of the module itself put before all of its names; the empty one first."""
+    names, outer = [bare(name) for name in want], ""
+    yield outer
+    while names and (part := names[0].removeprefix(outer).partition(".")[0]) in (*WRAPPERS, "model"):
+        outer += part + "."
+        if not all(name.startswith(outer) for name in names):
+            return
+        yield outer
+
+
+def _prefixes(plain: Collection[str], options: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The prefixes before one name that must be there: the one that can stand in the fewest places."""
+    needed = [others for name, others in options.items() if not name.endswith(_COUNTER)]
+    if not needed:
+        return [""]
+    rarest = max(needed, key=lambda others: min(map(len, others)))
+    ends = tuple("." + other for other in rarest)
+    prefixes = {"": None} if any(other in plain for other in rarest) else {}
+    for name in plain:
+        if name.endswith(ends):
+            prefixes |= {name.removesuffix(end[1:]): None for end in ends if name.endswith(end)}
+    return list(prefixes)
