@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, final
 
@@ -12,21 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
 
+from isthmus import criterion
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import Inputs, arguments, as_tensors, cast_inputs, rows
-from isthmus.losses import (
-    L1,
-    NAMED,
-    LossFunction,
-    Ridge,
-    check_class_axis,
-    check_labels,
-    check_targets,
-    wrong_class,
-)
-from isthmus.params import Params, check_like
+from isthmus.examples import Inputs, arguments, as_tensors, cast_inputs, precision, rows
+from isthmus.losses import L1, LossFunction, Ridge
+from isthmus.params import Params, check_like, check_moves, in_dtype, widen
 from isthmus.program import Program, trace
-from isthmus.skeleton import CountBytes, check_modes, skeleton_of, ties_of
+from isthmus.skeleton import CountBytes, check_modes, counters, skeleton_of, ties_of
 from isthmus.structure import Structure, derive_structure, verify
 
 
@@ -37,14 +29,25 @@ class Objective:
     loss(params) = mean over the examples of loss(f(x; params), y) + penalty(params).
 
     `module`: any ``nn.Module`` that returns one tensor, batch first; its mode (train / eval) is taken as it is,
-    and dropout or BatchNorm in training mode are refused. `loss`: "cross_entropy", "mse", or a callable
-    (outputs, y) -> per-example losses [n], with ``convex=True`` if it is convex in the outputs. `data`: (x, y),
-    where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments), or a
-    ``DataLoader`` of such pairs, which is read into memory. `error`: a callable (outputs, y) -> per-example
-    errors in [0, 1]; default: wrong class, for integer labels (outputs [n, classes, ...] or, with a callable loss whose
-    labels fit only that, [n, ..., classes]). `penalty`: ``Ridge`` or ``L1``. `dtype`: default,
-    the wider of the module's and of x's. `memory`: bytes of activations per chunk of examples (a bound, not a
-    reservation). `structure`: a hand-written unit structure, verified before use.
+    and dropout or BatchNorm in training mode are refused. `data`: (x, y), where x is a tensor, a tuple of tensors
+    (positional arguments) or a dict (keyword arguments), or a ``DataLoader`` of such pairs, which is read into memory;
+    arrays of numpy and lists are taken for tensors. `penalty`: ``Ridge`` or ``L1``. `dtype`: default float64 if the
+    module or x has it, else float32 (half precisions are widened, which is exact). `memory`: bytes of activations per
+    chunk of examples (a bound, not a reservation). `structure`: a hand-written unit structure, verified before use.
+
+    `loss`, one of
+    - "cross_entropy" (labels [n, ...] or probabilities, outputs [n, classes, ...]) and "mse": of an example, the mean
+      over its positions that count or its entries;
+    - a loss of torch, ``nn.CrossEntropyLoss(weight, ignore_index=255)``, say. The objective is what it gives on the
+      whole data set at once: for reduction="mean" every position that counts weighs the same (or its class's weight),
+      however many an example has; for "sum" it is the sum over everything; "none" averages as the names do;
+    - a callable (outputs, y) -> losses [n], with ``convex=True`` if it is convex in the outputs.
+
+    `error`: a callable (outputs, y) -> errors in [0, 1], [n]; default: the wrong class where y holds labels, averaged
+    as the loss is, and the wrong sign for ``nn.BCEWithLogitsLoss``. `ignore_index`: the label that counts nowhere, -100
+    as in torch; examples without any other label have no weight. Other labels outside 0 .. classes - 1 are refused.
+    `class_axis`: of the outputs; default 1 (as in torch) or -1, whichever the labels fit. Both hold for the named loss
+    and for the default error.
 
     Errors: ``InputError`` for data that do not fit, ``UnsupportedError`` for a module whose output changes
     between two passes or depends on the other examples of the batch.
@@ -64,32 +67,28 @@ class Objective:
         convex: bool | None = None,
         penalty: Ridge | L1 | None = None,
         error: LossFunction | None = None,
+        ignore_index: int | None = None,
+        class_axis: int | None = None,
         dtype: torch.dtype | None = None,
         memory: int = 1 << 28,
         structure: Structure | None = None,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
-        if isinstance(loss, str) and loss not in NAMED:
-            raise InputError("loss", expected=f"one of {sorted(NAMED)} or a callable", got=repr(loss))
+        criterion.check_loss(loss)
         if data is None:
             raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
         if memory <= 0:
             raise InputError("memory", expected="a positive number of bytes", got=memory)
         x, y = as_tensors(data)
-        own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-        for part in tree_flatten(x)[0]:
-            own = torch.promote_types(own, part.dtype) if part.is_floating_point() else own
-        self.dtype = dtype or own
+        self.dtype = dtype or precision([*module.parameters(), *tree_flatten(x)[0]])
         if not self.dtype.is_floating_point:
             raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
-        self._data = (cast_inputs(x, self.dtype), y.to(self.dtype) if y.is_floating_point() else y)
-        self._loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "callable")
-        self._losses = NAMED[loss] if isinstance(loss, str) else loss
-        self.convex = True if isinstance(loss, str) else bool(convex)
+        self._data = (cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
+        self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
+        self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
         self.penalty = penalty
         self.memory = memory
-        self._error = error
         self._hand_written = structure
         self._programs: dict[Any, Program | UnsupportedError] = {}
         check_modes(module)
@@ -99,7 +98,8 @@ class Objective:
         self._ties = ties_of(self.skeleton)
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
         state = module.state_dict()
-        self._probe(self._zeros() if any(v.is_meta for v in state.values()) else state)
+        few = self._probe(self._zeros() if any(v.is_meta for v in state.values()) else state)
+        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
 
     # -- what it is
 
@@ -120,15 +120,21 @@ class Objective:
 
     @property
     def has_error(self) -> bool:
-        """Whether an error rate is defined: a given one, or class labels."""
-        y = self._data[1]
-        return self._error is not None or not y.is_floating_point() or self._loss_name == "cross_entropy"
+        """Whether an error rate is defined: a given one, or the wrong class or sign."""
+        return self.criterion.errors is not None
+
+    @property
+    def convex(self) -> bool:
+        """Whether the loss is convex in the outputs."""
+        return self.criterion.convex
 
     def describe(self) -> dict[str, Any]:
         """Plain values that say what is measured; stored with every result."""
+        given = {k: v for k, v in self._labelled.items() if v is not None and k != "error"}
         return {
             "module": self._module_name,
-            "loss": self._loss_name,
+            **criterion.describe(self._loss),
+            **given,
             "convex": self.convex,
             "examples": self.num_examples,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -142,8 +148,8 @@ class Objective:
 
     @property
     def named_loss(self) -> str | None:
-        """ "cross_entropy" or "mse" when the loss is that function of this library, else None."""
-        return self._loss_name if NAMED.get(self._loss_name) is self._losses else None
+        """ "cross_entropy" or "mse" when the loss is that function of this library, and nothing else, else None."""
+        return self.criterion.named
 
     @property
     def program(self) -> Program:
@@ -194,11 +200,11 @@ class Objective:
 
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
-            "loss": self.named_loss or self._losses,
+            "loss": self._loss,
             "data": self._data,
             "convex": self.convex,
             "penalty": self.penalty,
-            "error": self._error,
+            **self._labelled,
             "dtype": self.dtype,
             "memory": self.memory,
             "structure": self._hand_written,
@@ -217,18 +223,7 @@ class Objective:
         Narrower floating-point types are widened (exact); wider ones are refused, as are tied parameters that
         differ. Tied entries share one tensor in the result.
         """
-        wide = {}
-        for name, value in params.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and name in self._like:
-                if torch.promote_types(value.dtype, self.dtype) != self.dtype:
-                    raise InputError(
-                        f"{what}[{name!r}]",
-                        expected=f"{self.dtype}, the objective's precision",
-                        got=value.dtype,
-                        instead=f"objective.cast({value.dtype})",
-                    )
-                value = value.to(self.dtype)
-            wide[name] = value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+        wide = {k: widen(v, self.dtype, f"{what}[{k!r}]") if k in self._like else v for k, v in params.items()}
         check_like(wide, self._expected, what)
         for alias, name in self._ties.items():
             if wide[alias] is not wide[name] and not torch.equal(wide[alias], wide[name]):
@@ -237,6 +232,27 @@ class Objective:
                 )
             wide[alias] = wide[name]
         return wide
+
+    def check_path(self, points: Sequence[Mapping[str, Tensor]], what: str = "path") -> tuple[Params, ...]:
+        """Points of one path as this objective evaluates them (``check``).
+
+        Errors: as ``check``; integer or boolean tensors that differ, unless they are ``idle``: they cannot move.
+        """
+        checked = tuple(self.check(p, what) for p in points)
+        check_moves(checked, self.idle, what)
+        return checked
+
+    def idle(self, name: str) -> bool:
+        """Whether no output depends on the integer tensor: counters of normalisations, what the program never reads."""
+        if name in counters(self.skeleton):
+            return True
+        try:
+            program = self.program
+        except UnsupportedError:
+            return False
+        live = program.live()
+        read = {program.tied.get(full, full) for place, full in program.tensors.items() if place in live}
+        return program.tied.get(name, name) not in read
 
     @cached_property
     def _expected(self) -> Params:
@@ -255,7 +271,7 @@ class Objective:
         """The loss of every example, [N], without the penalty."""
         params = self.check(params)
         with torch.no_grad():
-            return torch.cat([self._losses(self.forward(params, x), y) for x, y in self._chunks()])
+            return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in self._chunks()])
 
     def loss(self, params: Mapping[str, Tensor]) -> float:
         """The mean loss plus the penalty; chunk sums are added in float64."""
@@ -277,8 +293,9 @@ class Objective:
         loss = error = 0.0
         n = 0
         for outputs, y in parts:
-            loss += float(self._losses(outputs, y).double().sum())
-            error += float(self._errors(outputs, y).double().sum()) if self.has_error else float("nan")
+            loss += float(self.example_losses(outputs, y).double().sum())
+            errors = self.criterion.errors
+            error += float("nan") if errors is None else float(errors(outputs, y).double().sum())
             n += len(y)
         return loss / n, error / n
 
@@ -289,15 +306,12 @@ class Objective:
     def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
         x, y = rows(self._data[0], index), self._data[1][index]
-        loss = self._losses(self.forward(params, x), y).mean()
+        loss = self.example_losses(self.forward(params, x), y).mean()
         return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
 
     def example_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The per-example losses [n] of given outputs; carries gradients."""
-        return self._losses(outputs, y)
-
-    def _errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return (self._error or wrong_class)(outputs, y)
+        return self.criterion.values(outputs, y)
 
     def forward(self, params: Mapping[str, Tensor], x: Inputs, module: nn.Module | None = None) -> Tensor:
         """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
@@ -328,11 +342,11 @@ class Objective:
 
     # -- checks
 
-    def _probe(self, params: Params) -> None:
-        """Two passes over a few examples must agree, and each example's output must not depend on the others."""
-        params = {k: v.to(self.device, self.dtype if v.is_floating_point() else v.dtype) for k, v in params.items()}
+    def _probe(self, params: Params) -> Tensor:
+        """The outputs of a few examples. Two passes must agree, and none may depend on the other examples."""
+        params = {k: in_dtype(v, self.dtype).to(self.device) for k, v in params.items()}
         n = min(4, self.num_examples)
-        x, y = rows(self._data[0], slice(0, n)), self._data[1][:n]
+        x = rows(self._data[0], slice(0, n))
         with torch.no_grad():
             try:
                 first, second = self.forward(params, x), self.forward(params, x)
@@ -357,14 +371,7 @@ class Objective:
             raise UnsupportedError(
                 self._module_name, "an example's output depends on the rest of its batch", "call module.eval()"
             )
-        if self._loss_name in NAMED:
-            check_targets(self._loss_name, first, y)
-        if self._loss_name == "cross_entropy":
-            check_labels(first.shape[1], self._data[1])
-        elif self.has_error and self._error is None:
-            check_class_axis(first, y)
-        if (shape := tuple(self._losses(first, y).shape)) != (n,):
-            raise InputError("loss", expected=f"one value per example, shape ({n},)", got=shape)
+        return first
 
     def _zeros(self) -> Params:
         return {

@@ -28,7 +28,7 @@ from isthmus.connectors.fit import Checkpoint, Fitted, Recipe, fit
 from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
 from isthmus.objective import Objective
-from isthmus.params import Params, check_finite
+from isthmus.params import Params, check_ends
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
 
 STATE = "search.checkpoint.safetensors"
@@ -140,8 +140,7 @@ def run(
     it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a method that
     searches goes on where it was killed.
     """
-    for what, end in (("a", a), ("b", b)):
-        check_finite(objective.check(end, what), what)
+    check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, checkpoint=checkpoint, progress=progress)

@@ -51,10 +51,11 @@ class Engine:
 
     def _route(self, segment: Segment, points: int) -> Route:
         if not isinstance(segment, Curve):
+            self.objective.check_path((segment.start, segment.end))
             return Plain(self, segment)
-        control = tuple(self.objective.check(p, "path") for p in segment.control)
+        control = self.objective.check_path(segment.control)
         curve = Curve(control)
-        if any(nonfinite(p) for p in control) or not _same_integers(control):
+        if any(nonfinite(p) for p in control):
             return Plain(self, curve)
         program = self.network.program(control[0])
         if program is None:
@@ -113,13 +114,3 @@ class Prepared:
         with torch.no_grad():
             pairs = self.route.pairs(ts, tick)
             return [loss + self.penalty.at(t) for t, (loss, _) in zip(ts, pairs, strict=True)], [e for _, e in pairs]
-
-
-def _same_integers(control: tuple[Params, ...]) -> bool:
-    """Whether the control points agree in what cannot be interpolated; counters of batches do not act."""
-    return all(
-        p[k] is v or torch.equal(p[k], v)
-        for k, v in control[0].items()
-        if not v.is_floating_point() and not k.endswith("num_batches_tracked")
-        for p in control[1:]
-    )

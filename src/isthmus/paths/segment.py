@@ -9,9 +9,10 @@ from math import comb
 from typing import final
 
 import numpy as np
+import torch
 
 from isthmus.errors import InputError
-from isthmus.params import Params, check_like, distance, dot, lerp, share
+from isthmus.params import Params, check_like, distance, dot, lerp, moves, share
 
 
 def check_t(t: float) -> None:
@@ -134,4 +135,5 @@ class Curve(Segment):
 
 
 def _minus(a: Params, b: Params) -> Params:
-    return {k: v - b[k] for k, v in a.items() if v.is_floating_point()}
+    # a shared tensor may hold infinities (a mask), whose difference is no number
+    return {k: torch.zeros_like(v) if v is b[k] else v - b[k] for k, v in a.items() if moves(v)}

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.params import Params
+from isthmus.params import Params, in_dtype, moves
 from isthmus.program import Program, plain_attention, trace
 from isthmus.structure.units import Group, Structure
 
@@ -142,9 +142,9 @@ def _twin(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the module without its weights, in float64."""
     memo: dict[int, Any] = {}
     for tensor in state.values():
-        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
-        empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+        empty = in_dtype(torch.empty_like(tensor, device="meta", requires_grad=False), torch.float64)
+        own = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=moves(empty)) if own else empty
     return copy.deepcopy(module, memo).double()
 
 
@@ -171,11 +171,12 @@ def _program(program: Program, inputs: Any) -> Forward:
 
 
 def _input(x: Any, g: torch.Generator) -> Any:
-    return _noise(x, g) if isinstance(x, Tensor) and x.is_floating_point() else x
+    return _noise(x, g) if isinstance(x, Tensor) and moves(x) else x
 
 
 def _noise(x: Tensor, g: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=g, dtype=torch.float64).to(x.device)
+    dtype = torch.complex128 if x.is_complex() else torch.float64
+    return torch.randn(x.shape, generator=g, dtype=dtype).to(x.device)
 
 
 def _random(state: Mapping[str, Tensor], g: torch.Generator) -> Params:
@@ -183,7 +184,7 @@ def _random(state: Mapping[str, Tensor], g: torch.Generator) -> Params:
     done: dict[int, Tensor] = {}
     for name, tensor in state.items():
         if id(tensor) not in done:
-            done[id(tensor)] = _drawn(name, tensor.detach(), g) if tensor.is_floating_point() else tensor
+            done[id(tensor)] = _drawn(name, tensor.detach(), g) if moves(tensor) else tensor
     return {name: done[id(tensor)] for name, tensor in state.items()}
 
 
@@ -191,6 +192,6 @@ def _drawn(name: str, like: Tensor, g: torch.Generator) -> Tensor:
     if like.ndim >= 2:
         scale = (2 * like.shape[0] / max(like.numel(), 1)) ** 0.5
         return _noise(like, g) * scale
-    if name.endswith(("weight", "var")) or like.ndim == 0:
+    if not like.is_complex() and (name.endswith(("weight", "var")) or like.ndim == 0):
         return torch.rand(like.shape, generator=g, dtype=torch.float64).to(like.device) + 0.5
     return _noise(like, g) * 0.5
