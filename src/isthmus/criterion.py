@@ -26,8 +26,8 @@ class Criterion:
     `values` and `errors` take (outputs, y) of some examples and give [n]; `errors` is None where no error is defined.
     `convex`: in the outputs. `named`: "cross_entropy" or "mse" where `values` is just that function of this library.
     `labels`: how a wrong class is counted, where that is the error; `positions` the same for the loss of classes.
-    `rises`: the largest sum of weights of an example, where its loss is a sum of weighted cross-entropies, each of which
-    rises with every output but the label's.
+    `rises`: the largest sum of weights of an example, where its loss is a sum of weighted cross-entropies, which rise
+    with every output but the label's.
     """
 
     values: LossFunction
@@ -117,10 +117,9 @@ def check_loss(loss: Any) -> None:
             "loss", expected=f"one of {known}", got=type(loss).__name__, instead="a function (outputs, y) -> losses [n]"
         )
 
-
     allowed = ("none", "mean", "sum", *(["batchmean"] if isinstance(loss, nn.KLDivLoss) else []))
-    if _known(loss) and loss.reduction not in allowed:
-        raise InputError("loss.reduction", expected=f"one of {allowed}", got=repr(loss.reduction))
+    if _known(loss) and getattr(loss, "reduction", "") not in allowed:
+        raise InputError("loss.reduction", expected=f"one of {allowed}", got=repr(getattr(loss, "reduction", "")))
 
 
 def _known(loss: Any) -> bool:
@@ -140,8 +139,7 @@ def describe(loss: Any) -> dict[str, Any]:
     """The loss and, for one of torch, its options, as plain values."""
     if not _known(loss):
         return {"loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "callable")}
-    names = dict.fromkeys([*type(loss).__constants__, *(n for n, _ in loss.named_buffers())])
-    options = {name: getattr(loss, name) for name in names}
+    options = {k: v for k, v in vars(loss).items() if k[0] != "_" and k != "training"} | loss._buffers
     plain = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in options.items()}
     return {"loss": type(loss).__name__, "loss_options": plain}
 
@@ -210,7 +208,8 @@ def _of_classes(loss: Any, outputs: Tensor, y: Tensor, ignore_index: int | None,
     rises = (labels.scale or 1.0) * (errors.counts(y)[0].numel() if together else 1)
     rises *= 1.0 if weight is None else float(weight.max())
     known = own is None or _CLASSES[type(own)](own)
-    return Criterion(OverPositions(inner, labels), errors.wrong, known, None, errors, labels, rises if entropy else None)
+    top = rises if entropy else None
+    return Criterion(OverPositions(inner, labels), errors.wrong, known, None, errors, labels, top)
 
 
 def _scale(own: Any, labels: Labels, y: Tensor) -> float:

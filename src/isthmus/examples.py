@@ -15,6 +15,8 @@ from isthmus.params import in_dtype, moves
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """One argument, several positional ones, or keyword arguments; batch first in each."""
+Data = tuple[Any, Any] | Iterable[Any]
+"""A pair (x, y) or a loader of such pairs, of tensors, arrays or lists."""
 
 
 def arguments(x: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -71,12 +73,24 @@ def as_tensors(data: Any) -> tuple[Inputs, Tensor]:
         raise InputError("data", expected="at least one example", got="none" if y.dim() else "one number as y")
     for v in (*parts, y):
         if v.dim() == 0 or len(v) != len(y):
-            raise InputError("data", expected=f"{len(y)} examples in every tensor", got=len(v) if v.dim() else "a number")
+            got = len(v) if v.dim() else "a number"
+            raise InputError("data", expected=f"{len(y)} examples in every tensor", got=got)
         if v.device != y.device:
-            raise InputError("data", expected=f"all tensors on {y.device}", got=v.device, instead=f".to({str(y.device)!r})")
+            instead = f"x.to({str(y.device)!r})"
+            raise InputError("data", expected=f"all tensors on {y.device}", got=v.device, instead=instead)
         if moves(v) and not bool(v.isfinite().all()):
             raise InputError("data", expected="finite numbers", got=f"{int((~v.isfinite()).sum())} NaN or infinite")
     return tree_map(lambda v: v.detach(), x), y.detach()
+
+
+def hint(complaint: str, x: Inputs) -> str:
+    """What to write where a module complains of types: whole numbers are not taken for floating-point ones."""
+    whole = [v.dtype for v in tree_flatten(x)[0] if not moves(v)]
+    types = ("dtype", "Byte", "Char", "Short", "Int", "Long", "Bool", "not implemented for")
+    if whole and any(word in complaint for word in types):
+        return f"x.float(), for x of {whole[0]}"
+    narrow = next((d for word, d in (("BFloat16", "bfloat16"), ("Half", "float16")) if word in complaint), "")
+    return f"dtype=torch.{narrow}, where the module itself computes in that" if narrow else ""
 
 
 def _check_dense(v: Tensor) -> None:
@@ -120,7 +134,7 @@ def tensor_of(v: Any) -> Any:
     except (ValueError, TypeError, RuntimeError) as e:
         raise InputError(
             "data", expected="arrays of numbers, all rows of one length", got=str(e).splitlines()[0],
-            instead="examples padded to one length",
+            instead="" if isinstance(e, TypeError) else "examples padded to one length",
         ) from e  # fmt: skip
 
 
@@ -146,7 +160,8 @@ def _read_loader(loader: Any) -> tuple[Inputs, Tensor]:
         instead = "DataLoader(dataset, batch_size=256)"
         raise InputError("data", expected=what, got=f"the data set {type(loader).__name__}", instead=instead)
     if not isinstance(loader, Iterable) or isinstance(loader, Tensor | np.ndarray | str | dict):
-        raise InputError("data", expected=what, got=type(loader).__name__)
+        pair = "(data[NAME_OF_X], data[NAME_OF_Y])" if isinstance(loader, dict) else ""
+        raise InputError("data", expected=what, got=type(loader).__name__, instead=pair)
     if iter(loader) is loader:
         raise InputError("data", expected="a DataLoader, which can be read twice", got=type(loader).__name__)
     x, y = _one_pass(loader)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from isthmus import criterion
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import Inputs, arguments, as_tensors, cast_inputs, precision, rows
+from isthmus.examples import Data, Inputs, arguments, as_tensors, cast_inputs, hint, precision, rows
 from isthmus.losses import L1, LossFunction, Ridge
 from isthmus.params import Params, check_like, check_moves, in_dtype, widen
 from isthmus.program import Program, trace
@@ -62,7 +62,7 @@ class Objective:
         self,
         module: nn.Module,
         loss: str | LossFunction = "cross_entropy",
-        data: tuple[Inputs, Tensor] | Iterable[tuple[Inputs, Tensor]] | None = None,
+        data: Data | None = None,
         *,
         convex: bool | None = None,
         penalty: Ridge | L1 | None = None,
@@ -188,7 +188,7 @@ class Objective:
         """The same objective in another floating-point precision; data are shared where they have it."""
         return self._vary(dtype=dtype)
 
-    def on(self, data: tuple[Inputs, Tensor] | Iterable[tuple[Inputs, Tensor]]) -> Objective:
+    def on(self, data: Data) -> Objective:
         """The same module and loss on another data set (a test set, a subset)."""
         return self._vary(data=data)
 
@@ -352,7 +352,12 @@ class Objective:
                 first, second = self.forward(params, x), self.forward(params, x)
             except (RuntimeError, ValueError, TypeError, IndexError) as e:
                 first_line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-                raise InputError("data", expected=f"examples that {self._module_name} accepts", got=first_line) from e
+                raise InputError(
+                    "data",
+                    expected=f"examples that {self._module_name} accepts",
+                    got=first_line,
+                    instead=hint(first_line, x),
+                ) from e
             if not isinstance(first, Tensor):
                 raise UnsupportedError(
                     self._module_name,

@@ -110,10 +110,8 @@ def widen(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
         packed = "quantised" if value.is_quantized else "sparse"
         instead = f"v.{'dequantize' if value.is_quantized else 'to_dense'}() of it"
         raise InputError(what, expected="a dense tensor of ordinary numbers", got=f"a {packed} one", instead=instead)
-    halves = {torch.float16, torch.bfloat16}  # neither holds the numbers of the other
-    if moves(value) and (
-        torch.finfo(value.dtype).bits > torch.finfo(dtype).bits or {value.dtype, dtype} == halves
-    ):
+    halves = {value.dtype, dtype} == {torch.float16, torch.bfloat16}  # neither holds the numbers of the other
+    if moves(value) and (halves or torch.finfo(value.dtype).bits > torch.finfo(dtype).bits):
         real = torch.float64 if value.dtype == torch.complex128 else value.dtype
         raise InputError(
             what, expected=f"{dtype}, the objective's precision", got=value.dtype, instead=f"objective.cast({real})"
@@ -141,7 +139,7 @@ continuously), got other values
 
 
 def nonfinite_on(points: Sequence[Mapping[str, Tensor]]) -> tuple[int, str] | None:
-    """The first point of a path, and the tensor of it, that holds NaN, or an infinity in a tensor that changes; or None.
+    """The first point of a path and its tensor that holds NaN, or an infinity where the tensor changes; or None.
 
     An infinity that stays (a mask) is no obstacle: shared tensors are not interpolated.
 

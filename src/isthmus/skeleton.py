@@ -30,8 +30,14 @@ class CountBytes(TorchDispatchMode):
 
 
 def check_modes(module: nn.Module) -> None:
-    """Refuse dropout and BatchNorm in training mode."""
+    """Refuse dropout and BatchNorm in training mode, and weights that are packed integers."""
     for name, part in module.named_modules():
+        if type(part).__module__.startswith("torch.ao.nn.quantized"):
+            raise UnsupportedError(
+                f"module {name!r} ({type(part).__name__})",
+                "its quantised weights cannot move continuously",
+                "use the floating-point module that it was made from",
+            )
         random = isinstance(part, nn.RNNBase | nn.MultiheadAttention) and part.dropout > 0
         if part.training and (random or isinstance(part, _MODE_DEPENDENT)):
             raise UnsupportedError(

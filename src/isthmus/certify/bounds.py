@@ -137,7 +137,8 @@ def _cross_entropy(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -
     for other j both terms take their own worst sign.
     """
     if not y.is_floating_point():
-        assert (labels := objective.criterion.positions) is not None  # noqa: S101
+        labels = objective.criterion.positions
+        assert labels is not None  # noqa: S101
         at = labels.target(y).unsqueeze(labels.axis)
         worst = (z + radius).scatter_(labels.axis, at, (z - radius).gather(labels.axis, at))
         return objective.example_losses(worst, y)

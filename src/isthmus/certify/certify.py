@@ -73,8 +73,6 @@ def certify(
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
     if (bad := nonfinite_on(path.knots)) is not None:
         raise InputError(f"path, knot {bad[0]}", expected="finite weights", got=f"NaN or infinities in {bad[1]!r}")
-    for segment in path.segments:
-        check_moves(segment.control if isinstance(segment, Curve) else path.knots, objective.idle, "path")
     kernel = Kernel(objective, path)
     found = []
     for i, segment in enumerate(path.segments):
@@ -118,6 +116,9 @@ class Kernel:
     """A path under proof: its losses and claims, each computed once, in float64."""
 
     def __init__(self, objective: Objective, path: Path) -> None:
+        for segment in path.segments:
+            control = segment.control if isinstance(segment, Curve) else (segment.start, segment.end)
+            check_moves(control, objective.idle, "path")
         self.objective, self.path, self.wide = objective, path, objective.cast(torch.float64)
         self.known: dict[int, tuple[Params, Point]] = {}
         self.levels: dict[int, tuple[LevelCurve, Level]] = {}

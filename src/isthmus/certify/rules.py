@@ -60,7 +60,15 @@ def _plain(node: Node, values: Mapping[str, Any]) -> Any:
     kwargs = {k: _read(v, values) for k, v in node.kwargs.items()}
     out = node.target(*(_read(v, values) for v in node.args), **kwargs)
     if isinstance(out, Tensor) and moves(out):
-        if out.is_complex() or base(node) not in ("zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones", "full"):
+        if out.is_complex() or base(node) not in (
+            "zeros",
+            "ones",
+            "zeros_like",
+            "ones_like",
+            "new_zeros",
+            "new_ones",
+            "full",
+        ):
             raise refusal(node, "it has no rule for affine forms")
         return Form(out.double())
     return out

@@ -30,7 +30,7 @@ def connect(
 ) -> Connection:
     """A path from `a` to `b` (two state_dicts of the objective's module) by `method` (default ``Linear()``).
 
-    Both ends are checked first: keys, shapes, dtypes, finite values, nothing that differs and cannot move (integers). The result satisfies
+    Both ends are checked first: keys, shapes, dtypes, finite values; integers that differ cannot move. The result has
     ``connection.path.start`` = a and ``connection.path.end`` = ``connection.target`` bit for bit, and
     f(target) = f(b). A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
     raises ``OutcomeError``. The same seed gives the same path.

@@ -291,7 +291,9 @@ class _Fitting:
 def _check_precision(params: Mapping[str, Tensor]) -> None:
     """Steps of training are lost to rounding in half precision."""
     if half := next((v.dtype for v in params.values() if v.is_floating_point() and v.dtype.itemsize < 4), None):
-        raise InputError("dtype", expected="float32 or float64 to train in", got=half, instead="objective.cast(torch.float32)")
+        raise InputError(
+            "dtype", expected="float32 or float64 to train in", got=half, instead="objective.cast(torch.float32)"
+        )
 
 
 def _snapshot(leaves: Params, state: Params) -> Params:

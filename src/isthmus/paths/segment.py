@@ -72,6 +72,13 @@ class Curve(Segment):
         if len(self.control) < 2:
             raise InputError("control", expected="at least 2 control points", got=len(self.control))
         first = self.control[0]
+        if tiny := [k for k, v in first.items() if v.is_floating_point() and v.dtype.itemsize == 1]:
+            raise InputError(
+                f"control[0][{tiny[0]!r}]",
+                expected="float16 or wider, which torch can interpolate",
+                got=first[tiny[0]].dtype,
+                instead="isthmus.params.cast(point, torch.float32)",
+            )
         points = [first]
         for i, point in enumerate(self.control[1:], start=1):
             check_like(point, first, f"control[{i}]")

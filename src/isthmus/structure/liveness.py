@@ -53,9 +53,7 @@ def changed_tensors(control: Sequence[Mapping[str, Tensor]]) -> set[str]:
     """
     first = control[0]
     return {
-        k
-        for k, v in first.items()
-        if moves(v) and any(p[k] is not v and not torch.equal(p[k], v) for p in control[1:])
+        k for k, v in first.items() if moves(v) and any(p[k] is not v and not torch.equal(p[k], v) for p in control[1:])
     }
 
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.params import Params, in_dtype, moves
+from isthmus.params import Params, in_dtype, moves, widened
 from isthmus.program import Program, plain_attention, trace
 from isthmus.structure.units import Group, Structure
 
@@ -155,7 +155,7 @@ def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad(), plain_attention():
             out = functional_call(twin, {**own, **params}, args, kwargs, tie_weights=False, strict=True)
-        return [y.double() for y in tree_leaves(out) if isinstance(y, Tensor)]
+        return [widened(y) for y in tree_leaves(out) if isinstance(y, Tensor)]
 
     return forward
 
@@ -165,7 +165,7 @@ def _program(program: Program, inputs: Any) -> Forward:
 
     def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return [y.double() for y in tree_leaves(program.run(params, *tensors))]
+            return [widened(y) for y in tree_leaves(program.run(params, *tensors))]
 
     return forward
 
