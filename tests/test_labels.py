@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import isthmus as im
 from isthmus.labels import Labels, find_axis
+from isthmus.sweep.parallel import profile_in_parallel
 from tests.problems import random_params
 
 
@@ -37,10 +38,10 @@ def ragged():
     return x, y
 
 
-def by_hand(module, params, x, y, ignored):
+def by_hand(params, data, ignored):
     """The mean over the examples that have a label of the mean over their own labels: the loss, the error."""
     losses, errors = [], []
-    for row, labels in zip(x, y, strict=True):
+    for row, labels in zip(*data, strict=True):
         counts = labels != ignored
         if counts.any():
             z = F.linear(row, params["weight"], params["bias"])[counts]
@@ -55,15 +56,15 @@ def test_ignored_labels_count_neither_in_the_loss_nor_in_the_error(ragged, torch
     module = Pointwise(5, 4, torchs).double()
     params = random_params(module, 1)
     objective = im.Objective(module, data=ragged, ignore_index=255, memory=memory)
-    loss, error = by_hand(module, params, *ragged, 255)
+    loss, error = by_hand(params, ragged, 255)
     assert objective.loss(params) == pytest.approx(loss, rel=1e-12)
     assert objective.error(params) == pytest.approx(error, rel=1e-12)
     assert float(objective.batch_loss(params, torch.arange(9))) == pytest.approx(loss, rel=1e-12)
     assert float(objective.losses(params)[0]) == 0
     path = im.Path.through([params, random_params(module, 2)])
     measured = im.profile(objective, path, 5)
-    assert measured.loss[2] == pytest.approx(by_hand(module, path.at(0.5), *ragged, 255)[0], rel=1e-12)
-    assert measured.error[2] == pytest.approx(by_hand(module, path.at(0.5), *ragged, 255)[1], rel=1e-12)
+    assert measured.loss[2] == pytest.approx(by_hand(path.at(0.5), ragged, 255)[0], rel=1e-12)
+    assert measured.error[2] == pytest.approx(by_hand(path.at(0.5), ragged, 255)[1], rel=1e-12)
 
 
 def test_the_default_ignored_label_is_torchs(ragged):
@@ -181,6 +182,20 @@ def test_find_axis_takes_whichever_fits():
     assert find_axis(z, torch.zeros(8, 5, dtype=torch.int64), None) == 2
     with pytest.raises(im.InputError, match=r"integer labels of shape \(n, 3\) or \(n, 5\)"):
         find_axis(z, torch.zeros(8, 4, dtype=torch.int64), None)
+
+
+def test_parts_of_the_data_keep_the_weights_of_the_whole(ragged):
+    module = Pointwise(5, 4).double()
+    params, other = random_params(module, 1), random_params(module, 2)
+    for loss in ("cross_entropy", nn.CrossEntropyLoss(ignore_index=255)):
+        objective = im.Objective(module, loss, ragged, ignore_index=255)
+        parts = [objective.part(slice(i, i + 1)) for i in range(9)]  # the first has no label that counts
+        means = torch.tensor([p.measure(params) for p in parts], dtype=torch.float64).mean(0)
+        assert means.tolist() == pytest.approx(objective.measure(params), rel=1e-12)
+        path = im.Path.through([params, other])
+        chunks = profile_in_parallel(objective, path, num_points=5, chunk=2)
+        assert chunks.loss.tolist() == pytest.approx(im.profile(objective, path, 5).loss.tolist(), rel=1e-12)
+        assert chunks.error.tolist() == pytest.approx(im.profile(objective, path, 5).error.tolist(), rel=1e-12)
 
 
 def test_averages_of_positions():

@@ -155,7 +155,7 @@ def test_later_changes_of_the_loss_do_not_matter(module, x):
     params = random_params(module, 1)
     objective = im.Objective(module, loss, (x, y))
     value = objective.loss(params)
-    loss.weight.data.mul_(torch.tensor([5.0, 1.0, 1.0, 1.0]))
+    loss.get_buffer("weight").mul_(torch.tensor([5.0, 1.0, 1.0, 1.0]))
     loss.reduction = "sum"
     assert objective.loss(params) == objective.cast(torch.float64).loss(params) == value
 

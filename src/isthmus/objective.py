@@ -198,6 +198,14 @@ class Objective:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
         return self.on((rows(self._data[0], slice(0, n)), self._data[1][:n]))
 
+    def part(self, index: slice) -> Objective:
+        """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
+        new = copy.copy(self)
+        new._programs = self._programs
+        new._data = (rows(self._data[0], index), self._data[1][index])
+        new.__dict__.pop("chunk", None)
+        return new
+
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
             "loss": self._loss,
@@ -352,12 +360,8 @@ class Objective:
                 first, second = self.forward(params, x), self.forward(params, x)
             except (RuntimeError, ValueError, TypeError, IndexError) as e:
                 first_line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-                raise InputError(
-                    "data",
-                    expected=f"examples that {self._module_name} accepts",
-                    got=first_line,
-                    instead=hint(first_line, x),
-                ) from e
+                fits = f"examples that {self._module_name} accepts"
+                raise InputError("data", expected=fits, got=first_line, instead=hint(first_line, x)) from e
             if not isinstance(first, Tensor):
                 raise UnsupportedError(
                     self._module_name,

@@ -90,7 +90,7 @@ def connect(
 def _check_same_function(objective: Objective, found: Connection, b: Mapping[str, Tensor]) -> None:
     if found.target is b or equal(found.target, b):
         return
-    few = objective.subset(min(objective.num_examples, 256))
+    few = objective.part(slice(0, 256))
     want, have = few.outputs(b), few.outputs(found.target)
     scale = float(want.abs().max()) or 1.0
     if float((want - have).abs().max()) > 1e4 * torch.finfo(objective.dtype).eps * scale:
