@@ -215,7 +215,7 @@ def test_precision_follows_data_and_module_and_can_be_chosen(data):
         (lambda x, y: {"data": (x[:5], y)}, "23 examples in every tensor, got 5"),
         (lambda x, y: {"data": (x / 0, y)}, "NaN or infinite"),
         (lambda x, y: {"data": (x, y + 1)}, "labels from 0 to 3, got 1 to 4"),
-        (lambda x, y: {"data": (x, y - 100)}, "labels from 0 to 3, got -100"),
+        (lambda x, y: {"data": (x, y - 100)}, "labels from 0 to 3, got -99 to -97"),
         (lambda x, y: {"data": (x, y.double())}, "integer labels of shape"),
         (lambda x, y: {"data": (x[:, :3], y)}, "examples that Sequential accepts"),
         (lambda x, y: {"data": (x, y), "loss": "nll"}, "one of .*'cross_entropy', 'mse'"),
@@ -339,7 +339,7 @@ def test_labels_that_fit_two_axes_or_none_need_an_error_function():
     x, y = sequences(5)  # as many classes as positions
     module = PerPosition(5).double()
     params = random_params(module, 3)
-    with pytest.raises(im.InputError, match=r"error: expected .* axis 1 or on the last.*movedim"):
+    with pytest.raises(im.InputError, match=r"class_axis: expected .* on two, got None; write .* or error="):
         im.Objective(module, sequence_loss, (x, y))
     z = F.linear(params["embed.weight"][x], params["out.weight"], params["out.bias"])
     wrong = [(z.argmax(axis) != y).double().mean().item() for axis in (1, 2)]
@@ -347,13 +347,15 @@ def test_labels_that_fit_two_axes_or_none_need_an_error_function():
     for error, want in zip((wrong_class, lambda z, y: wrong_class(z.movedim(-1, 1), y)), wrong, strict=True):
         given = im.Objective(module, sequence_loss, (x, y), error=error)
         assert given.error(params) == pytest.approx(want, abs=1e-12)
-    im.Objective(PerPosition(5, torchs=True).double(), data=(x, y))  # the named loss says where its classes are
+    for axis, value in zip((1, -1), wrong, strict=True):
+        given = im.Objective(module, sequence_loss, (x, y), class_axis=axis)
+        assert given.error(params) == pytest.approx(value, abs=1e-12)
 
     def of_the_first(outputs, y):
         return F.cross_entropy(outputs[:, 0], y[:, 0], reduction="none")
 
     x, y = sequences(4)
-    with pytest.raises(im.InputError, match=r"one label per position of the outputs \(4, 5, 4\).*error="):
+    with pytest.raises(im.InputError, match=r"labels of shape \(n, 4\) or \(n, 5\) .*error="):
         im.Objective(PerPosition(4).double(), of_the_first, (x, y[:, :3]))
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from isthmus.errors import InputError
+from isthmus.params import in_dtype, moves
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """One argument, several positional ones, or keyword arguments; batch first in each."""
+Data = tuple[Any, Any] | Iterable[Any]
+"""A pair (x, y) or a loader of such pairs, of tensors, arrays or lists."""
 
 
 def arguments(x: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -41,14 +45,18 @@ def rows(x: Inputs, index: slice | Tensor) -> Inputs:
 
 
 def cast_inputs(x: Inputs, dtype: torch.dtype) -> Inputs:
-    """The floating-point parts in `dtype`; integer ones as they are."""
+    """The real and complex parts in the precision `dtype`; integer ones as they are."""
+    return tree_map(lambda v: in_dtype(v, dtype), x)
 
-    def one(v: Tensor) -> Tensor:
-        return v.to(dtype) if v.is_floating_point() else v
 
-    if isinstance(x, Tensor):
-        return one(x)
-    return {k: one(v) for k, v in x.items()} if isinstance(x, dict) else tuple(one(v) for v in x)
+def precision(tensors: Iterable[Tensor]) -> torch.dtype:
+    """float64 if one of the tensors has it, else float32.
+
+    >>> precision([torch.ones(1).half(), torch.tensor(3)])
+    torch.float32
+    """
+    kinds = {v.dtype for v in tensors}
+    return torch.float64 if kinds & {torch.float64, torch.complex128} else torch.float32
 
 
 def digest_of_data(x: Inputs, y: Tensor, dtype: torch.dtype) -> str:
@@ -67,36 +75,114 @@ def digest_of_data(x: Inputs, y: Tensor, dtype: torch.dtype) -> str:
 
 
 def as_tensors(data: Any) -> tuple[Inputs, Tensor]:
-    """(x, y) from a pair of tensors or from a loader, checked: not empty, equal lengths, one device, finite."""
-    if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[1], Tensor):
-        x, y = data
-        x = tuple(x) if isinstance(x, list) else x
+    """(x, y) from a pair or from a loader, checked: dense tensors, not empty, equal lengths, one device, finite."""
+    if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[1]):
+        x, y = _pair(data)
     else:
         x, y = _read_loader(data)
     parts = tree_flatten(x)[0]
     if not parts or not all(isinstance(v, Tensor) for v in parts):
-        raise InputError("data", expected="x as a tensor, a tuple or a dict of tensors", got=type(x).__name__)
-    if len(y) == 0:
-        raise InputError("data", expected="at least one example", got="none")
+        raise InputError("data", expected="x as a tensor, a tuple or a dict of tensors", got=_kind(x))
     for v in (*parts, y):
-        if len(v) != len(y):
-            raise InputError("data", expected=f"{len(y)} examples in every tensor", got=len(v))
+        _check_dense(v)
+    if y.dim() == 0 or len(y) == 0:
+        raise InputError("data", expected="at least one example", got="none" if y.dim() else "one number as y")
+    for v in (*parts, y):
+        if v.dim() == 0 or len(v) != len(y):
+            got = len(v) if v.dim() else "a number"
+            raise InputError("data", expected=f"{len(y)} examples in every tensor", got=got)
         if v.device != y.device:
-            raise InputError("data", expected=f"all tensors on {y.device}", got=v.device)
-        if v.is_floating_point() and not bool(v.isfinite().all()):
+            instead = f"x.to({str(y.device)!r})"
+            raise InputError("data", expected=f"all tensors on {y.device}", got=v.device, instead=instead)
+        if moves(v) and not bool(v.isfinite().all()):
             raise InputError("data", expected="finite numbers", got=f"{int((~v.isfinite()).sum())} NaN or infinite")
-    return x, y
+    return tree_map(lambda v: v.detach(), x), y.detach()
+
+
+def hint(complaint: str, x: Inputs) -> str:
+    """What to write where a module complains of types: whole numbers are not taken for floating-point ones."""
+    whole = [v.dtype for v in tree_flatten(x)[0] if not moves(v)]
+    types = ("dtype", "Byte", "Char", "Short", "Int", "Long", "Bool", "not implemented for")
+    if whole and any(word in complaint for word in types):
+        return f"x.float(), for x of {whole[0]}"
+    narrow = next((d for word, d in (("BFloat16", "bfloat16"), ("Half", "float16")) if word in complaint), "")
+    return f"dtype=torch.{narrow}, where the module itself computes in that" if narrow else ""
+
+
+def _check_dense(v: Tensor) -> None:
+    if v.layout != torch.strided or v.is_nested:
+        kind = "nested" if v.is_nested else "sparse"
+        instead = "torch.nested.to_padded_tensor(x, 0.0)" if v.is_nested else "x.to_dense()"
+        raise InputError("data", expected="dense tensors", got=f"a {kind} one", instead=instead)
+    if v.is_quantized:
+        raise InputError("data", expected="ordinary numbers", got="a quantised tensor", instead="x.dequantize()")
+
+
+def _kind(x: Any) -> str:
+    return f"{type(x).__name__} of {type(x[0]).__name__}" if isinstance(x, tuple | list) and x else type(x).__name__
+
+
+def _is_array(v: Any) -> bool:
+    """Whether `v` is a tensor, an array, a column of a table, or a list of (lists of) numbers."""
+    return isinstance(v, Tensor | np.ndarray) or hasattr(v, "to_numpy") or _is_numbers(v)
+
+
+def _is_numbers(v: Any) -> bool:
+    while isinstance(v, list) and v:
+        v = v[0]
+    return isinstance(v, int | float | complex | np.number)
+
+
+def tensor_of(v: Any) -> Any:
+    """A tensor from an array, a column or a table with ``to_numpy``, a list of numbers; anything else as it is.
+
+    >>> tensor_of([[1.0, 2.0]]), tensor_of("text")
+    (tensor([[1., 2.]]), 'text')
+    """
+    if isinstance(v, Tensor) or not _is_array(v):
+        return v
+    try:
+        if isinstance(v, list):
+            return torch.tensor(v)
+        array = np.array(v.to_numpy() if hasattr(v, "to_numpy") else v)  # a copy, which nobody else writes to
+        whole = array.dtype.kind == "u" and array.itemsize > 1
+        return torch.from_numpy(array.astype(np.int64 if whole else array.dtype.newbyteorder("=")))
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise InputError(
+            "data", expected="arrays of numbers, all rows of one length", got=str(e).splitlines()[0],
+            instead="" if isinstance(e, TypeError) else "examples padded to one length",
+        ) from e  # fmt: skip
+
+
+def _inputs(x: Any) -> Any:
+    """x with every part a tensor; a list of numbers is one part, other lists and tuples are several."""
+    if isinstance(x, Mapping):
+        return {k: tensor_of(v) for k, v in x.items()}
+    if isinstance(x, tuple) or (isinstance(x, list) and not _is_numbers(x)):
+        return tuple(tensor_of(v) for v in x)
+    return tensor_of(x)
+
+
+def _pair(pair: Sequence[Any]) -> tuple[Any, Any]:
+    return _inputs(pair[0]), tensor_of(pair[1])
 
 
 def _read_loader(loader: Any) -> tuple[Inputs, Tensor]:
     """Read a loader into memory, twice: passes that differ by more than the order are refused."""
-    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | str | dict):
-        raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got=type(loader).__name__)
+    what = "a pair (x, y) of tensors or a DataLoader"
+    if isinstance(loader, tuple) and loader and all(map(_is_array, loader)):
+        raise InputError("data", expected=what, got=f"{len(loader)} tensors", instead="((x1, x2), y) for two inputs")
+    if isinstance(loader, torch.utils.data.Dataset):
+        instead = "DataLoader(dataset, batch_size=256)"
+        raise InputError("data", expected=what, got=f"the data set {type(loader).__name__}", instead=instead)
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | np.ndarray | str | dict):
+        pair = "(data[NAME_OF_X], data[NAME_OF_Y])" if isinstance(loader, dict) else ""
+        raise InputError("data", expected=what, got=type(loader).__name__, instead=pair)
     if iter(loader) is loader:
         raise InputError("data", expected="a DataLoader, which can be read twice", got=type(loader).__name__)
     x, y = _one_pass(loader)
     again, y_again = _one_pass(loader)
-    sums = [[float(v.double().square().sum()) for v in tree_flatten(part)[0]] for part in ((x, y), (again, y_again))]
+    sums = [[_size(v) for v in tree_flatten(part)[0]] for part in ((x, y), (again, y_again))]
     if len(y) != len(y_again) or any(abs(p - q) > 1e-9 * max(1.0, abs(p)) for p, q in zip(*sums, strict=True)):
         raise InputError(
             "data",
@@ -107,18 +193,55 @@ def _read_loader(loader: Any) -> tuple[Inputs, Tensor]:
     return x, y
 
 
+def _size(v: Tensor) -> float:
+    return float(v.abs().double().square().sum()) if v.dtype != torch.bool else float(v.sum())
+
+
 def _one_pass(loader: Iterable[Any]) -> tuple[Inputs, Tensor]:
     xs: list[Any] = []
     ys: list[Tensor] = []
     for batch in loader:
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-            raise InputError("data", expected="batches (x, y)", got=type(batch).__name__)
-        xs.append(tuple(batch[0]) if isinstance(batch[0], list) else batch[0])
-        ys.append(batch[1])
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not _is_array(batch[1]):
+            _refuse_batch(batch)
+        x, y = _pair(batch)
+        if not isinstance(y, Tensor) or y.dim() == 0:
+            raise InputError(
+                "data", expected="batches (x, y)", got="single examples", instead="DataLoader(dataset, batch_size=256)"
+            )
+        xs.append(x)
+        ys.append(y)
     if not ys:
         raise InputError("data", expected="at least one batch", got="an empty loader")
-    if isinstance(xs[0], dict):
-        return {k: torch.cat([x[k] for x in xs]) for k in xs[0]}, torch.cat(ys)
-    if isinstance(xs[0], tuple):
-        return tuple(torch.cat(list(column)) for column in zip(*xs, strict=True)), torch.cat(ys)
-    return torch.cat(xs), torch.cat(ys)
+    if not all(isinstance(v, Tensor) for v in tree_flatten(xs)[0]) or len({_layout(x) for x in xs}) > 1:
+        raise InputError("data", expected="batches whose x is a tensor, a tuple or a dict of tensors", got=_kind(xs[0]))
+    return tree_map(lambda *parts: _joined(parts), xs[0], *xs[1:]), _joined(ys)
+
+
+def _layout(x: Any) -> str:
+    return str(tree_flatten(x)[1])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Batches one after the other. Errors: examples of different shapes."""
+    if len(shapes := sorted({tuple(v.shape[1:]) for v in parts})) > 1:
+        raise InputError(
+            "data", expected="examples of one shape in all batches", got=f"{shapes[0]} and {shapes[1]}",
+            instead="a loader that pads to one length (ignore_index for the labels of the padding)",
+        )  # fmt: skip
+    return torch.cat(list(parts))
+
+
+def _refuse_batch(batch: Any) -> None:
+    """Say how to make pairs from what the loader gives."""
+    got, instead = type(batch).__name__, ""
+    if hasattr(batch, "keys"):
+        keys = [str(k) for k in batch.keys()]
+        name = next((k for k in ("labels", "label", "targets", "target", "y") if k in keys), None)
+        label = repr(name) if name else "NAME_OF_THE_LABELS"
+        got = f"{got} with the keys {', '.join(keys)}"
+        instead = f"[({{k: v for k, v in b.items() if k != {label}}}, b[{label}]) for b in loader]"
+    elif isinstance(batch, tuple | list) and len(batch) > 2:
+        names = ", ".join(f"x{i + 1}" for i in range(len(batch) - 1))
+        got = f"{len(batch)} parts"
+        instead = f"[(({names}), y) for {names}, y in loader], or [(x1, y) for ...] where the module takes one of them"
+    raise InputError("data", expected="batches (x, y)", got=got, instead=instead)

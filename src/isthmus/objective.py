@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, final
 
@@ -10,21 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from isthmus import criterion
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import Inputs, arguments, as_tensors, cast_inputs, digest_of_data, rows
-from isthmus.losses import (
-    L1,
-    NAMED,
-    LossFunction,
-    Ridge,
-    check_class_axis,
-    check_labels,
-    check_targets,
-    describe_penalty,
-    wrong_class,
-)
+from isthmus.examples import Data, Inputs, arguments, as_tensors, cast_inputs, digest_of_data, precision, rows
+from isthmus.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.matching import renamed
-from isthmus.params import Params, check_like, not_dense, widens
+from isthmus.params import Params, check_like, check_moves, widen
 from isthmus.probe import accepts, examine
 from isthmus.program import Program, trace
 from isthmus.skeleton import (
@@ -32,6 +24,7 @@ from isthmus.skeleton import (
     CountBytes,
     check_kind,
     check_modes,
+    counters,
     drawn,
     materialised,
     name_of,
@@ -53,13 +46,26 @@ class Objective:
     refused where training mode changes the outputs or may. What forward writes (into its inputs, parameters, buffers
     or attributes) is written into copies and forgotten: every evaluation is that of a first call. Buffers that hold
     numbers (running statistics, the u and v of spectral norm) are moved along paths like weights.
-    `loss`: "cross_entropy", "mse", or a callable (outputs, y) -> per-example losses [n], with ``convex=True`` if it is
-    convex in the outputs. `data`: (x, y), where x is a tensor, a tuple of tensors (positional arguments) or a dict
-    (keyword arguments), or a ``DataLoader`` of such pairs, which is read into memory. `error`: a callable
-    (outputs, y) -> per-example errors in [0, 1]; default: wrong class, for integer labels (outputs [n, classes, ...]
-    or, with a callable loss whose labels fit only that, [n, ..., classes]). `penalty`: ``Ridge`` or ``L1``. `dtype`:
-    default, the wider of the module's and of x's. `memory`: bytes of activations per chunk of examples (a bound, not a
-    reservation). `structure`: a hand-written unit structure, verified before use.
+
+    `data`: (x, y), where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments), or a
+    ``DataLoader`` of such pairs, which is read into memory; arrays of numpy and lists are taken for tensors.
+    `penalty`: ``Ridge`` or ``L1``. `dtype`: default float64 if the module or x has it, else float32 (half precisions
+    are widened, which is exact). `memory`: bytes of activations per chunk of examples (a bound, not a reservation).
+    `structure`: a hand-written unit structure, verified before use.
+
+    `loss`, one of
+    - "cross_entropy" (labels [n, ...] or probabilities, outputs [n, classes, ...]) and "mse": of an example, the mean
+      over its positions that count or its entries;
+    - a loss of torch, ``nn.CrossEntropyLoss(weight, ignore_index=255)``, say. The objective is what it gives on the
+      whole data set at once: for reduction="mean" every position that counts weighs the same (or its class's weight),
+      however many an example has; for "sum" it is the sum over everything; "none" averages as the names do;
+    - a callable (outputs, y) -> losses [n], with ``convex=True`` if it is convex in the outputs.
+
+    `error`: a callable (outputs, y) -> errors in [0, 1], [n]; default: the wrong class where y holds labels, averaged
+    as the loss is, and the wrong sign for ``nn.BCEWithLogitsLoss``. `ignore_index`: the label that counts nowhere, -100
+    as in torch; examples without any other label have no weight. Other labels outside 0 .. classes - 1 are refused.
+    `class_axis`: of the outputs; default 1 (as in torch) or -1, whichever the labels fit. Both hold for the named loss
+    and for the default error.
 
     Errors: ``InputError`` for data that do not fit, ``UnsupportedError`` for a module whose output changes
     between two passes or depends on the other examples of the batch.
@@ -74,11 +80,13 @@ class Objective:
         self,
         module: nn.Module,
         loss: str | LossFunction = "cross_entropy",
-        data: tuple[Inputs, Tensor] | Iterable[tuple[Inputs, Tensor]] | None = None,
+        data: Data | None = None,
         *,
         convex: bool | None = None,
         penalty: Ridge | L1 | None = None,
         error: LossFunction | None = None,
+        ignore_index: int | None = None,
+        class_axis: int | None = None,
         dtype: torch.dtype | None = None,
         memory: int = 1 << 28,
         structure: Structure | None = None,
@@ -87,26 +95,20 @@ class Objective:
         if not isinstance(module, nn.Module):
             raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
         check_kind(module)
-        if isinstance(loss, str) and loss not in NAMED:
-            raise InputError("loss", expected=f"one of {sorted(NAMED)} or a callable", got=repr(loss))
+        criterion.check_loss(loss)
         if data is None:
             raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
         if memory <= 0:
             raise InputError("memory", expected="a positive number of bytes", got=memory)
         x, y = as_tensors(data)
-        own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-        for part in tree_flatten(x)[0]:
-            own = torch.promote_types(own, part.dtype) if part.is_floating_point() else own
-        self.dtype = dtype or own
+        self.dtype = dtype or precision([*module.parameters(), *tree_flatten(x)[0]])
         if not self.dtype.is_floating_point:
             raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
-        self._data = (cast_inputs(x, self.dtype), y.to(self.dtype) if y.is_floating_point() else y)
-        self._loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "callable")
-        self._losses = NAMED[loss] if isinstance(loss, str) else loss
-        self.convex = True if isinstance(loss, str) else bool(convex)
+        self._data = (cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
+        self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
+        self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
         self.penalty = penalty
         self.memory = memory
-        self._error = error
         self._hand_written = structure
         self._programs: dict[Any, Program | UnsupportedError] = {}
         check_modes(module)
@@ -118,7 +120,8 @@ class Objective:
         self._ties = ties_of(self.skeleton)
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
         self._writes = Writes() if _writes is None else _writes
-        self._probe(None if _writes is not None else module.state_dict(), storages(module) | views)
+        few = self._probe(None if _writes is not None else module.state_dict(), storages(module) | views)
+        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
 
     # -- what it is
 
@@ -139,9 +142,13 @@ class Objective:
 
     @property
     def has_error(self) -> bool:
-        """Whether an error rate is defined: a given one, or class labels."""
-        y = self._data[1]
-        return self._error is not None or not y.is_floating_point() or self._loss_name == "cross_entropy"
+        """Whether an error rate is defined: a given one, or the wrong class or sign."""
+        return self.criterion.errors is not None
+
+    @property
+    def convex(self) -> bool:
+        """Whether the loss is convex in the outputs."""
+        return self.criterion.convex
 
     def describe(self) -> dict[str, Any]:
         """Plain values that say what is measured; stored with every result.
@@ -149,16 +156,19 @@ class Objective:
         With the module they are all that is needed to make the objective again, if its loss is a named one ("named")
         and its error the default (None). "digest": of the examples, see ``digest_of_data``.
         """
+        error = self._labelled["error"]
+        given = {k: v for k, v in self._labelled.items() if v is not None and k != "error"}
         return {
             "module": self._module_name,
-            "loss": self._loss_name,
-            "named": self.named_loss is not None,
+            **criterion.describe(self._loss),
+            **given,
+            "named": isinstance(self._loss, str),
             "convex": self.convex,
             "examples": self.num_examples,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
             "penalty": describe_penalty(self.penalty),
-            "error": None if self._error is None else getattr(self._error, "__name__", "callable"),
+            "error": None if error is None else getattr(error, "__name__", "callable"),
             "digest": self._digest,
         }
 
@@ -172,8 +182,8 @@ class Objective:
 
     @property
     def named_loss(self) -> str | None:
-        """ "cross_entropy" or "mse" when the loss is that function of this library, else None."""
-        return self._loss_name if NAMED.get(self._loss_name) is self._losses else None
+        """ "cross_entropy" or "mse" when the loss is that function of this library, and nothing else, else None."""
+        return self.criterion.named
 
     @property
     def program(self) -> Program:
@@ -189,19 +199,6 @@ class Objective:
         if isinstance(found, UnsupportedError):
             raise found.with_traceback(None)
         return found
-
-    def acts(self, name: str) -> bool:
-        """Whether an output may depend on this entry of the state_dict; also where no graph can tell.
-
-        Counters that are read in training only do not act.
-        """
-        if name.endswith("num_batches_tracked"):
-            return False
-        try:
-            program = self.program
-        except UnsupportedError:
-            return True
-        return program.reads(name)
 
     @cached_property
     def structure(self) -> Structure:
@@ -225,7 +222,7 @@ class Objective:
         """The same objective in another floating-point precision; data are shared where they have it."""
         return self._vary(dtype=dtype)
 
-    def on(self, data: tuple[Inputs, Tensor] | Iterable[tuple[Inputs, Tensor]]) -> Objective:
+    def on(self, data: Data) -> Objective:
         """The same module and loss on another data set (a test set, a subset)."""
         return self._vary(data=data)
 
@@ -235,13 +232,22 @@ class Objective:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
         return self.on((rows(self._data[0], slice(0, n)), self._data[1][:n]))
 
+    def part(self, index: slice) -> Objective:
+        """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
+        new = copy.copy(self)
+        new._programs = self._programs
+        new._data = (rows(self._data[0], index), self._data[1][index])
+        new.__dict__.pop("chunk", None)
+        new.__dict__.pop("_digest", None)
+        return new
+
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
-            "loss": self.named_loss or self._losses,
+            "loss": self._loss,
             "data": self._data,
             "convex": self.convex,
             "penalty": self.penalty,
-            "error": self._error,
+            **self._labelled,
             "dtype": self.dtype,
             "memory": self.memory,
             "structure": self._hand_written,
@@ -262,23 +268,11 @@ class Objective:
         differ. Tied entries share one tensor in the result; of tied names one is enough. Names that have one prefix
         before those of the module, or lack that of a wrapper, are taken for the module's where nothing else is left.
         """
-        wide = {}
         plain = {k: v for k, v in params.items() if k not in self._extra}
         for name in params.keys() & self._extra.keys():
             check_extra(f"{what}[{name!r}]", params[name], self._extra[name])
-        for name, value in renamed(plain, self._like, self._ties, what).items():
-            if isinstance(value, Tensor) and (odd := not_dense(value)):
-                raise InputError(f"{what}[{name!r}]", expected="a dense tensor", got=odd[0], instead=odd[1])
-            if isinstance(value, Tensor) and value.is_floating_point() and name in self._like:
-                if not widens(value.dtype, self.dtype):
-                    raise InputError(
-                        f"{what}[{name!r}]",
-                        expected=f"{self.dtype}, the objective's precision",
-                        got=value.dtype,
-                        instead=f"objective.cast({value.dtype})",
-                    )
-                value = value.to(self.dtype)
-            wide[name] = value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+        own = renamed(plain, self._like, self._ties, what)
+        wide = {k: widen(v, self.dtype, f"{what}[{k!r}]") if k in self._like else v for k, v in own.items()}
         check_like(wide, self._expected, what)
         for alias, name in self._ties.items():
             if wide[alias] is not wide[name] and not torch.equal(wide[alias], wide[name]):
@@ -287,6 +281,25 @@ class Objective:
                 )
             wide[alias] = wide[name]
         return wide
+
+    def check_path(self, points: Sequence[Mapping[str, Tensor]], what: str = "path") -> tuple[Params, ...]:
+        """Points of one path as this objective evaluates them (``check``).
+
+        Errors: as ``check``; integer or boolean tensors that differ, unless they are ``idle``: they cannot move.
+        """
+        checked = tuple(self.check(p, what) for p in points)
+        check_moves(checked, self.idle, what)
+        return checked
+
+    def idle(self, name: str) -> bool:
+        """Whether no output depends on the integer tensor: counters of normalisations, what the program never reads."""
+        if name in counters(self.skeleton):
+            return True
+        try:
+            program = self.program
+        except UnsupportedError:
+            return False
+        return not program.reads(name)
 
     @cached_property
     def _expected(self) -> Params:
@@ -305,7 +318,7 @@ class Objective:
         """The loss of every example, [N], without the penalty."""
         params = self.check(params)
         with torch.no_grad():
-            return torch.cat([self._losses(self.forward(params, x), y) for x, y in self._chunks()])
+            return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in self._chunks()])
 
     def loss(self, params: Mapping[str, Tensor]) -> float:
         """The mean loss plus the penalty; chunk sums are added in float64."""
@@ -327,8 +340,9 @@ class Objective:
         loss = error = 0.0
         n = 0
         for outputs, y in parts:
-            loss += float(self._losses(outputs, y).double().sum())
-            error += float(self._errors(outputs, y).double().sum()) if self.has_error else float("nan")
+            loss += float(self.example_losses(outputs, y).double().sum())
+            errors = self.criterion.errors
+            error += float("nan") if errors is None else float(errors(outputs, y).double().sum())
             n += len(y)
         return loss / n, error / n
 
@@ -339,15 +353,12 @@ class Objective:
     def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
         x, y = rows(self._data[0], index), self._data[1][index]
-        loss = self._losses(self.forward(params, x), y).mean()
+        loss = self.example_losses(self.forward(params, x), y).mean()
         return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
 
     def example_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The per-example losses [n] of given outputs; carries gradients."""
-        return self._losses(outputs, y)
-
-    def _errors(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return (self._error or wrong_class)(outputs, y)
+        return self.criterion.values(outputs, y)
 
     def forward(self, params: Mapping[str, Tensor], x: Inputs, module: nn.Module | None = None) -> Tensor:
         """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
@@ -377,8 +388,8 @@ class Objective:
 
     # -- checks
 
-    def _probe(self, state: Params | None, memory: set[int]) -> None:
-        """Run a few examples, and look at all that forward does with them; without a `state` only run it."""
+    def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
+        """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
         n, zeros = min(4, self.num_examples), self._zeros()
         if state is None:
             given = {**self._fixed, **{k: v for k, v in zeros.items() if k not in self._ties}}
@@ -390,17 +401,7 @@ class Objective:
             untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
             points = [{**self._fixed, **p} for p in untied]
             self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
-        self._check_loss(first[:n], self._data[1][:n])
-
-    def _check_loss(self, first: Tensor, y: Tensor) -> None:
-        if self._loss_name in NAMED:
-            check_targets(self._loss_name, first, y)
-        if self._loss_name == "cross_entropy":
-            check_labels(first.shape[1], self._data[1])
-        elif self.has_error and self._error is None:
-            check_class_axis(first, y)
-        if (shape := tuple(self._losses(first, y).shape)) != (len(y),):
-            raise InputError("loss", expected=f"one value per example, shape ({len(y)},)", got=shape)
+        return first[:n]
 
     def _zeros(self) -> Params:
         return {

@@ -2,13 +2,14 @@
 
 Every function takes dictionaries with the same keys, shapes, dtypes and devices and refuses others: ``torch.lerp``
 alone would broadcast a (3, 1) tensor against a (1, 4) one in silence. Tensors that are the same object, or
-equal, at both arguments are shared with the result, not copied. Integer tensors (counters, index tables) are not
-interpolated: they keep their first value and take the last one at t = 1 exactly.
+equal, at both arguments are shared with the result, not copied. Real and complex tensors move (``moves``). Integer and
+boolean ones (counters, index tables, masks) are not interpolated: they keep their first value and take the last one at
+t = 1 exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,20 +21,55 @@ Params = dict[str, Tensor]
 __all__ = [
     "Params",
     "cast",
+    "check_ends",
     "check_finite",
     "check_like",
+    "check_moves",
     "distance",
     "dot",
     "equal",
+    "in_dtype",
     "lerp",
-    "masks",
+    "moves",
     "nonfinite",
+    "nonfinite_on",
     "norm",
     "not_dense",
     "share",
     "stack",
+    "widen",
+    "widened",
     "widens",
 ]
+
+
+def moves(v: Tensor) -> bool:
+    """Whether the tensor holds real or complex numbers, which can move along a path; others cannot.
+
+    >>> moves(torch.ones(1)), moves(torch.ones(1, dtype=torch.cfloat)), moves(torch.ones(1, dtype=torch.bool))
+    (True, True, False)
+    """
+    return v.is_floating_point() or v.is_complex()
+
+
+def in_dtype(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor that can move in the precision `dtype`, complex ones in the complex type of it; others as they are.
+
+    >>> in_dtype(torch.ones(1, dtype=torch.cfloat), torch.float64).dtype, in_dtype(torch.tensor(3), torch.float64)
+    (torch.complex128, tensor(3))
+    """
+    if v.is_complex():
+        return v.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    return v.to(dtype) if v.is_floating_point() else v
+
+
+def widened(v: Tensor) -> Tensor:
+    """The entries as float64, a complex one as two of them; carries gradients.
+
+    >>> widened(torch.tensor([3 + 4j]))
+    tensor([[3., 4.]], dtype=torch.float64)
+    """
+    return torch.view_as_real(v.resolve_conj().to(torch.complex128)) if v.is_complex() else v.double()
 
 
 def _some(names: Iterable[str], limit: int = 4) -> str:
@@ -64,23 +100,6 @@ def check_like(params: Mapping[str, Tensor], like: Mapping[str, Tensor], what: s
             raise InputError(f"{what}[{name!r}]", expected=f"device {want.device}", got=have.device)
 
 
-def masks(points: Sequence[Mapping[str, Tensor]], parameters: Collection[str]) -> set[str]:
-    """The names of the tensors with infinities (no NaN) that are no `parameters` and the same at all points.
-
-    >>> causal = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]])
-    >>> masks([{"mask": causal, "w": torch.zeros(1)}, {"mask": causal.clone(), "w": torch.ones(1)}], ["w"])
-    {'mask'}
-    """
-    return {
-        k
-        for k, v in points[0].items()
-        if k not in parameters
-        and v.is_floating_point()
-        and bool(v.isinf().any())
-        and all(torch.equal(p[k], v) for p in points)
-    }
-
-
 def not_dense(tensor: Tensor) -> tuple[str, str] | None:
     """Why a tensor has no plain array of values, and what to write instead; None for one that has.
 
@@ -109,19 +128,81 @@ def widens(narrow: torch.dtype, wide: torch.dtype) -> bool:
     return torch.promote_types(narrow, wide) == wide
 
 
-def nonfinite(params: Mapping[str, Tensor], but: Collection[str] = ()) -> str | None:
-    """The name of the first tensor, none of `but`, that holds NaN or an infinity, or None.
+def widen(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """`value` in the precision `dtype`, which holds all its numbers; detached. Errors: a wider one; one that is packed.
+
+    >>> widen(torch.tensor([1.5]).half(), torch.float32, "w")
+    tensor([1.5000])
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if odd := not_dense(value):
+        raise InputError(what, expected="a dense tensor of ordinary numbers", got=odd[0], instead=odd[1])
+    if moves(value) and not widens(value.dtype.to_real(), dtype):
+        real = torch.float64 if value.dtype == torch.complex128 else value.dtype
+        raise InputError(
+            what, expected=f"{dtype}, the objective's precision", got=value.dtype, instead=f"objective.cast({real})"
+        )
+    return in_dtype(value, dtype).detach()
+
+
+def check_moves(points: Sequence[Mapping[str, Tensor]], idle: Callable[[str], bool], what: str) -> None:
+    """Refuse points of a path that differ in a tensor that cannot move and is not `idle`.
+
+    >>> a, b = ({"index": torch.tensor([k])} for k in (0, 1))
+    >>> check_moves([a, b], lambda name: False, "path")
+    Traceback (most recent call last):
+    isthmus.errors.InputError: path['index']: expected the torch.int64 tensor of the other end (it cannot move \
+continuously), got other values
+    """
+    for name, first in points[0].items():
+        if moves(first) or all(p[name] is first or torch.equal(first, p[name]) for p in points) or idle(name):
+            continue
+        raise InputError(
+            f"{what}[{name!r}]",
+            expected=f"the {first.dtype} tensor of the other end (it cannot move continuously)",
+            got="other values",
+        )
+
+
+def nonfinite_on(points: Sequence[Mapping[str, Tensor]]) -> tuple[int, str] | None:
+    """The first point of a path and its tensor that holds NaN, or an infinity where the tensor changes; or None.
+
+    An infinity that stays (a mask) is no obstacle: shared tensors are not interpolated.
+
+    >>> a, b = {"w": torch.zeros(1), "mask": torch.tensor([-float("inf")])}, {"w": torch.ones(1)}
+    >>> nonfinite_on([a, {**a, **b}]), nonfinite_on([a, {**b, "mask": torch.zeros(1)}])
+    (None, (0, 'mask'))
+    """
+    stays = {k for k, v in points[0].items() if all(p[k] is v or torch.equal(p[k], v) for p in points)}
+    for i, point in enumerate(points):
+        for name, v in point.items():
+            if not moves(v) or (i and name in stays):
+                continue
+            if bool((v.isnan() if name in stays else ~v.isfinite()).any()):
+                return i, name
+    return None
+
+
+def check_ends(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Refuse the ends of a path where ``nonfinite_on`` finds something, naming the end, the tensor and how much."""
+    if (found := nonfinite_on((a, b))) is not None:
+        i, name = found
+        check_finite({name: (a, b)[i][name]}, "ab"[i])
+
+
+def nonfinite(params: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or an infinity, or None.
 
     >>> nonfinite({"w": torch.tensor([1.0]), "b": torch.tensor([float("inf")])})
     'b'
     """
-    bad = (k for k, v in params.items() if v.is_floating_point() and not bool(v.isfinite().all()))
-    return next((k for k in bad if k not in but), None)
+    return next((k for k, v in params.items() if moves(v) and not bool(v.isfinite().all())), None)
 
 
-def check_finite(params: Mapping[str, Tensor], what: str = "params", but: Collection[str] = ()) -> None:
-    """Refuse NaN and infinities (except in `but`), naming the tensor and how many of its entries are not finite."""
-    if (name := nonfinite(params, but)) is not None:
+def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:
+    """Refuse NaN and infinities, naming the tensor and how many of its entries are not finite."""
+    if (name := nonfinite(params)) is not None:
         bad = int((~params[name].isfinite()).sum())
         raise InputError(f"{what}[{name!r}]", expected="finite numbers", got=f"{bad} entries that are NaN or infinite")
 
@@ -152,22 +233,20 @@ def lerp(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float) -> Params:
         return dict(a)
     if t == 1:
         return dict(b)
-    return {k: v if v is b[k] or not v.is_floating_point() else torch.lerp(v, b[k], t) for k, v in a.items()}
+    return {k: v if v is b[k] or not moves(v) else torch.lerp(v, b[k], t) for k, v in a.items()}
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The inner product over all floating-point entries, summed in float64.
+    """The inner product over all entries that can move, summed in float64; a complex entry counts as two real ones.
 
     >>> dot({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
     11.0
     """
-    return sum(
-        float(torch.dot(v.double().flatten(), b[k].double().flatten())) for k, v in a.items() if v.is_floating_point()
-    )
+    return sum(float(torch.dot(widened(v).flatten(), widened(b[k]).flatten())) for k, v in a.items() if moves(v))
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
-    """The Euclidean norm over all floating-point entries.
+    """The Euclidean norm over all entries that can move.
 
     >>> norm({"w": torch.tensor([3.0, 4.0])})
     5.0
@@ -176,28 +255,22 @@ def norm(a: Mapping[str, Tensor]) -> float:
 
 
 def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The Euclidean distance over all floating-point entries; shared tensors cost nothing.
+    """The Euclidean distance over all entries that can move; shared tensors cost nothing.
 
     >>> distance({"w": torch.zeros(2)}, {"w": torch.tensor([3.0, 4.0])})
     5.0
     """
-    return (
-        sum(
-            float((v.double() - b[k].double()).square().sum())
-            for k, v in a.items()
-            if v is not b[k] and v.is_floating_point()
-        )
-        ** 0.5
-    )
+    apart = ((v, b[k]) for k, v in a.items() if v is not b[k] and moves(v))
+    return sum(float((widened(v) - widened(w)).square().sum()) for v, w in apart) ** 0.5
 
 
 def cast(params: Mapping[str, Tensor], dtype: torch.dtype) -> Params:
-    """The floating-point tensors in `dtype`; others, and those that have it already, are shared.
+    """The tensors that can move in `dtype` (``in_dtype``); others, and those that have it already, are shared.
 
     >>> cast({"w": torch.ones(1)}, torch.float64)["w"].dtype
     torch.float64
     """
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in params.items()}
+    return {k: in_dtype(v, dtype) for k, v in params.items()}
 
 
 def stack(several: Sequence[Mapping[str, Tensor]]) -> Params:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import Inputs, rows
+from isthmus.examples import Inputs, hint, rows
 from isthmus.params import Params, cast
 from isthmus.program import plain_attention
 from isthmus.skeleton import attributes, copied, name_of, storage
@@ -170,7 +170,8 @@ def _refused(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, erro
                 f"its forward runs on {size} examples and not on {n}: {_reason(error)}",
                 "write x.shape[0] where it has the number of examples",
             )
-    return InputError("data", expected=f"examples that {kind} accepts", got=_reason(error))
+    reason = _reason(error)
+    return InputError("data", expected=f"examples that {kind} accepts", got=reason, instead=hint(reason, x))
 
 
 def _elsewhere(kind: str) -> UnsupportedError:

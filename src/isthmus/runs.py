@@ -30,7 +30,7 @@ from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
 from isthmus.models import MODELS
 from isthmus.objective import Objective
-from isthmus.params import Params, check_finite, masks
+from isthmus.params import Params, check_ends
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
 from isthmus.stored import shown
 
@@ -143,9 +143,7 @@ def run(
     it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a method that
     searches goes on where it was killed.
     """
-    ends = {what: objective.check(end, what) for what, end in (("a", a), ("b", b))}
-    for what, end in ends.items():
-        check_finite(end, what, masks(tuple(ends.values()), objective.parameter_names))
+    check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, checkpoint=checkpoint, progress=progress)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from isthmus.errors import UnsupportedError
-from isthmus.params import Params
+from isthmus.params import Params, in_dtype, moves
 
 _MODE_DEPENDENT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
 
@@ -159,12 +159,12 @@ def skeleton_of(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Param
     """
     memo: dict[int, Any] = {}
     for p in module.parameters():
-        empty = torch.empty(p.shape, dtype=dtype if p.is_floating_point() else p.dtype, device="meta")
-        memo[id(p)] = nn.Parameter(empty, requires_grad=p.requires_grad and p.is_floating_point())
+        empty = in_dtype(torch.empty(p.shape, dtype=p.dtype, device="meta"), dtype)
+        memo[id(p)] = nn.Parameter(empty, requires_grad=p.requires_grad and moves(p))
     kept = module.state_dict(keep_vars=True)
     fixed = {}
     for name, b in module.named_buffers():
-        value = b.detach().to(dtype) if b.is_floating_point() else b.detach()
+        value = in_dtype(b.detach(), dtype)
         memo[id(b)] = value.to("meta") if name in kept else value.clone()
         if name not in kept:
             fixed[name] = memo[id(b)]
@@ -229,3 +229,12 @@ def ties_of(module: nn.Module) -> dict[str, str]:
             ties[name] = first[id(v)]
         first.setdefault(id(v), name)
     return ties
+
+
+def counters(module: nn.Module) -> set[str]:
+    """The names of the counters of batches that normalisations keep, which are read in training mode only."""
+    return {
+        f"{path}.num_batches_tracked" if path else "num_batches_tracked"
+        for path, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.num_batches_tracked is not None
+    }

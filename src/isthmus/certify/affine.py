@@ -19,6 +19,7 @@ from isthmus.examples import arguments, rows
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.program import Program
+from isthmus.structure.liveness import changed_tensors
 
 NARROWEST = 2.0**-24
 """Sub-intervals are not made narrower: the rounding of the weights would then be a part of what they move."""
@@ -99,12 +100,9 @@ class Reading:
         moving: Collection[str] | None = None,
     ) -> None:
         first = control[0]
-        if moving is None:
-            moving = {
-                name
-                for name, v in first.items()
-                if v.is_floating_point() and any(p[name] is not v and not torch.equal(p[name], v) for p in control[1:])
-            }
+        moving = changed_tensors(control) if moving is None else moving
+        if any(v.is_complex() for v in first.values()):
+            raise UnsupportedError("complex weights", "they have no rule for affine forms")
         self.objective, self.program = objective, program
         self.motions = {
             place: Motion([p[name].double() for p in control])
@@ -219,6 +217,10 @@ def line(p: Form, q: Form, start: float, end: float) -> Form:
 
 
 def _value(v: Tensor) -> Any:
+    if v.is_complex():
+        raise UnsupportedError("a complex tensor", "it has no rule for affine forms")
+    if v.is_floating_point() and not bool(v.isfinite().all()):
+        raise UnsupportedError("infinite entries", "they have no rule for affine forms")
     return Form(v.double()) if v.is_floating_point() else v
 
 

@@ -25,7 +25,6 @@ from isthmus.certify.affine import Interval, Reading
 from isthmus.certify.forms import UNIT, Form
 from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
-from isthmus.losses import class_axis, cross_entropy
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
 from isthmus.program import Program
@@ -120,9 +119,9 @@ def _losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor, T
     ends = (z.centre - slope, z.centre + slope)
     radius = z.size() if z.radius is None else z.radius
     centre = objective.example_losses(z.centre, y)
-    if objective.named_loss == "cross_entropy":
-        extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED)
-        low, high = (_cross_entropy(end, radius, y) + extra for end in ends)
+    if (rises := objective.criterion.rises) is not None and (not y.is_floating_point() or objective.named_loss):
+        extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED * rises)
+        low, high = (_cross_entropy(objective, end, radius, y) + extra for end in ends)
     elif objective.named_loss == "mse":
         radius = radius + (z.size() + y.abs()) * (8 * UNIT)
         low, high = (((end - y).abs() + radius).square().flatten(1).mean(1) * (1 + ASSUMED) for end in ends)
@@ -131,15 +130,18 @@ def _losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor, T
     return low, high, centre
 
 
-def _cross_entropy(z: Tensor, radius: Tensor, y: Tensor) -> Tensor:
+def _cross_entropy(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -> Tensor:
     """The largest cross-entropy over the box of that radius; for labels that spread over classes, a bound on it.
 
     With probabilities p of sum P the loss P logsumexp(z) - p z rises with z_j where p_j = 0 and falls where p_j = P;
     for other j both terms take their own worst sign.
     """
     if not y.is_floating_point():
-        at = y.unsqueeze(1)
-        return cross_entropy((z + radius).scatter_(1, at, (z - radius).gather(1, at)), y)
+        labels = objective.criterion.positions
+        assert labels is not None  # noqa: S101
+        at = labels.target(y).unsqueeze(labels.axis)
+        worst = (z + radius).scatter_(labels.axis, at, (z - radius).gather(labels.axis, at))
+        return objective.example_losses(worst, y)
     if bool((y < 0).any()):
         raise UnsupportedError("the targets", "negative probabilities have no rule")
     total = y.sum(1, keepdim=True)
@@ -168,14 +170,14 @@ def _convex(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -> Tenso
 
 def unsure(objective: Objective, z: Form, y: Tensor) -> Tensor:
     """Per example 1, or the fraction of its positions, where another class may be the largest somewhere, else 0."""
-    if not objective.has_error or objective._error is not None or z.centre.dim() < 2:
+    if (labels := objective.criterion.labels) is None or z.centre.dim() < 2:
         return torch.full((len(y),), nan, dtype=torch.float64)
-    axis = class_axis(z.centre, y)
-    at = (y.argmax(axis) if y.is_floating_point() else y).unsqueeze(axis)
+    axis = labels.axis
+    at = labels.target(y).unsqueeze(axis)
     margin = z.centre.gather(axis, at) - z.centre
     if z.slope is not None:
         margin.sub_((z.slope.gather(axis, at) - z.slope).abs_())
     if z.radius is not None:
         margin.sub_(z.radius).sub_(z.radius.gather(axis, at))
     maybe = ~(margin > 0).scatter_(axis, at, True).all(axis)
-    return maybe.double().flatten(1).mean(1) if maybe.dim() > 1 else maybe.double()
+    return labels.average(maybe.double(), y)

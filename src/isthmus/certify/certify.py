@@ -21,7 +21,7 @@ from isthmus.evaluate.profile import profile
 from isthmus.examples import rows
 from isthmus.matching import check_own
 from isthmus.objective import Objective
-from isthmus.params import Params, cast, masks, nonfinite
+from isthmus.params import Params, cast, check_moves, nonfinite_on
 from isthmus.paths import Curve, LevelCurve, Path, Segment
 from isthmus.structure import Structure
 from isthmus.structure.liveness import cleared, live_units
@@ -56,7 +56,8 @@ def certify(
     point, about eight per sub-interval (30 to 80 sub-intervals for a line between two small trained networks),
     `num_points` per measured segment. ``budget=0`` makes the exact claims only.
 
-    Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate.
+    Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate; nor does one
+    along which integer tensors change that the outputs depend on.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -71,10 +72,8 @@ def certify(
         raise InputError("budget", expected="a number of sub-intervals >= 0", got=budget)
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
-    same = masks(path.knots, objective.parameter_names)
-    for i, point in enumerate(path.knots):
-        if (name := nonfinite(point, same)) is not None:
-            raise InputError(f"path, knot {i}", expected="finite weights", got=f"NaN or infinities in {name!r}")
+    if (bad := nonfinite_on(path.knots)) is not None:
+        raise InputError(f"path, knot {bad[0]}", expected="finite weights", got=f"NaN or infinities in {bad[1]!r}")
     kernel = Kernel(objective, path)
     found = []
     for i, segment in enumerate(path.segments):
@@ -118,6 +117,9 @@ class Kernel:
     """A path under proof: its losses and claims, each computed once, in float64."""
 
     def __init__(self, objective: Objective, path: Path) -> None:
+        for segment in path.segments:
+            control = segment.control if isinstance(segment, Curve) else (segment.start, segment.end)
+            check_moves(control, objective.idle, "path")
         self.objective, self.path, self.wide = objective, path, objective.cast(torch.float64)
         check_own(path.start, self.wide.check(path.start, "path"))
         self.known: dict[int, tuple[Params, Point]] = {}

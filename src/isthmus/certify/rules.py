@@ -15,6 +15,7 @@ from isthmus.certify.forms import Form, add, contract, joined, maximum, moved, m
 from isthmus.certify.forms import scaled as _scaled
 from isthmus.certify.windows import Arguments, Refused, adaptive_max_pool, average_pool, base, calls, max_pool, mean
 from isthmus.errors import UnsupportedError
+from isthmus.params import moves
 from isthmus.program import Node, Ref
 
 __all__ = ["RULES", "apply", "refusal"]
@@ -58,8 +59,16 @@ def _plain(node: Node, values: Mapping[str, Any]) -> Any:
     """Whole numbers and sizes are computed as they stand, and so are tensors of exact numbers, such as zeros."""
     kwargs = {k: _read(v, values) for k, v in node.kwargs.items()}
     out = node.target(*(_read(v, values) for v in node.args), **kwargs)
-    if isinstance(out, Tensor) and out.is_floating_point():
-        if base(node) not in ("zeros", "ones", "zeros_like", "ones_like", "new_zeros", "new_ones", "full"):
+    if isinstance(out, Tensor) and moves(out):
+        if out.is_complex() or base(node) not in (
+            "zeros",
+            "ones",
+            "zeros_like",
+            "ones_like",
+            "new_zeros",
+            "new_ones",
+            "full",
+        ):
             raise refusal(node, "it has no rule for affine forms")
         return Form(out.double())
     return out

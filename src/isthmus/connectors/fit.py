@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus.connectors.base import Outcome, Progress, no_progress
 from isthmus.errors import InputError
-from isthmus.params import Params
+from isthmus.params import Params, moves
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def fit_together(
     that use these batches. Each keeps its own best parameters. Training stops when `enough` of them (default: all)
     are at the target, or when no loss is finite. L-BFGS has one step length for all, so it takes one problem only.
     """
-    device = next(v for v in params.values() if v.is_floating_point()).device
+    _check_precision(params)
+    device = next(v for v in params.values() if moves(v)).device
     fitting = _Fitting.start(params, buffers or {}, num_examples, recipe, generator, device)
     lbfgs = recipe.optimizer == "lbfgs"
     keep = None if lbfgs else checkpoint
@@ -185,7 +186,7 @@ class _Fitting:
         device: torch.device,
     ) -> _Fitting:
         state = {k: v.detach().clone() for k, v in buffers.items()}
-        leaves = {k: v.detach().clone().requires_grad_(v.is_floating_point()) for k, v in params.items()}
+        leaves = {k: v.detach().clone().requires_grad_(moves(v)) for k, v in params.items()}
         optimizer = _optimizer(recipe, [v for v in leaves.values() if v.requires_grad])
         batch = num_examples if recipe.optimizer == "lbfgs" else min(recipe.batch, num_examples)
         all_of = torch.arange(num_examples, device=device)
@@ -290,6 +291,14 @@ class _Fitting:
         return True
 
 
+def _check_precision(params: Mapping[str, Tensor]) -> None:
+    """Steps of training are lost to rounding in half precision."""
+    if half := next((v.dtype for v in params.values() if v.is_floating_point() and v.dtype.itemsize < 4), None):
+        raise InputError(
+            "dtype", expected="float32 or float64 to train in", got=half, instead="objective.cast(torch.float32)"
+        )
+
+
 def _snapshot(leaves: Params, state: Params) -> Params:
     return {k: v.detach().clone() for k, v in {**leaves, **state}.items()}
 
@@ -302,7 +311,8 @@ def _optimizer(recipe: Recipe, trained: list[Tensor]) -> Any:
     if recipe.optimizer == "lbfgs":
         return torch.optim.LBFGS(trained, lr=1.0, max_iter=20, history_size=20, line_search_fn="strong_wolfe")
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        real = not any(v.is_complex() for v in trained)
+        return torch.optim.Adam(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=real)
     return torch.optim.SGD(
         trained, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import IsthmusError
-from isthmus.params import Params, equal
+from isthmus.params import Params, equal, moves
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain, Weights
 
@@ -149,7 +149,7 @@ def join(there: Walk, back: Walk) -> tuple[Path, list[Label]]:
 
     Integer tensors may differ (``connect`` lets only BatchNorm's counters, which no output depends on).
     """
-    counters = {k: v for k, v in back.points[-1].items() if not v.is_floating_point()}
+    counters = {k: v for k, v in back.points[-1].items() if not moves(v)}
     if not equal({**there.points[-1], **counters}, back.points[-1]):
         raise IsthmusError("internal error: the two halves of the construction do not meet; please report it")
     path = Path.through([*there.points, *reversed(back.points[:-1])])

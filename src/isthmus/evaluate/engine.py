@@ -11,7 +11,7 @@ from isthmus.evaluate.network import Network, size
 from isthmus.evaluate.plan import plan_for
 from isthmus.evaluate.routes import Affine, General, Penalty, Plain, Route, Tick, Unchanged
 from isthmus.objective import Objective
-from isthmus.params import Params, equal, masks, nonfinite
+from isthmus.params import Params, equal, nonfinite, nonfinite_on
 from isthmus.paths import Curve, Segment
 from isthmus.structure import Structure
 from isthmus.structure.liveness import changed_tensors, effective_changes, live_units
@@ -51,17 +51,17 @@ class Engine:
 
     def _route(self, segment: Segment, points: int) -> Route:
         if not isinstance(segment, Curve):
+            self.objective.check_path((segment.start, segment.end))
             return Plain(self, segment)
-        control = tuple(self.objective.check(p, "path") for p in segment.control)
+        control = self.objective.check_path(segment.control)
         curve = Curve(control)
-        same = masks(control, self.objective.parameter_names)
-        if any(nonfinite(p, same) for p in control) or not self._same_integers(control):
+        if nonfinite_on(control) is not None:
             return Plain(self, curve)
         program = self.network.program(control[0])
         if program is None:
             return Plain(self, curve)
         # zero weights do not silence what is infinite
-        structure = None if same else self.network.structure(control)
+        structure = None if nonfinite(control[0]) else self.network.structure(control)
         moved, small = changed_tensors(control), control
         if structure is not None and structure.groups:
             live = live_units(control, structure)
@@ -75,15 +75,6 @@ class Engine:
         if plan.kind == "general":
             return General(self, curve, inner, program, plan)
         return Affine(self, curve, inner, program, plan, self._apart(control, structure, size(small[0])))
-
-    def _same_integers(self, control: tuple[Params, ...]) -> bool:
-        """Whether the control points agree in what cannot be interpolated; counters of batches do not act."""
-        return all(
-            p[k] is v or torch.equal(p[k], v) or not self.objective.acts(k)
-            for k, v in control[0].items()
-            if not v.is_floating_point()
-            for p in control[1:]
-        )
 
     def _apart(self, control: tuple[Params, ...], structure: Structure | None, joint: int) -> list[Params | Tensor]:
         """For each control point its outputs if they are known, or its weights without the units dead there.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.errors import InputError
+from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.batchnorm import segments_under
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
@@ -138,7 +138,8 @@ def profile(
     and halve intervals until none is estimated to rise more than `tol` above the largest loss found. The estimate
     (``refine.Samples``) sees no rise that fits between two starting points.
 
-    Errors: ``InputError`` for options that do not fit, ``UnsupportedError`` for bn="error" with BatchNorm.
+    Errors: ``InputError`` for options that do not fit and for a path along which integer tensors change that the
+    outputs depend on, ``UnsupportedError`` for bn="error" with BatchNorm and for a network that bfloat16 cannot run.
 
     >>> from isthmus.paths import Path
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
@@ -164,7 +165,11 @@ def profile(
     if tol is not None:
         sampled = adaptively(sets, segments, num_points, tol, progress)
     elif screen is not None:
-        sampled = screened(sets, segments, num_points, progress)
+        try:
+            sampled = screened(sets, segments, num_points, progress)
+        except RuntimeError as e:
+            why = f"the network does not run in bfloat16: {next(iter(str(e).splitlines()), '')}"
+            raise UnsupportedError("screen='bf16'", why, "leave screen out") from e
         screen = "bf16"
     else:
         sampled = on_grid(sets, segments, num_points, progress)

@@ -23,7 +23,7 @@ from isthmus.errors import InputError
 from isthmus.evaluate import profile
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.objective import Objective
-from isthmus.params import Params, cast, check_finite
+from isthmus.params import Params, cast, check_ends
 from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
 from isthmus.sweep import Cell, Job
 
@@ -257,8 +257,7 @@ class Pair(Cell):
         """Connect (a search that was killed goes on), measure, certify; all of it in files beside the result."""
         objective, test = self.a.problem.objectives()
         a, b = self.a.params(job), self.b.params(job)
-        for what, end in (("a", a), ("b", b)):
-            check_finite(objective.check(end, what), what)
+        check_ends(objective.check(a, "a"), objective.check(b, "b"))
         state = job.checkpoint("search") if isinstance(self.method, Search) else None
         judge = runs.judge_of(self.method, test)
         found = connect(objective, a, b, self.method, seed=self.seed, test=judge, checkpoint=state)

@@ -9,9 +9,10 @@ from math import comb
 from typing import final
 
 import numpy as np
+import torch
 
 from isthmus.errors import InputError
-from isthmus.params import Params, check_like, distance, dot, lerp, share
+from isthmus.params import Params, check_like, distance, dot, lerp, moves, share
 
 
 def check_t(t: float) -> None:
@@ -71,6 +72,13 @@ class Curve(Segment):
         if len(self.control) < 2:
             raise InputError("control", expected="at least 2 control points", got=len(self.control))
         first = self.control[0]
+        if tiny := [k for k, v in first.items() if v.is_floating_point() and v.dtype.itemsize == 1]:
+            raise InputError(
+                f"control[0][{tiny[0]!r}]",
+                expected="float16 or wider, which torch can interpolate",
+                got=first[tiny[0]].dtype,
+                instead="isthmus.params.cast(point, torch.float32)",
+            )
         points = [first]
         for i, point in enumerate(self.control[1:], start=1):
             check_like(point, first, f"control[{i}]")
@@ -134,4 +142,5 @@ class Curve(Segment):
 
 
 def _minus(a: Params, b: Params) -> Params:
-    return {k: v - b[k] for k, v in a.items() if v.is_floating_point()}
+    # a shared tensor may hold infinities (a mask), whose difference is no number
+    return {k: torch.zeros_like(v) if v is b[k] else v - b[k] for k, v in a.items() if moves(v)}

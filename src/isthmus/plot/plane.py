@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isthmus import paths
 from isthmus.errors import InputError
-from isthmus.params import Params
+from isthmus.params import Params, moves, widened
 from isthmus.paths import Curve
 from isthmus.plot.figures import MARKERS, colours, legend_text, new_axes, settings
 from isthmus.plot.runs import Floats, Run
@@ -119,7 +119,7 @@ def _gram(basis: Sequence[Params]) -> Floats:
     """Inner products of the differences from the first point, summed over the tensors."""
     gram = np.zeros((len(basis), len(basis)))
     for name, first in basis[0].items():
-        if not first.is_floating_point():
+        if not moves(first):
             continue
         place: dict[int, int] = {}
         distinct: list[Tensor] = []
@@ -130,7 +130,7 @@ def _gram(basis: Sequence[Params]) -> Floats:
         if len(distinct) == 1:
             continue
         # relative to the first point: the common part would cost the small differences their digits
-        matrix = torch.stack([v.detach().cpu().double().flatten() for v in distinct])
+        matrix = torch.stack([widened(v.detach().cpu()).flatten() for v in distinct])
         matrix -= matrix[0].clone()
         products = (matrix @ matrix.T).numpy()
         where = np.array([place[id(point[name])] for point in basis])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.params import Params
+from isthmus.params import Params, moves
 from isthmus.program import Node, Program, Ref
 from isthmus.structure.units import Group, Member, Structure
 
@@ -45,7 +45,7 @@ _BILINEAR = {
 
 
 def changed_tensors(control: Sequence[Mapping[str, Tensor]]) -> set[str]:
-    """The names of the floating-point tensors that differ between control points.
+    """The names of the tensors that can move and differ between control points.
 
     >>> a = {"w": torch.zeros(1), "b": torch.ones(1)}
     >>> changed_tensors([a, {**a, "w": torch.ones(1)}])
@@ -53,9 +53,7 @@ def changed_tensors(control: Sequence[Mapping[str, Tensor]]) -> set[str]:
     """
     first = control[0]
     return {
-        k
-        for k, v in first.items()
-        if v.is_floating_point() and any(p[k] is not v and not torch.equal(p[k], v) for p in control[1:])
+        k for k, v in first.items() if moves(v) and any(p[k] is not v and not torch.equal(p[k], v) for p in control[1:])
     }
 
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.params import Params
+from isthmus.params import Params, in_dtype, moves, widened
 from isthmus.program import Program, plain_attention, trace
 from isthmus.skeleton import copied
 from isthmus.structure.units import Group, Structure
@@ -142,9 +142,9 @@ def _twin(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the module without its weights, in float64."""
     memo: dict[int, Any] = {}
     for tensor in state.values():
-        dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
-        empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+        empty = in_dtype(torch.empty_like(tensor, device="meta", requires_grad=False), torch.float64)
+        own = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=moves(empty)) if own else empty
     return copied(module, memo).double()
 
 
@@ -156,7 +156,7 @@ def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         with torch.no_grad(), plain_attention():
             given = tree_map(_kept, ({**own, **params}, args, kwargs))
             out = functional_call(twin, *given, tie_weights=False, strict=True)
-        return [y.double() for y in tree_leaves(out) if isinstance(y, Tensor)]
+        return [widened(y) for y in tree_leaves(out) if isinstance(y, Tensor)]
 
     return forward
 
@@ -166,13 +166,13 @@ def _program(program: Program, inputs: Any) -> Forward:
 
     def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return [y.double() for y in tree_leaves(program.run(params, *tensors))]
+            return [widened(y) for y in tree_leaves(program.run(params, *tensors))]
 
     return forward
 
 
 def _input(x: Any, g: torch.Generator) -> Any:
-    return _noise(x, g) if isinstance(x, Tensor) and x.is_floating_point() else x
+    return _noise(x, g) if isinstance(x, Tensor) and moves(x) else x
 
 
 def _kept(x: Any) -> Any:
@@ -181,7 +181,8 @@ def _kept(x: Any) -> Any:
 
 
 def _noise(x: Tensor, g: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=g, dtype=torch.float64).to(x.device)
+    dtype = torch.complex128 if x.is_complex() else torch.float64
+    return torch.randn(x.shape, generator=g, dtype=dtype).to(x.device)
 
 
 def _random(state: Mapping[str, Tensor], g: torch.Generator) -> Params:
@@ -189,7 +190,7 @@ def _random(state: Mapping[str, Tensor], g: torch.Generator) -> Params:
     done: dict[int, Tensor] = {}
     for name, tensor in state.items():
         if id(tensor) not in done:
-            done[id(tensor)] = _drawn(name, tensor.detach(), g) if tensor.is_floating_point() else tensor
+            done[id(tensor)] = _drawn(name, tensor.detach(), g) if moves(tensor) else tensor
     return {name: done[id(tensor)] for name, tensor in state.items()}
 
 
@@ -197,6 +198,6 @@ def _drawn(name: str, like: Tensor, g: torch.Generator) -> Tensor:
     if like.ndim >= 2:
         scale = (2 * like.shape[0] / max(like.numel(), 1)) ** 0.5
         return _noise(like, g) * scale
-    if name.endswith(("weight", "var")) or like.ndim == 0:
+    if not like.is_complex() and (name.endswith(("weight", "var")) or like.ndim == 0):
         return torch.rand(like.shape, generator=g, dtype=torch.float64).to(like.device) + 0.5
     return _noise(like, g) * 0.5

@@ -20,7 +20,6 @@ from isthmus.certify.certify import BUDGET
 from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
-from isthmus.examples import rows
 from isthmus.objective import Objective
 from isthmus.paths import Curve, Path, Segment
 from isthmus.sweep.base import Engine, Failed, one_thread
@@ -38,9 +37,7 @@ class _Shared:
 
     def part(self, c: int) -> Objective:
         """The objective on chunk c of the data."""
-        x, y = self.objective.data
-        here = slice(c * self.chunk, (c + 1) * self.chunk)
-        return self.objective.on((rows(x, here), y[here]))
+        return self.objective.part(slice(c * self.chunk, (c + 1) * self.chunk))
 
     @property
     def weights(self) -> list[float]:
