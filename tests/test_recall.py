@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus import runs
 from isthmus.cli import run_app
 from isthmus.cli.asked import parse_penalty
 from isthmus.errors import InputError
@@ -153,8 +154,9 @@ def test_a_proof_about_another_objective_does_not_hold(ends, capsys):
 def test_data_that_changed_are_found_out(ends, capsys):
     first = connected(capsys, ends, "--loss", "mse", "--examples", "9")
     path = "run/path.safetensors"
-    for change in ({"seed": 1}, {"shift": 1e-6}, {"n": 8}, {"tests": 3}):
-        written("reg.npz", **change)
+    changes = [(40, 12, 1, 0.0), (40, 12, 0, 1e-6), (8, 12, 0, 0.0), (40, 3, 0, 0.0)]
+    for n, tests, seed, shift in changes:
+        written("reg.npz", n, tests, seed, shift)
         for name in ("profile", "certify"):
             err = refused(capsys, name, path, "--data", "reg.npz", "--out", "again")
             assert "9 training and 12 test examples that reg.npz does not hold now" in err
@@ -169,7 +171,9 @@ def test_data_that_changed_are_found_out(ends, capsys):
     written("same.npz")  # the same numbers under another name
     again, err = profiled(capsys, "--data", "same.npz")
     assert (err, again["loss"]) == ("", first["loss"])
-    np.savez("more.npz", **{k: v if "test" in k else np.concatenate([v, v]) for k, v in np.load("reg.npz").items()})
+    held = dict(np.load("reg.npz"))
+    x, y = (np.concatenate([held[k], held[k]]) for k in ("x_train", "y_train"))
+    np.savez("more.npz", x_train=x, y_train=y, x_test=held["x_test"], y_test=held["y_test"])
     again, err = profiled(capsys, "--data", "more.npz")  # the first nine are the same
     assert (err, again["loss"]) == ("", first["loss"])
 
@@ -177,12 +181,14 @@ def test_data_that_changed_are_found_out(ends, capsys):
 def test_the_test_examples_are_found_again(ends, capsys):
     """A part of them, and none, as sweeps measure."""
     data = im.data.load(DATA)
+    assert data.x_test is not None
+    assert data.y_test is not None
     train = im.Objective(im.models.by_name(MODEL), data=(data.x_train, data.y_train))
-    params = [im.load_params(f) for f in ends]
+    a, b = (im.load_params(f) for f in ends)
     for tests in (5, 0, 40):
         test = train.on((data.x_test[:tests], data.y_test[:tests])) if tests else None
         about = {"model": MODEL, "data": DATA}
-        im.runs.run(train, *params, im.Linear(), "run", test=test, num_points=4, about=about)
+        runs.run(train, a, b, im.Linear(), "run", test=test, num_points=4, about=about)
         again, _ = profiled(capsys)
         assert again.get("test") == json.loads(open("run/profile.json").read()).get("test")
         assert (again.get("test") is None) == (tests == 0)
@@ -197,12 +203,12 @@ def test_paths_from_python_say_what_they_can(ends, capsys):
 
     data = im.data.load("reg.npz")
     pair = (data.x_train[:9], data.y_train[:9])
-    module, params = im.models.by_name(MODEL), [im.load_params(f) for f in ends]
+    module, (a, b) = im.models.by_name(MODEL), [im.load_params(f) for f in ends]
     arguments = ["--model", MODEL, "--data", "reg.npz"]
 
     def saved(loss, **options):
         objective = im.Objective(module, loss, options.pop("data", pair), **options)
-        connection = im.connect(objective, *params)
+        connection = im.connect(objective, a, b)
         im.save(connection, "p.safetensors")
         return im.profile(objective, connection.path, 4)
 

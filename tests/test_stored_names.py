@@ -40,7 +40,8 @@ MODELS = [
 ]  # fmt: skip
 DATA = [
     "payload.npz", "./payload.npz", "/etc/passwd", "../payload.npz", "gaussians:N=999999999,d=999999999",
-    "gaussians:N=1,d=9,classes=999999999", "gaussians:N=-5", "gaussians:N=\u0663", "gaussians:N=1e9", "ptb:V=-1",
+    "gaussians:N=1,d=9,classes=999999999", "gaussians:N=1000000,d=64,classes=10",
+    "gaussians:N=-5", "gaussians:N=\u0663", "gaussians:N=1e9", "ptb:V=-1",
     "digits:digits", "gaussians:" + LONG, LONG, "a\nb", "-q",
 ]  # fmt: skip
 NOT_TEXT = [5, 1.5, True, [], ["os:abort"], {"os": "abort"}, [[[[]]]]]

@@ -281,7 +281,7 @@ def test_whole_numbers_stay_whole(tmp_path: Path, kind: type):
     assert data.x_train.tolist() == x.tolist()
     assert data.cast(torch.float64).x_train.dtype == torch.int64
     assert data.floating().x_train.dtype == torch.float32
-    assert data.floating().x_test.tolist() == x.tolist()
+    assert data.floating().x_train.tolist() == x.tolist()
 
 
 def test_64_bit_whole_numbers_are_not_rounded(tmp_path: Path):
