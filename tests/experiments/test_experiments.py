@@ -20,7 +20,8 @@ from isthmus.cli import run_app
 from isthmus.connectors.fit import Recipe
 from isthmus.experiments import EXPERIMENTS, SCALES, Experiment, Network, Pair, PaperValue, Problem, Weights, by_name
 from isthmus.experiments.base import as_markdown, write_tables
-from isthmus.sweep import Local, Store, identity, key_of, run_cells, with_needs
+from isthmus.params import equal
+from isthmus.sweep import Local, Store, canonical, identity, key_of, run_cells, with_needs
 from tests.sweep.cells import ended, forked, results, temporaries
 
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
@@ -112,6 +113,18 @@ def test_checkpoints_as_ends(tmp_path):
     assert key_of(identity(cell)) != key
     with pytest.raises(im.InputError, match="a network of"):
         Pair("toy", cell.a, network(1, replace(PROBLEM, dtype="float32")), im.Linear())
+
+
+def test_checkpoints_of_other_programs_as_ends(tmp_path):
+    params = PROBLEM.module(PROBLEM.dataset(), 0).float().state_dict()
+    wrapped = {f"model._orig_mod.{k}": v for k, v in params.items()}
+    torch.save({"state_dict": params, "ema": wrapped}, tmp_path / "w.pt")
+    plain = Weights(PROBLEM, str(tmp_path / "w.pt"))
+    with pytest.warns(im.IsthmusWarning, match=r"left unused: 'ema.model' \(key='ema.model' takes it\)"):
+        assert equal(plain.read(), dict(params))
+    assert equal(replace(plain, key="ema.model").read(), dict(params))
+    assert canonical(plain) == {"is": "Weights", "problem": canonical(PROBLEM), "path": plain.path}
+    assert canonical(replace(plain, key="ema"))["key"] == "ema"
 
 
 def test_the_papers_values_stand_beside_ours(tmp_path):

@@ -135,6 +135,7 @@ KEYS = {
     "a name with a dot": ({"v1.0": {"b": STATE}, "model": TWICE}, "v1.0.b"),
     "a prefix of names": (before("student.") | before("teacher.", TWICE), "student"),
     "a prefix in an entry": ({"state_dict": before("net.", TWICE) | before("ema.module.")}, "state_dict.ema"),
+    "a prefix after torch.compile's": (before("_orig_mod.a.") | before("_orig_mod.b.", TWICE), "a"),
     "a wrapper inside": ({"ema": {"module": STATE}, "model": TWICE}, "ema"),
 }
 

@@ -100,9 +100,12 @@ def _data_digest(name: str, stamp: tuple[float, ...]) -> str:
 
 @lru_cache(maxsize=1024)
 def _file_digest(name: str, stamp: tuple[float, ...]) -> str:
-    if name.endswith(".py"):
-        return hashlib.sha256(Path(name).read_bytes() if stamp else b"").hexdigest()
-    return digest(load_params(name))
+    return hashlib.sha256(Path(name).read_bytes() if stamp else b"").hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _weights_digest(weights: Weights, stamp: tuple[float, ...]) -> str:
+    return digest(weights.read())
 
 
 @dataclass(frozen=True)
@@ -161,10 +164,11 @@ class Network(Cell):
 
 @dataclass(frozen=True)
 class Weights:
-    """A network that somebody else trained: a checkpoint file."""
+    """A network that somebody else trained: a checkpoint file, and the ``key`` of ``load_params`` in it."""
 
     problem: Problem
     path: str
+    key: str | None = field(default=None, metadata={"later": True})
 
     @property
     def label(self) -> str:
@@ -173,11 +177,16 @@ class Weights:
 
     def digests(self) -> dict[str, str]:
         """Of the problem and of the weights."""
-        return self.problem.digests() | {f"weights {self.path}": _file_digest(self.path, _stamp(self.path))}
+        held = _weights_digest(self, _stamp(self.path))
+        return self.problem.digests() | {f"weights {self.path}": held}
+
+    def read(self) -> Params:
+        """The weights, under the names of the problem's network."""
+        return load_params(self.path, key=self.key, like=self.problem.module(self.problem.dataset()))
 
     def params(self, job: Job) -> Params:
         """The weights, in the precision of the problem."""
-        return cast(load_params(self.path), _DTYPES[self.problem.dtype])
+        return cast(self.read(), _DTYPES[self.problem.dtype])
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Checkpoints:
 
     model: str
     checkpoints: tuple[str, ...]
+    key: str | None = None
     data: str = "digits"
     examples: int | None = None
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
@@ -68,7 +69,7 @@ class Checkpoints:
     def ends(self) -> tuple[Weights, ...]:
         """The networks, as files."""
         problem = Problem(self.model, self.data, self.examples, self.loss, self.dtype)
-        return tuple(Weights(problem, path) for path in self.checkpoints)
+        return tuple(Weights(problem, path, self.key) for path in self.checkpoints)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ class Contents:
             if at and not key.startswith(f"{at}."):
                 continue
             start = (key[len(at) + 1 :] if at else key) + "."
-            rest = {k[len(start) :]: v for k, v in state.items() if isinstance(k, str) and k.startswith(start)}
+            names = {k: k if k.startswith(start) else bare(k) for k in state if isinstance(k, str)}
+            rest = {name[len(start) :]: state[k] for k, name in names.items() if name.startswith(start)}
             if _tensors(rest):
                 return rest
         places = [at for at, state in _mappings(tree) if at and _tensors(state)]

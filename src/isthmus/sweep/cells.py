@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -67,13 +67,18 @@ def canonical(value: Any, what: str = "config") -> Any:
     if isinstance(value, Path):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        rest = {f.name: canonical(getattr(value, f.name), f"{what}.{f.name}") for f in fields(value)}
-        return {"is": type(value).__name__, **rest}
+        given = {f.name: getattr(value, f.name) for f in fields(value) if not _is_unused(f, value)}
+        return {"is": type(value).__name__, **{k: canonical(v, f"{what}.{k}") for k, v in given.items()}}
     if isinstance(value, list | tuple):
         return [canonical(v, f"{what}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         return {k: canonical(v, f"{what}[{k!r}]") for k, v in value.items()}
     raise InputError(what, expected="plain values, dataclasses of them", got=type(value).__name__)
+
+
+def _is_unused(entry: Field[Any], value: Any) -> bool:
+    """Whether a field that came later (metadata "later") has its default: results from before keep their keys."""
+    return bool(entry.metadata.get("later")) and getattr(value, entry.name) == entry.default
 
 
 def identity(cell: Cell) -> dict[str, Any]:
