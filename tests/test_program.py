@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+import isthmus as im
+from isthmus import program as program_module
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.program import Node, Program, Ref, trace
 from tests.structure.cases import CASES, Case, noise, tokens
@@ -191,3 +194,125 @@ def test_misuse_of_run() -> None:
         program.run(module.state_dict())
     with pytest.raises(InputError, match=r"params: expected the key '0.bias'"):
         program.run({}, noise(3, 4))
+
+
+# -- programs that know how many examples there are
+
+
+class Counting(nn.Module):
+    """Two layers, the second of which may ask how many examples there are."""
+
+    def __init__(self, forward: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(4, 6), nn.Linear(6, 3), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.last, self.first(x).relu())
+
+
+class ZeroState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(2, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = len(x)
+        return self.out(self.rnn(x.view(b, 2, 2), (torch.zeros(1, b, 6).to(x), torch.zeros(1, b, 6).to(x)))[0][:, -1])
+
+
+FOLLOWED = {
+    "view": lambda last, h: last(h.view(len(h), -1)),
+    "expand": lambda last, h: last(h) + torch.ones(1, 3).to(h).expand(len(h), -1),
+    "repeat": lambda last, h: last(h) + torch.ones(1, 3).to(h).repeat(len(h), 1),
+    "int": lambda last, h: last(h) + torch.zeros(int(h.shape[0]), 3).to(h),
+    "twice": lambda last, h: last(h.reshape(len(h) * 2, 3).reshape(len(h), 6)),
+    "a loop over features": lambda last, h: last(torch.stack([h[: len(h), i] for i in range(6)], 1)),
+    "unused": lambda last, h: (len(h), last(h))[1],
+}
+
+FROZEN = {
+    "loop": lambda last, h: torch.stack([last(h[i]) for i in range(len(h))]),
+    "iteration": lambda last, h: torch.stack([last(v) for v in h]),
+    "chunk": lambda last, h: torch.cat([last(v) for v in h.chunk(len(h))]),
+    "one less": lambda last, h: torch.cat([last(h)[: len(h) - 1], last(h)[len(h) - 1 :]]),
+    "constant": lambda last, h: last(h) + torch.tensor([0.0] * len(h)).to(h)[:, None],
+    "root": lambda last, h: last(h) * len(h) ** 0.5 / h.new_ones(h.shape[0]).sum().sqrt(),
+    "branch": lambda last, h: last(h) if len(h) < 100 else last(h) * 1.0,
+    "branch on 2": lambda last, h: last(h) if len(h) > 2 else last(h * 1.0),
+}
+
+BRANCHES = {
+    "more than 2": lambda last, h: last(h) if h.shape[0] > 2 else last(h * 1.0),
+    "fewer than 32": lambda last, h: last(h) if h.shape[0] < 32 else last(h * 1.0),
+    "of three": lambda last, h: last(h) if h.shape[0] % 3 else last(h * 1.0),
+    "not 100": lambda last, h: last(h) if h.shape[0] != 100 else last(h * 1.0),
+    "pairs": lambda last, h: torch.cat([last(v) for v in h.split(2)]),
+}
+
+
+def line(make: Callable[[], nn.Module]) -> tuple[im.Objective, im.Path]:
+    x, y = noise(37, 4).double(), torch.arange(37) % 3
+    objective = im.Objective(make().double().eval(), data=(x, y), memory=20_000)
+    torch.manual_seed(1)
+    return objective, im.Path.through([make().double().state_dict() for _ in range(2)])
+
+
+def by_hand(objective: im.Objective, module: nn.Module, params: dict[str, Tensor]) -> float:
+    module.load_state_dict(params)
+    x, y = objective.data
+    return float(F.cross_entropy(module(x), y).detach())
+
+
+@pytest.mark.parametrize("name", [*FOLLOWED, "zero state of an LSTM"])
+def test_a_number_that_follows_the_batch_is_found_by_comparing_traces(name: str) -> None:
+    def make() -> nn.Module:
+        return Counting(FOLLOWED[name]) if name in FOLLOWED else ZeroState()
+
+    objective, path = line(make)
+    program, module = objective.program, make().double().eval()
+    assert program.compared[1:] == (2, 1021)
+    for n in (1, 3, 37):
+        x = objective.data[0][:n]  # type: ignore[index]
+        torch.testing.assert_close(program.run(path.start, x), objective.outputs(path.start)[:n])
+    measured = im.profile(objective, path, 3)
+    assert measured.loss.tolist() == pytest.approx([by_hand(objective, module, path.at(t)) for t in (0.0, 0.5, 1.0)])
+    if name not in ("repeat", "zero state of an LSTM", "a loop over features"):  # for others affine forms have no rule
+        assert im.certify(objective, path, gap=0.2).proved
+    if name not in ("zero state of an LSTM", "a loop over features"):
+        assert objective.structure.groups
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_graph_for_one_number_of_examples_is_not_used_and_its_line_is_named(name: str) -> None:
+    objective, path = line(lambda: Counting(FROZEN[name]))
+    with pytest.raises(UnsupportedError, match=r"test_program.py:\d+.*for 4 examples only.*write x.shape\[0\]"):
+        _ = objective.program
+    measured, module = im.profile(objective, path, 3), Counting(FROZEN[name]).double()
+    assert measured.loss.tolist() == pytest.approx([by_hand(objective, module, path.at(t)) for t in (0.0, 0.5, 1.0)])
+    certificate = im.certify(objective, path, num_points=3)
+    assert not certificate.proved
+    assert "write x.shape[0] where forward needs the number of examples, not len(x)" in certificate.segments[0].why
+    assert objective.structure.groups, "units do not depend on the number of examples"
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_branch_on_the_number_of_examples_is_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"branches on the number of examples \(.*x\.shape\[0\].*\)"):
+        trace(Counting(BRANCHES[name]), (noise(4, 4),))
+    program = trace(Counting(BRANCHES[name]), (noise(4, 4),), every_batch=False)
+    assert program.batch == 4
+
+
+def test_a_number_of_examples_in_the_code_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"runs on 4 examples and not on 2 .*write x.shape\[0\]"):
+        trace(Counting(lambda last, h: last(h) + torch.zeros(4, 3)), (noise(4, 4),))
+
+
+def test_ordinary_modules_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = program_module._try_export
+    monkeypatch.setattr(program_module, "_try_export", lambda *a: (calls.append(1), real(*a))[1])
+    assert trace(between(nn.ReLU()), (noise(4, 4),)).compared == ()
+    assert len(calls) == 1
+    trace(Counting(FOLLOWED["view"]), (noise(4, 4),))
+    assert len(calls) == 4
