@@ -10,7 +10,7 @@ import isthmus as im
 from isthmus.losses import cross_entropy
 from isthmus.stability.dropout import search
 from isthmus.structure.chain import chain_of
-from tests.problems import classify, perceptron
+from tests.problems import classify, perceptron, random_params
 from tests.slow_twins import masked_perceptron
 
 
@@ -72,3 +72,16 @@ def test_a_subnetwork_that_separates_the_data_is_reported():
     connection = im.connect(objective, a, problem.b, im.Dropout(masks=1))
     assert connection.stats["dropped"]["a"][0]["separates_data"]
     assert im.certify(objective, connection.path).proved
+
+
+@pytest.mark.parametrize("widths", [[5, 4, 4], [5, 8, 4], [5, 6, 6, 4], [5, 4, 5, 4, 4]], ids=str)
+@pytest.mark.parametrize("by", ["magnitude", "greedy", "gates"])
+def test_on_small_networks_a_search_never_loses_to_chance_at_the_same_price(widths, by):
+    for seed in range(3):
+        problem = classify(f"small {seed}", perceptron(widths), (5,))
+        params = random_params(problem.objective.skeleton, 50 + seed)
+        chance = im.dropout_stability(problem.objective, params, masks=400, seed=seed)
+        found = im.dropout_stability(problem.objective, params, masks=400, seed=seed + 10, search=by)
+        for one, other in zip(found.layers, chance.layers, strict=True):
+            assert one.loss <= other.loss + 1e-12
+            assert len(one.trace) == len(other.trace) == 400

@@ -1,8 +1,9 @@
 """How well a hidden layer can be compressed: delta_W(n, alpha; m) of Freeman & Bruna 2017, equation 8.
 
 delta_W(n, alpha; m) = min over gamma with at most n units, over rows w~_i within the angle alpha of w_i, of the loss of
-the last layer gamma on the features of W~, plus kappa ||gamma||_1. The choice of units is a hard problem; what is
-computed is an upper bound by a stated algorithm (``compress``).
+the last layer gamma on the features of W~, plus kappa ||gamma||_1. That a small angle changes little is Proposition 2.3
+(``rectified.rectified_product``). The choice of units is a hard problem; what is computed is an upper bound by a stated
+algorithm (``compress``).
 """
 
 from __future__ import annotations

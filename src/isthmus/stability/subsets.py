@@ -99,9 +99,14 @@ class Budget:
                 self.best = trial
         return found
 
+    @property
+    def subsets(self) -> int:
+        """How many there are."""
+        return prod(comb(self.widths[j], k) for j, k in self.sizes.items())
+
     def measure_all(self) -> bool:
         """Evaluate every subset that there is, if the budget pays for that; says whether it did."""
-        if prod(comb(self.widths[j], k) for j, k in self.sizes.items()) > self.left:
+        if self.subsets > self.left:
             return False
         each = [combinations(range(self.widths[j]), k) for j, k in self.sizes.items()]
         chosen = [[torch.tensor(units, dtype=torch.int64) for units in choices] for choices in each]
@@ -158,7 +163,7 @@ def by_magnitude(budget: Budget, before: Scores | None = None) -> None:
 
 def by_exchange(budget: Budget, before: Scores | None = None) -> None:
     """Local search: from the best of some perturbed rankings, exchange units that the gradient proposes."""
-    if budget.measure_all():
+    if _few(budget):
         return
     budget.measure(_around(budget, _ranked(budget), max(1, budget.left // 8)))
     _exchange(budget)
@@ -177,9 +182,10 @@ def by_gates(budget: Budget, before: Scores | None = None) -> Scores | None:
     Each step keeps the units of the highest scores and moves all scores, those of dropped units too, against the
     derivative of the loss in the unit's membership (straight-through, as Ramanujan et al. 2020 do for single weights),
     so units enter and leave as the sums of many noisy derivatives say. It starts from the ranking by magnitude, deeper
-    layers from the scores they had at the entry layer before. Where the budget pays for all subsets, it tries them all.
+    layers from the scores they had at the entry layer before. Of few subsets there is too little to learn: it tries
+    them all where the budget pays for that, else it exchanges units from the best of some random ones.
     """
-    if budget.measure_all():
+    if _few(budget):
         return before
     scores = _ranked(budget) | (before or {})
     start = budget.measure([budget.top(scores)])[0]
@@ -197,6 +203,22 @@ def by_gates(budget: Budget, before: Scores | None = None) -> Scores | None:
         budget.measure([budget.top(scores)])
     _exchange(budget)
     return scores
+
+
+FEW = 10**9
+"""Where there are no more subsets (some 15 units in each of two layers), gradients were measured not to pay."""
+CHANCE = 0.3
+"""The part of the budget that then goes to random subsets first."""
+
+
+def _few(budget: Budget) -> bool:
+    """Search among few subsets; says whether they are."""
+    if budget.subsets > FEW:
+        return False
+    if not budget.measure_all():
+        budget.measure(_elsewhere(budget, max(1, floor(CHANCE * budget.left))))
+        _exchange(budget, together=4)
+    return True
 
 
 SEARCHES: dict[str, Search] = {
@@ -243,8 +265,8 @@ def _exchange(budget: Budget, together: int = 8) -> None:
             slopes = {j: g / max(float(g.abs().mean()), 1e-300) for j, g in found.items()}
         proposals = _nearby(budget, now.kept, free, most, slopes, min(together, budget.left))
         if not proposals:
-            (now,) = budget.measure([_elsewhere(budget)])
-            slopes, most = None, largest
+            again = budget.measure(_elsewhere(budget, min(together, budget.left)))
+            now, slopes, most = min(again, key=lambda trial: trial.loss), None, largest
             continue
         best = min(budget.measure(proposals), key=lambda trial: trial.loss)
         if best.loss < now.loss:
@@ -277,13 +299,16 @@ def _nearby(
     return list(out.values())
 
 
-def _elsewhere(budget: Budget) -> Units:
-    """A random subset, if it can be one that was not evaluated yet."""
-    for _ in range(TRIES):
-        new = random_subsets(budget.widths, budget.keep, budget.generator)
-        if _key(new) not in budget.seen:
+def _elsewhere(budget: Budget, wanted: int) -> list[Units]:
+    """Random subsets, as far as they are found different from one another and not evaluated yet."""
+    out: dict[bytes, Units] = {}
+    for _ in range(TRIES * wanted):
+        if len(out) == wanted:
             break
-    return new
+        new = random_subsets(budget.widths, budget.keep, budget.generator)
+        if _key(new) not in budget.seen or not out:
+            out.setdefault(_key(new), new)
+    return list(out.values())
 
 
 def _key(kept: Units) -> bytes:
