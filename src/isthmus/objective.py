@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from isthmus import criterion
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import Data, Inputs, arguments, as_tensors, cast_inputs, hint, precision, rows
+from isthmus.examples import Data, Inputs, arguments, as_tensors, cast_inputs, hint, precision, rows, which
 from isthmus.losses import L1, LossFunction, Ridge
 from isthmus.params import Params, check_like, check_moves, in_dtype, widen
 from isthmus.program import Program, trace
@@ -366,7 +366,7 @@ class Objective:
                 raise UnsupportedError(
                     self._module_name,
                     f"its forward returns {type(first).__name__}, not one tensor",
-                    "wrap it in a module that does",
+                    f"wrap it in a module whose forward returns {which(first)}",
                 )
             if first.dim() == 0 or len(first) != n:
                 raise UnsupportedError(self._module_name, f"{n} examples give an output of shape {tuple(first.shape)}")
