@@ -207,6 +207,29 @@ def test_a_product_with_complex_weights_is_affine_in_them():
     proof = im.certify(objective, path)
     assert (proof.proved, proof.segments[0].claim) == (True, "convex")
     assert proof.bound == pytest.approx(4 * float(x.abs().square().mean()), rel=1e-5)
+    measured = im.profile(objective, path, 3).loss.tolist()
+    assert measured == pytest.approx([k * float(x.abs().square().mean()) for k in (4, 1.25, 1)], rel=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "entry"), [(torch.cfloat, torch.float32), (torch.float32, torch.cfloat)])
+def test_affine_forms_refuse_complex_numbers(weight, entry):
+    class Squared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1, dtype=weight))
+
+        def forward(self, x):
+            return x * self.w * self.w
+
+    x, y = torch.randn(5, 1, dtype=entry, generator=generator()), torch.zeros(5, 1, dtype=torch.cfloat)
+    objective = im.Objective(Squared(), lambda z, y: (z - y).abs().square().sum(1), (x, y), convex=True)
+    unit = 1j if weight.is_complex else 1.0
+    path = im.Path.through([{"w": torch.tensor([v * unit], dtype=weight)} for v in (-1.0, 2.0)])
+    assert im.profile(objective, path, 4).loss[3] == pytest.approx(16 * float(x.abs().square().mean()), rel=1e-5)
+    proof = im.certify(objective, path)
+    assert not proof.proved
+    assert "complex" in proof.segments[0].why
+    assert proof.bound == pytest.approx(im.profile(objective, path).max, rel=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs"])

@@ -242,6 +242,8 @@ def test_modules_that_do_not_return_one_tensor_are_refused(data):
 
     with pytest.raises(im.UnsupportedError, match="its forward returns tuple"):
         im.Objective(Pair(), data=data)
+    with pytest.raises(im.UnsupportedError, match=r"whose forward returns the_module\(...\)\[0\]"):
+        im.Objective(Pair(), data=(data[0].float(), data[1]))
 
 
 def test_other_data_and_subsets_share_the_module(module, data):

@@ -109,6 +109,21 @@ def hint(complaint: str, x: Inputs) -> str:
     return f"dtype=torch.{narrow}, where the module itself computes in that" if narrow else ""
 
 
+def which(output: Any) -> str:
+    """How the first tensor of a module's output is written.
+
+    >>> which((torch.ones(1), None)), which({"logits": torch.ones(1)})
+    ('the_module(...)[0]', "the_module(...)['logits']")
+    """
+    if isinstance(output, Mapping):
+        key = next((k for k, v in output.items() if isinstance(v, Tensor)), "name")
+        return f"the_module(...)[{key!r}]"
+    if isinstance(output, tuple | list):
+        return "the_module(...)[0]"
+    name = next((k for k, v in getattr(output, "__dict__", {}).items() if isinstance(v, Tensor)), "")
+    return f"the_module(...).{name}" if name else "one tensor"
+
+
 def _check_dense(v: Tensor) -> None:
     if v.layout != torch.strided or v.is_nested:
         kind = "nested" if v.is_nested else "sparse"

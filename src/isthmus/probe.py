@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import Inputs, hint, rows
+from isthmus.examples import Inputs, hint, rows, which
 from isthmus.params import Params, cast
 from isthmus.program import plain_attention
 from isthmus.skeleton import attributes, copied, name_of, storage
@@ -103,7 +103,9 @@ def check_output(kind: str, out: Any, n: int) -> None:
     """Refuse what is not one tensor with an entry per example."""
     if not isinstance(out, Tensor):
         raise UnsupportedError(
-            kind, f"its forward returns {type(out).__name__}, not one tensor", "wrap it in a module that does"
+            kind,
+            f"its forward returns {type(out).__name__}, not one tensor",
+            f"wrap it in a module whose forward returns {which(out)}",
         )
     if out.dim() == 0 or len(out) != n:
         raise UnsupportedError(

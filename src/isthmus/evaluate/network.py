@@ -14,7 +14,7 @@ from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.evaluate.plan import Plan, Stage, cast_for, whole
 from isthmus.examples import Inputs, cast_inputs, rows
 from isthmus.objective import Objective
-from isthmus.params import Params
+from isthmus.params import Params, in_dtype
 from isthmus.program import Program
 from isthmus.structure import Structure
 from isthmus.structure.liveness import live_units, separable
@@ -85,7 +85,7 @@ class Network:
 
     def forward(self, params: Params, part: slice) -> Tensor:
         """The module's outputs for some examples, in the objective's precision; `params` are in the network's."""
-        return self.objective.forward(params, rows(self.x, part)).to(self.objective.dtype)
+        return in_dtype(self.objective.forward(params, rows(self.x, part)), self.objective.dtype)
 
     def outputs(self, params: Params) -> Tensor:
         """The outputs of all examples at `params`, with idle units left out where that pays."""
@@ -97,7 +97,7 @@ class Network:
         program, params = self.objective.program, self.cast(params)
         plan = whole(program)
         parts = [evaluate(program, plan, params, rows(self.x, part), self.dtype) for part in self.slices()]
-        return torch.cat(parts).to(self.objective.dtype)
+        return in_dtype(torch.cat(parts), self.objective.dtype)
 
     def without_dead(
         self, control: tuple[Params, ...], structure: Structure, live: Mapping[str, Tensor] | None = None

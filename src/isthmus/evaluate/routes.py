@@ -14,7 +14,7 @@ from torch import Tensor
 from isthmus.evaluate.network import Network, weights
 from isthmus.evaluate.plan import Plan, combine
 from isthmus.objective import Objective
-from isthmus.params import Params
+from isthmus.params import Params, in_dtype
 from isthmus.paths import Curve, Segment
 from isthmus.program import Program
 
@@ -101,7 +101,7 @@ class Affine(Route):
     def _joint(self) -> list[Tensor]:
         once = Once(self.engine.network, self.inner, self.program, self.plan)
         parts = [once.values(part)[self.plan.output] for part in self.engine.network.slices()]
-        return [torch.cat(p).to(self.engine.objective.dtype) for p in zip(*parts, strict=True)]
+        return [in_dtype(torch.cat(p), self.engine.objective.dtype) for p in zip(*parts, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ class General(Route):
         for held in kept:
             env = held | point | {k: combine(held[k], t) for k in plan.mixed}
             network.stage(self.program, plan.each, env)
-            yield env[plan.output].to(self.engine.objective.dtype)
+            yield in_dtype(env[plan.output], self.engine.objective.dtype)
 
 
 @dataclass(frozen=True, eq=False)
