@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.params import Params
 from isthmus.program import Node, Ref
-from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain
+from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, flattens, reshape
 
 
 def stack(networks: Sequence[Mapping[str, Tensor]]) -> Params:
@@ -38,10 +38,12 @@ def forward_stacked(chain: Chain, params: Mapping[str, Tensor], h: Tensor, first
     apart = False
     for l in range(first, chain.L + 1):
         for node in chain.layer(l).nodes:
-            if not apart and node.op in (*RESHAPE, AFFINE[0]):
+            if not apart and (flattens(node) or node.op == AFFINE[0]):
                 h, apart = _apart(h, count), True
             if node.op not in RESHAPE:
                 h = _apply(node, params, h, count, apart)
+            elif not apart:
+                h = reshape(node, h)
     return h if apart else h.unflatten(1, (count, -1)).movedim(1, 0)
 
 
