@@ -108,6 +108,8 @@ class Wires:
     def through_convolutions(self, own: Weights) -> None:
         """Fill the convolutional layers that follow with these weights."""
         while self.at + 1 < self.L and is_convolution(self.chain, self.at + 1):
+            if not self.free(self.at + 1):
+                raise InputError(f"free channels of layer {self.at + 1}", expected="at least 1", got=0)
             self.keep(self.at + 1, own.A[self.at + 1], own.b[self.at + 1])
         if is_convolution(self.chain, self.at + 1):
             raise UnsupportedError(f"layer {self.L}", "xi_l without training needs a linear output layer")

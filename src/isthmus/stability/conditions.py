@@ -188,9 +188,9 @@ def _most_varied(h: Tensor, k: int) -> Tensor:
 
 def _check_held(widths: tuple[int, ...], held: Mapping[int, Any]) -> None:
     for l in range(1, len(widths) - 1):
-        if l not in held or not 0 < len(held[l]) <= widths[l]:
+        if l not in held or len(held[l]) > widths[l]:
             got = len(held[l]) if l in held else "none"
-            raise InputError(f"held[{l}]", expected=f"1 to {widths[l]} unit numbers", got=got)
+            raise InputError(f"held[{l}]", expected=f"at most {widths[l]} unit numbers", got=got)
 
 
 def _check_outputs(chain: Chain) -> None:

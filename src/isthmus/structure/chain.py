@@ -152,12 +152,26 @@ def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
     if node.op in RESHAPE:
         return reshape(node, h)
 
+    units = len(params[node.args[1].name]) if node.op in AFFINE else h.shape[1]
+    if node.op != AFFINE[0] and (not h.shape[1] or not units):
+        # most operations refuse tensors without channels: one that is zero stands in, and is left out of the result
+        own = {name: padded(params[name]) for name in node.refs() if name in params}
+        return _called(node, own, padded(h))[:, :units]
+    return _called(node, params, h)
+
+
+def _called(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
     def value(v: Any) -> Any:
         if isinstance(v, Ref):
             return params[v.name] if v.name in params else h
         return type(v)(value(u) for u in v) if isinstance(v, list | tuple) else v
 
     return node.target(*(value(v) for v in node.args), **{k: value(v) for k, v in node.kwargs.items()})
+
+
+def padded(v: Tensor) -> Tensor:
+    """A zero in the place of each axis that has no entries."""
+    return v if v.numel() else v.new_zeros([max(1, n) for n in v.shape])
 
 
 def flattens(node: Node) -> bool:
