@@ -224,13 +224,10 @@ def test_networks_the_theorems_do_not_cover_are_refused_by_name():
     assert len(im.connect(problem.objective, problem.a, problem.b, im.Linear()).path) == 1
 
 
-def test_a_network_without_hidden_layer_or_spare_units_is_refused():
+def test_a_network_without_hidden_layer_is_refused():
     flat = classify("flat", perceptron([5, 4]), (5,))
-    thin = classify("thin", perceptron([5, 1, 4]), (5,))
     with pytest.raises(im.InputError, match=r"at least one hidden layer.*Linear"):
         im.connect(flat.objective, flat.a, flat.b, im.Dropout())
-    with pytest.raises(im.InputError, match="a free unit in every hidden layer"):
-        im.connect(thin.objective, thin.a, thin.b, im.Subnetwork())
 
 
 def test_outputs_after_the_last_layer_are_refused():

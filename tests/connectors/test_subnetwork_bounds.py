@@ -166,7 +166,7 @@ def test_only_the_layers_asked_for_and_float32(pair):
     ("options", "message"),
     [
         ({"fraction": 0.4}, r"fraction: expected a number in \[1/2, 1\)"),
-        ({"fraction": 0.99}, "a free unit in every hidden layer"),
+        ({"fraction": 1.0}, r"fraction: expected a number in \[1/2, 1\)"),
         ({"draws": 0}, "at least 1 random subset"),
         ({"init": "zero"}, "'theta', 'random' or 'dropout'"),
         ({"layers": [4]}, r"some of 0 .. 3"),

@@ -132,7 +132,7 @@ def test_convolutional_features_are_tested_flattened():
 
 def test_misuse_is_refused():
     problem = classify("small", perceptron([5, 9, 8, 4]), (5,))
-    with pytest.raises(im.InputError, match=r"held\[2\]: expected 1 to 8 unit numbers, got none"):
+    with pytest.raises(im.InputError, match=r"held\[2\]: expected at most 8 unit numbers, got none"):
         memorisation(problem.objective, problem.a, {1: torch.arange(4)})
     with pytest.raises(im.InputError, match=r"layers: expected some of 0 \.\. 2"):
         separability(problem.objective, problem.a, layers=[3])

@@ -100,12 +100,12 @@ def test_keeping_everything_changes_nothing_and_data_come_in_chunks():
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (0, "keep: expected 1 to 3 units"),
-        (4, "keep: expected 1 to 3 units"),
+        (-1, "keep: expected 0 to 3 units"),
+        (4, "keep: expected 0 to 3 units"),
         ({1: [0]}, r"a pattern for each of the hidden layers \[1, 2, 3, 4\], got \[1\]"),
         ({1: [0], 2: [3], 3: [0], 4: [0]}, r"keep\[2\]: expected unit numbers from 0 to 2"),
         ({1: [0], 2: [-1], 3: [0], 4: [0]}, r"keep\[2\]: expected unit numbers"),
-        ({1: [], 2: [0], 3: [0], 4: [0]}, r"keep\[1\]: expected unit numbers"),
+        ({1: [[]], 2: [0], 3: [0], 4: [0]}, r"keep\[1\]: expected unit numbers"),
         ({1: [0.5], 2: [0], 3: [0], 4: [0]}, r"keep\[1\]: expected unit numbers"),
         ({1: [1, 1], 2: [0], 3: [0], 4: [0]}, r"keep\[1\]: expected every unit once"),
     ],

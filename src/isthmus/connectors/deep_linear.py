@@ -18,8 +18,8 @@ from isthmus.params import Params, cast
 from isthmus.paths import Curve, Path
 from isthmus.structure.chain import Chain, chain_of
 
-LINEAR = """linear conv1d conv2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d mean dropout
-feature_dropout view reshape flatten _unsafe_view alias clone contiguous detach""".split()
+LINEAR = """linear conv1d conv2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d mean view
+reshape flatten _unsafe_view squeeze""".split()
 """Operations that are linear in the features and treat all units alike."""
 
 

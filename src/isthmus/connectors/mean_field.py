@@ -13,6 +13,7 @@ from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.mean_field import losses_of, without
+from isthmus.stability.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights, chain_of
 
 
@@ -58,8 +59,6 @@ class MeanField(Connector):
         chain = chain_of(objective.program, objective.structure)
         if chain.L < 2:
             raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
-        if min(chain.widths[1:-1]) < 2:
-            raise InputError("network", expected="at least 2 units in every hidden layer", got=chain.widths[1:-1])
         halves = first, second = self._halves(chain, generator)
         swap = self.halves == "opposite"
         rooms = (halves, (second, first) if swap else halves)
@@ -100,7 +99,7 @@ def halve(walk: Walk, rooms: tuple[Units, Units], end: str) -> Units:
     layer that is dead, and switching the outputs over to them: each layer's kept units change rooms every time.
     """
     chain, L, theta, kept = walk.chain, walk.L, walk.original, rooms[0]
-    factor = {l: chain.widths[l] / len(units) for l, units in kept.items()}
+    factor = {l: rescaling(chain.widths[l], len(units)) for l, units in kept.items()}
     live: Units = {}
     for i in range(L - 1, 0, -1):
         live = {i: kept[i], **_elsewhere(rooms, live)}

@@ -26,6 +26,7 @@ from isthmus.errors import InputError
 from isthmus.examples import single
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
+from isthmus.stability.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
 
 
@@ -165,12 +166,10 @@ class Narrow(Connector):
         drop, factors = {}, {}
         for l, h in widths.items():
             n = chain.widths[l]
-            if h >= n:
-                raise InputError(
-                    f"theta*, hidden layer {l}", expected=f"at most {n - 1} units (the layer has {n})", got=f"{h} units"
-                )
+            if h > n:
+                raise InputError(f"theta*, hidden layer {l}", expected=f"at most the layer's {n} units", got=h)
             drop[l] = h if p is None else max(1, n - kept_count(n, p))
-            factors[l] = n / (n - h) if p is None else 1 / (1 - p)
+            factors[l] = rescaling(n, n - h) if p is None else 1 / (1 - p)
             if self.counts == "fixed" and drop[l] < h:
                 raise InputError(
                     "p",

@@ -68,10 +68,6 @@ class NoiseDropout(Connector):
     ) -> Connection:
         """Draw at both ends, then build the path of the theorem."""
         chain = hidden_chain(objective)
-        if narrow := [l for l in range(1, chain.L) if chain.widths[l] < 2]:
-            raise InputError(
-                "network", expected="at least 2 units in every hidden layer", got=f"1 in layer {narrow[0]}"
-            )
         most = {l: chain.widths[l] // 2 for l in range(1, chain.L)}
 
         def draw() -> Units:
@@ -116,17 +112,17 @@ def hidden_chain(objective: Objective) -> Chain:
 
 
 def kept_count(n: int, p: float) -> int:
-    """How many of n units stay at dropout probability p, at least one.
+    """How many of n units stay at dropout probability p; of few units perhaps none.
 
     >>> kept_count(60, 0.3), kept_count(32, 0.2), kept_count(2, 0.9)
-    (42, 25, 1)
+    (42, 25, 0)
     """
-    return max(1, floor((1 - p) * n + 1e-9))  # (1 - 0.3) * 60 is 41.99...
+    return floor((1 - p) * n + 1e-9)  # (1 - 0.3) * 60 is 41.99...
 
 
 def bernoulli_count(n: int, p: float, most: int, generator: torch.Generator) -> int:
-    """How many of n units Algorithm 1 keeps, given that there are at least 1 and at most `most`."""
-    k = range(1, most + 1)
+    """How many of n units Algorithm 1 keeps, given that there are at most `most`."""
+    k = range(most + 1)
     logs = [lgamma(n + 1) - lgamma(j + 1) - lgamma(n - j + 1) + j * log(1 - p) + (n - j) * log(p) for j in k]
     weights = torch.tensor(logs, dtype=torch.float64).softmax(0)
     return k[int(torch.multinomial(weights, 1, generator=generator))]

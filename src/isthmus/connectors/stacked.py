@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.params import Params
 from isthmus.program import Node, Ref
-from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain
+from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, flattens, padded, reshape
 
 
 def stack(networks: Sequence[Mapping[str, Tensor]]) -> Params:
@@ -38,19 +38,33 @@ def forward_stacked(chain: Chain, params: Mapping[str, Tensor], h: Tensor, first
     apart = False
     for l in range(first, chain.L + 1):
         for node in chain.layer(l).nodes:
-            if not apart and node.op in (*RESHAPE, AFFINE[0]):
+            if not apart and (flattens(node) or node.op == AFFINE[0]):
                 h, apart = _apart(h, count), True
             if node.op not in RESHAPE:
                 h = _apply(node, params, h, count, apart)
-    return h if apart else h.unflatten(1, (count, -1)).movedim(1, 0)
+            elif not apart:
+                h = reshape(node, h)
+    return h if apart else h.unflatten(1, (count, h.shape[1] // count)).movedim(1, 0)
 
 
 def _apart(h: Tensor, count: int) -> Tensor:
     """[B, T channels, ...] -> [T, B, all features of a network]."""
-    return h.unflatten(1, (count, -1)).flatten(2).transpose(0, 1)
+    return h.unflatten(1, (count, h.shape[1] // count)).flatten(2).transpose(0, 1)
 
 
 def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor, count: int, apart: bool) -> Tensor:
+    units = params[_given(node)["weight"].name].shape[1] if node.op in AFFINE else h.shape[2 if apart else 1]
+    if node.op != AFFINE[0] and (not h.numel() or not units):
+        # as in a chain, a channel of zeros stands in for none
+        if apart:
+            return h
+        own = {name: padded(params[name]) for name in node.refs() if name in params}
+        h = h if h.shape[1] else h.new_zeros(len(h), count, *h.shape[2:])
+        return _on(node, own, h, count, apart)[:, : count * units]
+    return _on(node, params, h, count, apart)
+
+
+def _on(node: Node, params: Mapping[str, Tensor], h: Tensor, count: int, apart: bool) -> Tensor:
     if node.op in AFFINE:
         given = _given(node)
         weight = params[given["weight"].name]

@@ -13,11 +13,11 @@ from isthmus.connectors.base import Outcome, Progress
 from isthmus.connectors.fit import Fitted, Recipe, fit, fit_together
 from isthmus.connectors.stacked import forward_stacked, gather, stack
 from isthmus.connectors.walk import Units, network_of, others
-from isthmus.errors import InputError
 from isthmus.examples import single
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.dropout import Dropped
+from isthmus.stability.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
 
 CONVEX = Recipe("lbfgs", steps=200)
@@ -85,13 +85,6 @@ def draw_units(widths: Mapping[int, int], K: Mapping[int, int], generator: torch
     }
 
 
-def check_free(widths: Mapping[int, int], K: Mapping[int, int]) -> None:
-    """Refuse K_l that leave a layer without a unit for the subnetworks."""
-    if narrow := [l for l in widths if widths[l] - K[l] < 1]:
-        expected = f"a free unit in every hidden layer (layer {narrow[0]} has {widths[narrow[0]]}, all held)"
-        raise InputError("fraction", expected=expected, got=f"K = {K[narrow[0]]}")
-
-
 def filled(kept: Tensor, n: int, K: int, generator: torch.Generator) -> Tensor:
     """A set of K of n units that holds `kept` and random others, ascending.
 
@@ -132,7 +125,7 @@ class Start:
         own, A, b = self.chain.read(self.params), {}, {}
         for p, rows in self.rows.items():
             columns = self.columns(p)
-            A[p] = own.A[p][rows][:, columns] * (self.chain.widths[p - 1] / len(columns))
+            A[p] = own.A[p][rows][:, columns] * rescaling(self.chain.widths[p - 1], len(columns))
             b[p] = own.b[p][rows]
         return Draw(self.reads, Weights(A, b))
 
@@ -142,7 +135,7 @@ class Start:
         own = chain.read(self.params)
         for p, rows in self.rows.items():
             shape = (len(rows), len(self.columns(p)), own.A[p].shape[2])
-            gain = (1 if p == chain.L else 2) / (shape[1] * shape[2])
+            gain = (1 if p == chain.L else 2) / max(1, shape[1] * shape[2])
             A[p] = torch.randn(shape, generator=generator, dtype=torch.float64).to(own.A[p]) * gain**0.5
             ones = [float(v.endswith((".weight", "running_var"))) for v in chain.layer(p).vectors]
             b[p] = torch.tensor(ones).to(own.A[p]).expand(len(rows), -1)
@@ -287,7 +280,7 @@ class Training:
         A, b = {}, {}
         for p in range(l + 1, chain.L + 1):
             weight = small[chain.layer(p).weight]
-            A[p] = weight.reshape(len(weight), draw.weights.A[p].shape[1], -1)
+            A[p] = weight.reshape(len(weight), *draw.weights.A[p].shape[1:])
             columns = [small[v] for v in chain.layer(p).vectors]
             b[p] = torch.stack(columns, 1) if columns else weight.new_zeros(len(weight), 0)
         return Subnet(l, draw.held, Weights(A, b), fitted.loss, fitted.steps, fitted.outcome)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.connectors.base import Progress, no_progress
 from isthmus.connectors.fit import Recipe
-from isthmus.connectors.subnets import Draw, Start, Training, best, check_free, draw_units, filled, measure, sizes
+from isthmus.connectors.subnets import Draw, Start, Training, best, draw_units, filled, measure, sizes
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
@@ -126,7 +126,6 @@ def subnetwork_bounds(
     chain, theta, generator = *_ready(objective, params), torch.Generator().manual_seed(seed)
     widths = {l: chain.widths[l] for l in range(1, chain.L)}
     K = sizes(widths, dict.fromkeys(widths, fraction))
-    check_free(widths, K)
     wanted = list(range(chain.L)) if layers is None else sorted(set(layers))
     if not wanted or not set(wanted) <= set(range(chain.L)):
         raise InputError("layers", expected=f"some of 0 .. {chain.L - 1}", got=layers)

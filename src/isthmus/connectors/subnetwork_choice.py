@@ -17,7 +17,6 @@ from isthmus.connectors.subnets import (
     Subnet,
     Training,
     best,
-    check_free,
     draw_units,
     filled,
     narrowed,
@@ -78,7 +77,6 @@ class Choice:
         """The first sets: random, or around the units that a search for half-width networks keeps."""
         widths = {l: chain.widths[l] for l in range(1, chain.L)}
         K = sizes(widths, options.fractions)
-        check_free(widths, K)
         dropped: list[dict[int, Dropped]] = [{}, {}]
         if options.init == "dropout":
             share = 1 - max(options.fractions.values())

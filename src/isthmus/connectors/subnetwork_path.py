@@ -104,10 +104,8 @@ def _same(p: Weights, q: Weights) -> bool:
 def _check(chain: Chain, held: Units, xi: Mapping[int, Weights], end: str) -> None:
     L, widths = chain.L, chain.widths
     for l in range(1, L):
-        if not widths[l] / 2 <= len(held[l]) < widths[l]:
-            raise InputError(
-                f"I_{l} at {end}", expected=f"{-(-widths[l] // 2)} to {widths[l] - 1} units", got=len(held[l])
-            )
+        if not widths[l] / 2 <= len(held[l]) <= widths[l]:
+            raise InputError(f"I_{l} at {end}", expected=f"{-(-widths[l] // 2)} to {widths[l]} units", got=len(held[l]))
         if len(held[l]) > 1 and not bool((held[l][1:] > held[l][:-1]).all()):
             raise InputError(f"I_{l} at {end}", expected="units in ascending order", got=held[l].tolist())
     for l in range(L):

@@ -14,9 +14,8 @@ from isthmus.errors import InputError, UnsupportedError
 from isthmus.examples import single
 from isthmus.objective import Objective
 from isthmus.stability.separability import separate
-from isthmus.structure.chain import AFFINE, NORM, Chain, Weights
+from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, Weights
 
-HARMLESS = tuple(f"aten.{op}.default" for op in ("dropout", "alias", "clone", "view", "reshape"))
 RELU = {"aten.relu.default", "aten.relu_.default"}
 
 FLOOR = 1e-14
@@ -42,14 +41,14 @@ class Wires:
         self.at = start.l
         """The layer whose features `h` are."""
         h = self.chain.features(start.params, single(objective.data[0]), start.l, objective.chunk)
-        self.h = (h if len(start.reads) == h.shape[1] else h[:, start.reads]).double()
+        self.h = (h[:, start.reads] if start.l else h).double()
         self.A: dict[int, Tensor] = {}
         self.b: dict[int, Tensor] = {}
 
     @property
     def x(self) -> Tensor:
         """The features flattened, [N, D]."""
-        return self.h.flatten(1)
+        return (self.h if self.at else self.chain.entered(self.h)).flatten(1)
 
     @property
     def L(self) -> int:
@@ -66,8 +65,7 @@ class Wires:
 
     def is_relu(self, p: int) -> bool:
         """Whether layer p is linear with ReLU, after BatchNorm if any."""
-        rest = [n.op for n in self.chain.layer(p).nodes if n.op not in (*AFFINE, *NORM)]
-        rest = set(rest) - {*HARMLESS, "aten.flatten.using_ints"}
+        rest = {n.op for n in self.chain.layer(p).behind} - {*NORM, *RESHAPE}
         return not is_convolution(self.chain, p) and bool(rest) and rest <= RELU
 
     def _vectors(self, p: int) -> tuple[dict[str, float], list[tuple[str, float]]]:
@@ -110,6 +108,8 @@ class Wires:
     def through_convolutions(self, own: Weights) -> None:
         """Fill the convolutional layers that follow with these weights."""
         while self.at + 1 < self.L and is_convolution(self.chain, self.at + 1):
+            if not self.free(self.at + 1):
+                raise InputError(f"free channels of layer {self.at + 1}", expected="at least 1", got=0)
             self.keep(self.at + 1, own.A[self.at + 1], own.b[self.at + 1])
         if is_convolution(self.chain, self.at + 1):
             raise UnsupportedError(f"layer {self.L}", "xi_l without training needs a linear output layer")

@@ -19,11 +19,12 @@ from isthmus.losses import L1
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.readout import Readout, Solution
-from isthmus.structure.chain import Chain, Weights, chain_of
+from isthmus.structure.activations import reads_flat
+from isthmus.structure.chain import RESHAPE, Chain, Weights, base, chain_of
 
-HOMOGENEOUS = """relu dropout feature_dropout max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d view reshape flatten _unsafe_view
-alias clone contiguous detach getitem""".split()
+HOMOGENEOUS = """relu max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d mean view reshape flatten _unsafe_view squeeze
+getitem""".split()
 """Operations that scale with the features of a unit, and keep units apart."""
 
 
@@ -58,7 +59,8 @@ class TwoLayers:
         self.objective = objective.cast(torch.float64)
         self.chain = two_layer_chain(self.objective)
         self.kappa, self.bias = _penalty_of(self.objective, self.chain)
-        self.x, self.y = single(self.objective.data[0]), self.objective.data[1]
+        x, self.y = single(self.objective.data[0]), self.objective.data[1]
+        self.x = x.flatten(1) if reads_flat(self.chain.layer(1)) else x
         self.squared = self.objective.named_loss == "mse"
 
     @property
@@ -118,11 +120,10 @@ def two_layer_chain(objective: Objective) -> Chain:
     if chain.L != 2:
         raise UnsupportedError("the network", f"Theorem 2.4 is about one hidden layer, and this has {chain.L - 1}")
     first, second = chain.layers
-    names = [n.op.split(".")[1] for n in first.nodes]
-    for node, name in zip(first.nodes[1:], names[1:], strict=True):
-        if name not in HOMOGENEOUS:
-            raise UnsupportedError(node.where or node.op, "Theorem 2.4 is about ReLU networks")
-    if "relu" not in names:
+    other = [n for n in first.before if n.op not in RESHAPE] + [n for n in first.behind if base(n) not in HOMOGENEOUS]
+    if other:
+        raise UnsupportedError(other[0].where or other[0].op, "Theorem 2.4 is about ReLU networks")
+    if "relu" not in map(base, first.behind):
         raise UnsupportedError("the network", "it has no ReLU", "use im.DeepLinear()")
     if second.nodes[-1].op != "aten.linear.default":
         raise UnsupportedError(second.nodes[-1].where or second.nodes[-1].op, "the last layer must be nn.Linear")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ def memorisation(
     """
     theta, chain = objective.check(params), chain_of(objective.program, objective.structure)
     L, n = chain.L, chain.widths
+    _check_outputs(chain)
     if L < 3:
         raise InputError("network", expected="at least two hidden layers for Corollary 4.3", got=L - 1)
     generator = torch.Generator().manual_seed(seed)
@@ -141,6 +143,7 @@ def separability(
     """
     theta, chain = objective.check(params), chain_of(objective.program, objective.structure)
     y, n = objective.data[1], chain.widths
+    _check_outputs(chain)
     if y.is_floating_point() or y.dim() != 1:
         raise UnsupportedError("labels", "separability needs one class number per example")
     if held is None:
@@ -185,11 +188,18 @@ def _most_varied(h: Tensor, k: int) -> Tensor:
 
 def _check_held(widths: tuple[int, ...], held: Mapping[int, Any]) -> None:
     for l in range(1, len(widths) - 1):
-        if l not in held or not 0 < len(held[l]) <= widths[l]:
+        if l not in held or len(held[l]) > widths[l]:
             got = len(held[l]) if l in held else "none"
-            raise InputError(f"held[{l}]", expected=f"1 to {widths[l]} unit numbers", got=got)
+            raise InputError(f"held[{l}]", expected=f"at most {widths[l]} unit numbers", got=got)
+
+
+def _check_outputs(chain: Chain) -> None:
+    """Refuse an output layer whose channels have several pixels: each of them is an output."""
+    pixels = prod((next(n.shape for n in chain.layer(chain.L).nodes if n.op in AFFINE) or ())[2:])
+    if pixels > 1:
+        raise UnsupportedError("the output layer", f"its {chain.widths[-1]} channels have {pixels} pixels each")
 
 
 def _features(objective: Objective, chain: Chain, params: Params, l: int, held: Units) -> Tensor:
     h = chain.features(params, single(objective.data[0]), l, objective.chunk)
-    return (h if l == 0 else h[:, held[l].to(h.device)]).flatten(1).double()
+    return (chain.entered(h) if l == 0 else h[:, held[l].to(h.device)]).flatten(1).double()

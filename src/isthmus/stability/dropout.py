@@ -20,7 +20,7 @@ from isthmus.examples import single
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.scales import best_scales, mean_losses, smallest_scale
-from isthmus.stability.subsets import SEARCHES, Budget, Scores, Search, Units, check_choice, random_subsets
+from isthmus.stability.subsets import SEARCHES, Budget, Scores, Search, Units, check_choice, random_subsets, rescaling
 from isthmus.structure.chain import AFFINE, RESHAPE, Chain, Weights
 
 WORTH_SCREENING = 1e9
@@ -169,7 +169,7 @@ class _Entry:
 
     def factor(self, j: int, kept: Tensor) -> float:
         """What the outgoing weights of kept units are multiplied by."""
-        return self.chain.widths[j] / len(kept) if self.scale != "none" else 1.0
+        return rescaling(self.chain.widths[j], len(kept)) if self.scale != "none" else 1.0
 
     def searched(
         self,

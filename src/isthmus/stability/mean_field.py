@@ -17,7 +17,7 @@ from isthmus.examples import single
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.dropout import Dropped
-from isthmus.stability.subsets import Units
+from isthmus.stability.subsets import Units, rescaling
 from isthmus.structure.chain import Chain, chain_of
 
 Pattern = int | Mapping[int, Sequence[int] | Tensor]
@@ -53,7 +53,7 @@ def pattern_stability(objective: Objective, params: Mapping[str, Tensor], keep: 
 
     Units that are not kept output 0; outgoing weights of the others are multiplied by n / |kept| of their layer,
     which in a mean-field network makes every average one over the kept units (the paper's text prints |kept| / n, its
-    formula (3.4) is this one). Unlike `dropout_stability`, nothing is
+    formula (3.4) is this one). A pattern without units leaves the layers after it constant. Unlike `dropout_stability`, nothing is
     searched and no scale is fitted: the theorem is about any pattern that does not depend on the training. Works
     for any chain of layers (perceptrons, plain convolutional networks). Cost: one pass, and one of the smaller network.
 
@@ -78,8 +78,8 @@ def kept_units(chain: Chain, keep: Pattern) -> Units:
     if not hidden:
         raise InputError("network", expected="at least one hidden layer", got="none")
     if isinstance(keep, int):
-        if not 1 <= keep <= min(chain.widths[1:-1]):
-            raise InputError("keep", expected=f"1 to {min(chain.widths[1:-1])} units of every hidden layer", got=keep)
+        if not 0 <= keep <= min(chain.widths[1:-1]):
+            raise InputError("keep", expected=f"0 to {min(chain.widths[1:-1])} units of every hidden layer", got=keep)
         return {l: torch.arange(keep) for l in hidden}
     if set(keep) != set(hidden):
         expected = f"a pattern for each of the hidden layers {list(hidden)}"
@@ -87,8 +87,9 @@ def kept_units(chain: Chain, keep: Pattern) -> Units:
     out: Units = {}
     for l in hidden:
         units = torch.as_tensor(keep[l])
-        whole = units.dtype in (torch.int64, torch.int32) and units.dim() == 1 and len(units)
-        if not whole or not 0 <= int(units.min()) <= int(units.max()) < chain.widths[l]:
+        units = units if units.numel() else units.long()
+        whole = units.dtype in (torch.int64, torch.int32) and units.dim() == 1
+        if not whole or (len(units) and not 0 <= int(units.min()) <= int(units.max()) < chain.widths[l]):
             raise InputError(f"keep[{l}]", expected=f"unit numbers from 0 to {chain.widths[l] - 1}", got=keep[l])
         out[l] = units.long().unique()
         if len(out[l]) < len(units):
@@ -98,7 +99,7 @@ def kept_units(chain: Chain, keep: Pattern) -> Units:
 
 def without(chain: Chain, params: Params, kept: Units, entry: int = 1) -> Params:
     """theta_S in compact form: the weights of the network whose layers `entry` .. L-1 have only the kept units."""
-    factors = {l: chain.widths[l] / len(units) for l, units in kept.items()}
+    factors = {l: rescaling(chain.widths[l], len(units)) for l, units in kept.items()}
     dropped = Dropped(entry, {l: kept[l] for l in range(entry, chain.L)}, factors, 1.0, nan, False)
     return chain.write(dropped.layers(chain.read(params), chain.L), params)
 

@@ -56,6 +56,8 @@ def position(
         raise InputError("subsets, tolerance", expected=">= 0 and in (0, 1)", got=(subsets, tolerance))
     x = points.detach().flatten(1).double()
     N, d = x.shape
+    if not d:  # no coordinates, so all points are one
+        return Position(N, 0, max(N - 1, 0), N, 0.0, 0, tolerance)
     coinciding = N - len(x.unique(dim=0))
     most = max(coinciding and _largest_class(x), _on_coordinate_planes(x)) if N > d else min(N, d)
     smallest = 1.0

@@ -45,7 +45,7 @@ def two_layer_premises(
     finite sample can tell.
     """
     chain = chain_of(objective.program, objective.structure)
-    x = single(objective.data[0]).flatten(1)
+    x = chain.entered(single(objective.data[0])).flatten(1)
     suprema = _activations(chain)
     gradient = suprema[1] * float((x.square().sum(1) + bool(chain.layer(1).vectors)).max().sqrt())
     return (
@@ -173,9 +173,9 @@ def _activations(chain: Chain) -> tuple[float, float, float]:
     """The largest suprema over the activations; NaN where an operation is not in the table."""
     found = [(0.0, 0.0, 0.0)]
     for layer in chain.layers:
-        for node in layer.nodes:
+        for node in layer.behind:
             base = node.op.split(".")[1].removesuffix("_")
-            if node.op in (*AFFINE, *RESHAPE) or factor(node) is not None:
+            if node.op in RESHAPE or factor(node) is not None:
                 continue
             if base == "hardtanh":
                 low, high = (float(node.named()[k]) for k in ("min_val", "max_val"))

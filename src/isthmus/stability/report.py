@@ -125,7 +125,7 @@ def dropout_stability(
 ) -> DropoutStability:
     """The smallest epsilon found for which the network is epsilon-dropout stable, and theta_i for every entry layer i.
 
-    Definition 1: theta_i keeps at most floor(keep * n_j) units (at least one) in each hidden layer j >= i, multiplies
+    Definition 1: theta_i keeps at most floor(keep * n_j) units in each hidden layer j >= i, multiplies
     their outputs by some factors, and drops the rest; epsilon = max_i L(theta_i) - L(theta). Half (`keep` = 1/2) is
     what Theorem 1 asks for; any fraction may be measured.
 

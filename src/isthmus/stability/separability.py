@@ -88,6 +88,8 @@ def separate(
     if labels.dim() != 1 or labels.is_floating_point() or len(labels) != len(features):
         got = f"{labels.dtype} of shape {tuple(labels.shape)}"
         raise InputError("labels", expected=f"{len(features)} class numbers", got=got)
+    if not features[:1].numel():
+        raise InputError("features", expected="at least one example with at least one feature", got=features.shape)
     problem = _Problem.of(features, labels, classes or int(labels.max()) + 1, kind, bias)
     for steps in (FIRST, STEPS):
         W = problem.solve(steps)

@@ -115,6 +115,11 @@ class LevelNetwork:
         """The number of samples."""
         return len(self.x)
 
+    @cached_property
+    def inputs(self) -> Tensor:
+        """The samples as the first layer reads them, one row each."""
+        return self.chain.entered(self.x).flatten(1)
+
     @property
     def L(self) -> int:
         """The number of layers."""
@@ -149,7 +154,7 @@ class LevelNetwork:
     @cached_property
     def closest(self) -> float:
         """The least distance of two samples, over the largest norm of a sample less the mean (Assumption 2.4)."""
-        flat = self.x.flatten(1) - self.x.flatten(1).mean(0)
+        flat = self.inputs - self.inputs.mean(0)
         if len(flat) < 2:
             return 1.0
         return closest_rows(flat) / (float(flat.norm(dim=1).max()) or 1.0)
@@ -224,7 +229,7 @@ def _wide(net: LevelNetwork, k: int) -> list[Condition]:
         flat = Condition("layer 1 reads one row per sample", float(reads_flat(net.chain.layer(1))), "1", None)
         if not reads_flat(net.chain.layer(1)):
             return [Condition(flat.name, 0.0, "1", False)]
-        rank = rank_of(ones_column(net.x.flatten(1), net.has_bias(1)))
+        rank = rank_of(ones_column(net.inputs, net.has_bias(1)))
         return [Condition("rank of [X, 1]" if net.has_bias(1) else "rank of X", rank, f"N = {net.N}", rank == net.N)]
     out = [_distinct(net)]
     for l in range(1, k + 1):
@@ -319,7 +324,7 @@ def sublevel_conditions(objective: Objective, *points: Mapping[str, Tensor], tol
         net.N,
         net.chain.widths,
         tol,
-        rank_of(ones_column(net.x.flatten(1), True), tol),
+        rank_of(ones_column(net.inputs, True), tol),
         tuple(ranks),
         tuple(conditions),
         tuple(weights),

@@ -31,16 +31,25 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
 
 
 def kept_count(n: int, keep: float) -> int:
-    """How many of n units stay: at most keep * n, at least one.
+    """How many of n units stay: at most keep * n, which of one unit leaves none.
 
     >>> kept_count(7, 0.5), kept_count(100, 0.29), kept_count(1, 0.5)
-    (3, 29, 1)
+    (3, 29, 0)
     """
-    return max(1, floor(keep * n + 1e-9))  # 0.29 * 100 is 28.999...
+    return floor(keep * n + 1e-9)  # 0.29 * 100 is 28.999...
+
+
+def rescaling(n: int, kept: int) -> float:
+    """n / kept, what the outgoing weights of the kept units are multiplied by; 1 where none is kept.
+
+    >>> rescaling(6, 3), rescaling(1, 0)
+    (2.0, 1.0)
+    """
+    return n / kept if kept else 1.0
 
 
 def random_subsets(widths: Mapping[int, int], keep: float, generator: torch.Generator) -> Units:
-    """A uniformly random subset of floor(keep * n) units (at least one) of every layer, ascending."""
+    """A uniformly random subset of floor(keep * n) units of every layer, ascending."""
     return {j: torch.randperm(n, generator=generator)[: kept_count(n, keep)].sort().values for j, n in widths.items()}
 
 

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from isthmus.errors import UnsupportedError
 from isthmus.program import Node
-from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, Layer
+from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, Layer, base
 
 __all__ = ["Activation", "activation_of", "affine_of", "check_units", "design", "reads_flat"]
 
-_IDLE = ("aten.dropout.default", "aten.clone.default", "aten.alias.default", "aten.contiguous.default")
 # continuous and piecewise linear with two pieces or more, or exponential units (Lemma 2.3); and, beyond the paper,
 # functions whose shifts are independent because their poles, branch points or tails differ
 _INDEPENDENT = {
@@ -50,8 +49,8 @@ def activation_of(layer: Layer) -> Activation:
     A leaky ReLU (slope > 0) and the identity are onto; ReLU, ELU, tanh and others are not. The identity alone is not
     independent: x = 2 (x + 1) - (x + 2).
     """
-    rest = [n for n in layer.nodes if n.op not in (*AFFINE, *RESHAPE, *_IDLE)]
-    names = [_base(n) for n in rest]
+    rest = [n for n in layer.behind if n.op not in RESHAPE]
+    names = [base(n) for n in rest]
     if not rest:
         return Activation("identity", 1.0, False, True)
     known = [n for n, name in zip(rest, names, strict=True) if name in _INDEPENDENT or name == "leaky_relu"]
@@ -60,15 +59,11 @@ def activation_of(layer: Layer) -> Activation:
         return Activation("prelu", None, True, True)
     if len(known) != 1:
         return Activation("+".join(names), None, None, plain)
-    node, name = known[0], _base(known[0])
+    node, name = known[0], base(known[0])
     if name != "leaky_relu":
         return Activation(name, None, True, plain)
     slope = float(node.named()["negative_slope"])
     return Activation(f"leaky_relu({slope:g})", slope, slope != 1, plain)
-
-
-def _base(node: Node) -> str:
-    return node.op.split(".")[1] if "." in node.op else node.op
 
 
 def affine_of(layer: Layer) -> Node:
@@ -106,6 +101,7 @@ def design(chain: Chain, l: int, params: Mapping[str, Tensor], h: Tensor) -> Ten
     (torch.Size([20, 2, 4]), torch.Size([5, 3, 4]))
     """
     node = affine_of(chain.layer(l))
+    h = chain.entered(h) if l == 1 else h
     if node.op == AFFINE[0]:
         return h.flatten(1).reshape(len(h), chain.widths[l - 1], -1)
     a: Mapping[str, Any] = node.named()

@@ -13,7 +13,7 @@ from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
 from isthmus.structure.walk import NONE, Rule, Value, Walk
 
-__all__ = ["RULES", "contract", "elementwise"]
+__all__ = ["POINTWISE", "RULES", "contract", "elementwise"]
 
 # functions with f(0) = 0: a weight entry that is zero stays zero
 _KEEPS_ZERO = {
@@ -192,7 +192,7 @@ def _table(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
 # dropout in training mode was refused before the walk
 _SAME = """alias alpha_dropout clone contiguous detach dropout feature_dropout lift_fresh lift_fresh_copy positive to
 _to_copy type_as""".split()
-_POINTWISE = """abs acos add addcmul asin atan bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos
+POINTWISE = """abs acos add addcmul asin atan bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos
 cosh div elu eq erf erfc exp exp2 expm1 fill floor ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan
 leaky_relu le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum
 mish mul multiply ne neg pow reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh
@@ -202,7 +202,7 @@ _UNIFORM = "full full_like new_full new_ones new_zeros ones ones_like scalar_ten
 
 RULES: dict[str, Rule] = (
     {name: _same for name in _SAME}
-    | {name: _pointwise for name in _POINTWISE}
+    | {name: _pointwise for name in POINTWISE}
     | {name: _reduce for name in _REDUCED}
     | {name: _constant for name in _UNIFORM}
     | {name: _table for name in ("arange", "eye", "linspace")}

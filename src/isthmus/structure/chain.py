@@ -19,12 +19,18 @@ from torch import Tensor
 from isthmus.errors import UnsupportedError
 from isthmus.params import Params
 from isthmus.program import Node, Program, Ref
+from isthmus.structure.algebra import POINTWISE
 from isthmus.structure.units import Group, Structure
 
 AFFINE = ("aten.linear.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding")
 NORM = ("aten.batch_norm.default",)
 SCALINGS = ("aten.mul.Tensor", "aten.div.Tensor")
-RESHAPE = ("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default")
+RESHAPE = (
+    *("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default"),
+    *("aten.squeeze.dim", "aten.squeeze.dims"),
+)
+IDLE = ("alias", "alpha_dropout", "clone", "contiguous", "detach", "dropout", "feature_dropout", "positive")
+"""Operations that change nothing: the structure refused dropout that is in training mode."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -36,6 +42,20 @@ class Layer:
     vectors: tuple[str, ...]
     nodes: tuple[Node, ...]
     group: Group | None
+
+    @property
+    def before(self) -> tuple[Node, ...]:
+        """What is done to the features before the affine operation reads them."""
+        return self.nodes[: self._at]
+
+    @property
+    def behind(self) -> tuple[Node, ...]:
+        """What is done to its results: normalisation, activation, pooling."""
+        return self.nodes[self._at + 1 :]
+
+    @property
+    def _at(self) -> int:
+        return next(i for i, n in enumerate(self.nodes) if n.op in AFFINE)
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -107,6 +127,12 @@ class Chain:
             h = _apply(node, params, h)
         return h
 
+    def entered(self, x: Tensor) -> Tensor:
+        """x as the first layer reads it: after whatever the network does to its input first, but for flattening."""
+        for node in self.layers[0].before:
+            x = x if flattens(node) else _apply(node, {}, x)
+        return x
+
     def features(self, params: Mapping[str, Tensor], x: Tensor, l: int, chunk: int) -> Tensor:
         """f_l(x) for all examples, [N, n_l, ...], computed `chunk` examples at a time; f_0 = x."""
         if l == 0:
@@ -124,8 +150,17 @@ class Chain:
 def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
     """One operation on `h`; every reference is either a parameter or the one value that flows."""
     if node.op in RESHAPE:
-        return h.flatten(1)
+        return reshape(node, h)
 
+    units = len(params[node.args[1].name]) if node.op in AFFINE else h.shape[1]
+    if node.op != AFFINE[0] and (not h.shape[1] or not units):
+        # most operations refuse tensors without channels: one that is zero stands in, and is left out of the result
+        own = {name: padded(params[name]) for name in node.refs() if name in params}
+        return _called(node, own, padded(h))[:, :units]
+    return _called(node, params, h)
+
+
+def _called(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
     def value(v: Any) -> Any:
         if isinstance(v, Ref):
             return params[v.name] if v.name in params else h
@@ -134,9 +169,29 @@ def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
     return node.target(*(value(v) for v in node.args), **{k: value(v) for k, v in node.kwargs.items()})
 
 
+def padded(v: Tensor) -> Tensor:
+    """A zero in the place of each axis that has no entries."""
+    return v if v.numel() else v.new_zeros([max(1, n) for n in v.shape])
+
+
+def flattens(node: Node) -> bool:
+    """Whether a node makes one row of each example's channels and pixels."""
+    return node.op in RESHAPE and len(node.shape or ()) == 2
+
+
+def reshape(node: Node, h: Tensor) -> Tensor:
+    """What a reshape of a chain does to features of any number of channels."""
+    return h.flatten(1) if flattens(node) else h.reshape(*h.shape[:2], *(node.shape or ())[2:])
+
+
+def base(node: Node) -> str:
+    """The name of an operation without its namespace and overload: "relu"."""
+    return node.op.split(".")[1] if "." in node.op else node.op
+
+
 def chain_of(program: Program, structure: Structure) -> Chain:
     """The chain that `program` is, or ``UnsupportedError`` naming the operation that makes it something else."""
-    nodes = _one_line(program)
+    nodes = _canonical(_one_line(program), program)
     starts = [i for i, n in enumerate(nodes) if n.op in AFFINE]
     if not starts:
         raise UnsupportedError("the network", "it has no linear or convolutional layer")
@@ -152,6 +207,7 @@ def chain_of(program: Program, structure: Structure) -> Chain:
             tail[0].where or tail[0].op,
             "it follows the output layer; return the raw outputs (logits), and scale what the layer reads instead",
         )
+    _refuse_pixels(pieces)
     names = [next(n for n in piece if n.op in AFFINE).args[1].name for piece in pieces]
     layers: list[Layer] = []
     for l, piece in enumerate(pieces):
@@ -204,8 +260,6 @@ def _one_line(program: Program) -> list[Node]:
         data = refs - named.keys() - scalars
         if data != {flow}:
             raise UnsupportedError(node.where or node.op, "the network is not a chain of layers (branches or sums)")
-        if node.op in RESHAPE and (len(node.shape) != 2 or node.shape[0] != program.batch):
-            raise UnsupportedError(node.where or node.op, "a reshape other than flattening each example is not a chain")
         if node.op == AFFINE[0] and len(node.shape) != 2:
             raise UnsupportedError(node.where or node.op, "a linear layer that runs over positions is not a chain")
         line.append(_rename(node, named, flow))
@@ -213,6 +267,49 @@ def _one_line(program: Program) -> list[Node]:
     if not line or program.outputs[0].name != flow:
         raise UnsupportedError("the network", "its output is not the last operation of a chain")
     return line
+
+
+def _canonical(line: list[Node], program: Program) -> list[Node]:
+    """The same function in one spelling: each reshape directly before the operation that needs it, and nothing idle.
+
+    Features then keep their channels on axis 1 up to the layer that reads them, however the flattening is written.
+    """
+    out: list[Node] = []
+    waiting: Node | None = None
+    shape = program.shapes[program.inputs[0]]
+    for node in line:
+        if node.op in RESHAPE:
+            waiting = node
+        elif base(node) in IDLE or (out and base(node) == base(out[-1]) == "relu"):
+            continue
+        elif waiting is not None and base(node) in POINTWISE and len(set(node.refs())) == 1:
+            out.append(replace(node, shape=shape))
+        else:
+            out += _needed(waiting, shape, program.batch)
+            out.append(node)
+            waiting, shape = None, node.shape or ()
+    return out + _needed(waiting, shape, program.batch)
+
+
+def _needed(node: Node | None, before: tuple[int, ...], batch: int) -> list[Node]:
+    """A reshape of values of the shape `before`, if it does anything; refuses what moves entries between channels."""
+    shape = before if node is None else node.shape or ()
+    if node is None or shape == before:
+        return []
+    keeps = len(before) > 2 and shape[1:2] == before[1:2]
+    if shape[:1] != (batch,) or not (len(shape) == 2 or (len(shape) > 2 and keeps)):
+        raise UnsupportedError(node.where or node.op, "a reshape other than flattening each example is not a chain")
+    return [node]
+
+
+def _refuse_pixels(pieces: list[list[Node]]) -> None:
+    """Refuse a hidden layer whose flattened pixels are no longer treated channel by channel."""
+    for piece in pieces[:-1]:
+        own = piece[next(i for i, n in enumerate(piece) if n.op in AFFINE) :]
+        for before, node, after in zip(own, own[1:], own[2:], strict=False):
+            if flattens(node) and prod((before.shape or ())[2:]) > 1:
+                why = "it acts on flattened pixels, and the units of a chain are whole channels"
+                raise UnsupportedError(after.where or after.op, why, "put it before the flattening")
 
 
 def _rename(node: Node, named: dict[str, Ref], flow: str) -> Node:

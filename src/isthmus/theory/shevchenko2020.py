@@ -37,8 +37,6 @@ def _halved(pair: Pair, theorem: str, conditions: Sequence[Condition], training:
     """The premises that a pair shows, and the losses that make the bound; layers 1..L have weights, the paper's L+1."""
     name, chain, L = f"{PAPER}, {theorem}", pair.chain, pair.chain.L
     rows = convex_rows(pair, name)
-    if min(chain.widths[1:-1]) < 2:
-        raise UnsupportedError("the network", "a hidden layer has 1 unit, which cannot be halved")
     rows += rows_of(name, [c for c in conditions if not c.name.startswith(TRAINING)])
     kept = {l: torch.arange(chain.widths[l] // 2) for l in range(1, L)}
     largest = pair.top

@@ -198,7 +198,7 @@ def largest_subproblem(net: LevelNetwork) -> dict[str, Any] | None:
             continue
         n = net.N
         if k == 0 and net.L > 1:
-            n = independent_examples(ones_column(net.x.flatten(1), net.has_bias(1)))
+            n = independent_examples(ones_column(net.inputs, net.has_bias(1)))
         for l in range(1, k + 1):
             rows, each = net.sizes[l + 1]
             n = min(n, net.chain.widths[l] // 2 * each * net.N // rows)
