@@ -7,21 +7,21 @@ moves.
 
 The bound has two parts. **In real arithmetic**, for the closed form on the features that the network's data have
 before any rounding: [x, 1] has full row rank also when these features are as far from the curve's own data as roundings
-in the layers below can put them (affine forms; Weyl's inequality), so that the curve exists and the features of its last
-layer run on the line between those of both ends. If that is the last layer of the network, the loss is at most the
+in the layers below can put them (affine forms; Weyl's inequality), so that the curve exists and the features of its
+last layer run on the line between those of both ends. If that is the last layer of the network, the loss is at most the
 larger one at both ends of that line, which affine forms bound; else they bound what the layers above and the loss make
 of the whole line. No point is sampled for this part, and where an operation or the loss has no rule for affine forms
 nothing is claimed. What is assumed is that singular values round by less than N ulps of the largest. **In floating
 point**, for the points that ``LevelCurve.at`` computes: at `POINTS` of them the outputs are compared with the closed
-form, and `FACTOR` times the largest difference of a loss is added. That this covers the points between is an assumption;
-a bound from norms alone multiplies |W^+| / slope over the layers, and exceeds what is seen by seven powers of ten for
-three layers.
+form, and `FACTOR` times the largest difference of a loss is added. That this covers the points between is an
+assumption; a bound from norms alone multiplies |W^+| / slope over the layers, and exceeds what is seen by seven powers
+of ten for three layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite, nan
 
 import torch
@@ -53,7 +53,8 @@ class Level:
     """What was found about a level curve: the claim; the bound on the loss; the largest difference of a loss from that
     of the closed form (`deviation`); the largest relative difference of an output (`drift`); the unsure examples.
 
-    `exact`: the bound of the closed form in real arithmetic, which `bound` is never below.
+    `exact`: the bound of the closed form in real arithmetic, which `bound` is never below. `slack`: the loss is nowhere
+    further above the chord of the losses evaluated at the ends.
     """
 
     claim: Claim
@@ -62,6 +63,7 @@ class Level:
     drift: float = 0.0
     error: float = 0.0
     exact: float = 0.0
+    slack: float = 0.0
 
 
 def level(objective: Objective, segment: LevelCurve) -> Level:
@@ -158,18 +160,19 @@ def _radius(net: LevelNetwork, segment: LevelCurve, first: int) -> float:
     return total
 
 
-def _exact(net: LevelNetwork, segment: LevelCurve) -> Bound:
-    """A bound on the loss of the closed form: the features of its last layer on a line, and what is above them."""
+def _exact(net: LevelNetwork, segment: LevelCurve) -> list[Bound]:
+    """Bounds on the loss of the closed form: one on the whole of it, or, where it is convex in t, one for each end."""
     names = [layer.weight for layer in net.chain.layers]
     top, ends = names.index(segment.layers[-1].weight) + 1, (segment.origin, segment.goal)
-    low, high = sorted((segment.lo, segment.hi))
     with torch.no_grad():
         if top < net.L:
             first, last = (_reading(net, p, top + 1) for p in ends)
-            return _finite(bound_of_outputs(net.objective, first.along(last, low, high)))
-        points = [bound_of_outputs(net.objective, _mixed(net, ends, s)) for s in (low, high)]
-    marks = [b.unsure for b in points if b.unsure is not None]
-    return replace(_finite(max(points, key=lambda b: b.loss)), unsure=torch.stack(marks).amax(0))
+            found = [bound_of_outputs(net.objective, first.along(last, *sorted((segment.lo, segment.hi))))]
+        else:
+            found = [bound_of_outputs(net.objective, _mixed(net, ends, s)) for s in (segment.lo, segment.hi)]
+    if not all(isfinite(b.loss) for b in found):
+        raise UnsupportedError("the loss", "the rounding of its closed form has no finite bound")
+    return found
 
 
 def _mixed(net: LevelNetwork, ends: tuple[Params, Params], s: float) -> Iterator[tuple[Form, Tensor]]:
@@ -180,13 +183,7 @@ def _mixed(net: LevelNetwork, ends: tuple[Params, Params], s: float) -> Iterator
         yield line(first, last, s, s), y
 
 
-def _finite(bound: Bound) -> Bound:
-    if not isfinite(bound.loss):
-        raise UnsupportedError("the loss", "the rounding of its closed form has no finite bound")
-    return bound
-
-
-def _measured(net: LevelNetwork, segment: LevelCurve, exact: Bound) -> Level:
+def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Level:
     objective, y = net.objective, net.objective.data[1]
     ends = [objective.outputs(_wide(segment, t)) for t in (0.0, 1.0)]
     losses = [_loss(objective, Z) for Z in ends]
@@ -205,14 +202,23 @@ def _measured(net: LevelNetwork, segment: LevelCurve, exact: Bound) -> Level:
         return Level(Claim("measured", why))
     noise = torch.full_like(ends[0], FACTOR * stray + 1e-11 * (1 + scale))
     marks = [unsure(objective, Form(Z, None, noise), y) for Z in ends]
-    error = torch.stack([*marks, *([] if exact.unsure is None else [exact.unsure])]).amax(0)
+    error = torch.stack([*marks, *(b.unsure for b in closed if b.unsure is not None)]).amax(0)
     how = "affine in t" if max(losses) > min(losses) or not torch.equal(ends[0], ends[1]) else "constant"
     why = (
         f"the outputs on the data are {how} by the closed form of the level curve; its premises hold, and at {POINTS} "
         f"points the outputs differ from it by at most {stray / scale:.1e} of their size"
     )
-    bound = max(*losses, exact.loss) + FACTOR * deviation
-    return Level(Claim("analytic", why), bound, deviation, stray / scale, float(error.mean()), exact.loss)
+    exact, noise_of_points = max(b.loss for b in closed), FACTOR * deviation
+    above = zip(closed, losses, strict=True) if len(closed) == 2 else [(closed[0], v) for v in losses]
+    return Level(
+        Claim("analytic", why),
+        max(*losses, exact) + noise_of_points,
+        deviation,
+        stray / scale,
+        float(error.mean()),
+        exact,
+        max(b.loss - v for b, v in above) + noise_of_points,
+    )
 
 
 def _wide(segment: LevelCurve, t: float) -> Params:

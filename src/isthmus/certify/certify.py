@@ -33,19 +33,30 @@ def certify(
 ) -> Certificate:
     """Bound the loss over the continuous `path`, deriving every claim from the control points alone.
 
+    **What is proved** is about the network in real arithmetic: the loss of the function that the module's operations
+    define, with the weights of the path, widened to float64, as exact numbers. It is computed in float64, and the bound
+    allows for every rounding and underflow on the way, also for that of the losses that an exact claim rests on.
+    Assumed are IEEE arithmetic with denormal numbers; torch's elementary functions to 1e-13; a loss given as a function
+    to 1e-12, and that it is convex where it was declared so; see "analytic" for level curves. Nothing is said about the
+    rounding of a computation in a narrower type, whether of the user's (float32 on another machine) or inside the
+    module: casts and float32 constants in a forward pass are taken in float64.
+
     A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by
-    the loss at its control points ("unchanged", "convex"). Any other Bezier segment is cut into sub-intervals of t, and
+    the loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into sub-intervals of t, and
     affine forms in t go through the network ("bounded"); the sub-interval with the largest bound, on whichever segment,
     is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen) <= 1e-9, or `budget`
     bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form ("analytic"): its premises
     are checked again, roundings in the layers below and above it are bounded, and those of the curve's own points are
     measured at 33 of them. A network with an operation that has no rule, a loss not declared convex, or a segment of
-    another kind, is sampled at `num_points` points and "measured". Everything is evaluated in float64, on the widened
-    weights. `labels` are copied to the segments for reading, never used. Cost: one pass over the data per control
-    point, about eight per sub-interval (30 to 80 sub-intervals for a line between two small trained networks),
-    `num_points` per measured segment. ``budget=0`` makes the exact claims only.
+    another kind, is sampled at `num_points` points and "measured", and `why` names the operation; so is a segment with an
+    exact claim whose network has an operation without a rule, because the rounding of its losses is then unknown.
+    `labels` are copied to the segments for reading, never used. Cost: about four passes over the data per control point
+    of exact claims, one per end of others, about eight per sub-interval (30 to 80 sub-intervals for a line between two
+    small trained networks), `num_points` per measured segment. ``budget=0`` makes the exact claims only.
 
-    Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate.
+    Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate. Every loss that
+    is evaluated on the way is compared with its bound; one that is above it by more than rounding explains is an
+    internal error.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -129,7 +140,7 @@ def _analytic(kernel: Kernel, i: int, found: Claim) -> tuple[SegmentCertificate,
         kernel.confront(p, v, known.bound, f"at end {k} of segment {i}")
     bound, at = max(known.bound, *ends), float(ends[1] > ends[0])
     row = SegmentCertificate(i, "analytic", bound, found.why, known.deviation, "", at, max(ends), _defined(known.error))
-    return row, bound - min(ends)
+    return row, known.slack
 
 
 def _bounded(kernel: Kernel, i: int, found: Claim, result: Search) -> SegmentCertificate:
