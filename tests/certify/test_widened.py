@@ -212,5 +212,5 @@ def test_raw_errors_become_reasons_and_other_errors_stay():
         raise IndexError("too far\nat all")
     with pytest.raises(UnsupportedError, match="its graph: y: expected one"), without_raw_errors("its graph"):
         raise im.InputError("y", expected="one", got="two")
-    with pytest.raises(im.IsthmusError, match="^internal error$"), without_raw_errors("its graph"):
+    with pytest.raises(im.IsthmusError, match=r"^internal error$"), without_raw_errors("its graph"):
         raise im.IsthmusError("internal error")

@@ -15,11 +15,12 @@ class SegmentCertificate:
 
     `claim`: "unchanged" | "convex" | "analytic" | "bounded" | "measured"; with "measured" the bound is only the largest
     sample; with the others it is one in real arithmetic, the rounding of its evaluation included. `deviation`: how far
-    the loss at the control points (for a bounded segment: at the ends) strays from the first one, as evaluated; on an unchanged segment it is the rounding noise, on an analytic one the largest difference
-    that was measured from the loss of the closed form. `witness`: the t in [0, 1] on this segment where the largest
-    loss was seen, and `value` that loss. `error_bound`: no more than this fraction of the examples is wrong anywhere
-    on the segment; None where that is not known. `intervals`: (start, end, bound) of each sub-interval that the bound
-    was computed on; they cover [0, 1].
+    the loss at the control points (for a bounded segment: at the ends) strays from the first one, as evaluated; on an
+    unchanged segment it is the rounding noise, on an analytic one the largest difference that was measured from the
+    loss of the closed form. `witness`: the t in [0, 1] on this segment where the largest loss was seen, and `value`
+    that loss. `error_bound`: no more than this fraction of the examples is wrong anywhere on the segment; None where
+    that is not known. `intervals`: (start, end, bound) of each sub-interval that the bound was computed on; they cover
+    [0, 1].
     """
 
     index: int
@@ -45,8 +46,8 @@ class Certificate:
 
     The statement is about the function in real arithmetic, with the weights of the path as exact numbers; it was
     computed in `dtype`, and the bound allows for all rounding on the way, of exact claims too: `slack` is the largest
-    such allowance of an exact claim, or at the largest loss of a bounded segment. `goal` is the gap that was asked for; `evaluations` bounds over sub-intervals
-    were computed, of the `budget` allowed.
+    such allowance of an exact claim, or at the largest loss of a bounded segment. `goal` is the gap that was asked for;
+    `evaluations` bounds over sub-intervals were computed, of the `budget` allowed.
     """
 
     segments: tuple[SegmentCertificate, ...]

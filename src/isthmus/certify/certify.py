@@ -41,21 +41,22 @@ def certify(
     rounding of a computation in a narrower type, whether of the user's (float32 on another machine) or inside the
     module: casts and float32 constants in a forward pass are taken in float64.
 
-    A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by
-    the loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into sub-intervals of t, and
-    affine forms in t go through the network ("bounded"); the sub-interval with the largest bound, on whichever segment,
-    is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen) <= 1e-9, or `budget`
-    bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form ("analytic"): its premises
-    are checked again, roundings in the layers below and above it are bounded, and those of the curve's own points are
-    measured at 33 of them. A network with an operation that has no rule, a loss not declared convex, or a segment of
-    another kind, is sampled at `num_points` points and "measured", and `why` names the operation; so is a segment with an
-    exact claim whose network has an operation without a rule, because the rounding of its losses is then unknown.
-    `labels` are copied to the segments for reading, never used. Cost: about four passes over the data per control point
-    of exact claims, one per end of others, about eight per sub-interval (30 to 80 sub-intervals for a line between two
-    small trained networks), `num_points` per measured segment. ``budget=0`` makes the exact claims only.
+    A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by the
+    loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into
+    sub-intervals of t, and affine forms in t go through the network ("bounded"); the sub-interval with the largest
+    bound, on whichever segment, is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen)
+    <= 1e-9, or `budget` bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form
+    ("analytic"): its premises are checked again, roundings in the layers below and above it are bounded, and those of
+    the curve's own points are measured at 33 of them. A network with an operation that has no rule, a loss not declared
+    convex, or a segment of another kind, is sampled at `num_points` points and "measured", and `why` names the
+    operation; so is a segment with an exact claim whose network has an operation without a rule, because the rounding
+    of its losses is then unknown. `labels` are copied to the segments for reading, never used. Cost: about four passes
+    over the data per control point of exact claims, one per end of others, about eight per sub-interval (30 to 80
+    sub-intervals for a line between two small trained networks), `num_points` per measured segment. ``budget=0`` makes
+    the exact claims only.
 
-    Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate. Every loss that
-    is evaluated on the way is compared with its bound; one that is above it by more than rounding explains is an
+    Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate. Every loss
+    that is evaluated on the way is compared with its bound; one that is above it by more than rounding explains is an
     internal error.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])

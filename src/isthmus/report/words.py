@@ -209,8 +209,9 @@ def _proof(run: Run) -> str:
         parts.append(
             "<p><span class='tag good'>proved</span> The training loss is at most "
             f"<strong>{bound_num(bound_of(run))}</strong> on the whole path. "
-            f"The statement is about the network in real arithmetic, evaluated in {dtype}, the rounding of the evaluation "
-            "itself included" + (f": {num(float(slack))} of the bound.</p>" if slack is not None else ".</p>")
+            f"The statement is about the network in real arithmetic, evaluated in {dtype}, the rounding of the "
+            "evaluation itself included"
+            + (f": {num(float(slack))} of the bound.</p>" if slack is not None else ".</p>")
         )
     else:
         parts.append("<p><span class='tag open'>not proved</span> At least one segment is only measured.</p>")
