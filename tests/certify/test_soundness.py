@@ -44,18 +44,27 @@ def weights(module: nn.Module, *several: object) -> im.Params:
     return {k: torch.as_tensor(v, dtype=F64) for k, v in zip(names, several, strict=True)}
 
 
-def exact_mse(points: list[im.Params], t: Fraction, x: Tensor, y: Tensor, relu: bool) -> Fraction:
-    """The loss of a chain without biases at t on the Bezier curve of these points, in rational numbers."""
-    level = [[fractions(v) for v in p.values()] for p in points]
+def at(level: list[Rows], t: Fraction) -> Rows:
+    """The point at t on a Bezier curve of matrices, by the scheme of de Casteljau."""
     while len(level) > 1:
         level = [
-            [[[a + t * (b - a) for a, b in zip(u, v, strict=True)] for u, v in zip(m, n, strict=True)] for m, n in zip(p, q, strict=True)]
-            for p, q in pairwise(level)
-        ]  # fmt: skip
+            [[a + t * (b - a) for a, b in zip(u, v, strict=True)] for u, v in zip(m, n, strict=True)]
+            for m, n in pairwise(level)
+        ]
+    return level[0]
+
+
+def drawn(module: nn.Module, g: torch.Generator) -> im.Params:
+    return {k: torch.randn(v.shape, generator=g, dtype=F64) for k, v in module.state_dict().items()}
+
+
+def exact_mse(points: list[im.Params], t: Fraction, x: Tensor, y: Tensor, relu: bool) -> Fraction:
+    """The loss of a chain without biases at t on the Bezier curve of these points, in rational numbers."""
+    matrices = [at([fractions(p[name]) for p in points], t) for name in points[0]]
     rows = fractions(x)
-    for l, matrix in enumerate(level[0]):
+    for l, matrix in enumerate(matrices):
         rows = [[sum((w * v for w, v in zip(row, h, strict=True)), Fraction(0)) for row in matrix] for h in rows]
-        if relu and l + 1 < len(level[0]):
+        if relu and l + 1 < len(matrices):
             rows = [[max(v, Fraction(0)) for v in h] for h in rows]
     terms = [(z - v) ** 2 for h, w in zip(rows, fractions(y), strict=True) for z, v in zip(h, w, strict=True)]
     return sum(terms, Fraction(0)) / len(terms)
@@ -128,7 +137,7 @@ def test_rescaled_layers_have_no_lower_bound(k, bent):
     """A factor of 2^k between two layers changes no function: the bound is the same, larger, or refused."""
     module = chain([3, 6, 2])
     g = torch.Generator().manual_seed(0)
-    points = [{n: torch.randn(v.shape, generator=g, dtype=F64) for n, v in module.state_dict().items()} for _ in range(2 + bent)]  # fmt: skip
+    points = [drawn(module, g) for _ in range(2 + bent)]
     x, y = torch.randn(5, 3, generator=g, dtype=F64), torch.randn(5, 2, generator=g, dtype=F64)
     objective = im.Objective(module, "mse", (x, y))
     first, last = module.state_dict()
@@ -139,7 +148,8 @@ def test_rescaled_layers_have_no_lower_bound(k, bent):
         assert found >= plain * (1 - 1e-12)
         if k > -970 and not bent:
             assert found <= plain * (1 + 1e-6)
-        true = max(exact_mse(points, Fraction(start) + Fraction(end - start) * Fraction(j, 4), x, y, True) for j in range(5))  # fmt: skip
+        places = [Fraction(start) + Fraction(end - start) * Fraction(j, 4) for j in range(5)]
+        true = max(exact_mse(points, t, x, y, True) for t in places)
         assert not isfinite(found) or Fraction(found) >= true
 
 
@@ -387,7 +397,7 @@ def test_a_contradiction_is_an_internal_error(monkeypatch):
     """A rule that is wrong on purpose: found by the samples, and not passed off as something that was measured."""
     module = chain([2, 5, 1])
     g = torch.Generator().manual_seed(0)
-    a, b = ({k: torch.randn(v.shape, generator=g, dtype=F64) for k, v in module.state_dict().items()} for _ in range(2))
+    a, b = drawn(module, g), drawn(module, g)
     x, y = torch.randn(6, 2, generator=g, dtype=F64), torch.zeros(6, 1, dtype=F64)
     objective = im.Objective(module, "mse", (x, y))
     path = im.Path.through([a, b])
@@ -401,9 +411,10 @@ def test_a_contradiction_is_an_internal_error(monkeypatch):
         return Form(form.centre * 0.5, form.slope, form.radius, form.ulps, form.bend)
 
     monkeypatch.setattr(affine.Motion, "over", wrong)
-    with pytest.raises(IsthmusError, match="internal error: the loss at t = .* please report it"):
+    with pytest.raises(IsthmusError, match=r"internal error: the loss at t = .* please report it"):
         im.certify(objective, path)
-    low = {**stored, "segments": [{**s, "intervals": [[p, q, 1e-3] for p, q, _ in s["intervals"]]} for s in stored["segments"]]}  # fmt: skip
+    (row,) = stored["segments"]
+    low = {**stored, "segments": [{**row, "intervals": [[p, q, 1e-3] for p, q, _ in row["intervals"]]}]}
     assert any("above the bound 0.001" in p for p in im.verify_certificate(objective, path, low))
 
 
@@ -417,8 +428,9 @@ def test_a_graph_that_is_not_the_module_is_measured():
     module = Counting(2, 1, bias=False).double()
     x, y = torch.ones(4, 2, dtype=F64), torch.zeros(4, 1, dtype=F64)
     objective = im.Objective(module, "mse", (x, y))
-    for b in (numbers(1.5, 1.0).view(1, 2), numbers(1.0, 1.0).view(1, 2)):
-        row = im.certify(objective, im.Path.through([{"weight": numbers(1.0, 1.0).view(1, 2)}, {"weight": b}])).segments[0]  # fmt: skip
+    a = {"weight": numbers(1.0, 1.0).view(1, 2)}
+    for b in (a, {"weight": 1.5 * a["weight"]}):
+        row = im.certify(objective, im.Path.through([a, b])).segments[0]
         assert row.claim == "measured"
         assert "differ from those of the module, by" in row.why
         assert row.bound >= 36
@@ -443,7 +455,7 @@ def test_denormal_numbers_must_not_be_flushed():
 def test_points_that_segments_share_are_bounded_once():
     module = chain([2, 5, 3])
     g = torch.Generator().manual_seed(0)
-    a = {k: torch.randn(v.shape, generator=g, dtype=F64) for k, v in module.state_dict().items()}
+    a = drawn(module, g)
     knots = [{**a, "2.weight": torch.randn(3, 5, generator=g, dtype=F64)} for _ in range(6)]
     x, y = torch.randn(6, 2, generator=g, dtype=F64), torch.arange(6) % 3
     kernel = Kernel(im.Objective(module, data=(x, y)), im.Path.through(knots))
