@@ -111,18 +111,19 @@ def check_loss(loss: Any) -> None:
         raise InputError("loss", expected=names, got=f"the class {loss.__name__}", instead=f"nn.{loss.__name__}()")
     if (isinstance(loss, str) and loss not in NAMED) or not (isinstance(loss, str) or callable(loss)):
         raise InputError("loss", expected=names, got=repr(loss))
-    if type(loss).__module__ == torchs.__name__ and not _known(loss):
+    if type(loss).__module__ == torchs.__name__ and not is_torchs(loss):
         known = ", ".join(t.__name__ for t in (*_CLASSES, *_ENTRIES))
         raise InputError(
             "loss", expected=f"one of {known}", got=type(loss).__name__, instead="a function (outputs, y) -> losses [n]"
         )
 
     allowed = ("none", "mean", "sum", *(["batchmean"] if isinstance(loss, nn.KLDivLoss) else []))
-    if _known(loss) and getattr(loss, "reduction", "") not in allowed:
+    if is_torchs(loss) and getattr(loss, "reduction", "") not in allowed:
         raise InputError("loss.reduction", expected=f"one of {allowed}", got=repr(getattr(loss, "reduction", "")))
 
 
-def _known(loss: Any) -> bool:
+def is_torchs(loss: Any) -> bool:
+    """Whether it is a loss of torch whose options are read."""
     return type(loss) in _CLASSES or type(loss) in _ENTRIES
 
 
@@ -137,7 +138,7 @@ def targets(loss: Any, y: Tensor, dtype: torch.dtype) -> Tensor:
 
 def describe(loss: Any) -> dict[str, Any]:
     """The loss and, for one of torch, its options, as plain values."""
-    if not _known(loss):
+    if not is_torchs(loss):
         return {"loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "callable")}
     options = {k: v for k, v in vars(loss).items() if k[0] != "_" and k != "training"} | loss._buffers
     plain = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in options.items()}
@@ -165,7 +166,7 @@ def read(
         found = _of_entries(loss, outputs, y)
     else:
         found = _of_callable(loss, outputs, y, error, ignore_index, class_axis)  # type: ignore[arg-type]
-    if convex and not found.convex and (isinstance(loss, str) or _known(loss)):
+    if convex and not found.convex and (isinstance(loss, str) or is_torchs(loss)):
         raise InputError("convex", expected="False or None: this loss is not convex in the outputs", got=True)
     found = found if convex is None else replace(found, convex=convex)
     found = found if error is None else replace(found, errors=error, labels=None)

@@ -10,6 +10,7 @@ import isthmus as im
 from isthmus.certify import verify_certificate
 from isthmus.certify.bounds import Bound, Bounds
 from isthmus.certify.branch import FLOOR, close, search
+from isthmus.errors import UnsupportedError
 from tests.problems import blobs, convolutional, odd_widths, perceptron, random_params, tanh_regression, two_layers
 
 PROBLEMS = (two_layers, odd_widths, tanh_regression, convolutional)
@@ -323,13 +324,18 @@ def test_variances_that_may_be_negative_have_no_bound():
         im.certify(objective, im.Path((im.Curve((with_variance(0.1), with_variance(-1.0), with_variance(0.1))),)))
 
 
-def test_a_graph_that_is_not_the_network_is_found_out():
+def test_a_segment_whose_bound_a_sample_contradicts_is_given_up():
     """The loss at a sample is above what the bound says: the segment is not bounded, and says why."""
+
+    def confront(i, t, value, bound):
+        raise UnsupportedError("its graph", f"{value} at t = {t} is above the bound {bound}")
+
     result = search(
         [0],
         lambda i, start, end: Bound(1.0, 0.0, 5.0),
         lambda i, t: 3.0,
         lambda i: (0.5, 0.5),
+        confront,
         best=0.5,
         gap=0.01,
         budget=100,

@@ -207,7 +207,14 @@ def test_units_that_a_normalisation_mixes_are_never_dead():
     assert kinds(problem, im.Path.through([a, b])) == ["measured"]
 
 
+def derived(problem: Problem, path: im.Path) -> list[str]:
+    """The claims alone, whether or not the rounding of the losses that they rest on has a bound."""
+    objective = problem.objective
+    return [claim(s.control, objective.program, objective.structure, convex=True).kind for s in path.segments]  # type: ignore[attr-defined]
+
+
 def test_recurrent_units():
+    """What is claimed of an LSTM is right, but nothing is proved: the rounding of its losses has no bound."""
     problem = classify("recurrent", Recurrent(), (4, 3))  # type: ignore[arg-type]
     a = {k: v.clone() for k, v in problem.a.items()}
     a["out.weight"][:, 2] = 0
@@ -216,7 +223,10 @@ def test_recurrent_units():
     a["lstm.weight_hh_l0"][:, 2] = 0
     b = change(a, "lstm.weight_ih_l0", (2, 0), 1.0)
     torch.testing.assert_close(problem.objective.outputs(a), problem.objective.outputs(b))
-    assert kinds(problem, im.Path.through([a, b])) == ["unchanged"]
+    assert derived(problem, im.Path.through([a, b])) == ["unchanged"]
+    row = exact(problem.objective, im.Path.through([a, b])).segments[0]
+    assert row.claim == "measured"
+    assert "dead or equal units, but what rounding does to the loss is not bounded: lstm" in row.why
 
 
 def test_batchnorm_in_evaluation_mode():
@@ -314,7 +324,7 @@ def test_the_certificate_answers_questions():
     assert c.ends == (problem.objective.loss(problem.a), problem.objective.loss(problem.a))
     assert sum(c.counts.values()) == len(broken)
     assert c.dtype == "float64"
-    assert 0 < c.slack < 1e-12 * max(1, c.bound)
+    assert 0 < c.slack < 1e-10 * max(1, c.bound)
     assert c.to_dict()["segments"][0]["claim"] == "measured"
 
 

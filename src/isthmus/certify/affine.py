@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
@@ -66,8 +66,9 @@ class Motion:
             return Form(torch.add(start, step, alpha=t), step * h, None, 4 / h + 8)
         terms = [_bernstein(self.differences[k], t) * (comb(n, k) * h**k) for k in range(n + 1)]
         centre, slope, bend = terms[0] + terms[2] / 2, terms[1].clone(), terms[2]
-        # every term a_k errs by at most (2 n + 6) u 2^k h^k C(n, k) max |control|
-        radius = self.largest * ((4 * n + 12) * (1 + 2 * h) ** n * UNIT)
+        # every term a_k errs by at most (2 n + 6) 2^k h^k C(n, k) (u max |control| + 2^-1074)
+        errors = (4 * n + 12) * (1 + 2 * h) ** n
+        radius = (self.largest * (errors * UNIT)).add_(errors * 2.0**-1064)
         for k in range(3, n + 1):
             share = 0.75 if k == 3 else 0.5
             (slope if k % 2 else centre).add_(terms[k], alpha=share)
@@ -87,8 +88,9 @@ class Reading:
     """The outputs of a network on a data set, as forms over any interval of one Bezier segment.
 
     What does not depend on t is computed once per chunk of examples and kept while that needs less than `memory`
-    bytes. `moving`: the tensors to be taken for moving ones, instead of those whose control points differ. Errors:
-    `UnsupportedError` names an operation without a rule.
+    bytes. `moving`: the tensors to be taken for moving ones, instead of those whose control points differ. `uncertain`:
+    by how much the entries of tensors that do not move may be off. Errors: `UnsupportedError` names an operation
+    without a rule.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Reading:
         control: Sequence[Params],
         memory: int,
         moving: Collection[str] | None = None,
+        uncertain: Mapping[str, Tensor] | None = None,
     ) -> None:
         first = control[0]
         moving = changed_tensors(control) if moving is None else moving
@@ -109,8 +112,11 @@ class Reading:
             for place, name in program.tensors.items()
             if name in moving
         }
+        off = uncertain or {}
         self.fixed: dict[str, Any] = {
-            place: _value(first[name]) for place, name in program.tensors.items() if name not in moving
+            place: Form(first[name].double(), None, off[name]) if name in off else _value(first[name])
+            for place, name in program.tensors.items()
+            if name not in moving
         }
         self.fixed |= {k: _value(v) for k, v in program.constants.items()}
         live, varying = program.live(), set(self.motions)

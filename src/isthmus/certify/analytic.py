@@ -5,29 +5,30 @@ something about a network and its data only if the curve's layers are consecutiv
 activations, its data are what the network's data become before them, [x, 1] has full row rank, and nothing after them
 moves.
 
-The bound has two parts, and is the larger of them. **In real arithmetic**, for the closed form on the features that the
-network's data have before any rounding: [x, 1] has full row rank also when these features are as far from the curve's
-own data as roundings in the layers below can put them (affine forms; Weyl's inequality), so that the curve exists and
-the features of its last layer run on the line between those of both ends. If that is the last layer of the network, the
-loss is at most the larger one at both ends of that line; else affine forms bound what the layers above and the loss
-make of it. No point is sampled for this part. Its own roundings are those of losses at given outputs, as for other
-exact claims, and of singular values, taken to be below N ulps of the largest. **In floating point**, for the points
-that ``LevelCurve.at`` computes: at `POINTS` of them the outputs are compared with the closed form, and `FACTOR` times
-the largest difference of a loss is added. That this covers the points between is an assumption; a bound from norms
-alone multiplies |W^+| / slope over the layers, and exceeds what is seen by seven powers of ten for three layers.
+The bound has two parts. **In real arithmetic**, for the closed form on the features that the network's data have
+before any rounding: [x, 1] has full row rank also when these features are as far from the curve's own data as roundings
+in the layers below can put them (affine forms; Weyl's inequality), so that the curve exists and the features of its
+last layer run on the line between those of both ends. If that is the last layer of the network, the loss is at most the
+larger one at both ends of that line, which affine forms bound; else they bound what the layers above and the loss make
+of the whole line. No point is sampled for this part, and where an operation or the loss has no rule for affine forms
+nothing is claimed. What is assumed is that singular values round by less than N ulps of the largest. **In floating
+point**, for the points that ``LevelCurve.at`` computes: at `POINTS` of them the outputs are compared with the closed
+form, and `FACTOR` times the largest difference of a loss is added. That this covers the points between is an
+assumption; a bound from norms alone multiplies |W^+| / slope over the layers, and exceeds what is seen by seven powers
+of ten for three layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite, nan
 
 import torch
 from torch import Tensor
 
-from isthmus.certify.affine import Reading
-from isthmus.certify.bounds import bound_of_outputs, unsure
+from isthmus.certify.affine import Interval, Reading, line
+from isthmus.certify.bounds import Bound, bound_of_outputs, unsure
 from isthmus.certify.claims import Claim
 from isthmus.certify.forms import Form
 from isthmus.errors import UnsupportedError
@@ -52,8 +53,8 @@ class Level:
     """What was found about a level curve: the claim; the bound on the loss; the largest difference of a loss from that
     of the closed form (`deviation`); the largest relative difference of an output (`drift`); the unsure examples.
 
-    `exact`: the bound of the closed form in real arithmetic; None where layers above the curve, or the loss, have no
-    rule for affine forms, and the losses at the ends stand for it.
+    `exact`: the bound of the closed form in real arithmetic, which `bound` is never below. `slack`: the loss is nowhere
+    further above the chord of the losses evaluated at the ends.
     """
 
     claim: Claim
@@ -61,7 +62,8 @@ class Level:
     deviation: float = 0.0
     drift: float = 0.0
     error: float = 0.0
-    exact: float | None = None
+    exact: float = 0.0
+    slack: float = 0.0
 
 
 def level(objective: Objective, segment: LevelCurve) -> Level:
@@ -69,15 +71,10 @@ def level(objective: Objective, segment: LevelCurve) -> Level:
     start = objective.check(cast(segment.start, torch.float64), "path")
     try:
         net = LevelNetwork.of(objective, start)
+        problem = next(_problems(net, segment), None)
+        return _measured(net, segment, _exact(net, segment)) if problem is None else _refused(problem)
     except UnsupportedError as e:
         return _refused(str(e))
-    problem = next(_problems(net, segment), None)
-    if problem is not None:
-        return _refused(problem)
-    try:
-        return _measured(net, segment, _exact(net, segment))
-    except UnsupportedError as e:
-        return _measured(net, segment, None, f"; what the layers above make of roundings is not bounded: {e}")
 
 
 def _refused(problem: str) -> Level:
@@ -153,59 +150,75 @@ def _reading(net: LevelNetwork, params: Params, layer: int) -> Reading:
 
 
 def _radius(net: LevelNetwork, segment: LevelCurve, first: int) -> float:
-    """How far what layer `first` reads may be from what the same weights give in real arithmetic, in Frobenius norm.
-
-    0 where an operation below has no rule for affine forms.
-    """
+    """How far what layer `first` reads may be from what the same weights give in real arithmetic, in Frobenius norm."""
     if first == 1:
         return 0.0
     total = 0.0
-    try:
-        for (form,) in _reading(net, segment.origin, first).entering():
-            radius = form.settled().radius
-            total += 0.0 if radius is None else float(radius.square().sum())
-    except UnsupportedError:
-        return 0.0
-    return total**0.5
+    for (form,) in _reading(net, segment.origin, first).entering():
+        radius = form.settled().radius
+        total += 0.0 if radius is None else float(radius.norm())  # their squares may underflow
+    return total
 
 
-def _exact(net: LevelNetwork, segment: LevelCurve) -> float:
-    """A bound on the loss of the closed form: the features of its last layer on a line, and what is above them."""
+def _exact(net: LevelNetwork, segment: LevelCurve) -> list[Bound]:
+    """Bounds on the loss of the closed form: one on the whole of it, or, where it is convex in t, one for each end."""
     names = [layer.weight for layer in net.chain.layers]
     top, ends = names.index(segment.layers[-1].weight) + 1, (segment.origin, segment.goal)
-    low, high = sorted((segment.lo, segment.hi))
-    if top == net.L:
-        first, last = (net.objective.outputs(cast(p, torch.float64)) for p in ends)
-        return max(_loss(net.objective, torch.lerp(first, last, s)) for s in (low, high))
-    line = [_reading(net, p, top + 1) for p in ends]
     with torch.no_grad():
-        return bound_of_outputs(net.objective, line[0].along(line[1], low, high)).loss
+        if top < net.L:
+            first, last = (_reading(net, p, top + 1) for p in ends)
+            found = [bound_of_outputs(net.objective, first.along(last, *sorted((segment.lo, segment.hi))))]
+        else:
+            found = [bound_of_outputs(net.objective, _mixed(net, ends, s)) for s in (segment.lo, segment.hi)]
+    if not all(isfinite(b.loss) for b in found):
+        raise UnsupportedError("the loss", "the rounding of its closed form has no finite bound")
+    return found
 
 
-def _measured(net: LevelNetwork, segment: LevelCurve, exact: float | None, missing: str = "") -> Level:
+def _mixed(net: LevelNetwork, ends: tuple[Params, Params], s: float) -> Iterator[tuple[Form, Tensor]]:
+    """The outputs (1 - s) z + s z' between those of two networks."""
+    pair = [Reading(net.objective, net.objective.program, (p, p), 0) for p in (cast(p, torch.float64) for p in ends)]
+    whole = Interval.between(0.0, 1.0)
+    for (first, y), (last, _) in zip(*(r.outputs(whole) for r in pair), strict=True):
+        yield line(first, last, s, s), y
+
+
+def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Level:
     objective, y = net.objective, net.objective.data[1]
     ends = [objective.outputs(_wide(segment, t)) for t in (0.0, 1.0)]
     losses = [_loss(objective, Z) for Z in ends]
-    scale = max(float(ends[0].abs().max()), float(ends[1].abs().max()), 1e-300)
-    deviation = stray = 0.0
+    scale = max(float(ends[0].abs().max()), float(ends[1].abs().max())) or 1.0
+    strays, deviations = [0.0], [0.0]
     for k in range(1, POINTS - 1):
         t = k / (POINTS - 1)
         Z, want = objective.outputs(_wide(segment, t)), torch.lerp(ends[0], ends[1], t)
-        stray = max(stray, float((Z - want).abs().max()))
-        deviation = max(deviation, abs(_loss(objective, Z) - _loss(objective, want)))
+        strays.append(float((Z - want).abs().max()))
+        deviations.append(abs(_loss(objective, Z) - _loss(objective, want)))
     wide = all(v.dtype == torch.float64 for v in segment.origin.values() if v.is_floating_point())
-    if not (stray <= (STRAY if wide else 1e-2) * scale and isfinite(deviation) and all(map(isfinite, losses))):
+    known = all(map(isfinite, (*losses, *strays, *deviations)))  # a maximum may pass over NaN
+    stray, deviation = (max(strays), max(deviations)) if known else (nan, nan)
+    if not stray <= (STRAY if wide else 1e-2) * scale:
         why = f"a level curve whose outputs stray by {stray / scale:.1e} of their size from its closed form"
         return Level(Claim("measured", why))
     noise = torch.full_like(ends[0], FACTOR * stray + 1e-11 * (1 + scale))
-    marks = torch.stack([unsure(objective, Form(Z, None, noise), y) for Z in ends]).amax(0)
+    marks = [unsure(objective, Form(Z, None, noise), y) for Z in ends]
+    error = torch.stack([*marks, *(b.unsure for b in closed if b.unsure is not None)]).amax(0)
     how = "affine in t" if max(losses) > min(losses) or not torch.equal(ends[0], ends[1]) else "constant"
     why = (
         f"the outputs on the data are {how} by the closed form of the level curve; its premises hold, and at {POINTS} "
-        f"points the outputs differ from it by at most {stray / scale:.1e} of their size{missing}"
+        f"points the outputs differ from it by at most {stray / scale:.1e} of their size"
     )
-    bound = max(max(losses) + FACTOR * deviation, -inf if exact is None else exact)
-    return Level(Claim("analytic", why), bound, deviation, stray / scale, float(marks.mean()), exact)
+    exact, noise_of_points = max(b.loss for b in closed), FACTOR * deviation
+    above = zip(closed, losses, strict=True) if len(closed) == 2 else [(closed[0], v) for v in losses]
+    return Level(
+        Claim("analytic", why),
+        max(*losses, exact) + noise_of_points,
+        deviation,
+        stray / scale,
+        float(error.mean()),
+        exact,
+        max(b.loss - v for b, v in above) + noise_of_points,
+    )
 
 
 def _wide(segment: LevelCurve, t: float) -> Params:

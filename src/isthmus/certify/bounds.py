@@ -6,23 +6,28 @@ exceeds; the mean over the examples of a convex function is convex, so it is at 
 - cross-entropy rises with every logit but the label's: e = -R there, +R elsewhere;
 - mean squared error: (|z - y| + R)^2;
 - any other loss that was declared convex in the outputs: the box |e| <= R lies in the convex hull of the 2 C points
-  +-C R_j on the axes (C outputs), so that the largest loss over those points is a bound; C is limited to 32;
+  +-C R_j on the axes (C outputs), so that the largest loss over those points is a bound; C is limited to `WIDEST`, at a
+  point of the path to `WIDEST_POINT`;
 - a penalty is convex in the weights: along a Bezier curve it is at most the chord of its values at the ends plus what
   the control points of the sub-interval rise above that chord.
+
+What the evaluation of these formulas may round away is added; of a loss given as a function it is assumed to be below
+1e-12, relative to max(1, the loss). Outputs that are not finite have no bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from math import inf, isnan, nan
+from math import inf, isfinite, nan
 
 import torch
 from torch import Tensor
 
 from isthmus.certify.affine import Interval, Reading
-from isthmus.certify.forms import UNIT, Form
+from isthmus.certify.forms import TINY, UNIT, Form
 from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
@@ -31,6 +36,8 @@ from isthmus.program import Program
 
 WIDEST = 32
 """The number of outputs up to which a loss that is known only to be convex has a bound."""
+WIDEST_POINT = 512
+"""The same at a point of the path, where one bound is enough."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +45,21 @@ class Bound:
     """On one interval: the loss is at most `loss`, the error rate at most `error` (NaN where none is defined).
 
     `estimate`: the loss at the centres of the forms, close to the loss at the middle of the interval; proves nothing.
+    `unsure`: per example whether (or at what fraction of its positions) another class may be the largest.
     """
 
     loss: float
     error: float
     estimate: float
+    unsure: Tensor | None = None
 
 
 class Bounds:
     """Bounds on the loss of `objective` (float64) over any interval of the Bezier curve with these control points.
 
     `simple`: the control points of the same functions, without the weights into dead units; the penalty does not read
-    them. Errors: `UnsupportedError` names the operation or the loss that has no rule.
+    them. `uncertain`: by how much the weights in `simple` may be off. Errors: `UnsupportedError` names the operation
+    or the loss that has no rule.
     """
 
     def __init__(
@@ -59,11 +69,12 @@ class Bounds:
         control: Sequence[Params],
         simple: Sequence[Params] | None = None,
         memory: int = 1 << 26,
+        uncertain: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not objective.convex:
             raise UnsupportedError("the loss", "it was not declared convex in the outputs")
         self.objective, self.control = objective, list(control)
-        self.reading = Reading(objective, program, simple or control, memory)
+        self.reading = Reading(objective, program, simple or control, memory, uncertain=uncertain)
 
     def over(self, start: float, end: float) -> Bound:
         """The bound for t in [start, end]."""
@@ -81,10 +92,24 @@ class Bounds:
             self.objective.penalty_of(_blossom(self.control, [start] * (n - i) + [end] * i)) for i in range(n + 1)
         ]
         first, last = values[0], values[-1]
+        if not all(map(isfinite, values)):
+            return inf, inf
         rise = max([v - first - i / n * (last - first) for i, v in enumerate(values)])
         # the Bernstein polynomials of the interior control points add up to at most 1 - 2^(1 - n)
-        rise = max(rise, 0.0) * (1 - 2.0 ** (1 - n)) + 64 * ASSUMED * max(values)
+        rise = max(rise, 0.0) * (1 - 2.0 ** (1 - n)) + self.penalty_rounding
         return first + rise, last + rise
+
+    @cached_property
+    def penalty_rounding(self) -> float:
+        """What rounding may take from a penalty: of its sum, and of the points of the curve, which are at most as far
+        off as few ulps of the control points, whose weights may be larger."""
+        penalty, first = self.objective.penalty, self.control[0]
+        if penalty is None:
+            return 0.0
+        terms = sum(first[name].numel() for name in penalty.names or self.objective.parameter_names)
+        largest = sum(self.objective.penalty_of(p) for p in self.control)
+        share = 64 * ASSUMED + 4 * (terms + 16 * len(self.control)) * UNIT
+        return share * largest + (1 + penalty.kappa) * TINY
 
 
 def bound_of_outputs(
@@ -94,15 +119,21 @@ def bound_of_outputs(
 
     `left`, `right`: of the penalty at both ends. Errors: `UnsupportedError` for a loss without a rule.
     """
-    sums, wrong, n = torch.zeros(4, dtype=torch.float64), 0.0, objective.num_examples
+    sums, n = torch.zeros(4, dtype=torch.float64), objective.num_examples
+    marks = []
     for z, y in outputs:
         z = z.settled()
-        low, high, centre = _losses(objective, z, y)
+        marks.append(unsure(objective, z, y))
+        if not bool(z.size().isfinite().all()):  # a loss given as a function might make something of it
+            sums += nan
+            continue
+        low, high, centre = (v.double() for v in _losses(objective, z, y))
         sums += torch.stack([low.sum(), high.sum(), centre.sum(), low.abs().sum() + high.abs().sum()]).cpu()
-        wrong += float(unsure(objective, z, y).sum())
     low, high, centre, size = (float(v) / n for v in sums)
-    loss = max(low + left, high + right) + (n + 64) * UNIT * (size + left + right)
-    return Bound(inf if isnan(loss) else loss, wrong / n, centre + (left + right) / 2)
+    loss = max(low + left, high + right) + (n + 64) * UNIT * (size + left + right) + TINY
+    known = all(map(isfinite, (low, high, size, left, right, loss)))
+    wrong = torch.cat(marks)
+    return Bound(loss if known else inf, float(wrong.mean()), centre + (left + right) / 2, wrong)
 
 
 def _blossom(control: Sequence[Params], at: Sequence[float]) -> Params:
@@ -115,19 +146,22 @@ def _blossom(control: Sequence[Params], at: Sequence[float]) -> Params:
 
 def _losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per example: bounds at s = -1 and s = 1, and the loss at the centre."""
-    slope = torch.zeros_like(z.centre) if z.slope is None else z.slope
-    ends = (z.centre - slope, z.centre + slope)
+    # at a point both ends are the same
+    ends = (z.centre,) if z.slope is None else (z.centre - z.slope, z.centre + z.slope)
     radius = z.size() if z.radius is None else z.radius
-    centre = objective.example_losses(z.centre, y)
+    centre, terms = objective.example_losses(z.centre, y), z.centre[:1].numel()
     if (rises := objective.criterion.rises) is not None and (not y.is_floating_point() or objective.named_loss):
-        extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED * rises)
-        low, high = (_cross_entropy(objective, end, radius, y) + extra for end in ends)
+        weight = y.flatten(1).sum(1).add_(1) * rises if y.is_floating_point() else rises
+        extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED + 4 * terms * UNIT) * weight
+        bounds = [_cross_entropy(objective, end, radius, y) + extra for end in ends]
     elif objective.named_loss == "mse":
         radius = radius + (z.size() + y.abs()) * (8 * UNIT)
-        low, high = (((end - y).abs() + radius).square().flatten(1).mean(1) * (1 + ASSUMED) for end in ends)
+        share = 1 + ASSUMED + 2 * terms * UNIT
+        bounds = [((end - y).abs() + radius).square().flatten(1).mean(1) * share + TINY for end in ends]
     else:
-        low, high = (_convex(objective, end, radius, y) for end in ends)
-    return low, high, centre
+        widest = WIDEST if len(ends) > 1 else WIDEST_POINT
+        bounds = [_convex(objective, end, radius, y, widest) for end in ends]
+    return bounds[0], bounds[-1], centre
 
 
 def _cross_entropy(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -> Tensor:
@@ -150,15 +184,17 @@ def _cross_entropy(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -
     return (total * outer - linear).flatten(1).mean(1)
 
 
-def _convex(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -> Tensor:
+def _convex(objective: Objective, z: Tensor, radius: Tensor, y: Tensor, widest: int) -> Tensor:
     """The largest loss over the points z +- C R_j, example by example; its own rounding is assumed below 1e-12."""
-    count = z[0].numel()
-    if count > WIDEST:
+    count = z[:1].numel()
+    if count > widest:
         raise UnsupportedError(
-            "the loss", f"a loss that is only known to be convex has a bound for at most {WIDEST} outputs, not {count}"
+            "the loss", f"a loss that is only known to be convex has a bound for at most {widest} outputs, not {count}"
         )
     worst = objective.example_losses(z, y)
     flat = (count * radius).flatten(1)
+    if not bool((z.abs().flatten(1) + flat).isfinite().all()):
+        return torch.full_like(worst, inf)
     for j in range(count):
         step = torch.zeros_like(flat)
         step[:, j] = flat[:, j]

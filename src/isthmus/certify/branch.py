@@ -61,6 +61,7 @@ def search(
     bound: Callable[[int, float, float], Bound],
     loss: Callable[[int, float], float],
     ends: Callable[[int], tuple[float, float]],
+    confront: Callable[[int, float, float, float], None],
     *,
     best: float,
     gap: float,
@@ -70,12 +71,13 @@ def search(
     """Bound the loss over the numbered segments together.
 
     `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it, `ends(i)` are its losses at 0
-    and 1; `best` is the largest loss known anywhere on the path. Each segment is first cut into 8; then the
-    sub-interval with the largest bound is split, whichever segment it is on, until it is close to the best sample, or
-    `budget` bounds were computed (one per segment is computed in any case). The loss is evaluated at a middle only
-    where the centres of the forms promise more than the best sample.
+    and 1; `confront(i, t, value, bound)` raises where that loss is above that bound for other reasons than rounding:
+    ``UnsupportedError`` gives the segment up. `best` is the largest loss known anywhere on the path. Each segment is
+    first cut into 8; then the sub-interval with the largest bound is split, whichever segment it is on, until it is
+    close to the best sample, or `budget` bounds were computed (one per segment is computed in any case). The loss is
+    evaluated at a middle only where the centres of the forms promise more than the best sample.
     """
-    state = _State(bound, loss, best, budget, progress)
+    state = _State(bound, loss, confront, best, budget, progress)
     for i in segments:
         values = ends(i)
         k = int(values[1] > values[0])
@@ -110,6 +112,7 @@ class _State:
 
     bound: Callable[[int, float, float], Bound]
     loss: Callable[[int, float], float]
+    confront: Callable[[int, float, float, float], None]
     best: float
     budget: int
     progress: Callable[[str, int, int], None]
@@ -135,8 +138,7 @@ class _State:
         self.evaluations += 1
         if found.estimate > self.best and isfinite(found.loss):
             value = self.loss(i, middle)
-            if value > found.loss + FLOOR:
-                raise UnsupportedError("its graph", f"the loss at t = {middle} is above the bound that the graph gives")
+            self.confront(i, middle, value, found.loss)
             if value > self.samples[i].value:
                 self.samples[i] = Sample(i, middle, value)
             self.best = max(self.best, value)

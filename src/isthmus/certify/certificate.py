@@ -14,12 +14,13 @@ class SegmentCertificate:
     """What holds on one segment: the claim, the bound on the loss there, and why.
 
     `claim`: "unchanged" | "convex" | "analytic" | "bounded" | "measured"; with "measured" the bound is only the largest
-    sample. `deviation`: how far the loss at the control points (for a bounded segment: at the ends) strays from the
-    first one, as evaluated; on an unchanged segment it is the rounding noise, on an analytic one the largest difference
-    that was measured from the loss of the closed form. `witness`: the t in [0, 1] on this segment where the largest
-    loss was seen, and `value` that loss. `error_bound`: no more than this fraction of the examples is wrong anywhere
-    on the segment; None where that is not known. `intervals`: (start, end, bound) of each sub-interval that the bound
-    was computed on; they cover [0, 1].
+    sample; with the others it is one in real arithmetic, the rounding of its evaluation included. `deviation`: how far
+    the loss at the control points (for a bounded segment: at the ends) strays from the first one, as evaluated; on an
+    unchanged segment it is the rounding noise, on an analytic one the largest difference that was measured from the
+    loss of the closed form. `witness`: the t in [0, 1] on this segment where the largest loss was seen, and `value`
+    that loss. `error_bound`: no more than this fraction of the examples is wrong anywhere on the segment; None where
+    that is not known. `intervals`: (start, end, bound) of each sub-interval that the bound was computed on; they cover
+    [0, 1].
     """
 
     index: int
@@ -43,9 +44,10 @@ class SegmentCertificate:
 class Certificate:
     """max_t L(t) <= `bound`, where every segment's claim is other than "measured" (then `proved` is True).
 
-    The statement is about the function in real arithmetic; it was computed in `dtype`, and `slack` is the allowance
-    for rounding that the bound includes. `goal` is the gap that was asked for; `evaluations` bounds over sub-intervals
-    were computed, of the `budget` allowed.
+    The statement is about the function in real arithmetic, with the weights of the path as exact numbers; it was
+    computed in `dtype`, and the bound allows for all rounding on the way, of exact claims too: `slack` is the largest
+    such allowance of an exact claim, or at the largest loss of a bounded segment. `goal` is the gap that was asked for;
+    `evaluations` bounds over sub-intervals were computed, of the `budget` allowed.
     """
 
     segments: tuple[SegmentCertificate, ...]

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import isfinite, isnan
 
 import torch
-from torch import Tensor
 
-from isthmus.certify.analytic import Level, level
-from isthmus.certify.bounds import Bound, Bounds, unsure
 from isthmus.certify.branch import Search, search
 from isthmus.certify.certificate import Certificate, SegmentCertificate
-from isthmus.certify.claims import Claim, claim
-from isthmus.certify.forms import Form
-from isthmus.errors import InputError, IsthmusError, UnsupportedError
-from isthmus.evaluate.profile import profile
-from isthmus.examples import rows
-from isthmus.matching import check_own
+from isthmus.certify.claims import Claim
+from isthmus.certify.kernel import Kernel
+from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
-from isthmus.params import Params, cast, check_moves, nonfinite_on
-from isthmus.paths import Curve, LevelCurve, Path, Segment
-from isthmus.structure import Structure
-from isthmus.structure.liveness import cleared, live_units
+from isthmus.params import nonfinite_on
+from isthmus.paths import Curve, LevelCurve, Path
 
 BUDGET = 400
 """Sub-intervals whose bounds may be computed: each costs about as much as eight passes over the data."""
-READINGS = 4
-"""Segments whose constant values are kept at a time, together within the objective's memory."""
 
 
 def certify(
@@ -44,20 +33,31 @@ def certify(
 ) -> Certificate:
     """Bound the loss over the continuous `path`, deriving every claim from the control points alone.
 
-    A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by
-    the loss at its control points ("unchanged", "convex"). Any other Bezier segment is cut into sub-intervals of t, and
-    affine forms in t go through the network ("bounded"); the sub-interval with the largest bound, on whichever segment,
-    is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen) <= 1e-9, or `budget`
-    bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form ("analytic"): its premises
-    are checked again, roundings in the layers below and above it are bounded, and those of the curve's own points are
-    measured at 33 of them. A network with an operation that has no rule, a loss not declared convex, or a segment of
-    another kind, is sampled at `num_points` points and "measured". Everything is evaluated in float64, on the widened
-    weights. `labels` are copied to the segments for reading, never used. Cost: one pass over the data per control
-    point, about eight per sub-interval (30 to 80 sub-intervals for a line between two small trained networks),
-    `num_points` per measured segment. ``budget=0`` makes the exact claims only.
+    **What is proved** is about the network in real arithmetic: the loss of the function that the module's operations
+    define, with the weights of the path, widened to float64, as exact numbers. It is computed in float64, and the bound
+    allows for every rounding and underflow on the way, also for that of the losses that an exact claim rests on.
+    Assumed are IEEE arithmetic with denormal numbers; torch's elementary functions to 1e-13; a loss given as a function
+    to 1e-12, and that it is convex where it was declared so; see "analytic" for level curves. Nothing is said about the
+    rounding of a computation in a narrower type, whether of the user's (float32 on another machine) or inside the
+    module: casts and float32 constants in a forward pass are taken in float64.
+
+    A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by the
+    loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into
+    sub-intervals of t, and affine forms in t go through the network ("bounded"); the sub-interval with the largest
+    bound, on whichever segment, is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen)
+    <= 1e-9, or `budget` bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form
+    ("analytic"): its premises are checked again, roundings in the layers below and above it are bounded, and those of
+    the curve's own points are measured at 33 of them. A network with an operation that has no rule, a loss not declared
+    convex, or a segment of another kind, is sampled at `num_points` points and "measured", and `why` names the
+    operation; so is a segment with an exact claim whose network has an operation without a rule, because the rounding
+    of its losses is then unknown. `labels` are copied to the segments for reading, never used. Cost: about four passes
+    over the data per control point of exact claims, one per end of others, about eight per sub-interval (30 to 80
+    sub-intervals for a line between two small trained networks), `num_points` per measured segment. ``budget=0`` makes
+    the exact claims only.
 
     Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate; nor does one
-    along which integer tensors change that the outputs depend on.
+    along which integer tensors change that the outputs depend on. Every loss that is evaluated on the way is compared
+    with its bound; one that is above it by more than rounding explains is an internal error.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -80,181 +80,80 @@ def certify(
         found.append((kernel.claim(segment), kernel.ends(i)))
         progress("certifying", i + 1, len(path))
     open_ = [i for i, (c, _) in enumerate(found) if c.kind == "measured"]
-    numerical = [i for i in open_ if isinstance(path.segments[i], Curve)] if budget else []
+    numerical = [i for i in open_ if isinstance(path.segments[i], Curve)] if budget and not kernel.obstacle else []
     result = search(
-        numerical, kernel.bound, kernel.loss, kernel.ends,
+        numerical, kernel.bound, kernel.loss, kernel.ends, partial(confront, kernel),
         best=max(max(ends) for _, ends in found), gap=gap, budget=budget, progress=progress,
     )  # fmt: skip
-    segments = []
+    segments, slack = [], 0.0
     for i, (c, _) in enumerate(found):
-        if i in result.pieces:
-            row = _bounded(kernel, i, c, result)
-        elif c.kind == "analytic":
-            row = _analytic(kernel, i, c)
-        elif c.kind == "measured":
-            why = f"{c.why}; {result.refused[i]}" if i in result.refused else c.why
-            row = _measured(kernel, i, why, num_points)
-        else:
-            row = _exact(kernel, i, c)
+        row, rounding = _row(kernel, i, c, result, num_points)
+        slack = max(slack, rounding)
         segments.append(row if not labels else _labelled(row, str(labels[i])))
-    exact = ("unchanged", "convex", "analytic")
-    slack = max([kernel.slack(s.bound) for s in segments if s.claim in exact], default=0.0)
-    if result.pieces:
+    if any(s.claim == "bounded" for s in segments):
         slack = max(slack, _rounding(kernel, result))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
     return Certificate(tuple(segments), ends, "float64", slack, gap, result.evaluations, budget)
 
 
-@dataclass(frozen=True)
-class Point:
-    """The loss at a point, and per example whether its label may not be the largest output there (NaN: undefined)."""
-
-    loss: float
-    unsure: Tensor
-
-
-class Kernel:
-    """A path under proof: its losses and claims, each computed once, in float64."""
-
-    def __init__(self, objective: Objective, path: Path) -> None:
-        for segment in path.segments:
-            control = segment.control if isinstance(segment, Curve) else (segment.start, segment.end)
-            check_moves(control, objective.idle, "path")
-        self.objective, self.path, self.wide = objective, path, objective.cast(torch.float64)
-        check_own(path.start, self.wide.check(path.start, "path"))
-        self.known: dict[int, tuple[Params, Point]] = {}
-        self.levels: dict[int, tuple[LevelCurve, Level]] = {}
-        self._bounds = lru_cache(READINGS)(self._make_bounds)
-
-    def control(self, i: int) -> tuple[Params, ...]:
-        """The control points of segment i; a point that it shares with the one before is the same object."""
-        segment = self.path.segments[i]
-        control = segment.control if isinstance(segment, Curve) else (segment.start, segment.end)
-        return control if i == 0 else (self._end(i - 1), *control[1:])
-
-    def _end(self, i: int) -> Params:
-        segment = self.path.segments[i]
-        return segment.control[-1] if isinstance(segment, Curve) else segment.end
-
-    def point(self, params: Params) -> Point:
-        """The loss and the unsure examples at a point, remembered by identity."""
-        if id(params) not in self.known:  # the pair keeps the point alive, so its id stays its own
-            self.known[id(params)] = (params, evaluate(self.wide, params))
-        return self.known[id(params)][1]
-
-    def ends(self, i: int) -> tuple[float, float]:
-        """The losses at both ends of segment i."""
-        control = self.control(i)
-        losses = (self.point(control[0]).loss, self.point(control[-1]).loss)
-        if not all(isfinite(v) for v in losses):
-            raise InputError(f"path, segment {i}", expected="a finite loss at its ends", got=losses)
-        return losses
-
-    def loss(self, i: int, t: float) -> float:
-        """The loss at t on segment i."""
-        return self.wide.loss(cast(self.path.segments[i].at(t), torch.float64))
-
-    def slack(self, bound: float) -> float:
-        """The rounding allowed for in losses that were evaluated at control points."""
-        return 256 * torch.finfo(torch.float64).eps * max(1.0, bound)
-
-    @cached_property
-    def structure(self) -> Structure | None:
-        """The units of the network, where they are known."""
-        try:
-            return self.objective.structure
-        except UnsupportedError:
-            return None
-
-    def claim(self, segment: Segment) -> Claim:
-        """Why the loss cannot rise on this segment; "measured" where no exact reason is known."""
-        if isinstance(segment, LevelCurve):
-            return self.level(segment).claim
-        if not isinstance(segment, Curve):
-            return Claim("measured", f"no claim is known for segments of type {type(segment).__name__}")
-        try:
-            program = self.objective.program
-        except IsthmusError as e:
-            return Claim("measured", f"the network's graph could not be read: {e}")
-        found = claim(segment.control, program, self.structure, self.objective.convex)
-        if found.kind == "unchanged" and self.wide.penalty is not None:
-            return Claim("convex", found.why + "; the penalty is convex in the weights")
-        return found
-
-    def level(self, segment: LevelCurve) -> Level:
-        """What holds on a level curve, found out once."""
-        if id(segment) not in self.levels:
-            self.levels[id(segment)] = (segment, level(self.wide, segment))
-        return self.levels[id(segment)][1]
-
-    def bound(self, i: int, start: float, end: float) -> Bound:
-        """A bound on the loss of segment i over [start, end], by affine forms."""
-        return self._bounds(i).over(start, end)
-
-    def _make_bounds(self, i: int) -> Bounds:
-        try:
-            program = self.wide.program
-        except IsthmusError as e:
-            raise UnsupportedError("the network's graph", str(e)) from e
-        control = [cast(p, torch.float64) for p in self.control(i)]
-        structure = self.structure
-        simple = None if structure is None else cleared(control, live_units(control, structure), structure)
-        return Bounds(self.wide, program, control, simple, self.wide.memory // READINGS)
+def _row(kernel: Kernel, i: int, found: Claim, result: Search, num_points: int) -> tuple[SegmentCertificate, float]:
+    """What holds on segment i, and what its bound allows for rounding; measured where nothing else can be said."""
+    why = f"{found.why}; {result.refused[i]}" if i in result.refused else found.why
+    try:
+        if i in result.pieces:
+            return _bounded(kernel, i, found, result), 0.0
+        if found.kind == "analytic":
+            return _analytic(kernel, i, found)
+        if found.kind != "measured":
+            return _exact(kernel, i, found)
+    except UnsupportedError as e:
+        why = f"{why}, but what rounding does to the loss is not bounded: {e}"
+    return _measured(kernel, i, why, num_points), 0.0
 
 
-def evaluate(objective: Objective, params: Params) -> Point:
-    """The loss at a point and the unsure examples: those whose margin is not above what rounding may have moved."""
-    wide, marks = objective.check(cast(params, objective.dtype)), []
-    x, y = objective.data
-
-    def outputs() -> Iterator[tuple[Tensor, Tensor]]:
-        for k in range(0, len(y), objective.chunk):
-            index = slice(k, k + objective.chunk)
-            z, labels = objective.forward(wide, rows(x, index)), y[index]
-            noise = z.abs().flatten(1).amax(1).add_(1).mul_(1e-11).view(-1, *(1,) * (z.dim() - 1)).expand_as(z)
-            marks.append(unsure(objective, Form(z, None, noise.contiguous()), labels))
-            yield z, labels
-
-    with torch.no_grad():
-        loss, _ = objective.of_outputs(outputs())
-    return Point(loss + objective.penalty_of(wide), torch.cat(marks))
-
-
-def _exact(kernel: Kernel, i: int, found: Claim) -> SegmentCertificate:
+def _exact(kernel: Kernel, i: int, found: Claim) -> tuple[SegmentCertificate, float]:
     """The bound of a segment on which the outputs do not change, or are affine: the largest at its control points.
 
     An example that is right at every control point, by a margin, is right all along: its margins are affine there.
     """
-    points = [kernel.point(p) for p in kernel.control(i)]
-    losses = [p.loss for p in points]
+    several, control = kernel.exact(i, found), kernel.control(i)
+    losses = [kernel.loss_at(p) for p in control]
     if not all(isfinite(v) for v in losses):
         raise InputError(f"path, segment {i}", expected="a finite loss at its control points", got=losses)
-    error = float(torch.stack([p.unsure for p in points]).amax(0).mean())
-    ends = kernel.ends(i)
-    at = float(ends[1] > ends[0])
-    bound = max(losses) + kernel.slack(max(losses))
-    deviation = max(losses) - min(losses)
-    return SegmentCertificate(i, found.kind, bound, found.why, deviation, "", at, max(ends), _defined(error))
+    bound = max(b.loss for b in several)
+    for k, (p, v) in enumerate(zip(control, losses, strict=True)):
+        kernel.confront(p, v, bound, f"at control point {k} of segment {i}")
+    above = [b.loss for b in several] if len(several) == len(losses) else [bound] * len(losses)
+    slack = max(b - v for b, v in zip(above, losses, strict=True))
+    wrong = torch.stack([b.unsure for b in several if b.unsure is not None]).amax(0)
+    ends, deviation = kernel.ends(i), max(losses) - min(losses)
+    at, bound, error = float(ends[1] > ends[0]), max(bound, *losses), _defined(float(wrong.mean()))
+    return SegmentCertificate(i, found.kind, bound, found.why, deviation, "", at, max(ends), error), slack
 
 
-def _analytic(kernel: Kernel, i: int, found: Claim) -> SegmentCertificate:
-    """The bound of a level curve: the larger end, and what rounding may add."""
+def _analytic(kernel: Kernel, i: int, found: Claim) -> tuple[SegmentCertificate, float]:
+    """The bound of a level curve: that of its closed form, and what the rounding of its points may add."""
     segment = kernel.path.segments[i]
     assert isinstance(segment, LevelCurve)  # noqa: S101
     known, ends = kernel.level(segment), kernel.ends(i)
+    for k, (p, v) in enumerate(zip(kernel.control(i), ends, strict=True)):
+        kernel.confront(p, v, known.bound, f"at end {k} of segment {i}")
     bound, at = max(known.bound, *ends), float(ends[1] > ends[0])
-    bound += kernel.slack(bound)
-    return SegmentCertificate(
-        i, "analytic", bound, found.why, known.deviation, "", at, max(ends), _defined(known.error)
-    )
+    row = SegmentCertificate(i, "analytic", bound, found.why, known.deviation, "", at, max(ends), _defined(known.error))
+    return row, known.slack
 
 
 def _bounded(kernel: Kernel, i: int, found: Claim, result: Search) -> SegmentCertificate:
+    """The bound of a segment that was cut: the largest of its pieces, none of which a sample contradicts."""
     pieces, sample, ends = result.pieces[i], result.samples[i], kernel.ends(i)
+    for t, value in ((0.0, ends[0]), (1.0, ends[1]), (sample.t, sample.value)):
+        for piece in pieces:
+            if piece.start <= t <= piece.end:
+                confront(kernel, i, t, value, piece.bound)
     return SegmentCertificate(
         i,
         "bounded",
-        max(p.bound for p in pieces),
+        max(sample.value, *(p.bound for p in pieces)),
         f"{found.why}; bounded by affine forms in t on {len(pieces)} sub-intervals",
         abs(ends[1] - ends[0]),
         "",
@@ -265,12 +164,22 @@ def _bounded(kernel: Kernel, i: int, found: Claim, result: Search) -> SegmentCer
     )
 
 
+def confront(kernel: Kernel, i: int, t: float, value: float, bound: float) -> None:
+    """Refuse a bound that the loss evaluated at t on segment i contradicts (``Kernel.confront``)."""
+    if not isfinite(value):
+        raise InputError(f"path, segment {i}", expected="a finite loss", got=value)
+    if value > bound:
+        kernel.confront(kernel.point(i, t), value, bound, f"at t = {t} on segment {i}")
+
+
 def _measured(kernel: Kernel, i: int, why: str, num_points: int) -> SegmentCertificate:
-    sampled = profile(kernel.wide, Path((kernel.path.segments[i],)), num_points)
-    if not isfinite(sampled.max):
-        raise InputError(f"path, segment {i}", expected="a finite loss", got=sampled.max)
-    ends, at = kernel.ends(i), float(sampled.t[sampled.loss.argmax()])
-    return SegmentCertificate(i, "measured", sampled.max, why, abs(ends[1] - ends[0]), "", at, sampled.max)
+    samples = kernel.samples(i, num_points)
+    for _, value, _ in samples:
+        if not isfinite(value):
+            raise InputError(f"path, segment {i}", expected="a finite loss", got=value)
+    at, top, _ = max(samples, key=lambda s: s[1])
+    ends = kernel.ends(i)
+    return SegmentCertificate(i, "measured", top, why, abs(ends[1] - ends[0]), "", at, top)
 
 
 def _labelled(row: SegmentCertificate, label: str) -> SegmentCertificate:
@@ -284,6 +193,5 @@ def _defined(error: float) -> float | None:
 def _rounding(kernel: Kernel, result: Search) -> float:
     """What rounding adds to a bound: the forms of the best sample, on a segment that stays there, less its loss."""
     sample = max(result.samples.values(), key=lambda s: s.value)
-    point = cast(kernel.path.segments[sample.segment].at(sample.t), torch.float64)
-    still = Bounds(kernel.wide, kernel.wide.program, (point, point), None, 0)
-    return max(still.over(0.0, 1.0).loss - sample.value, 0.0)
+    still = kernel.bound_at(kernel.point(sample.segment, sample.t))
+    return max(still.loss - sample.value, 0.0)

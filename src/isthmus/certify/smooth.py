@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, Form
+from isthmus.certify.forms import HEADROOM, Form, half_width, present
 
 ASSUMED = 1e-13
 """The error allowed for torch's elementary functions in float64."""
@@ -53,18 +53,16 @@ def smooth(f: Smooth, x: Form) -> Form:
     (tensor([0.0010], dtype=torch.float64), True)
     """
     x = x.settled()
-    if x.radius is None:
-        raise ValueError("a settled form has a radius")
-    width = x.radius if x.slope is None else x.slope.abs().add_(x.radius)
+    width, left = half_width(x), present(x.radius)
     lo, hi = x.centre - width, x.centre + width
     value, slope = f.value(x.centre), f.slope(x.centre)
     least, most = _range(f.curvature, f.curvature_turns, lo, hi)
     square = width.square()
     below, above = least.clamp_(max=0) * square, most.clamp_(min=0) * square
-    radius = (above - below).mul_(0.25).addcmul_(slope.abs(), x.radius)
+    radius = (above - below).mul_(0.25).addcmul_(slope.abs(), left)
     low, high = _range(f.slope, f.slope_turns, lo, hi)
     middle = (low + high) * 0.5
-    wide = ((high - low) * 0.5).mul_(width).addcmul_(middle.abs(), x.radius)
+    wide = ((high - low) * 0.5).mul_(width).addcmul_(middle.abs(), left)
     taylor = radius < wide
     centre = torch.where(taylor, value + (above + below) * 0.25, value)
     slope = torch.where(taylor, slope, middle)
@@ -72,7 +70,7 @@ def smooth(f: Smooth, x: Form) -> Form:
     rounding = (1 + width).square_().add_(value.abs()).add_(x.centre.abs()).addcmul_(slope.abs(), width)
     radius = radius * (1 + 10 * ASSUMED) + rounding * (4 * ASSUMED)
     if f.cut < inf:
-        radius = torch.where(hi > f.cut - 1e-6, radius + f.jump, radius)
+        radius = torch.where(hi > f.cut - 1e-6 - 1e-12 * abs(f.cut), radius + f.jump, radius)
     if f.domain > -inf:
         radius = torch.where(lo > f.domain, radius, inf)
         centre, slope = centre.nan_to_num(0, 0, 0), slope.nan_to_num(0, 0, 0)
@@ -148,6 +146,14 @@ GELU_TANH = Smooth(
     lambda x: F.gelu(x, approximate="tanh"), _gelu_tanh_slope, _gelu_tanh_curvature,
     (-1.4185040087908284, 1.4185040087908284), (-2.0134807246242579, 0.0, 2.0134807246242579),
 )  # fmt: skip
+SOFTSIGN = Smooth(
+    F.softsign, lambda x: (1 + x.abs()) ** -2, lambda x: -2 * x.sign() * (1 + x.abs()) ** -3,
+    (0.0,), (-1e-300, 1e-300),
+)  # fmt: skip
+EXP = Smooth(torch.exp, torch.exp, torch.exp)
+SQUARE = Smooth(torch.square, lambda x: 2 * x, lambda x: torch.full_like(x, 2.0))
+ROOT = Smooth(torch.sqrt, lambda v: 0.5 * v**-0.5, lambda v: -0.25 * v**-1.5, domain=0.0)
+RECIPROCAL = Smooth(torch.reciprocal, lambda v: -(v**-2.0), lambda v: 2 * v**-3.0, domain=0.0)
 INVERSE_ROOT = Smooth(torch.rsqrt, lambda v: -0.5 * v**-1.5, lambda v: 0.75 * v**-2.5, domain=0.0)
 
 
@@ -178,3 +184,10 @@ def elu(alpha: float, scale: float, rate: float) -> Smooth:
         slope_turns=(0.0, 1e-300),
         curvature_turns=(0.0, 1e-300),
     )
+
+
+BY_NAME = {
+    "tanh": TANH, "sigmoid": SIGMOID, "silu": SILU, "softsign": SOFTSIGN, "exp": EXP, "square": SQUARE, "sqrt": ROOT,
+    "rsqrt": INVERSE_ROOT,
+}  # fmt: skip
+"""The operations of torch without parameters of their own."""

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+import torch
+
 from isthmus.certify.certificate import reached
-from isthmus.certify.certify import Kernel
-from isthmus.errors import IsthmusError
-from isthmus.evaluate.profile import profile
+from isthmus.certify.claims import Claim
+from isthmus.certify.kernel import Kernel
+from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.paths import LevelCurve, Path
 
@@ -30,10 +32,11 @@ def verify_certificate(
     """What is wrong with `certificate` (as ``Certificate.to_dict()`` or certificate.json has it); empty if it holds.
 
     Nothing in it is believed. Every claim is derived anew from the control points, the losses at the ends and at the
-    witnesses are evaluated again, every stored sub-interval of a bounded segment is bounded once more (they must cover
-    [0, 1]), the totals are added up, and the path is sampled at `num_points` points per segment, none of which may
-    exceed its bound. `labels`: those that the segments must have. Cost: one bound per stored sub-interval, which is
-    less than the search took, and a profile.
+    witnesses are evaluated again, and bounded where an exact claim rests on them, every stored sub-interval of a
+    bounded segment is bounded once more (they must cover [0, 1]), the totals are added up, and the path is sampled at
+    `num_points` points per segment, none of which may exceed the bound of its segment or of its sub-interval. `labels`:
+    those that the segments must have. Cost: one bound per stored sub-interval, which is less than the search took, and
+    a profile.
 
     >>> import torch
     >>> from isthmus.certify import certify
@@ -75,14 +78,20 @@ def _problems(
             yield f"segment {i}: labelled {segment['label']!r}, but the path says {labels[i]!r}"
         progress("verifying", i + 1, len(path))
     yield from _totals(kernel, certificate)
-    sampled = profile(kernel.wide, path, num_points)
-    for t, value, error in zip(sampled.t.tolist(), sampled.loss.tolist(), sampled.error.tolist(), strict=True):
-        i = path.locate(t)[0]
-        s = segments[i]
-        if s["claim"] != "measured" and not value <= s["bound"] * (1 + TOLERANCE) + TOLERANCE**2:
-            yield f"segment {i}: the loss at t = {t} is {value}, above the bound {s['bound']}"
-        if s["error_bound"] is not None and not error <= s["error_bound"] + TOLERANCE:
-            yield f"segment {i}: the error rate at t = {t} is {error}, above the bound {s['error_bound']}"
+    for i, segment in enumerate(segments):
+        yield from _samples(kernel, i, segment, num_points)
+
+
+def _samples(kernel: Kernel, i: int, stored: Mapping[str, Any], num_points: int) -> Iterator[str]:
+    """The samples on segment i that its bounds contradict."""
+    for s, value, error in kernel.samples(i, num_points):
+        where, t = f"segment {i}: the ", (i + s) / len(kernel.path)
+        bounds = [b for start, end, b in stored["intervals"] if start <= s <= end]
+        bound = min([stored["bound"], *bounds])
+        if stored["claim"] != "measured" and not _below(value, bound):
+            yield where + f"loss at t = {t} is {value}, above the bound {bound}"
+        if stored["error_bound"] is not None and not error <= stored["error_bound"] + TOLERANCE:
+            yield where + f"error rate at t = {t} is {error}, above the bound {stored['error_bound']}"
 
 
 def _segment(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
@@ -100,15 +109,14 @@ def _segment(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]
         yield f"the gap {stored['gap']} is not the one between bound and value"
     deviation = abs(ends[1] - ends[0])
     if claim in ("unchanged", "convex"):
-        if found.kind != claim:
-            yield f"claimed {claim!r}, but the control points give {found.kind!r} ({found.why})"
-        points = [kernel.point(p) for p in kernel.control(i)]
-        losses = [p.loss for p in points]
+        losses = [kernel.loss_at(p) for p in kernel.control(i)]
         deviation = max(losses) - min(losses)
         if not bound >= max(losses):
             yield f"the bound {bound} is below the loss at a control point, {max(losses)}"
-        error = float(sum(max(column) for column in zip(*(p.unsure.tolist() for p in points), strict=True)))
-        yield from _error(stored, error / kernel.wide.num_examples)
+        if found.kind != claim:
+            yield f"claimed {claim!r}, but the control points give {found.kind!r} ({found.why})"
+        else:
+            yield from _exactly(kernel, i, stored, found)
     elif claim == "analytic":
         segment = kernel.path.segments[i]
         if found.kind != claim or not isinstance(segment, LevelCurve):
@@ -130,6 +138,19 @@ def _segment(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]
         yield f"the deviation is {deviation}, not {stored['deviation']}"
 
 
+def _exactly(kernel: Kernel, i: int, stored: Mapping[str, Any], found: Claim) -> Iterator[str]:
+    """Whether an exact claim's bound allows for the rounding of the losses that it rests on."""
+    try:
+        several = kernel.exact(i, found)
+    except UnsupportedError as e:
+        yield f"claimed {found.kind!r}, but what rounding does to the loss is not bounded: {e}"
+        return
+    if not _below(top := max(b.loss for b in several), stored["bound"]):
+        yield f"the bound {stored['bound']} is below that of the loss at a control point, {top}"
+    marks = torch.stack([b.unsure for b in several if b.unsure is not None]).amax(0)
+    yield from _error(stored, float(marks.mean()))
+
+
 def _intervals(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
     """Whether the sub-intervals cover [0, 1] and none of their bounds is too low."""
     reach, errors = 0.0, []
@@ -142,7 +163,7 @@ def _intervals(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[st
             yield f"the sub-interval [{start}, {end}] has the bound {bound}, above the segment's, {stored['bound']}"
         again = kernel.bound(i, start, end)
         errors.append(again.error)
-        if not again.loss <= bound * (1 + TOLERANCE) + TOLERANCE**2:
+        if not _below(again.loss, bound):
             yield f"on the sub-interval [{start}, {end}] the bound is {again.loss}, not {bound}"
     if reach != 1.0:
         yield f"the sub-intervals leave out t from {reach} to 1"
@@ -180,6 +201,10 @@ def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
         yield f"proved: stored {certificate['proved']}, but the claims of the segments say otherwise"
     if certificate["counts"] != Counter(s["claim"] for s in segments):
         yield f"counts: stored {certificate['counts']}, which are not those of the segments"
+
+
+def _below(value: float, bound: float) -> bool:
+    return value <= bound + TOLERANCE * abs(bound) + TOLERANCE**2
 
 
 def _same(a: float | None, b: float | None) -> bool:

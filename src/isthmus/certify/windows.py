@@ -38,14 +38,16 @@ def calls(node: Node, a: Arguments) -> Callable[[Tensor], Tensor]:
 
 def average_pool(node: Node, a: Arguments) -> Form:
     """Average and adaptive average pooling."""
-    terms = prod(a["kernel_size"]) if "kernel_size" in a else a["x"].centre[0, 0].numel()
+    n, shape = 1 if "1d" in base(node) else 2, a["x"].centre.shape
+    terms = prod(_list(a["kernel_size"], n)) if "kernel_size" in a else prod(shape[-n:])
     return average(calls(node, a), terms, a["x"])
 
 
 def mean(node: Node, a: Arguments) -> Form:
     """A mean or a sum over axes."""
-    if a.get("dtype") is not None:
-        raise Refused("a mean in another precision has no rule")
+    if (dtype := a.get("dtype")) is not None and not dtype.is_floating_point:
+        raise Refused("a mean in whole numbers has no rule")
+    a = a | {"dtype": None}
     dims, x = a.get("dim"), a["x"].centre
     dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     return average(calls(node, a), prod(x.shape[d] for d in dims), a["x"])
@@ -58,8 +60,9 @@ def max_pool(node: Node, a: Arguments) -> Any:
     if a["ceil_mode"]:
         raise Refused("ceil_mode has no rule")
     if any(padding):
-        # far below everything, and finite: the chord of a difference with it is flat
-        x = moved(partial(F.pad, pad=_pads(padding), value=-1e150), x.settled(), partial(F.pad, pad=_pads(padding)))
+        x = x.settled()
+        below = -(2 * float(x.size().max()) + 1)  # below everything, so that the chord of a difference with it is flat
+        x = moved(partial(F.pad, pad=_pads(padding), value=below), x, partial(F.pad, pad=_pads(padding)))
     out = _windows(x, kernel, stride or kernel, dilation)
     return (out, None) if node.shapes else out
 

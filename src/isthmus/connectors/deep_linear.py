@@ -44,8 +44,8 @@ class DeepLinear(Connector):
     0.05 (w1^2 + w2^2) is 0.0975 at w1 = w2 = 0.975 and at w1 = w2 = -0.975, and at least 1 where w1 = 0.
 
     Where all level sets are connected, no strict local minimum is above another (Proposition 2.1, which is false of
-    plateaus). With ridge and three or more layers level sets are not connected: for (w1 w2 w3 - 1)^2 + 0.05 |w|^2 the origin is a
-    strict local minimum of value 1, while three weights of 0.95 have 0.156. Refused.
+    plateaus). With ridge and three or more layers level sets are not connected: for (w1 w2 w3 - 1)^2 + 0.05 |w|^2 the
+    origin is a strict local minimum of value 1, while three weights of 0.95 have 0.156. Refused.
 
     When to use: linear networks (nn.Linear, convolutions, average pooling; with or without biases) and a loss that is
     convex in the outputs. Cost: decompositions of the weights; with ridge 7 evaluations per Bezier curve.

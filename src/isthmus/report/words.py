@@ -12,11 +12,11 @@ from isthmus.runs import upward
 
 CLAIMS = {
     "unchanged": "the outputs on the data stay as they are (only weights into silent units move, or weight moves "
-    "between identical units), so the loss stays that of the segment's ends",
+    "between identical units), so the loss stays that of the segment's ends, which was bounded with its rounding",
     "convex": "every example's output is affine in t and the loss is convex in the outputs, so no point of the segment "
-    "has a higher loss than the higher of its two ends",
+    "has a higher loss than the highest of its control points, which was bounded with its rounding",
     "analytic": "the segment is a closed-form curve on which the outputs move along a straight line; its premises were "
-    "checked again and the deviation was measured",
+    "checked again, its loss in real arithmetic was bounded, and the rounding of its own points was measured",
     "bounded": "the loss was bounded from above by propagating intervals of t through the network, halving them until "
     "the bound was close",
     "measured": "the loss was only evaluated at points of the segment; between them nothing is proved",
@@ -224,8 +224,9 @@ def _proof(run: Run) -> str:
         parts.append(
             "<p><span class='tag good'>proved</span> The training loss is at most "
             f"<strong>{bound_num(bound_of(run))}</strong> on the whole path. "
-            f"The statement is about the network in real arithmetic, which was evaluated in {dtype}"
-            + (f"; the bound includes {num(float(slack))} for the rounding.</p>" if slack is not None else ".</p>")
+            f"The statement is about the network in real arithmetic, evaluated in {dtype}, the rounding of the "
+            "evaluation itself included"
+            + (f": {num(float(slack))} of the bound.</p>" if slack is not None else ".</p>")
         )
     else:
         parts.append("<p><span class='tag open'>not proved</span> At least one segment is only measured.</p>")

@@ -63,14 +63,21 @@ def effective_changes(
     """The changed tensors whose change can reach the output, given the units that are `live` (see `live_units`).
 
     Each of the others may be held at its value at any control point, alone or together: the function on the curve
-    stays the same.
+    stays the same (but for the rounding of sums, see ``effective``).
     """
-    points = cleared(control, live, structure)
+    return effective(control, changed, live, structure)[0]
+
+
+def effective(
+    control: Sequence[Params], changed: set[str], live: Mapping[str, Tensor], structure: Structure
+) -> tuple[set[str], Sequence[Params], Mapping[str, Tensor]]:
+    """``effective_changes``, the points in which only these tensors differ, and what their sums lost (``merged``)."""
+    points, lost = cleared(control, live, structure), {}
     left = {k for k in changed if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
-    if not left:
-        return left
-    points = _merge_equal(points, live, structure)
-    return {k for k in left if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
+    if left:
+        points, lost = merged(points, live, structure)
+        left = {k for k in left if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
+    return left, points, lost
 
 
 def cleared(control: Sequence[Params], live: Mapping[str, Tensor], structure: Structure) -> list[Params]:
@@ -102,7 +109,7 @@ def live_units(control: Sequence[Params], structure: Structure) -> dict[str, Ten
                 continue
             for m in group.outs:
                 reaching = nonzero[m.tensor] & _rows_live(m.tensor, nonzero[m.tensor].shape, live, structure)
-                by_position = reaching.movedim(m.dim, 0).flatten(1).any(1)
+                by_position = reaching.movedim(m.dim, 0).reshape(reaching.shape[m.dim], -1).any(1)
                 live[group.name] = live[group.name] | by_position[m.index.to(device)].any(1)
         if before == {k: int(v.sum()) for k, v in live.items()}:
             break
@@ -143,36 +150,64 @@ def _masked(params: Params, masks: Mapping[str, Tensor]) -> Params:
     return out
 
 
-def _merge_equal(points: Sequence[Params], live: Mapping[str, Tensor], structure: Structure) -> list[Params]:
-    """The same functions, with the outgoing weights of equal units added up on the first of them.
+def merged(
+    points: Sequence[Params], live: Mapping[str, Tensor], structure: Structure
+) -> tuple[list[Params], dict[str, Tensor]]:
+    """The `points` (see ``cleared``) with the outgoing weights of equal units added up on the first of them; and, for
+    every tensor in which a sum was rounded, by how much no entry is further from its sum, at any of the points.
 
-    Groups are visited in the order of the graph, so that rows are compared after the columns before them were
-    merged. Sums of two float32 numbers are exact in float64; in float64, a sum that rounds can make equal units look
-    different, or hide a difference of one rounding, which the slack of a certificate covers.
+    Without that rounding these are the same functions. Groups are visited in the order of the graph, so that rows are
+    compared after the columns before them were merged; a row with a rounded sum is equal to no row but those that it
+    was equal to before. Sums of two float32 numbers of similar size are exact in float64.
     """
-    merged = [dict(p) for p in points]
+    out: list[Params] = [dict(p) for p in points]
+    lost: dict[str, Tensor] = {}
     for group in structure.groups:
         if not separable(group):
             continue
-        classes = _classes(merged, group, live[group.name])
-        for p in merged if classes else ():
+        classes = _classes(out, points, lost, group, live[group.name])
+        for p in out if classes else ():
             for m in group.outs:
                 index = m.index.to(p[m.tensor].device)
                 moved = p[m.tensor].double().movedim(m.dim, 0).clone()
+                error = torch.zeros_like(moved)
                 for units in classes:
-                    moved[index[units[0]]] = moved[index[units]].sum(0)
+                    moved[index[units[0]]], error[index[units[0]]] = _exact_sum(moved[index[units]])
                     moved[index[units[1:]].flatten()] = 0
                 p[m.tensor] = moved.movedim(0, m.dim)
-    return merged
+                if bool(error.any()):
+                    error = error.movedim(0, m.dim)
+                    lost[m.tensor] = torch.maximum(lost[m.tensor], error) if m.tensor in lost else error
+    return out, lost
 
 
-def _classes(points: Sequence[Params], group: Group, live: Tensor) -> list[Tensor]:
+def _exact_sum(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum over the first axis, and at least what it rounds away: Knuth's error of every addition, 0 if exact."""
+    total, lost = rows[0], torch.zeros_like(rows[0])
+    for row in rows[1:]:
+        following = total + row
+        back = following - total
+        lost += ((total - (following - back)) + (row - back)).abs()
+        total = following
+    return total, lost * (1 + 1e-9)
+
+
+def _classes(
+    points: Sequence[Params], before: Sequence[Params], lost: Mapping[str, Tensor], group: Group, live: Tensor
+) -> list[Tensor]:
     """The sets of two or more live units whose incoming weights agree at every control point."""
     rows: dict[tuple[int, int], Tensor] = {}
-    for p in points:
+
+    def of(tensor: Tensor, m: Member) -> Tensor:
+        return tensor.movedim(m.dim, 0)[m.index.to(live.device)].flatten(1)
+
+    for p, q in zip(points, before, strict=True):
         for m in group.ins:
             # a tensor that all control points share is compared once
-            rows[id(p[m.tensor]), m.dim] = p[m.tensor].movedim(m.dim, 0)[m.index.to(live.device)].flatten(1)
+            rows[id(p[m.tensor]), m.dim] = of(p[m.tensor], m)
+            if m.tensor in lost:
+                rounded, own = of(lost[m.tensor], m).any(1), _equal_rows([of(q[m.tensor], m)])
+                rows[id(q[m.tensor]), -1 - m.dim] = torch.where(rounded, own + 1, 0)[:, None].double()
     units = live.nonzero().flatten()
     # a few columns rule out nearly all units; whole rows are compared among those that remain
     for width in (2, 8, None):

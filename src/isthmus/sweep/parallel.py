@@ -17,6 +17,7 @@ from torch import Tensor
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import SegmentCertificate
 from isthmus.certify.certify import BUDGET
+from isthmus.certify.widened import evaluation
 from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
@@ -101,7 +102,8 @@ def certify_in_parallel(
     table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
     parts = [table[i] for i in range(len(path))]
     open_ = [i for i, several in enumerate(parts) if not all(c.proved for c in several)]
-    wide = replace(shared, objective=objective.cast(torch.float64))
+    known = evaluation(objective, path.start)  # a widened module does not travel between processes
+    wide = shared if known.widened else replace(shared, objective=known.objective)
     sampled = _run(_profile_task, wide, open_, engine, "measuring", progress) if open_ else {}
     segments = []
     for i, segment in enumerate(path.segments):
@@ -192,8 +194,8 @@ def _proved(segment: Segment, parts: Sequence[Certificate], weights: Sequence[fl
     intervals: tuple[tuple[float, float, float], ...] = ()
     if exact and isinstance(segment, Curve) and len(segment.control) == 2:
         bound = max(ends) + max(c.slack for c in parts)
-    elif analytic:  # what rounding may add on each chunk, above the larger end of the whole
-        bound = max(ends) + _sum(weights, [s.bound - s.value for s in own])
+    elif analytic:  # no chunk's loss is further above the chord of its ends
+        bound = max(ends) + _sum(weights, [c.slack for c in parts])
     elif not exact:
         intervals = _refined(own, weights)
         bound = max(b for _, _, b in intervals)

@@ -1,0 +1,171 @@
+"""Rules for operations entry by entry: activations, powers, maxima, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isthmus.certify import smooth as s
+from isthmus.certify.forms import Form, add, divided, joined, maximum, moved, multiply, piecewise, rectified
+from isthmus.certify.forms import scaled as _scaled
+from isthmus.certify.made import form
+from isthmus.certify.smooth import smooth
+from isthmus.certify.windows import Arguments, Refused, base
+from isthmus.program import Node
+
+__all__ = ["ELEMENTWISE", "reciprocal"]
+
+
+def _relu(node: Node, a: Arguments) -> Form:
+    return rectified(a["x"])
+
+
+def _leaky_relu(node: Node, a: Arguments) -> Form:
+    leak = float(a["negative_slope"])
+    if 0 <= leak <= 1:
+        return rectified(a["x"], leak)
+    return piecewise(lambda v: F.leaky_relu(v, leak), (0.0,), a["x"])
+
+
+def _prelu(node: Node, a: Arguments) -> Form:
+    """max(x, 0) - p max(-x, 0)."""
+    x, weight = a["x"], a["weight"]
+    if weight.centre.numel() > 1:
+        weight = moved(lambda p: p.reshape(1, -1, *(1,) * (x.centre.dim() - 2)), weight)
+    return add(rectified(x), multiply(weight, rectified(_scaled(x, -1.0))), -1.0)
+
+
+def _clamp(node: Node, a: Arguments) -> Form:
+    low, high = (a.get(k, a.get(f"{k}_val")) for k in ("min", "max"))
+    if base(node) == "relu6":
+        low, high = 0.0, 6.0
+    if any(isinstance(v, (Form, Tensor)) for v in (low, high)):
+        raise Refused("only numbers as limits have a rule")
+    return piecewise(lambda v: v.clamp(low, high), [float(v) for v in (low, high) if v is not None], a["x"])
+
+
+def _smooth(f: s.Smooth, node: Node, a: Arguments) -> Form:
+    return smooth(f, a["x"])
+
+
+def _gelu(node: Node, a: Arguments) -> Form:
+    return smooth(s.GELU if a["approximate"] == "none" else s.GELU_TANH, a["x"])
+
+
+def _log_sigmoid(node: Node, a: Arguments) -> Form:
+    return _scaled(smooth(s.softplus(1.0, 40.0), _scaled(a["x"], -1.0)), -1.0)
+
+
+def _mish(node: Node, a: Arguments) -> Form:
+    return multiply(a["x"], smooth(s.TANH, smooth(s.softplus(1.0, 40.0), a["x"])))
+
+
+def _absolute(node: Node, a: Arguments) -> Form:
+    return piecewise(torch.abs, (0.0,), a["x"])
+
+
+def _hard_sigmoid(node: Node, a: Arguments) -> Form:
+    return divided(piecewise(lambda v: v.clamp(-3.0, 3.0) + 3, (-3.0, 3.0), a["x"]), 6.0)
+
+
+def _hard_swish(node: Node, a: Arguments) -> Form:
+    return multiply(a["x"], _hard_sigmoid(node, a))
+
+
+def _softplus(node: Node, a: Arguments) -> Form:
+    if a["beta"] <= 0:
+        raise Refused("only beta > 0 has a rule")
+    return smooth(s.softplus(float(a["beta"]), float(a["threshold"])), a["x"])
+
+
+def _elu(node: Node, a: Arguments) -> Form:
+    alpha = float(a.get("alpha", 1.0))
+    scale, rate = float(a.get("scale", 1.0)), float(a.get("input_scale", 1.0))
+    if base(node) == "selu":
+        alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+    if base(node) == "celu":
+        rate = 1 / alpha
+    if alpha <= 0 or scale <= 0 or rate <= 0:
+        raise Refused("only a positive alpha has a rule")
+    return smooth(s.elu(alpha, scale, rate), a["x"])
+
+
+# -- maxima
+
+
+def _maximum(node: Node, a: Arguments) -> Form:
+    like = a["x"] if isinstance(a["x"], Form) else a["other"]
+    pair = [form(a[k], like) for k in ("x", "other")]
+    shape = torch.broadcast_shapes(*(v.centre.shape for v in pair))
+    return maximum(*(moved(lambda p: p.expand(shape), v) for v in pair))
+
+
+def _minimum(node: Node, a: Arguments) -> Form:
+    like = a["x"] if isinstance(a["x"], Form) else a["other"]
+    pair = {k: _scaled(form(a[k], like), -1.0) for k in ("x", "other")}
+    return _scaled(_maximum(node, pair), -1.0)
+
+
+def _where(node: Node, a: Arguments) -> Form:
+    """Entries of one of two, by a mask that does not move."""
+    mask = a["condition"] if "condition" in a else a["mask"].logical_not()
+    if isinstance(mask, Form):
+        raise Refused("only a mask that does not depend on t has a rule")
+    like = next(v for k in ("x", "other", "value") if isinstance(v := a.get(k), Form))
+    pair = [form(a["x"], like), form(a["other"] if "other" in a else a["value"], like)]
+    shape = torch.broadcast_shapes(mask.shape, *(v.centre.shape for v in pair))
+    return joined(lambda p: torch.where(mask, *p), [moved(lambda p: p.expand(shape), v) for v in pair])
+
+
+def reciprocal(x: Form) -> Form:
+    """1 / v, where every entry keeps its sign: sign / |v|."""
+    x = x.settled()
+    sign = torch.where(x.centre < 0, -1.0, 1.0)
+
+    def turned(y: Form) -> Form:
+        return Form(y.centre * sign, None if y.slope is None else y.slope * sign, y.radius, y.ulps)
+
+    return turned(smooth(s.RECIPROCAL, turned(x)))
+
+
+def _power(node: Node, a: Arguments) -> Form:
+    exponent = a.get("exponent")
+    if isinstance(exponent, (Form, Tensor)) or exponent not in _POWERS:
+        raise Refused(f"only powers with the exponents {sorted(_POWERS)} have a rule")
+    return _POWERS[exponent](a["x"])
+
+
+_POWERS: dict[float, Callable[[Form], Form]] = {
+    1: lambda x: x,
+    2: partial(smooth, s.SQUARE),
+    0.5: partial(smooth, s.ROOT),
+    -0.5: partial(smooth, s.INVERSE_ROOT),
+    -1: reciprocal,
+}
+
+ELEMENTWISE: dict[str, Callable[[Node, Arguments], Form]] = (
+    {name: _clamp for name in ("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max")}
+    | {name: _elu for name in ("elu", "selu", "celu")}
+    | {name: _where for name in ("where", "masked_fill")}
+    | {name: partial(_smooth, f) for name, f in s.BY_NAME.items()}
+    | {
+        "reciprocal": lambda node, a: reciprocal(a["x"]),
+        "pow": _power,
+        "relu": _relu,
+        "leaky_relu": _leaky_relu,
+        "prelu": _prelu,
+        "gelu": _gelu,
+        "softplus": _softplus,
+        "log_sigmoid": _log_sigmoid,
+        "mish": _mish,
+        "abs": _absolute,
+        "hardsigmoid": _hard_sigmoid,
+        "hardswish": _hard_swish,
+        "maximum": _maximum,
+        "minimum": _minimum,
+    }
+)

@@ -1,0 +1,69 @@
+"""Values that depend on no weights and no inputs: sizes, whole numbers, and tensors made from numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.certify.forms import TINY, UNIT, Form
+from isthmus.certify.windows import Arguments, Refused, base, calls
+from isthmus.program import Node
+
+_ENTRIES = "zeros ones full eye scalar_tensor zeros_like ones_like full_like new_zeros new_ones new_full".split()
+_STEPS = ("arange", "linspace")
+
+
+def known(node: Node, read: Callable[[Any], Any], rule: Callable[[], Any] | None) -> Any:
+    """The result of an operation that reads no form. `read`: an argument's value; `rule`: its rule on forms.
+
+    Whole numbers and sizes are computed as they stand, tensors made from numbers in float64 whatever type they were
+    asked for. Any other floating-point result is that of the operation's rule on exact numbers.
+    """
+    name, kwargs = base(node), {k: read(v) for k, v in node.kwargs.items()}
+    if name in (*_ENTRIES, *_STEPS) and _real(kwargs.get("dtype")):
+        kwargs["dtype"] = torch.float64
+    out = node.target(*(read(v) for v in node.args), **kwargs)
+    if isinstance(out, Tensor) and out.is_complex():
+        raise Refused("complex numbers have no rule")
+    if name in (*_ENTRIES, *_STEPS) or not isinstance(out, Tensor) or not out.is_floating_point():
+        return _formed(name, out)
+    if rule is None:
+        raise Refused("it has no rule for affine forms")
+    return rule()
+
+
+def like(node: Node, a: Arguments) -> Any:
+    """Zeros, ones or a number in the shape of a form."""
+    given = a | {"dtype": torch.float64} if _real(a.get("dtype")) else a
+    return _formed(base(node), calls(node, given)(a["x"].centre))
+
+
+def whole(x: Tensor) -> Form:
+    """Whole numbers as real ones; those above 2^53 are rounded."""
+    return Form(x.double(), None, None, 1)
+
+
+def form(x: Any, like: Form) -> Form:
+    """A form of anything that stands beside one: a form, a tensor of exact numbers, a number."""
+    if isinstance(x, Form):
+        return x
+    if isinstance(x, Tensor):
+        return whole(x)
+    return Form(torch.tensor(float(x), dtype=like.centre.dtype, device=like.centre.device))
+
+
+def _real(dtype: torch.dtype | None) -> bool:
+    return dtype is not None and dtype.is_floating_point
+
+
+def _formed(name: str, out: Any) -> Any:
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        return out
+    out = out.double()
+    if name not in _STEPS:
+        return Form(out)
+    largest = float(out.abs().max()) if out.numel() else 0.0
+    return Form(out, None, torch.full_like(out, 16 * UNIT * largest + TINY))

@@ -1,0 +1,466 @@
+"""Bounds against exact arithmetic: underflow, overflow, cancellation, padding; nothing that is proved is false."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import pairwise
+from math import isfinite
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import isthmus as im
+from isthmus.certify.affine import Interval, Motion
+from isthmus.certify.bounds import Bounds
+from isthmus.certify.forms import Form, add, average, contract, divided, maximum, multiply, piecewise, rectified, scaled
+from isthmus.certify.kernel import Kernel
+from isthmus.certify.widened import flushes
+from isthmus.errors import IsthmusError
+from tests.certify.cases import CASES
+
+F64 = torch.float64
+Rows = list[list[Fraction]]
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
+def fractions(v: Tensor) -> Rows:
+    return [[Fraction(float(e)) for e in row] for row in v]
+
+
+def chain(widths: list[int], activation: type[nn.Module] | None = nn.ReLU) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for n, m in pairwise(widths):
+        parts += [nn.Linear(n, m, bias=False), *([activation()] if activation else [])]
+    return nn.Sequential(*parts[: -1 if activation else None]).double()
+
+
+def weights(module: nn.Module, *several: object) -> im.Params:
+    names = [k for k in module.state_dict() if k.endswith("weight")]
+    return {k: torch.as_tensor(v, dtype=F64) for k, v in zip(names, several, strict=True)}
+
+
+def at(level: list[Rows], t: Fraction) -> Rows:
+    """The point at t on a Bezier curve of matrices, by the scheme of de Casteljau."""
+    while len(level) > 1:
+        level = [
+            [[a + t * (b - a) for a, b in zip(u, v, strict=True)] for u, v in zip(m, n, strict=True)]
+            for m, n in pairwise(level)
+        ]
+    return level[0]
+
+
+def drawn(module: nn.Module, g: torch.Generator) -> im.Params:
+    return {k: torch.randn(v.shape, generator=g, dtype=F64) for k, v in module.state_dict().items()}
+
+
+def exact_mse(points: list[im.Params], t: Fraction, x: Tensor, y: Tensor, relu: bool) -> Fraction:
+    """The loss of a chain without biases at t on the Bezier curve of these points, in rational numbers."""
+    matrices = [at([fractions(p[name]) for p in points], t) for name in points[0]]
+    rows = fractions(x)
+    for l, matrix in enumerate(matrices):
+        rows = [[sum((w * v for w, v in zip(row, h, strict=True)), Fraction(0)) for row in matrix] for h in rows]
+        if relu and l + 1 < len(matrices):
+            rows = [[max(v, Fraction(0)) for v in h] for h in rows]
+    terms = [(z - v) ** 2 for h, w in zip(rows, fractions(y), strict=True) for z, v in zip(h, w, strict=True)]
+    return sum(terms, Fraction(0)) / len(terms)
+
+
+ONE = (torch.ones(1, 1, dtype=F64), torch.zeros(1, 1, dtype=F64))
+RELU = chain([1, 1, 1])
+FLAT = chain([1, 1, 1, 1, 1], None)
+FLAT_RELU = chain([1, 1, 1, 1, 1])
+WIDE = chain([1, 3, 1])
+SMALL = (1e-170, 1e-170, 1e170, 1e170)
+
+
+def of(module: nn.Module, *values: float) -> im.Params:
+    return weights(module, *([[v]] for v in values))
+
+
+FALSE = {
+    "a slope that is too small": (RELU, [of(RELU, -1e-305, 1e305), of(RELU, 1e-305, 1e305)]),
+    "the smallest numbers": (RELU, [of(RELU, -5e-324, 1e308), of(RELU, 5e-324, 1e308)]),
+    "the least slope": (RELU, [of(RELU, -1e-301, 1e301), of(RELU, 1e-301, 1e301)]),
+    "products that vanish": (FLAT, [of(FLAT, *SMALL), of(FLAT, *(1.5 * v for v in SMALL))]),
+    "ReLUs that vanish": (FLAT_RELU, [of(FLAT_RELU, *SMALL), of(FLAT_RELU, *(1.5 * v for v in SMALL))]),
+    "a convex claim that vanishes": (FLAT, [of(FLAT, *SMALL), of(FLAT, 2e-170, *SMALL[1:])]),
+    "a curve that vanishes": (
+        FLAT,
+        [of(FLAT, *SMALL), of(FLAT, *(3 * v for v in SMALL)), of(FLAT, *(0.5 * v for v in SMALL))],
+    ),
+    "a sum that loses a one": (WIDE, [weights(WIDE, [[1e16], [1.0], [1e16]], [[1.0, 1.0, -1.0]])] * 2),
+    "a last layer that loses a one": (
+        WIDE,
+        [
+            weights(WIDE, [[1e16], [1.0], [1e16]], [[1.0, 1.0, -1.0]]),
+            weights(WIDE, [[1e16], [1.0], [1e16]], [[1.0, 0.5, -1.0]]),
+        ],
+    ),
+    "equal units whose sum loses a one": (
+        WIDE,
+        [
+            weights(WIDE, [[1.0], [1.0], [1.0]], [[1e16, 1.0, -1e16]]),
+            weights(WIDE, [[1.0], [1.0], [1.0]], [[1e16, 0.0, -1e16]]),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FALSE)
+def test_no_bound_is_below_exact_arithmetic(name):
+    module, points = FALSE[name]
+    objective = im.Objective(module, "mse", ONE)
+    path = im.Path((im.Curve(tuple(points)),))
+    c = im.certify(objective, path)
+    relu = any(isinstance(m, nn.ReLU) for m in module)
+    true = max(exact_mse(points, Fraction(k, 16), *ONE, relu) for k in range(17))
+    assert true > 1e-31
+    assert not c.proved or Fraction(c.bound) >= true
+    assert im.verify_certificate(objective, path, c.to_dict()) == []
+
+
+def test_a_slope_that_is_too_small_is_bounded_closely_now():
+    module, points = FALSE["a slope that is too small"]
+    c = im.certify(im.Objective(module, "mse", ONE), im.Path.through(points))
+    assert c.proved
+    assert 1 <= c.bound <= 1.01
+
+
+@pytest.mark.parametrize("k", [-1000, -970, -300, -20, 3, 400, 960, 1000])
+@pytest.mark.parametrize("bent", [False, True])
+def test_rescaled_layers_have_no_lower_bound(k, bent):
+    """A factor of 2^k between two layers changes no function: the bound is the same, larger, or refused."""
+    module = chain([3, 6, 2])
+    g = torch.Generator().manual_seed(0)
+    points = [drawn(module, g) for _ in range(2 + bent)]
+    x, y = torch.randn(5, 3, generator=g, dtype=F64), torch.randn(5, 2, generator=g, dtype=F64)
+    objective = im.Objective(module, "mse", (x, y))
+    first, last = module.state_dict()
+    moved = [{first: p[first] * 2.0**k, last: p[last] * 2.0**-k} for p in points]
+    for start, end in ((0.0, 0.125), (0.5, 0.5 + 2.0**-12)):
+        plain = Bounds(objective, objective.program, points).over(start, end).loss
+        found = Bounds(objective, objective.program, moved).over(start, end).loss
+        assert found >= plain * (1 - 1e-12)
+        if k > -970 and not bent:
+            assert found <= plain * (1 + 1e-6)
+        places = [Fraction(start) + Fraction(end - start) * Fraction(j, 4) for j in range(5)]
+        true = max(exact_mse(points, t, x, y, True) for t in places)
+        assert not isfinite(found) or Fraction(found) >= true
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["unchanged", "convex", "bounded", "curve"])
+def test_every_claim_at_a_point_is_above_the_exact_loss_of_a_net_that_cancels(kind, seed):
+    """Two halves that compute the same and are subtracted, but for a part in 1e9."""
+    g = torch.Generator().manual_seed(seed)
+    half, v = torch.randn(6, 4, generator=g, dtype=F64) * 1e3, torch.randn(1, 6, generator=g, dtype=F64) * 1e3
+    module = chain([4, 12, 1, 1], nn.ReLU)
+    head = torch.cat([v, -v * (1 + 1e-9)], 1)
+    a = weights(module, torch.cat([half, half]), head, [[1.0]])
+    ends = {
+        "unchanged": [a, a],
+        "convex": [a, {**a, "4.weight": a["4.weight"] * (1 - 1e-7)}],
+        "bounded": [a, {k: p * (1 + 1e-9) for k, p in a.items()}],
+        "curve": [a, {k: p * (1 + 1e-9) for k, p in a.items()}, a],
+    }[kind]
+    x, y = torch.randn(3, 4, generator=g, dtype=F64), torch.zeros(3, 1, dtype=F64)
+    objective = im.Objective(module, "mse", (x, y))
+    c = im.certify(objective, im.Path((im.Curve(tuple(ends)),)), budget=16)
+    assert c.segments[0].claim == {"curve": "bounded"}.get(kind, kind)
+    true = max(exact_mse(ends, Fraction(k, 4), x, y, True) for k in range(5))
+    assert true <= Fraction(c.bound)
+
+
+def test_equal_units_are_equal_in_exact_arithmetic_alone():
+    """Two units whose merged rows are equal only after rounding are not the same: handing weight over changes it."""
+    module = chain([1, 2, 2, 2, 1])
+    first, rows = [[1.0], [1.0]], [[1e16, 1.0], [1e16, 0.0]]
+    a = weights(module, first, rows, [[0.0, 0.0], [1e-16, 0.0]], [[1.0, 1.0]])
+    b = {**a, "4.weight": numbers(1.0, -1.0, 1e-16, 0.0).view(2, 2)}
+    objective = im.Objective(module, "mse", ONE)
+    path = im.Path.through([a, b])
+    c = im.certify(objective, path)
+    assert c.segments[0].claim != "unchanged"
+    true = max(exact_mse([a, b], Fraction(k, 8), *ONE, True) for k in range(9))
+    assert true > exact_mse([a, b], Fraction(0), *ONE, True)
+    assert Fraction(c.bound) >= true
+
+
+def test_a_rounded_sum_of_weights_is_in_the_bound_of_what_does_not_change():
+    """A hat on top makes the loss rise between the ends of what rounding hides: 1e16 + 1 is 1e16."""
+    module = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+    a = {
+        "0.weight": numbers(1, 1).view(2, 1), "0.bias": numbers(0, 0),
+        "2.weight": numbers(1e16, 1, 1e16, 1).view(2, 2), "2.bias": numbers(-1e16, -1e16 - 0.5),
+        "4.weight": numbers(1, -2).view(1, 2), "4.bias": numbers(0),
+    }  # fmt: skip
+    b = {**a, "2.weight": numbers(1e16, 0, 1e16, 0).view(2, 2)}
+    c = im.certify(im.Objective(module, "mse", ONE), im.Path.through([a, b]))
+    assert c.segments[0].claim == "unchanged"
+    assert c.bound >= 0.25
+
+
+# -- every rule with padding, ties and entries below -1e150
+
+
+class Pooled(nn.Module):
+    """A convolution, f, a head and a tanh, so that losses stay small."""
+
+    def __init__(self, f, read: int, two: bool = False) -> None:
+        super().__init__()
+        self.f, self.head = f, nn.Linear(read, 1, bias=False)
+        self.conv = nn.Conv2d(1, 1, 1, bias=False) if two else nn.Conv1d(1, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.head(self.f(self.conv(x)).flatten(1)))
+
+
+POOLED = {
+    "max, padded": (lambda h: F.max_pool1d(h, 3, 2, 1), 3, False),
+    "max, padded, dilated": (lambda h: F.max_pool1d(h, 2, 1, 1, 2), 5, False),
+    "max of images, padded": (lambda h: F.max_pool2d(h, 3, 2, 1), 9, True),
+    "max, adaptive": (lambda h: F.adaptive_max_pool1d(h, 1), 1, False),
+    "average, padded": (lambda h: F.avg_pool1d(h, 3, 2, 1), 3, False),
+    "average of images, padded": (lambda h: F.avg_pool2d(h, 3, 2, 1, count_include_pad=False), 9, True),
+    "average, divided by a negative number": (lambda h: F.avg_pool2d(h, 3, 2, 1, divisor_override=-7), 9, True),
+    "average, adaptive": (lambda h: F.adaptive_avg_pool2d(h, (2, 3)), 6, True),
+    "zero padding, then max": (lambda h: F.max_pool1d(F.pad(h, (1, 1)), 3, 2), 3, False),
+    "padding below, then max": (lambda h: F.max_pool1d(F.pad(h, (1, 1), value=-1e200), 3, 2), 3, False),
+    "windows as columns": (lambda h: F.unfold(h, 3, padding=1, stride=2), 81, True),
+    "maximum of two": (lambda h: torch.maximum(h, h.flip(2)), 5, False),
+    "minimum of two": (lambda h: torch.minimum(h, h.roll(1, 2)), 5, False),
+    "clamp": (lambda h: h.clamp(min=-1e151), 5, False),
+    "leaky": (lambda h: F.leaky_relu(h, 0.3), 5, False),
+    "absolute": (torch.abs, 5, False),
+    "masked": (lambda h: h.masked_fill(torch.tensor([True, False, True, False, False]), -2e153), 5, False),
+}
+
+
+SIZES = [(name, size) for name in POOLED for size in (1e-160, 1.0, 1e152) if name != "masked" or size > 1]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_padding_ties_and_entries_far_below(name, size):
+    f, read, two = POOLED[name]
+    module = Pooled(f, read, two).double()
+    g = torch.Generator().manual_seed(1)
+    x = -torch.randint(1, 4, (4, 1, 5, 5) if two else (4, 1, 5), generator=g).double()  # ties, and all below zero
+    a = {
+        "conv.weight": torch.full_like(module.conv.weight, size).detach(),
+        "head.weight": torch.randn(1, read, generator=g, dtype=F64) / size / read,
+    }
+    b = {"conv.weight": a["conv.weight"] * 1.01, "head.weight": a["head.weight"] * 0.97}
+    objective = im.Objective(module, "mse", (x, torch.zeros(4, 1, dtype=F64)))
+    path = im.Path.through([a, b])
+    c = im.certify(objective, path, budget=16)
+    assert c.segments[0].claim == "bounded", c.segments[0].why
+    values = [objective.loss(path.at(k / 100)) for k in range(101)]
+    assert max(values) <= c.bound
+    if size >= 1:
+        assert c.bound <= 1.05 * max(values) + 1e-9
+    assert im.verify_certificate(objective, path, c.to_dict()) == []
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-30, 1e30, 1e120])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_no_sample_exceeds_a_bound_whatever_the_size_of_the_weights(case, scale):
+    objective = case.objective()
+    points = [{k: v * scale if v.is_floating_point() else v for k, v in p.items()} for p in case.control(1)]
+    curve = im.Curve(tuple(points))
+    bounds = Bounds(objective, objective.program, curve.control)
+    for start, end in ((0.0, 1.0), (0.5, 0.5625), (0.25, 0.25 + 2.0**-20)):
+        found = bounds.over(start, end).loss
+        for k in range(9):
+            value = objective.loss(curve.at(start + (end - start) * k / 8))
+            assert found == float("inf") or value <= found
+
+
+# -- the rules alone, on numbers that underflow
+
+
+def inside(form: Form, exact: list[Fraction]) -> bool:
+    form = form.settled()
+    assert form.radius is not None
+    pairs = zip(form.centre.flatten().tolist(), form.radius.flatten().tolist(), exact, strict=True)
+    return all(abs(Fraction(c) - e) <= Fraction(r) for c, r, e in pairs)
+
+
+TINY = [5e-324, -5e-324, 3e-310, -1e-200, 1e-170, 2.0, -1e300]
+
+
+def test_rules_that_multiply_allow_for_underflow():
+    values = [Fraction(v) for v in TINY]
+    pairs = [(a, b) for a in TINY for b in TINY if abs(a * b) < 1e308]
+    x, y = numbers(*(a for a, _ in pairs)), numbers(*(b for _, b in pairs))
+    exact = [Fraction(a) * Fraction(b) for a, b in pairs]
+    assert inside(multiply(Form(x), Form(y)), exact)
+    assert inside(contract(lambda p, q, b: p * q, 1, Form(x), Form(y)), exact)
+    for factor in (1e-200, 5e-324, 0.3, 1e5):
+        assert inside(scaled(Form(numbers(*TINY)), factor), [v * Fraction(factor) for v in values])
+    for divisor in (1e200, 3.0, -7.0):
+        assert inside(divided(Form(numbers(*TINY)), divisor), [v / Fraction(divisor) for v in values])
+    for leak in (0.0, 0.01, 5e-324):
+        want = [max(v, Fraction(0)) + Fraction(leak) * min(v, Fraction(0)) for v in values]
+        assert inside(rectified(Form(numbers(*TINY)), leak), want)
+        assert inside(piecewise(lambda v, leak=leak: F.leaky_relu(v, leak), (0.0,), Form(numbers(*TINY))), want)
+    few = numbers(5e-324, 5e-324, 1e-323)
+    assert inside(average(lambda v: v.mean(1), 3, Form(few[None])), [Fraction(2.0**-1074) * 4 / 3])
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-305, 1e-295, 1.0, 1e300])
+def test_chords_of_narrow_ranges(size):
+    """max(v, 0) and max(v, w) at the ends and the kink of a range around zero, in rational numbers."""
+    centres, slopes = torch.meshgrid(numbers(-1, -0.5, 0, 0.25, 1) * size, numbers(0.5, 1, 1.5) * size, indexing="ij")
+    x = Form(centres.flatten().clone(), slopes.flatten().clone())
+    relu, top = rectified(x).settled(), maximum(x, Form(torch.zeros_like(x.centre))).settled()
+    for form in (relu, top):
+        parts = [p.tolist() for p in (x.centre, x.slope, form.centre, form.slope, form.radius)]  # type: ignore[union-attr]
+        for c, k, c0, c1, r in zip(*parts, strict=True):
+            for s in (
+                Fraction(-1),
+                Fraction(0),
+                Fraction(1),
+                *([-Fraction(c) / Fraction(k)] if abs(c) <= abs(k) != 0 else []),
+            ):
+                v = Fraction(c) + s * Fraction(k)
+                assert abs(max(v, Fraction(0)) - Fraction(c0) - s * Fraction(c1)) <= Fraction(r)
+
+
+def test_many_small_sums_do_not_use_up_the_headroom():
+    """1e16 + 1 + ... + 1 - 1e16: each sum loses its one."""
+    x, one = Form(numbers(1e16)), Form(numbers(1.0))
+    for _ in range(100):
+        x = add(x, one)
+    assert inside(add(x, Form(numbers(-1e16))), [Fraction(100)])
+
+
+def test_weights_on_curves_allow_for_underflow():
+    for degree in (1, 2, 3, 5):
+        control = [numbers(5e-324 * (k % 3), 1e-310 * k, -5e-324 * k) for k in range(degree + 1)]
+        motion, interval = Motion(control), Interval.between(0.25, 0.5)
+        form = motion.over(interval)
+        w = contract(lambda x, w, b: x * w, 1, Form(numbers(1e308, 1e308, 1e308)), form).settled()
+        assert w.radius is not None
+        for s in (-1, 0, 1):
+            t = Fraction(interval.middle) + s * Fraction(interval.half)
+            level = [[Fraction(float(v)) for v in p] for p in control]
+            while len(level) > 1:
+                level = [[a + t * (b - a) for a, b in zip(p, q, strict=True)] for p, q in pairwise(level)]
+            slope = torch.zeros_like(w.centre) if w.slope is None else w.slope
+            for v, c0, c1, r in zip(level[0], w.centre.tolist(), slope.tolist(), w.radius.tolist(), strict=True):
+                assert abs(v * Fraction(1e308) - Fraction(c0) - s * Fraction(c1)) <= Fraction(r)
+
+
+# -- losses and penalties
+
+
+def swallowing(z: Tensor, y: Tensor) -> Tensor:
+    """Convex, and says nothing of overflow."""
+    return torch.nan_to_num(z, 0, 0, 0).abs().sum(1)
+
+
+def test_outputs_that_are_not_finite_have_no_bound_whatever_the_loss_makes_of_them():
+    module = chain([1, 1, 1])
+    a, b = of(module, 1e160, 1e160), of(module, 1e150, 1e160)
+    for loss in (swallowing, "mse"):
+        objective = im.Objective(module, loss, ONE, convex=True)
+        assert Bounds(objective, objective.program, (a, b)).over(0.0, 1.0).loss == float("inf")
+    c = im.certify(im.Objective(module, swallowing, ONE, convex=True), im.Path.through([a, b]), budget=4)
+    assert not c.proved
+
+
+@pytest.mark.parametrize("penalty", [im.Ridge(1e300), im.L1(3.0), im.Ridge(1e-300)], ids=str)
+def test_penalties_that_underflow_or_cancel(penalty):
+    module = chain([1, 2, 1])
+    a = weights(module, [[1e-170], [0.1]], [[1e-165, 0.3]])
+    a = {k: v if isinstance(penalty, im.L1) else v * 1e-20 for k, v in a.items()}
+    b = {k: -v for k, v in a.items()}
+    objective = im.Objective(module, "mse", ONE, penalty=penalty)
+    bounds = Bounds(objective, objective.program, (a, b))
+    power = 1 if isinstance(penalty, im.L1) else 2
+    for start, end in ((0.0, 1.0), (0.5, 0.5 + 2.0**-24), (0.3, 0.3)):
+        low, high = bounds.penalty(start, end)
+        for t, bound in ((Fraction(start), low), (Fraction(end), high)):
+            entries = [(1 - 2 * t) * e for v in a.values() for row in fractions(v) for e in row]
+            assert Fraction(penalty.kappa) * sum((abs(e) ** power for e in entries), Fraction(0)) <= Fraction(bound)
+
+
+# -- contradictions
+
+
+def test_a_contradiction_is_an_internal_error(monkeypatch):
+    """A rule that is wrong on purpose: found by the samples, and not passed off as something that was measured."""
+    module = chain([2, 5, 1])
+    g = torch.Generator().manual_seed(0)
+    a, b = drawn(module, g), drawn(module, g)
+    x, y = torch.randn(6, 2, generator=g, dtype=F64), torch.zeros(6, 1, dtype=F64)
+    objective = im.Objective(module, "mse", (x, y))
+    path = im.Path.through([a, b])
+    stored = im.certify(objective, path).to_dict()
+    from isthmus.certify import affine
+
+    right = affine.Motion.over
+
+    def wrong(self, interval):
+        form = right(self, interval)
+        return Form(form.centre * 0.5, form.slope, form.radius, form.ulps, form.bend)
+
+    monkeypatch.setattr(affine.Motion, "over", wrong)
+    with pytest.raises(IsthmusError, match=r"internal error: the loss at t = .* please report it"):
+        im.certify(objective, path)
+    (row,) = stored["segments"]
+    low = {**stored, "segments": [{**row, "intervals": [[p, q, 1e-3] for p, q, _ in row["intervals"]]}]}
+    assert any("above the bound 0.001" in p for p in im.verify_certificate(objective, path, low))
+
+
+def test_a_graph_that_is_not_the_module_is_measured():
+    """What the trace froze differs from the module: no internal error, but nothing is proved."""
+
+    class Counting(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * (1.0 if torch.compiler.is_exporting() else 3.0)
+
+    module = Counting(2, 1, bias=False).double()
+    x, y = torch.ones(4, 2, dtype=F64), torch.zeros(4, 1, dtype=F64)
+    objective = im.Objective(module, "mse", (x, y))
+    a = {"weight": numbers(1.0, 1.0).view(1, 2)}
+    for b in (a, {"weight": 1.5 * a["weight"]}):
+        row = im.certify(objective, im.Path.through([a, b])).segments[0]
+        assert row.claim == "measured"
+        assert "differ from those of the module, by" in row.why
+        assert row.bound >= 36
+
+
+def test_denormal_numbers_must_not_be_flushed():
+    module = chain([1, 1, 1])
+    objective = im.Objective(module, "mse", ONE)
+    path = im.Path.through([of(module, 1.0, 1.0), of(module, 1.0, 2.0)])
+    assert not flushes()
+    assert im.certify(objective, path).proved
+    assert torch.set_flush_denormal(True)
+    try:
+        assert flushes()
+        row = im.certify(objective, path).segments[0]
+        assert row.claim == "measured"
+        assert "write torch.set_flush_denormal(False)" in row.why
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_points_that_segments_share_are_bounded_once():
+    module = chain([2, 5, 3])
+    g = torch.Generator().manual_seed(0)
+    a = drawn(module, g)
+    knots = [{**a, "2.weight": torch.randn(3, 5, generator=g, dtype=F64)} for _ in range(6)]
+    x, y = torch.randn(6, 2, generator=g, dtype=F64), torch.arange(6) % 3
+    kernel = Kernel(im.Objective(module, data=(x, y)), im.Path.through(knots))
+    for i, segment in enumerate(kernel.path.segments):
+        found = kernel.claim(segment)
+        assert found.kind == "convex"
+        kernel.exact(i, found)
+    assert len(kernel._points) == 6
