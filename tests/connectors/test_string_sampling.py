@@ -375,10 +375,11 @@ def test_an_excess_is_measured_from_the_larger_end(kind, quantity):
 def test_ends_without_errors_have_a_default_and_may_have_a_threshold_of_zero(kind):
     """Between two networks without errors the straight line has some; a string of beads has none."""
     x = torch.linspace(-1, 1, 200, dtype=torch.float64)[:, None]
-    objective = im.Objective(perceptron([1, 6, 2], nn.Tanh).double(), data=(x, (x[:, 0].abs() > 0.5).long()))
+    data = (x, (x[:, 0].abs() > 0.5).long())
+    objective = im.Objective(perceptron([1, 6, 2], nn.Tanh).double(), data=data)
     recipe = Recipe(lr=0.03, steps=4000, batch=200, check=20, schedule="constant")
     a, b = (
-        train(im.models.seeded(lambda: perceptron([1, 6, 2], nn.Tanh).double(), seed), objective.data, recipe,
+        train(im.models.seeded(lambda: perceptron([1, 6, 2], nn.Tanh).double(), seed), data, recipe,
               seed=seed, target=1e-2).params
         for seed in (1, 2)
     )  # fmt: skip

@@ -35,7 +35,7 @@ class DeepLinear(Connector):
     than there are outputs, or inputs: n_l >= min(n_0, n_L) + 1 (kernel entries count as so many inputs or outputs).
 
     *With ridge*, two layers: both ends go to balanced factors and meet on the segment of products (1-t) M_a + t M_b,
-    where ridge is 2 ||M||_*, a convex function: at most 8 straight or curved parts. The curves are laid down as cubic
+    where ridge is 2 ||M||_*, a convex function: at most 9 straight or curved parts. The curves are laid down as cubic
     Bezier curves, halved until the loss on each is at most max(F(a), F(b)) (1 + `tolerance`) (at most `max_segments`
     segments); the bound that decides is in the stats. With n_1 = min(n_0, n_2) units the square factor may have a
     positive determinant at one end and a negative one at the other. Every path is then singular somewhere: it goes
@@ -44,8 +44,8 @@ class DeepLinear(Connector):
     0.05 (w1^2 + w2^2) is 0.0975 at w1 = w2 = 0.975 and at w1 = w2 = -0.975, and at least 1 where w1 = 0.
 
     Where all level sets are connected, no strict local minimum is above another (Proposition 2.1, which is false of
-    plateaus). With ridge and three or more layers level sets are not connected: for (w1 w2 w3 - 1)^2 + 0.05 |w|^2 the
-    origin is a strict local minimum of value 1, while three weights of 0.95 have 0.156. Refused.
+    plateaus). With ridge and three or more layers they are not connected: for (w1 w2 w3 - 1)^2 + 0.05 |w|^2 the origin
+    is a strict local minimum of value 1, while three weights of 0.95 have 0.156. Refused.
 
     When to use: linear networks (nn.Linear, convolutions, average pooling; with or without biases) and a loss that is
     convex in the outputs. Cost: decompositions of the weights; with ridge 7 evaluations per Bezier curve.

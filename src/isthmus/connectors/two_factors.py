@@ -123,17 +123,17 @@ class TwoFactors:
         one, other = (curve.end for curve in balancing)
         starts = [one.framed(one.Q, pairs[0].v), other.framed(other.Q, pairs[1].v)]
         for k, params in enumerate(self.cleared):
-            first, end = len(self.controls), "AB"[k]
             self.written[id(pairs[k])] = (pairs[k], params)
             if k == 1:
                 self._between(one, other, starts)
-                first = len(self.controls)
+            first, end = len(self.controls), "AB"[k]
             self._straight(self.ends[k], params, f"at {end}, hidden biases to the output")
             points = [pairs[k], *projected[k]]
             self._straight(self._at(points[0]), self._at(points[1]), f"at {end}, W1 onto the row space of W2")
             self._straight(self._at(points[1]), self._at(points[2]), f"at {end}, W2 onto the column space of W1")
             self._curve(f"at {end}, balance the factors", balancing[k].at, points[2], starts[k])
-        self._turn_round(first)
+            if k == 1:
+                self._turn_round(first)
 
     def _turn_round(self, first: int) -> None:
         """Go through what was laid down from `first` on in the other direction."""
