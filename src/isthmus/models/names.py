@@ -118,9 +118,7 @@ def parameters_of(
     outputs: int | None = None,
     like: Mapping[str, Tensor] | None = None,
 ) -> int:
-    """How many parameters the network of ``MODELS`` that `spec` names has; nothing is allocated.
-
-    Arguments and errors as ``by_name``, but `spec` begins with a name of ``MODELS``.
+    """How many parameters a network of ``MODELS`` has; nothing is allocated. Arguments and errors as ``by_name``.
 
     >>> parameters_of("mlp:64-60-10")
     4510
