@@ -318,7 +318,8 @@ def test_equal_samples_penalties_and_losses_that_are_not_convex():
     ridge = im.Objective(module, data=(x, y), penalty=im.Ridge(1e-3))
     assert "the penalty" in premises(ridge, a, b)[0]
     bent = im.Objective(module, lambda z, y: z.sum(1).sin(), (x, y))
-    assert "not declared convex" in premises(bent, a, b)[0]
+    with pytest.raises(im.InputError, match="not declared convex"):
+        im.connect(bent, a, b, im.Sublevel())
 
 
 def test_networks_that_are_no_plain_chain():

@@ -189,3 +189,34 @@ def test_a_problem_that_a_method_is_not_for_is_refused_by_name(make, kind):
     problem = make()
     with pytest.raises((im.InputError, im.UnsupportedError), match=f"while connecting with {kind.__name__}"):
         connect(problem, kind)
+
+
+def bent(problem: Problem) -> im.Objective:
+    """The same network and data with a loss that is not convex in the outputs."""
+    return im.Objective(problem.objective.skeleton, lambda z, y: z.sin().sum(1), problem.objective.data)
+
+
+@methods
+def test_a_loss_that_is_not_convex_is_refused_where_the_bound_rests_on_convexity(kind):
+    problem = own_problem(kind)
+    assert kind.about.convex == (kind in PROVED)
+    assert ("convex in the outputs" in kind.about.premises) == kind.about.convex
+    if kind.about.convex:
+        with pytest.raises(im.InputError, match=rf"the bound of {kind.__name__} rests, got one not declared convex"):
+            im.connect(bent(problem), problem.a, problem.b, quick(kind))
+        return
+    connection = im.connect(bent(problem), problem.a, problem.b, quick(kind))
+    assert equal(connection.path.end, problem.b)
+    assert not [s for s in im.certify(bent(problem), connection.path).segments if s.claim == "convex"]
+
+
+def test_nothing_is_said_of_a_path_under_a_loss_that_is_not_convex():
+    problem = two_layers()
+    table = im.theory(bent(problem), problem.a, problem.b)
+    assert not table.bounds
+    for name in dict.fromkeys(row.theorem for row in table.rows):
+        if not name.endswith("2019, Theorem 4"):
+            assert [row.holds for row in table.of(name)] == [False, False]
+    for bounds in (im.subnetwork_bounds, im.dropout_bounds):
+        with pytest.raises(im.InputError, match=r"the bound of Theorem 4\.1 rests, got one not declared convex"):
+            bounds(bent(problem), problem.a)

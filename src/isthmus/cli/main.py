@@ -229,7 +229,7 @@ def methods(as_json: Json = False) -> int:
     for m in METHODS:
         options = "\n".join(f"{k}={v}" for k, v in _defaults(m).items())
         table.add_row(
-            f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.needs, m.about.cost, options
+            f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.premises, m.about.cost, options
         )
     screen = console()
     screen.print(table)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
+from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
@@ -83,12 +84,33 @@ class Connection:
 
 @dataclass(frozen=True)
 class About:
-    """What a user reads before choosing a method."""
+    """What a user reads before choosing a method.
+
+    `convex`: whether what its theorem says of the path rests on a loss that is convex in the outputs; ``connect`` then
+    refuses any other.
+    """
 
     makes: str
     reference: str
     needs: str
     cost: str
+    convex: bool = field(kw_only=True)
+
+    @property
+    def premises(self) -> str:
+        """All that it needs, the loss included."""
+        return self.needs + "; a loss that is convex in the outputs" * self.convex
+
+
+def check_convex(objective: Objective, what: str) -> None:
+    """Refuse a loss whose segments no theorem bounds."""
+    if not objective.convex:
+        raise InputError(
+            "loss",
+            expected=f"one that is convex in the outputs, on which the bound of {what} rests",
+            got="one not declared convex",
+            instead="Objective(..., convex=True) if it is, or another method: Linear(), StringSampling()",
+        )
 
 
 class Connector(ABC):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Connection, Connector, Progress, Search, describe, no_progress
+from isthmus.connectors.base import Connection, Connector, Progress, Search, check_convex, describe, no_progress
 from isthmus.connectors.fit import Checkpoint
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
@@ -32,7 +32,8 @@ def connect(
 
     Both ends are checked first: keys, shapes, dtypes, finite values; integers that differ cannot move. The result has
     ``connection.path.start`` = a and ``connection.path.end`` = ``connection.target`` bit for bit, and
-    f(target) = f(b). A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
+    f(target) = f(b). A method whose theorem needs a loss that is convex in the outputs (``method.about.convex``) refuses any
+    other. A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
     raises ``OutcomeError``. The same seed gives the same path.
 
     `test` and `checkpoint` are for the methods that search (``Search``: string sampling): a second data set that may
@@ -48,6 +49,8 @@ def connect(
     if not isinstance(method, Connector):
         wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
         raise InputError("method", expected="a connector such as im.Dropout()", got=wrong)
+    if method.about.convex:
+        check_convex(objective, type(method).__name__)
     given = {k: v for k, v in (("test", test), ("checkpoint", checkpoint)) if v is not None}
     if given and not isinstance(method, Search):
         raise InputError(

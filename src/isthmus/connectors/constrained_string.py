@@ -76,6 +76,7 @@ class ConstrainedStringSampling(Strings):
         reference="Freeman & Bruna 2017, appendix A",
         needs="any module",
         cost="a training of all beads at every level",
+        convex=False,
     )
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ class DeepLinear(Connector):
         reference="Freeman & Bruna 2017, Proposition 2.2 (false as printed; repaired)",
         needs="a linear network with wide hidden layers; no penalty, or two layers and ridge",
         cost="decompositions of the weights, with ridge about 7 evaluations per segment",
+        convex=True,
     )
 
     def __post_init__(self) -> None:
@@ -71,8 +72,6 @@ class DeepLinear(Connector):
         self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
     ) -> Connection:
         """Check the premises, then the construction that they allow."""
-        if not objective.convex:
-            raise InputError("loss", expected="a loss that is convex in the outputs", got="one not declared convex")
         chain = linear_chain(objective)
         wide = objective.cast(torch.float64)
         ends = (cast(a, torch.float64), cast(b, torch.float64))

@@ -47,6 +47,7 @@ class Dropout(Connector):
         reference="Kuditipudi et al. 2019, Theorem 1",
         needs="a chain of layers (perceptron, plain convolutional network); low loss if dropout stable",
         cost="masks x (L - 1) evaluations of half-width networks per end",
+        convex=True,
     )
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class Linear(Connector):
         reference="baseline",
         needs="any module",
         cost="none",
+        convex=False,
     )
 
     def find(

@@ -44,6 +44,7 @@ class MeanField(Connector):
         reference="Shevchenko and Mondelli 2020, Theorems 1 and 2",
         needs="a chain of layers; low loss for wide networks trained by mean-field SGD",
         cost="L - 1 evaluations of narrower networks per end",
+        convex=True,
     )
 
     def __post_init__(self) -> None:

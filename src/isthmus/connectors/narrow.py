@@ -73,6 +73,7 @@ class Narrow(Connector):
         reference="Kuditipudi et al. 2019, Theorem 3",
         needs="a chain of layers (perceptron, plain convolutional network) with units to spare",
         cost="one training of a narrow network, 2 x draws evaluations per end",
+        convex=True,
     )
 
     def __post_init__(self, network: Mapping[str, Any] | None) -> None:

@@ -51,6 +51,7 @@ class NoiseDropout(Connector):
         reference="Kuditipudi et al. 2019, Theorem 2",
         needs="a chain of layers (perceptron, plain convolutional network); low loss if noise stable",
         cost="2 x draws evaluations per end",
+        convex=True,
     )
 
     def __post_init__(self) -> None:

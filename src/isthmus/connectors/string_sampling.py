@@ -71,6 +71,7 @@ class StringSampling(Strings):
         reference="Freeman & Bruna 2017, Algorithm 1",
         needs="any module",
         cost="a short training per bead",
+        convex=False,
     )
 
     def __post_init__(self) -> None:

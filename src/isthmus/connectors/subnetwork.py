@@ -94,6 +94,7 @@ class Subnetwork(Connector):
         reference="Nguyen, Brechet, Mondelli 2021, Theorem 4.1",
         needs="a chain of layers (perceptron, plain convolutional network)",
         cost="2L - 1 trainings of half-width networks",
+        convex=True,
     )
 
     def __post_init__(self) -> None:

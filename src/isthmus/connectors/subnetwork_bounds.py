@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Progress, no_progress
+from isthmus.connectors.base import Progress, check_convex, no_progress
 from isthmus.connectors.fit import Recipe
 from isthmus.connectors.subnets import Draw, Start, Training, best, draw_units, filled, measure, sizes
 from isthmus.errors import InputError
@@ -244,6 +244,7 @@ def _check_options(fraction: float, draws: int, low: float) -> None:
 
 
 def _ready(objective: Objective, params: Mapping[str, Tensor]) -> tuple[Chain, Params]:
+    check_convex(objective, "Theorem 4.1")
     theta = objective.check(params)
     check_finite(theta)
     chain = chain_of(objective.program, objective.structure)

@@ -54,6 +54,7 @@ class TwoLayerReLU(Connector):
         reference="Freeman & Bruna 2017, Theorem 2.4",
         needs="a two-layer ReLU network; l1 penalty on the second layer, or none",
         cost="a few trainings of a small network for each n, lassos",
+        convex=True,
     )
 
     def __post_init__(self) -> None:

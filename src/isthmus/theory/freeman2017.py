@@ -15,7 +15,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.stability.compression import TwoLayers, two_layer_chain
 from isthmus.structure.chain import Chain
-from isthmus.theory.table import Pair, Row, conclusion
+from isthmus.theory.table import Pair, Row, conclusion, convex
 
 PAPER = "Freeman & Bruna 2017"
 
@@ -76,7 +76,7 @@ def theorem_2_4(pair: Pair) -> list[Row]:
     name = f"{PAPER}, Theorem 2.4"
     rows, L, m = [_convex(pair, name)], pair.chain.L, pair.chain.widths[1]
     rows.append(Row(name, "layers", "", L, "2", L == 2))
-    if L == 2 and pair.objective.convex:
+    if L == 2:
         chain, why = _tried(lambda: two_layer_chain(pair.objective))
         rows.append(Row(name, "operations", needed="ReLU, pooling, a linear end", holds=chain is not None, note=why))
         if chain is not None:
@@ -92,8 +92,7 @@ def _convex(pair: Pair, name: str) -> Row:
     """The loss; the penalty is a matter of each theorem."""
     if pair.chain.L < 2:
         raise UnsupportedError("the network", "it has no hidden layer")
-    convex = pair.objective.convex
-    return Row(name, "loss convex in the outputs", needed="convex", holds=convex)
+    return convex(name, pair.objective.convex)
 
 
 def _tried(make: Callable[[], T]) -> tuple[T | None, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from isthmus.errors import UnsupportedError
-from isthmus.theory.table import Pair, Row, conclusion
+from isthmus.theory.table import Pair, Row, conclusion, convex
 
 PAPER = "Kuditipudi et al. 2019"
 SAMPLED = ("interlayer", "sqrt(h_i)")
@@ -16,8 +16,8 @@ def convex_rows(pair: Pair, theorem: str) -> list[Row]:
     """What the theorems on chains of layers share: the loss is convex in the outputs, and there is no penalty."""
     if pair.chain.L < 2:
         raise UnsupportedError("the network", "it has no hidden layer")
-    convex, penalty = pair.objective.convex, pair.objective.penalty
-    rows = [Row(theorem, "loss convex in the outputs", needed="convex", holds=convex)]
+    penalty = pair.objective.penalty
+    rows = [convex(theorem, pair.objective.convex)]
     if penalty is not None:
         rows.append(Row(theorem, "no penalty on the weights", needed="none", holds=False, note=repr(penalty)))
     return rows

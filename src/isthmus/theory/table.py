@@ -206,6 +206,17 @@ def conclusion(theorem: str, rows: Sequence[Row], bound: float | None, note: str
     return Row(theorem, CONCLUSION, holds=holds, needed="all of the above", bound=bound, note=note)
 
 
+def convex(theorem: str, holds: bool) -> Row:
+    """The premise of all theorems about a given pair."""
+    return Row(theorem, "loss convex in the outputs", needed="convex", holds=holds)
+
+
+def not_convex(theorem: str) -> list[Row]:
+    """What a theorem says of a loss that was not declared convex in the outputs; nothing else is measured."""
+    rows = [convex(theorem, False)]
+    return [*rows, conclusion(theorem, rows, None)]
+
+
 def rows_of(theorem: str, conditions: Sequence[Condition]) -> list[Row]:
     """Measured conditions as rows; NaN, for what could not be measured, becomes an empty cell.
 

@@ -11,7 +11,7 @@ from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import check_finite
 from isthmus.theory import freeman2017, kuditipudi2019, nguyen2019, nguyen2021, shevchenko2020
-from isthmus.theory.table import Pair, Premises, Row, Settings, Theory
+from isthmus.theory.table import Pair, Premises, Row, Settings, Theory, not_convex
 
 THEOREMS: tuple[tuple[str, Premises], ...] = (
     (f"{kuditipudi2019.PAPER}, Theorem 1", kuditipudi2019.theorem_1),
@@ -76,6 +76,9 @@ def theory(
     pair = Pair(objective, params, Settings(masks, draws, steps, examples, seed), progress)
     rows: list[Row] = []
     for name, premises in chosen:
+        if not objective.convex and premises is not kuditipudi2019.theorem_4:
+            rows += not_convex(name)
+            continue
         try:
             rows += premises(pair)
         except (UnsupportedError, InputError) as e:

@@ -65,6 +65,7 @@ class Sublevel(Connector):
         reference="Nguyen 2019, Theorems 3.2, 5.1, 6.1",
         needs="a perceptron (or plain convolutional network) with layers of 2N units, or N independent samples",
         cost="factorisations of N x n_l matrices",
+        convex=True,
     )
 
     def __post_init__(self) -> None:
