@@ -41,8 +41,8 @@ def connect(
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
     >>> connection = connect(objective, {"weight": torch.eye(2)}, {"weight": 3 * torch.eye(2)})
-    >>> connection.path.at(0.5)["weight"][0, 0], str(connection.outcome)[:9]
-    (tensor(2.), 'connected')
+    >>> connection.path.at(0.5)["weight"][0, 0], str(connection.outcome)[:11]
+    (tensor(2.), 'constructed')
     """
     method = Linear() if method is None else method
     if not isinstance(method, Connector):

@@ -30,7 +30,7 @@ class StringSampling(Strings):
     it is below, as in the program of the paper's authors, whose strings have one bead at least.
 
     The work list is taken breadth first (all open segments of a depth, their beads `batched` into one stacked problem
-    where that is faster) or depth first; the string is the same. It ends with ``CONNECTED``; ``BEAD_FAILED``;
+    where that is faster) or depth first; the string is the same. It ends with ``CONSTRUCTED``; ``BEAD_FAILED``;
     ``SUSPECTED_DISCONNECTION``, when on a chain of halved segments the excess over the threshold has fallen by less
     than a fifth in `patience` generations; ``BUDGET_EXHAUSTED``, at `depth` generations or `budget` gradient steps in
     all (`steps` for one training). None but the first proves anything.

@@ -148,7 +148,7 @@ class Sublevel(Connector):
         if self.prove and excess <= allowed:
             excess, stats["certificate"] = prove(objective, path, top)
         ok = excess <= allowed  # also false for NaN
-        return Connection(path, b, Outcome.CONNECTED if ok else Outcome.IMPRECISE, stats)
+        return Connection(path, b, Outcome.CONSTRUCTED if ok else Outcome.IMPRECISE, stats)
 
 
 def join(net: LevelNetwork, k: int, there: Trail, back: Trail) -> tuple[list[Segment], list[str], int]:
