@@ -10,9 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context
 from importlib.metadata import version
-from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
 
 from isthmus.certify import Certificate, certify
+from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.connectors.base import Progress, Search, describe, no_progress
 from isthmus.connectors.fit import Checkpoint, Fitted, Recipe, fit
@@ -270,12 +269,3 @@ def write_certificate(proved: Certificate, folder: FilePath) -> None:
     write_json(folder / "certificate.json", table)
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
-
-
-def upward(value: float, digits: int = 4) -> float:
-    """`value` rounded up to so many significant digits: what is printed of a bound must still be one.
-
-    >>> upward(0.00259312), upward(0.25)
-    (0.002594, 0.25)
-    """
-    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(value)) if isfinite(value) else value

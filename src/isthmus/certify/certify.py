@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from math import isfinite, isnan
 
 import torch
@@ -15,6 +15,7 @@ from isthmus.certify.bounds import Bound, Bounds, unsure
 from isthmus.certify.branch import Search, search
 from isthmus.certify.certificate import Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim, claim
+from isthmus.certify.cost import in_proportion
 from isthmus.certify.forms import Form
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
 from isthmus.evaluate.profile import profile
@@ -26,7 +27,7 @@ from isthmus.structure import Structure
 from isthmus.structure.liveness import cleared, live_units
 
 BUDGET = 400
-"""Sub-intervals whose bounds may be computed: each costs about as much as eight passes over the data."""
+"""Sub-intervals whose bounds an experiment may compute, where it does not say otherwise."""
 READINGS = 4
 """Segments whose constant values are kept at a time, together within the objective's memory."""
 
@@ -36,7 +37,7 @@ def certify(
     path: Path,
     gap: float = 0.01,
     *,
-    budget: int = BUDGET,
+    budget: int | None = None,
     labels: Sequence[str] = (),
     num_points: int = 61,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -51,9 +52,14 @@ def certify(
     are checked again, roundings in the layers below and above it are bounded, and those of the curve's own points are
     measured at 33 of them. A network with an operation that has no rule, a loss not declared convex, or a segment of
     another kind, is sampled at `num_points` points and "measured". Everything is evaluated in float64, on the widened
-    weights. `labels` are copied to the segments for reading, never used. Cost: one pass over the data per control
-    point, about eight per sub-interval (30 to 80 sub-intervals for a line between two small trained networks),
-    `num_points` per measured segment. ``budget=0`` makes the exact claims only.
+    weights. `labels` are copied to the segments for reading, never used.
+
+    Cost: one pass over the data per control point, `num_points` per measured segment, about six to thirty per
+    sub-interval (a line between two small trained networks takes 30 to 80 sub-intervals, deep ones thousands).
+    ``budget=None`` allows as many sub-intervals as cost ten times the operations of a profile with `num_points`
+    points; they are counted, not timed, so the same call gives the same certificate. Where that is not enough,
+    ``certificate.close`` is False, and ``certificate.summary`` says how far the bound is from the largest loss seen
+    and which budget is expected to do. ``budget=0`` makes the exact claims only.
 
     Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate.
 
@@ -66,7 +72,7 @@ def certify(
     """
     if not gap > 0:
         raise InputError("gap", expected="a number > 0", got=gap)
-    if budget < 0:
+    if budget is not None and budget < 0:
         raise InputError("budget", expected="a number of sub-intervals >= 0", got=budget)
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
@@ -79,9 +85,12 @@ def certify(
         found.append((kernel.claim(segment), kernel.ends(i)))
         progress("certifying", i + 1, len(path))
     open_ = [i for i, (c, _) in enumerate(found) if c.kind == "measured"]
-    numerical = [i for i in open_ if isinstance(path.segments[i], Curve)] if budget else []
+    numerical = [i for i in open_ if isinstance(path.segments[i], Curve)] if budget != 0 else []
+    bound = cache(kernel.bound)  # what is bounded to count its cost need not be bounded again
+    if budget is None:
+        budget = in_proportion(kernel, numerical, bound, num_points, READINGS) if numerical else 0
     result = search(
-        numerical, kernel.bound, kernel.loss, kernel.ends,
+        numerical, bound, kernel.loss, kernel.ends,
         best=max(max(ends) for _, ends in found), gap=gap, budget=budget, progress=progress,
     )  # fmt: skip
     segments = []
@@ -101,7 +110,7 @@ def certify(
     if result.pieces:
         slack = max(slack, _rounding(kernel, result))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
-    return Certificate(tuple(segments), ends, "float64", slack, gap, result.evaluations, budget)
+    return Certificate(tuple(segments), ends, "float64", slack, gap, result.evaluations, budget, result.spent)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ class Kernel:
         self.objective, self.path, self.wide = objective, path, objective.cast(torch.float64)
         self.known: dict[int, tuple[Params, Point]] = {}
         self.levels: dict[int, tuple[LevelCurve, Level]] = {}
-        self._bounds = lru_cache(READINGS)(self._make_bounds)
+        self.bounds = lru_cache(READINGS)(self._make_bounds)
 
     def control(self, i: int) -> tuple[Params, ...]:
         """The control points of segment i; a point that it shares with the one before is the same object."""
@@ -184,7 +193,7 @@ class Kernel:
 
     def bound(self, i: int, start: float, end: float) -> Bound:
         """A bound on the loss of segment i over [start, end], by affine forms."""
-        return self._bounds(i).over(start, end)
+        return self.bounds(i).over(start, end)
 
     def _make_bounds(self, i: int) -> Bounds:
         try:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import SegmentCertificate
-from isthmus.certify.certify import BUDGET
 from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
@@ -84,7 +83,7 @@ def certify_in_parallel(
     gap: float = 0.01,
     *,
     labels: Sequence[str] = (),
-    budget: int = BUDGET,
+    budget: int | None = None,
     num_points: int = 61,
     engine: Engine | None = None,
     chunk: int = 8192,
@@ -95,7 +94,9 @@ def certify_in_parallel(
     L(t) is the mean of the chunks' losses L_c(t), weighted by their sizes, so the weighted mean of bounds on them
     is a bound on it, whatever claim each rests on. On a straight segment whose claims are exact ("unchanged",
     "convex") the loss is at most its larger end, which loses nothing; numerical bounds are added up sub-interval
-    by sub-interval. One chunk that is only measured makes the segment measured. `budget` is for each task.
+    by sub-interval. One chunk that is only measured makes the segment measured. `budget` is for each task, None for
+    ten profiles of its part; that of the certificate is the largest. Where numerical bounds are added, the loss of all
+    data is sampled at `num_points`, as the largest samples of the chunks need not be at one t.
     """
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
@@ -103,23 +104,27 @@ def certify_in_parallel(
     shared = _Shared(objective, path, _check(chunk), options)
     table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
     parts = [table[i] for i in range(len(path))]
-    open_ = [i for i, several in enumerate(parts) if not all(c.proved for c in several)]
+    exact = ("unchanged", "convex", "analytic")
+    open_ = [i for i, several in enumerate(parts) if not all(c.segments[0].claim in exact for c in several)]
     wide = replace(shared, objective=objective.cast(torch.float64))
     sampled = _run(_profile_task, wide, open_, engine, "measuring", progress) if open_ else {}
     segments = []
     for i, segment in enumerate(path.segments):
         own = [c.segments[0] for c in parts[i]]
-        if measured := next((s for s in own if s.claim == "measured"), None):
+        measured = next((s for s in own if s.claim == "measured"), None)
+        row = _proved(segment, parts[i], shared.weights) if measured is None else measured
+        if i in sampled:
             samples = _mean(shared.weights, [loss for loss, _, _ in sampled[i]])
-            top, at = float(samples.max()), float(sampled[i][0][2][samples.argmax()])
-            row = replace(measured, bound=top, witness=at, value=top, error_bound=None, intervals=())
-        else:
-            row = _proved(segment, parts[i], shared.weights)
+            row = replace(row, witness=float(sampled[i][0][2][samples.argmax()]), value=float(samples.max()))
+        if measured is not None:
+            row = replace(row, bound=row.value, error_bound=None, intervals=())
         segments.append(replace(row, index=i, label=str(labels[i]) if labels else ""))
     ends = (_ends(parts[0], shared.weights)[0], _ends(parts[-1], shared.weights)[1])
     slack = max(c.slack for several in parts for c in several) + _allowance(len(shared.weights), max(ends))
     evaluations = sum(c.evaluations for several in parts for c in several)
-    return replace(parts[0][0], segments=tuple(segments), ends=ends, slack=slack, evaluations=evaluations)
+    budget = max(c.budget for several in parts for c in several)
+    spent = any(c.spent for several in parts for c in several)
+    return Certificate(tuple(segments), ends, "float64", slack, gap, evaluations, budget, spent)
 
 
 def _check(chunk: int) -> int:
