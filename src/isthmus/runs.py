@@ -29,6 +29,7 @@ from isthmus.evaluate import Profile, profile
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
+from isthmus.verdict import LEVEL, Level, verdict
 
 STATE = "search.checkpoint.safetensors"
 """The file in a run's folder that holds the state of an unfinished search."""
@@ -126,7 +127,8 @@ def run(
     test: Objective | None = None,
     num_points: int = 61,
     gap: float = 0.01,
-    budget: int = 100,
+    budget: int | None = None,
+    level: float | str = LEVEL,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
     checkpoint: Checkpoint | None = None,
@@ -135,10 +137,11 @@ def run(
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
-    `budget` are those of ``certify``. `about` adds entries to the result (model, data, command). `test` is measured;
+    `budget` are those of ``certify``; `level` is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test` is measured;
     it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a method that
     searches goes on where it was killed.
     """
+    Level.read(level)  # before the work, as a wrong one would be found after it
     for what, end in (("a", a), ("b", b)):
         check_finite(objective.check(end, what), what)
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
@@ -152,14 +155,16 @@ def run(
     write_profile(measured, folder)
     middle = time.perf_counter()
     labels = connection.stats["segments"]
-    proved = certify(objective, connection.path, gap, budget=budget, labels=labels, progress=progress)
+    proved = certify(
+        objective, connection.path, gap, budget=budget, labels=labels, num_points=num_points, progress=progress
+    )
     write_certificate(proved, folder)
     seconds = {
         "connect": connection.stats["seconds"],
         "profile": middle - begin,
         "certify": time.perf_counter() - middle,
     }
-    result = summary(connection, measured, proved) | {"seconds": seconds, "seed": seed, **(about or {})}
+    result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
     write_json(folder / "result.json", result)
     return Run(connection, measured, proved, result)
 
@@ -205,8 +210,10 @@ def state_of(
     return state
 
 
-def summary(connection: Connection, measured: Profile | None, proved: Certificate | None) -> dict[str, Any]:
-    """The row of the table: what result.json holds."""
+def summary(
+    connection: Connection, measured: Profile | None, proved: Certificate | None, level: float | str = LEVEL
+) -> dict[str, Any]:
+    """The row of the table: what result.json holds; its verdict names `level`."""
     method = connection.stats.get("method", {})
     out: dict[str, Any] = {
         "format": 1,
@@ -234,6 +241,7 @@ def summary(connection: Connection, measured: Profile | None, proved: Certificat
             "max_loss": measured.max,
             "max_error": measured.barriers["error"].max,
             "excess": measured.excess,
+            "bn": measured.bn,
         }
         if measured.test is not None:
             out |= {
@@ -244,6 +252,9 @@ def summary(connection: Connection, measured: Profile | None, proved: Certificat
             }
     if proved is not None:
         out |= {"bound": proved.bound if proved.proved else None, "proved": proved.proved, "claims": proved.counts}
+        out |= {"close": proved.close, "certificate": proved.summary}
+    if measured is not None or proved is not None:
+        out["verdict"] = verdict(measured, proved, level).to_dict()
     return out
 
 

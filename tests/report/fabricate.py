@@ -89,7 +89,7 @@ def make_run(folder: File, method: str = "Dropout", *, index: int = 1, test: boo
     } | changes
     profile = {
         **{"format": 1, "num_points": PIECES + 1, "t": t.tolist(), "segment": segment.tolist()},
-        **{"loss": loss.tolist(), "error": error.tolist()},
+        **{"loss": loss.tolist(), "error": error.tolist(), "bn": "none", "tol": None, "within": None},
         "barriers": {"loss": barriers(t, loss), "error": barriers(t, error)},
         "test": {
             **{"loss": test_loss.tolist(), "error": test_error.tolist()},
@@ -100,7 +100,8 @@ def make_run(folder: File, method: str = "Dropout", *, index: int = 1, test: boo
     }
     certificate = {
         **{"format": 1, "bound": loss.max() * 1.01, "excess": loss.max() * 1.01 - max(ENDS), "proved": proved},
-        **{"dtype": "float64", "slack": 1e-12},
+        **{"dtype": "float64", "slack": 1e-12, "ends": list(ENDS), "goal": 0.02, "evaluations": 8, "budget": 40},
+        **{"witness": {"t": 0.5, "loss": loss.max()}, "spent": False, "expected": None},
         "segments": [
             {
                 "index": i,

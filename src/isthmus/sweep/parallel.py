@@ -19,6 +19,7 @@ from isthmus.certify.certificate import SegmentCertificate
 from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
+from isthmus.evaluate.batchnorm import applied
 from isthmus.examples import rows
 from isthmus.objective import Objective
 from isthmus.paths import Curve, Path, Segment
@@ -74,7 +75,7 @@ def profile_in_parallel(
     places = [(i, float(u)) for i in range(n) for k, u in enumerate(table[i][0][2]) if k or not i]
     loss, error = (torch.cat([rows_of[0][k][:1], *[row[k][1:] for row in rows_of]]) for k in (0, 1))
     t = torch.tensor([(i + u) / n for i, u in places], dtype=torch.float64)
-    return Profile(t, torch.tensor([i for i, _ in places]), loss, error, num_points)
+    return Profile(t, torch.tensor([i for i, _ in places]), loss, error, num_points, bn=applied(objective, "interpolate"))
 
 
 def certify_in_parallel(
