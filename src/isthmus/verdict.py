@@ -93,8 +93,8 @@ class Measured(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """What a certificate holds: the losses at both ends, the largest sample and its t, the largest bound of the segments
-    that are proved (None: there are none), and how many of how many segments are only measured."""
+    """What a certificate holds: the losses at both ends, the largest sample and its t, the largest bound of the proved
+    segments (None: there are none), and how many of how many segments are only measured."""
 
     ends: tuple[float, float]
     highest: float

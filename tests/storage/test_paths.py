@@ -86,6 +86,17 @@ def test_equal_tensors_under_two_names_are_stored_once_and_share_no_memory_after
     assert len({v.data_ptr() for v in start.values()}) == 3
 
 
+def test_the_name_that_success_had_in_older_files_is_read(tmp_path):
+    before = connection()
+    save(before, tmp_path / "p")
+    forge(tmp_path / "p", lambda manifest, tensors: manifest.update(outcome="CONNECTED"))
+    assert read_header(tmp_path / "p")["outcome"] == "CONNECTED"
+    after = load_connection(tmp_path / "p")
+    assert same(before, after)
+    assert after.outcome is Outcome.CONSTRUCTED is Outcome.CONNECTED
+    assert after.outcome.ok
+
+
 def test_the_header_is_read_without_the_tensors(tmp_path):
     file = tmp_path / "p"
     save(connection(), file)

@@ -183,14 +183,14 @@ def distance_in_words(bound: float, best: float, goal: float) -> str:
     """How far a bound is above the largest loss that was measured.
 
     >>> distance_in_words(94.7, 0.0285, 0.01)
-    '3323 times the measured maximum (0.0285)'
+    '3300 times the measured maximum (0.0285)'
     >>> distance_in_words(1.1, 1.0, 0.01), distance_in_words(0.25, 0.0, 0.01)
     ('10 % above the measured maximum (1), where 1 % was asked', '0.25 above the measured maximum (0)')
     """
     if best <= FLOOR:
         return f"{upward(bound - best):.4g} above the measured maximum ({best:.4g})"
     if bound >= 2 * best:
-        return f"{bound / best:.4g} times the measured maximum ({best:.4g})"
+        return f"{_about(bound / best)} times the measured maximum ({best:.4g})"
     return f"{100 * (bound / best - 1):.2g} % above the measured maximum ({best:.4g}), where {100 * goal:g} % was asked"
 
 
@@ -201,9 +201,14 @@ def budget_in_words(spent: int | None, expected: int | None, goal: float) -> str
     if expected is None:
         return f"the budget of {spent} sub-intervals was spent, and no budget is expected to bring it within reach"
     return (
-        f"the budget of {spent} sub-intervals was spent; about {expected:.2g} are expected to bring it within "
+        f"the budget of {spent} sub-intervals was spent; about {_about(expected)} are expected to bring it within "
         f"{100 * goal:g} % (the excess of a bound falls about fourfold when its interval is halved)"
     )
+
+
+def _about(value: float) -> str:
+    """Two significant digits, without an exponent where that is readable."""
+    return f"{float(f'{value:.2g}'):.0f}" if 10 <= value < 1e7 else f"{value:.2g}"
 
 
 def upward(value: float, digits: int = 4) -> float:

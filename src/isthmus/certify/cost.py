@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,6 +24,7 @@ PROFILES = 10
 CALL = 400_000
 """What calling an operation costs, in multiplications and additions of float32: about 8 microseconds of one core."""
 
+
 class Count(TorchDispatchMode):
     """Adds up the cost of all operations on tensors while it is active: equal on every machine, unlike seconds.
 
@@ -33,6 +33,7 @@ class Count(TorchDispatchMode):
     the processor seconds on ten perceptrons, residual and VGG-like networks, and 1.5 to 3 times it on small
     convolutional ones, whose pooling is dear.
 
+    >>> import torch
     >>> with Count() as one:
     ...     _ = torch.zeros(100, 100) @ torch.zeros(100, 100)
     >>> one.cost >= 2 * 100**3

@@ -177,7 +177,8 @@ def connect(
 ) -> int:
     """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.
 
-    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. A method that searches keeps its state there: after a kill, the same command goes on with it.
+    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. A method that
+    searches keeps its state there: after a kill, the same command goes on with it.
     """
     chosen = method_of(method, option or [])
     Level.read(level)

@@ -146,9 +146,7 @@ def certify(
     bn = applied(objective, "interpolate")
     shown = ("bound", "excess", "gap", "proved", "close", "error_bound", "dtype", "slack", "evaluations", "budget")
     more = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
-    _print_values(
-        {k: table[k] for k in (*shown, "counts")}, more, [*found.lines, proved.summary], bn, as_json
-    )
+    _print_values({k: table[k] for k in (*shown, "counts")}, more, [*found.lines, proved.summary], bn, as_json)
     for i in proved.unproved():
         s = proved.segments[i]
         print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)

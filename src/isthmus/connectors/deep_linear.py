@@ -88,7 +88,9 @@ class DeepLinear(Connector):
         if not penalised and (split := sizes.split(movable)) is not None:
             points, labels = one_layer_path(chain, wide, ends, split)
             stats: dict[str, Any] = {"construction": "one layer at a time", "free_layer": split + 1}
-            return Connection(_path(list(pairwise(points)), a, b), b, Outcome.CONSTRUCTED, {"segments": labels, **stats})
+            return Connection(
+                _path(list(pairwise(points)), a, b), b, Outcome.CONSTRUCTED, {"segments": labels, **stats}
+            )
         if chain.L > 2:
             raise UnsupportedError("the hidden widths", sizes.too_narrow())
         build = TwoFactors(

@@ -150,7 +150,8 @@ def _numbers(run: Run) -> str:
     if is_proved(run):
         bound, far = bound_num(bound_of(run)), far_from(run)
         if far:
-            return f"{said}; it is proved to be at most {bound} everywhere on the path, <strong>but that is {escape(far)}</strong>."
+            proved = f"it is proved to be at most {bound} everywhere on the path"
+            return f"{said}; {proved}, <strong>but that is {escape(far)}</strong>."
         return f"{said}, and it is <strong>proved</strong> to be at most {bound} everywhere on the path."
     counts = claim_counts(run)
     left, total = counts.get("measured", 0), sum(counts.values())
@@ -238,9 +239,9 @@ def _proof(run: Run) -> str:
     slack, dtype = certificate.get("slack"), escape(certificate.get("dtype") or "floating point")
     if is_proved(run):
         far = far_from(run)
-        tag = f"<span class='tag open'>proved, but {escape(far)}</span>" if far else "<span class='tag good'>proved</span>"
+        kind, tag = ("open", f"proved, but {escape(far)}") if far else ("good", "proved")
         parts.append(
-            f"<p>{tag} The training loss is at most "
+            f"<p><span class='tag {kind}'>{tag}</span> The training loss is at most "
             f"<strong>{bound_num(bound_of(run))}</strong> on the whole path. "
             f"The statement is about the network in real arithmetic, which was evaluated in {dtype}"
             + (f"; the bound includes {num(float(slack))} for the rounding.</p>" if slack is not None else ".</p>")

@@ -75,7 +75,9 @@ def profile_in_parallel(
     places = [(i, float(u)) for i in range(n) for k, u in enumerate(table[i][0][2]) if k or not i]
     loss, error = (torch.cat([rows_of[0][k][:1], *[row[k][1:] for row in rows_of]]) for k in (0, 1))
     t = torch.tensor([(i + u) / n for i, u in places], dtype=torch.float64)
-    return Profile(t, torch.tensor([i for i, _ in places]), loss, error, num_points, bn=applied(objective, "interpolate"))
+    return Profile(
+        t, torch.tensor([i for i, _ in places]), loss, error, num_points, bn=applied(objective, "interpolate")
+    )
 
 
 def certify_in_parallel(
@@ -123,9 +125,9 @@ def certify_in_parallel(
     ends = (_ends(parts[0], shared.weights)[0], _ends(parts[-1], shared.weights)[1])
     slack = max(c.slack for several in parts for c in several) + _allowance(len(shared.weights), max(ends))
     evaluations = sum(c.evaluations for several in parts for c in several)
-    budget = max(c.budget for several in parts for c in several)
+    allowed = max(c.budget for several in parts for c in several)
     spent = any(c.spent for several in parts for c in several)
-    return Certificate(tuple(segments), ends, "float64", slack, gap, evaluations, budget, spent)
+    return Certificate(tuple(segments), ends, "float64", slack, gap, evaluations, allowed, spent)
 
 
 def _check(chunk: int) -> int:
