@@ -69,3 +69,5 @@ from isthmus.structure import Structure as Structure
 from isthmus.structure import derive_structure as derive_structure
 from isthmus.theory import Theory as Theory
 from isthmus.theory import theory as theory
+from isthmus.verdict import Verdict as Verdict
+from isthmus.verdict import verdict as verdict

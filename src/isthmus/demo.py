@@ -47,7 +47,7 @@ def run_demo(out: Path, *, num_points: int, seed: int, progress: Progress) -> tu
         about = {"model": MODEL, "data": DATA, "command": f"{command} --num-points {num_points}"}
         done = runs.run(
             objective, ends[0], ends[1], method, folder,
-            test=test, num_points=num_points, seed=seed, about=about, progress=progress,
+            test=test, num_points=num_points, budget=100, seed=seed, about=about, progress=progress,
         )  # fmt: skip
         results.append(done.result)
     return results, write_report(out)

@@ -10,9 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context
 from importlib.metadata import version
-from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_flatten
 
 from isthmus.certify import Certificate, certify
+from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.connectors.base import Progress, Search, describe, no_progress
 from isthmus.connectors.fit import Checkpoint, Fitted, Recipe, fit
@@ -33,6 +32,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params, check_ends
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
 from isthmus.stored import shown
+from isthmus.verdict import LEVEL, Level, verdict
 
 STATE = "search.checkpoint.safetensors"
 """The file in a run's folder that holds the state of an unfinished search."""
@@ -130,7 +130,8 @@ def run(
     test: Objective | None = None,
     num_points: int = 61,
     gap: float = 0.01,
-    budget: int = 100,
+    budget: int | None = None,
+    level: float | str = LEVEL,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
     checkpoint: Checkpoint | None = None,
@@ -139,10 +140,12 @@ def run(
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
-    `budget` are those of ``certify``. `about` adds entries to the result (model, data, command). `test` is measured;
-    it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a method that
-    searches goes on where it was killed.
+    `budget` are those of ``certify`` (by default ten times this measuring, of `num_points` points per segment), `level`
+    is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
+    is measured; it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a
+    method that searches goes on where it was killed.
     """
+    Level.read(level)  # before the work, as a wrong one would be found after it
     check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
@@ -156,14 +159,16 @@ def run(
     write_profile(measured, folder, objective)
     middle = time.perf_counter()
     labels = connection.stats["segments"]
-    proved = certify(objective, connection.path, gap, budget=budget, labels=labels, progress=progress)
+    proved = certify(
+        objective, connection.path, gap, budget=budget, labels=labels, num_points=num_points, progress=progress
+    )
     write_certificate(proved, folder, objective)
     seconds = {
         "connect": connection.stats["seconds"],
         "profile": middle - begin,
         "certify": time.perf_counter() - middle,
     }
-    result = summary(connection, measured, proved) | {"seconds": seconds, "seed": seed, **(about or {})}
+    result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
     write_json(folder / "result.json", result)
     return Run(connection, measured, proved, result)
 
@@ -223,8 +228,10 @@ def state_of(
     return state
 
 
-def summary(connection: Connection, measured: Profile | None, proved: Certificate | None) -> dict[str, Any]:
-    """The row of the table: what result.json holds."""
+def summary(
+    connection: Connection, measured: Profile | None, proved: Certificate | None, level: float | str = LEVEL
+) -> dict[str, Any]:
+    """The row of the table: what result.json holds; its verdict names `level`."""
     method = connection.stats.get("method", {})
     out: dict[str, Any] = {
         "format": 1,
@@ -254,6 +261,7 @@ def summary(connection: Connection, measured: Profile | None, proved: Certificat
             "max_loss": measured.max,
             "max_error": measured.barriers["error"].max,
             "excess": measured.excess,
+            "bn": measured.bn,
         }
         if measured.test is not None:
             out |= {
@@ -264,6 +272,9 @@ def summary(connection: Connection, measured: Profile | None, proved: Certificat
             }
     if proved is not None:
         out |= {"bound": proved.bound if proved.proved else None, "proved": proved.proved, "claims": proved.counts}
+        out |= {"close": proved.close, "certificate": proved.summary}
+    if measured is not None or proved is not None:
+        out["verdict"] = verdict(measured, proved, level).to_dict()
     return out
 
 
@@ -310,12 +321,3 @@ def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
     keys = [k for k in SAME if k in mine and k in theirs]
     keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
     return [f"{k}: {shown(theirs[k])}, not {shown(mine[k])}" for k in keys if mine[k] != theirs[k]]
-
-
-def upward(value: float, digits: int = 4) -> float:
-    """`value` rounded up to so many significant digits: what is printed of a bound must still be one.
-
-    >>> upward(0.00259312), upward(0.25)
-    (0.002594, 0.25)
-    """
-    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(value)) if isfinite(value) else value

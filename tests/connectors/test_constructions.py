@@ -136,7 +136,7 @@ def test_subnetwork_stops_at_the_larger_end(trained):
     connection = join_trained(trained, im.Subnetwork(steps=4000, batch=24))
     assert im.certify(trained.objective, connection.path).excess < 1e-12
     assert all(r["steps"] < 4000 for r in connection.stats["subnetworks"])
-    assert all(r["training"] == "connected" for r in connection.stats["subnetworks"])
+    assert all(r["training"] == "done" for r in connection.stats["subnetworks"])
 
 
 def rows_in_use(chain, point):

@@ -31,7 +31,7 @@ def run(recipe, **options):
 def test_every_optimiser_solves_least_squares(optimizer):
     fitted = run(Recipe(optimizer, lr=0.05, steps=800, batch=10), target=1e-8)
     assert fitted.loss <= 1e-8
-    assert fitted.outcome is im.Outcome.CONNECTED
+    assert fitted.outcome is im.Outcome.CONSTRUCTED
     assert float(fitted.params["w"]) == pytest.approx(3, abs=1e-3)
     assert full_loss(fitted.params) == fitted.loss
 

@@ -142,7 +142,7 @@ def test_the_narrow_network_is_trained_to_the_larger_end(trained):
     method = im.Narrow(width=6, steps=3000, lr=0.01, batch=24, draws=5)
     connection = im.connect(trained.objective, trained.a, trained.b, method)
     hub = connection.stats["network"]
-    assert (hub["source"], hub["training"]) == ("trained", "connected")
+    assert (hub["source"], hub["training"]) == ("trained", "done")
     assert hub["steps"] < 3000
     assert hub["loss"] <= max(trained.objective.loss(trained.a), trained.objective.loss(trained.b)) * (1 + 1e-9)
     short = im.connect(trained.objective, trained.a, trained.b, replace(method, steps=1, attempts=1))

@@ -112,7 +112,7 @@ def test_each_problem_keeps_its_own_best_and_stops_when_enough_are_there():
     first = together(recipe, target=1e-6, enough=1)
     every = together(recipe, target=1e-6)
     assert sum(f.loss <= 1e-6 for f in first) == 1
-    assert [f.outcome is im.Outcome.CONNECTED for f in first] == [f.loss <= 1e-6 for f in first]
+    assert [f.outcome is im.Outcome.CONSTRUCTED for f in first] == [f.loss <= 1e-6 for f in first]
     assert all(f.loss <= 1e-6 for f in every)
     assert first[0].steps < every[0].steps < 2000
     for fitted, slope in zip(every, slopes, strict=True):

@@ -28,7 +28,7 @@ def found(**options):
 def test_every_segment_of_a_found_string_is_below_the_threshold():
     objective, connection = found()
     stats = connection.stats
-    assert connection.outcome is im.Outcome.CONNECTED
+    assert connection.outcome is im.Outcome.CONSTRUCTED
     assert highest(objective, connection.path) <= LEVEL
     assert stats["maximum"] <= LEVEL
     assert stats["beads"] == len(connection.path) - 1 >= 3

@@ -65,7 +65,7 @@ def below(objective, path, tolerance=1e-9, points=21):
 
 
 def check(objective, connection, theorem, segments):
-    assert connection.outcome is im.Outcome.CONNECTED
+    assert connection.outcome is im.Outcome.CONSTRUCTED
     assert connection.stats["theorem"] == theorem
     assert len(connection.path) == segments == len(connection.stats["segments"])
     below(objective, connection.path)

@@ -43,7 +43,7 @@ def test_a_last_hidden_layer_of_n_units_is_enough_for_any_activation(activation,
     objective, a, _ = setting((5, 16, 20, 3), activation, n=20, loss="mse", bias=bias)
     start = few_units(a, 2, 3)
     low = im.descend(objective, start, 1e-20)
-    assert low.outcome is im.Outcome.CONNECTED
+    assert low.outcome is im.Outcome.CONSTRUCTED
     assert low.stats["layer"] == 2
     assert len(low.path) == 3
     assert equal(low.path.start, start)

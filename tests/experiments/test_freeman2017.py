@@ -122,7 +122,7 @@ def test_stored_strings_are_what_the_rows_say(smoke, table):
             assert result["beads"] >= 1  # as in the authors' program
         line = max(value_of(cell.a.judge, objective, lerp(ends[0], ends[1], k / 40)) for k in range(41))
         assert result["line"] == pytest.approx(line, rel=0.05, abs=0.021)
-        if result["outcome"] != "CONNECTED":
+        if result["outcome"] != "CONSTRUCTED":
             continue
         dense = [value_of(cell.a.judge, objective, s.at(k / 60)) for s in path.segments for k in range(61)]
         assert max(dense) <= cell.reach * cell.level * (1 + 1e-9)
@@ -229,7 +229,7 @@ def test_no_path_of_the_counterexamples_stays_below_their_bounds(smoke):
         sides = [example.side(p) for p in dense]
         assert min(sides) < 0 < max(sides)
         assert max(example.objective.loss(p) for p in dense) >= example.lower_bound * (1 - 1e-3)
-        assert (stored.result["outcome"] == "CONNECTED") <= (cell.level >= example.lower_bound)
+        assert (stored.result["outcome"] == "CONSTRUCTED") <= (cell.level >= example.lower_bound)
         assert stored.result["threshold"] == example.threshold
 
 
@@ -264,7 +264,7 @@ GOOD: list[dict[str, Any]] = [
     *curve("4", "MNIST", IMAGES),
     *curve("6", "Penn Treebank", WORDS),
     *({"figure": "8, D.1", "task": "permutation", "method": "StringSampling", "L0": level, "connected": good,
-       "outcome": "connected" if good else "bead failed", "no path below": 1 / 12}
+       "outcome": "constructed" if good else "bead failed", "no path below": 1 / 12}
       for level, good in ((0.3, 1), (0.03, 0))),
     *curve("squared error", "squared", [(0.1, 1.0, 3.0)], proved=2, **{"largest bound": 0.1101}),
     *({"figure": "Corollary 2.5", "task": "gap", "m": m, "gap": gap, "pairs": 3, ".above": 0.0}

@@ -168,9 +168,9 @@ def test_plane_leaves_out_other_networks_and_names_other_ends(tmp_path: File):
 
     make_runs(tmp_path, 3)
     other = Path.through([point(1, 5), point(2, 5)])
-    save(Connection(other, other.end, Outcome.CONNECTED, {}), tmp_path / "01-dropout" / "path.safetensors")
+    save(Connection(other, other.end, Outcome.CONSTRUCTED, {}), tmp_path / "01-dropout" / "path.safetensors")
     moved = Path.through([point(1), point(3), point(4)])
-    save(Connection(moved, moved.end, Outcome.CONNECTED, {}), tmp_path / "02-subnetwork" / "path.safetensors")
+    save(Connection(moved, moved.end, Outcome.CONSTRUCTED, {}), tmp_path / "02-subnetwork" / "path.safetensors")
     figure = plane(read_runs(tmp_path))
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["Linear", "Subnetwork"]
     assert {t.get_text() for t in figure.axes[0].texts} == {"A", "B", "B'"}

@@ -129,13 +129,13 @@ def test_a_string_that_is_not_connected_and_strings_without_a_history():
     draw_string(one)
     bent = Path((Curve((plain.path.start, plain.path.end, plain.path.start)),))
     with pytest.raises(im.InputError, match="straight segments"):
-        strings(example.objective, im.Connection(bent, bent.end, im.Outcome.CONNECTED))
+        strings(example.objective, im.Connection(bent, bent.end, im.Outcome.CONSTRUCTED))
 
 
 def test_a_point_path_can_be_drawn():
     example = im.counterexamples.permutation()
     a = example.minima[0]
     path = Path.through([a, {k: v.clone() for k, v in a.items()}])
-    drawn = strings(example.objective, im.Connection(path, a, im.Outcome.CONNECTED), num_points=3)
+    drawn = strings(example.objective, im.Connection(path, a, im.Outcome.CONSTRUCTED), num_points=3)
     assert torch.from_numpy(drawn.frames[0].points).abs().max() == 0
     draw_string(drawn)

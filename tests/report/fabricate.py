@@ -77,7 +77,7 @@ def make_run(folder: File, method: str = "Dropout", *, index: int = 1, test: boo
     proved = "measured" not in kinds
     result = {
         **{"format": 1, "method": {"name": method, "keep": 0.5}, "reference": reference},
-        "outcome": {"name": "CONNECTED", "ok": True, "message": "connected: constructed as the method describes"},
+        "outcome": {"name": "CONSTRUCTED", "ok": True, "message": "constructed: as the method describes"},
         **{"segments": segments, "length": 12.5 + index, "normalized_length": 1.0 + 0.3 * index},
         **{"loss_a": ENDS[0], "loss_b": ENDS[1], "max_loss": loss.max(), "excess": loss.max() - max(ENDS)},
         **{"bound": loss.max() * 1.01 if proved else None, "proved": proved},
@@ -89,7 +89,7 @@ def make_run(folder: File, method: str = "Dropout", *, index: int = 1, test: boo
     } | changes
     profile = {
         **{"format": 1, "num_points": PIECES + 1, "t": t.tolist(), "segment": segment.tolist()},
-        **{"loss": loss.tolist(), "error": error.tolist()},
+        **{"loss": loss.tolist(), "error": error.tolist(), "bn": "none", "tol": None, "within": None},
         "barriers": {"loss": barriers(t, loss), "error": barriers(t, error)},
         "test": {
             **{"loss": test_loss.tolist(), "error": test_error.tolist()},
@@ -100,7 +100,8 @@ def make_run(folder: File, method: str = "Dropout", *, index: int = 1, test: boo
     }
     certificate = {
         **{"format": 1, "bound": loss.max() * 1.01, "excess": loss.max() * 1.01 - max(ENDS), "proved": proved},
-        **{"dtype": "float64", "slack": 1e-12},
+        **{"dtype": "float64", "slack": 1e-12, "ends": list(ENDS), "goal": 0.02, "evaluations": 8, "budget": 40},
+        **{"witness": {"t": 0.5, "loss": loss.max()}, "spent": False, "expected": None},
         "segments": [
             {
                 "index": i,
@@ -115,7 +116,7 @@ def make_run(folder: File, method: str = "Dropout", *, index: int = 1, test: boo
     for name, document in (("result", result), ("profile", profile), ("certificate", certificate)):
         (folder / f"{name}.json").write_text(json.dumps(document))
     path = make_path(method, segments, 100 * (index + 1))
-    save(Connection(path, path.end, Outcome.CONNECTED, {}), folder / "path.safetensors")
+    save(Connection(path, path.end, Outcome.CONSTRUCTED, {}), folder / "path.safetensors")
     return folder
 
 

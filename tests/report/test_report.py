@@ -249,3 +249,86 @@ def test_printed_bounds_are_bounds():
     for value in np.random.default_rng(0).lognormal(size=500, sigma=8):
         printed = float(bound_num(float(value)))
         assert value <= printed <= value * 1.0011
+
+
+# -- the verdict, and proofs that are far from what was measured
+
+
+def tags(page: Page, kind: str) -> int:
+    return sum(t == "span" and a.get("class") == f"tag {kind}" for t, a in page.tags)
+
+
+def test_a_barrier_is_no_and_a_low_path_is_yes(tmp_path: File):
+    make_runs(tmp_path, 3)  # 1.45, 1.5166 and 0.0026, of ends at 0.00019
+    page = report(tmp_path)
+    assert "Linear: below 1.1 x the larger end (0.000209) on the whole path: no, rises to 1.45" in page.text
+    assert " connected" not in page.text.replace("networks connected by a low-loss path?", "")
+    assert tags(page, "good") == 2  # the proofs
+    assert tags(page, "bad") == 3 + 2  # on the training and on the test data
+    make_run(tmp_path / "r", "MeanField", index=10, verdict={"asked": "3x"})
+    assert (
+        "below 3 x the larger end (0.00057) on the whole path: yes, proved (at most 0.000384)" in report(tmp_path).text
+    )
+
+
+def test_a_stored_level_that_is_none_is_refused(tmp_path: File):
+    for asked in ("low", "0.5x", ["1.1x"], "<b>"):
+        make_run(tmp_path / "r", verdict={"asked": asked})
+        with pytest.raises(FileError, match=r"result\.json: verdict: level: expected"):
+            write_report(tmp_path)
+
+
+def test_a_useless_bound_is_no_success(tmp_path: File):
+    folder = make_run(tmp_path / "r", "Dropout", index=2)
+
+    def far(d: dict) -> None:
+        d.update(bound=94.7, spent=True, evaluations=40, expected=20_000)
+        d["segments"][3].update(claim="bounded", bound=94.7)
+
+    edit(folder / "certificate.json", far)
+    page = report(tmp_path)
+    assert tags(page, "good") == 0
+    ratio = "37000 times the measured maximum (0.00258)"
+    assert page.text.count(f"proved, but {ratio}: the budget of 40 sub-intervals was spent; about 20000 are") == 1
+    assert (
+        f"it is proved to be at most 94.71 everywhere on the path, but that is {ratio}: the budget of 40" in page.text
+    )
+    assert f"94.71{ratio}" in page.text  # in the table
+    assert "does not reach the level" not in page.text  # a sample is above it: that decides
+    assert "halving them until the bound was close" not in page.text
+
+
+def test_a_far_bound_of_an_older_version(tmp_path: File):
+    folder = make_run(tmp_path / "r", "Dropout", index=2)
+
+    def far(d: dict) -> None:
+        d["segments"][3].update(claim="bounded", bound=94.7)
+        for key in ("spent", "expected", "goal", "witness", "ends", "evaluations", "budget"):
+            del d[key]
+
+    edit(folder / "certificate.json", far)
+    page = report(tmp_path)
+    assert tags(page, "good") == 0
+    assert "times the measured maximum (0.00258)" in page.text
+
+
+@pytest.mark.parametrize(("bn", "words"), [("interpolate", "certificates speak about those"), ("recompute", "ones")])
+def test_the_policy_of_batchnorm_is_named_and_other_statistics_are_another_path(tmp_path: File, bn: str, words: str):
+    folder = make_run(tmp_path / "r", "Dropout", index=10, verdict={"asked": "3x"})
+    assert "BatchNorm" not in report(tmp_path).text
+    edit(folder / "profile.json", lambda d: d.update(bn=bn))
+    text = report(tmp_path).text
+    assert f"BatchNorm (bn={bn}): the running statistics" in text
+    assert words in text
+    assert ("(0.00057) on the whole path: yes, proved" in text) is (bn == "interpolate")
+    assert ("(0.00057) on the whole path: yes, measured (21 points" in text) is (bn == "recompute")
+
+
+def test_losses_that_are_not_numbers_are_no(tmp_path: File):
+    folder = make_run(tmp_path / "r", "Linear", index=0)
+
+    def broken(d: dict) -> None:
+        d["loss"][4] = None
+
+    edit(folder / "profile.json", broken)
+    assert "on the whole path: no, rises to nan" in report(tmp_path).text

@@ -24,7 +24,7 @@ def params(seed, dtype=torch.float32, width=8):
     }
 
 
-def connection(seed=0, dtype=torch.float32, outcome=Outcome.CONNECTED):
+def connection(seed=0, dtype=torch.float32, outcome=Outcome.CONSTRUCTED):
     """A line, a Bezier curve of four control points, a line that moves one tensor; the target is not the end."""
     p = [params(seed + i, dtype) for i in range(5)]
     p.append({**p[4], "0.weight": p[0]["0.weight"]})

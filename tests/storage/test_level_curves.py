@@ -18,7 +18,7 @@ def level_connection():
     curve = LevelCurve(a, b, draw(5, 4), (LevelLayer("u", "c", 0.1), LevelLayer("w", None)))
     part = curve.split(0.25)[1].reversed()
     first = {**a, "rest": torch.zeros(2)}
-    return Connection(Path((Curve((first, a)), curve, part)), part.end, Outcome.CONNECTED, STATS)
+    return Connection(Path((Curve((first, a)), curve, part)), part.end, Outcome.CONSTRUCTED, STATS)
 
 
 def test_level_curves_come_back_bit_for_bit_in_version_2(tmp_path):

@@ -53,7 +53,7 @@ def test_any_path_of_bezier_curves_comes_back(tmp_path_factory, shape, controls,
     for count in controls:
         segments.append(Curve((segments[-1].end if segments else points[at], *points[at + 1 : at + count])))
         at += count - 1
-    before = Connection(Path(tuple(segments)), segments[-1].end, Outcome.CONNECTED, {})
+    before = Connection(Path(tuple(segments)), segments[-1].end, Outcome.CONSTRUCTED, {})
     file = tmp_path_factory.mktemp("path") / "p"
     save(before, file)
     assert same(before, load_connection(file))
@@ -65,7 +65,7 @@ def test_each_tensor_is_stored_once_and_shared_again_after_loading(tmp_path):
     path = Path((Curve((points[0], points[1])), Curve((points[1], points[2]))))
     # equal by content, not by object
     target = {k: v.clone() for k, v in points[2].items()}
-    save(Connection(path, target, Outcome.CONNECTED), tmp_path / "p")
+    save(Connection(path, target, Outcome.CONSTRUCTED), tmp_path / "p")
     tensors, _ = read_tensors(tmp_path / "p")
     assert len(tensors) == 4
     assert (tmp_path / "p").stat().st_size < 3 * big[0].nbytes + 3000
@@ -80,10 +80,21 @@ def test_equal_tensors_under_two_names_are_stored_once_and_share_no_memory_after
     zeros = torch.zeros(3)
     point = {"a": zeros, "b": zeros, "c": torch.zeros(3)}
     path = Path.through([point, {**point, "a": torch.ones(3)}])
-    save(Connection(path, path.end, Outcome.CONNECTED), tmp_path / "p")
+    save(Connection(path, path.end, Outcome.CONSTRUCTED), tmp_path / "p")
     assert len(read_tensors(tmp_path / "p")[0]) == 2
     start = load_connection(tmp_path / "p").path.start
     assert len({v.data_ptr() for v in start.values()}) == 3
+
+
+def test_the_name_that_success_had_in_older_files_is_read(tmp_path):
+    before = connection()
+    save(before, tmp_path / "p")
+    forge(tmp_path / "p", lambda manifest, tensors: manifest.update(outcome="CONNECTED"))
+    assert read_header(tmp_path / "p")["outcome"] == "CONNECTED"
+    after = load_connection(tmp_path / "p")
+    assert same(before, after)
+    assert after.outcome is Outcome.CONSTRUCTED is Outcome.CONNECTED
+    assert after.outcome.ok
 
 
 def test_the_header_is_read_without_the_tensors(tmp_path):
@@ -91,7 +102,7 @@ def test_the_header_is_read_without_the_tensors(tmp_path):
     save(connection(), file)
     header = read_header(file)
     assert header["stats"] == STATS
-    assert header["outcome"] == "CONNECTED"
+    assert header["outcome"] == "CONSTRUCTED"
     assert header["names"] == list(params(0))
     assert [s["kind"] for s in header["segments"]] == ["curve"] * 3
     assert [len(s["control"]) for s in header["segments"]] == [2, 4, 2]
@@ -105,7 +116,7 @@ def test_the_header_is_read_without_the_tensors(tmp_path):
 def test_stats_keep_nan_and_must_be_json(tmp_path):
     file = tmp_path / "p"
     path = connection().path
-    save(Connection(path, path.end, Outcome.CONNECTED, {"loss": [math.nan, math.inf], "pair": (1, 2)}), file)
+    save(Connection(path, path.end, Outcome.CONSTRUCTED, {"loss": [math.nan, math.inf], "pair": (1, 2)}), file)
     stats = load_connection(file).stats
     assert math.isnan(stats["loss"][0])
     assert stats["loss"][1] == math.inf
@@ -113,7 +124,7 @@ def test_stats_keep_nan_and_must_be_json(tmp_path):
     before = file.read_bytes()
     for bad, where in [({"a": {3}}, r"stats\['a'\]"), ({"a": {3: 4}}, r"stats\['a'\]: expected keys that are strings")]:
         with pytest.raises(InputError, match=where):
-            save(Connection(path, path.end, Outcome.CONNECTED, bad), file)
+            save(Connection(path, path.end, Outcome.CONSTRUCTED, bad), file)
     assert file.read_bytes() == before
 
 
@@ -147,11 +158,11 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
     file.parent.mkdir()
     whole = connection()
     with pytest.raises(UnsupportedError, match="segment 0: a Circle has no form in the file format"):
-        save(Connection(Path((Circle(),)), params(0), Outcome.CONNECTED), file)
+        save(Connection(Path((Circle(),)), params(0), Outcome.CONSTRUCTED), file)
     with pytest.raises(InputError, match=r"target: expected the key\(s\)"):
-        save(Connection(whole.path, {}, Outcome.CONNECTED), file)
+        save(Connection(whole.path, {}, Outcome.CONSTRUCTED), file)
     with pytest.raises(FileError, match=r"path/p: has a header of .* bytes"):
-        save(Connection(whole.path, whole.target, Outcome.CONNECTED, {"log": "x" * 20_000_000}), file)
+        save(Connection(whole.path, whole.target, Outcome.CONSTRUCTED, {"log": "x" * 20_000_000}), file)
     monkeypatch.setattr(saved, "_CELLS", 39)  # it has 8 control points of 5 parameters
     with pytest.raises(FileError, match="the path has 40 control points times parameters, a file may have 39; save"):
         save(whole, file)

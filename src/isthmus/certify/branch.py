@@ -41,7 +41,8 @@ class Sample:
 class Search:
     """What was found: the sub-intervals that cover each segment, its best sample, and how many bounds were computed.
 
-    `refused`: the segments that have no finite bound, and why; they have no pieces.
+    `refused`: the segments that have no finite bound, and why; they have no pieces. `spent`: whether the search ended
+    because its budget did.
     """
 
     pieces: dict[int, list[Piece]]
@@ -49,6 +50,7 @@ class Search:
     refused: dict[int, str]
     best: float
     evaluations: int
+    spent: bool
 
 
 def close(bound: float, best: float, gap: float) -> bool:
@@ -91,11 +93,15 @@ def search(
         if piece.segment in state.refused:
             continue
         parts = 4 if _far(piece.bound, state.best, gap) and state.evaluations + 4 <= budget else 2
-        if close(piece.bound, state.best, gap) or state.evaluations + parts > budget:
+        if close(piece.bound, state.best, gap):
             state.done.append(piece)
             break
         if piece.end - piece.start <= 2 * NARROWEST:
             state.done.append(piece)
+        elif state.evaluations + parts > budget:
+            state.done.append(piece)
+            state.spent = True
+            break
         else:
             state.cut(piece, parts)
     return state.result()
@@ -121,6 +127,7 @@ class _State:
     samples: dict[int, Sample] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     evaluations: int = 0
+    spent: bool = False
 
     def cut(self, piece: Piece, parts: int) -> None:
         """Replace a sub-interval by `parts` equal ones; a segment that the bound refuses is given up."""
@@ -155,4 +162,4 @@ class _State:
         for i in [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]:
             self.refused[i] = f"its bound did not become finite within {self.budget} sub-intervals"
             del pieces[i]
-        return Search(pieces, self.samples, self.refused, self.best, self.evaluations)
+        return Search(pieces, self.samples, self.refused, self.best, self.evaluations, self.spent)

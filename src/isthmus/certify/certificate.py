@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, Context
+from math import ceil, isfinite, log2
 from typing import Any
 
-from isthmus.certify.branch import FLOOR
+from isthmus.certify.affine import NARROWEST
+from isthmus.certify.branch import FLOOR, close
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,13 @@ class SegmentCertificate:
 class Certificate:
     """max_t L(t) <= `bound`, where every segment's claim is other than "measured" (then `proved` is True).
 
+    A proof may be far from the truth: `close` says whether it came as near as was asked, `summary` says it in words.
+
     The statement is about the function in real arithmetic, with the weights of the path as exact numbers; it was
     computed in `dtype`, and the bound allows for all rounding on the way, of exact claims too: `slack` is the largest
     such allowance of an exact claim, or at the largest loss of a bounded segment. `goal` is the gap that was asked for;
-    `evaluations` bounds over sub-intervals were computed, of the `budget` allowed.
+    `evaluations` bounds over sub-intervals were computed, of the `budget` allowed, and `spent` says whether the search
+    ended because there was no more of it.
     """
 
     segments: tuple[SegmentCertificate, ...]
@@ -57,6 +63,7 @@ class Certificate:
     goal: float
     evaluations: int = 0
     budget: int = 0
+    spent: bool = False
 
     @property
     def bound(self) -> float:
@@ -92,6 +99,44 @@ class Certificate:
         return all(s.claim != "measured" for s in self.segments)
 
     @property
+    def close(self) -> bool:
+        """Whether the loss is proved, and the bound within the gap that was asked for."""
+        return self.proved and close(self.bound, self.witness[1], self.goal)
+
+    @property
+    def expected(self) -> int | None:
+        """The budget that is expected to bring the bound within the gap; None where none is needed, or none would do.
+
+        From the sub-intervals so far: the excess of a bound falls about fourfold when its interval is halved. It falls
+        faster while a bound is useless, so this is rather too much: 1 to 9 times what was needed, in trials.
+        """
+        best = self.witness[1]
+        if self.close or not self.spent:
+            return None
+        if not all(s.intervals or close(s.bound, best, self.goal) for s in self.segments):
+            return None  # a claim from the control points alone stays where it is
+        allowed, more = max(self.goal * abs(best), FLOOR), 0.0
+        for start, end, bound in (piece for s in self.segments for piece in s.intervals):
+            if not close(bound, best, self.goal):
+                parts = 2 ** ceil(log2((bound - best) / allowed) / 2)
+                if (end - start) / parts < NARROWEST:
+                    return None
+                more += 4 / 3 * parts  # of the tree of quarters, all its levels
+        return self.budget + ceil(more)
+
+    @property
+    def summary(self) -> str:
+        """What was proved, in one line: how far the bound is from what was measured, and what more would buy."""
+        best = self.witness[1]
+        if not self.proved:
+            n, total = len(self.unproved()), len(self.segments)
+            return f"not proved: {n} of {total} segments {'is' if n == 1 else 'are'} only measured"
+        if self.close:
+            return f"proved: at most {upward(self.bound):.4g}; the measured maximum is {best:.4g}"
+        far = distance_in_words(self.bound, best, self.goal)
+        return f"proved, but {far}: {budget_in_words(self.budget if self.spent else None, self.expected, self.goal)}"
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many segments have each claim."""
         return dict(Counter(s.claim for s in self.segments))
@@ -117,6 +162,10 @@ class Certificate:
             "error_bound": self.error_bound,
             "evaluations": self.evaluations,
             "budget": self.budget,
+            "spent": self.spent,
+            "close": self.close,
+            "expected": self.expected,
+            "summary": self.summary,
             "counts": self.counts,
             "segments": [
                 asdict(s) | {"gap": s.gap, "intervals": [list(piece) for piece in s.intervals]} for s in self.segments
@@ -131,3 +180,44 @@ def reached(bound: float, value: float) -> float:
     0.5
     """
     return (bound - value) / max(abs(value), FLOOR)
+
+
+def distance_in_words(bound: float, best: float, goal: float) -> str:
+    """How far a bound is above the largest loss that was measured.
+
+    >>> distance_in_words(94.7, 0.0285, 0.01)
+    '3300 times the measured maximum (0.0285)'
+    >>> distance_in_words(1.1, 1.0, 0.01), distance_in_words(0.25, 0.0, 0.01)
+    ('10 % above the measured maximum (1), where 1 % was asked', '0.25 above the measured maximum (0)')
+    """
+    if best <= FLOOR:
+        return f"{upward(bound - best):.4g} above the measured maximum ({best:.4g})"
+    if bound >= 2 * best:
+        return f"{_about(bound / best)} times the measured maximum ({best:.4g})"
+    return f"{100 * (bound / best - 1):.2g} % above the measured maximum ({best:.4g}), where {100 * goal:g} % was asked"
+
+
+def budget_in_words(spent: int | None, expected: int | None, goal: float) -> str:
+    """Why a bound did not come close: the budget that was `spent` (None: there was some left), and what would do."""
+    if spent is None:
+        return "a larger budget would not lower it"
+    if expected is None:
+        return f"the budget of {spent} sub-intervals was spent, and no budget is expected to bring it within reach"
+    return (
+        f"the budget of {spent} sub-intervals was spent; about {_about(expected)} are expected to bring it within "
+        f"{100 * goal:g} % (the excess of a bound falls about fourfold when its interval is halved)"
+    )
+
+
+def _about(value: float) -> str:
+    """Two significant digits, without an exponent where that is readable."""
+    return f"{float(f'{value:.2g}'):.0f}" if 10 <= value < 1e7 else f"{value:.2g}"
+
+
+def upward(value: float, digits: int = 4) -> float:
+    """`value` rounded up to so many significant digits: what is printed of a bound must still be one.
+
+    >>> upward(0.00259312), upward(0.25)
+    (0.002594, 0.25)
+    """
+    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(value)) if isfinite(value) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from math import isfinite, isnan
 
 import torch
@@ -11,14 +11,15 @@ import torch
 from isthmus.certify.branch import Search, search
 from isthmus.certify.certificate import Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim
-from isthmus.certify.kernel import Kernel
+from isthmus.certify.cost import in_proportion
+from isthmus.certify.kernel import READINGS, Kernel
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import nonfinite_on
 from isthmus.paths import Curve, LevelCurve, Path
 
 BUDGET = 400
-"""Sub-intervals whose bounds may be computed: each costs about as much as eight passes over the data."""
+"""Sub-intervals whose bounds an experiment may compute, where it does not say otherwise."""
 
 
 def certify(
@@ -26,7 +27,7 @@ def certify(
     path: Path,
     gap: float = 0.01,
     *,
-    budget: int = BUDGET,
+    budget: int | None = None,
     labels: Sequence[str] = (),
     num_points: int = 61,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -41,6 +42,7 @@ def certify(
     rounding of a computation in a narrower type, whether of the user's (float32 on another machine) or inside the
     module: casts and float32 constants in a forward pass are taken in float64.
 
+
     A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by the
     loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into
     sub-intervals of t, and affine forms in t go through the network ("bounded"); the sub-interval with the largest
@@ -50,10 +52,14 @@ def certify(
     the curve's own points are measured at 33 of them. A network with an operation that has no rule, a loss not declared
     convex, or a segment of another kind, is sampled at `num_points` points and "measured", and `why` names the
     operation; so is a segment with an exact claim whose network has an operation without a rule, because the rounding
-    of its losses is then unknown. `labels` are copied to the segments for reading, never used. Cost: about four passes
-    over the data per control point of exact claims, one per end of others, about eight per sub-interval (30 to 80
-    sub-intervals for a line between two small trained networks), `num_points` per measured segment. ``budget=0`` makes
-    the exact claims only.
+    of its losses is then unknown. `labels` are copied to the segments for reading, never used.
+
+    Cost: about four passes over the data per control point of exact claims, one per end of others, `num_points` per
+    measured segment, about six to thirty per sub-interval (a line between two small trained networks takes 30 to 80
+    sub-intervals, deep ones thousands). ``budget=None`` allows as many sub-intervals as cost ten times the operations
+    of a profile with `num_points` points; they are counted, not timed, so the same call gives the same certificate.
+    Where that is not enough, ``certificate.close`` is False, and ``certificate.summary`` says how far the bound is from
+    the largest loss seen and which budget is expected to do. ``budget=0`` makes the exact claims only.
 
     Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate; nor does one
     along which integer tensors change that the outputs depend on. Every loss that is evaluated on the way is compared
@@ -68,7 +74,7 @@ def certify(
     """
     if not gap > 0:
         raise InputError("gap", expected="a number > 0", got=gap)
-    if budget < 0:
+    if budget is not None and budget < 0:
         raise InputError("budget", expected="a number of sub-intervals >= 0", got=budget)
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
@@ -80,9 +86,12 @@ def certify(
         found.append((kernel.claim(segment), kernel.ends(i)))
         progress("certifying", i + 1, len(path))
     open_ = [i for i, (c, _) in enumerate(found) if c.kind == "measured"]
-    numerical = [i for i in open_ if isinstance(path.segments[i], Curve)] if budget and not kernel.obstacle else []
+    numerical = [i for i in open_ if isinstance(path.segments[i], Curve)] if budget != 0 and not kernel.obstacle else []
+    bound = cache(kernel.bound)  # what is bounded to count its cost need not be bounded again
+    if budget is None:
+        budget = in_proportion(kernel, numerical, bound, num_points, READINGS) if numerical else 0
     result = search(
-        numerical, kernel.bound, kernel.loss, kernel.ends, partial(confront, kernel),
+        numerical, bound, kernel.loss, kernel.ends, partial(confront, kernel),
         best=max(max(ends) for _, ends in found), gap=gap, budget=budget, progress=progress,
     )  # fmt: skip
     segments, slack = [], 0.0
@@ -93,7 +102,7 @@ def certify(
     if any(s.claim == "bounded" for s in segments):
         slack = max(slack, _rounding(kernel, result))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
-    return Certificate(tuple(segments), ends, "float64", slack, gap, result.evaluations, budget)
+    return Certificate(tuple(segments), ends, "float64", slack, gap, result.evaluations, budget, result.spent)
 
 
 def _row(kernel: Kernel, i: int, found: Claim, result: Search, num_points: int) -> tuple[SegmentCertificate, float]:

@@ -51,7 +51,7 @@ class Kernel:
         self._losses: dict[int, tuple[Params, float]] = {}
         self._points: dict[int, tuple[Params, Bound]] = {}
         self._levels: dict[int, tuple[LevelCurve, Level]] = {}
-        self._bounds = lru_cache(READINGS)(self._make_bounds)
+        self.bounds = lru_cache(READINGS)(self._make_bounds)
         self._curve = lru_cache(READINGS)(self._make_curve)
 
     # -- points
@@ -150,7 +150,7 @@ class Kernel:
     def bound(self, i: int, start: float, end: float) -> Bound:
         """A bound on the loss of segment i over [start, end], by affine forms."""
         with without_raw_errors("its graph"):
-            return self._bounds(i).over(start, end)
+            return self.bounds(i).over(start, end)
 
     def _make_bounds(self, i: int) -> Bounds:
         control = [cast(p, torch.float64) for p in self.control(i)]

@@ -52,7 +52,15 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results."
 Points = Annotated[int, typer.Option("--num-points", help="Points measured per segment, both ends included.", min=2)]
 Gap = Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")]
 Budget = Annotated[
-    int, typer.Option("--budget", help="Evaluations that numerical bounds may cost; 0: exact claims only.", min=0)
+    int | None,
+    typer.Option(
+        "--budget",
+        help="Sub-intervals that may be bounded; 0: exact claims only; default: what costs ten times the measuring.",
+        min=0,
+    ),
+]
+LevelOption = Annotated[
+    str, typer.Option("--level", help="The verdict's level: a loss, or 1.1x for 1.1 times the larger end's loss.")
 ]
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from isthmus.connectors.base import Progress as Report
 from isthmus.connectors.base import no_progress
+from isthmus.evaluate.batchnorm import policy_in_words
 from isthmus.runs import upward
 from isthmus.storage.files import plain
 
@@ -110,6 +111,14 @@ def table_of_runs(results: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def sentences(row: Mapping[str, Any]) -> list[str]:
+    """The verdict of a run, how far its proof is from what was measured, and what became of BatchNorm."""
+    verdict = row["verdict"]
+    out = [verdict["text"], *([f"test data: {verdict['test']['text']}"] if verdict["test"] else [])]
+    out += [] if row["close"] else [row["certificate"]]
+    return [line for line in (*out, policy_in_words(row["bn"])) if line]
+
+
 def show(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """The table of runs for people, or the results as JSON for machines."""
     if as_json:
@@ -117,3 +126,7 @@ def show(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         print(json.dumps(plain(value, nonfinite=True), indent=2))
     else:
         console().print(table_of_runs(results))
+        for row in results:
+            name = f"{row['method']['name']}: " if len(results) > 1 else ""
+            for line in sentences(row):
+                print(f"{name}{line}")

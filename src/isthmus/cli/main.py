@@ -1,6 +1,7 @@
 """The command line: thin, options are fields of the dataclasses they fill.
 
-Exit codes: 0 done; 1 the method did not succeed (its result is written all the same); 2 misuse.
+Exit codes: 0 done; 1 the method did not succeed (its result is written all the same); 2 misuse. They speak of what was
+done, not of how good a path is: a straight line over a barrier was constructed as well. That is what the verdict says.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from isthmus.cli.common import (
     Gap,
     Json,
     Key,
+    LevelOption,
     LossOption,
     ModelOption,
     OutOption,
@@ -53,6 +55,7 @@ from isthmus.errors import IsthmusError
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.runs import inputs_of
 from isthmus.storage import make_folder, save_params
+from isthmus.verdict import LEVEL, Level
 
 app = typer.Typer(
     name="isthmus",
@@ -146,7 +149,7 @@ def train(
     }  # fmt: skip
     save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
     if as_json:
-        print(json.dumps({"out": str(out), **about, "outcome": fitted.outcome.name}, indent=2))
+        print(json.dumps({"out": str(out), **about, "outcome": fitted.outcome.training}, indent=2))
     else:
         print(f"{out}: training loss {number(fitted.loss)} after {fitted.steps} steps")
     return 1 if fitted.outcome.name == "NOT_FINITE" else 0
@@ -166,9 +169,10 @@ def connect(
     loss: LossOption = None,
     examples: Examples = None,
     penalty: PenaltyOption = None,
-    num_points: Points = 21,
+    num_points: Points = 61,
     gap: Gap = 0.01,
-    budget: Budget = 100,
+    budget: Budget = None,
+    level: LevelOption = LEVEL,
     key: Key = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
@@ -179,9 +183,11 @@ def connect(
 ) -> int:
     """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.
 
-    A method that searches keeps its state there: after a kill, the same command goes on with it.
+    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. A method that
+    searches keeps its state there: after a kill, the same command goes on with it.
     """
     chosen = method_of(method, option or [])
+    Level.read(level)
     found = opened(
         (a, b),
         model,
@@ -204,8 +210,8 @@ def connect(
     with progress_bar(quiet) as progress:
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
-            test=test, num_points=num_points, gap=gap, budget=budget, seed=seed, about=about, checkpoint=state,
-            progress=progress,
+            test=test, num_points=num_points, gap=gap, budget=budget, level=level, seed=seed, about=about,
+            checkpoint=state, progress=progress,
         )  # fmt: skip
     if state is not None:
         state.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from isthmus.cli.common import (
     Examples,
     Gap,
     Json,
+    LevelOption,
     LossOption,
     ModelOption,
     OutOption,
@@ -39,10 +41,12 @@ from isthmus.connectors.base import Progress
 from isthmus.errors import FileError, InputError
 from isthmus.evaluate import Profile
 from isthmus.evaluate import profile as profile_path
+from isthmus.evaluate.batchnorm import applied, policy_in_words
 from isthmus.objective import Objective
 from isthmus.paths import Path as WeightPath
 from isthmus.storage import load_connection, make_folder, read_json
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
+from isthmus.verdict import LEVEL, Level, verdict
 
 
 def _open_path(path: Path, asked: Asked, device: str, dtype: str) -> tuple[Connection, Objective, Objective | None]:
@@ -77,6 +81,7 @@ def profile(
     penalty: PenaltyOption = None,
     changed_data: ChangedData = False,
     num_points: Points = 61,
+    level: LevelOption = LEVEL,
     tol: Annotated[
         float | None, typer.Option("--tol", help="Refine until the maximum is estimated to this accuracy.")
     ] = None,
@@ -90,6 +95,7 @@ def profile(
     as_json: Json = False,
 ) -> int:
     """Measure the loss and the error along a stored path, on the training and the test data."""
+    Level.read(level)
     engine = _engine(workers, address, {"--tol": tol, "--screen": screen, "--bn": None if bn == "interpolate" else bn})
     connection, objective, test = _open_path(
         path, Asked(model, data, loss, examples, penalty, dtype, changed_data), device, dtype
@@ -106,7 +112,8 @@ def profile(
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
-    _print_values(values, as_json)
+    found = verdict(measured, level=level)
+    _print_values(values, {"bn": measured.bn, "verdict": found.to_dict()}, found.lines, measured.bn, as_json)
     return 0
 
 
@@ -120,7 +127,8 @@ def certify(
     penalty: PenaltyOption = None,
     changed_data: ChangedData = False,
     gap: Gap = 0.01,
-    budget: Budget = 400,
+    budget: Budget = None,
+    level: LevelOption = LEVEL,
     verify: Annotated[
         Path | None, typer.Option("--verify", help="Check this certificate.json instead of making one.")
     ] = None,
@@ -132,8 +140,10 @@ def certify(
 ) -> int:
     """Prove a bound on the loss over a stored path, or check a stored proof against the path alone.
 
-    Exit code 1 when some segment is only measured, or when the stored proof does not hold.
+    Exit code 1 when some segment is only measured, or when the stored proof does not hold. A proof that is far above
+    what was measured ends with 0: how far it is, and whether it reaches the level, stands in the text.
     """
+    Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
     connection, objective, _ = _open_path(
         path, Asked(model, data, loss, examples, penalty, changed_data=changed_data), device, "float64"
@@ -150,10 +160,11 @@ def certify(
                 objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
             )
     runs.write_certificate(proved, out, objective)
-    table = proved.to_dict()
-    _print_values(
-        {k: table[k] for k in ("bound", "excess", "gap", "proved", "error_bound", "dtype", "slack", "counts")}, as_json
-    )
+    table, found = proved.to_dict(), verdict(certificate=proved, level=level)
+    bn = applied(objective, "interpolate")
+    shown = ("bound", "excess", "gap", "proved", "close", "error_bound", "dtype", "slack", "evaluations", "budget")
+    more = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
+    _print_values({k: table[k] for k in (*shown, "counts")}, more, [*found.lines, proved.summary], bn, as_json)
     for i in proved.unproved():
         s = proved.segments[i]
         print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
@@ -190,9 +201,14 @@ def _verify(objective: Objective, connection: Connection, labels: tuple[str, ...
     return 1 if problems else 0
 
 
-def _print_values(values: dict[str, Any], as_json: bool) -> None:
+def _print_values(
+    values: dict[str, Any], more: dict[str, Any], sentences: Sequence[str], bn: str, as_json: bool
+) -> None:
+    """The values as a table with the sentences under it, or together with `more` as JSON."""
     if as_json:
-        print(json.dumps(values, indent=2))
+        print(json.dumps(values | more, indent=2))
         return
     for key, value in values.items():
         print(f"{key:>24}  {number(value, 6, up='bound' in key) if isinstance(value, float) else value}")
+    for line in filter(None, (*sentences, policy_in_words(bn))):
+        print(line)

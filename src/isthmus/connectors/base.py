@@ -28,13 +28,16 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 
 class Outcome(Enum):
-    """How a method ended; the value is the message.
+    """What a method did; the value is the message. How high the loss rises on the path, a ``Verdict`` says.
 
-    >>> Outcome.CONNECTED.ok, Outcome.UNPROVED.ok, Outcome.NOT_FINITE.ok
-    (True, True, False)
+    ``CONNECTED`` is the name that ``CONSTRUCTED`` had in older files; it is the same member.
+
+    >>> Outcome.CONSTRUCTED.ok, Outcome.UNPROVED.ok, Outcome.NOT_FINITE.ok, Outcome["CONNECTED"].name
+    (True, True, False, 'CONSTRUCTED')
     """
 
-    CONNECTED = "connected: the path was constructed as the method describes"
+    CONSTRUCTED = "constructed: the path was made as the method describes"
+    CONNECTED = CONSTRUCTED
     UNPROVED = (
         "constructed, unproved: the path was made as the method describes and measured to stay within the stated "
         "tolerance, but certify has no rule for this network (see stats['certificate'])"
@@ -50,18 +53,23 @@ class Outcome(Enum):
     )
     BUDGET_EXHAUSTED = "the step budget ran out before the target was reached; the path uses the best weights found"
     BEAD_FAILED = (
-        "not connected: a bead could not be trained below the threshold; the path uses the best weights found "
+        "no path found: a bead could not be trained below the threshold; the path uses the best weights found "
         "(give it more steps, another learning rate, or a higher threshold)"
     )
     SUSPECTED_DISCONNECTION = (
-        "not connected: between neighbouring beads a maximum above the threshold persists however many are put between "
+        "no path found: between neighbouring beads a maximum above the threshold persists however many are put between "
         "them, which suggests a disconnection and proves none (the evidence is in the stats)"
     )
 
     @property
     def ok(self) -> bool:
         """Whether the method succeeded."""
-        return self in (Outcome.CONNECTED, Outcome.UNPROVED)
+        return self in (Outcome.CONSTRUCTED, Outcome.UNPROVED)
+
+    @property
+    def training(self) -> str:
+        """The same of a training, for the stats of a path: "done", or the name in small letters."""
+        return "done" if self.ok else self.name.lower()
 
     def __str__(self) -> str:
         return self.value

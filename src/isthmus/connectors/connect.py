@@ -32,8 +32,8 @@ def connect(
 
     Both ends are checked first: keys, shapes, dtypes, finite values; integers that differ cannot move. The result has
     ``connection.path.start`` = a and ``connection.path.end`` = ``connection.target`` bit for bit, and
-    f(target) = f(b). A method whose theorem needs a loss that is convex in the outputs (``method.about.convex``) refuses any
-    other. A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
+    f(target) = f(b). A method whose theorem needs a loss that is convex in the outputs (``method.about.convex``)
+    refuses any other. A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
     raises ``OutcomeError``. The same seed gives the same path.
 
     `test` and `checkpoint` are for the methods that search (``Search``: string sampling): a second data set that may
@@ -42,8 +42,8 @@ def connect(
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
     >>> connection = connect(objective, {"weight": torch.eye(2)}, {"weight": 3 * torch.eye(2)})
-    >>> connection.path.at(0.5)["weight"][0, 0], str(connection.outcome)[:9]
-    (tensor(2.), 'connected')
+    >>> connection.path.at(0.5)["weight"][0, 0], str(connection.outcome)[:11]
+    (tensor(2.), 'constructed')
     """
     method = Linear() if method is None else method
     if not isinstance(method, Connector):

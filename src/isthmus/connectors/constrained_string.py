@@ -231,7 +231,7 @@ class _Descent:
         row = {"level": now.reached, "beads": len(self.best) - 2, "normalized_length": path.normalized_length}
         now.rows.append(row | {"maximum": highest, "steps": now.steps})
         if highest <= self.limit.value:
-            now.outcome = Outcome.CONNECTED.name
+            now.outcome = Outcome.CONSTRUCTED.name
             return
         now.level = max(self.limit.value, self.method.fall * min(now.level, highest))
         now.excess, now.attempt = [], 0

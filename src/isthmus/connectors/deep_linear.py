@@ -77,7 +77,7 @@ class DeepLinear(Connector):
         ends = (cast(a, torch.float64), cast(b, torch.float64))
         penalised = ridge_names(objective, chain)
         if chain.L == 1:
-            return Connection(Path((Curve((a, b)),)), b, Outcome.CONNECTED, {"segments": ["straight line"]})
+            return Connection(Path((Curve((a, b)),)), b, Outcome.CONSTRUCTED, {"segments": ["straight line"]})
         if penalised and chain.L > 2:
             raise UnsupportedError(
                 "the penalty",
@@ -91,7 +91,9 @@ class DeepLinear(Connector):
         if not penalised and (split := sizes.split(movable)) is not None:
             points, labels = one_layer_path(chain, wide, ends, split)
             stats: dict[str, Any] = {"construction": "one layer at a time", "free_layer": split + 1}
-            return Connection(_path(list(pairwise(points)), a, b), b, Outcome.CONNECTED, {"segments": labels, **stats})
+            return Connection(
+                _path(list(pairwise(points)), a, b), b, Outcome.CONSTRUCTED, {"segments": labels, **stats}
+            )
         if chain.L > 2:
             raise UnsupportedError("the hidden widths", sizes.too_narrow())
         build = TwoFactors(
@@ -101,7 +103,7 @@ class DeepLinear(Connector):
         build.build()
         excess = build.bound - build.top
         stats = {"construction": "balanced factors", "bound": build.bound, "excess_bound": excess}
-        outcome = Outcome.CONNECTED if excess <= build.allowed else Outcome.BUDGET_EXHAUSTED
+        outcome = Outcome.CONSTRUCTED if excess <= build.allowed else Outcome.BUDGET_EXHAUSTED
         return Connection(_path(build.controls, a, b), b, outcome, {"segments": build.labels, **stats})
 
 

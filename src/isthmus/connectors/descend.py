@@ -160,7 +160,7 @@ def _outcome(goal: Lowered, reached: float, rise: float, tolerance: float, allow
         return Outcome.IMPRECISE
     # a loss whose infimum is not 0 is near it where its slope vanishes: what is left is of the slope's square
     at_infimum = goal.loss <= tolerance or goal.slope**2 <= tolerance
-    return Outcome.CONNECTED if at_infimum else Outcome.BUDGET_EXHAUSTED
+    return Outcome.CONSTRUCTED if at_infimum else Outcome.BUDGET_EXHAUSTED
 
 
 def _refused(objective: Objective, start: Params, failing: list[str]) -> Connection:

@@ -92,7 +92,7 @@ class Dropout(Connector):
             "segments": labels_as_text(labels),
             "dropped": {end: [_row(found[e][i]) for i in sorted(found[e])] for e, end in enumerate("ab")},
         }
-        return Connection(path, b, Outcome.CONNECTED, stats)
+        return Connection(path, b, Outcome.CONSTRUCTED, stats)
 
 
 def _row(d: Dropped) -> dict[str, object]:

@@ -218,7 +218,7 @@ class _Fitting:
         """The best of each problem, without the problem axis where there is one problem only."""
         many, out = len(self.best_losses) > 1, []
         for i, (loss, finite) in enumerate(zip(self.best_losses, self.finite, strict=True)):
-            outcome = Outcome.CONNECTED if loss <= target or stalled else Outcome.BUDGET_EXHAUSTED
+            outcome = Outcome.CONSTRUCTED if loss <= target or stalled else Outcome.BUDGET_EXHAUSTED
             params = {k: v[i] for k, v in self.best.items()} if many else self.best
             out.append(Fitted(params, loss, self.step, outcome if finite else Outcome.NOT_FINITE))
         return out

@@ -28,4 +28,4 @@ class Linear(Connector):
         self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
     ) -> Connection:
         """The segment from `a` to `b`."""
-        return Connection(Path((Curve((a, b)),)), b, Outcome.CONNECTED, {"segments": ["straight line"]})
+        return Connection(Path((Curve((a, b)),)), b, Outcome.CONSTRUCTED, {"segments": ["straight line"]})

@@ -75,7 +75,7 @@ class MeanField(Connector):
                 known = None if isnan(error) else error
                 rows.append({"end": "ab"[e], "entry": i, "loss": loss, "error": known, "kept": counts})
                 progress("halving", len(rows), 2 * (chain.L - 1))
-        return Connection(path, b, Outcome.CONNECTED, {"segments": labels_as_text(labels), "halved": rows})
+        return Connection(path, b, Outcome.CONSTRUCTED, {"segments": labels_as_text(labels), "halved": rows})
 
     def _halves(self, chain: Chain, generator: torch.Generator) -> tuple[Units, Units]:
         """Two disjoint sets of floor(n / 2) units of every hidden layer; an odd one is in neither."""

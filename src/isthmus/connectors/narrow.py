@@ -139,11 +139,11 @@ class Narrow(Connector):
                 "dropped": dropped,
                 "loss": loss,
                 "source": "given" if fitted is None else "trained",
-                **({} if fitted is None else {"steps": fitted.steps, "training": fitted.outcome.name.lower()}),
+                **({} if fitted is None else {"steps": fitted.steps, "training": fitted.outcome.training}),
             },
         }
         bad = fitted is not None and fitted.outcome is Outcome.NOT_FINITE
-        return Connection(path, b, Outcome.NOT_FINITE if bad else Outcome.CONNECTED, stats)
+        return Connection(path, b, Outcome.NOT_FINITE if bad else Outcome.CONSTRUCTED, stats)
 
     def _probability(self) -> float | None:
         """p of Algorithm 1; None where the widths of theta* say how many units to drop."""

@@ -91,7 +91,7 @@ class NoiseDropout(Connector):
         there.step("Lemma 4, restore the rows of dropped units", "b")
         path, labels = join(there, back)
         stats = {"segments": labels_as_text(labels), "noise": report(objective, path, ends, self.num_points)}
-        return Connection(path, b, Outcome.CONNECTED, stats)
+        return Connection(path, b, Outcome.CONSTRUCTED, stats)
 
 
 def check_draws(draws: int, counts: str, num_points: int) -> None:

@@ -33,7 +33,7 @@ class StringSampling(Strings):
     that differ little, so their straight line may be below that: ``stats["notes"]`` then says so, with a harder task.
 
     The work list is taken breadth first (all open segments of a depth, their beads `batched` into one stacked problem
-    where that is faster) or depth first; the string is the same. It ends with ``CONNECTED``; ``BEAD_FAILED``;
+    where that is faster) or depth first; the string is the same. It ends with ``CONSTRUCTED``; ``BEAD_FAILED``;
     ``SUSPECTED_DISCONNECTION``, when on a chain of halved segments the excess over the threshold has fallen by less
     than a fifth in `patience` generations; ``BUDGET_EXHAUSTED``, at `depth` generations or `budget` gradient steps in
     all (`steps` for one training). None but the first proves anything.

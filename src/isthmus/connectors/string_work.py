@@ -212,7 +212,7 @@ class Work:
 
     def _halve(self, span: Span, found: Trained) -> None:
         number = len(self.beads)
-        self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.outcome.name.lower()))
+        self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.outcome.training))
         self.order.insert(self.order.index(span.left) + 1, number)
         span.state = "halved"
         for left, right in ((span.left, number), (number, span.right)):
@@ -262,7 +262,7 @@ class Work:
         path = Path.through([self.beads[i].params for i in self.order])
         states = {s.state for s in spans}
         if states <= {"below", "proved"}:
-            outcome = Outcome.CONNECTED
+            outcome = Outcome.CONSTRUCTED
         elif "persistent" in states:
             outcome = Outcome.SUSPECTED_DISCONNECTION
         else:

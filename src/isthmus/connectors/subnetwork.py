@@ -158,7 +158,7 @@ class Subnetwork(Connector):
         finite = all(s.outcome is not Outcome.NOT_FINITE for end in choice.xi for s in end.values())
         rows = choice.rows()
         stats = {"segments": labels, "subnetworks": rows, "limited_by": _limiting(objective, path, labels, rows)}
-        return Connection(path, b, Outcome.CONNECTED if finite else Outcome.NOT_FINITE, stats)
+        return Connection(path, b, Outcome.CONSTRUCTED if finite else Outcome.NOT_FINITE, stats)
 
     def _options(self, chain: Chain) -> Options:
         hidden = range(1, chain.L)

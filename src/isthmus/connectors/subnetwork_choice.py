@@ -227,6 +227,6 @@ class Choice:
         every = [(e, l, s) for e in (0, 1) for l, s in self.xi[e].items() if l or e == 0 or not self.shared]
         return [
             {"layer": l, "end": "both" if l == 0 and self.shared else "ab"[e], "loss": s.loss, "steps": s.steps}
-            | {"training": s.outcome.name.lower(), "held": len(s.held)}
+            | {"training": s.outcome.training, "held": len(s.held)}
             for e, l, s in sorted(every, key=lambda row: (row[1] > 0, row[0], row[1]))
         ]

@@ -97,7 +97,7 @@ class TwoLayerReLU(Connector):
         theorem = self._theorem(problem, layers, best, chosen, radius)
         rows = [{"n": x.n, "e": x.oracle.value, "vertex": x.vertex(best)} for x in found]
         stats = {"segments": labels, "theorem": theorem, "tried": rows}
-        return Connection(Path.through(narrow), b, Outcome.CONNECTED, stats)
+        return Connection(Path.through(narrow), b, Outcome.CONSTRUCTED, stats)
 
     def _sizes(self, m: int) -> list[int]:
         sizes = (self.units,) if isinstance(self.units, int) else self.units or (m // 8, m // 4, m // 2)

@@ -137,7 +137,7 @@ class Wires:
                 got=f"{loss:.3g} after rounding",
                 instead="objective.cast(torch.float64)" if dtype != torch.float64 else "",
             )
-        return Subnet(start.l, start.reads, weights, loss, 0, Outcome.CONNECTED)
+        return Subnet(start.l, start.reads, weights, loss, 0, Outcome.CONSTRUCTED)
 
 
 def half_space(x: Tensor) -> Tensor | None:

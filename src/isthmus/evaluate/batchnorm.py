@@ -18,6 +18,11 @@ from isthmus.paths import Curve, Path, Segment
 from isthmus.skeleton import copied, ties_of
 
 POLICIES = ("interpolate", "keep", "recompute", "error")
+_WORDS = {
+    "interpolate": "the running statistics move along the path like weights, and certificates speak about those",
+    "keep": "the running statistics stay those of the path's start; certificates speak about interpolated ones",
+    "recompute": "the running statistics are computed again at every point; certificates speak about interpolated ones",
+}
 BATCH = 256
 """Examples per batch, about, when statistics are computed again."""
 
@@ -43,6 +48,20 @@ def segments_under(objective: Objective, path: Path, bn: str) -> tuple[Sequence[
             raise InputError("data", expected="at least 2 examples, to compute statistics", got=1)
         return [Refreshed(s, objective, tuple(names)) for s in path.segments], bn
     return path.segments, bn
+
+
+def policy_in_words(bn: str) -> str:
+    """What became of running statistics under the policy that a profile names; empty for "none".
+
+    >>> policy_in_words("none"), policy_in_words("keep")[:32]
+    ('', 'BatchNorm (bn=keep): the running')
+    """
+    return f"BatchNorm (bn={bn}): {_WORDS[bn]}" if bn in _WORDS else ""
+
+
+def applied(objective: Objective, bn: str) -> str:
+    """The policy that applies: `bn`, or "none" without running statistics."""
+    return bn if statistics(objective) else "none"
 
 
 def statistics(objective: Objective) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from isthmus.connectors import Outcome
 from isthmus.errors import FileError, InputError, IsthmusError
 from isthmus.runs import upward
 from isthmus.storage import make_folder, write_csv, write_json, write_text
@@ -23,6 +24,15 @@ SCALES = ("smoke", "laptop", "paper")
 
 Row = dict[str, Any]
 Done = Sequence[tuple[Cell, Stored]]
+
+
+def ended(name: str) -> str:
+    """The name that a stored outcome has today; names of other endings stay.
+
+    >>> ended("CONNECTED"), ended("BEAD_FAILED"), ended("END_NOT_TRAINED")
+    ('CONSTRUCTED', 'BEAD_FAILED', 'END_NOT_TRAINED')
+    """
+    return Outcome[name].name if name in Outcome.__members__ else name
 
 
 @dataclass(frozen=True)

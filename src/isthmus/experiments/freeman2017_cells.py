@@ -17,6 +17,7 @@ from isthmus.connectors.fit import Checkpoint, Recipe, fit
 from isthmus.connectors.straighten import straighten
 from isthmus.connectors.threshold import Threshold
 from isthmus.evaluate import profile
+from isthmus.experiments.base import ended
 from isthmus.experiments.cells import Problem
 from isthmus.models import mlp, seeded
 from isthmus.objective import Objective
@@ -321,9 +322,9 @@ class Proof(Cell):
         return (self.string,)
 
     def run(self, job: Job) -> Mapping[str, Any]:
-        """``certify``; nothing where the string is not connected."""
+        """``certify``; nothing where no string was found."""
         stored = job.load(self.string)
-        if stored.result["outcome"] != "CONNECTED":
+        if ended(stored.result["outcome"]) != "CONSTRUCTED":
             return {"bound": None}
         objective, _ = self.string.a.problem.objectives()
         path = load_connection(stored.folder / "string.safetensors").path

@@ -9,7 +9,7 @@ from typing import Any
 
 from isthmus.connectors import Connection, StringSampling
 from isthmus.counterexamples import permutation
-from isthmus.experiments.base import Done, PaperValue, Row
+from isthmus.experiments.base import Done, PaperValue, Row, ended
 from isthmus.experiments.freeman2017_cells import Proof, String
 from isthmus.experiments.freeman2017_theory import Disconnected, Gap
 from isthmus.storage import load_connection
@@ -98,7 +98,7 @@ def _strings(figure: str, task: str, level: float, found: Found) -> Row:
     cell = found[0][0]
     percent = 100 if cell.a.judge.quantity == "error" else 1
     trained = [s for _, s in found if s.result["outcome"] != "END_NOT_TRAINED"]
-    good = [s.result for s in trained if s.result["outcome"] == "CONNECTED"]
+    good = [s.result for s in trained if ended(s.result["outcome"]) == "CONSTRUCTED"]
     row: Row = {
         "figure": figure,
         "task": task,
@@ -106,7 +106,7 @@ def _strings(figure: str, task: str, level: float, found: Found) -> Row:
         "L0": round(percent * level, 9),
         "pairs": len(trained),
         "connected": len(good),
-        "others": ", ".join(sorted({s.result["outcome"].lower() for s in trained} - {"connected"})) or None,
+        "others": ", ".join(sorted({ended(s.result["outcome"]).lower() for s in trained} - {"constructed"})) or None,
     }
     if not good:
         return row
@@ -150,7 +150,7 @@ def _with_frames(out: list[Row], strings: dict[tuple[str, str, float], Found]) -
     if levels:
         key = min(levels, key=lambda k: abs(log(k[2] / FRAMES)))
         cell, stored = strings[key][0]
-        if stored.result["outcome"] == "CONNECTED":
+        if ended(stored.result["outcome"]) == "CONSTRUCTED":
             (row,) = [r for r in out if (r["figure"], r["task"], r["L0"]) == key]
             row[".frames"] = (cell.a.problem.objectives()[0], _connection(stored))
     return out
@@ -167,8 +167,8 @@ def _apart(cell: Disconnected, stored: Stored) -> Row:
         "task": cell.example,
         "method": method,
         "L0": cell.level,
-        "outcome": r["outcome"].lower().replace("_", " "),
-        "connected": int(r["outcome"] == "CONNECTED"),
+        "outcome": ended(r["outcome"]).lower().replace("_", " "),
+        "connected": int(ended(r["outcome"]) == "CONSTRUCTED"),
         "beads": float(r["beads"] + ENDS),
         "length": r["length"],
         "largest": r["dense"],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import nan
 from typing import Any
 
-from isthmus.experiments.base import Done, Row
+from isthmus.experiments.base import Done, Row, ended
 from isthmus.experiments.nguyen2019_cells import Descent, Far, Joined, Sketch
 from isthmus.experiments.nguyen2019_problems import Setting
 from isthmus.experiments.nguyen2019_sketches import SKETCHES
@@ -49,7 +49,7 @@ def _path(group: Found) -> Row:
     certificates = [r["certificate"] for r in results]
     proved = all(c["proved"] for c in certificates)
     return start | {
-        "outcome": " ".join(sorted({r["outcome"] for r in results})),
+        "outcome": " ".join(sorted({ended(r["outcome"]) for r in results})),
         "segments": max(len(r["segments"]) for r in results),
         "condition": max(condition(r["conditions"]) for r in results),
         "higher end": max(max(c["ends"]) for c in certificates),
@@ -78,13 +78,13 @@ def _descent(cell: Descent, stored: Stored) -> Row:
     """One descent."""
     row, r = _setting("descend", cell.setting, cell.start), stored.result
     if r["theorem"] is None:
-        return row | {"outcome": r["outcome"], "premise": "; ".join(r["premises"])}
+        return row | {"outcome": ended(r["outcome"]), "premise": "; ".join(r["premises"])}
     first, last = r["loss"]
     certificate = r["certificate"]
     top = max(1.0, first)
     return row | {
         "theorem": r["theorem"],
-        "outcome": r["outcome"],
+        "outcome": ended(r["outcome"]),
         "segments": len(r["segments"]),
         "condition": max(v for k, v in r["conditions"].items() if k.startswith("F")),
         "loss at the start": first,
@@ -105,7 +105,7 @@ def _ray(cell: Far, stored: Stored) -> Row:
     top, certificate = max(1.0, r["loss"]), r["certificate"]
     return _setting("ray", cell.setting, cell.start) | {
         "theorem": r["theorem"],
-        "outcome": r["outcome"],
+        "outcome": ended(r["outcome"]),
         "segments": len(r["segments"]),
         "norm at the start": r["norms"][0],
         "norm at the end": r["norms"][-1],

@@ -12,7 +12,7 @@ from isthmus.certify.certify import BUDGET
 from isthmus.connectors import METHODS, Connector
 from isthmus.connectors.fit import Recipe
 from isthmus.errors import FileError, InputError, MissingExtraError
-from isthmus.experiments.base import Done, Row
+from isthmus.experiments.base import Done, Row, ended
 from isthmus.experiments.cells import Network, Pair, Problem, Weights
 from isthmus.storage.files import one_line
 from isthmus.stored import Stored
@@ -261,7 +261,7 @@ def rows(done: Done) -> list[Row]:
             "method": type(cell.method).__name__,
             "options": ", ".join(f"{k}={v}" for k, v in r["method"].items() if k != "name"),
             "seed": cell.seed,
-            "outcome": r["outcome"]["name"],
+            "outcome": ended(r["outcome"]["name"]),
             "segments": r["segments"],
             "length": r["length"],
             "length/distance": r["normalized_length"],

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus import paths
-from isthmus.errors import FileError
+from isthmus.errors import FileError, InputError
 from isthmus.runs import differs
 from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection
+from isthmus.verdict import LEVEL, Level
 
 Floats = NDArray[np.float64]
 FORMAT = 1
@@ -25,13 +26,19 @@ BASELINE = "Linear"
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What profile.json holds: loss and error rate at t, on the training set and, if measured, on a test set."""
+    """What profile.json holds: loss and error rate at t, on the training set and, if measured, on a test set.
+
+    `bn`, `tol`, `within` as in ``evaluate.Profile``.
+    """
 
     t: Floats
     segment: NDArray[np.int64]
     train: Mapping[str, Floats]
     test: Mapping[str, Floats] | None
     num_points: int
+    bn: str = "none"
+    tol: float | None = None
+    within: float | None = None
 
     def sets(self) -> list[tuple[str, Mapping[str, Floats]]]:
         """("train", curves) and, if there is one, ("test", curves)."""
@@ -157,6 +164,11 @@ def _check_result(file: Path, doc: Mapping[str, Any]) -> None:
         _check(file, doc, key, (int, float))
     for key in doc.get("seconds") or {}:
         _check(file, doc["seconds"], key, (int, float))
+    _check(file, doc, "verdict", dict)
+    try:
+        Level.read((doc.get("verdict") or {}).get("asked", LEVEL))
+    except InputError as e:
+        raise FileError(file, f"verdict: {e}", "make the run again") from e
 
 
 NUMBERS = (
@@ -169,8 +181,14 @@ NUMBERS = (
 def _check_certificate(file: Path, doc: Mapping[str, Any]) -> None:
     _check(file, doc, "proved", bool, needed=True)
     _check(file, doc, "dtype", str)
-    for key in ("bound", "excess", "slack"):
+    for key in ("bound", "excess", "slack", "goal", "evaluations", "budget", "expected"):
         _check(file, doc, key, (int, float))
+    _check(file, doc, "spent", bool)
+    _check(file, doc, "witness", dict)
+    for key in ("t", "loss"):
+        _check(file, doc.get("witness") or {}, key, (int, float))
+    if doc.get("ends") is not None:
+        _floats(file, doc, "ends", 2)
     _check(file, doc, "segments", list, needed=True)
     for segment in doc["segments"]:
         if not isinstance(segment, dict):
@@ -198,7 +216,13 @@ def _profile(file: Path, result: Mapping[str, Any]) -> Profile:
         for part in (doc, doc.get("test"))
         if part is not None
     )
-    return Profile(t, segment.astype(np.int64), train, tests[0] if tests else None, doc["num_points"])
+    _check(file, doc, "bn", str)
+    for key in ("tol", "within"):
+        _check(file, doc, key, (int, float))
+    return Profile(
+        t, segment.astype(np.int64), train, tests[0] if tests else None, doc["num_points"],
+        doc.get("bn") or "none", doc.get("tol"), doc.get("within"),
+    )  # fmt: skip
 
 
 def _floats(file: Path, doc: Mapping[str, Any], key: str, length: int | None = None) -> Floats:

@@ -84,7 +84,7 @@ def strings(
     >>> objective = Objective(torch.nn.Linear(2, 1, bias=False), "mse", (torch.eye(2), torch.zeros(2, 1)))
     >>> path = paths.Path.through([{"weight": torch.tensor([v])} for v in ([1.0, 0.0], [0.0, 0.0], [0.0, 1.0])])
     >>> from isthmus.connectors import Outcome
-    >>> found = strings(objective, Connection(path, path.end, Outcome.CONNECTED), num_points=3)
+    >>> found = strings(objective, Connection(path, path.end, Outcome.CONSTRUCTED), num_points=3)
     >>> found.frames[0].points.shape, [round(v, 3) for v in found.variance], found.frames[0].loss.tolist()
     ((5, 3), [0.75, 0.25, 0.0], [0.5, 0.125, 0.0, 0.125, 0.5])
     """

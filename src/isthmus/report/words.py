@@ -7,8 +7,11 @@ from collections import Counter
 from html import escape
 from math import isfinite, nan
 
+from isthmus.evaluate.batchnorm import policy_in_words
 from isthmus.plot.runs import Run
+from isthmus.report.judged import far_from, verdict_of
 from isthmus.runs import upward
+from isthmus.verdict import ANSWERS, Verdict
 
 CLAIMS = {
     "unchanged": "the outputs on the data stay as they are (only weights into silent units move, or weight moves "
@@ -17,8 +20,8 @@ CLAIMS = {
     "has a higher loss than the highest of its control points, which was bounded with its rounding",
     "analytic": "the segment is a closed-form curve on which the outputs move along a straight line; its premises were "
     "checked again, its loss in real arithmetic was bounded, and the rounding of its own points was measured",
-    "bounded": "the loss was bounded from above by propagating intervals of t through the network, halving them until "
-    "the bound was close",
+    "bounded": "the loss was bounded from above by propagating intervals of t through the network, and halving those "
+    "with the largest bound until it was close or the budget was spent",
     "measured": "the loss was only evaluated at points of the segment; between them nothing is proved",
 }
 """One sentence per kind of claim, strongest first."""
@@ -125,24 +128,50 @@ def introduction(runs: tuple[Run, ...]) -> str:
     )
 
 
+TAGS = {"proved": "good", "measured": "open", "unknown": "open", "rises": "bad"}
+"""The colour of each kind of answer."""
+
+
 def verdict(run: Run) -> str:
-    """One plain sentence on one method."""
+    """On one method: whether its path stays below the level, and what was measured and proved."""
     head = f"<strong>{escape(run.label)}</strong>: "
     if not run.ok:
         head += "<em>did not succeed</em> (see below); on its path "
+    found = verdict_of(run)
+    said = [] if found is None else [judged(found)]
+    if found is not None and found.test is not None:
+        said.append(f"Test data: {judged(found.test)}")
+    said.append(_numbers(run))
+    if run.profile is not None and (policy := policy_in_words(run.profile.bn)):
+        said.append(f"{escape(policy)}.")
+    return head + "<br>".join(said)
+
+
+def judged(found: Verdict) -> str:
+    """A verdict with its answer in the colour of its kind."""
+    answer = f"{ANSWERS[found.how]}{found.why}"
+    question = str(found).removesuffix(answer)
+    return f"{escape(question)}<span class='tag {TAGS[found.how]}'>{escape(answer)}</span>"
+
+
+def _numbers(run: Run) -> str:
+    """What was measured and what was proved, in one sentence."""
     top = num(run.number("max_loss"))
     points = f"the {len(run.profile.t):,} points" if run.profile is not None else "the points"
-    said = f"the training loss is at most <strong>{top}</strong> at {points} measured"
-    said = "the loss was not measured" if top == NONE else said
+    said = f"The training loss is at most <strong>{top}</strong> at {points} measured"
+    said = "The loss was not measured" if top == NONE else said
     if run.certificate is None:
-        return f"{head}{said}; nothing was proved (there is no certificate)."
+        return f"{said}; nothing was proved (there is no certificate)."
     if is_proved(run):
-        bound = bound_num(bound_of(run))
-        return f"{head}{said}, and it is <strong>proved</strong> to be at most {bound} everywhere on the path."
+        bound, far = bound_num(bound_of(run)), far_from(run)
+        if far:
+            proved = f"it is proved to be at most {bound} everywhere on the path"
+            return f"{said}; {proved}, <strong>but that is {escape(far)}</strong>."
+        return f"{said}, and it is <strong>proved</strong> to be at most {bound} everywhere on the path."
     counts = claim_counts(run)
     left, total = counts.get("measured", 0), sum(counts.values())
     verb = "is" if left == 1 else "are"
-    return f"{head}{said}; <strong>not proved</strong>: {left} of {total} segments {verb} only measured."
+    return f"{said}; <strong>not proved</strong>: {left} of {total} segments {verb} only measured."
 
 
 COLUMNS = (
@@ -150,10 +179,12 @@ COLUMNS = (
     ("Segments", "how many smooth pieces the path has"),
     ("Length / distance", "length of the path divided by the Euclidean distance of its ends; 1 for a straight line"),
     ("Max training loss", "the largest training loss at the measured points, in the units of the loss"),
+    ("Below the level", "whether the training loss stays below the level that is named above, on the whole path"),
     ("Excess", "max loss on the path minus the larger end's loss; 0 means that the path never rises above its ends"),
     (
         "Proved bound",
-        "no point of the path has a larger training loss, measured or not; rounded up; a dash when it is not proved",
+        "no point of the path has a larger training loss, measured or not; rounded up; a dash when it is not proved; "
+        "how far it is from the measured maximum stands below it where that is further than was asked",
     ),
     ("Max test error", "the largest fraction of wrongly classified test examples at the measured points"),
     ("Seconds", "wall-clock seconds to construct, measure and certify the path together"),
@@ -174,7 +205,7 @@ def table(runs: tuple[Run, ...]) -> str:
 
 
 def _row(run: Run, top: float, several: bool) -> str:
-    excess = run.number("excess")
+    excess, found = run.number("excess"), verdict_of(run)
     winner = " class='best'" if run.ok and isfinite(excess) and excess == top else ""
     pair = f"<small>{text_of(run, 'model')} on {text_of(run, 'data')}</small>" if several else ""
     failed = "" if run.ok else " <span class='tag bad'>did not succeed</span>"
@@ -183,12 +214,13 @@ def _row(run: Run, top: float, several: bool) -> str:
         whole(run.number("segments")),
         num(run.number("normalized_length")),
         num(run.number("max_loss")),
+        NONE if found is None else ANSWERS[found.how].removesuffix(", rises to "),
         num(excess),
-        bound_num(bound_of(run)),
+        bound_num(bound_of(run)) + (f"<small>{escape(far_from(run).split(':')[0])}</small>" if far_from(run) else ""),
         num(run.number("test_error_max")),
         num(seconds_of(run)),
     )
-    marks = ["", "", "", winner, "", "", ""]
+    marks = ["", "", "", "", winner, "", "", ""]
     tds = "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, cells, strict=True))
     return f'<tr><th scope="row">{method}</th>{tds}</tr>'
 
@@ -221,8 +253,10 @@ def _proof(run: Run) -> str:
     certificate = run.certificate
     slack, dtype = certificate.get("slack"), escape(certificate.get("dtype") or "floating point")
     if is_proved(run):
+        far = far_from(run)
+        kind, tag = ("open", f"proved, but {escape(far)}") if far else ("good", "proved")
         parts.append(
-            "<p><span class='tag good'>proved</span> The training loss is at most "
+            f"<p><span class='tag {kind}'>{tag}</span> The training loss is at most "
             f"<strong>{bound_num(bound_of(run))}</strong> on the whole path. "
             f"The statement is about the network in real arithmetic, evaluated in {dtype}, the rounding of the "
             "evaluation itself included"

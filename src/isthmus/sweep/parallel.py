@@ -16,11 +16,11 @@ from torch import Tensor
 
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import SegmentCertificate
-from isthmus.certify.certify import BUDGET
 from isthmus.certify.widened import evaluation
 from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
+from isthmus.evaluate.batchnorm import applied
 from isthmus.objective import Objective
 from isthmus.paths import Curve, Path, Segment
 from isthmus.sweep.base import Engine, Failed, one_thread
@@ -73,7 +73,9 @@ def profile_in_parallel(
     places = [(i, float(u)) for i in range(n) for k, u in enumerate(table[i][0][2]) if k or not i]
     loss, error = (torch.cat([rows_of[0][k][:1], *[row[k][1:] for row in rows_of]]) for k in (0, 1))
     t = torch.tensor([(i + u) / n for i, u in places], dtype=torch.float64)
-    return Profile(t, torch.tensor([i for i, _ in places]), loss, error, num_points)
+    return Profile(
+        t, torch.tensor([i for i, _ in places]), loss, error, num_points, bn=applied(objective, "interpolate")
+    )
 
 
 def certify_in_parallel(
@@ -82,7 +84,7 @@ def certify_in_parallel(
     gap: float = 0.01,
     *,
     labels: Sequence[str] = (),
-    budget: int = BUDGET,
+    budget: int | None = None,
     num_points: int = 61,
     engine: Engine | None = None,
     chunk: int = 8192,
@@ -93,7 +95,9 @@ def certify_in_parallel(
     L(t) is the mean of the chunks' losses L_c(t), weighted by their sizes, so the weighted mean of bounds on them
     is a bound on it, whatever claim each rests on. On a straight segment whose claims are exact ("unchanged",
     "convex") the loss is at most its larger end, which loses nothing; numerical bounds are added up sub-interval
-    by sub-interval. One chunk that is only measured makes the segment measured. `budget` is for each task.
+    by sub-interval. One chunk that is only measured makes the segment measured. `budget` is for each task, None for
+    ten profiles of its part; that of the certificate is the largest. Where numerical bounds are added, the loss of all
+    data is sampled at `num_points`, as the largest samples of the chunks need not be at one t.
     """
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
@@ -101,24 +105,28 @@ def certify_in_parallel(
     shared = _Shared(objective, path, _check(chunk), options)
     table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
     parts = [table[i] for i in range(len(path))]
-    open_ = [i for i, several in enumerate(parts) if not all(c.proved for c in several)]
+    exact = ("unchanged", "convex", "analytic")
+    open_ = [i for i, several in enumerate(parts) if not all(c.segments[0].claim in exact for c in several)]
     known = evaluation(objective, path.start)  # a widened module does not travel between processes
     wide = shared if known.widened else replace(shared, objective=known.objective)
     sampled = _run(_profile_task, wide, open_, engine, "measuring", progress) if open_ else {}
     segments = []
     for i, segment in enumerate(path.segments):
         own = [c.segments[0] for c in parts[i]]
-        if measured := next((s for s in own if s.claim == "measured"), None):
+        measured = next((s for s in own if s.claim == "measured"), None)
+        row = _proved(segment, parts[i], shared.weights) if measured is None else measured
+        if i in sampled:
             samples = _mean(shared.weights, [loss for loss, _, _ in sampled[i]])
-            top, at = float(samples.max()), float(sampled[i][0][2][samples.argmax()])
-            row = replace(measured, bound=top, witness=at, value=top, error_bound=None, intervals=())
-        else:
-            row = _proved(segment, parts[i], shared.weights)
+            row = replace(row, witness=float(sampled[i][0][2][samples.argmax()]), value=float(samples.max()))
+        if measured is not None:
+            row = replace(row, bound=row.value, error_bound=None, intervals=())
         segments.append(replace(row, index=i, label=str(labels[i]) if labels else ""))
     ends = (_ends(parts[0], shared.weights)[0], _ends(parts[-1], shared.weights)[1])
     slack = max(c.slack for several in parts for c in several) + _allowance(len(shared.weights), max(ends))
     evaluations = sum(c.evaluations for several in parts for c in several)
-    return replace(parts[0][0], segments=tuple(segments), ends=ends, slack=slack, evaluations=evaluations)
+    allowed = max(c.budget for several in parts for c in several)
+    spent = any(c.spent for several in parts for c in several)
+    return Certificate(tuple(segments), ends, "float64", slack, gap, evaluations, allowed, spent)
 
 
 def _check(chunk: int) -> int:

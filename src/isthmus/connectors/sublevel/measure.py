@@ -103,7 +103,7 @@ class Shown:
     def outcome(self, allowed: float) -> Outcome:
         """Of a path whose measured excess is allowed."""
         if self.excess <= allowed:
-            return Outcome.CONNECTED
+            return Outcome.CONSTRUCTED
         return Outcome.IMPRECISE if self.ruled else Outcome.UNPROVED
 
 

@@ -150,7 +150,7 @@ class Sublevel(Connector):
             "digits_lost": found.digits_lost,
             "growth": found.growth,
         }
-        outcome = Outcome.CONNECTED if found.provable <= allowed else Outcome.IMPRECISE  # also for NaN
+        outcome = Outcome.CONSTRUCTED if found.provable <= allowed else Outcome.IMPRECISE  # also for NaN
         if self.prove and outcome.ok:
             shown = prove(objective, path, top)
             outcome, stats["certificate"] = shown.outcome(allowed), shown.facts

@@ -74,7 +74,7 @@ def ray(
         "allowed": allowed,
         "drift": found.drift,
     }
-    return Connection(path, path.end, Outcome.CONNECTED if change <= allowed else Outcome.IMPRECISE, stats)
+    return Connection(path, path.end, Outcome.CONSTRUCTED if change <= allowed else Outcome.IMPRECISE, stats)
 
 
 def _independent_layer(trail: Trail) -> int:

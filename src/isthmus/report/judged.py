@@ -1,0 +1,84 @@
+"""The verdict on a stored run, and how close its proof came, from the numbers in its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite, nan
+from typing import Any
+
+from isthmus.certify.branch import close
+from isthmus.certify.certificate import budget_in_words, distance_in_words
+from isthmus.plot.runs import Floats, Profile, Run
+from isthmus.verdict import LEVEL, Level, Measured, Proof, Verdict, judge, same_statistics
+
+GOAL = 0.01
+"""The gap that was asked for, where a certificate does not say."""
+
+
+def verdict_of(run: Run) -> Verdict | None:
+    """The verdict on the training data, with the test data's beside it; None when nothing was measured or proved.
+
+    A certificate is left out where the profile is about other statistics of BatchNorm.
+    """
+    asked, proof = Level.read((run.result.get("verdict") or {}).get("asked", LEVEL)), _proof(run)
+    if run.profile is None:
+        return None if proof is None else judge(asked, None, proof)
+    proof = proof if same_statistics(run.profile.bn) else None
+    found = judge(asked, _measured(run.profile, run.profile.train["loss"]), proof)
+    if run.profile.test is None:
+        return found
+    test = judge(asked, _measured(run.profile, run.profile.test["loss"]), None)
+    return Verdict(**{**vars(found), "test": test})
+
+
+def far_from(run: Run) -> str:
+    """How far a proved bound is from what was measured, and why, in words; empty when it is close, or not proved."""
+    certificate = run.certificate
+    if certificate is None or not certificate["proved"]:
+        return ""
+    bound, best, goal = _bound(certificate), _best(run), certificate.get("goal") or GOAL
+    if bound is None or not isfinite(best) or close(bound, best, goal):
+        return ""
+    budget = certificate.get("budget")
+    if budget is None or certificate.get("spent") is None:  # of an older version, which did not say
+        return distance_in_words(bound, best, goal)
+    words = budget_in_words(budget if certificate["spent"] else None, certificate.get("expected"), goal)
+    return f"{distance_in_words(bound, best, goal)}: {words}"
+
+
+def _bound(certificate: Mapping[str, Any]) -> float | None:
+    """The largest bound of the segments that are proved."""
+    return max((float(s["bound"]) for s in certificate["segments"] if _is_bounded(s)), default=None)
+
+
+def _is_bounded(segment: Mapping[str, Any]) -> bool:
+    return segment["claim"] != "measured" and segment.get("bound") is not None
+
+
+def _best(run: Run) -> float:
+    """The largest loss that was measured, by the certificate or, where it does not say, by the profile."""
+    known = (run.certificate or {}).get("witness") or {}
+    if known.get("loss") is not None:
+        return float(known["loss"])
+    return nan if run.profile is None else float(run.profile.train["loss"].max())
+
+
+def _proof(run: Run) -> Proof | None:
+    certificate = run.certificate
+    if certificate is None or not certificate["segments"]:
+        return None
+    ends = certificate.get("ends")
+    if ends is None and run.profile is not None:
+        ends = run.profile.train["loss"][[0, -1]].tolist()
+    if ends is None:
+        return None
+    at = (certificate.get("witness") or {}).get("t")
+    segments = certificate["segments"]
+    unproved = sum(not _is_bounded(s) for s in segments)
+    where = nan if at is None else float(at)
+    a, b = (nan if v is None else float(v) for v in ends)
+    return Proof((a, b), _best(run), where, _bound(certificate), unproved, len(segments))
+
+
+def _measured(profile: Profile, loss: Floats) -> Measured:
+    return Measured.of(profile.t.tolist(), loss.tolist(), profile.num_points, profile.tol, profile.within)

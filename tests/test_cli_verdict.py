@@ -1,0 +1,146 @@
+"""What the command line says of a path: what was done, whether it stays below a level, and how that is known."""
+
+import json
+
+import pytest
+import torch
+
+import isthmus as im
+from isthmus.cli import run_app
+
+MODEL = "mlp:64-12x2-10"
+SMALL = ["--examples", "60"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two unrelated trained networks, and a straight line between them."""
+    folder = tmp_path_factory.mktemp("verdict")
+    for name, seed in (("a", 0), ("b", 1)):
+        out = str(folder / f"{name}.safetensors")
+        assert run_app(["train", "--model", MODEL, "--out", out, "--seed", str(seed), "--epochs", "30", "--quiet"]) == 0
+    assert connect(folder, folder / "line") == 0
+    return folder
+
+
+def connect(folder, out, *more):
+    ends = [str(folder / "a.safetensors"), str(folder / "b.safetensors")]
+    return run_app(["connect", *ends, "--method", "Linear", "--out", str(out), "--quiet", *SMALL, *more])
+
+
+def path_of(folder):
+    return [str(folder / "line/path.safetensors"), *SMALL, "--quiet"]
+
+
+def printed(capsys, arguments, code=0):
+    capsys.readouterr()
+    assert run_app(arguments) == code
+    return capsys.readouterr().out
+
+
+def test_a_line_over_a_barrier_was_constructed_and_is_not_low(folder, tmp_path, capsys):
+    capsys.readouterr()
+    assert connect(folder, tmp_path) == 0  # the method did what it does
+    text = capsys.readouterr().out
+    top = json.loads((tmp_path / "result.json").read_text())["max_loss"]
+    assert top > 1
+    assert "below 1.1 x the larger end (" in text
+    assert ") on the whole path: no, rises to " in text
+    assert "constructed: the path was made as the method describes" in text
+    assert " connected" not in text.replace("disconnected", "")
+    assert "test data: below 1.1 x the larger end" in text
+
+
+def test_the_result_holds_the_verdict_and_what_the_proof_reached(folder):
+    result = json.loads((folder / "line/result.json").read_text())
+    assert result["outcome"] == {
+        "name": "CONSTRUCTED",
+        "ok": True,
+        "message": "constructed: the path was made as the method describes",
+    }
+    found = result["verdict"]
+    assert (found["below"], found["how"], found["asked"]) == (False, "rises", "1.1x")
+    assert found["highest"] >= result["max_loss"]
+    assert found["level"] == pytest.approx(1.1 * max(result["loss_a"], result["loss_b"]), rel=1e-5)
+    assert found["test"]["how"] in ("rises", "measured")
+    assert result["bn"] == "none"
+    certificate = json.loads((folder / "line/certificate.json").read_text())
+    assert result["close"] is certificate["close"]
+    assert result["certificate"] == certificate["summary"]
+
+
+def test_profile_and_certify_say_it_too(folder, tmp_path, capsys):
+    arguments = [*path_of(folder), "--out", str(tmp_path)]
+    assert "on the whole path: no, rises to " in printed(capsys, ["profile", *arguments])
+    assert "on the whole path: no, rises to " in printed(capsys, ["certify", *arguments])
+    text = printed(capsys, ["profile", *arguments, "--level", "50"])
+    assert "below 50 on the whole path: yes, measured (61 points per segment, at most " in text
+    assert "below 50 on the whole path: yes, proved (at most " in printed(
+        capsys, ["certify", *arguments, "--level", "50"]
+    )
+    for name in ("profile", "certify"):
+        values = json.loads(printed(capsys, [name, *arguments, "--json", "--level", "2x"]))
+        assert values["verdict"]["below"] is False
+        assert values["verdict"]["asked"] == "2x"
+        assert values["bn"] == "none"
+
+
+def test_a_bound_that_is_far_is_said_and_ends_with_0(folder, tmp_path, capsys):
+    arguments = ["certify", *path_of(folder), "--out", str(tmp_path), "--budget", "1", "--level", "3"]
+    text = printed(capsys, arguments)
+    assert "proved, but " in text
+    assert " times the measured maximum (" in text
+    assert "the budget of 1 sub-intervals was spent; about " in text
+    assert "below 3 on the whole path: not known (" in text
+    values = json.loads(printed(capsys, [*arguments, "--json"]))
+    assert (values["proved"], values["close"], values["budget"]) == (True, False, 1)
+    assert values["verdict"]["below"] is None
+
+
+def test_connect_says_that_a_bound_is_far(folder, tmp_path, capsys):
+    capsys.readouterr()
+    assert connect(folder, tmp_path, "--budget", "1", "--level", "3") == 0
+    text = capsys.readouterr().out
+    assert "below 3 on the whole path: yes, measured (61 points per segment" in text
+    assert "does not reach the level)" in text
+    assert "proved, but " in text
+
+
+def test_only_measured_ends_with_1(folder, tmp_path, capsys):
+    text = printed(capsys, ["certify", *path_of(folder), "--out", str(tmp_path), "--budget", "0"], code=1)
+    assert "not proved: 1 of 1 segments is only measured" in text
+
+
+def test_a_level_that_is_none_is_refused_before_the_work(folder, tmp_path, capsys):
+    for command in (["profile", *path_of(folder)], ["certify", *path_of(folder)]):
+        capsys.readouterr()
+        assert run_app([*command, "--out", str(tmp_path / "x"), "--level", "0.9x"]) == 2
+        assert "level: expected a loss such as 0.3, or a multiple >= 1" in capsys.readouterr().err
+    assert connect(folder, tmp_path / "x", "--level", "low") == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_policy_of_batchnorm_is_named(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 10))\n"
+    )
+    module = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 9), torch.nn.BatchNorm1d(9), torch.nn.ReLU(), torch.nn.Linear(9, 10)
+    )
+    for name, factor in (("a", 1.0), ("b", -0.5)):
+        state = {k: v if "running" in k or "batches" in k else factor * v for k, v in module.state_dict().items()}
+        im.save_params(state, tmp_path / f"{name}.safetensors")
+    net = ["--model", f"{tmp_path / 'net.py'}:make", "--data", "digits", *SMALL, "--quiet"]
+    ends = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
+    line = "BatchNorm (bn=interpolate): the running statistics move along the path like weights, and certificates speak"
+    run = ["connect", *ends, "--method", "Linear", "--num-points", "5", "--out", str(tmp_path / "r"), *net]
+    assert line in printed(capsys, run)
+    assert json.loads((tmp_path / "r/result.json").read_text())["bn"] == "interpolate"
+    stored = [str(tmp_path / "r/path.safetensors"), *net, "--out", str(tmp_path / "p")]
+    assert line in printed(capsys, ["certify", *stored])
+    assert json.loads(printed(capsys, ["certify", *stored, "--json"]))["bn"] == "interpolate"
+    text = printed(capsys, ["profile", *stored, "--num-points", "5", "--bn", "recompute"])
+    assert "BatchNorm (bn=recompute): the running statistics are computed again at every point" in text
+    assert "certificates speak about interpolated ones" in text
