@@ -309,6 +309,9 @@ def _about(objective: Objective | None) -> dict[str, Any]:
 SAME = ("loss", "named", "examples", "penalty", "error")
 """The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
 
+LABELLED = ("ignore_index", "class_axis")
+"""Those that say how labels are read; an entry that is missing is the default."""
+
 
 def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
     """In what two descriptions of objectives differ, as far as both say it.
@@ -320,4 +323,5 @@ def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
         return []
     keys = [k for k in SAME if k in mine and k in theirs]
     keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
-    return [f"{k}: {shown(theirs[k])}, not {shown(mine[k])}" for k in keys if mine[k] != theirs[k]]
+    keys += LABELLED
+    return [f"{k}: {shown(theirs.get(k))}, not {shown(mine.get(k))}" for k in keys if mine.get(k) != theirs.get(k)]

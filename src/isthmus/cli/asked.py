@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from isthmus.data import Dataset, load
 from isthmus.errors import FileError, InputError
 from isthmus.examples import digest_of_data
 from isthmus.losses import L1, PENALTIES, Ridge, describe_penalty
-from isthmus.runs import inputs_of
+from isthmus.runs import LABELLED, inputs_of
 from isthmus.storage.files import one_line
 from isthmus.stored import Stored, shown
 
@@ -44,7 +44,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Parts:
-    """An objective before it is built. `dtype`: None where no file says it. `notes`: what differs from the file."""
+    """An objective before it is built. `dtype`: None where no file says it. `notes`: what differs from the file.
+
+    `labelled`: the options of the loss that say how labels are read, ``ignore_index`` and ``class_axis``.
+    """
 
     model: str
     data: str
@@ -53,6 +56,7 @@ class Parts:
     penalty: Ridge | L1 | None
     dtype: torch.dtype | None = None
     notes: tuple[str, ...] = ()
+    labelled: Mapping[str, int] = field(default_factory=dict)
 
 
 def parse_penalty(text: str) -> Ridge | L1 | None:
@@ -139,6 +143,13 @@ class _Said:
         held = self.objective
         return self.gate.loss(held.get("loss") if held.get("named", True) is True else f"function {held.get('loss')}")
 
+    def labelled(self) -> dict[str, int]:
+        held = {k: self.objective[k] for k in LABELLED if k in self.objective}
+        for key, value in held.items():
+            if type(value) is not int or abs(value) > 2**63 - 1:
+                raise FileError(self.source, f"says that {key} is {shown(value)}, not a whole number", _AGAIN)
+        return held
+
     def penalty(self) -> Ridge | L1 | None:
         return self.gate.penalty(self.objective.get("penalty"))
 
@@ -189,7 +200,8 @@ def of_path(source: Path, stats: Mapping[str, Any], asked: Asked) -> Parts:
     penalty = said.penalty() if asked.penalty is None else parse_penalty(asked.penalty)
     dataset, notes = _examples(said, model, data, asked)
     notes += _contradicted(said, {"model": model, "loss": loss, "penalty": describe_penalty(penalty)}, asked.dtype)
-    return Parts(model, data, dataset, loss, penalty, said.dtype(), tuple(notes))
+    labelled = said.labelled() if asked.loss in (None, said.objective.get("loss")) else {}
+    return Parts(model, data, dataset, loss, penalty, said.dtype(), tuple(notes), labelled)
 
 
 def _contradicted(said: _Said, used: Mapping[str, object], dtype: str) -> list[str]:

@@ -114,7 +114,14 @@ def objectives(
 
     def build(d: Dataset) -> tuple[Objective, Objective | None]:
         data = (d.x_train.to(where), d.y_train.to(where))
-        train = Objective(module.to(where), parts.loss, data, penalty=parts.penalty, dtype=dtype)
+        train = Objective(
+            module.to(where),
+            parts.loss,
+            data,
+            penalty=parts.penalty,
+            dtype=dtype,
+            **parts.labelled,  # type: ignore[arg-type]
+        )
         train.penalty_of(dict.fromkeys(train.parameter_names, torch.zeros(())))  # do its names exist
         test = None if d.x_test is None or d.y_test is None else train.on((d.x_test.to(where), d.y_test.to(where)))
         return train, test
