@@ -153,6 +153,29 @@ def test_rescaled_layers_have_no_lower_bound(k, bent):
         assert not isfinite(found) or Fraction(found) >= true
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_no_bound_is_below_exact_arithmetic_where_values_almost_vanish(seed):
+    """Layers scaled so that what is between them has sizes from 2^-1072 to 2^900, and the outputs are those of 1."""
+    g = torch.Generator().manual_seed(seed)
+    module = chain([3, 3, 3, 2], nn.ReLU)
+    sizes = [(-1072, -1060, -1040, -1020, -700, 0, 900)[int(k)] for k in torch.randint(0, 7, (2,), generator=g)]
+    points = [drawn(module, g) for _ in range(2 + seed % 3)]
+    for p in points:
+        for name, before, after in zip(p, [0, *sizes], [*sizes, 0], strict=True):
+            k = after - before
+            p[name] = p[name] * 2.0 ** (k // 2) * 2.0 ** (k - k // 2)  # 2^1072 is no number
+    curve = im.Curve(tuple(points))
+    x, y = torch.randn(2, 3, generator=g, dtype=F64), torch.zeros(2, 2, dtype=F64)
+    objective = im.Objective(module, "mse", (x, y))
+    bounds = Bounds(objective, objective.program, curve.control)
+    for start, end in ((0.0, 1.0), (0.5, 0.5 + 2.0**-12), (0.25, 0.25 + 2.0**-22)):
+        found = bounds.over(start, end).loss
+        places = [Fraction(start) + Fraction(end - start) * Fraction(j, 4) for j in range(5)]
+        assert not isfinite(found) or Fraction(found) >= max(
+            exact_mse(list(curve.control), t, x, y, True) for t in places
+        )
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("kind", ["unchanged", "convex", "bounded", "curve"])
 def test_every_claim_at_a_point_is_above_the_exact_loss_of_a_net_that_cancels(kind, seed):

@@ -102,7 +102,7 @@ def certify(
     if any(s.claim == "bounded" for s in segments):
         slack = max(slack, _rounding(kernel, result))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
-    return Certificate(tuple(segments), ends, "float64", slack, gap, result.evaluations, budget, result.spent)
+    return Certificate(tuple(segments), ends, kernel.dtype, slack, gap, result.evaluations, budget, result.spent)
 
 
 def _row(kernel: Kernel, i: int, found: Claim, result: Search, num_points: int) -> tuple[SegmentCertificate, float]:

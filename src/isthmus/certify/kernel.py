@@ -54,6 +54,11 @@ class Kernel:
         self.bounds = lru_cache(READINGS)(self._make_bounds)
         self._curve = lru_cache(READINGS)(self._make_curve)
 
+    @property
+    def dtype(self) -> str:
+        """The type that everything is evaluated in."""
+        return str(self.wide.dtype).removeprefix("torch.")
+
     # -- points
 
     def control(self, i: int) -> tuple[Params, ...]:
@@ -207,8 +212,9 @@ class Kernel:
             raise UnsupportedError(
                 "its graph", f"its outputs {where} differ from those of the module, by {stray:.1e} of their size"
             )
+        cause = "" if self.wide.named_loss else ", or the loss is not convex in the outputs, though declared so"
         raise IsthmusError(
-            f"internal error: the loss {where} is {value!r}, above the bound {bound!r} that was derived for it; "
+            f"internal error{cause}: the loss {where} is {value!r}, above the bound {bound!r} that was derived for it; "
             "please report it, with the network and the path"
         )
 

@@ -65,12 +65,12 @@ def _problems(
     progress: Callable[[str, int, int], None],
 ) -> Iterator[str]:
     segments = certificate["segments"]
-    if certificate["format"] != 1 or certificate["dtype"] != "float64":
-        yield f"format and dtype: {certificate['format']!r}, {certificate['dtype']!r}; known are 1, 'float64'"
+    kernel = Kernel(objective, path)
+    if certificate["format"] != 1 or certificate["dtype"] != kernel.dtype:
+        yield f"format and dtype: {certificate['format']!r}, {certificate['dtype']!r}; known are 1, {kernel.dtype!r}"
     if [s["index"] for s in segments] != list(range(len(path))):
         yield f"segments: {len(segments)} are stored; the path has {len(path)}, numbered from 0"
         return
-    kernel = Kernel(objective, path)
     for i, segment in enumerate(segments):
         for problem in _segment(kernel, i, segment):
             yield f"segment {i}: {problem}"
