@@ -31,12 +31,7 @@ def proof(*segments, ends=(0.1, 0.1), goal=0.01, **more):
     ("losses", "bound", "below", "text"),
     [
         ((0.1, 0.105, 0.1), 0.1051, True, "yes, proved (at most 0.1051)"),
-        (
-            (0.1, 0.105, 0.1),
-            94.7,
-            True,
-            "yes, measured (3 points per segment, at most 0.105; the bound, 94.71, does not",
-        ),
+        ((0.1, 0.105, 0.1), 94.7, True, "measured (3 points per segment, at most 0.105; the bound, 94.71, does not"),
         ((0.1, 1.65, 0.1), 1.66, False, "no, rises to 1.65 (at t = 0.5)"),
         ((0.1, 1.65, 0.1), 94.7, False, "no, rises to 1.65 (at t = 0.5)"),
         ((0.1, nan, 0.1), 0.1051, False, "no, rises to nan (at t = 0.5)"),
@@ -121,10 +116,8 @@ def test_test_data_stand_beside_with_a_level_of_their_own():
     assert found.how == "proved"
     assert found.test is not None
     assert (found.test.below, found.test.level) == (False, pytest.approx(0.55))
-    assert (
-        found.lines[1]
-        == "test data: below 1.1 x the larger end (0.55) on the whole path: no, rises to 0.9 (at t = 0.5)"
-    )
+    question = "test data: below 1.1 x the larger end (0.55) on the whole path"
+    assert found.lines[1] == f"{question}: no, rises to 0.9 (at t = 0.5)"
     assert found.to_dict()["test"]["below"] is False
 
 

@@ -20,9 +20,8 @@ def straight(problem):
 
 def deep(layers=9, scale=1.0):
     """A network whose bounds are useless on wide intervals."""
-    module = nn.Sequential(
-        *(p for _ in range(layers) for p in (nn.Linear(12, 12), nn.ReLU())), nn.Linear(12, 3)
-    ).double()
+    hidden = [p for _ in range(layers) for p in (nn.Linear(12, 12), nn.ReLU())]
+    module = nn.Sequential(*hidden, nn.Linear(12, 3)).double()
     g = torch.Generator().manual_seed(0)
     x = torch.randn(40, 12, generator=g, dtype=torch.float64)
     a, b = ({k: scale * v for k, v in random_params(module, s).items()} for s in (1, 2))

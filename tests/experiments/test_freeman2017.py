@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from math import log
 from typing import Any
@@ -231,6 +232,20 @@ def test_no_path_of_the_counterexamples_stays_below_their_bounds(smoke):
         assert max(example.objective.loss(p) for p in dense) >= example.lower_bound * (1 - 1e-3)
         assert (stored.result["outcome"] == "CONSTRUCTED") <= (cell.level >= example.lower_bound)
         assert stored.result["threshold"] == example.threshold
+
+
+def test_results_with_the_older_name_of_success_give_the_same_rows(smoke):
+    store = Store(smoke)
+    done = [(c, store.load(c)) for kind in (String, Disconnected) for c in cells_of(kind)]
+    names = {"CONSTRUCTED": "CONNECTED"}
+    older = [
+        (c, replace(s, result=dict(s.result) | {"outcome": names.get(s.result["outcome"], s.result["outcome"])}))
+        for c, s in done
+    ]
+    assert any(s.result["outcome"] == "CONNECTED" for _, s in older)
+    for row, old in zip(rows(done), rows(older), strict=True):
+        assert {k: v for k, v in row.items() if k[0] != "."} == {k: v for k, v in old.items() if k[0] != "."}
+        assert old.get("outcome") != "connected"
 
 
 def test_the_gap_is_that_of_the_path(smoke, table):

@@ -266,9 +266,8 @@ def test_a_barrier_is_no_and_a_low_path_is_yes(tmp_path: File):
     assert tags(page, "good") == 2  # the proofs
     assert tags(page, "bad") == 3 + 2  # on the training and on the test data
     make_run(tmp_path / "r", "MeanField", index=10, verdict={"asked": "3x"})
-    assert (
-        "below 3 x the larger end (0.00057) on the whole path: yes, proved (at most 0.000384)" in report(tmp_path).text
-    )
+    yes = "below 3 x the larger end (0.00057) on the whole path: yes, proved (at most 0.000384)"
+    assert yes in report(tmp_path).text
 
 
 def test_a_stored_level_that_is_none_is_refused(tmp_path: File):
@@ -290,9 +289,7 @@ def test_a_useless_bound_is_no_success(tmp_path: File):
     assert tags(page, "good") == 0
     ratio = "37000 times the measured maximum (0.00258)"
     assert page.text.count(f"proved, but {ratio}: the budget of 40 sub-intervals was spent; about 20000 are") == 1
-    assert (
-        f"it is proved to be at most 94.71 everywhere on the path, but that is {ratio}: the budget of 40" in page.text
-    )
+    assert f"proved to be at most 94.71 everywhere on the path, but that is {ratio}: the budget of 40" in page.text
     assert f"94.71{ratio}" in page.text  # in the table
     assert "does not reach the level" not in page.text  # a sample is above it: that decides
     assert "halving them until the bound was close" not in page.text
