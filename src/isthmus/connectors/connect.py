@@ -32,8 +32,8 @@ def connect(
 
     Both ends are checked first: keys, shapes, dtypes, finite values. The result satisfies
     ``connection.path.start`` = a and ``connection.path.end`` = ``connection.target`` bit for bit, and
-    f(target) = f(b). A method whose theorem needs a loss that is convex in the outputs (``method.about.convex``) refuses any
-    other. A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
+    f(target) = f(b). A method whose theorem needs a loss that is convex in the outputs (``method.about.convex``)
+    refuses any other. A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
     raises ``OutcomeError``. The same seed gives the same path.
 
     `test` and `checkpoint` are for the methods that search (``Search``: string sampling): a second data set that may
