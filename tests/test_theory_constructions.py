@@ -1,6 +1,7 @@
 """``im.theory`` on the theorems whose paths are constructed from premises: Shevchenko and Mondelli, Nguyen, Freeman."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -315,3 +316,85 @@ def test_tables_are_plain_values_and_repeat():
     assert found == again
     assert [Row(**row) for row in json.loads(json.dumps(found.to_dict()))["rows"]] == list(found.rows)
     assert all(r.measured is None or r.measured == r.measured for r in found.rows)
+
+
+# -- Nguyen 2019 without biases
+
+
+def unbiased(change: Callable[[torch.Tensor], None], widths: tuple[int, ...], activation: Any) -> Problem:
+    """12 samples in R^6 with `change`, and layers without biases."""
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(0), dtype=F64)
+    change(x)
+    module = perceptron(list(widths), activation, bias=False).double()
+    objective = im.Objective(module, data=(x, torch.arange(12) % 3))
+    return Problem("unbiased", objective, random_params(module, 1), random_params(module, 2))
+
+
+def leaky() -> nn.Module:
+    return nn.LeakyReLU(0.2)
+
+
+def nothing(x: torch.Tensor) -> None:
+    """Leave the samples as they are."""
+
+
+def zero(x: torch.Tensor) -> None:
+    x[4] = 0
+
+
+def double(x: torch.Tensor) -> None:
+    x[5] = 2 * x[2]
+
+
+def opposite(x: torch.Tensor) -> None:
+    x[5] = -x[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "activation", "widths", "rank"),
+    [
+        (nothing, nn.ReLU, (6, 24, 24, 3), 12),
+        (zero, nn.ReLU, (6, 24, 24, 3), 11),
+        (zero, leaky, (6, 24, 9, 3), 11),
+        (zero, nn.Tanh, (6, 24, 3), 11),
+        (zero, nn.Sigmoid, (6, 24, 24, 3), 12),
+        (double, nn.ReLU, (6, 24, 24, 3), 11),
+        (double, leaky, (6, 24, 9, 3), 11),
+        (double, nn.Tanh, (6, 24, 3), 12),
+        (opposite, nn.ReLU, (6, 24, 24, 3), 12),
+        (opposite, leaky, (6, 24, 9, 3), 12),
+        (opposite, nn.Tanh, (6, 24, 24, 3), 11),
+    ],
+)
+def test_layers_without_biases_are_judged_by_the_rank_that_their_weights_reach(change, activation, widths, rank):
+    """Lemma 5.2 moves biases: where samples are zero or proportional, no theorem covers a layer that has none."""
+    problem = unbiased(change, widths, activation)
+    number = "5.1" if widths[2] == 9 else "6.1"
+    row = one(found := table(problem, f"Theorem {number}"), number, "Lemma 5.2 moves biases")
+    assert (row.measured, row.needed, row.holds) == (rank, "N = 12", rank == 12)
+    assert (conclusion(found, number).bound == top(problem)) if rank == 12 else conclusion(found, number).bound is None
+    if rank == 12:
+        reaches(problem, im.Sublevel(number), top(problem))
+        return
+    connection = im.connect(problem.objective, problem.a, problem.b, im.Sublevel())
+    assert connection.outcome is im.Outcome.PREMISE_FAILS
+    why = "Lemma 5.2 moves biases, and this layer has none: rank of F_1: 11, needed N = 12"
+    assert any(text.endswith(why) for text in connection.stats["premises"])
+    offered = connection.stats["largest_subproblem"]
+    assert offered["examples"] < 12
+    fewer = Problem("fewer", problem.objective.subset(offered["examples"]), problem.a, problem.b)
+    assert im.connect(fewer.objective, fewer.a, fewer.b, im.Sublevel()).outcome.ok
+    # a point whose loss can still fall is asked for the same: Theorem 4.2
+    descent = im.descend(problem.objective, problem.a, 1e-3)
+    assert any(why in text for text in descent.stats["premises"])
+
+
+@pytest.mark.parametrize("change", [nothing, zero, double])
+def test_one_bias_in_the_first_layer_is_enough(change):
+    problem = unbiased(change, (6, 24, 24, 3), nn.ReLU)
+    layers = list(problem.objective.skeleton.children())
+    module = nn.Sequential(nn.Linear(6, 24), *layers[1:]).to_empty(device="cpu").double()
+    objective = im.Objective(module, data=problem.objective.data)
+    biased = Problem("biased", objective, random_params(module, 1), random_params(module, 2))
+    assert conclusion(table(biased, "Theorem 6.1"), "6.1").bound == top(biased)
+    reaches(biased, im.Sublevel("6.1"), top(biased))

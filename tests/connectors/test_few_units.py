@@ -126,15 +126,13 @@ def convolutional(first: int, second: int, *, norm: bool) -> Problem:
 
 
 NETWORKS = [
-    *(
-        classify(str(w), perceptron(w), (5,))
-        for w in ([5, 1, 4], [5, 3, 1, 4], [5, 1, 3, 4], [5, 1, 1, 4], [5, 3, 2, 4])
-    ),
+    *(classify(str(w), perceptron(w), (5,)) for w in ([5, 1, 4], [5, 3, 1, 4], [5, 1, 3, 4])),
+    *(classify(str(w), perceptron(w), (5,)) for w in ([5, 1, 1, 4], [5, 3, 2, 4])),
     classify("no biases", perceptron([5, 3, 1, 4], bias=False), (5,)),
     convolutional(1, 3, norm=True),
     convolutional(3, 1, norm=False),
     convolutional(1, 1, norm=True),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -53,10 +53,10 @@ def pattern_stability(objective: Objective, params: Mapping[str, Tensor], keep: 
 
     Units that are not kept output 0; outgoing weights of the others are multiplied by n / |kept| of their layer,
     which in a mean-field network makes every average one over the kept units (the paper's text prints |kept| / n, its
-    formula (3.4) is this one). A pattern without units leaves the layers after it constant. Unlike
-    `dropout_stability`, nothing is searched and no scale is fitted: the theorem is about any pattern that does not
-    depend on the training. Works for any chain of layers (perceptrons, plain convolutional networks). Cost: one pass,
-    and one of the smaller network.
+    formula (3.4) is this one). A pattern without units leaves the layers after it constant. Unlike `dropout_stability`,
+    nothing is searched and no scale is fitted: the theorem is about any pattern that does not depend on the training.
+    Works for any chain of layers (perceptrons, plain convolutional networks). Cost: one pass, and one of the smaller
+    network.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
     >>> objective = Objective(net, "mse", (torch.ones(1, 1), torch.ones(1, 1)))

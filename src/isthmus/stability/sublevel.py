@@ -9,9 +9,9 @@ narrower, and their activations have an inverse. Here every k from 0 to L-1 is c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil, nan
+from math import ceil, nan, prod
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ __all__ = [
     "singular_values",
     "sublevel_conditions",
 ]
+
+WITHOUT_BIASES = "Lemma 5.2 moves biases, and this layer has none"
+"""How the condition on the features of a layer without biases begins."""
 
 RANK = 1e-12
 """Singular values below this fraction of the largest count as zero."""
@@ -95,6 +98,7 @@ class LevelNetwork:
     chain: Chain
     x: Tensor
     sizes: dict[int, tuple[int, int]]
+    _reached: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, objective: Objective, params: Mapping[str, Tensor], *others: Mapping[str, Tensor]) -> LevelNetwork:
@@ -146,6 +150,28 @@ class LevelNetwork:
         """[F_k, 1] as layer k + 1 reads it; without the column of ones where that layer has no biases."""
         return ones_column(self.design(params, k + 1).flatten(1), self.has_bias(k + 1))
 
+    def reached(self, l: int) -> Tensor:
+        """What layer l + 1 reads behind random weights of layers 1 .. l, for several draws of layer l side by side.
+
+        Its rank is the one that layer l can reach if it has no biases to move: with samples that are zero or
+        proportional, or an odd activation, that may be less than their number.
+        """
+        if l not in self._reached:
+            rows, each = self.sizes[l + 1]
+            draws = max(1, min(8, ceil(4 * rows / (each * self.chain.widths[l]))))
+            generator = torch.Generator().manual_seed(0)
+            below = {k: v for p in range(1, self.L + 1) for k, v in self._random(p, generator).items()}
+            found = [self.design(below | self._random(l, generator), l + 1).flatten(1) for _ in range(draws)]
+            self._reached[l] = torch.cat(found, 1)
+        return self._reached[l]
+
+    def _random(self, l: int, generator: torch.Generator) -> Params:
+        """Normal weights of layer l, of the size that keeps features as large as they are."""
+        layer, shapes = self.chain.layer(l), self.objective.structure.shapes
+        inputs = prod(shapes[layer.weight][1:])
+        draws = {k: torch.randn(shapes[k], generator=generator, dtype=torch.float64) for k in layer.trainable}
+        return {k: v.to(self.x.device) * (2 / inputs) ** 0.5 for k, v in draws.items()}
+
     def units_needed(self, l: int) -> int:
         """How many units of layer l give layer l + 1 a matrix of full row rank: N for perceptrons."""
         rows, each = self.sizes[l + 1]
@@ -194,8 +220,8 @@ def descending(net: LevelNetwork) -> tuple[Theorem, ...]:
             out.append(Theorem(_name(0, net.L), 0, (*_wide(net, 0), *narrowing(net, 0))))
             continue
         needed = net.units_needed(k)
-        conditions = (_width(net, k, needed, "N"), _distinct(net), _independent(net, k), *narrowing(net, k))
-        out.append(Theorem(_descent(net, k), k, conditions))
+        conditions = (_width(net, k, needed, "N"), _distinct(net), *_without_biases(net, k), _independent(net, k))
+        out.append(Theorem(_descent(net, k), k, (*conditions, *narrowing(net, k))))
     return tuple(out)
 
 
@@ -231,7 +257,8 @@ def _wide(net: LevelNetwork, k: int) -> list[Condition]:
             return [Condition(flat.name, 0.0, "1", False)]
         rank = rank_of(ones_column(net.inputs, net.has_bias(1)))
         return [Condition("rank of [X, 1]" if net.has_bias(1) else "rank of X", rank, f"N = {net.N}", rank == net.N)]
-    out = [_distinct(net)]
+    # above the first layer biases are no matter: behind features of full rank pre-activations can be anything
+    out = [_distinct(net), *_without_biases(net, 1)]
     for l in range(1, k + 1):
         out += [_width(net, l, 2 * net.units_needed(l), "2N"), _independent(net, l)]
     return out
@@ -247,6 +274,15 @@ def _width(net: LevelNetwork, l: int, needed: int, what: str) -> Condition:
 
 def _distinct(net: LevelNetwork) -> Condition:
     return Condition("least distance of two samples (Assumption 2.4)", net.closest, f"> {RANK:g}", net.closest > RANK)
+
+
+def _without_biases(net: LevelNetwork, l: int) -> list[Condition]:
+    """Lemma 5.2 moves biases, by which the samples become independent; without them other weights must do it."""
+    if net.has_bias(l):
+        return []
+    rows, rank = net.sizes[l + 1][0], rank_of(net.reached(l))
+    what = "N" if rows == net.N else "rows"
+    return [Condition(f"{WITHOUT_BIASES}: rank of F_{l}", rank, f"{what} = {rows}", rank == rows)]
 
 
 def _independent(net: LevelNetwork, l: int) -> Condition:

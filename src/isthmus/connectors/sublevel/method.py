@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import Curve, Path, Segment
 from isthmus.paths.full_rank import ones_column
-from isthmus.stability.sublevel import LevelNetwork, Theorem, connecting, independent_examples
+from isthmus.stability.sublevel import WITHOUT_BIASES, LevelNetwork, Theorem, connecting, independent_examples
 
 __all__ = ["Sublevel", "plain_premises", "refused"]
 
@@ -87,7 +87,7 @@ class Sublevel(Connector):
             return refused(a, b, [str(e)], {})
         known = connecting(net)
         wanted = [t for t in known if self._asked_for(t, net.L)]
-        failing, largest = [], {"largest_subproblem": largest_subproblem(net)}
+        failing, unreachable = [], set[str]()
         for theorem in wanted:
             if not theorem.holds:
                 failing += [f"Theorem {theorem.name}: {text}" for text in theorem.failing]
@@ -96,9 +96,10 @@ class Sublevel(Connector):
                 return self._build(net, theorem, objective, a, b, generator, progress)
             except Unreachable as e:
                 failing.append(f"Theorem {theorem.name}: {e}")
+                unreachable.add(theorem.name)
         if not wanted:
             failing = [f"Theorem {self.theorem} is about networks with hidden layers, this one has {net.L} layer"]
-        return refused(a, b, failing, largest)
+        return refused(a, b, failing, {"largest_subproblem": largest_subproblem(net, a, unreachable)})
 
     def _asked_for(self, theorem: Theorem, L: int) -> bool:
         """Whether this is the theorem that was named: with one hidden layer, 5.1 and 6.1 are about the same layer."""
@@ -188,14 +189,18 @@ def premises(theorem: Theorem) -> list[dict[str, Any]]:
     return [{"name": c.name, "value": c.value, "needed": c.needed, "holds": c.holds} for c in theorem.conditions]
 
 
-def largest_subproblem(net: LevelNetwork) -> dict[str, Any] | None:
-    """The theorem that covers the most of the first samples, with their number: ``objective.subset(n)`` would do."""
+def largest_subproblem(net: LevelNetwork, a: Params, refused: Collection[str] = ()) -> dict[str, Any] | None:
+    """The theorem that covers the most of the first samples, with their number: ``objective.subset(n)`` would do.
+
+    Theorems whose construction was tried and `refused` are left out: nothing tells on how many samples they would do.
+    """
     best: tuple[int, str] | None = None
     for theorem in connecting(net):
         k = theorem.level
-        rest = [c for c in theorem.conditions if c.holds is False and not c.name.startswith(("n_", "rank"))]
+        fewer = ("n_", "rank", WITHOUT_BIASES)  # what fewer samples can mend
+        rest = [c for c in theorem.conditions if c.holds is False and not c.name.startswith(fewer)]
         narrowing = all(net.chain.widths[l] > net.chain.widths[l + 1] for l in range(k + 1, net.L))
-        if rest or not narrowing:
+        if rest or not narrowing or theorem.name in refused:
             continue
         n = net.N
         if k == 0 and net.L > 1:
@@ -203,6 +208,14 @@ def largest_subproblem(net: LevelNetwork) -> dict[str, Any] | None:
         for l in range(1, k + 1):
             rows, each = net.sizes[l + 1]
             n = min(n, net.chain.widths[l] // 2 * each * net.N // rows)
-        if n > 0 and (best is None or n > best[0]):
+        if k and not net.has_bias(1):
+            n = min(n, independent_examples(net.reached(1)) * net.N // net.sizes[2][0])
+        if n > 0 and (best is None or n > best[0]) and _would_hold(net, a, theorem, n):
             best = (n, theorem.name)
     return None if best is None else {"theorem": best[1], "examples": best[0]}
+
+
+def _would_hold(net: LevelNetwork, a: Params, theorem: Theorem, n: int) -> bool:
+    """Whether the premises hold on the first n samples."""
+    fewer = LevelNetwork.of(net.objective.subset(n), a)
+    return all(t.holds for t in connecting(fewer) if t.level == theorem.level)

@@ -106,7 +106,8 @@ class Trail:
         try:
             found = full_rank_features(self.reader(l), U, self.outgoing(l), make, limit=limit, demand=demand)
         except Unreachable as e:
-            raise Unreachable(f"layer {l} at {self.name or 'a'}: {e}") from None
+            why = "" if bias else "; the layer has no biases, by which samples become independent"
+            raise Unreachable(f"layer {l} {self.name.strip(', ') or 'at a'}: {e}{why}") from None
         self._write(l, found)
 
     def adopt(self, l: int, goal: Trail) -> None:
