@@ -385,17 +385,18 @@ def test_networks_without_hidden_layers_and_losses_without_gradients_are_refused
 def test_a_penalty_counts_for_what_limits():
     """theta_i of the smaller loss has the larger weights: with a penalty it is what a path through it meets."""
     problem = classify("penalty", perceptron([5, 8, 8, 4]), (5,))
-    plain = im.dropout_stability(problem.objective, problem.a, masks=4)
-    other = next(layer for layer in plain.layers if layer is not plain.limited_by)
-    names = {1: ("2.weight", "4.weight"), 2: ("0.weight",)}[other.entry]
-    penalty = im.Ridge(100.0, names)
+    plain = im.dropout_stability(problem.objective, problem.b, masks=4, seed=1)
+    assert plain.limited_by.entry == 1
+    # theta_2 has all rows of layer 1, theta_1 half of them
+    penalty = im.Ridge(100.0, ("0.weight",))
     heavy = im.Objective(problem.objective.skeleton, data=problem.objective.data, penalty=penalty)
-    found = im.dropout_stability(heavy, problem.a, masks=4)
+    found = im.dropout_stability(heavy, problem.b, masks=4, seed=1)
     assert [layer.loss for layer in found.layers] == pytest.approx([layer.loss for layer in plain.layers], rel=1e-12)
     for layer, vertex in zip(found.layers, found.vertices().values(), strict=True):
         assert layer.penalty == pytest.approx(heavy.penalty_of(vertex), rel=1e-12)
         assert heavy.loss(vertex) == pytest.approx(layer.loss + layer.penalty, rel=1e-9)
     top = max(found.layers, key=lambda layer: layer.loss + layer.penalty)
     assert found.limited_by is top
+    assert top.entry == 2
     assert found.to_dict()["layers"][0]["penalty"] == found.layers[0].penalty
     assert all(layer.penalty == 0 for layer in plain.layers)
