@@ -38,7 +38,7 @@ def setting(
     if loss == "mse":
         y = torch.randn(n, widths[-1], generator=torch.Generator().manual_seed(seed), dtype=F64)
     convex = not isinstance(loss, str)
-    return im.Objective(module, loss, (x, y), convex=convex), random_params(module, 1), random_params(module, 2)
+    return im.Objective(module, loss, (x, y), convex=convex or None), random_params(module, 1), random_params(module, 2)
 
 
 def bad(params, seed=3):

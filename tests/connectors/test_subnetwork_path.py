@@ -171,10 +171,10 @@ def test_sets_and_subnetworks_of_the_wrong_size_are_refused():
     def make(held_a=held[0], xi=xi):
         return build(chain, held_a, held[1], problem.a, problem.b, xi)
 
-    with pytest.raises(im.InputError, match="I_2 at A: expected 3 to 5 units, got 2"):
+    with pytest.raises(im.InputError, match="I_2 at A: expected 3 to 6 units, got 2"):
         make(held[0] | {2: torch.tensor([0, 1])})
-    with pytest.raises(im.InputError, match="I_2 at A: expected 3 to 5 units, got 6"):
-        make(held[0] | {2: torch.arange(6)})
+    with pytest.raises(im.InputError, match="I_2 at A: expected 3 to 6 units, got 7"):
+        make(held[0] | {2: torch.arange(7)})
     with pytest.raises(im.InputError, match="ascending order"):
         make(held[0] | {2: torch.tensor([2, 1, 0])})
     with pytest.raises(im.InputError, match=r"xi_0 at A, layer 2: expected shape \(2, 4"):
