@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.certify import Certificate, certify
+from isthmus.certify.certify import BUDGET
 from isthmus.connectors import Connection, connect
 from isthmus.connectors.descend import descend
 from isthmus.connectors.fit import Recipe
@@ -135,7 +136,7 @@ class Joined(_OnSamples):
         if found.stats["theorem"] is None:
             return out
         labels = found.stats["segments"]
-        proved = certify(objective, found.path, labels=labels)
+        proved = certify(objective, found.path, labels=labels, budget=BUDGET)
         measured = profile(objective, found.path, self.num_points)
         line = profile(objective, Path((Curve((a, b)),)), 4 * self.num_points)
         stats = found.stats
@@ -225,7 +226,7 @@ class Descent(_OnSamples):
         out = about(found)
         if found.stats["theorem"] is None:
             return out
-        proved = certify(objective, found.path, labels=found.stats["segments"])
+        proved = certify(objective, found.path, labels=found.stats["segments"], budget=BUDGET)
         measured = profile(objective, found.path, self.num_points)
         return out | {
             "growth": found.stats["growth"],
@@ -251,7 +252,7 @@ class Far(_OnSamples):
         objective = self.setting.objective()
         (a,) = self.points(job)
         found = ray(objective, a, self.size)
-        proved = certify(objective, found.path, labels=found.stats["segments"])
+        proved = certify(objective, found.path, labels=found.stats["segments"], budget=BUDGET)
         measured = profile(objective, found.path, self.num_points)
         losses = measured.loss.tolist()
         norms = [float(torch.stack([_square(v) for v in p.values()]).sum().sqrt()) for p in found.path.knots]
