@@ -345,7 +345,7 @@ class Objective:
                     f"its forward returns {type(first).__name__}, not one tensor",
                     "wrap it in a module that does",
                 )
-            if first.dim() == 0 or len(first) != n:
+            if first.dim() == 0 or len(first) != n or not first.numel():
                 raise UnsupportedError(self._module_name, f"{n} examples give an output of shape {tuple(first.shape)}")
             if not torch.equal(first, second) and bool(first.isfinite().all()):
                 raise UnsupportedError(
