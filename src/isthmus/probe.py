@@ -107,7 +107,7 @@ def check_output(kind: str, out: Any, n: int) -> None:
             f"its forward returns {type(out).__name__}, not one tensor",
             f"wrap it in a module whose forward returns {which(out)}",
         )
-    if out.dim() == 0 or len(out) != n:
+    if out.dim() == 0 or len(out) != n or not out.numel():
         raise UnsupportedError(
             kind, f"{n} examples give an output of shape {tuple(out.shape)}", "examples must stand on axis 0"
         )

@@ -304,7 +304,7 @@ def test_what_fails_is_named_with_its_numbers_and_the_samples_that_would_do():
 def test_widths_must_narrow_strictly_and_the_activation_be_onto():
     assert "n_2: 9, needed > n_3 = 9" in premises(*setting((5, 2 * N, 9, 9, 3), leaky))[0]
     text, _ = premises(*setting((5, 2 * N, 9, 6, 3), nn.ELU))
-    assert "Assumption 2.1: slope of elu, layer 2, on negative numbers: nan, needed > 0" in text
+    assert "Assumption 2.1: slope of elu, layer 2, on negative numbers: none, needed > 0" in text
     text, _ = premises(*setting(WIDE, nn.Identity))
     assert "Assumption 2.2 for identity, layer 1: 0, needed 1" in text
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil, nan, prod
+from math import ceil, isnan, nan, prod
 
 import torch
 from torch import Tensor
@@ -202,7 +202,8 @@ class Theorem:
     @property
     def failing(self) -> list[str]:
         """The premises that fail, with their numbers."""
-        return [f"{c.name}: {c.value:g}, needed {c.needed}" for c in self.conditions if c.holds is False]
+        found = {c.name: "none" if isnan(c.value) else f"{c.value:g}" for c in self.conditions}
+        return [f"{c.name}: {found[c.name]}, needed {c.needed}" for c in self.conditions if c.holds is False]
 
 
 def connecting(net: LevelNetwork) -> tuple[Theorem, ...]:

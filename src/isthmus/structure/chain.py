@@ -133,6 +133,12 @@ class Chain:
             x = x if flattens(node) else _apply(node, {}, x)
         return x
 
+    def activated(self, l: int, z: Tensor) -> Tensor:
+        """The activation of layer l, with the numbers it is multiplied by, on each entry of z."""
+        for node in self.layer(l).behind:
+            z = _apply(node, {}, z) if base(node) in POINTWISE and len(node.refs()) == 1 else z
+        return z
+
     def features(self, params: Mapping[str, Tensor], x: Tensor, l: int, chunk: int) -> Tensor:
         """f_l(x) for all examples, [N, n_l, ...], computed `chunk` examples at a time; f_0 = x."""
         if l == 0:

@@ -29,6 +29,9 @@ def structure_of(program: Program, param_shapes: Mapping[str, Sequence[int]]) ->
     [('0', 5, 3)]
     """
     _refuse_training(program)
+    if empty := [name for name, shape in param_shapes.items() if 0 in shape]:
+        shape = tuple(param_shapes[empty[0]])
+        raise UnsupportedError(f"parameter {empty[0]!r}", f"it has no entries (shape {shape}): a layer has no units")
     walk = Walk(program, param_shapes)
     walk.run(RULES, layers.RAW | shapes.RAW)
     return walk.structure()

@@ -11,6 +11,7 @@ from isthmus.errors import UnsupportedError
 from isthmus.stability.conditions import has_output_bias, is_perceptron
 from isthmus.stability.jacobian import Layered
 from isthmus.stability.separability import Separation
+from isthmus.structure.activations import monotonic
 from isthmus.theory.kuditipudi2019 import convex_rows
 from isthmus.theory.table import Pair, Row, conclusion
 
@@ -83,8 +84,11 @@ def corollary_4_3(pair: Pair) -> list[Row]:
         p = m.features[L - 2]
         note = f"points on one hyperplane, {p.dimension} features of layer {L - 2}; {p.subsets} random subsets tried"
         rows.append(
-            Row(name, "(A2) generic position", end, p.most_on_hyperplane, f"<= {p.dimension}", p.generic, None, note)
-        )
+            Row(
+                name, "(A2) generic position", end, p.most_on_hyperplane, f"<= {p.dimension}", p.generic, None, note,
+                vacuous=f"N = {p.points} <= d = {p.dimension}" * (p.points <= p.dimension),
+            )
+        )  # fmt: skip
         for l in range(1, L - 2):
             equal = m.features[l].coinciding
             rows.append(Row(name, f"(A3) equal features in layer {l}", end, equal, "0", equal == 0))
@@ -104,6 +108,8 @@ def corollary_4_4(pair: Pair) -> list[Row]:
         raise UnsupportedError("labels", "Corollary 4.4 is about one class per example")
     rows.append(Row(name, "cross-entropy loss", needed="infimum 0 on separable data", holds=entropy or None))
     rows.append(_perceptron(pair, name))
+    length = min(monotonic(chain, l) for l in range(1, L))
+    rows.append(Row(name, "interval on which the activation is strictly monotonic", "", length, "> 0", length > 0))
     narrow = min(n[1:L])
     rows.append(Row(name, "hidden width", "", narrow, f">= 2 n_L = {2 * n[L]}", narrow >= 2 * n[L]))
     for e, end in enumerate("ab"):

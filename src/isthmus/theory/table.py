@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import isnan
+from math import isfinite, isnan
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ class Row:
 
     `end`: "a", "b" or "" (the pair). `measured`: the number that the premise is about, None where there is none.
     `holds`: True, False, or None: not checkable (the paper names no constant, or nothing was proved either way).
-    `bound`: in the row of the conclusion, the bound on the loss along a path between the two networks.
+    `bound`: in the row of the conclusion, the bound on the loss along a path between the two networks. `vacuous`: why a
+    premise that holds asks nothing of this pair.
     """
 
     theorem: str
@@ -43,6 +44,7 @@ class Row:
     holds: bool | None = None
     bound: float | None = None
     note: str = ""
+    vacuous: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def cells(row: Row) -> tuple[str, ...]:
     """
     measured = "" if row.measured is None else f"{row.measured:.4g}"
     bound = "" if row.bound is None else rounded_up(row.bound)
-    return row.theorem, row.premise, row.end, measured, row.needed, word(row.holds), bound, row.note
+    holds = f"vacuous: {row.vacuous}" if row.vacuous else word(row.holds)
+    return row.theorem, row.premise, row.end, measured, row.needed, holds, bound, row.note
 
 
 def word(holds: bool | None) -> str:
@@ -200,7 +203,7 @@ Premises = Callable[[Pair], list[Row]]
 
 def conclusion(theorem: str, rows: Sequence[Row], bound: float | None, note: str = "") -> Row:
     """The last row of a group: what follows if all premises hold; no bound where one fails or could not be checked."""
-    verdicts = [row.holds for row in rows]
+    verdicts = [row.holds for row in rows] + [False] * (bound is not None and not isfinite(bound))
     holds = False if False in verdicts else None if None in verdicts else True
     bound = bound if holds else None
     return Row(theorem, CONCLUSION, holds=holds, needed="all of the above", bound=bound, note=note)

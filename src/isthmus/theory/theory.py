@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
 
 from torch import Tensor
 
@@ -74,6 +76,9 @@ def theory(
     for value, name in zip(params, "ab", strict=True):
         check_finite(value, name)
     pair = Pair(objective, params, Settings(masks, draws, steps, examples, seed), progress)
+    for loss, name in zip(pair.losses, "ab", strict=True):
+        if not isfinite(loss):
+            raise InputError(name, expected="a network whose loss on these data is finite", got=f"{loss:g}")
     rows: list[Row] = []
     for name, premises in chosen:
         if not objective.convex and premises is not kuditipudi2019.theorem_4:
@@ -83,4 +88,5 @@ def theory(
             rows += premises(pair)
         except (UnsupportedError, InputError) as e:
             rows.append(Row(name, "the theorem's setting", holds=None, note=f"not applicable: {e}"))
-    return Theory(tuple(rows))
+    # what could not be measured has no number
+    return Theory(tuple(replace(r, measured=None) if r.measured != r.measured else r for r in rows))
