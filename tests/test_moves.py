@@ -188,7 +188,7 @@ def test_no_proof_overlooks_a_complex_tensor(data):
         assert proof.bound >= im.profile(objective, path, 21).max - 1e-6
     still = {**a, "layer.weight": -a["layer.weight"]}
     proof = im.certify(objective, im.Path.through([a, still]))
-    assert proof.segments[0].claim == "convex", "complex weights that stay are constants"
+    assert not proof.proved, "what rounding does to complex numbers is not bounded"
     assert proof.bound >= im.profile(objective, im.Path.through([a, still]), 21).max - 1e-6
 
 
@@ -205,7 +205,7 @@ def test_a_product_with_complex_weights_is_affine_in_them():
     objective = im.Objective(Turned(), lambda z, y: (z - y).abs().square().sum(1), (x, y), convex=True)
     path = im.Path.through([{"w": torch.tensor([2.0j])}, {"w": torch.tensor([1.0 + 0j])}])
     proof = im.certify(objective, path)
-    assert (proof.proved, proof.segments[0].claim) == (True, "convex")
+    assert (proof.proved, proof.segments[0].claim) == (False, "measured")
     assert proof.bound == pytest.approx(4 * float(x.abs().square().mean()), rel=1e-5)
     measured = im.profile(objective, path, 3).loss.tolist()
     assert measured == pytest.approx([k * float(x.abs().square().mean()) for k in (4, 1.25, 1)], rel=1e-5)
@@ -288,10 +288,10 @@ def test_narrow_weights_are_widened_exactly(data, kind):
 
 
 PACKED = {
-    "sparse": (lambda w: w.to_sparse(), r"got a sparse one; write v.to_dense\(\)"),
+    "sparse": (lambda w: w.to_sparse(), r"it is sparse; write tensor.to_dense\(\)"),
     "quantised": (
         lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
-        r"a quantised one; write v.dequantize\(\)",
+        r"it is quantised; write tensor.dequantize\(\)",
     ),
     "complex": (lambda w: w.cfloat(), "expected torch.float32, got torch.complex64"),
     "wide": (lambda w: w.double(), r"write objective.cast\(torch.float64\)"),
@@ -313,5 +313,5 @@ def test_packed_weights_are_refused_with_what_to_write(data, pack, message):
 @pytest.mark.filterwarnings("ignore")
 def test_quantised_modules_are_refused(data):
     module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 3)), {nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(im.UnsupportedError, match=r"quantised weights cannot move.*floating-point module"):
+    with pytest.raises(im.UnsupportedError, match=r"its weights are quantised and cannot move.*floating-point module"):
         im.Objective(module, data=data)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from isthmus import criterion
+from isthmus import skeleton as skeletons
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.examples import Data, Inputs, arguments, as_tensors, cast_inputs, digest_of_data, precision, rows
 from isthmus.losses import L1, LossFunction, Ridge, describe_penalty
@@ -19,19 +20,6 @@ from isthmus.matching import renamed
 from isthmus.params import Params, check_like, check_moves, widen
 from isthmus.probe import accepts, examine
 from isthmus.program import Program, trace
-from isthmus.skeleton import (
-    EXTRA,
-    CountBytes,
-    check_kind,
-    check_modes,
-    counters,
-    drawn,
-    materialised,
-    name_of,
-    skeleton_of,
-    storages,
-    ties_of,
-)
 from isthmus.structure import Structure, derive_structure, verify
 from isthmus.writes import Writes, call, check_extra
 
@@ -94,7 +82,7 @@ class Objective:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
-        check_kind(module)
+        skeletons.check_kind(module)
         criterion.check_loss(loss)
         if data is None:
             raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
@@ -111,16 +99,16 @@ class Objective:
         self.memory = memory
         self._hand_written = structure
         self._programs: dict[Any, Program | UnsupportedError] = {}
-        check_modes(module)
+        skeletons.check_modes(module)
         # the module's structure on meta tensors: it has no weights of its own
-        self.skeleton, self._fixed, views = skeleton_of(module, self.dtype)
+        self.skeleton, self._fixed, views = skeletons.skeleton_of(module, self.dtype)
         state = self.skeleton.state_dict()
-        self._extra = {k: v for k, v in state.items() if k.endswith(EXTRA)}
+        self._extra = {k: v for k, v in state.items() if k.endswith(skeletons.EXTRA)}
         self._like = {k: v for k, v in state.items() if k not in self._extra}
-        self._ties = ties_of(self.skeleton)
+        self._ties = skeletons.ties_of(self.skeleton)
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
         self._writes = Writes() if _writes is None else _writes
-        few = self._probe(None if _writes is not None else module.state_dict(), storages(module) | views)
+        few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
         self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
 
     # -- what it is
@@ -178,7 +166,7 @@ class Objective:
 
     @property
     def _module_name(self) -> str:
-        return name_of(self.skeleton)
+        return skeletons.name_of(self.skeleton)
 
     @property
     def named_loss(self) -> str | None:
@@ -293,7 +281,7 @@ class Objective:
 
     def idle(self, name: str) -> bool:
         """Whether no output depends on the integer tensor: counters of normalisations, what the program never reads."""
-        if name in counters(self.skeleton):
+        if name in skeletons.counters(self.skeleton):
             return True
         try:
             program = self.program
@@ -366,9 +354,8 @@ class Objective:
         return call(module or self.skeleton, {**self._fixed, **once}, x, self._writes)
 
     def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
-        x, y = self._data
-        for i in range(0, len(y), self.chunk):
-            yield rows(x, slice(i, i + self.chunk)), y[i : i + self.chunk]
+        for i in range(0, self.num_examples, self.chunk):
+            yield rows(self._data[0], slice(i, i + self.chunk)), self._data[1][i : i + self.chunk]
 
     @cached_property
     def chunk(self) -> int:
@@ -381,7 +368,7 @@ class Objective:
         zeros, index = self._zeros(), torch.zeros(4, dtype=torch.int64, device=self.device)
         totals = []
         for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
-            with torch.no_grad(), CountBytes() as counter:
+            with torch.no_grad(), skeletons.CountBytes() as counter:
                 self.forward(zeros, rows(self._data[0], index[:n]))
             totals.append(counter.total)
         return max(1, (totals[1] - totals[0]) // 2)
@@ -397,7 +384,7 @@ class Objective:
         else:
             index = torch.tensor(sorted({*range(n), self.num_examples // 2, self.num_examples - 1}), device=self.device)
             own = {k: state[k].to(v) for k, v in zeros.items() if k not in self._ties and not state[k].is_meta}
-            at_random = {**zeros, **own, **drawn(zeros, self.parameter_names)}
+            at_random = {**zeros, **own, **skeletons.drawn(zeros, self.parameter_names)}
             untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
             points = [{**self._fixed, **p} for p in untied]
             self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
@@ -410,4 +397,4 @@ class Objective:
         }
 
     def _materialised(self) -> nn.Module:
-        return materialised(self.skeleton, self._zeros())
+        return skeletons.materialised(self.skeleton, self._zeros())

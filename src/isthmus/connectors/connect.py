@@ -13,7 +13,7 @@ from isthmus.connectors.fit import Checkpoint
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
 from isthmus.objective import Objective
-from isthmus.params import check_ends, check_like, equal, share
+from isthmus.params import check_ends, check_finite, check_like, equal, share
 
 
 def connect(
@@ -58,6 +58,8 @@ def connect(
         )
     start, goal = objective.check(a, "a"), objective.check(b, "b")
     check_ends(start, goal)
+    for what, end in (("a", start), ("b", goal)):  # masks may be infinite, weights that are trained may not
+        check_finite({k: end[k] for k in objective.parameter_names if k in end}, what)
     objective.check_path((start, goal), "b")
     # copies: a state_dict shares memory with its module, and training on would move the end of the path
     start = {k: v.clone() for k, v in start.items()}
