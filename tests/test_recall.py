@@ -57,7 +57,21 @@ def refused(capsys, *arguments):
 def connected(capsys, ends, *options, data="reg.npz", out="run"):
     """A line between the ends; the profile that ``connect`` measured."""
     model = ["--model", MODEL, "--data", data]
-    ok(capsys, "connect", *ends, *model, "--method", "Linear", "--num-points", "4", "--out", out, *options)
+    ok(
+        capsys,
+        "connect",
+        *ends,
+        *model,
+        "--method",
+        "Linear",
+        "--num-points",
+        "4",
+        "--budget",
+        "100",
+        "--out",
+        out,
+        *options,
+    )
     return json.loads(open(f"{out}/profile.json").read())
 
 
@@ -89,7 +103,7 @@ def test_every_part_of_the_objective_is_found_again(ends, capsys, parts):
     assert first["objective"]["examples"] == len(
         range(int(parts[parts.index("--examples") + 1]) if "--examples" in parts else 40)
     )
-    ok(capsys, "certify", "run/path.safetensors", "--data", "reg.npz", "--out", "again")
+    ok(capsys, "certify", "run/path.safetensors", "--data", "reg.npz", "--out", "again", "--budget", "100")
     proved = json.loads(open("again/certificate.json").read())
     assert max(first["loss"]) <= proved["bound"] * (1 + 1e-6)
     assert proved["bound"] == pytest.approx(json.loads(open("run/certificate.json").read())["bound"], rel=0.02)
