@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.params import Params
+from tests.certify.made import SHAPES, Made
 from tests.problems import blobs, perceptron, random_params, small_convnet
 
 
@@ -200,4 +202,5 @@ CASES = [
     Case("enlarged images", lambda: Images(_enlarged, 36), (2, 6, 6)),
     Case("overlapping windows", lambda: Images(_overlapping, 8), (2, 6, 6)),
     Case("one dimension", _line, (2, 9)),
+    *(Case(name, partial(Made, f), (4,)) for name, f in SHAPES.items()),
 ]

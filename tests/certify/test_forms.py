@@ -15,6 +15,8 @@ from isthmus.certify.forms import Form, add, average, contract, maximum, multipl
 from isthmus.certify.rules import RULES, base
 from isthmus.certify.smooth import smooth
 from tests.certify.cases import CASES
+from tests.certify.made import NARROW, Made
+from tests.problems import blobs
 
 GRID = torch.linspace(-1, 1, 21, dtype=torch.float64)
 SMOOTH = {
@@ -284,6 +286,9 @@ def collected(reading: Reading, interval: Interval) -> tuple[Form, torch.Tensor]
 
 def test_every_operation_with_a_rule_is_in_some_case():
     used = {base(node) for case in CASES for node in case.objective().program.nodes}
+    x, y = blobs(4, (4,), 3)
+    exact = [im.Objective(Made(f), data=(x.float(), y)) for f in NARROW.values()]
+    used |= {base(node) for objective in exact for node in objective.program.nodes}
     # names that torch.export gives to the same operations only after it had to rewrite a graph
     rewritten = "alias detach lift_fresh lift_fresh_copy _to_copy _unsafe_view max_pool2d_with_indices constant_pad_nd"
     assert set(RULES) - used <= set(rewritten.split())

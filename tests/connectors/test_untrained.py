@@ -49,8 +49,8 @@ def digits():
 
 
 def rise(certificate: im.Certificate) -> float:
-    """How far the path is proved to rise, but for what its bounds allow for rounding."""
-    return certificate.excess - certificate.slack
+    """How far the losses that were evaluated rise, and those that are proved, but for what these allow for rounding."""
+    return max(certificate.witness[1] - max(certificate.ends), certificate.excess - certificate.slack)
 
 
 def checked(problem: Problem, method: im.Subnetwork, points: int = 41) -> im.Certificate:
@@ -62,7 +62,7 @@ def checked(problem: Problem, method: im.Subnetwork, points: int = 41) -> im.Cer
     assert certificate.proved, [certificate.segments[i].why for i in certificate.unproved()]
     assert im.profile(problem.objective, connection.path, points).max <= certificate.bound * (1 + 1e-12)
     assert connection.stats["limited_by"]["loss"] <= certificate.bound
-    assert certificate.slack < 1e-4  # the weights of memorised layers are large, and so is what rounding may do to them
+    assert certificate.slack < 1e-2 * max(certificate.ends)  # the weights that memorise are large
     rows = connection.stats["subnetworks"]
     last = max(row["layer"] for row in rows)
     assert all(row["steps"] == 0 for row in rows if row["layer"] < last or method.xi == "separate")
@@ -73,7 +73,7 @@ def checked(problem: Problem, method: im.Subnetwork, points: int = 41) -> im.Cer
 def test_digits_are_connected_without_training_and_without_excess(digits, xi):
     line = im.profile(digits.objective, im.connect(digits.objective, digits.a, digits.b).path, 11).max
     certificate = checked(digits, im.Subnetwork(xi=xi))
-    assert certificate.excess - certificate.slack < 1e-12
+    assert rise(certificate) < 1e-12
     assert line > 20 * certificate.bound
     assert certificate.counts == {"convex": 8, "unchanged": 7}
 

@@ -221,7 +221,8 @@ def test_the_path_goes_through_every_theta_i_and_no_higher(make, search):
     assert im.profile(problem.objective, connection.path, 5).max == pytest.approx(top, rel=1e-10)
     certificate = im.certify(problem.objective, connection.path)
     assert certificate.proved
-    assert certificate.bound == pytest.approx(top, rel=1e-9)
+    assert top <= certificate.bound <= top * (1 + 1e-9) + certificate.slack
+    assert certificate.slack < 1e-4 * top
     assert all(k <= chain_of(problem.objective.program, problem.objective.structure).widths[int(j)] // 2
                for row in rows for j, k in row["kept"].items())  # fmt: skip
 

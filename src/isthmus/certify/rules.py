@@ -95,6 +95,10 @@ def _addmm(node: Node, a: Arguments) -> Form:
     return add(_scaled(product, float(a["alpha"])), form(a["x"], product), float(a["beta"]))
 
 
+def _outer(node: Node, a: Arguments) -> Form:
+    return contract(lambda p, q, b: torch.outer(p, q), 1, form(a["x"], a["vec2"]), form(a["vec2"], a["x"]))
+
+
 def _einsum(node: Node, a: Arguments) -> Form:
     """A sum of products of the entries of one tensor, or of two."""
     tensors = [v if isinstance(v, Form) else Form(v.double()) for v in a["tensors"]]
@@ -235,7 +239,8 @@ def _embedding(node: Node, a: Arguments) -> Form:
 
 _SAME = "alias clone contiguous detach lift_fresh lift_fresh_copy positive to _to_copy type_as".split()
 _MOVED = """reshape flatten unflatten permute transpose t unsqueeze squeeze expand slice
-select movedim swapaxes narrow upsample_nearest1d upsample_nearest2d index_select flip roll repeat im2col""".split()
+select movedim swapaxes narrow upsample_nearest1d upsample_nearest2d index_select flip roll repeat im2col
+index tril triu diag diagonal unfold""".split()
 _LIKE = "zeros_like ones_like full_like new_zeros new_ones new_full".split()
 
 RULES: dict[str, Rule] = (
@@ -257,6 +262,7 @@ RULES: dict[str, Rule] = (
     | {
         "linear": _linear,
         "einsum": _einsum,
+        "outer": _outer,
         "batch_norm": _batch_norm,
         "add": _add,
         "sub": partial(_add, sign=-1.0),
