@@ -106,7 +106,7 @@ def test_the_level_is_an_option():
         assert Level.read(im.verdict(p, level=asked).asked) == Level.read(asked)
     for wrong in ("0.9x", "x", "", "1.1 times", nan, inf, "nanx", None, [1]):
         with pytest.raises(im.InputError, match=r"level: expected a loss such as 0\.3, or a multiple >= 1"):
-            im.verdict(p, level=wrong)
+            im.verdict(p, level=wrong)  # type: ignore[arg-type]
     with pytest.raises(im.InputError, match="neither"):
         im.verdict()
 
