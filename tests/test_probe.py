@@ -297,11 +297,11 @@ RANDOM: dict[str, Callable] = {
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_numbers_are_found_however_rarely_they_matter(name):
     module = Written(RANDOM[name]).eval()
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].copy(), torch.get_rng_state()  # noqa: NPY002
     with pytest.raises(im.UnsupportedError, match="draws random numbers"):
         im.Objective(module, data=(X, Y))
     assert random.getstate() == states[0]
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], states[1])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
@@ -484,7 +484,7 @@ def test_extra_state_stays_the_modules_own():
     loss = objective.loss(params)
     assert objective.loss({k: v for k, v in params.items() if k != "_extra_state"}) == loss
     with pytest.raises(im.InputError, match=r"params\['_extra_state'\]: expected the extra state of the objective's"):
-        objective.loss(params | {"_extra_state": {"factor": 2}})
+        objective.loss(params | {"_extra_state": {"factor": 2}})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("functional", [False, True])
