@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 import pytest
@@ -278,3 +279,61 @@ def test_misuse_is_refused(wide):
     assert all(
         "not applicable" in r.note for r in im.theory(flat, point, point, **QUICK).rows if "Theorem 4" != r.theorem[-9:]
     )
+
+
+class Steps(nn.Module):
+    def forward(self, x):
+        return x.round()
+
+
+def test_corollary_4_4_asks_for_an_interval_on_which_the_activation_is_strictly_monotonic(wide):
+    row = one(table(wide, "4.4"), "4.4", "interval on which the activation")
+    assert (row.measured, row.needed, row.holds) == (10.0, "> 0", True)
+    for activation, length in ((nn.Tanh, 20.0), (nn.ReLU6, 6.0), (Steps, 0.0)):
+        found = table(classify("activation", perceptron([5, 40, 4], activation), (5,)), "4.4")
+        row = one(found, "4.4", "interval on which the activation")
+        assert row.measured == pytest.approx(length)
+        assert row.holds is (length > 0)
+        assert length or conclusion(found, "4.4").bound is None
+
+
+@pytest.mark.parametrize("end", ["a", "b"])
+@pytest.mark.parametrize("factor", [1e120, 1e200])
+def test_an_end_whose_loss_is_not_finite_is_refused_by_name_and_enters_no_bound(wide, end, factor):
+    """The larger of a number and NaN is the number: the other end's loss would pass for a bound."""
+    ends = {"a": wide.a, "b": wide.b}
+    ends[end] = {k: v * factor for k, v in ends[end].items()}
+    with pytest.raises(im.InputError, match=f"{end}: expected a network whose loss on these data is finite, got nan"):
+        im.theory(wide.objective, ends["a"], ends["b"], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("activation", "bias"),
+    [(nn.ReLU, True), (lambda: nn.LeakyReLU(0.1), False), (nn.Identity, True), (nn.Tanh, False)],
+)
+def test_degenerate_networks_and_data_give_finite_bounds_and_no_error(activation, bias):
+    module = perceptron([5, 17, 9, 3], activation, bias=bias).double()
+    x, y = blobs(8, (5,), 3)
+    a, b = random_params(module, 1), random_params(module, 2)
+    zero = {k: torch.zeros_like(v) for k, v in a.items()}
+    cases: list[tuple[Any, Any, Any, Any]] = [
+        (x, y, zero, zero),
+        (x, y, zero, b),
+        (0 * x, y, a, b),
+        (x[:1].expand(8, 5).clone(), y, a, b),
+        (x[:1], y[:1], a, b),
+        (x, 0 * y, a, b),
+    ]
+    for inputs, labels, first, second in cases:
+        found = im.theory(im.Objective(module, data=(inputs, labels)), first, second, **QUICK)
+        assert all(isfinite(bound) for bound in found.bounds.values())
+        assert not [r for r in found.rows if r.measured is not None and r.measured != r.measured]
+
+
+@pytest.mark.parametrize("widths", [[5, 0, 3], [5, 4, 0, 3]])
+def test_layers_without_units_are_refused_by_name(widths):
+    module = perceptron(widths).double()
+    objective = im.Objective(module, data=blobs(8, (5,), 3))
+    found = im.theory(objective, module.state_dict(), module.state_dict(), **QUICK)
+    assert not found.bounds
+    assert all("a layer has no units" in r.note for r in found.rows if not r.theorem.endswith("2019, Theorem 4"))

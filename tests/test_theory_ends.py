@@ -272,7 +272,7 @@ def test_halves_of_either_end_make_the_bound_of_mean_field_networks(widths):
         halved = [[losses_of(objective, chain, without(chain, p, kept, i))[0] for i in range(1, L)] for p in ends]
         for e, end in enumerate("ab"):
             assert measured(found, theorem, "loss with", end) == halved[e]
-        assert conclusion(found, theorem).bound == max(*map(objective.loss, ends), *(v for h in halved for v in h))
+        assert conclusion(found, theorem).bound == max(*map(objective.loss, ends), *halved[0], *halved[1])
         largest = [max(objective.loss(p), *h) for p, h in zip(ends, halved, strict=True)]
     assert abs(largest[0] - largest[1]) > 1e-2
 
