@@ -88,6 +88,7 @@ def test_dropout_stability_of_either_end_makes_the_bound(theorem):
             assert measured(found, theorem, "dropout stability", end) == [epsilons[e]]
         bound = conclusion(found, theorem).bound
         assert bound == pytest.approx(max(losses) + max(epsilons), rel=1e-12)
+        assert bound is not None
         bounds.append(bound)
         wrong = [max(losses) + epsilons[0], max(losses) + epsilons[1], losses[0] + max(epsilons)]
         wrong += [losses[1] + max(epsilons), max(p + q for p, q in zip(losses, epsilons, strict=True))]
@@ -121,6 +122,7 @@ def test_subnetworks_of_either_end_make_the_bound_of_theorem_4_1():
             rest = [max(row.loss for row in q.layers if row.layer) for q in Q]
             bound = conclusion(found, "Theorem 4.1").bound
             assert bound == pytest.approx(max(*losses, min(hubs), *rest), rel=1e-12)
+            assert bound is not None
             bounds.append(bound)
             wrong = [max(*losses, min(hubs), rest[0]), max(*losses, min(hubs), rest[1])]
             wrong += [max(*losses, hubs[0], *rest), max(*losses, hubs[1], *rest), max(*losses, *hubs, *rest)]
@@ -181,6 +183,7 @@ def test_the_output_layers_of_either_end_make_the_bound_of_corollary_4_3():
             assert measured(found, "Corollary 4.3", "(A3)", end) == [lie.features[1].coinciding]
         bound = conclusion(found, "Corollary 4.3").bound
         assert bound == pytest.approx(max(losses) + max(excess), rel=1e-12)
+        assert bound is not None
         bounds.append(bound)
         wrong = [max(losses) + excess[0], max(losses) + excess[1], losses[0] + max(excess), losses[1] + max(excess)]
         for values, value in zip(one_sided, wrong, strict=True):
