@@ -79,7 +79,8 @@ def test_noise_is_added_with_its_histograms(checkpoint, tmp_path, capsys):
         (["--scale", "big"], ["'output'", "'big'"]),
         (["--keep", "0"], ["keep", "(0, 1]"]),
         (["--masks", "0"], ["masks"]),
-        (["--model", "mlp:64-13-10"], ["expected", "got"]),
+        (["--model", "mlp:64-13x2-10"], ["expected", "got"]),
+        (["--model", "mlp:64-13-10"], ["4.bias", "the module that was trained"]),
         (["--noise", "--p", "1"], ["(0, 1)"]),
     ],
 )

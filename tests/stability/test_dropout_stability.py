@@ -368,7 +368,7 @@ def test_networks_without_hidden_layers_and_losses_without_gradients_are_refused
     data = (torch.ones(4, 3).double(), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(im.InputError, match="hidden layer"):
         im.dropout_stability(im.Objective(module, data=data), random_params(module, 0))
-    problem = CHAINS["perceptron"]()
+    problem = classify("more subsets than can be tried", perceptron([5, 20, 20, 4]), (5,))
     x, y = problem.objective.data
 
     def flat(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -53,8 +53,8 @@ def evaluation(objective: Objective, point: Params) -> Evaluation:
     """How `objective` is evaluated in float64, found out at a point of it.
 
     >>> module = torch.nn.Linear(1, 1)
-    >>> weighted = torch.nn.CrossEntropyLoss(weight=torch.ones(1), reduction="none")
-    >>> o = Objective(module, weighted, (torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)))
+    >>> halved = lambda outputs, y: (outputs[:, 0] - y) ** 2 * torch.tensor([0.5])
+    >>> o = Objective(module, halved, (torch.zeros(2, 1), torch.zeros(2)))
     >>> evaluation(o, module.state_dict()).widened, evaluation(o, module.state_dict()).problem
     (True, '')
     """
