@@ -68,6 +68,8 @@ SHAPES = {
     "diagonals": lambda m, h: h @ torch.diag(m.vector) * m.matrix.diagonal(),
     "outer product": lambda m, h: h @ torch.outer(m.vector, m.vector),
     "sliding": lambda m, h: h.unfold(1, 3, 3).flatten(1),
+    "patches": lambda m, h: F.unfold(h.reshape(-1, 1, 2, 3), (1, 3)).flatten(1),
+    "new tensors": lambda m, h: h * h.new_full((6,), 0.3) + h.new_ones(6) - h.new_zeros(6) + torch.zeros_like(h),
     "affine in one": lambda m, h: torch.addmv(m.vector, m.matrix, m.vector) + h,
     "divided by a norm": lambda m, h: h @ (m.matrix / (m.matrix.square().sum() + 1).sqrt()),
 }

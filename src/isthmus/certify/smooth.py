@@ -146,10 +146,6 @@ GELU_TANH = Smooth(
     lambda x: F.gelu(x, approximate="tanh"), _gelu_tanh_slope, _gelu_tanh_curvature,
     (-1.4185040087908284, 1.4185040087908284), (-2.0134807246242579, 0.0, 2.0134807246242579),
 )  # fmt: skip
-SOFTSIGN = Smooth(
-    F.softsign, lambda x: (1 + x.abs()) ** -2, lambda x: -2 * x.sign() * (1 + x.abs()) ** -3,
-    (0.0,), (-1e-300, 1e-300),
-)  # fmt: skip
 EXP = Smooth(torch.exp, torch.exp, torch.exp)
 SQUARE = Smooth(torch.square, lambda x: 2 * x, lambda x: torch.full_like(x, 2.0))
 ROOT = Smooth(torch.sqrt, lambda v: 0.5 * v**-0.5, lambda v: -0.25 * v**-1.5, domain=0.0)
@@ -187,7 +183,6 @@ def elu(alpha: float, scale: float, rate: float) -> Smooth:
 
 
 BY_NAME = {
-    "tanh": TANH, "sigmoid": SIGMOID, "silu": SILU, "softsign": SOFTSIGN, "exp": EXP, "square": SQUARE, "sqrt": ROOT,
-    "rsqrt": INVERSE_ROOT,
+    "tanh": TANH, "sigmoid": SIGMOID, "silu": SILU, "exp": EXP, "square": SQUARE, "sqrt": ROOT, "rsqrt": INVERSE_ROOT,
 }  # fmt: skip
 """The operations of torch without parameters of their own."""
