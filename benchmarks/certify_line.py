@@ -18,15 +18,15 @@ from statistics import median
 import torch
 
 import isthmus as im
-from isthmus import runs
+from isthmus import pipeline as runs
 from isthmus.certify import verify_certificate
 from isthmus.certify.affine import Interval
 from isthmus.certify.bounds import Bounds
 from isthmus.certify.forms import Form
-from isthmus.connectors.fit import Recipe
 from isthmus.data import load
 from isthmus.models import by_name, seeded
 from isthmus.params import Params
+from isthmus.training.fit import Recipe
 
 MODEL = "mlp:64-60x4-10"
 REACH = {0.1: None, 0.01: 10.0, 0.001: 16.0}

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus import runs
-from isthmus.connectors.fit import Recipe
+from isthmus import pipeline as runs
 from isthmus.models import by_name, seeded
-from isthmus.stability.subsets import SEARCHES
+from isthmus.stability.dropout.subsets import SEARCHES
+from isthmus.training.fit import Recipe
 
 MASKS = (30, 200)
 SEEDS = 3

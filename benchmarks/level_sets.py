@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.stability.compression import TwoLayers
+from isthmus.connectors.two_layer_relu.compression import TwoLayers
 
 TRIALS = 15
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import isthmus as im
 from isthmus.params import Params
-from isthmus.stability.dropout import Dropped, search
+from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import chain_of
 
 MASKS = 200

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import isthmus as im
 from isthmus.models import mean_field, mean_field_trials, train_mean_field
-from isthmus.stability.mean_field import PatternStability, StabilityCurve, pattern_stability
+from isthmus.stability.dropout.pattern import PatternStability, StabilityCurve, pattern_stability
 
 D, STEP, BATCH, TIME, TRIALS = 32, 0.02, 16, 10.0, 20
 SIZES = (100, 200, 400, 800, 1600, 3200, 6400)

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
 from isthmus.models import seeded
-from isthmus.runs import train
+from isthmus.pipeline import train
+from isthmus.training.fit import Recipe
 
 WIDTHS = (64, 60, 60, 60, 60, 10)
 RECIPE = Recipe(optimizer="adam", lr=2e-3, batch=256, steps=2000)

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 import isthmus as im
-from isthmus import runs
-from isthmus.connectors.beads import Trainer
-from isthmus.connectors.fit import Recipe
-from isthmus.connectors.threshold import Threshold
+from isthmus import pipeline as runs
+from isthmus.connectors.strings.beads import Trainer
+from isthmus.connectors.strings.threshold import Threshold
 from isthmus.params import distance, equal, norm
 from isthmus.sweep.store import FileCheckpoint
+from isthmus.training.fit import Recipe
 
 CURVES = {
     "quadratic": (lambda x: 0.5 * x**2 + 0.25 * x + 0.1, (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)),

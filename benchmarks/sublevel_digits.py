@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
 from isthmus.models import seeded
-from isthmus.runs import train
+from isthmus.pipeline import train
+from isthmus.training.fit import Recipe
 
 SAMPLES = (40, 100, 200, 400)
 LARGE = (500, 1000, 2000)

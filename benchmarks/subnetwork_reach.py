@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
 from isthmus.models import by_name, seeded
 from isthmus.params import Params
-from isthmus.runs import train
+from isthmus.pipeline import train
+from isthmus.training.fit import Recipe
 
 MODEL = "mlp:784-500x5-10"
 RECIPE = Recipe("sgd", lr=0.005, momentum=0.95, batch=100, schedule="constant", steps=12_100)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import isthmus as im
-from isthmus.labels import Labels, find_axis
+from isthmus.objective.labels import Labels, find_axis
 from isthmus.sweep.parallel import profile_in_parallel
 from tests.problems import random_params
 

@@ -8,9 +8,9 @@ from torch import nn
 import isthmus as im
 from isthmus import params as P
 from isthmus.certify import verify_certificate
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.paths import Curve
 from isthmus.structure.liveness import changed_tensors
+from isthmus.training.fit import Recipe, fit
 
 
 def generator():

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import isthmus as im
 from isthmus.certify.bounds import unsure
 from isthmus.certify.forms import Form
-from isthmus.losses import wrong_class
+from isthmus.objective.losses import wrong_class
 from isthmus.params import cast
 from tests.problems import blobs, perceptron, random_params, small_convnet
 from tests.slow_twins import loss_one_by_one

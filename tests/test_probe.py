@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
+from isthmus.training.fit import Recipe, fit
 from tests.problems import blobs
 
 N = 23

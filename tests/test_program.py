@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import isthmus as im
-from isthmus import program as program_module
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.program import Node, Program, Ref, trace
+from isthmus.program import export as program_module
+from isthmus.program.export import Node, Program, Ref, trace
 from tests.structure.cases import CASES, Case, noise, tokens
 from tests.structure.models import Lambda, between
 from tests.structure.sequences import GPT, LanguageModel, Transformer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus import runs
+from isthmus import pipeline as runs
 from isthmus.cli import run_app
 from isthmus.cli.asked import parse_penalty
 from isthmus.errors import InputError

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus import runs
+from isthmus import pipeline as runs
 from isthmus.cli import main, run_app
 from isthmus.connectors.base import Search
-from isthmus.connectors.fit import Recipe
 from isthmus.experiments import Network, Pair, Problem
 from isthmus.storage import FileCheckpoint
 from isthmus.sweep import Local, Store, run_cells
+from isthmus.training.fit import Recipe
 from tests.connectors.strings import LEVEL, Killed, Mortal, quadratic
 
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")

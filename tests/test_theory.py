@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.theory import THEOREMS, Row
 from isthmus.theory.table import CONCLUSION, cells
+from isthmus.training.fit import Recipe, fit
 from tests.problems import blobs, classify, perceptron, random_params, small_convnet, tanh_regression, with_ridge
 
 QUICK: dict[str, Any] = {"masks": 3, "draws": 2, "steps": 40, "examples": 10}

@@ -10,8 +10,8 @@ from torch import nn
 
 import isthmus as im
 from isthmus.models import mean_field, mean_field_init
-from isthmus.stability.mean_field import pattern_stability
-from isthmus.stability.sublevel import closest_rows
+from isthmus.premises.sublevel import closest_rows
+from isthmus.stability.dropout.pattern import pattern_stability
 from isthmus.theory import Row, Theory
 from isthmus.theory.table import CONCLUSION
 from tests.problems import Problem, blobs, classify, perceptron, random_params, small_convnet, wide_relu, with_ridge

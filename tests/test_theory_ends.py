@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.models import mean_field, mean_field_init
 from isthmus.params import Params
-from isthmus.stability.conditions import memorisation, separability
-from isthmus.stability.mean_field import losses_of, without
+from isthmus.premises.memorisation import memorisation, separability
+from isthmus.stability.dropout.pattern import losses_of, without
 from isthmus.structure.chain import chain_of
 from isthmus.theory import Row, Theory
 from isthmus.theory.table import CONCLUSION, cells
+from isthmus.training.fit import Recipe, fit
 from tests.problems import Problem, classify, perceptron, random_params
 
 F64 = torch.float64

@@ -16,8 +16,8 @@ import torch
 
 from isthmus.data import DATASETS, numbers_of
 from isthmus.errors import FileError
-from isthmus.losses import L1, NAMED, PENALTIES, Ridge
 from isthmus.models import MODELS, parameters_of
+from isthmus.objective.losses import L1, NAMED, PENALTIES, Ridge
 from isthmus.storage.files import one_line
 
 MAX_TEXT = 1000

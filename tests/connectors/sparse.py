@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.stability.compression import TwoLayers
+from isthmus.connectors.two_layer_relu.compression import TwoLayers
 from tests.problems import Problem, perceptron, random_params
 
 WEIGHT = ("2.weight",)

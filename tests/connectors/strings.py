@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus import runs
-from isthmus.connectors.fit import Recipe
+from isthmus import pipeline as runs
+from isthmus.training.fit import Recipe
 
 LEVEL = 1e-3
 

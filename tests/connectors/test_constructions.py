@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
-from isthmus.connectors.walk import Label, Walk, join, others
+from isthmus.connectors.moves.units import Label, Walk, join, others
 from isthmus.structure.chain import chain_of
+from isthmus.training.fit import Recipe, fit
 from tests.problems import classify, odd_widths, perceptron, small_convnet, two_layers
 
 WIDTHS = [[5, 9, 4], [5, 8, 6, 4], [5, 7, 3, 11, 6, 4], [5, 6, 6, 6, 6, 6, 4]]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.balanced import (
+from isthmus.connectors.deep_linear.balanced import (
     Balanced,
     Balancing,
     Factors,
@@ -15,8 +15,8 @@ from isthmus.connectors.balanced import (
     common_frame,
     project,
 )
-from isthmus.connectors.deep_linear import DeepLinear
-from isthmus.connectors.exchange import to_hub
+from isthmus.connectors.deep_linear.exchange import to_hub
+from isthmus.connectors.deep_linear.method import DeepLinear
 from isthmus.params import cast, equal
 from tests.problems import Problem, random_params
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
+from isthmus.training.fit import Recipe
 from tests.problems import Problem, classify, perceptron
 
 F64 = torch.float64

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
+from isthmus.training.fit import Recipe, fit
 
 x = torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None]
 y = 3 * x - 1

@@ -7,7 +7,7 @@ import torch
 
 import isthmus as im
 from isthmus.models import mean_field, mean_field_init, mean_field_trials, train_mean_field
-from isthmus.stability.mean_field import pattern_stability
+from isthmus.stability.dropout.pattern import pattern_stability
 from isthmus.structure.chain import chain_of
 from tests.problems import PROBLEMS, Problem, blobs, classify, perceptron, two_layers
 

@@ -9,9 +9,9 @@ from torch import nn
 
 import isthmus as im
 from isthmus.connectors.base import describe
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.params import equal
 from isthmus.structure.chain import chain_of
+from isthmus.training.fit import Recipe, fit
 from tests.problems import PROBLEMS, classify, convolutional, perceptron, random_params
 
 WIDTHS = [[5, 9, 4], [5, 8, 6, 4], [5, 7, 3, 11, 6, 4], [5, 6, 6, 6, 6, 6, 4]]

@@ -7,7 +7,7 @@ import torch
 
 import isthmus as im
 from isthmus.connectors.noise_dropout import bernoulli_count
-from isthmus.examples import single
+from isthmus.objective.data import single
 from isthmus.params import equal
 from isthmus.structure.chain import chain_of
 from tests.problems import PROBLEMS, classify, convolutional, perceptron, two_layers

@@ -6,11 +6,11 @@ from torch import nn
 
 import isthmus as im
 from isthmus.connectors.base import no_progress
-from isthmus.connectors.fit import Recipe, fit, fit_together
-from isthmus.connectors.stacked import forward_stacked, gather, stack
-from isthmus.connectors.subnets import Start, Training, draw_units, sizes
+from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
+from isthmus.connectors.subnetwork.train import Start, Training, draw_units, sizes
 from isthmus.models import convnet, vgg11
 from isthmus.structure.chain import chain_of
+from isthmus.training.fit import Recipe, fit, fit_together
 from tests.problems import PROBLEMS, classify
 
 

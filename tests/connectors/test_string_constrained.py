@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.constrained_string import SOFT, pull
+from isthmus.connectors.strings.constrained import SOFT, pull
 from isthmus.params import distance, equal
 from tests.connectors.strings import LEVEL, Mortal, highest, quadratic, with_deaths
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.beads import Trainer
-from isthmus.connectors.fit import Recipe
-from isthmus.connectors.threshold import Threshold
+from isthmus.connectors.strings.beads import Trainer
+from isthmus.connectors.strings.threshold import Threshold
 from isthmus.params import distance, equal, lerp
-from isthmus.runs import train
+from isthmus.pipeline import train
 from isthmus.sweep.store import FileCheckpoint
+from isthmus.training.fit import Recipe
 from tests.connectors.strings import LEVEL, Killed, Mortal, highest, quadratic, quick, with_deaths
 from tests.problems import blobs, perceptron, random_params, small_convnet
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
-from isthmus.examples import single
 from isthmus.models import seeded
+from isthmus.objective.data import single
 from isthmus.params import cast, equal, norm
-from isthmus.runs import train
+from isthmus.pipeline import train
+from isthmus.training.fit import Recipe
 from tests.problems import blobs, perceptron, random_params
 
 F64 = torch.float64

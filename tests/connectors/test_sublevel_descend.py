@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.sublevel import ray
+from isthmus.analysis import ray
 from isthmus.connectors.sublevel.lower import lower
-from isthmus.examples import single
+from isthmus.objective.data import single
 from isthmus.params import cast, equal, norm
 from tests.connectors.test_sublevel import below, hinge, leaky, setting
 from tests.problems import blobs, perceptron, random_params

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.params import equal
-from isthmus.stability.dropout import search
+from isthmus.stability.dropout.search import search
 from isthmus.structure.chain import chain_of
+from isthmus.training.fit import Recipe, fit
 from tests.problems import classify, convolutional, perceptron
 
 

@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
 from isthmus.structure.chain import chain_of
+from isthmus.training.fit import Recipe
 from tests.connectors.test_subnetwork import trained
 from tests.problems import blobs, classify, convolutional, perceptron
 

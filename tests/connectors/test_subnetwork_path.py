@@ -7,8 +7,8 @@ import torch
 
 import isthmus as im
 from isthmus.certify.claims import claim
-from isthmus.connectors.subnets import Start, draw_units
-from isthmus.connectors.subnetwork_path import build
+from isthmus.connectors.subnetwork.path import build
+from isthmus.connectors.subnetwork.train import Start, draw_units
 from isthmus.params import cast, equal
 from isthmus.structure.chain import Weights, chain_of
 from tests.problems import classify, convolutional, perceptron

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
-from isthmus.connectors.gap_by_width import gap_by_width, schedule
-from isthmus.connectors.oracle import scaled_to, train_oracle
-from isthmus.connectors.two_layer_relu import TwoLayerReLU, deviation, deviation_bound, margin
+from isthmus.analysis.gap_by_width import gap_by_width, schedule
+from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, cap, compress
+from isthmus.connectors.two_layer_relu.method import TwoLayerReLU, deviation, deviation_bound, margin
+from isthmus.connectors.two_layer_relu.oracle import scaled_to, train_oracle
 from isthmus.params import cast, equal, lerp
-from isthmus.stability.compression import Layer, TwoLayers, cap, compress
+from isthmus.training.fit import Recipe
 from tests.connectors.sparse import WEIGHT, convolutional, matrix, params_of, regression, solved, squares, unit_rows
 from tests.problems import Problem, perceptron, random_params
 

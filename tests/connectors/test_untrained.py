@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
-from isthmus.connectors.subnets import Start, draw_units, measure
-from isthmus.connectors.untrained import memorising, separating
+from isthmus.connectors.subnetwork.train import Start, draw_units, measure
+from isthmus.connectors.subnetwork.untrained import memorising, separating
 from isthmus.params import Params, cast, equal
-from isthmus.stability import separability
-from isthmus.stability.memorise import line_capacity, slab_capacity
+from isthmus.premises import separability
+from isthmus.premises.memorise import line_capacity, slab_capacity
 from isthmus.structure.chain import chain_of
+from isthmus.training.fit import Recipe, fit
 from tests.problems import Problem, blobs, classify, perceptron, random_params
 
 MAKERS = {"memorise": memorising, "separate": separating}

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 import isthmus as im
 from isthmus.counterexamples.barrier import analytic_bound, multistart, one_unit
 from isthmus.counterexamples.disconnected import integers
-from isthmus.examples import single
+from isthmus.objective.data import single
 from isthmus.params import equal
 
 PAIRS = [(2, 3, 6, 9, 12), (2, 3, 6, 8, 10), (2, 5, 10, 13, 16), (2, 2, 5, 7, 9)]

@@ -9,7 +9,7 @@ import torch
 
 import isthmus as im
 from isthmus.counterexamples.gaussian_mixture import rank_one_risk
-from isthmus.examples import single
+from isthmus.objective.data import single
 from isthmus.params import lerp
 
 example = im.counterexamples.gaussian_mixture()

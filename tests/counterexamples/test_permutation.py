@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.examples import single
+from isthmus.objective.data import single
 from isthmus.params import equal, lerp
 
 example = im.counterexamples.permutation()

@@ -13,12 +13,12 @@ import torch
 
 import isthmus as im
 from isthmus.cli import run_app
-from isthmus.connectors.fit import Recipe
 from isthmus.data import load
 from isthmus.data.text import sequences, vocabulary
 from isthmus.errors import FileError, InputError
 from isthmus.experiments import Network, Problem
 from isthmus.sweep import Local, Store, run_cells
+from isthmus.training.fit import Recipe
 
 TRAIN = " the cat sat on the mat \n a dog sat on the <unk> \n the end \n" * 12
 TEST = " the dog sat \n a bird sat on the mat \n" * 3

@@ -17,11 +17,11 @@ import isthmus as im
 from isthmus import experiments
 from isthmus.certify.certify import certify
 from isthmus.cli import run_app
-from isthmus.connectors.fit import Recipe
 from isthmus.experiments import EXPERIMENTS, SCALES, Experiment, Network, Pair, PaperValue, Problem, Weights, by_name
-from isthmus.experiments.base import as_markdown, write_tables
+from isthmus.experiments.page import as_markdown, write_tables
 from isthmus.params import equal
 from isthmus.sweep import Local, Store, canonical, identity, key_of, run_cells, with_needs
+from isthmus.training.fit import Recipe
 from tests.sweep.cells import ended, forked, results, temporaries
 
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
@@ -198,7 +198,7 @@ def test_status_of_all_says_which_data_are_missing(tmp_path, monkeypatch, capsys
     def none(name: str) -> None:
         raise im.FileError(name, "no copy of this data set on this machine")
 
-    monkeypatch.setattr("isthmus.experiments.cells._data_digest", lambda name, stamp: none(name))
+    monkeypatch.setattr("isthmus.experiments.jobs._data_digest", lambda name, stamp: none(name))
     assert run_app(["experiment", "status", "--scale", "smoke", "--runs", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [r["name"] for r in rows] == [e.name for e in EXPERIMENTS]

@@ -14,11 +14,10 @@ import torch
 
 import isthmus as im
 from isthmus.cli import run_app
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.experiments import by_name
-from isthmus.experiments.base import Finding, as_json
-from isthmus.experiments.freeman2017 import LEVELS_2, LEVELS_3, SCALES, sequential
-from isthmus.experiments.freeman2017_cells import (
+from isthmus.experiments.page import Finding, as_json
+from isthmus.papers.freeman2017.claims import findings, power_law
+from isthmus.papers.freeman2017.jobs import (
     Crossings,
     Ends,
     Judge,
@@ -28,11 +27,12 @@ from isthmus.experiments.freeman2017_cells import (
     WithCrossings,
     absolute,
 )
-from isthmus.experiments.freeman2017_findings import findings, power_law
-from isthmus.experiments.freeman2017_rows import PAPER, rows
-from isthmus.experiments.freeman2017_theory import Disconnected, Gap
+from isthmus.papers.freeman2017.page import LEVELS_2, LEVELS_3, SCALES, sequential
+from isthmus.papers.freeman2017.tables import PAPER, rows
+from isthmus.papers.freeman2017.theory import Disconnected, Gap
 from isthmus.params import distance, equal, lerp
 from isthmus.sweep import Local, Store, run_cells, with_needs
+from isthmus.training.fit import Recipe, fit
 from tests.connectors.strings import Killed, Mortal
 
 PAGE = by_name("freeman2017")

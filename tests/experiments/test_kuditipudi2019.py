@@ -11,15 +11,15 @@ import torch
 
 import isthmus as im
 from isthmus.cli import run_app
-from isthmus.connectors.fit import Recipe
 from isthmus.experiments import Network, On, Pair, Problem, by_name
-from isthmus.experiments.base import Experiment, Finding, as_json, as_markdown, columns_of, write_tables
-from isthmus.experiments.kuditipudi2019 import SCALES, fewer
-from isthmus.experiments.kuditipudi2019_cells import TABLES, Losses, Noise, Subnetworks
-from isthmus.experiments.kuditipudi2019_findings import findings
-from isthmus.experiments.kuditipudi2019_rows import differences
+from isthmus.experiments.page import Experiment, Finding, as_json, as_markdown, columns_of, write_tables
+from isthmus.papers.kuditipudi2019.claims import findings
+from isthmus.papers.kuditipudi2019.jobs import TABLES, Losses, Noise, Subnetworks
+from isthmus.papers.kuditipudi2019.page import SCALES, fewer
+from isthmus.papers.kuditipudi2019.tables import differences
 from isthmus.storage.tensors import read_tensors
 from isthmus.sweep import Local, Store, run_cells, with_needs
+from isthmus.training.fit import Recipe
 
 PAGE = by_name("kuditipudi2019")
 

@@ -13,17 +13,16 @@ import torch
 from scipy import ndimage
 
 import isthmus as im
+from isthmus.analysis import ray
 from isthmus.cli import run_app
-from isthmus.connectors.sublevel import ray
-from isthmus.examples import single
 from isthmus.experiments import by_name
-from isthmus.experiments.base import Finding, as_json
-from isthmus.experiments.nguyen2019 import SCALES, independent, wide, wide_first
-from isthmus.experiments.nguyen2019_cells import Descent, Far, Joined, Sketch, Trained, invariance, rise
-from isthmus.experiments.nguyen2019_findings import findings
-from isthmus.experiments.nguyen2019_problems import BAD, RANK, STARTS, Setting, hinge, spoil
-from isthmus.experiments.nguyen2019_rows import condition
-from isthmus.experiments.nguyen2019_sketches import (
+from isthmus.experiments.page import Finding, as_json
+from isthmus.objective.data import single
+from isthmus.papers.nguyen2019.claims import findings
+from isthmus.papers.nguyen2019.jobs import Descent, Far, Joined, Sketch, Trained, invariance, rise
+from isthmus.papers.nguyen2019.page import SCALES, independent, wide, wide_first
+from isthmus.papers.nguyen2019.problems import BAD, RANK, STARTS, Setting, hinge, spoil
+from isthmus.papers.nguyen2019.sketches import (
     SKETCHES,
     curvature,
     descend_from,
@@ -35,7 +34,8 @@ from isthmus.experiments.nguyen2019_sketches import (
     label,
     local_minima,
 )
-from isthmus.stability.sublevel import rank_of
+from isthmus.papers.nguyen2019.tables import condition
+from isthmus.premises.sublevel import rank_of
 from isthmus.sweep import Local, Store, run_cells, with_needs
 
 F64 = torch.float64

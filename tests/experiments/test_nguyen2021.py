@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import isthmus as im
-from isthmus.experiments import nguyen2021 as page
-from isthmus.experiments import nguyen2021_figures as figures
-from isthmus.experiments.cells import Pair
-from isthmus.experiments.nguyen2021_cells import ExperimentA, ExperimentB
+from isthmus.experiments.jobs import Pair
+from isthmus.papers.nguyen2021 import figures, page
+from isthmus.papers.nguyen2021.jobs import ExperimentA, ExperimentB
 from isthmus.sweep import Local, Store, run_cells
 
 

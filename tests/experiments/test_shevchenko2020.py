@@ -14,12 +14,12 @@ import isthmus as im
 from isthmus.cli import run_app
 from isthmus.data import load
 from isthmus.experiments import by_name
-from isthmus.experiments.base import Finding
-from isthmus.experiments.shevchenko2020 import parts
-from isthmus.experiments.shevchenko2020_cells import Paths, Starts, Trials, distribution_distance
-from isthmus.experiments.shevchenko2020_findings import findings
-from isthmus.experiments.shevchenko2020_tasks import Features, Schedule, Task, coloured
+from isthmus.experiments.page import Finding
 from isthmus.models import mean_field, mean_field_init, train_mean_field
+from isthmus.papers.shevchenko2020.claims import findings
+from isthmus.papers.shevchenko2020.jobs import Paths, Starts, Trials, distribution_distance
+from isthmus.papers.shevchenko2020.page import parts
+from isthmus.papers.shevchenko2020.tasks import Features, Schedule, Task, coloured
 from isthmus.sweep import Job, Local, Store, identity, key_of, run_cells, with_needs
 from tests.models.test_extractors import PUBLISHED, published
 

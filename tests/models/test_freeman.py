@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 import isthmus as im
-from isthmus.connectors.fit import fit
 from isthmus.errors import InputError
 from isthmus.models import LanguageModel, by_name, conv5, seeded
+from isthmus.training.fit import fit
 
 
 def draw(shape, seed=0):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isthmus.plot import papers_freeman as draw
+from isthmus.papers.freeman2017 import drawing as draw
 from isthmus.plot import save_figure
 
 OURS: dict[str, Any] = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from isthmus.errors import InputError
+from isthmus.papers.kuditipudi2019.drawing import distributions, paths, subnetworks
 from isthmus.plot import save_figure
-from isthmus.plot.papers_kuditipudi import distributions, paths, subnetworks
 
 CURVE = {"t": [0.0, 0.5, 1.0], "loss": [0.1, 0.4, 0.2], "error": [0.0, 0.25, 0.1]}
 POINTS = {

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from isthmus.errors import InputError
+from isthmus.papers.nguyen2019.drawing import against_samples, descents, paths, sketches
 from isthmus.plot import save_figure
-from isthmus.plot.papers_nguyen2019 import against_samples, descents, paths, sketches
 
 LINE = {
     "levels": [0.5, 1.5], "components": [2, 1], "bad": [1, 0], "axes": [[0.0, 1.0, 2.0]], "values": [0.0, 1.0, 0.5],

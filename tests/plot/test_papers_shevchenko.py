@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from isthmus.errors import InputError
+from isthmus.papers.shevchenko2020.drawing import changes_of_error, during_training, falling, path_and_weights
 from isthmus.plot import save_figure
-from isthmus.plot.papers_shevchenko import changes_of_error, during_training, falling, path_and_weights
 
 NAMES = ("loss", "half loss", "error", "half error")
 TRAINING = {"t": [0.0, 0.5, 1.0], **{n: [0.8, 0.2, 0.1] for n in NAMES}, **{f"{n} sd": [0.1, nan, 0.02] for n in NAMES}}

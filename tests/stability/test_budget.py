@@ -8,8 +8,8 @@ from math import comb, inf
 import pytest
 import torch
 
-from isthmus.stability.report import expected_best
-from isthmus.stability.subsets import SEARCHES, Budget, Trial
+from isthmus.stability.dropout.measure import expected_best
+from isthmus.stability.dropout.subsets import SEARCHES, Budget, Trial
 
 
 def toy_budget(total: int, best: set[int], seed: int = 0) -> Budget:

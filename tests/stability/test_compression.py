@@ -6,7 +6,7 @@ from math import cos
 import pytest
 import torch
 
-from isthmus.stability.compression import Layer, cap, compress
+from isthmus.connectors.two_layer_relu.compression import Layer, cap, compress
 from tests.connectors.sparse import matrix, params_of, regression, solved
 
 

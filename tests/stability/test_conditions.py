@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.stability.conditions import memorisation, separability
-from isthmus.stability.position import position
+from isthmus.premises.general_position import position
+from isthmus.premises.memorisation import memorisation, separability
 from tests.problems import blobs, classify, perceptron, random_params, small_convnet
 
 

@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn.utils import stateless
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.models import vgg11
 from isthmus.params import cast, equal
-from isthmus.stability.dropout import LARGEST_SCALE, SCALES, _Entry, _features
-from isthmus.stability.report import StableLayer
-from isthmus.stability.subsets import SEARCHES, kept_count
+from isthmus.stability.dropout.measure import StableLayer
+from isthmus.stability.dropout.search import LARGEST_SCALE, SCALES, _Entry, _features
+from isthmus.stability.dropout.subsets import SEARCHES, kept_count
 from isthmus.structure.chain import chain_of
+from isthmus.training.fit import Recipe, fit
 from tests.evaluate.networks import flops
 from tests.problems import Problem, classify, perceptron, random_params, small_convnet
 

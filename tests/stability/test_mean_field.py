@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import isthmus as im
-from isthmus.examples import single
 from isthmus.models import mean_field, mean_field_init, mean_field_trials, train_mean_field
-from isthmus.stability.mean_field import PatternStability, StabilityCurve, log_slope, pattern_stability, rate
-from isthmus.stability.premises import dropout_rate, multilayer_premises, two_layer_premises
+from isthmus.objective.data import single
+from isthmus.premises.mean_field import dropout_rate, multilayer_premises, two_layer_premises
+from isthmus.stability.dropout.pattern import PatternStability, StabilityCurve, log_slope, pattern_stability, rate
 from tests.problems import convolutional, odd_widths, random_params, tanh_regression, two_layers, without_bias
 
 

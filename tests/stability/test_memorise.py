@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from isthmus.stability.memorise import line, line_capacity, slab_capacity, slabs
+from isthmus.premises.memorise import line, line_capacity, slab_capacity, slabs
 
 
 def points(N, d, seed=0):

@@ -8,10 +8,10 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 import isthmus as im
-from isthmus.examples import single
+from isthmus.objective.data import single
 from isthmus.params import cast
-from isthmus.stability.jacobian import Jacobian, Layered, spectral_norms
-from isthmus.stability.noise import _algorithm_1
+from isthmus.stability.noise.jacobian import Jacobian, Layered, spectral_norms
+from isthmus.stability.noise.measure import _algorithm_1
 from isthmus.structure.chain import chain_of
 from tests.problems import Problem, blobs, classify, perceptron, small_convnet, tanh_regression
 

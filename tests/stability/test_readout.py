@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from isthmus.stability.readout import Readout
+from isthmus.connectors.two_layer_relu.readout import Readout
 from tests.connectors.sparse import matrix, squares
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.deep_linear import DeepLinear
+from isthmus.connectors.deep_linear.method import DeepLinear
 from isthmus.stability.rectified import rectified_product
 from tests.connectors.test_deep_linear import linear, trained
 

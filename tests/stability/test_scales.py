@@ -11,10 +11,10 @@ from torch import nn
 
 import isthmus as im
 from isthmus.evaluate.screen import has_bf16
-from isthmus.losses import cross_entropy
-from isthmus.stability import dropout
-from isthmus.stability.dropout import LARGEST_SCALE, search
-from isthmus.stability.scales import best_scales, mean_losses
+from isthmus.objective.losses import cross_entropy
+from isthmus.stability.dropout import search as dropout
+from isthmus.stability.dropout.scales import best_scales, mean_losses
+from isthmus.stability.dropout.search import LARGEST_SCALE, search
 from isthmus.structure.chain import chain_of
 from tests.evaluate.networks import flops
 from tests.problems import classify, perceptron, small_convnet

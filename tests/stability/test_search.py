@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 import isthmus as im
-from isthmus.losses import cross_entropy
-from isthmus.stability.dropout import search
+from isthmus.objective.losses import cross_entropy
+from isthmus.stability.dropout.search import search
 from isthmus.structure.chain import chain_of
 from tests.problems import classify, perceptron, random_params
 from tests.slow_twins import masked_perceptron

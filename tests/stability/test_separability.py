@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.stability import separability as module
-from isthmus.stability.separability import TOLERANCE, separate
+from isthmus.premises import separability as module
+from isthmus.premises.separability import TOLERANCE, separate
 
 KINDS = ("each", "argmax")
 

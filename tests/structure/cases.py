@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.program import Program, trace
+from isthmus.program.export import Program, trace
 from isthmus.structure import Structure, structure_of
 from tests.structure import models as m
 from tests.structure import sequences as s

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_map
 
 from isthmus.evaluate.plan import combine
 from isthmus.params import Params
-from isthmus.program import trace
+from isthmus.program.export import trace
 from isthmus.structure import derive_structure
 from isthmus.structure.liveness import AFFINE, CONSTANT, NEITHER, changed_tensors, effective_changes, levels, live_units
 from tests.evaluate.networks import CASES, ends

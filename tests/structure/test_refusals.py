@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
-from isthmus.program import trace
+from isthmus.program.export import trace
 from isthmus.structure import Structure, derive_structure, structure_of, verify
 from tests.structure.cases import noise
 from tests.structure.models import Lambda, between, between_convs, vgg

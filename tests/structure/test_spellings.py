@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn, relu
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
-from isthmus.stability.conditions import memorisation, separability
-from isthmus.stability.premises import multilayer_premises, two_layer_premises
+from isthmus.premises.mean_field import multilayer_premises, two_layer_premises
+from isthmus.premises.memorisation import memorisation, separability
 from isthmus.structure.chain import Chain, chain_of
+from isthmus.training.fit import Recipe
 from tests.problems import blobs, random_params
 
 Forward = Callable[[Any, Tensor], Tensor]

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from isthmus import runs
-from isthmus.connectors.fit import Recipe
+from isthmus import pipeline as runs
 from isthmus.errors import InputError
 from isthmus.models import seeded
 from isthmus.storage import digest, save_params
 from isthmus.sweep import Cell, Job, Local, Ray, Shard, Store, run_cells
+from isthmus.training.fit import Recipe
 from tests.problems import blobs
 
 LONG = os.environ.get("ISTHMUS_LONG_TESTS") == "1"

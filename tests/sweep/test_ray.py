@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe
 from isthmus.experiments import Network, Pair, Problem
 from isthmus.sweep import Local, Ray, Store, certify_in_parallel, profile_in_parallel, run_cells
 from isthmus.sweep.base import Failed
+from isthmus.training.fit import Recipe
 from tests.problems import odd_widths, two_layers
 from tests.sweep.cells import LONG, Square, Total, results, squares, temporaries
 

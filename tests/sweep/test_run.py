@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.storage.files import _host
 from isthmus.sweep import FileCheckpoint, Local, Shard, Store, run_cells, with_needs
+from isthmus.training.fit import Recipe, fit
 from tests.sweep.cells import LONG, Square, Total, Training, ended, forked, results, shard, squares, temporaries
 
 

@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_flatten
 from isthmus.certify.forms import UNIT, Form
 from isthmus.certify.rules import apply
 from isthmus.errors import UnsupportedError
-from isthmus.examples import arguments, rows
 from isthmus.objective import Objective
+from isthmus.objective.data import arguments, rows
 from isthmus.params import Params
-from isthmus.program import Program
+from isthmus.program.export import Program
 from isthmus.structure.liveness import changed_tensors
 
 NARROWEST = 2.0**-24

@@ -35,7 +35,7 @@ from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import LevelCurve
-from isthmus.stability.sublevel import LevelNetwork
+from isthmus.premises.sublevel import LevelNetwork
 from isthmus.structure.activations import reads_flat
 
 POINTS = 33

@@ -32,7 +32,7 @@ from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
-from isthmus.program import Program
+from isthmus.program.export import Program
 
 WIDEST = 32
 """The number of outputs up to which a loss that is known only to be convex has a bound."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from isthmus.params import Params
-from isthmus.program import Program
+from isthmus.program.export import Program
 from isthmus.structure.liveness import AFFINE, CONSTANT, changed_tensors, effective, levels, live_units
 from isthmus.structure.units import Structure
 

@@ -15,7 +15,7 @@ from isthmus.certify.forms import scaled as _scaled
 from isthmus.certify.made import form
 from isthmus.certify.smooth import smooth
 from isthmus.certify.windows import Arguments, Refused, base
-from isthmus.program import Node
+from isthmus.program.export import Node
 
 __all__ = ["ELEMENTWISE", "reciprocal"]
 

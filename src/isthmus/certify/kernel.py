@@ -14,12 +14,12 @@ from isthmus.certify.claims import Claim, claim
 from isthmus.certify.widened import TROUBLE, evaluation, first_line, flushes, without_raw_errors
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
 from isthmus.evaluate.profile import profile
-from isthmus.examples import arguments, rows
-from isthmus.matching import check_own
 from isthmus.objective import Objective
+from isthmus.objective.data import arguments, rows
+from isthmus.objective.matching import check_own
 from isthmus.params import Params, cast, check_moves, nonfinite
 from isthmus.paths import Curve, LevelCurve, Path, Segment
-from isthmus.program import Program
+from isthmus.program.export import Program
 from isthmus.structure import Structure
 from isthmus.structure.liveness import cleared, live_units
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.certify.forms import TINY, UNIT, Form
 from isthmus.certify.windows import Arguments, Refused, base, calls
-from isthmus.program import Node
+from isthmus.program.export import Node
 
 _ENTRIES = "zeros ones full eye scalar_tensor zeros_like ones_like full_like new_zeros new_ones new_full".split()
 _STEPS = ("arange", "linspace")

@@ -19,7 +19,7 @@ from isthmus.certify.smooth import INVERSE_ROOT, smooth
 from isthmus.certify.widened import TROUBLE, first_line
 from isthmus.certify.windows import Arguments, Refused, adaptive_max_pool, average_pool, base, calls, max_pool, mean
 from isthmus.errors import UnsupportedError
-from isthmus.program import Node, Ref
+from isthmus.program.export import Node, Ref
 
 __all__ = ["RULES", "apply", "refusal"]
 

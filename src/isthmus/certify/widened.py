@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from isthmus import criterion
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
-from isthmus.examples import rows
-from isthmus.losses import LossFunction
-from isthmus.objective import Objective
+from isthmus.objective import Objective, criterion
+from isthmus.objective.data import rows
+from isthmus.objective.losses import LossFunction
 from isthmus.params import Params, cast
 
 __all__ = ["TROUBLE", "Evaluation", "evaluation", "flushes", "without_raw_errors"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.certify.forms import Form, average, maximum, moved
-from isthmus.program import Node
+from isthmus.program.export import Node
 
 __all__ = ["Arguments", "Refused", "adaptive_max_pool", "average_pool", "base", "calls", "max_pool", "mean"]
 

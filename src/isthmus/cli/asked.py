@@ -13,9 +13,9 @@ import torch
 
 from isthmus.data import Dataset, load
 from isthmus.errors import FileError, InputError
-from isthmus.examples import digest_of_data
-from isthmus.losses import L1, PENALTIES, Ridge, describe_penalty
-from isthmus.runs import LABELLED, inputs_of
+from isthmus.objective.data import digest_of_data
+from isthmus.objective.losses import L1, PENALTIES, Ridge, describe_penalty
+from isthmus.pipeline import LABELLED, inputs_of
 from isthmus.storage.files import one_line
 from isthmus.stored import Stored, shown
 

@@ -21,7 +21,7 @@ from isthmus.errors import CheckpointError, InputError, IsthmusError
 from isthmus.models import MODELS, by_name
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
-from isthmus.runs import inputs_of
+from isthmus.pipeline import inputs_of
 from isthmus.storage import read_checkpoint
 from isthmus.storage.contents import Contents
 from isthmus.storage.tensors import read_metadata

@@ -17,7 +17,7 @@ from rich.table import Table
 from isthmus.connectors.base import Progress as Report
 from isthmus.connectors.base import no_progress
 from isthmus.evaluate.batchnorm import policy_in_words
-from isthmus.runs import upward
+from isthmus.pipeline import upward
 from isthmus.storage.files import plain
 
 STEP = 10.0

@@ -18,7 +18,7 @@ from isthmus.cli.console import console, progress_bar
 from isthmus.connectors.base import Progress
 from isthmus.errors import FileError, InputError
 from isthmus.experiments import EXPERIMENTS, SCALES, Finding, by_name, read_sweep, sweep_file
-from isthmus.experiments.base import (
+from isthmus.experiments.page import (
     Row,
     as_json,
     as_markdown,

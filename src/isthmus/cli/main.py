@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.table import Column, Table
 
-from isthmus import runs
+from isthmus import pipeline as runs
 from isthmus.cli.asked import TYPED, command
 from isthmus.cli.common import (
     Budget,
@@ -49,12 +49,12 @@ from isthmus.cli.paths import certify, profile
 from isthmus.cli.stability import stability
 from isthmus.cli.theory import theory
 from isthmus.connectors import METHODS, Connector
-from isthmus.connectors.fit import Recipe
 from isthmus.data import DATASETS, load
 from isthmus.errors import IsthmusError
 from isthmus.models import MODELS, by_name, seeded
-from isthmus.runs import inputs_of
+from isthmus.pipeline import inputs_of
 from isthmus.storage import make_folder, save_params
+from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from isthmus import runs
+from isthmus import pipeline as runs
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.asked import Asked, of_path

@@ -26,11 +26,11 @@ from isthmus.cli.common import (
     opened,
 )
 from isthmus.cli.console import console, number, progress_bar
-from isthmus.experiments.base import Row, write_tables
-from isthmus.stability.dropout import SCALES
-from isthmus.stability.noise import NoiseStability, noise_stability
-from isthmus.stability.report import DropoutStability, dropout_stability
-from isthmus.stability.subsets import SEARCHES
+from isthmus.experiments.page import Row, write_tables
+from isthmus.stability.dropout.measure import DropoutStability, dropout_stability
+from isthmus.stability.dropout.search import SCALES
+from isthmus.stability.dropout.subsets import SEARCHES
+from isthmus.stability.noise.measure import NoiseStability, noise_stability
 from isthmus.storage import make_folder, write_csv, write_json
 from isthmus.storage.files import plain
 

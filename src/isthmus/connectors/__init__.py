@@ -4,18 +4,17 @@ from isthmus.connectors.base import Connection as Connection
 from isthmus.connectors.base import Connector as Connector
 from isthmus.connectors.base import Outcome as Outcome
 from isthmus.connectors.connect import connect as connect
-from isthmus.connectors.constrained_string import ConstrainedStringSampling as ConstrainedStringSampling
-from isthmus.connectors.deep_linear import DeepLinear as DeepLinear
+from isthmus.connectors.deep_linear.method import DeepLinear as DeepLinear
 from isthmus.connectors.dropout import Dropout as Dropout
-from isthmus.connectors.gap_by_width import gap_by_width as gap_by_width
 from isthmus.connectors.linear import Linear as Linear
 from isthmus.connectors.mean_field import MeanField as MeanField
 from isthmus.connectors.narrow import Narrow as Narrow
 from isthmus.connectors.noise_dropout import NoiseDropout as NoiseDropout
-from isthmus.connectors.string_sampling import StringSampling as StringSampling
+from isthmus.connectors.strings.constrained import ConstrainedStringSampling as ConstrainedStringSampling
+from isthmus.connectors.strings.sampling import StringSampling as StringSampling
 from isthmus.connectors.sublevel import Sublevel as Sublevel
-from isthmus.connectors.subnetwork import Subnetwork as Subnetwork
-from isthmus.connectors.two_layer_relu import TwoLayerReLU as TwoLayerReLU
+from isthmus.connectors.subnetwork.method import Subnetwork as Subnetwork
+from isthmus.connectors.two_layer_relu.method import TwoLayerReLU as TwoLayerReLU
 
 METHODS: tuple[type[Connector], ...] = (
     Linear,

@@ -17,7 +17,7 @@ from isthmus.params import Params
 from isthmus.paths import Path
 
 if TYPE_CHECKING:
-    from isthmus.connectors.fit import Checkpoint
+    from isthmus.training.fit import Checkpoint
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(what, done, total)`` during long work."""

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
-from isthmus.connectors.walk import Units, Walk, join, labels_as_text, others
+from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.stability.dropout import SCALES, Dropped, search
-from isthmus.stability.subsets import SEARCHES, check_choice
+from isthmus.stability.dropout.search import SCALES, Dropped, search
+from isthmus.stability.dropout.subsets import SEARCHES, check_choice
 from isthmus.structure.chain import Weights, chain_of
 
 

@@ -8,12 +8,12 @@ from math import isnan
 import torch
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
-from isthmus.connectors.walk import Units, Walk, join, labels_as_text
+from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.stability.mean_field import losses_of, without
-from isthmus.stability.subsets import rescaling
+from isthmus.stability.dropout.pattern import losses_of, without
+from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights, chain_of
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
-from isthmus.connectors.fit import Fitted, Recipe, fit
+from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.connectors.noise_dropout import (
     End,
     bernoulli_count,
@@ -21,13 +21,13 @@ from isthmus.connectors.noise_dropout import (
     random_units,
     report,
 )
-from isthmus.connectors.walk import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
-from isthmus.examples import single
 from isthmus.objective import Objective
+from isthmus.objective.data import single
 from isthmus.params import Params, check_finite
-from isthmus.stability.subsets import rescaling
+from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
+from isthmus.training.fit import Fitted, Recipe, fit
 
 
 @dataclass(frozen=True)

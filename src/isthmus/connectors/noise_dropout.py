@@ -11,7 +11,7 @@ import torch
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
 from isthmus.connectors.dropout import connect_halves
-from isthmus.connectors.walk import Units, Walk, join, labels_as_text, others
+from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp

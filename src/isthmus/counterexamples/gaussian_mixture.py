@@ -12,8 +12,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
-from isthmus.examples import single
 from isthmus.objective import Objective
+from isthmus.objective.data import single
 from isthmus.params import Params
 
 ANGLES = 2048

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
-from isthmus.examples import single
 from isthmus.objective import Objective
+from isthmus.objective.data import single
 from isthmus.params import Params
 
 

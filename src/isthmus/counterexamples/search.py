@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import Progress, no_progress
-from isthmus.connectors.fit import Recipe, fit
 from isthmus.counterexamples.disconnected import Disconnected
 from isthmus.errors import InputError
-from isthmus.examples import single
+from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.paths import Path
+from isthmus.training.fit import Recipe, fit
 
 
 @dataclass(frozen=True, eq=False)

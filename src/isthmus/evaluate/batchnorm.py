@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import rows
 from isthmus.objective import Objective
+from isthmus.objective.data import rows
+from isthmus.objective.skeleton import copied, ties_of
 from isthmus.params import Params
 from isthmus.paths import Curve, Path, Segment
-from isthmus.skeleton import copied, ties_of
 
 POLICIES = ("interpolate", "keep", "recompute", "error")
 _WORDS = {

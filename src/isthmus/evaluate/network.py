@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.evaluate.plan import Plan, Stage, cast_for, whole
-from isthmus.examples import Inputs, cast_inputs, rows
 from isthmus.objective import Objective
+from isthmus.objective.data import Inputs, cast_inputs, rows
 from isthmus.params import Params, in_dtype
-from isthmus.program import Program
+from isthmus.program.export import Program
 from isthmus.structure import Structure
 from isthmus.structure.liveness import live_units, separable
 

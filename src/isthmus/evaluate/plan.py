@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.params import Params
-from isthmus.program import Node, Program, Ref
+from isthmus.program.export import Node, Program, Ref
 from isthmus.structure.liveness import AFFINE, CONSTANT, NEITHER, levels
 
 WORTH = 64

@@ -14,8 +14,8 @@ from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.batchnorm import segments_under
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
-from isthmus.matching import check_own
 from isthmus.objective import Objective
+from isthmus.objective.matching import check_own
 from isthmus.paths import Path
 
 

@@ -16,7 +16,7 @@ from isthmus.evaluate.plan import Plan, combine
 from isthmus.objective import Objective
 from isthmus.params import Params, in_dtype
 from isthmus.paths import Curve, Segment
-from isthmus.program import Program
+from isthmus.program.export import Program
 
 Tick = Callable[[], None]
 """Called once per point that is done."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from isthmus.evaluate.network import Network, evaluate
 from isthmus.evaluate.plan import whole
-from isthmus.examples import rows
 from isthmus.objective import Objective
+from isthmus.objective.data import rows
 from isthmus.params import Params
 
 SCREENS = ("bf16", "auto")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.certify.certify import BUDGET
 from isthmus.connectors import Connector, Dropout, Linear, Subnetwork
-from isthmus.connectors.fit import Recipe
-from isthmus.experiments.base import Done, Experiment, Row
-from isthmus.experiments.cells import Network, Pair, Problem
+from isthmus.experiments.jobs import Network, Pair, Problem
+from isthmus.experiments.page import Done, Experiment, Row
 from isthmus.sweep import Cell
+from isthmus.training.fit import Recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

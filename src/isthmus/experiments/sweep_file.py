@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from isthmus.certify.certify import BUDGET
 from isthmus.connectors import METHODS, Connector
-from isthmus.connectors.fit import Recipe
 from isthmus.errors import FileError, InputError, MissingExtraError
-from isthmus.experiments.base import Done, Row, ended
-from isthmus.experiments.cells import Network, Pair, Problem, Weights
+from isthmus.experiments.jobs import Network, Pair, Problem, Weights
+from isthmus.experiments.page import Done, Row, ended
 from isthmus.storage.files import one_line
 from isthmus.stored import Stored
+from isthmus.training.fit import Recipe
 
 T = TypeVar("T")
 _BYTES = 1_000_000

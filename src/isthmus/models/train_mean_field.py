@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
-from isthmus.losses import LossFunction
 from isthmus.models.mean_field import Init, linear_layers, mean_field_init
+from isthmus.objective.losses import LossFunction
 from isthmus.params import Params, check_like, nonfinite
 
 Sample = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]

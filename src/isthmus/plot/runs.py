@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from isthmus import paths
 from isthmus.errors import FileError, InputError
-from isthmus.runs import differs
+from isthmus.pipeline import differs
 from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection
 from isthmus.verdict import LEVEL, Level

@@ -8,9 +8,9 @@ from html import escape
 from math import isfinite, nan
 
 from isthmus.evaluate.batchnorm import policy_in_words
+from isthmus.pipeline import upward
 from isthmus.plot.runs import Run
 from isthmus.report.judged import far_from, verdict_of
-from isthmus.runs import upward
 from isthmus.verdict import ANSWERS, Verdict
 
 CLAIMS = {

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import CheckpointError, InputError
-from isthmus.matching import WRAPPERS, Match, bare, matches
 from isthmus.objective import Objective
+from isthmus.objective.matching import WRAPPERS, Match, bare, matches
+from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, not_dense
-from isthmus.skeleton import ties_of
 from isthmus.storage.files import one_line
 
 __all__ = ["Contents", "Like", "owned"]

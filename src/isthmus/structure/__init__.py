@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from isthmus.program import trace
+from isthmus.program.export import trace
 from isthmus.structure.rules import structure_of as structure_of
 from isthmus.structure.units import Group as Group
 from isthmus.structure.units import Member as Member

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.errors import UnsupportedError
-from isthmus.program import Node
+from isthmus.program.export import Node
 from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, Layer, base
 
 __all__ = ["Activation", "activation_of", "affine_of", "check_units", "design", "monotonic", "reads_flat"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from isthmus.errors import UnsupportedError
-from isthmus.program import Node
+from isthmus.program.export import Node
 from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
 from isthmus.structure.walk import NONE, Rule, Value, Walk

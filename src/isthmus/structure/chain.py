@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isthmus.errors import UnsupportedError
 from isthmus.params import Params
-from isthmus.program import Node, Program, Ref
+from isthmus.program.export import Node, Program, Ref
 from isthmus.structure.algebra import POINTWISE
 from isthmus.structure.units import Group, Structure
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from isthmus.errors import UnsupportedError
-from isthmus.program import Node
+from isthmus.program.export import Node
 from isthmus.structure import axes as ax
 from isthmus.structure.algebra import contract, elementwise
 from isthmus.structure.axes import Axis

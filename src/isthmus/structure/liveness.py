@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from isthmus.params import Params, moves
-from isthmus.program import Node, Program, Ref
+from isthmus.program.export import Node, Program, Ref
 from isthmus.structure.units import Group, Member, Structure
 
 CONSTANT, AFFINE, NEITHER = 0, 1, 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from isthmus.errors import UnsupportedError
-from isthmus.program import Program
+from isthmus.program.export import Program
 from isthmus.structure import algebra, layers, shapes
 from isthmus.structure.units import Structure
 from isthmus.structure.walk import Rule, Walk
@@ -22,7 +22,7 @@ def structure_of(program: Program, param_shapes: Mapping[str, Sequence[int]]) ->
     (named, with its source line), training mode, and a parameter that the forward pass does not use.
 
     >>> import torch
-    >>> from isthmus.program import trace
+    >>> from isthmus.program.export import trace
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
     >>> shapes = {k: v.shape for k, v in net.state_dict().items()}
     >>> [(g.name, g.size, len(g.members)) for g in structure_of(trace(net, (torch.zeros(2, 3),)), shapes).groups]

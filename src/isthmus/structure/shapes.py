@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from isthmus.errors import UnsupportedError
-from isthmus.program import Node
+from isthmus.program.export import Node
 from isthmus.structure import axes as ax
 from isthmus.structure.algebra import elementwise
 from isthmus.structure.axes import Axis

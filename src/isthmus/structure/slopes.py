@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import UnsupportedError
-from isthmus.program import Node, Program
+from isthmus.program.export import Node, Program
 from isthmus.structure.chain import Chain, chain_of
 from isthmus.structure.units import Structure
 

@@ -12,9 +12,9 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.objective.skeleton import copied
 from isthmus.params import Params, in_dtype, moves, widened
-from isthmus.program import Program, plain_attention, trace
-from isthmus.skeleton import copied
+from isthmus.program.export import Program, plain_attention, trace
 from isthmus.structure.units import Group, Structure
 
 __all__ = ["TOLERANCE", "verify"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isthmus.errors import IsthmusError, UnsupportedError
-from isthmus.program import Node, Program, Ref
+from isthmus.program.export import Node, Program, Ref
 from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
 from isthmus.structure.units import Group, Member, Structure

@@ -7,13 +7,13 @@ from typing import TypeVar
 
 import torch
 
-from isthmus.connectors.deep_linear import linear_chain, ridge_names
-from isthmus.connectors.one_layer import Sizes, clear_biases
-from isthmus.connectors.two_factors import TwoFactors
+from isthmus.connectors.deep_linear.method import linear_chain, ridge_names
+from isthmus.connectors.deep_linear.one_layer import Sizes, clear_biases
+from isthmus.connectors.deep_linear.two_factors import TwoFactors
+from isthmus.connectors.two_layer_relu.compression import TwoLayers, two_layer_chain
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
-from isthmus.stability.compression import TwoLayers, two_layer_chain
 from isthmus.structure.chain import Chain
 from isthmus.theory.table import Pair, Row, conclusion, convex
 

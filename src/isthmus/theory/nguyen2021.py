@@ -8,9 +8,9 @@ from math import isfinite
 from torch import Tensor
 
 from isthmus.errors import UnsupportedError
-from isthmus.stability.conditions import has_output_bias, is_perceptron
-from isthmus.stability.jacobian import Layered
-from isthmus.stability.separability import Separation
+from isthmus.premises.memorisation import has_output_bias, is_perceptron
+from isthmus.premises.separability import Separation
+from isthmus.stability.noise.jacobian import Layered
 from isthmus.structure.activations import monotonic
 from isthmus.theory.kuditipudi2019 import convex_rows
 from isthmus.theory.table import Pair, Row, conclusion

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
+from isthmus.analysis.subnetwork_bounds import SubnetworkBounds, subnetwork_bounds
 from isthmus.connectors.base import Progress
-from isthmus.connectors.fit import Recipe
-from isthmus.connectors.subnetwork_bounds import SubnetworkBounds, subnetwork_bounds
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.stability.conditions import Memorisation, is_perceptron, memorisation, separability
-from isthmus.stability.noise import Condition, NoiseStability, noise_stability
-from isthmus.stability.report import DropoutStability, dropout_stability
-from isthmus.stability.separability import Separation
-from isthmus.stability.sublevel import SublevelConditions, sublevel_conditions
+from isthmus.premises.memorisation import Memorisation, is_perceptron, memorisation, separability
+from isthmus.premises.separability import Separation
+from isthmus.premises.sublevel import SublevelConditions, sublevel_conditions
+from isthmus.stability.dropout.measure import DropoutStability, dropout_stability
+from isthmus.stability.noise.measure import Condition, NoiseStability, noise_stability
 from isthmus.structure.chain import Chain, chain_of
+from isthmus.training.fit import Recipe
 
 CONCLUSION = "the path's loss is bounded"
 """The premise column of the row that says what a theorem gives."""

@@ -15,10 +15,10 @@ import torch
 from scipy.linalg import qr
 from torch import Tensor
 
-from isthmus.connectors.walk import others
+from isthmus.connectors.moves.units import others
 from isthmus.errors import InputError, IsthmusError
 from isthmus.paths.full_rank import RowSolver
-from isthmus.stability.sublevel import RANK, singular_values
+from isthmus.premises.sublevel import RANK, singular_values
 
 __all__ = [
     "Unreachable",

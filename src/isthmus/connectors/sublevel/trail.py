@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from isthmus.connectors.moves.units import Label, Walk
 from isthmus.connectors.sublevel.columns import (
     Unreachable,
     Vertex,
@@ -16,12 +17,11 @@ from isthmus.connectors.sublevel.columns import (
     least_squares,
     replace_features,
 )
-from isthmus.connectors.walk import Label, Walk
 from isthmus.params import Params, cast, share
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Segment
 from isthmus.paths.full_rank import RowSolver
 from isthmus.paths.level_curve import leaky, preimage
-from isthmus.stability.sublevel import RANK, LevelNetwork, singular_values
+from isthmus.premises.sublevel import RANK, LevelNetwork, singular_values
 from isthmus.structure.activations import design
 from isthmus.structure.chain import Weights
 

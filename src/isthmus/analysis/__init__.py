@@ -1,0 +1,1 @@
+"""Questions about networks and paths whose answer is no path of a method."""

@@ -1,0 +1,1 @@
+"""Linear networks: paths in a level set."""

@@ -1,0 +1,324 @@
+"""The work list of Dynamic String Sampling: beads and segments, one piece of work at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from isthmus.connectors.base import PROVERS, Connection, Outcome, Progress, describe
+from isthmus.connectors.strings.beads import Part, Trained, Trainer, pack, unpack
+from isthmus.connectors.strings.threshold import Threshold
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.params import Params, distance, equal, lerp, norm
+from isthmus.paths import Curve, Path
+from isthmus.training.fit import Checkpoint
+
+if TYPE_CHECKING:
+    from isthmus.connectors.strings.sampling import StringSampling
+
+NOISE = 0.1
+"""The distance, in lengths of its segment, at which a bead that failed starts anew."""
+
+PERSISTS = 0.8
+"""The part of the excess over the threshold that is left where a maximum persists; it falls to far less elsewhere."""
+
+
+@dataclass(eq=False)
+class Bead:
+    """A point of the string: its value, at which depth it was put in, and what its training took."""
+
+    params: Params
+    value: float
+    depth: int
+    steps: int = 0
+    training: str = "an end"
+
+
+@dataclass
+class Span:
+    """A segment that was met: the beads at its ends (by number), its length, and what was seen on it.
+
+    `chain` holds (depth, length, maximum) of the segments it came from by halving, and its own. `state`: "new" (not
+    looked at yet), "open" (above the threshold), "halved", "below", "proved", or why nothing more is done: "failed",
+    "persistent", "deep".
+    """
+
+    left: int
+    right: int
+    depth: int
+    length: float
+    chain: list[list[float]] = field(default_factory=list)
+    state: str = "new"
+    max: float | None = None
+    t: float = 0.5
+    samples: int = 0
+    spacing: float = 1.0
+    bound: float | None = None
+
+
+class Work:
+    """The work list: beads, spans, and one piece of work at a time, so that it can be stopped and go on."""
+
+    def __init__(
+        self,
+        method: StringSampling,
+        limit: Threshold,
+        trainer: Trainer,
+        generator: torch.Generator,
+        progress: Progress,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.method, self.limit, self.trainer, self.progress = method, limit, trainer, progress
+        # one seed per depth: what becomes of a bead does not depend on when its turn is
+        self.seeds = [int(torch.randint(2**62, (), generator=generator)) for _ in range(method.depth)]
+        self.checkpoint, self.kept = checkpoint, None if checkpoint is None else checkpoint.load()
+        self.beads: list[Bead] = []
+        self.order: list[int] = []
+        self.spans: list[Span] = []
+        self.pending: list[Trained] = []
+        self.attempt = self.ticks = self.lost = 0
+
+    def begin(self, a: Params, b: Params) -> None:
+        """Start with the straight line, or where the checkpoint stands."""
+        if self.kept is not None:
+            self._restore(*self.kept)
+            if not equal(self.beads[0].params, a) or not equal(self.beads[1].params, b):
+                raise InputError("checkpoint", expected="the state of the same search", got="that of other networks")
+            self.beads[0].params, self.beads[1].params = a, b
+            return
+        self.beads = [Bead(p, self.limit.of(p), 0) for p in (a, b)]
+        self.order = [0, 1]
+        self.spans = [Span(0, 1, 0, distance(a, b))]
+
+    def step(self) -> bool:
+        """Look at one new segment, or train the beads of the next group; False when nothing is left to do."""
+        fresh = next((s for s in self.spans if s.state == "new"), None)
+        if fresh is not None:
+            self._look(fresh)
+        else:
+            group = self._group()
+            if not group or (self.spent >= self.method.budget and not self.pending):
+                if self.checkpoint is not None:
+                    self.checkpoint.save(*self._pack())
+                return False
+            self._insert(group)
+        self.ticks += 1
+        if self.checkpoint is not None and self.checkpoint.due(self.ticks):
+            self.checkpoint.save(*self._pack())
+        return True
+
+    # -- looking at a segment
+
+    def _look(self, span: Span) -> None:
+        left, right = self.beads[span.left].params, self.beads[span.right].params
+        curve = Curve((left, right))
+        seen = self.limit.scan(curve)
+        span.max, span.t, span.samples, span.spacing = seen.max, seen.t, seen.samples, seen.spacing
+        span.chain = [*span.chain, [span.depth, span.length, seen.max if isfinite(seen.max) else 1e300]]
+        done = sum(s.state != "new" for s in self.spans)
+        self.progress("looking at segments", done, len(self.spans))
+        if seen.max <= self.limit.value and not (self.method.always and span.depth == 0):
+            span.state = "below"
+            if not self.method.certify or self._prove(span, curve):
+                return
+        span.state = "open"
+        if max(self.beads[span.left].value, self.beads[span.right].value) > self.limit.value:
+            span.state = "failed"
+        elif self._persists(span):
+            span.state = "persistent"
+        elif span.depth >= self.method.depth:
+            span.state = "deep"
+
+    def _prove(self, span: Span, curve: Curve) -> bool:
+        if not PROVERS:
+            raise UnsupportedError("certify=True", "isthmus.certify is not loaded", "import isthmus")
+        goal, top = self.limit.loss, self.limit.objective.loss
+        seen = max(top(p) for p in (curve.start, curve.at(span.t), curve.end))
+        gap = (goal - seen) / seen if seen > 0 else 1.0
+        proof = PROVERS[0](self.limit.objective, Path((curve,)), max(gap, 1e-6), budget=self.method.effort)
+        if not proof.proved:
+            raise UnsupportedError(
+                type(self.limit.objective.skeleton).__name__,
+                "the loss on a segment can only be measured for this network, not bounded",
+                "write certify=False",
+            )
+        span.bound = self.limit.value * proof.bound / goal if self.limit.quantity == "loss" else None
+        if proof.bound <= goal:
+            span.state = "proved"
+        return proof.bound <= goal
+
+    def _persists(self, span: Span) -> bool:
+        """Whether most of the excess of `patience` generations ago is still there."""
+        if len(span.chain) <= self.method.patience:
+            return False
+        now, then = (span.chain[i][2] - self.limit.value for i in (-1, -1 - self.method.patience))
+        return now > 0 and now > PERSISTS * then
+
+    # -- putting beads
+
+    @property
+    def spent(self) -> int:
+        """Gradient steps so far."""
+        return self.lost + sum(b.steps for b in self.beads) + sum(b.steps for b in self.pending)
+
+    def _group(self) -> list[Span]:
+        """The open segments that come next: all of the least depth, or the first on the way from a to b."""
+        place = {bead: i for i, bead in enumerate(self.order)}
+        waiting = sorted((s for s in self.spans if s.state == "open"), key=lambda s: place[s.left])
+        if self.method.order == "depth":
+            return waiting[:1]
+        least = min((s.depth for s in waiting), default=0)
+        return [s for s in waiting if s.depth == least]
+
+    def _insert(self, group: list[Span]) -> None:
+        """Train the beads of a group, or once more those that failed; when that is over, put them into the string."""
+        method, limit, depth = self.method, self.limit.value, group[0].depth
+        rows = [i for i in range(len(group)) if not self.pending or self.pending[i].value > limit]
+        part = None if self.checkpoint is None else Part(self.checkpoint, "training", self._pack, self.kept)
+        trained = self.trainer.train(
+            [self._start(group[i]) for i in rows], method.alpha * limit,
+            steps=min(method.steps, -(-(method.budget - self.spent) // len(rows))), seed=self.seeds[depth],
+            checkpoint=part, progress=self.progress, what=f"training beads at depth {depth + 1}",
+        )  # fmt: skip
+        for i, found in zip(rows, trained, strict=True):
+            if not self.attempt:
+                self.pending.append(found)
+                continue
+            steps, best = self.pending[i].steps + found.steps, min(self.pending[i], found, key=lambda x: x.value)
+            self.pending[i] = replace(best, steps=steps)
+        self.attempt += 1
+        good = all(found.value <= limit for found in self.pending)
+        if good or self.attempt >= method.attempts or self.spent >= method.budget:
+            for span, found in zip(group, self.pending, strict=True):
+                if found.value <= limit or self.attempt >= method.attempts:
+                    self._halve(span, found)
+                else:  # the budget cut its training short: the segment stays open
+                    self.lost += found.steps
+            self.pending, self.attempt = [], 0
+
+    def _start(self, span: Span) -> Params:
+        """Where the bead of a segment starts: on it, and after a failure beside it."""
+        left, right = self.beads[span.left].params, self.beads[span.right].params
+        above = (span.max or 0) > self.limit.value  # else it could not be proved: any place shortens it
+        t = min(max(span.t, 0.1), 0.9) if self.method.position == "maximum" and above else 0.5
+        point = lerp(left, right, t)
+        if not self.attempt:
+            return point
+        return beside(point, left, right, self.seeds[span.depth] + self.attempt, self.trainer.objective.parameter_names)
+
+    def _halve(self, span: Span, found: Trained) -> None:
+        number = len(self.beads)
+        self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.outcome.training))
+        self.order.insert(self.order.index(span.left) + 1, number)
+        span.state = "halved"
+        for left, right in ((span.left, number), (number, span.right)):
+            length = distance(self.beads[left].params, self.beads[right].params)
+            self.spans.append(Span(left, right, span.depth + 1, length, span.chain))
+
+    # -- the state as tensors and plain values
+
+    def _pack(self) -> tuple[Params, dict[str, Any]]:
+        tensors = {f"bead/{i}/{k}": v for i, bead in enumerate(self.beads) for k, v in bead.params.items()}
+        beads = [[b.value if isfinite(b.value) else None, b.depth, b.steps, b.training] for b in self.beads]
+        spans = [asdict(s) | {"max": s.max if s.max is None or isfinite(s.max) else "inf"} for s in self.spans]
+        pending, more = pack(self.pending)
+        values = {**self._same(), "beads": beads, "order": self.order, "spans": spans, "attempt": self.attempt}
+        values["lost"] = self.lost
+        return {**tensors, **pending}, {**values, **more}
+
+    def _same(self) -> dict[str, Any]:
+        """What must be the same to go on; a search may go on with a larger budget or depth."""
+        method = {k: v for k, v in describe(self.method).items() if k not in ("budget", "depth")}
+        return {"method": method, "limit": self.limit.value, "seed": self.seeds[0]}
+
+    def _restore(self, tensors: Params, values: dict[str, Any]) -> None:
+        if any(values.get(k) != v for k, v in self._same().items()):
+            raise InputError("checkpoint", expected="the state of the same search", got="that of another one")
+        for i, (value, depth, steps, training) in enumerate(values["beads"]):
+            prefix = f"bead/{i}/"
+            # copied into torch's own memory: kernels may add in another order elsewhere
+            params = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
+            params = {k: params[k] for k in self.trainer.order}
+            self.beads.append(Bead(params, float("inf") if value is None else value, depth, steps, training))
+        self.order, self.attempt, self.lost = values["order"], values["attempt"], values["lost"]
+        self.pending = unpack(tensors, values)
+        self.spans = [
+            Span(**row | {"max": float("inf") if row["max"] == "inf" else row["max"]}) for row in values["spans"]
+        ]
+        for span in self.spans:
+            if span.state == "deep" and span.depth < self.method.depth:
+                span.state = "open"
+
+    # -- the result
+
+    def connection(self) -> Connection:
+        """The string as it is, with what was seen."""
+        now = {s.left: s for s in self.spans if s.state != "halved"}
+        spans = [now[i] for i in self.order[:-1]]
+        path = Path.through([self.beads[i].params for i in self.order])
+        states = {s.state for s in spans}
+        if states <= {"below", "proved"}:
+            outcome = Outcome.CONSTRUCTED
+        elif "persistent" in states:
+            outcome = Outcome.SUSPECTED_DISCONNECTION
+        else:
+            outcome = Outcome.BEAD_FAILED if "failed" in states else Outcome.BUDGET_EXHAUSTED
+        words = {"below": "sampled below", "proved": "proved below", "failed": "above, beside a bead that failed,"}
+        labels = [
+            f"{words.get(s.state, 'above')} {self.limit.value:.4g} (max {s.max:.4g}, depth {s.depth})" for s in spans
+        ]
+        return Connection(path, self.beads[1].params, outcome, self._stats(spans, path) | {"segments": labels})
+
+    def _stats(self, spans: list[Span], path: Path) -> dict[str, Any]:
+        beads = [self.beads[i] for i in self.order]
+        stats: dict[str, Any] = {
+            "threshold": {"quantity": self.limit.quantity, "value": self.limit.value, "on": self.method.on},
+            "threshold_from": self.limit.origin,
+            "notes": self.limit.notes([b.value for b in beads], max(s.max or 0.0 for s in spans)),
+            "beads": len(beads) - 2,
+            "depth": max(b.depth for b in beads),
+            "normalized_length": path.normalized_length,
+            "gradient_steps": self.spent,
+            "evaluations": sum(s.samples for s in self.spans),
+            "sampling": {"points": self.method.points, "largest_spacing": max(s.spacing for s in spans)},
+            "batched": self.trainer.together,
+            "maximum": max(s.max or 0.0 for s in spans),
+            "rounds": self._rounds(),
+            "values": [b.value for b in beads],
+            "born": [b.depth for b in beads],
+            "trainings": [b.training for b in beads],
+        }
+        if self.method.certify:
+            stats["bounds"] = [s.bound for s in spans]
+        if worst := max((s for s in spans if s.state == "persistent"), key=lambda s: s.max or 0.0, default=None):
+            stats["evidence"] = [{"depth": d, "length": n, "maximum": m} for d, n, m in worst.chain]
+        return stats
+
+    def _rounds(self) -> list[dict[str, Any]]:
+        """One row per depth: beads, their steps, segments looked at, those above the threshold, largest value."""
+        rows = []
+        for depth in range(1 + max(s.depth for s in self.spans)):
+            spans = [s for s in self.spans if s.depth == depth]
+            beads = [b for b in self.beads[2:] if b.depth == depth]
+            above = [s for s in spans if s.state not in ("below", "proved")]
+            top = max(s.max or 0.0 for s in spans)
+            steps = sum(b.steps for b in beads)
+            rows.append({"depth": depth, "beads": len(beads), "steps": steps, "segments": len(spans)})
+            rows[-1] |= {"above": len(above), "maximum": top}
+        return rows
+
+
+def beside(point: Params, left: Params, right: Params, seed: int, names: Sequence[str]) -> Params:
+    """A point near `point`, ``NOISE`` times the distance of its neighbours away in a random direction.
+
+    Units that are equal in the middle between two permutations stay equal in training; noise tells them apart.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    moved = [k for k in point if k in set(names)]
+    noise = {k: torch.randn(point[k].shape, generator=generator, dtype=torch.float64).to(point[k]) for k in moved}
+    size = NOISE * distance(left, right) / norm(noise)
+    return point | {k: point[k] + size * v for k, v in noise.items()}

@@ -1,0 +1,101 @@
+"""The outputs of T networks of one shape at once: stacked weights, one batched product per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.params import Params
+from isthmus.program.export import Node, Ref
+from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, flattens, padded, reshape
+
+
+def stack(networks: Sequence[Mapping[str, Tensor]]) -> Params:
+    """T networks with the same keys and shapes as one dictionary, the network on axis 0 of every tensor.
+
+    >>> stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"]
+    tensor([[0., 0.],
+            [1., 1.]])
+    """
+    return {k: torch.stack([p[k] for p in networks]) for k in networks[0]}
+
+
+def gather(h: Tensor, units: Tensor) -> Tensor:
+    """The features that each network reads, side by side on axis 1: [B, T K, ...] from h [B, n, ...], units [T, K]."""
+    return h.index_select(1, units.flatten())
+
+
+def forward_stacked(chain: Chain, params: Mapping[str, Tensor], h: Tensor, first: int, count: int) -> Tensor:
+    """The outputs [T, B, n_L, ...] of T = `count` networks, from their features [B, T K, ...] that enter layer `first`.
+
+    Up to the last flattening the networks stand side by side on the channel axis, [B, T channels, ...], and a
+    convolution has T groups; from the first linear layer on they stand on an axis of their own, [T, B, units]. The
+    result is that of T calls of ``chain.forward``, up to rounding.
+    """
+    apart = False
+    for l in range(first, chain.L + 1):
+        for node in chain.layer(l).nodes:
+            if not apart and (flattens(node) or node.op == AFFINE[0]):
+                h, apart = _apart(h, count), True
+            if node.op not in RESHAPE:
+                h = _apply(node, params, h, count, apart)
+            elif not apart:
+                h = reshape(node, h)
+    return h if apart else h.unflatten(1, (count, h.shape[1] // count)).movedim(1, 0)
+
+
+def _apart(h: Tensor, count: int) -> Tensor:
+    """[B, T channels, ...] -> [T, B, all features of a network]."""
+    return h.unflatten(1, (count, h.shape[1] // count)).flatten(2).transpose(0, 1)
+
+
+def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor, count: int, apart: bool) -> Tensor:
+    units = params[_given(node)["weight"].name].shape[1] if node.op in AFFINE else h.shape[2 if apart else 1]
+    if node.op != AFFINE[0] and (not h.numel() or not units):
+        # as in a chain, a channel of zeros stands in for none
+        if apart:
+            return h
+        own = {name: padded(params[name]) for name in node.refs() if name in params}
+        h = h if h.shape[1] else h.new_zeros(len(h), count, *h.shape[2:])
+        return _on(node, own, h, count, apart)[:, : count * units]
+    return _on(node, params, h, count, apart)
+
+
+def _on(node: Node, params: Mapping[str, Tensor], h: Tensor, count: int, apart: bool) -> Tensor:
+    if node.op in AFFINE:
+        given = _given(node)
+        weight = params[given["weight"].name]
+        bias = params[given["bias"].name] if isinstance(given.get("bias"), Ref) else None
+        if node.op == AFFINE[0]:
+            W = weight.transpose(1, 2)
+            return torch.bmm(h, W) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, W)
+        given |= {
+            "input": h,
+            "weight": weight.flatten(0, 1),
+            "bias": None if bias is None else bias.flatten(),
+            "groups": count * given.get("groups", 1),
+        }
+        return node.target(**given)
+    if node.op in NORM:
+        given = {k: params[v.name].flatten() if isinstance(v, Ref) else v for k, v in _given(node).items()}
+        side_by_side = h.transpose(0, 1).flatten(1) if apart else h
+        out = node.target(**(given | {"input": side_by_side}))
+        return _apart(out, count) if apart else out
+    # every other operation of a chain treats examples and units one by one
+    rows = h.flatten(0, 1) if apart else h
+    out = node.target(
+        *(rows if isinstance(v, Ref) else v for v in node.args),
+        **{k: rows if isinstance(v, Ref) else v for k, v in node.kwargs.items()},
+    )
+    return out.unflatten(0, (count, -1)) if apart else out
+
+
+def _given(node: Node) -> dict[str, Any]:
+    """The arguments of an operation by name; the flowing value, "input", is left out."""
+    schema: Any = getattr(node.target, "_schema")  # noqa: B009 - only torch's own operations have one
+    names = [argument.name for argument in schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return {k: v for k, v in given.items() if k != "input"}

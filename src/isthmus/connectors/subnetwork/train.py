@@ -1,0 +1,309 @@
+"""Training the subnetworks xi_l of Nguyen, Brechet, Mondelli 2021: one, or many draws as one batched problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from isthmus.connectors.base import Outcome, Progress
+from isthmus.connectors.moves.units import Units, network_of, others
+from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
+from isthmus.objective import Objective
+from isthmus.objective.data import single
+from isthmus.params import Params
+from isthmus.stability.dropout.search import Dropped
+from isthmus.stability.dropout.subsets import rescaling
+from isthmus.structure.chain import Chain, Weights
+from isthmus.training.fit import Fitted, Recipe, fit, fit_together
+
+CONVEX = Recipe("lbfgs", steps=200)
+"""How xi_{L-1}, a convex problem, is solved: L-BFGS until a step of 20 iterations gains less than 1e-9 of the loss."""
+
+ROWS = 8192
+"""Rows (examples x draws) that a check of stacked networks takes at a time: what stays in the processor's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Where a training starts: the units I_l = `held` that xi_l reads, and its first weights."""
+
+    held: Tensor
+    weights: Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Subnet:
+    """A trained xi_l: the weights of layers l + 1 .. L in compact form, and its loss on all examples."""
+
+    l: int
+    held: Tensor
+    weights: Weights
+    loss: float
+    steps: int
+    outcome: Outcome
+
+    def measure(self, objective: Objective, chain: Chain, params: Params) -> tuple[float, float]:
+        """(loss, error) on the objective's data, from the features that `params` computes; no penalty."""
+        return measure(objective, chain, params, self.l, self.held, self.weights)
+
+
+def measure(
+    objective: Objective, chain: Chain, params: Params, l: int, held: Tensor, weights: Weights
+) -> tuple[float, float]:
+    """(loss, error) of the subnetwork `weights` that reads the units `held` of layer l of `params`; no penalty.
+
+    For l = 0 it reads the whole input.
+    """
+    small = network_of(chain, weights, params)
+
+    def features(x: Tensor) -> Tensor:
+        return chain.features(params, x, l, len(x)).index_select(1, held) if l else x
+
+    x, y = objective.data
+    parts = zip(single(x).split(objective.chunk), y.split(objective.chunk), strict=True)
+    with torch.no_grad():
+        return objective.of_outputs((chain.forward(small, features(p), l + 1), q) for p, q in parts)
+
+
+def sizes(widths: Mapping[int, int], fraction: Mapping[int, float]) -> dict[int, int]:
+    """K_l = ceil(fraction * n_l), rounding errors of the product left out.
+
+    >>> sizes({1: 9, 2: 100}, {1: 0.5, 2: 0.55})
+    {1: 5, 2: 55}
+    """
+    return {l: ceil(fraction[l] * n - 1e-9) for l, n in widths.items()}
+
+
+def draw_units(widths: Mapping[int, int], K: Mapping[int, int], generator: torch.Generator, first: int = 1) -> Units:
+    """Uniformly random subsets I_l of K_l units for the layers from `first` on, ascending."""
+    return {
+        l: torch.randperm(n, generator=generator)[: K[l]].sort().values for l, n in widths.items() if l >= max(1, first)
+    }
+
+
+def filled(kept: Tensor, n: int, K: int, generator: torch.Generator) -> Tensor:
+    """A set of K of n units that holds `kept` and random others, ascending.
+
+    >>> filled(torch.tensor([1]), 2, 2, torch.Generator())
+    tensor([0, 1])
+    """
+    rest = others(n, kept)
+    rest = rest[torch.randperm(len(rest), generator=generator)[: K - len(kept)].to(rest.device)]
+    return torch.cat([kept, rest]).sort().values
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """First weights of xi_l. `held`: for each layer p >= l the units I_p; xi_l reads I_l and has n_p - |I_p| units."""
+
+    chain: Chain
+    params: Params
+    l: int
+    held: Units
+
+    @property
+    def reads(self) -> Tensor:
+        """I_l; all inputs for l = 0."""
+        return self.held[self.l] if self.l else torch.arange(self.chain.widths[0])
+
+    @property
+    def rows(self) -> Units:
+        """For p > l the units outside I_p: as many as xi_l has, and the ones whose weights it starts from."""
+        widths, L = self.chain.widths, self.chain.L
+        return {p: others(widths[p], self.held[p]) for p in range(self.l + 1, L)} | {L: torch.arange(widths[L])}
+
+    def columns(self, p: int) -> Tensor:
+        """The units of layer p - 1 that xi_l has or reads."""
+        return self.reads if p == self.l + 1 else self.rows[p - 1]
+
+    def theta(self) -> Draw:
+        """The network's own weights on these units, scaled up by the share of the inputs that is left."""
+        own, A, b = self.chain.read(self.params), {}, {}
+        for p, rows in self.rows.items():
+            columns = self.columns(p)
+            A[p] = own.A[p][rows][:, columns] * rescaling(self.chain.widths[p - 1], len(columns))
+            b[p] = own.b[p][rows]
+        return Draw(self.reads, Weights(A, b))
+
+    def random(self, generator: torch.Generator) -> Draw:
+        """He's random weights, biases 0, BatchNorm at its neutral values."""
+        chain, A, b = self.chain, {}, {}
+        own = chain.read(self.params)
+        for p, rows in self.rows.items():
+            shape = (len(rows), len(self.columns(p)), own.A[p].shape[2])
+            gain = (1 if p == chain.L else 2) / max(1, shape[1] * shape[2])
+            A[p] = torch.randn(shape, generator=generator, dtype=torch.float64).to(own.A[p]) * gain**0.5
+            ones = [float(v.endswith((".weight", "running_var"))) for v in chain.layer(p).vectors]
+            b[p] = torch.tensor(ones).to(own.A[p]).expand(len(rows), -1)
+        return Draw(self.reads, Weights(A, b))
+
+    def dropout(self, dropped: Dropped) -> Draw:
+        """The network theta_{l,d} of Corollary 4.2 itself (theta_{1,d} for l = 0): the same outputs.
+
+        Its kept units must lie in I_l and be at most as many as xi_l has; xi_l's further units start from the
+        network's own rows, and no kept unit reads them.
+        """
+        small, draw = dropped.layers(self.chain.read(self.params), self.chain.L), self.theta()
+        A, b = {}, {}
+        for p in self.rows:
+            columns = torch.arange(small.A[p].shape[1])
+            if p == self.l + 1 and self.l:
+                columns = torch.searchsorted(self.reads, dropped.kept[self.l])
+            A[p], b[p] = draw.weights.A[p].clone(), draw.weights.b[p].clone()
+            n = len(small.A[p])
+            A[p][:n] = 0
+            A[p][:n, columns] = small.A[p]
+            b[p][:n] = small.b[p]
+        return Draw(self.reads, Weights(A, b))
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """The one way in which the xi_l are trained: by `recipe`, and by L-BFGS where the problem is convex."""
+
+    objective: Objective
+    chain: Chain
+    recipe: Recipe
+    generator: torch.Generator
+    progress: Progress
+    _last: dict[tuple[int, int], tuple[Params, Tensor]] = field(default_factory=dict, repr=False)
+
+    def features(self, params: Params, l: int) -> Tensor:
+        """f_l on all examples; those asked for last are kept."""
+        key = (id(params), l)
+        if key not in self._last:
+            self._last.clear()
+            h = self.chain.features(params, single(self.objective.data[0]), l, self.objective.chunk)
+            self._last[key] = (params, h)  # with the parameters, so that their id stays theirs
+        return self._last[key][1]
+
+    def convex(self, l: int) -> bool:
+        """Whether only the last layer is trained, with a loss that is convex in the outputs."""
+        return l == self.chain.L - 1 and self.objective.convex
+
+    def train(
+        self,
+        l: int,
+        params: Params,
+        draws: Sequence[Draw],
+        *,
+        target: float,
+        what: str,
+        steps: int | None = None,
+        enough: int | None = None,
+    ) -> list[Subnet]:
+        """xi_l on the features of `params`, from every draw; stops when `enough` (default: all) are at `target`.
+
+        Several draws are trained as one problem with stacked weights, on the same batches; the convex ones, which
+        L-BFGS solves at different speeds, one after another until enough of them are at the target (then fewer
+        subnetworks than draws are returned).
+        """
+        h = self.features(params, l)
+        recipe = CONVEX if self.convex(l) else replace(self.recipe, steps=steps or self.recipe.steps)
+        if len(draws) > 1 and recipe.optimizer != "lbfgs":
+            return self._together(l, params, h, draws, recipe, target, what, enough)
+        out: list[Subnet] = []
+        for draw in draws:
+            out.append(self._alone(l, params, h, draw, recipe, target, what))
+            if sum(s.loss <= target for s in out) >= (len(draws) if enough is None else enough):
+                break
+        return out
+
+    def _names(self, l: int) -> list[str]:
+        return [n for p in range(l + 1, self.chain.L + 1) for n in self.chain.layer(p).trainable]
+
+    def _alone(self, l: int, params: Params, h: Tensor, draw: Draw, recipe: Recipe, target: float, what: str) -> Subnet:
+        objective, chain, y = self.objective, self.chain, self.objective.data[1]
+        h = h[:, draw.held].contiguous() if l else h
+        start, names = network_of(chain, draw.weights, params), self._names(l)
+        fixed = {n: v for n, v in start.items() if n not in names}
+
+        def batch_loss(small: Params, index: Tensor) -> Tensor:
+            return objective.example_losses(chain.forward({**fixed, **small}, h[index], l + 1), y[index]).mean()
+
+        def full_loss(small: Params) -> float:
+            parts = zip(h.split(objective.chunk), y.split(objective.chunk), strict=True)
+            with torch.no_grad():
+                return objective.of_outputs((chain.forward({**fixed, **small}, p, l + 1), q) for p, q in parts)[0]
+
+        fitted = fit(
+            batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, recipe,
+            generator=self.generator, target=target, progress=self.progress, what=what,
+        )  # fmt: skip
+        return self._subnet(l, draw, fixed, fitted)
+
+    def _together(
+        self,
+        l: int,
+        params: Params,
+        h: Tensor,
+        draws: Sequence[Draw],
+        recipe: Recipe,
+        target: float,
+        what: str,
+        enough: int | None,
+    ) -> list[Subnet]:
+        objective, y, T = self.objective, self.objective.data[1], len(draws)
+        every = torch.arange(h.shape[1])  # inputs that are flattened later have fewer channels than entries
+        units = torch.stack([d.held if l else every for d in draws]).to(h.device)
+        starts, names = [network_of(self.chain, d.weights, params) for d in draws], self._names(l)
+        start = stack(starts)
+        fixed = {n: v for n, v in start.items() if n not in names}
+
+        def losses(small: Params, h: Tensor, y: Tensor) -> Tensor:
+            z = forward_stacked(self.chain, {**fixed, **small}, gather(h, units), l + 1, T)
+            return objective.example_losses(z.flatten(0, 1), y.expand(T, *y.shape).flatten(0, 1)).unflatten(0, (T, -1))
+
+        def batch_loss(small: Params, index: Tensor) -> Tensor:
+            return losses(small, h[index], y[index]).mean(1).sum()
+
+        def full_losses(small: Params) -> list[float]:
+            chunk = max(1, min(objective.chunk, ROWS) // T)
+            with torch.no_grad():
+                parts = zip(h.split(chunk), y.split(chunk), strict=True)
+                sums: Tensor = sum(losses(small, p, q).double().sum(1) for p, q in parts)  # type: ignore[assignment]
+            return (sums / len(y)).tolist()
+
+        fitted = fit_together(
+            batch_loss, full_losses, {n: start[n] for n in names}, objective.num_examples, recipe,
+            generator=self.generator, target=target, enough=enough, progress=self.progress, what=what,
+        )  # fmt: skip
+        kept = [{n: v for n, v in small.items() if n not in names} for small in starts]
+        return [self._subnet(l, d, own, f) for d, own, f in zip(draws, kept, fitted, strict=True)]
+
+    def _subnet(self, l: int, draw: Draw, fixed: Params, fitted: Fitted) -> Subnet:
+        chain, small = self.chain, {**fixed, **fitted.params}
+        A, b = {}, {}
+        for p in range(l + 1, chain.L + 1):
+            weight = small[chain.layer(p).weight]
+            A[p] = weight.reshape(len(weight), *draw.weights.A[p].shape[1:])
+            columns = [small[v] for v in chain.layer(p).vectors]
+            b[p] = torch.stack(columns, 1) if columns else weight.new_zeros(len(weight), 0)
+        return Subnet(l, draw.held, Weights(A, b), fitted.loss, fitted.steps, fitted.outcome)
+
+
+def widened(subnet: Subnet, held: Tensor) -> Draw:
+    """The same function, reading the larger set `held`: columns of zero for the units that join."""
+    l, A = subnet.l, dict(subnet.weights.A)
+    old = A[l + 1]
+    A[l + 1] = old.new_zeros(old.shape[0], len(held), old.shape[2])
+    A[l + 1][:, torch.searchsorted(held, subnet.held)] = old
+    return Draw(held, Weights(A, subnet.weights.b))
+
+
+def narrowed(subnet: Subnet, p: int, count: int) -> Draw:
+    """The subnetwork with only `count` units in layer p: those of the largest incoming times outgoing weights."""
+    A, b = dict(subnet.weights.A), dict(subnet.weights.b)
+    size = A[p].flatten(1).norm(dim=1) * A[p + 1].transpose(0, 1).flatten(1).norm(dim=1)
+    keep = size.argsort(descending=True)[:count].sort().values
+    A[p], b[p], A[p + 1] = A[p][keep], b[p][keep], A[p + 1][:, keep]
+    return Draw(subnet.held, Weights(A, b))
+
+
+def best(subnets: Sequence[Subnet]) -> int:
+    """The index of the lowest loss, the first of them; NaN is never the best."""
+    return min(range(len(subnets)), key=lambda t: subnets[t].loss if subnets[t].loss == subnets[t].loss else torch.inf)

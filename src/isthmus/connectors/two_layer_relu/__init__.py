@@ -1,0 +1,1 @@
+"""Two-layer ReLU networks with an l1 penalty."""

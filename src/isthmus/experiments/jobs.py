@@ -1,0 +1,306 @@
+"""The cells that most experiments are made of: a trained network, and one method on one pair of networks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isthmus import pipeline as runs
+from isthmus.certify import certify
+from isthmus.certify.certify import BUDGET
+from isthmus.connectors import Connection, Connector, connect
+from isthmus.connectors.base import Search
+from isthmus.data import Dataset, load
+from isthmus.errors import InputError
+from isthmus.evaluate import profile
+from isthmus.models import MODELS, by_name, seeded
+from isthmus.objective import Objective
+from isthmus.params import Params, cast, check_ends
+from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
+from isthmus.sweep import Cell, Job
+from isthmus.training.fit import Recipe
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained and measured: a network by name, data, loss and precision, in the words of the command line.
+
+    `examples`, `tests`: only the first so many training and test examples; None for all, ``tests=0`` for none.
+
+    >>> Problem("mlp:64-20x2-10", "digits").label
+    'mlp:64-20x2-10 on digits'
+    """
+
+    model: str
+    data: str = "digits"
+    examples: int | None = None
+    loss: str = "cross_entropy"
+    dtype: str = "float64"
+    tests: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise InputError("dtype", expected="float32 or float64", got=repr(self.dtype))
+        if self.loss not in ("cross_entropy", "mse"):
+            raise InputError("loss", expected="cross_entropy or mse", got=repr(self.loss))
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.model} on {self.data}"
+
+    def digests(self) -> dict[str, str]:
+        """Of the data and, where the network is defined in a file, of that file."""
+        found = {"data": _data_digest(self.data, _stamp(self.data))}
+        file = self.model.rpartition(":")[0]
+        if file.endswith(".py") and self.model.partition(":")[0] not in MODELS:
+            found["model"] = _file_digest(file, _stamp(file))
+        return found
+
+    def dataset(self) -> Dataset:
+        """The examples, as the network takes them."""
+        return runs.inputs_of(self.model, load(self.data).subset(self.examples, self.tests or None))
+
+    def module(self, data: Dataset, seed: int = 0) -> torch.nn.Module:
+        """The network with the weights of that seed."""
+        made = seeded(lambda: by_name(self.model, inputs=data.shape, outputs=data.classes or None), seed)
+        return made.to(_DTYPES[self.dtype])
+
+    def objectives(self) -> tuple[Objective, Objective | None]:
+        """On the training examples and, where there are some, on the test examples."""
+        data, kind = self.dataset(), _DTYPES[self.dtype]
+        train = Objective(self.module(data).eval(), self.loss, (data.x_train, data.y_train), dtype=kind)
+        if data.x_test is None or data.y_test is None or self.tests == 0:
+            return train, None
+        return train, train.on((data.x_test, data.y_test))
+
+
+def _stamp(name: str) -> tuple[float, ...]:
+    """Changes when a file of that name changes."""
+    try:
+        info = os.stat(name)
+    except OSError:
+        return ()
+    return info.st_mtime_ns, info.st_size
+
+
+@lru_cache(maxsize=64)
+def _data_digest(name: str, stamp: tuple[float, ...]) -> str:
+    return load(name).digest
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(name: str, stamp: tuple[float, ...]) -> str:
+    return hashlib.sha256(Path(name).read_bytes() if stamp else b"").hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _weights_digest(weights: Weights, stamp: tuple[float, ...]) -> str:
+    return digest(weights.read())
+
+
+@dataclass(frozen=True)
+class Network(Cell):
+    """A network trained from its own seed until its training loss is at most `target`; shared by all experiments."""
+
+    problem: Problem
+    seed: int = 0
+    recipe: Recipe = field(default_factory=Recipe)
+    target: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target < float("inf"):
+            raise InputError("target", expected="a number >= 0", got=self.target)
+
+    @property
+    def group(self) -> str:
+        """One folder for all."""
+        return "networks"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"train {self.problem.label}, seed {self.seed}"
+
+    def digests(self) -> Mapping[str, str]:
+        """Of the problem."""
+        return self.problem.digests()
+
+    def needs(self) -> tuple[Cell, ...]:
+        """Nothing."""
+        return ()
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """Train, resuming where a killed run was; the weights are in params.safetensors."""
+        data = self.problem.dataset()
+        module = self.problem.module(data, self.seed)
+        x = data.cast(_DTYPES[self.problem.dtype]).x_train
+        fitted = runs.train(
+            module, (x, data.y_train), self.recipe,
+            seed=self.seed, loss=self.problem.loss, target=self.target, checkpoint=job.checkpoint("training"),
+        )  # fmt: skip
+        about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
+        save_params(fitted.params, job.folder / "params.safetensors", about)
+        return {
+            "loss": fitted.loss,
+            "steps": fitted.steps,
+            "outcome": fitted.outcome.name,
+            "params": digest(fitted.params),
+        }
+
+    def params(self, job: Job) -> Params:
+        """The trained weights."""
+        return load_params(job.load(self).folder / "params.safetensors")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network that somebody else trained: a checkpoint file, and the ``key`` of ``load_params`` in it."""
+
+    problem: Problem
+    path: str
+    key: str | None = field(default=None, metadata={"later": True})
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return Path(self.path).name
+
+    def digests(self) -> dict[str, str]:
+        """Of the problem and of the weights."""
+        held = _weights_digest(self, _stamp(self.path))
+        return self.problem.digests() | {f"weights {self.path}": held}
+
+    def read(self) -> Params:
+        """The weights, under the names of the problem's network."""
+        return load_params(self.path, key=self.key, like=self.problem.module(self.problem.dataset()))
+
+    def params(self, job: Job) -> Params:
+        """The weights, in the precision of the problem."""
+        return cast(self.read(), _DTYPES[self.problem.dtype])
+
+
+@dataclass(frozen=True)
+class On:
+    """A trained network taken to another problem: to fewer examples, another precision, or without its dropout."""
+
+    network: Network
+    problem: Problem
+
+    @property
+    def seed(self) -> int:
+        """Of the network."""
+        return self.network.seed
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.network.problem.label}, seed {self.seed}, on {self.problem.examples or 'all'} examples"
+
+    def digests(self) -> dict[str, str]:
+        """Of both problems."""
+        return self.problem.digests() | {f"trained on {k}": v for k, v in self.network.digests().items()}
+
+    def params(self, job: Job) -> Params:
+        """The weights, in the precision of the problem."""
+        return cast(self.network.params(job), _DTYPES[self.problem.dtype])
+
+
+def trained(ends: Iterable[Network | Weights | On]) -> tuple[Network, ...]:
+    """The networks among the ends that must be trained first."""
+    networks = (end.network if isinstance(end, On) else end for end in ends)
+    return tuple(n for n in networks if isinstance(n, Network))
+
+
+@dataclass(frozen=True)
+class Pair(Cell):
+    """One method on one pair of networks: constructed, measured and proved; everything is in the cell's folder."""
+
+    experiment: str
+    a: Network | Weights | On
+    b: Network | Weights | On
+    method: Connector
+    seed: int = 0
+    num_points: int = 61
+    gap: float = 0.01
+    budget: int = BUDGET
+
+    def __post_init__(self) -> None:
+        if self.a.problem != self.b.problem:
+            raise InputError("b", expected=f"a network of {self.a.problem.label}", got=self.b.problem.label)
+
+    @property
+    def group(self) -> str:
+        """The experiment's folder."""
+        return self.experiment
+
+    @property
+    def ends(self) -> str:
+        """Which two networks, in short."""
+        a, b = (n.label if isinstance(n, Weights) else f"seed {n.seed}" for n in (self.a, self.b))
+        return f"{a} - {b}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{named(self.method)} {self.a.problem.label}, {self.ends}, method seed {self.seed}"
+
+    def digests(self) -> Mapping[str, str]:
+        """Of the problem and of both ends."""
+        return {**self.a.digests(), **self.b.digests()}
+
+    def needs(self) -> tuple[Cell, ...]:
+        """The ends that must be trained."""
+        return trained((self.a, self.b))
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """Connect (a search that was killed goes on), measure, certify; all of it in files beside the result."""
+        objective, test = self.a.problem.objectives()
+        a, b = self.a.params(job), self.b.params(job)
+        check_ends(objective.check(a, "a"), objective.check(b, "b"))
+        state = job.checkpoint("search") if isinstance(self.method, Search) else None
+        judge = runs.judge_of(self.method, test)
+        found = connect(objective, a, b, self.method, seed=self.seed, test=judge, checkpoint=state)
+        stats = {k: v for k, v in found.stats.items() if k != "seconds"}
+        stats |= {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
+        found = Connection(found.path, found.target, found.outcome, stats)
+        measured = profile(objective, found.path, self.num_points, test=test)
+        labels = found.stats.get("segments", ())
+        proved = certify(objective, found.path, self.gap, labels=labels, budget=self.budget)
+        folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
+        save(found, folder / "path.safetensors")
+        runs.write_profile(measured, folder, objective)
+        runs.write_certificate(proved, folder, objective)
+        row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
+        write_json(folder / "result.json", row | {"model": stats["model"], "data": stats["data"], "seed": self.seed})
+        barriers = {k: asdict(v) for k, v in measured.barriers.items()}
+        if measured.test is not None:
+            barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}
+        return row | {"barriers": barriers}
+
+
+def named(method: Connector) -> str:
+    """The method with the options that are not the default.
+
+    >>> from isthmus.connectors import Dropout, Linear
+    >>> named(Linear()), named(Dropout(search="random"))
+    ('Linear', "Dropout(search='random')")
+    """
+    chosen = []
+    for f in fields(method):  # type: ignore[arg-type]
+        usual = f.default if f.default_factory is MISSING else f.default_factory()
+        if getattr(method, f.name) != usual:
+            chosen.append(f"{f.name}={getattr(method, f.name)!r}")
+    return type(method).__name__ + (f"({', '.join(chosen)})" if chosen else "")
+
+
+_ENVIRONMENT = ("version", "torch", "python", "threads")  # of the machine, not of the result: see record.json

@@ -1,0 +1,400 @@
+"""The loss of a parameter dictionary on a fixed finite data set."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.objective import criterion
+from isthmus.objective import skeleton as skeletons
+from isthmus.objective.data import Data, Inputs, arguments, as_tensors, cast_inputs, digest_of_data, precision, rows
+from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
+from isthmus.objective.matching import renamed
+from isthmus.objective.probe import accepts, examine
+from isthmus.objective.writes import Writes, call, check_extra
+from isthmus.params import Params, check_like, check_moves, widen
+from isthmus.program.export import Program, trace
+from isthmus.structure import Structure, derive_structure, verify
+
+
+@final
+class Objective:
+    """The loss of parameters on data, evaluated without ever writing to the user's module.
+
+    loss(params) = mean over the examples of loss(f(x; params), y) + penalty(params).
+
+    `module`: any ``nn.Module`` that returns one tensor, batch first; its mode (train / eval) is taken as it is, and
+    refused where training mode changes the outputs or may. What forward writes (into its inputs, parameters, buffers
+    or attributes) is written into copies and forgotten: every evaluation is that of a first call. Buffers that hold
+    numbers (running statistics, the u and v of spectral norm) are moved along paths like weights.
+
+    `data`: (x, y), where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments), or a
+    ``DataLoader`` of such pairs, which is read into memory; arrays of numpy and lists are taken for tensors.
+    `penalty`: ``Ridge`` or ``L1``. `dtype`: default float64 if the module or x has it, else float32 (half precisions
+    are widened, which is exact). `memory`: bytes of activations per chunk of examples (a bound, not a reservation).
+    `structure`: a hand-written unit structure, verified before use.
+
+    `loss`, one of
+    - "cross_entropy" (labels [n, ...] or probabilities, outputs [n, classes, ...]) and "mse": of an example, the mean
+      over its positions that count or its entries;
+    - a loss of torch, ``nn.CrossEntropyLoss(weight, ignore_index=255)``, say. The objective is what it gives on the
+      whole data set at once: for reduction="mean" every position that counts weighs the same (or its class's weight),
+      however many an example has; for "sum" it is the sum over everything; "none" averages as the names do;
+    - a callable (outputs, y) -> losses [n], with ``convex=True`` if it is convex in the outputs.
+
+    `error`: a callable (outputs, y) -> errors in [0, 1], [n]; default: the wrong class where y holds labels, averaged
+    as the loss is, and the wrong sign for ``nn.BCEWithLogitsLoss``. `ignore_index`: the label that counts nowhere, -100
+    as in torch; examples without any other label have no weight. Other labels outside 0 .. classes - 1 are refused.
+    `class_axis`: of the outputs; default 1 (as in torch) or -1, whichever the labels fit. Both hold for the named loss
+    and for the default error.
+
+    Errors: ``InputError`` for data that do not fit, ``UnsupportedError`` for a module whose output changes
+    between two passes or depends on the other examples of the batch.
+
+    >>> x, y = torch.eye(2), torch.tensor([0, 1])
+    >>> objective = Objective(nn.Linear(2, 2, bias=False), data=(x, y))
+    >>> round(objective.loss({"weight": torch.zeros(2, 2)}), 4), objective.error({"weight": torch.eye(2)})
+    (0.6931, 0.0)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: str | LossFunction = "cross_entropy",
+        data: Data | None = None,
+        *,
+        convex: bool | None = None,
+        penalty: Ridge | L1 | None = None,
+        error: LossFunction | None = None,
+        ignore_index: int | None = None,
+        class_axis: int | None = None,
+        dtype: torch.dtype | None = None,
+        memory: int = 1 << 28,
+        structure: Structure | None = None,
+        _writes: Writes | None = None,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
+        skeletons.check_kind(module)
+        criterion.check_loss(loss)
+        if data is None:
+            raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
+        if memory <= 0:
+            raise InputError("memory", expected="a positive number of bytes", got=memory)
+        x, y = as_tensors(data)
+        self.dtype = dtype or precision([*module.parameters(), *tree_flatten(x)[0]])
+        if not self.dtype.is_floating_point:
+            raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
+        self._data = (cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
+        self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
+        self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
+        self.penalty = penalty
+        self.memory = memory
+        self._hand_written = structure
+        self._programs: dict[Any, Program | UnsupportedError] = {}
+        skeletons.check_modes(module)
+        # the module's structure on meta tensors: it has no weights of its own
+        self.skeleton, self._fixed, views = skeletons.skeleton_of(module, self.dtype)
+        state = self.skeleton.state_dict()
+        self._extra = {k: v for k, v in state.items() if k.endswith(skeletons.EXTRA)}
+        self._like = {k: v for k, v in state.items() if k not in self._extra}
+        self._ties = skeletons.ties_of(self.skeleton)
+        self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
+        self._writes = Writes() if _writes is None else _writes
+        few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
+        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
+
+    # -- what it is
+
+    @property
+    def data(self) -> tuple[Inputs, Tensor]:
+        """The data set, (x, y)."""
+        return self._data
+
+    @property
+    def num_examples(self) -> int:
+        """The number of examples, N."""
+        return len(self._data[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data live; parameters must live there too."""
+        return self._data[1].device
+
+    @property
+    def has_error(self) -> bool:
+        """Whether an error rate is defined: a given one, or the wrong class or sign."""
+        return self.criterion.errors is not None
+
+    @property
+    def convex(self) -> bool:
+        """Whether the loss is convex in the outputs."""
+        return self.criterion.convex
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that say what is measured; stored with every result.
+
+        With the module they are all that is needed to make the objective again, if its loss is a named one ("named")
+        and its error the default (None). "digest": of the examples, see ``digest_of_data``.
+        """
+        error = self._labelled["error"]
+        given = {k: v for k, v in self._labelled.items() if v is not None and k != "error"}
+        return {
+            "module": self._module_name,
+            **criterion.describe(self._loss),
+            **given,
+            "named": isinstance(self._loss, str),
+            "convex": self.convex,
+            "examples": self.num_examples,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "penalty": describe_penalty(self.penalty),
+            "error": None if error is None else getattr(error, "__name__", "callable"),
+            "digest": self._digest,
+        }
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of_data(*self._data, self.dtype)
+
+    @property
+    def _module_name(self) -> str:
+        return skeletons.name_of(self.skeleton)
+
+    @property
+    def named_loss(self) -> str | None:
+        """ "cross_entropy" or "mse" when the loss is that function of this library, and nothing else, else None."""
+        return self.criterion.named
+
+    @property
+    def program(self) -> Program:
+        """The module's exported graph. ``UnsupportedError`` when it cannot be exported."""
+        args, kwargs = self._example
+        key = (self.dtype, *((v.shape[1:], v.dtype) for v in tree_flatten((args, kwargs))[0]))
+        if key not in self._programs:  # shared with the same objective on other data
+            try:
+                self._programs[key] = trace(self._materialised(), args, kwargs)
+            except UnsupportedError as e:
+                self._programs[key] = e
+        found = self._programs[key]
+        if isinstance(found, UnsupportedError):
+            raise found.with_traceback(None)
+        return found
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The hidden units of the module, derived from its graph (or hand-written) and verified."""
+        if self._hand_written is not None:
+            verify(self._hand_written, self._materialised(), *self._example)
+            return self._hand_written
+        return derive_structure(self._materialised(), *self._example)
+
+    @property
+    def _example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        return arguments(rows(self._data[0], slice(0, min(4, self.num_examples))))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the exported graphs, which cannot travel; they are made again when they are needed."""
+        return self.__dict__ | {"_programs": {}}
+
+    # -- variations
+
+    def cast(self, dtype: torch.dtype) -> Objective:
+        """The same objective in another floating-point precision; data are shared where they have it."""
+        return self._vary(dtype=dtype)
+
+    def on(self, data: Data) -> Objective:
+        """The same module and loss on another data set (a test set, a subset)."""
+        return self._vary(data=data)
+
+    def subset(self, n: int) -> Objective:
+        """The same objective on the first `n` examples."""
+        if not 1 <= n <= self.num_examples:
+            raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
+        return self.on((rows(self._data[0], slice(0, n)), self._data[1][:n]))
+
+    def part(self, index: slice) -> Objective:
+        """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
+        new = copy.copy(self)
+        new._programs = self._programs
+        new._data = (rows(self._data[0], index), self._data[1][index])
+        new.__dict__.pop("chunk", None)
+        new.__dict__.pop("_digest", None)
+        return new
+
+    def _vary(self, **changes: Any) -> Objective:
+        options: dict[str, Any] = {
+            "loss": self._loss,
+            "data": self._data,
+            "convex": self.convex,
+            "penalty": self.penalty,
+            **self._labelled,
+            "dtype": self.dtype,
+            "memory": self.memory,
+            "structure": self._hand_written,
+            "_writes": self._writes,
+        }
+        new = Objective(self.skeleton, **(options | changes))
+        new._programs = self._programs
+        if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
+            new.__dict__["structure"] = self.structure
+        return new
+
+    # -- parameters
+
+    def check(self, params: Mapping[str, Tensor], what: str = "params") -> Params:
+        """`params` as this objective evaluates them: a state_dict of the module, checked key by key.
+
+        Narrower floating-point types are widened (exact); wider ones are refused, as are tied parameters that
+        differ. Tied entries share one tensor in the result; of tied names one is enough. Names that have one prefix
+        before those of the module, or lack that of a wrapper, are taken for the module's where nothing else is left.
+        """
+        plain = {k: v for k, v in params.items() if k not in self._extra}
+        for name in params.keys() & self._extra.keys():
+            check_extra(f"{what}[{name!r}]", params[name], self._extra[name])
+        own = renamed(plain, self._like, self._ties, what)
+        wide = {k: widen(v, self.dtype, f"{what}[{k!r}]") if k in self._like else v for k, v in own.items()}
+        check_like(wide, self._expected, what)
+        for alias, name in self._ties.items():
+            if wide[alias] is not wide[name] and not torch.equal(wide[alias], wide[name]):
+                raise InputError(
+                    f"{what}[{alias!r}]", expected=f"the tensor it is tied to, {name!r}", got="other values"
+                )
+            wide[alias] = wide[name]
+        return wide
+
+    def check_path(self, points: Sequence[Mapping[str, Tensor]], what: str = "path") -> tuple[Params, ...]:
+        """Points of one path as this objective evaluates them (``check``).
+
+        Errors: as ``check``; integer or boolean tensors that differ, unless they are ``idle``: they cannot move.
+        """
+        checked = tuple(self.check(p, what) for p in points)
+        check_moves(checked, self.idle, what)
+        return checked
+
+    def idle(self, name: str) -> bool:
+        """Whether no output depends on the integer tensor: counters of normalisations, what the program never reads."""
+        if name in skeletons.counters(self.skeleton):
+            return True
+        try:
+            program = self.program
+        except UnsupportedError:
+            return False
+        return not program.reads(name)
+
+    @cached_property
+    def _expected(self) -> Params:
+        # meta tensors cannot carry the device that is wanted, so stand-ins with no memory do
+        return {k: torch.empty((), dtype=v.dtype, device=self.device).expand(v.shape) for k, v in self._like.items()}
+
+    # -- values
+
+    def outputs(self, params: Mapping[str, Tensor]) -> Tensor:
+        """f(x; params) for every example, [N, ...]."""
+        params = self.check(params)
+        with torch.no_grad():
+            return torch.cat([self.forward(params, x) for x, _ in self._chunks()])
+
+    def losses(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The loss of every example, [N], without the penalty."""
+        params = self.check(params)
+        with torch.no_grad():
+            return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in self._chunks()])
+
+    def loss(self, params: Mapping[str, Tensor]) -> float:
+        """The mean loss plus the penalty; chunk sums are added in float64."""
+        return self.measure(params)[0]
+
+    def error(self, params: Mapping[str, Tensor]) -> float:
+        """The mean error rate in [0, 1]; NaN where no error is defined."""
+        return self.measure(params)[1]
+
+    def measure(self, params: Mapping[str, Tensor]) -> tuple[float, float]:
+        """(loss, error) from one pass over the data."""
+        params = self.check(params)
+        with torch.no_grad():
+            total = self.of_outputs((self.forward(params, x), y) for x, y in self._chunks())
+        return total[0] + self.penalty_of(params), total[1]
+
+    def of_outputs(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """(mean loss without penalty, error rate) of outputs that were computed elsewhere, chunk by chunk."""
+        loss = error = 0.0
+        n = 0
+        for outputs, y in parts:
+            loss += float(self.example_losses(outputs, y).double().sum())
+            errors = self.criterion.errors
+            error += float("nan") if errors is None else float(errors(outputs, y).double().sum())
+            n += len(y)
+        return loss / n, error / n
+
+    def penalty_of(self, params: Mapping[str, Tensor]) -> float:
+        """The penalty alone; 0 where there is none."""
+        return 0.0 if self.penalty is None else float(self.penalty(params, self.parameter_names))
+
+    def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
+        """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
+        x, y = rows(self._data[0], index), self._data[1][index]
+        loss = self.example_losses(self.forward(params, x), y).mean()
+        return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
+
+    def example_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The per-example losses [n] of given outputs; carries gradients."""
+        return self.criterion.values(outputs, y)
+
+    def forward(self, params: Mapping[str, Tensor], x: Inputs, module: nn.Module | None = None) -> Tensor:
+        """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
+        once = {k: v for k, v in params.items() if k not in self._ties}  # functional_call ties the rest itself
+        return call(module or self.skeleton, {**self._fixed, **once}, x, self._writes)
+
+    def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
+        for i in range(0, self.num_examples, self.chunk):
+            yield rows(self._data[0], slice(i, i + self.chunk)), self._data[1][i : i + self.chunk]
+
+    @cached_property
+    def chunk(self) -> int:
+        """Examples per forward pass, so that the activations of one pass stay below `memory` bytes."""
+        return int(max(1, min(self.num_examples, self.memory // self.bytes_each)))
+
+    @cached_property
+    def bytes_each(self) -> int:
+        """The bytes that one example's forward pass makes, all operations together."""
+        zeros, index = self._zeros(), torch.zeros(4, dtype=torch.int64, device=self.device)
+        totals = []
+        for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
+            with torch.no_grad(), skeletons.CountBytes() as counter:
+                self.forward(zeros, rows(self._data[0], index[:n]))
+            totals.append(counter.total)
+        return max(1, (totals[1] - totals[0]) // 2)
+
+    # -- checks
+
+    def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
+        """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
+        n, zeros = min(4, self.num_examples), self._zeros()
+        if state is None:
+            given = {**self._fixed, **{k: v for k, v in zeros.items() if k not in self._ties}}
+            first = accepts(self.skeleton, given, rows(self._data[0], slice(0, n)), self._writes)
+        else:
+            index = torch.tensor(sorted({*range(n), self.num_examples // 2, self.num_examples - 1}), device=self.device)
+            own = {k: state[k].to(v) for k, v in zeros.items() if k not in self._ties and not state[k].is_meta}
+            at_random = {**zeros, **own, **skeletons.drawn(zeros, self.parameter_names)}
+            untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
+            points = [{**self._fixed, **p} for p in untied]
+            self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
+        return first[:n]
+
+    def _zeros(self) -> Params:
+        return {
+            k: torch.full(v.shape, int(k.endswith("running_var")), dtype=v.dtype, device=self.device)
+            for k, v in self._like.items()
+        }
+
+    def _materialised(self) -> nn.Module:
+        return skeletons.materialised(self.skeleton, self._zeros())

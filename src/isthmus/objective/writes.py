@@ -1,0 +1,138 @@
+"""What a forward pass overwrites, and calls that leave no trace of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.objective.data import Inputs, arguments
+from isthmus.objective.skeleton import REGISTERED, storage
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Writes:
+    """What forward overwrites: its inputs, tensors of the state by name, attributes as (module, attribute).
+
+    Each call gets copies of these, and what was written is forgotten: every call computes what a first one does.
+    """
+
+    inputs: bool = False
+    tensors: frozenset[str] = frozenset()
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+def call(module: nn.Module, tensors: Mapping[str, Tensor], x: Inputs, writes: Writes) -> Any:
+    """The module's output at `x` with its parameters and buffers replaced by `tensors`; nothing is written to."""
+    args, kwargs = arguments(x)
+    if writes.inputs:
+        args, kwargs = tree_map(torch.clone, (args, kwargs))
+    if writes.tensors:
+        tensors = {k: v.clone() if k in writes.tensors else v for k, v in tensors.items()}
+    with _undone(module, writes.attributes):
+        return functional_call(module, dict(tensors), args, kwargs, strict=True)
+
+
+@contextmanager
+def _undone(module: nn.Module, names: tuple[tuple[str, str], ...]) -> Iterator[None]:
+    """Let a call work on copies of these attributes, and give the modules that have them back what they held."""
+    kept = [(vars(module.get_submodule(path)), path) for path in dict(names)]
+    before = [dict(own) for own, _ in kept]
+    for own, path in kept:
+        own |= {k: _duplicate(own[k], module) for p, k in names if p == path and k in own}
+    try:
+        yield
+    finally:
+        for (own, _), held in zip(kept, before, strict=True):
+            own.clear()
+            own.update(held)
+
+
+def _duplicate(value: Any, module: nn.Module) -> Any:
+    """A deep copy; modules and what they register stay themselves."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    memo: dict[int, Any] = {id(m): m for m in module.modules()}
+    memo |= {id(v): v for v in (*module.parameters(), *module.buffers())}
+    memo |= {id(v): v.detach().clone() for v in tree_leaves(value) if isinstance(v, Tensor) and id(v) not in memo}
+    return copy.deepcopy(value, memo)
+
+
+def _own(part: nn.Module) -> dict[str, Any]:
+    """The attributes of a module other than what it registers."""
+    return {k: v for k, v in vars(part).items() if k not in REGISTERED}
+
+
+def held(module: nn.Module, written: set[int]) -> set[tuple[str, str]]:
+    """The attributes, by module, with tensors in the memory that was written."""
+    return {
+        (path, name)
+        for path, part in module.named_modules()
+        for name, value in _own(part).items()
+        if any(storage(v) in written for v in tree_leaves(value) if isinstance(v, Tensor))
+    }
+
+
+def changed(module: nn.Module, trial: nn.Module) -> set[tuple[str, str]]:
+    """The attributes, by module, that are not alike in a module and in a copy of it, which was run."""
+    found = set()
+    for path, part in module.named_modules():
+        other = trial.get_submodule(path)
+        for kind in REGISTERED:
+            if new := vars(other)[kind].keys() ^ vars(part)[kind].keys():
+                raise UnsupportedError(
+                    f"module {path!r} ({type(part).__name__})",
+                    f"forward registers or removes {sorted(new)[0]!r}",
+                    "run one forward pass first: module(x[:1])",
+                )
+        before, after = _own(part), _own(other)
+        names = before.keys() | after.keys()
+        found |= {(path, k) for k in names if not alike(before.get(k, _MISSING), after.get(k, _MISSING))}
+    return found
+
+
+def check_extra(what: str, value: Any, own: Any) -> None:
+    """Refuse what ``get_extra_state`` gave for another module: the objective's keeps its own, which is no weight."""
+    if not alike(value, own):
+        raise InputError(
+            what,
+            expected="the extra state of the objective's module",
+            got="another",
+            instead="Objective(module with that state, ...), or leave the entry out",
+        )
+
+
+def alike(a: Any, b: Any, depth: int = 6) -> bool:
+    """Whether two values hold the same; what cannot be looked into counts as the same."""
+    if a is b or depth == 0 or isinstance(a, nn.Module):
+        return a is b or depth == 0 or type(a) is type(b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or b.is_meta or same(a, b))
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(alike(v, b[k], depth - 1) for k, v in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(alike(v, w, depth - 1) for v, w in zip(a, b, strict=True))
+    if isinstance(a, bool | int | float | complex | str | bytes | set | frozenset):
+        return a == b or (a != a and b != b)
+    own = [getattr(v, "__dict__", None) for v in (a, b)]
+    return isinstance(a, type) or callable(a) or alike(own[0], own[1], depth - 1)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal entry by entry; NaN equals NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -1,0 +1,1 @@
+"""The published experiments: one folder per paper, with everything of it."""

@@ -1,0 +1,1 @@
+"""Freeman and Bruna 2017."""

@@ -1,0 +1,124 @@
+"""The jobs of the page on Freeman & Bruna 2017 that need no data: the counterexamples, and Theorem 2.4 by width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from isthmus.analysis import gap_by_width
+from isthmus.connectors import ConstrainedStringSampling, StringSampling, TwoLayerReLU, connect
+from isthmus.counterexamples import gaussian_mixture, permutation
+from isthmus.evaluate import profile
+from isthmus.models import mlp, seeded
+from isthmus.objective import Objective
+from isthmus.objective.losses import L1
+from isthmus.papers.freeman2017.jobs import PAGE
+from isthmus.params import Params
+from isthmus.storage import save
+from isthmus.sweep import Cell, Job
+from isthmus.training.fit import Recipe, fit
+
+
+@dataclass(frozen=True)
+class Disconnected(Cell):
+    """A string asked for between the two solutions of a counterexample: "permutation" (D.1) or "mixture" (2.3.1)."""
+
+    example: str
+    level: float
+    method: StringSampling | ConstrainedStringSampling
+    seed: int = 0
+
+    @property
+    def group(self) -> str:
+        """The experiment's folder."""
+        return PAGE
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{type(self.method).__name__} counterexample {self.example}, level {self.level:g}"
+
+    def digests(self) -> Mapping[str, str]:
+        """Nothing is read."""
+        return {}
+
+    def needs(self) -> tuple[Cell, ...]:
+        """Nothing: the solutions are known in closed form."""
+        return ()
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """How it ended, and whether the string changes sides, as every path must."""
+        example = permutation() if self.example == "permutation" else gaussian_mixture()
+        method = replace(self.method, threshold=self.level)
+        checkpoint = job.checkpoint("search")
+        found = connect(example.objective, *example.minima, method, seed=self.seed, checkpoint=checkpoint)
+        stats = {k: v for k, v in found.stats.items() if k != "seconds"}
+        save(replace(found, stats=stats), job.folder / "string.safetensors")
+        out = {k: stats[k] for k in ("beads", "gradient_steps", "maximum")}
+        sides = [example.side(p) for p in example.minima]
+        return out | {
+            "outcome": found.outcome.name,
+            "threshold": example.threshold,
+            "proved": self.example == "permutation",
+            "sides": sides,
+            "length": found.path.normalized_length,
+            "dense": float(profile(example.objective, found.path, 101).max),
+            "reached": stats.get("level"),
+        }
+
+
+@dataclass(frozen=True)
+class Gap(Cell):
+    """Theorem 2.4 between two trained networks of m ReLU units: the bound of equation 10 and the loss on the path.
+
+    sin(x_1 + x_2) on `examples` normal points, squared error, kappa |output weights|_1, first layers free.
+    """
+
+    m: int
+    seed: int
+    kappa: float = 1e-3
+    examples: int = 200
+    steps: int = 2000
+    method: TwoLayerReLU = TwoLayerReLU()  # noqa: RUF009 - frozen
+
+    @property
+    def group(self) -> str:
+        """The experiment's folder."""
+        return PAGE
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"Theorem 2.4, m = {self.m}, seed {self.seed}"
+
+    def digests(self) -> Mapping[str, str]:
+        """Nothing is read."""
+        return {}
+
+    def needs(self) -> tuple[Cell, ...]:
+        """Nothing."""
+        return ()
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """``gap_by_width`` at this width."""
+        (row,) = gap_by_width(self.ends, [self.m], self.method, seed=self.seed)
+        return asdict(row) | {"gap": row.gap, "excess": row.excess}
+
+    def ends(self, m: int) -> tuple[Objective, Params, Params]:
+        """The objective and two networks trained from their own seeds."""
+        x = torch.randn(self.examples, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        net = mlp((2, m, 1), bias=False).double()
+        y = torch.sin(x.sum(1, keepdim=True))
+        objective = Objective(net.eval(), "mse", (x, y), penalty=L1(self.kappa, ("2.weight",)))
+        out = []
+        for seed in (2 * self.seed, 2 * self.seed + 1):
+            made = seeded(lambda: mlp((2, m, 1), bias=False).double(), seed).state_dict()
+            recipe = Recipe(lr=1e-2, steps=self.steps, batch=self.examples, check=50)
+            generator = torch.Generator().manual_seed(seed)
+            out.append(
+                fit(objective.batch_loss, objective.loss, made, self.examples, recipe, generator=generator).params
+            )
+        return objective, out[0], out[1]

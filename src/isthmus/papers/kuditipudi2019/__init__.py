@@ -1,0 +1,1 @@
+"""Kuditipudi et al. 2019."""

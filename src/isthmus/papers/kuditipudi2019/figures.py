@@ -1,0 +1,64 @@
+"""The figures of the page on Kuditipudi et al. 2019, from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from isthmus.experiments.page import Row
+from isthmus.papers.kuditipudi2019 import drawing as draw
+from isthmus.papers.kuditipudi2019.claims import where
+from isthmus.papers.kuditipudi2019.jobs import TABLES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def figure_2(rows: Sequence[Row]) -> Figure:
+    """Left, centre and right."""
+    (centre, *_) = [row for row in rows if row["figure"] == "2 centre"]
+    p = float(centre["what"].rpartition("= ")[2])
+    return draw.subnetworks(_points(rows, "2 left", ".p"), centre[".lines"], _points(rows, "2 right", ".width"), p)
+
+
+def _points(rows: Sequence[Row], figure: str, x: str) -> draw.Points:
+    found = [row for row in rows if row["figure"] == figure]
+    columns = {"loss": "loss", "loss sd": "loss sd", "accuracy": "accuracy %", "accuracy sd": "accuracy sd"}
+    points = {name: [float("nan") if row[c] is None else row[c] for row in found] for name, c in columns.items()}
+    return {"x": [row[x] for row in found], **points}
+
+
+def noise(rows: Sequence[Row], layer: int | None = None) -> Figure:
+    """D.3: all layers; Figure 3, left: the sixth, or the middle one of a network with fewer."""
+    found = [row for row in rows if "layer" in row]
+    if layer is not None:
+        deepest = max(row["layer"] for row in found)
+        found = [row for row in found if row["layer"] == (layer if layer <= deepest else (deepest + 1) // 2)]
+    tables: dict[str, dict[int, dict[str, list[float]]]] = {}
+    for name in TABLES:
+        table = tables.setdefault(name.replace("_", " "), {})
+        for row in found:
+            if name in row[".values"]:
+                trained = "with" if "dropout" in row["network"] else "without"
+                table.setdefault(row["layer"], {})[f"trained {trained} dropout"] = row[".values"][name]
+    return draw.distributions(tables)
+
+
+def paths(part: str, title: str) -> Callable[[list[Row]], Figure]:
+    """Loss and accuracy along the paths of the first pair of one part of the page."""
+
+    def figure(rows: list[Row]) -> Figure:
+        return draw.paths({r["method"]: r[".curve"] for r in rows if r.get("method") and where(r) == part}, title)
+
+    return figure
+
+
+FIGURES = {
+    "figure-2": figure_2,
+    "figure-3-left": lambda rows: noise(rows, 6),
+    "figure-d3": noise,
+    "figure-3-right-5": paths("channels", "two networks trained with channel-wise dropout"),
+    "paths-filters": paths("filters", "two networks of three convolutions, trained without dropout"),
+    "paths-perceptrons": paths("perceptrons", "two perceptrons trained with dropout"),
+}
+"""By name."""

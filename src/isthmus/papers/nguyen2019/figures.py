@@ -1,0 +1,58 @@
+"""The figures of the page on Nguyen 2019, from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from isthmus.experiments.page import Row
+from isthmus.papers.nguyen2019 import drawing as draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def sketches(rows: Sequence[Row]) -> Figure:
+    """Figures 1 to 5: the functions above, the components of their sublevel sets below."""
+    found = [r for r in rows if r["part"].startswith("Figure")]
+    return draw.sketches({r["part"]: r[".survey"] for r in found})
+
+
+def paths(rows: Sequence[Row]) -> Figure:
+    """The losses along one path per theorem and start, with the straight line; at the largest N that all have."""
+    found = [r for r in rows if ".key" in r and r["loss"] == "cross-entropy" and r["from"] in ("random", "trained")]
+    panels: dict[str, dict[str, draw.Curve]] = {}
+    for theorem in dict.fromkeys(r[".key"][0] for r in found):
+        of = [r for r in found if r[".key"][0] == theorem]
+        common = [n for n in {r["N"] for r in of} if {r["from"] for r in of if r["N"] == n} == {r["from"] for r in of}]
+        for row in of:
+            if row["N"] == max(common):
+                name = f"Theorem {theorem}, N = {row['N']}, {row['from']} ends"
+                panels.setdefault(name, {"straight line": row[".line"], "path": row[".curve"]})
+    return draw.paths(panels)
+
+
+def digits(rows: Sequence[Row]) -> Figure:
+    """Against N: proved excess, invariance, condition numbers, growth, by theorem."""
+    found = [r for r in rows if ".key" in r and r["loss"] == "cross-entropy" and r["proved"]]
+    table: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for column in ("proved excess", "invariance", "condition", "growth"):
+        for row in found:
+            if not row[column]:  # no segment on which the outputs stay
+                continue
+            points = table.setdefault(column, {}).setdefault(f"Theorem {row['.key'][0]}", [])
+            points.append((row["N"], row[column]))
+    return draw.against_samples(table)
+
+
+def descents(rows: Sequence[Row]) -> Figure:
+    """The losses on the way down, by network."""
+    panels: dict[str, dict[str, draw.Curve]] = {}
+    for row in rows:
+        if row["part"] == "descend" and ".curve" in row:
+            panels.setdefault(row["network"], {})[f"{row['loss']}, from {row['from']}"] = row[".curve"]
+    return draw.descents(panels)
+
+
+FIGURES = {"figures-1-to-5": sketches, "paths": paths, "digits": digits, "descents": descents}
+"""By name."""

@@ -1,0 +1,1 @@
+"""Nguyen, Brechet, Mondelli 2021."""

@@ -1,0 +1,1 @@
+"""Shevchenko and Mondelli 2020."""

@@ -1,0 +1,327 @@
+"""The main job as functions: train a network, connect a pair, measure, prove, and leave everything in a folder."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_flatten
+
+from isthmus.certify import Certificate, certify
+from isthmus.certify.certificate import upward as upward
+from isthmus.connectors import Connection, Connector, connect
+from isthmus.connectors.base import Progress, Search, describe, no_progress
+from isthmus.data import Dataset
+from isthmus.errors import FileError
+from isthmus.evaluate import Profile, profile
+from isthmus.models import MODELS
+from isthmus.objective import Objective
+from isthmus.params import Params, check_ends
+from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
+from isthmus.stored import shown
+from isthmus.training.fit import Checkpoint, Fitted, Recipe, fit
+from isthmus.verdict import LEVEL, Level, verdict
+
+STATE = "search.checkpoint.safetensors"
+"""The file in a run's folder that holds the state of an unfinished search."""
+
+SECONDS = 5.0
+"""Between two times that the state of a search is saved."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One pair, one method: the connection with its measurement and its proof, and the row of the table."""
+
+    connection: Connection
+    profile: Profile
+    certificate: Certificate
+    result: dict[str, Any]
+
+
+def train(
+    module: nn.Module,
+    data: tuple[Tensor, Tensor],
+    recipe: Recipe,
+    *,
+    seed: int,
+    loss: str = "cross_entropy",
+    target: float = 0.0,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = no_progress,
+) -> Fitted:
+    """Train a copy of `module` from its present weights; dropout and BatchNorm work as in training.
+
+    The checks, the stopping rule and the returned loss are those of the network in evaluation mode on all
+    examples. All randomness comes from `seed`; neither the module nor the global random state is written to.
+    With a `checkpoint`, a training that was killed goes on where it was last saved, to the same weights.
+    """
+    learner, judge = copy.deepcopy(module).train(), copy.deepcopy(module).eval()
+    objective = Objective(judge, loss, data)
+    x, y = data
+    params = {k: v.detach() for k, v in learner.named_parameters()}
+    buffers = {k: v.detach() for k, v in learner.named_buffers()}
+
+    def batch_loss(state: Params, index: Tensor) -> Tensor:
+        outputs = functional_call(learner, state, (x[index],), strict=True)
+        return objective.example_losses(outputs, y[index]).mean()
+
+    names = {id(v): k for k, v in [*judge.named_parameters(), *judge.named_buffers()]}
+    whole = {k: names[id(v)] for k, v in judge.state_dict(keep_vars=True).items()}  # tied entries by their first name
+
+    def full_loss(state: Mapping[str, Tensor]) -> float:
+        return objective.loss({k: state[name] for k, name in whole.items()})
+
+    with torch.random.fork_rng(devices=[] if objective.device.type == "cpu" else [objective.device]):
+        torch.manual_seed(seed)  # dropout layers know no generator of their own
+        fitted = fit(
+            batch_loss, full_loss, params, len(y), recipe,
+            generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers,
+            checkpoint=None if checkpoint is None else _WithGlobalState(checkpoint, objective.device),
+            progress=progress,
+        )  # fmt: skip
+    return Fitted({k: fitted.params[v] for k, v in whole.items()}, fitted.loss, fitted.steps, fitted.outcome)
+
+
+@dataclass(frozen=True)
+class _WithGlobalState:
+    """A checkpoint that also keeps torch's global random state, which dropout layers draw from."""
+
+    inner: Checkpoint
+    device: torch.device
+
+    def due(self, step: int) -> bool:
+        return self.inner.due(step)
+
+    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
+        states = {"global/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["global/cuda"] = torch.cuda.get_rng_state(self.device)
+        self.inner.save({**tensors, **states}, values)
+
+    def load(self) -> tuple[Params, dict[str, Any]] | None:
+        kept = self.inner.load()
+        if kept is not None:
+            torch.set_rng_state(kept[0]["global/cpu"].clone())
+            if "global/cuda" in kept[0]:
+                torch.cuda.set_rng_state(kept[0]["global/cuda"].clone(), self.device)
+        return kept
+
+
+def run(
+    objective: Objective,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    method: Connector,
+    folder: str | FilePath,
+    *,
+    test: Objective | None = None,
+    num_points: int = 61,
+    gap: float = 0.01,
+    budget: int | None = None,
+    level: float | str = LEVEL,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = no_progress,
+) -> Run:
+    """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
+
+    Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
+    `budget` are those of ``certify`` (by default ten times this measuring, of `num_points` points per segment), `level`
+    is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
+    is measured; it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a
+    method that searches goes on where it was killed.
+    """
+    Level.read(level)  # before the work, as a wrong one would be found after it
+    check_ends(objective.check(a, "a"), objective.check(b, "b"))
+    folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
+    judge = judge_of(method, test)
+    connection = connect(objective, a, b, method, seed=seed, test=judge, checkpoint=checkpoint, progress=progress)
+    stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
+    stats["test"] = examples_of(test)
+    connection = Connection(connection.path, connection.target, connection.outcome, stats)
+    save(connection, folder / "path.safetensors")
+    begin = time.perf_counter()
+    measured = profile(objective, connection.path, num_points, test=test, progress=progress)
+    write_profile(measured, folder, objective)
+    middle = time.perf_counter()
+    labels = connection.stats["segments"]
+    proved = certify(
+        objective, connection.path, gap, budget=budget, labels=labels, num_points=num_points, progress=progress
+    )
+    write_certificate(proved, folder, objective)
+    seconds = {
+        "connect": connection.stats["seconds"],
+        "profile": middle - begin,
+        "certify": time.perf_counter() - middle,
+    }
+    result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
+    write_json(folder / "result.json", result)
+    return Run(connection, measured, proved, result)
+
+
+def inputs_of(model: str, data: Dataset) -> Dataset:
+    """The data as the network of that name takes them: as rows, or in floating point, where it is one of ``MODELS``."""
+    name = model.partition(":")[0]
+    if name not in MODELS:
+        return data
+    data = data if MODELS[name].whole else data.floating()
+    return data.flat() if MODELS[name].flat else data
+
+
+def examples_of(test: Objective | None) -> dict[str, Any] | None:
+    """What a path file says about the test examples beside it, to find them again; None without."""
+    return None if test is None else {k: v for k, v in test.describe().items() if k in ("examples", "digest")}
+
+
+def judge_of(method: Connector, test: Objective | None) -> Objective | None:
+    """The test objective if the method's path is judged by it, else None: what ``connect`` takes as `test`."""
+    return test if isinstance(method, Search) and method.judged_by_test else None
+
+
+def state_of(
+    objective: Objective,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    method: Connector,
+    folder: str | FilePath,
+    *,
+    test: Objective | None = None,
+    seed: int = 0,
+) -> FileCheckpoint | None:
+    """Where ``run`` with the same arguments may keep the state of its search; None for a method that does not search.
+
+    The caller removes it when the run is done. Errors: ``FileError`` when the folder holds the state of another search.
+    """
+    if not isinstance(method, Search):
+        return None
+    sets = [objective, *([test] if test is not None and judge_of(method, test) else [])]
+    known = {
+        "ends": [digest(a), digest(b)],
+        "method": describe(method),
+        "seed": seed,
+        "network": re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton)),  # addresses differ between processes
+        "objective": [s.describe() for s in sets],
+        "data": [digest({str(i): v for i, v in enumerate(tree_flatten(s.data)[0])}) for s in sets],
+    }
+    owner = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    state = FileCheckpoint(FilePath(folder) / STATE, owner, SECONDS)
+    if state.foreign():
+        raise FileError(
+            state.path,
+            "holds the state of another search (other networks, data, method or seed)",
+            "give its arguments to go on with it, or take another folder, or remove it",
+        )
+    return state
+
+
+def summary(
+    connection: Connection, measured: Profile | None, proved: Certificate | None, level: float | str = LEVEL
+) -> dict[str, Any]:
+    """The row of the table: what result.json holds; its verdict names `level`."""
+    method = connection.stats.get("method", {})
+    out: dict[str, Any] = {
+        "format": 1,
+        "method": method,
+        "reference": reference_of(method.get("name", "")),
+        "outcome": {
+            "name": connection.outcome.name,
+            "ok": connection.outcome.ok,
+            "message": str(connection.outcome),
+        },
+        "segments": len(connection.path),
+        "length": connection.path.length,
+        "normalized_length": connection.path.normalized_length,
+        "labels": list(connection.stats.get("segments", [])),
+        "notes": list(connection.stats.get("notes", [])),
+        "dtype": connection.stats.get("objective", {}).get("dtype"),
+        "objective": connection.stats.get("objective"),
+        "version": version("isthmus"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+    if measured is not None:
+        out |= {
+            "loss_a": float(measured.loss[0]),
+            "loss_b": float(measured.loss[-1]),
+            "max_loss": measured.max,
+            "max_error": measured.barriers["error"].max,
+            "excess": measured.excess,
+            "bn": measured.bn,
+        }
+        if measured.test is not None:
+            out |= {
+                "test_loss_max": measured.test.max,
+                "test_error_max": measured.test.barriers["error"].max,
+                "test_error_a": float(measured.test.error[0]),
+                "test_error_b": float(measured.test.error[-1]),
+            }
+    if proved is not None:
+        out |= {"bound": proved.bound if proved.proved else None, "proved": proved.proved, "claims": proved.counts}
+        out |= {"close": proved.close, "certificate": proved.summary}
+    if measured is not None or proved is not None:
+        out["verdict"] = verdict(measured, proved, level).to_dict()
+    return out
+
+
+def reference_of(name: str) -> str:
+    """The reference of the method with that name; empty if there is none."""
+    from isthmus.connectors import METHODS
+
+    return next((m.about.reference for m in METHODS if m.__name__ == name), "")
+
+
+def write_profile(measured: Profile, folder: FilePath, objective: Objective | None = None) -> None:
+    """profile.json, with what was measured if the `objective` is given, and profile.csv."""
+    write_json(folder / "profile.json", measured.to_dict() | _about(objective))
+    columns = {"t": measured.t, "segment": measured.segment, "loss": measured.loss, "error": measured.error}
+    if measured.test is not None:
+        columns |= {"test_loss": measured.test.loss, "test_error": measured.test.error}
+    write_csv(folder / "profile.csv", {k: v.tolist() for k, v in columns.items()})
+
+
+def write_certificate(proved: Certificate, folder: FilePath, objective: Objective | None = None) -> None:
+    """certificate.json, with what is bounded if the `objective` is given, and certificate.csv."""
+    table = proved.to_dict()
+    write_json(folder / "certificate.json", table | _about(objective))
+    names = ("index", "claim", "bound", "deviation", "label", "why")
+    write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
+
+
+def _about(objective: Objective | None) -> dict[str, Any]:
+    return {} if objective is None else {"objective": objective.describe()}
+
+
+SAME = ("loss", "named", "examples", "penalty", "error")
+"""The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
+
+LABELLED = ("ignore_index", "class_axis")
+"""Those that say how labels are read; an entry that is missing is the default."""
+
+
+def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
+    """In what two descriptions of objectives differ, as far as both say it.
+
+    >>> differs({"loss": "mse", "examples": 5}, {"loss": "cross_entropy", "examples": 5})
+    ["loss: 'cross_entropy', not 'mse'"]
+    """
+    if not isinstance(theirs, Mapping):
+        return []
+    keys = [k for k in SAME if k in mine and k in theirs]
+    keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
+    keys += LABELLED
+    return [f"{k}: {shown(theirs.get(k))}, not {shown(mine.get(k))}" for k in keys if mine.get(k) != theirs.get(k)]

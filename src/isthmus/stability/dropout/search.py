@@ -1,0 +1,404 @@
+"""Dropout stability (Kuditipudi et al. 2019, Definition 1): good networks on at most half of the units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from isthmus.errors import InputError
+from isthmus.evaluate.network import size
+from isthmus.evaluate.plan import cast_for
+from isthmus.evaluate.screen import SHARE, TIMES, has_bf16
+from isthmus.objective import Objective
+from isthmus.objective.data import single
+from isthmus.params import Params
+from isthmus.stability.dropout.scales import best_scales, mean_losses, smallest_scale
+from isthmus.stability.dropout.subsets import (
+    SEARCHES,
+    Budget,
+    Scores,
+    Search,
+    Units,
+    check_choice,
+    random_subsets,
+    rescaling,
+)
+from isthmus.structure.chain import AFFINE, RESHAPE, Chain, Weights
+
+WORTH_SCREENING = 1e9
+"""Multiply-adds per mask above which a search asks whether bfloat16 is faster on this machine."""
+
+LARGEST_SCALE = 100.0
+"""A subnetwork that separates the data has no finite optimal scale; the search stops here and says so."""
+
+SCALES = ("output", "each", "layer", "none")
+"""What the kept outputs are multiplied by: n / kept and the best factor of the outputs; the best factors of every layer
+(the footnote of Definition 1); n / kept alone; nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dropped:
+    """theta_i of Definition 1: the network that keeps the units `kept` in layers `entry` .. L-1.
+
+    Kept units of layer j have their outgoing weights multiplied by `factors[j]` (n_j / |kept_j|, or 1, or the best),
+    those of the last hidden layer also by `scale`; biases stay. `loss` is the loss of this network, penalty left out.
+    `separates`: the loss does not rise up to the largest scale that is searched, so no finite one is optimal.
+    `trace`: the losses of all subsets that were tried, in order; empty if only the best were computed exactly.
+    """
+
+    entry: int
+    kept: Units
+    factors: dict[int, float]
+    scale: float
+    loss: float
+    separates: bool
+    trace: tuple[float, ...] = ()
+
+    def layers(self, theta: Weights, L: int) -> Weights:
+        """Its weights in compact form: the rows of layer `entry` and all that follows, kept units only."""
+        i = self.entry
+        A = {i: theta.A[i][self.kept[i]]}
+        b = {i: theta.b[i][self.kept[i]]}
+        for j in range(i + 1, L):
+            A[j] = theta.A[j][self.kept[j]][:, self.kept[j - 1]] * self.factors[j - 1]
+            b[j] = theta.b[j][self.kept[j]]
+        A[L] = theta.A[L][:, self.kept[L - 1]] * (self.factors[L - 1] * self.scale)
+        b[L] = theta.b[L]
+        return Weights(A, b)
+
+    def vertex(self, chain: Chain, params: Params) -> Params:
+        """theta_i at full size: dropped units of layers `entry` .. L-1 have rows, columns and biases of zero."""
+        theta, small = chain.read(params), self.layers(chain.read(params), chain.L)
+        A, b = {}, {}
+        for j in small.A:
+            rows = self.kept.get(j, torch.arange(chain.widths[j]))
+            columns = torch.arange(chain.widths[j - 1]) if j == self.entry else self.kept[j - 1]
+            A[j], b[j] = torch.zeros_like(theta.A[j]), torch.zeros_like(theta.b[j])
+            A[j][rows.unsqueeze(1), columns.unsqueeze(0)] = small.A[j]
+            b[j][rows] = small.b[j]
+        return chain.write(Weights(A, b), params)
+
+
+def search(
+    objective: Objective,
+    chain: Chain,
+    params: Params,
+    *,
+    keep: float,
+    masks: int,
+    scale: str,
+    generator: torch.Generator,
+    progress: Callable[[int], None],
+    by: str = "random",
+    enough: float | None = None,
+    screen: bool | None = None,
+) -> dict[int, Dropped]:
+    """For each entry layer i the best subsets found for the price of `masks` evaluations: theta_1 .. theta_{L-1}.
+
+    `by`: one of ``SEARCHES``. The features of layer i are computed once for all subsets, as far as they fit in the
+    objective's memory; a subset then runs a network of its own size, and its outputs are kept while the scale is
+    found, for many subsets at once (`best_scales`). `screen`, for random subsets: run them in bfloat16 first and again
+    in the working precision where they may be the best; default: for large searches on a processor that has
+    bfloat16, so that the same machine gives the same subsets every time.
+    `enough`: a loss below which nothing is gained: output scales that reach a lower one are made smaller (not below 1).
+    The subsets, losses and scales that are returned were computed in the working precision.
+    """
+    if not 0 < keep <= 1:
+        raise InputError("keep", expected="a number in (0, 1]; Definition 1 asks for at most 1/2", got=keep)
+    if masks < 1:
+        raise InputError("masks", expected="at least 1 subset per layer", got=masks)
+    check_choice("scale", scale, SCALES)
+    check_choice("search", by, SEARCHES)
+    if screen is None:
+        work = size(params) * objective.num_examples * keep**2
+        screen = work >= WORTH_SCREENING and masks > 8 and has_bf16(objective.device)
+    features = _features(objective, chain, params)
+    best: dict[int, Dropped] = {}
+    scores: Scores | None = None
+    # an informed search passes what it learnt about the deeper layers on to the entry layer before
+    layers = range(1, chain.L) if by == "random" else range(chain.L - 1, 0, -1)
+    for i in layers:
+        l = max(k for k in features if k <= i)
+        entry = _Entry(objective, chain, params, chain.read(params), i, features[l], l, scale)
+        with torch.no_grad():
+            if by == "random" and screen:
+                widths = {j: chain.widths[j] for j in range(i, chain.L)}
+                subsets = [random_subsets(widths, keep, generator) for _ in range(masks)]
+                found = entry.best_screened([entry.trial(kept) for kept in subsets], progress)
+            else:
+                found, scores = entry.searched(SEARCHES[by], keep, masks, generator, progress, scores)
+            found = entry.flagged(entry.each_scaled(found) if scale == "each" else found)
+            best[i] = found if enough is None else entry.shortened(found, enough)
+    return {i: best[i] for i in sorted(best)}
+
+
+def _features(objective: Objective, chain: Chain, params: Params) -> dict[int, Tensor]:
+    """The features of all examples by hidden layer, of as many layers as fit in memory together, and layer 0."""
+    with torch.no_grad():
+        out, l, left = {0: single(objective.data[0])}, 0, objective.memory
+        for i in range(1, chain.L):
+            one = _onward(chain, params, out[l][:1], l, i)
+            needed = objective.num_examples * one.numel() * one.element_size()
+            if needed <= left:
+                parts = [_onward(chain, params, part, l, i) for part in out[l].split(objective.chunk)]
+                out[i], l, left = torch.cat(parts), i, left - needed
+    return out
+
+
+def _onward(chain: Chain, params: Params, h: Tensor, l: int, i: int) -> Tensor:
+    """The features of layer i from those of layer l <= i."""
+    for k in range(l + 1, i + 1):
+        h = chain.through(params, h, k)
+    return h
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """One entry layer i, and the networks that read some of its features; `h` are those of layer l <= i."""
+
+    objective: Objective
+    chain: Chain
+    params: Params
+    theta: Weights
+    i: int
+    h: Tensor
+    l: int
+    scale: str
+
+    def trial(self, kept: Units) -> Dropped:
+        """The network on these units, not measured yet."""
+        return Dropped(self.i, kept, {j: self.factor(j, kept[j]) for j in kept}, 1.0, inf, False)
+
+    def factor(self, j: int, kept: Tensor) -> float:
+        """What the outgoing weights of kept units are multiplied by."""
+        return rescaling(self.chain.widths[j], len(kept)) if self.scale != "none" else 1.0
+
+    def searched(
+        self,
+        search: Search,
+        keep: float,
+        masks: int,
+        generator: torch.Generator,
+        progress: Callable[[int], None],
+        scores: Scores | None,
+    ) -> tuple[Dropped, Scores | None]:
+        """What a search finds at this entry layer, and the scores it leaves for the next."""
+        reported = 0
+
+        def evaluate(subsets: Sequence[Units]) -> list[tuple[float, float]]:
+            nonlocal reported
+            progress(len(budget.trace) - reported)  # spent on gradients since
+            reported = len(budget.trace) + len(subsets)
+            found = self.measured([self.trial(kept) for kept in subsets], progress=progress)
+            return [(d.scale, d.loss) for d in found]
+
+        widths = {j: self.chain.widths[j] for j in range(self.i, self.chain.L)}
+        budget = Budget(
+            widths, keep, masks, self.objective.num_examples, generator, evaluate, self.slopes, self.strengths
+        )
+        scores = search(budget, scores)
+        progress(masks - reported)
+        best = budget.best
+        trace = (*budget.trace, *[inf] * (masks - len(budget.trace)))  # a part of one evaluation counts as a whole
+        return replace(self.trial(best.kept), scale=best.scale, loss=best.loss, trace=trace), scores
+
+    def strengths(self, index: Tensor) -> Scores:
+        """For every unit the norm of its features on some examples times the norm of its outgoing weights."""
+        out, chain = {}, self.chain
+        for part in index.split(self.objective.chunk):
+            h = self._sample(part)
+            for j in range(self.i, chain.L):
+                out[j] = out.get(j, 0) + h.movedim(1, 0).flatten(1).double().square().sum(1).cpu()
+                h = chain.through(self.params, h, j + 1) if j < chain.L - 1 else h
+        norms = {j: self.theta.A[j + 1].movedim(1, 0).flatten(1).double().norm(dim=1).cpu() for j in out}
+        return {j: v.sqrt() * norms[j] for j, v in out.items()}
+
+    def slopes(self, kept: Units, scale: float, index: Tensor) -> Scores:
+        """The derivative of the mean loss on some examples in the membership (0 or 1) of every unit."""
+        chain, objective = self.chain, self.objective
+        member = {j: torch.zeros(chain.widths[j], dtype=self.h.dtype, device=self.h.device) for j in kept}
+        for j, units in kept.items():
+            member[j][units] = 1
+        totals = {j: torch.zeros(len(v), dtype=torch.float64) for j, v in member.items()}
+        for part in index.split(objective.chunk):
+            with torch.enable_grad():
+                gates = [v.requires_grad_() for v in member.values()]
+                h = self._sample(part)
+                for j, gate in member.items():
+                    # the outgoing weights of the last hidden layer carry the output scale, the output bias does not
+                    factor = self.factor(j, kept[j]) * (scale if j == chain.L - 1 else 1.0)
+                    h = h * (factor * gate).reshape(-1, *(1,) * (h.dim() - 2))
+                    h = chain.through(self.params, h, j + 1)
+                total = objective.example_losses(h, objective.data[1][part.to(h.device)]).sum()
+                if not total.requires_grad:
+                    raise InputError(
+                        "loss", expected="one that carries gradients", got="none", instead="search='random'"
+                    )
+                for j, slope in zip(member, torch.autograd.grad(total, gates), strict=True):
+                    totals[j] += slope.double().nan_to_num().cpu() / len(index)
+        return totals
+
+    def _sample(self, index: Tensor) -> Tensor:
+        """The features of layer i on some examples."""
+        return _onward(self.chain, self.params, self.h[index.to(self.h.device)], self.l, self.i)
+
+    def best_screened(self, trials: Sequence[Dropped], progress: Callable[[int], None]) -> Dropped:
+        """The same, each trial run in bfloat16, and in the working precision while it may be the best."""
+        rough = [_loss(d) for d in self.measured(trials, torch.bfloat16, progress)]
+        exact: dict[int, Dropped] = {}
+        todo = [min(range(len(trials)), key=lambda m: rough[m])]
+        while todo:
+            exact |= dict(zip(todo, self.measured([trials[m] for m in todo]), strict=True))
+            lowest = min(map(_loss, exact.values()))
+            margin = TIMES * max(abs(d.loss - rough[m]) for m, d in exact.items()) + SHARE * abs(lowest)
+            todo = [m for m in range(len(trials)) if m not in exact and not rough[m] > lowest + margin]
+        return min((exact[m] for m in sorted(exact)), key=_loss)
+
+    def measured(
+        self,
+        trials: Sequence[Dropped],
+        dtype: torch.dtype | None = None,
+        progress: Callable[[int], None] = lambda n: None,
+    ) -> list[Dropped]:
+        """The trials with their best scales and losses; as many at a time as memory allows."""
+        dtype = dtype or self.objective.dtype
+        each = 32 * self.objective.num_examples * self.chain.widths[self.chain.L]
+        each += max(map(self._bytes, trials))
+        together = max(1, min(len(trials), self.objective.memory // each))
+        out = []
+        for k in range(0, len(trials), together):
+            part = trials[k : k + together]
+            scales, losses = self._scaled(self._outputs(part, dtype, progress))
+            out += [replace(d, scale=s, loss=v) for d, s, v in zip(part, scales, losses, strict=True)]
+        return out
+
+    def flagged(self, found: Dropped) -> Dropped:
+        """With a note whether its loss does not rise up to the largest scale."""
+        if self.scale not in ("output", "each"):
+            return found
+        z = self._outputs([replace(found, scale=1.0)], self.objective.dtype, lambda n: None)
+        wall = torch.tensor([LARGEST_SCALE if found.scale > 0 else -LARGEST_SCALE], dtype=z.dtype, device=z.device)
+        return replace(found, separates=float(mean_losses(self.objective, z, self._offset, wall)) <= found.loss)
+
+    def shortened(self, found: Dropped, enough: float) -> Dropped:
+        """With a smaller scale where its loss is lower than needed."""
+        if self.scale not in ("output", "each") or not found.loss <= enough:
+            return found
+        z = self._outputs([replace(found, scale=1.0)], self.objective.dtype, lambda n: None)
+        scale, loss = smallest_scale(self.objective, z, self._offset, found.scale, enough)
+        return replace(found, scale=scale, loss=loss)
+
+    def each_scaled(self, found: Dropped) -> Dropped:
+        """With the best factor of every layer, by a quasi-Newton method from the factors it has; never a worse one."""
+        inner = range(self.i, self.chain.L - 1)
+        if not inner:
+            return found
+        bare = replace(found, factors=dict.fromkeys(found.factors, 1.0), scale=1.0)
+        run = self._small(bare, self.objective.dtype, bias=True)
+        start = np.array([found.factors[j] for j in inner] + [found.factors[self.chain.L - 1] * found.scale])
+
+        def value(u: np.ndarray) -> tuple[float, np.ndarray]:
+            # the factors are start * exp(u): without biases only their product counts, which is a line in u
+            factors = start * np.exp(u)
+            at = torch.tensor(factors, dtype=self.h.dtype, device=self.h.device, requires_grad=True)
+            slope = torch.zeros(len(factors), dtype=torch.float64)
+            total, y = 0.0, self.objective.data[1].split(self.objective.chunk)
+            with torch.enable_grad():
+                for k, part in enumerate(self.h.split(self.objective.chunk)):
+                    z = run(_onward(self.chain, self.params, part, self.l, self.i), at)
+                    loss = self.objective.example_losses(z, y[k]).double().sum() / self.objective.num_examples
+                    slope += torch.autograd.grad(loss, at)[0].double().cpu()
+                    total += float(loss.detach())
+            return total, slope.numpy() * factors
+
+        options = {"maxiter": 30}
+        better: Any = minimize(
+            value, np.zeros(len(start)), jac=True, method="L-BFGS-B", bounds=[(-5, 5)] * len(start), options=options
+        )
+        factors = found.factors | dict(zip(inner, (start * np.exp(better.x)).tolist(), strict=False))
+        again = self.measured([replace(found, factors=factors, scale=1.0)])[0]
+        return again if again.loss < found.loss else found
+
+    def _bytes(self, d: Dropped) -> int:
+        """What the weights of a small network take."""
+        share = {j: len(kept) / self.chain.widths[j] for j, kept in d.kept.items()} | {self.chain.L: 1.0}
+        layers = range(self.i + 1, self.chain.L + 1)
+        return round(8 * sum(self.theta.A[j].numel() * share[j] * share[j - 1] for j in layers))
+
+    @property
+    def _offset(self) -> Tensor:
+        return self.theta.b[self.chain.L].sum(1).double()
+
+    def _scaled(self, z: Tensor) -> tuple[list[float], list[float]]:
+        if self.scale in ("output", "each"):
+            s, losses = best_scales(self.objective, z, self._offset, LARGEST_SCALE)
+        else:
+            s = torch.ones(len(z), dtype=z.dtype, device=z.device)
+            losses = mean_losses(self.objective, z, self._offset, s)
+        return s.tolist(), losses.tolist()
+
+    def _outputs(self, trials: Sequence[Dropped], dtype: torch.dtype, progress: Callable[[int], None]) -> Tensor:
+        """The outputs without the output bias of each trial's small network, float64 [trials, N, ...]."""
+        parts = self.h.split(self.objective.chunk)
+        run = self._products(trials, dtype) if self._one_product else self._small_networks(trials, dtype)
+        rows = []
+        for k, part in enumerate(parts):
+            rows.append(run(_onward(self.chain, self.params, part, self.l, self.i).to(dtype)).double())
+            progress(len(trials) * (k + 1) // len(parts) - len(trials) * k // len(parts))
+        return torch.cat(rows, 1)
+
+    def _small_networks(self, trials: Sequence[Dropped], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        runs = [self._small(d, dtype) for d in trials]
+        return lambda h: torch.stack([run(h) for run in runs])
+
+    def _small(self, d: Dropped, dtype: torch.dtype, *, bias: bool = False) -> Callable[..., Tensor]:
+        """The outputs of a small network from features of layer i, its hidden outputs multiplied by `factors` if given.
+
+        `bias`: whether the output bias is added.
+        """
+        chain, small = self.chain, d.layers(self.theta, self.chain.L)
+        del small.A[d.entry], small.b[d.entry]
+        small.b[chain.L] = small.b[chain.L] if bias else torch.zeros_like(small.b[chain.L])
+        weights = cast_for(self.objective.program, chain.write(small, self.params), dtype)
+        index = d.kept[d.entry].to(self.h.device)
+
+        def run(h: Tensor, factors: Tensor | None = None) -> Tensor:
+            h = h.index_select(1, index)
+            for j in range(self.i, chain.L):
+                h = chain.through(weights, h if factors is None else h * factors[j - self.i], j + 1)
+            return h
+
+        return run
+
+    @property
+    def _one_product(self) -> bool:
+        """Whether one product gives the outputs from the features of the layer."""
+        last = self.chain.layer(self.chain.L).nodes
+        return self.i == self.chain.L - 1 and all(n.op in (*RESHAPE, AFFINE[0]) for n in last)
+
+    def _products(self, trials: Sequence[Dropped], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The same for the last hidden layer, all trials in one product: the columns of dropped units are zero."""
+        L = self.chain.L
+        A, columns = self.theta.A[L], []
+        for d in trials:
+            masked = torch.zeros_like(A)
+            masked[:, d.kept[L - 1]] = A[:, d.kept[L - 1]] * d.factors[L - 1]
+            columns.append(masked.flatten(1))
+        together = torch.cat(columns).to(dtype).T
+
+        def run(h: Tensor) -> Tensor:
+            return (h.flatten(1) @ together).unflatten(1, (len(trials), -1)).movedim(1, 0)
+
+        return run
+
+
+def _loss(d: Dropped) -> float:
+    """For comparison: NaN is never the best."""
+    return d.loss if d.loss == d.loss else float("inf")

@@ -1,0 +1,1 @@
+"""The one training loop, and the state that survives a kill."""
