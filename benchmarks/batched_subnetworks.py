@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import isthmus as im
-from isthmus.connectors.base import no_progress
 from isthmus.connectors.subnetwork.train import Start, Training, draw_units, sizes
 from isthmus.models import by_name, seeded
 from isthmus.structure.chain import chain_of
 from isthmus.training.fit import Recipe
+from isthmus.training.progress import no_progress
 
 DRAWS = 20
 ROUNDS = 3

@@ -17,7 +17,7 @@ from isthmus.experiments import Network, Pair, Problem
 from isthmus.storage import FileCheckpoint
 from isthmus.sweep import Local, Store, run_cells
 from isthmus.training.fit import Recipe
-from tests.connectors.strings import LEVEL, Killed, Mortal, quadratic
+from tests.connectors.strings.strings import LEVEL, Killed, Mortal, quadratic
 
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
 OPTIONS = {"threshold": 0.3, "steps": 200, "check": 5, "batch": 20, "lr": 0.01, "attempts": 1}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import isthmus as im
+from isthmus.evaluate.level_network import closest_rows
 from isthmus.models import mean_field, mean_field_init
-from isthmus.premises.sublevel import closest_rows
 from isthmus.stability.dropout.pattern import pattern_stability
 from isthmus.theory import Row, Theory
 from isthmus.theory.table import CONCLUSION

@@ -9,13 +9,13 @@ import torch
 
 from isthmus import pipeline as runs
 from isthmus.connectors import Dropout, Linear, Subnetwork
-from isthmus.connectors.base import Progress
 from isthmus.data import load
 from isthmus.models import by_name, seeded
 from isthmus.objective import Objective
 from isthmus.report import write_report
 from isthmus.storage import make_folder, save_params
 from isthmus.training.fit import Recipe
+from isthmus.training.progress import Progress
 
 MODEL = "mlp:64-60x4-10"
 DATA = "digits"

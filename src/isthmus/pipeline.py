@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
-from isthmus.connectors.base import Progress, Search, describe, no_progress
+from isthmus.connectors.base import Search, describe
 from isthmus.data import Dataset
 from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
@@ -32,6 +32,7 @@ from isthmus.params import Params, check_ends
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
 from isthmus.stored import shown
 from isthmus.training.fit import Checkpoint, Fitted, Recipe, fit
+from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level, verdict
 
 STATE = "search.checkpoint.safetensors"
@@ -92,7 +93,7 @@ def train(
             checkpoint=None if checkpoint is None else _WithGlobalState(checkpoint, objective.device),
             progress=progress,
         )  # fmt: skip
-    return Fitted({k: fitted.params[v] for k, v in whole.items()}, fitted.loss, fitted.steps, fitted.outcome)
+    return Fitted({k: fitted.params[v] for k, v in whole.items()}, fitted.loss, fitted.steps, fitted.ended)
 
 
 @dataclass(frozen=True)

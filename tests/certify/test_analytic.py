@@ -11,9 +11,9 @@ from torch import nn
 
 import isthmus as im
 from isthmus.certify.analytic import level
+from isthmus.evaluate.level_network import LevelNetwork
 from isthmus.objective.data import single
 from isthmus.paths import level_curve
-from isthmus.premises.sublevel import LevelNetwork
 from isthmus.sweep.parallel import certify_in_parallel
 from tests.problems import Problem, perceptron, wide_then_narrow
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus import experiments
 from isthmus.certify.certify import certify
 from isthmus.cli import run_app
-from isthmus.experiments import EXPERIMENTS, SCALES, Experiment, Network, Pair, PaperValue, Problem, Weights, by_name
+from isthmus.experiments import SCALES, Experiment, Network, Pair, PaperValue, Problem, Weights
 from isthmus.experiments.page import as_markdown, write_tables
+from isthmus.papers import EXPERIMENTS, by_name
 from isthmus.params import equal
 from isthmus.sweep import Local, Store, canonical, identity, key_of, run_cells, with_needs
 from isthmus.training.fit import Recipe
@@ -322,7 +322,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path):
 
 
 def test_the_register_knows_its_names():
-    assert by_name("compare-digits") in experiments.EXPERIMENTS
+    assert by_name("compare-digits") in EXPERIMENTS
     with pytest.raises(im.InputError, match="compare-digits"):
         by_name("nothing")
     assert torch.get_num_threads() == 1

@@ -15,7 +15,7 @@ from isthmus.params import distance
 from isthmus.paths import Curve, Path
 from isthmus.plot import draw_frames, draw_string, save_figure, strings, write_string_page
 from isthmus.plot.string import Strings
-from tests.connectors.strings import LEVEL, quadratic, quick
+from tests.connectors.strings.strings import LEVEL, quadratic, quick
 
 
 @pytest.fixture(scope="module")

@@ -182,7 +182,7 @@ def test_a_fit_goes_on_to_the_same_bits_from_any_step(tmp_path, optimizer, sched
             run(stop, FileCheckpoint(path, "me", steps=3))
         resumed, steps = run(0, FileCheckpoint(path, "me", steps=3))
         assert torch.equal(resumed.params["w"], whole.params["w"])
-        assert (resumed.loss, resumed.steps, resumed.outcome) == (whole.loss, whole.steps, whole.outcome)
+        assert (resumed.loss, resumed.steps, resumed.ended) == (whole.loss, whole.steps, whole.ended)
         assert steps == 60 - (stop - 1) // 3 * 3
 
 

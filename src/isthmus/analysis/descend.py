@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Connection, Outcome, Progress, no_progress
+from isthmus.connectors.base import Connection, Outcome
 from isthmus.connectors.sublevel.columns import Unreachable
 from isthmus.connectors.sublevel.judge import default_tolerance, measure, prove
 from isthmus.connectors.sublevel.lower import Lowered, lower
 from isthmus.connectors.sublevel.method import plain_premises, premises
 from isthmus.connectors.sublevel.trail import Trail
 from isthmus.errors import InputError, OutcomeError, UnsupportedError
+from isthmus.evaluate.level_network import RANK, LevelNetwork, rank_of
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
 from isthmus.paths import Curve, Path
-from isthmus.premises.sublevel import RANK, LevelNetwork, Theorem, descending, rank_of
+from isthmus.premises.sublevel import Theorem, descending
+from isthmus.training.progress import Progress, no_progress
 
 __all__ = ["descend"]
 

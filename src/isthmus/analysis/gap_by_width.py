@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from isthmus.connectors.base import Progress, no_progress
 from isthmus.connectors.connect import connect
 from isthmus.connectors.two_layer_relu.method import TwoLayerReLU
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
 from isthmus.objective import Objective
 from isthmus.params import Params
+from isthmus.training.progress import Progress, no_progress
 
 Make = Callable[[int], tuple[Objective, Params, Params]]
 """For a number of hidden units, an objective and two ends."""

@@ -14,10 +14,11 @@ from isthmus.connectors.sublevel.columns import independent_units, move_onto
 from isthmus.connectors.sublevel.judge import default_tolerance, measure
 from isthmus.connectors.sublevel.trail import Trail
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.evaluate.level_network import RANK, LevelNetwork, singular_values
 from isthmus.objective import Objective
 from isthmus.params import cast, check_finite, norm
 from isthmus.paths import Path
-from isthmus.premises.sublevel import RANK, LevelNetwork, descending, narrowing, singular_values
+from isthmus.premises.sublevel import descending, narrowing
 from isthmus.stability.noise.measure import Condition
 
 __all__ = ["ray"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Progress, check_convex, no_progress
+from isthmus.connectors.base import check_convex
 from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, draw_units, filled, measure, sizes
 from isthmus.errors import InputError
 from isthmus.objective import Objective
@@ -17,6 +17,7 @@ from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain, Weights, chain_of
 from isthmus.training.fit import Recipe
+from isthmus.training.progress import Progress, no_progress
 
 Data = tuple[Any, Tensor]
 

@@ -4,6 +4,3 @@ from isthmus.certify.certificate import Certificate as Certificate
 from isthmus.certify.certificate import SegmentCertificate as SegmentCertificate
 from isthmus.certify.certify import certify as certify
 from isthmus.certify.verify import verify_certificate as verify_certificate
-from isthmus.connectors.base import PROVERS
-
-PROVERS[:] = [certify]

@@ -32,10 +32,10 @@ from isthmus.certify.bounds import Bound, bound_of_outputs, unsure
 from isthmus.certify.claims import Claim
 from isthmus.certify.forms import Form
 from isthmus.errors import UnsupportedError
+from isthmus.evaluate.level_network import LevelNetwork
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import LevelCurve
-from isthmus.premises.sublevel import LevelNetwork
 from isthmus.structure.activations import reads_flat
 
 POINTS = 33

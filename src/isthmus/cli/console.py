@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from isthmus.connectors.base import Progress as Report
-from isthmus.connectors.base import no_progress
 from isthmus.evaluate.batchnorm import policy_in_words
 from isthmus.pipeline import upward
 from isthmus.storage.files import plain
+from isthmus.training.progress import Progress as Report
+from isthmus.training.progress import no_progress
 
 STEP = 10.0
 """Seconds between two lines of progress where there is no terminal."""

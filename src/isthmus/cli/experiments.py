@@ -15,9 +15,8 @@ from rich.table import Column, Table
 from isthmus.cli.asked import command
 from isthmus.cli.common import Json, Quiet
 from isthmus.cli.console import console, progress_bar
-from isthmus.connectors.base import Progress
 from isthmus.errors import FileError, InputError
-from isthmus.experiments import EXPERIMENTS, SCALES, Finding, by_name, read_sweep, sweep_file
+from isthmus.experiments import SCALES, Finding, read_sweep, sweep_file
 from isthmus.experiments.page import (
     Row,
     as_json,
@@ -29,7 +28,9 @@ from isthmus.experiments.page import (
     write_figures,
     write_tables,
 )
+from isthmus.papers import EXPERIMENTS, by_name
 from isthmus.sweep import Cell, Engine, Local, Ray, Shard, Store, SweepReport, run_cells, with_needs
+from isthmus.training.progress import Progress
 
 app = typer.Typer(name="experiment", help="Experiments: run, resume, tabulate, draw.", no_args_is_help=True)
 

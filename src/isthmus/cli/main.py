@@ -149,10 +149,10 @@ def train(
     }  # fmt: skip
     save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
     if as_json:
-        print(json.dumps({"out": str(out), **about, "outcome": fitted.outcome.training}, indent=2))
+        print(json.dumps({"out": str(out), **about, "outcome": fitted.ended.word}, indent=2))
     else:
         print(f"{out}: training loss {number(fitted.loss)} after {fitted.steps} steps")
-    return 1 if fitted.outcome.name == "NOT_FINITE" else 0
+    return 1 if fitted.ended.name == "NOT_FINITE" else 0
 
 
 @app.command()

@@ -37,7 +37,6 @@ from isthmus.cli.common import (
 from isthmus.cli.console import number, progress_bar
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.connectors import Connection
-from isthmus.connectors.base import Progress
 from isthmus.errors import FileError, InputError
 from isthmus.evaluate import Profile
 from isthmus.evaluate import profile as profile_path
@@ -46,6 +45,7 @@ from isthmus.objective import Objective
 from isthmus.paths import Path as WeightPath
 from isthmus.storage import load_connection, make_folder, read_json
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
+from isthmus.training.progress import Progress
 from isthmus.verdict import LEVEL, Level, verdict
 
 

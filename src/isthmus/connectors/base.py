@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -15,16 +15,10 @@ from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
+from isthmus.training.progress import Progress
 
 if TYPE_CHECKING:
     from isthmus.training.fit import Checkpoint
-
-Progress = Callable[[str, int, int], None]
-"""Called as ``progress(what, done, total)`` during long work."""
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Report nothing."""
 
 
 class Outcome(Enum):
@@ -65,11 +59,6 @@ class Outcome(Enum):
     def ok(self) -> bool:
         """Whether the method succeeded."""
         return self in (Outcome.CONSTRUCTED, Outcome.UNPROVED)
-
-    @property
-    def training(self) -> str:
-        """The same of a training, for the stats of a path: "done", or the name in small letters."""
-        return "done" if self.ok else self.name.lower()
 
     def __str__(self) -> str:
         return self.value
@@ -160,50 +149,6 @@ class Search(Connector):
     ) -> Connection:
         """The search from its beginning to its end."""
         return self.search(objective, a, b, generator, progress)
-
-
-class Step(Protocol):
-    """What a method needs to know of a certificate's segment."""
-
-    @property
-    def why(self) -> str:
-        """The reason of the claim, or why there is none."""
-        ...
-
-
-class Proof(Protocol):
-    """What a method needs to know of a certificate."""
-
-    @property
-    def segments(self) -> Sequence[Step]:
-        """One per segment of the path."""
-        ...
-
-    def unproved(self) -> list[int]:
-        """The segments that were only measured."""
-        ...
-
-    @property
-    def proved(self) -> bool:
-        """Whether every segment is bounded."""
-        ...
-
-    @property
-    def bound(self) -> float:
-        """No loss on the path is above it, if it is proved."""
-        ...
-
-
-class Prover(Protocol):
-    """``isthmus.certify``, as a method may call it."""
-
-    def __call__(self, objective: Objective, path: Path, gap: float, *, budget: int) -> Proof:
-        """A bound on the loss over the whole path."""
-        ...
-
-
-PROVERS: list[Prover] = []
-"""Filled by ``isthmus.certify``: it stands above the methods, which may use it but must not import it."""
 
 
 def describe(method: Connector) -> dict[str, Any]:

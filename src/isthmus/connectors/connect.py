@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Connection, Connector, Progress, Search, check_convex, describe, no_progress
+from isthmus.connectors.base import Connection, Connector, Search, check_convex, describe
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
 from isthmus.objective import Objective
 from isthmus.params import check_ends, check_finite, check_like, equal, share
 from isthmus.training.fit import Checkpoint
+from isthmus.training.progress import Progress, no_progress
 
 
 def connect(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
 from isthmus.objective import Objective
@@ -15,6 +15,7 @@ from isthmus.params import Params
 from isthmus.stability.dropout.search import SCALES, Dropped, search
 from isthmus.stability.dropout.subsets import SEARCHES, check_choice
 from isthmus.structure.chain import Weights, chain_of
+from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Curve, Path
+from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)

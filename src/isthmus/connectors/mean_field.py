@@ -7,7 +7,7 @@ from math import isnan
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.objective import Objective
@@ -15,6 +15,7 @@ from isthmus.params import Params
 from isthmus.stability.dropout.pattern import losses_of, without
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights, chain_of
+from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.connectors.noise_dropout import (
     End,
@@ -27,7 +27,8 @@ from isthmus.objective.data import single
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
-from isthmus.training.fit import Fitted, Recipe, fit
+from isthmus.training.fit import Ended, Fitted, Recipe, fit
+from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,10 @@ class Narrow(Connector):
                 "dropped": dropped,
                 "loss": loss,
                 "source": "given" if fitted is None else "trained",
-                **({} if fitted is None else {"steps": fitted.steps, "training": fitted.outcome.training}),
+                **({} if fitted is None else {"steps": fitted.steps, "training": fitted.ended.word}),
             },
         }
-        bad = fitted is not None and fitted.outcome is Outcome.NOT_FINITE
+        bad = fitted is not None and fitted.ended is Ended.NOT_FINITE
         return Connection(path, b, Outcome.NOT_FINITE if bad else Outcome.CONSTRUCTED, stats)
 
     def _probability(self) -> float | None:
@@ -210,7 +211,7 @@ class Narrow(Connector):
                 generator=generator, target=target, progress=progress,
                 what="training the narrow network" + " again" * bool(attempt),
             )  # fmt: skip
-            fitted = Fitted({**fixed, **fitted.params}, fitted.loss, fitted.steps, fitted.outcome)
+            fitted = Fitted({**fixed, **fitted.params}, fitted.loss, fitted.steps, fitted.ended)
             if best is None or fitted.loss < best.loss:
                 best = fitted
             if best.loss <= 2 * target:

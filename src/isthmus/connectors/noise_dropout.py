@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.dropout import connect_halves
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
@@ -17,6 +17,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params, lerp
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain, Weights, chain_of
+from isthmus.training.progress import Progress
 
 COUNTS = ("fixed", "bernoulli")
 

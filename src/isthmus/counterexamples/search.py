@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Progress, no_progress
 from isthmus.counterexamples.disconnected import Disconnected
 from isthmus.errors import InputError
 from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.training.fit import Recipe, fit
+from isthmus.training.progress import Progress, no_progress
 
 
 @dataclass(frozen=True, eq=False)

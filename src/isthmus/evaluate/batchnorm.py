@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.objective.data import rows
-from isthmus.objective.skeleton import copied, ties_of
+from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params
 from isthmus.paths import Curve, Path, Segment
+from isthmus.program.copied import copied
 
 POLICIES = ("interpolate", "keep", "recompute", "error")
 _WORDS = {

@@ -153,7 +153,7 @@ class Network(Cell):
         return {
             "loss": fitted.loss,
             "steps": fitted.steps,
-            "outcome": fitted.outcome.name,
+            "outcome": fitted.ended.name,
             "params": digest(fitted.params),
         }
 

@@ -20,6 +20,7 @@ from isthmus.objective.matching import renamed
 from isthmus.objective.probe import accepts, examine
 from isthmus.objective.writes import Writes, call, check_extra
 from isthmus.params import Params, check_like, check_moves, widen
+from isthmus.program.copied import name_of
 from isthmus.program.export import Program, trace
 from isthmus.structure import Structure, derive_structure, verify
 
@@ -166,7 +167,7 @@ class Objective:
 
     @property
     def _module_name(self) -> str:
-        return skeletons.name_of(self.skeleton)
+        return name_of(self.skeleton)
 
     @property
     def named_loss(self) -> str | None:

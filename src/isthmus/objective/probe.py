@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective.data import Inputs, hint, rows, which
-from isthmus.objective.skeleton import attributes, copied, name_of, storage
+from isthmus.objective.skeleton import storage
 from isthmus.objective.writes import Writes, alike, call, changed, held, same
 from isthmus.params import Params, cast
+from isthmus.program.copied import attributes, copied, name_of
 from isthmus.program.export import plain_attention
 
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective.data import Inputs, arguments
-from isthmus.objective.skeleton import REGISTERED, storage
+from isthmus.objective.skeleton import storage
+from isthmus.program.copied import REGISTERED
 
 _MISSING = object()
 

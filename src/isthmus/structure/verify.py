@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.objective.skeleton import copied
 from isthmus.params import Params, in_dtype, moves, widened
+from isthmus.program.copied import copied
 from isthmus.program.export import Program, plain_attention, trace
 from isthmus.structure.units import Group, Structure
 

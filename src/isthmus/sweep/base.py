@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, IsthmusError
 from isthmus.storage import make_folder, sweep_temporaries
 from isthmus.sweep.cells import Cell, identity, key_of, with_needs
 from isthmus.sweep.store import BusyError, Job, Store, record_of
+from isthmus.training.progress import Progress, no_progress
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")

@@ -17,7 +17,6 @@ from torch import Tensor
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import SegmentCertificate
 from isthmus.certify.widened import evaluation
-from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
 from isthmus.evaluate.batchnorm import applied
@@ -25,6 +24,7 @@ from isthmus.objective import Objective
 from isthmus.paths import Curve, Path, Segment
 from isthmus.sweep.base import Engine, Failed, one_thread
 from isthmus.sweep.local import Local
+from isthmus.training.progress import Progress, no_progress
 
 
 @dataclass(eq=False)

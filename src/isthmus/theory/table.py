@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from isthmus.analysis.subnetwork_bounds import SubnetworkBounds, subnetwork_bounds
-from isthmus.connectors.base import Progress
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.premises.memorisation import Memorisation, is_perceptron, memorisation, separability
@@ -21,6 +20,7 @@ from isthmus.stability.dropout.measure import DropoutStability, dropout_stabilit
 from isthmus.stability.noise.measure import Condition, NoiseStability, noise_stability
 from isthmus.structure.chain import Chain, chain_of
 from isthmus.training.fit import Recipe
+from isthmus.training.progress import Progress
 
 CONCLUSION = "the path's loss is bounded"
 """The premise column of the row that says what a theorem gives."""

@@ -8,12 +8,12 @@ from math import isfinite
 
 from torch import Tensor
 
-from isthmus.connectors.base import Progress, no_progress
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import check_finite
 from isthmus.theory import freeman2017, kuditipudi2019, nguyen2019, nguyen2021, shevchenko2020
 from isthmus.theory.table import Pair, Premises, Row, Settings, Theory, not_convex
+from isthmus.training.progress import Progress, no_progress
 
 THEOREMS: tuple[tuple[str, Premises], ...] = (
     (f"{kuditipudi2019.PAPER}, Theorem 1", kuditipudi2019.theorem_1),

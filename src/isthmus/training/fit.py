@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from math import cos, inf, isfinite, pi
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Outcome, Progress, no_progress
 from isthmus.errors import InputError
 from isthmus.params import Params, moves
+from isthmus.training.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,20 @@ class Recipe:
             )
 
 
+class Ended(Enum):
+    """How a training ended."""
+
+    TARGET = "the target was reached"
+    STALLED = "the loss fell no more"
+    BUDGET = "the steps ran out"
+    NOT_FINITE = "a loss was not finite"
+
+    @property
+    def word(self) -> str:
+        """For the stats of a path: "done", "budget_exhausted" or "not_finite"."""
+        return {"BUDGET": "budget_exhausted", "NOT_FINITE": "not_finite"}.get(self.name, "done")
+
+
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """The best parameters seen at a check, their loss on all examples, and how training ended."""
@@ -59,7 +74,7 @@ class Fitted:
     params: Params
     loss: float
     steps: int
-    outcome: Outcome
+    ended: Ended
 
 
 class Checkpoint(Protocol):
@@ -96,7 +111,7 @@ def fit(
 
     Batches are drawn without replacement, epoch by epoch, from `generator` alone. Returns the best parameters
     that any check has seen, so the result is never worse than the start. A loss that is not finite ends training
-    with ``Outcome.NOT_FINITE``. `buffers` go with the parameters into both losses and into the result; the batch
+    with ``Ended.NOT_FINITE``. `buffers` go with the parameters into both losses and into the result; the batch
     loss may write into them (running statistics of BatchNorm).
 
     With a `checkpoint` the state is saved when it is due, and a later call with the same arguments goes on from
@@ -218,9 +233,9 @@ class _Fitting:
         """The best of each problem, without the problem axis where there is one problem only."""
         many, out = len(self.best_losses) > 1, []
         for i, (loss, finite) in enumerate(zip(self.best_losses, self.finite, strict=True)):
-            outcome = Outcome.CONSTRUCTED if loss <= target or stalled else Outcome.BUDGET_EXHAUSTED
+            how = Ended.TARGET if loss <= target else Ended.STALLED if stalled else Ended.BUDGET
             params = {k: v[i] for k, v in self.best.items()} if many else self.best
-            out.append(Fitted(params, loss, self.step, outcome if finite else Outcome.NOT_FINITE))
+            out.append(Fitted(params, loss, self.step, how if finite else Ended.NOT_FINITE))
         return out
 
     def advance(self, batch_loss: Callable[[Params, Tensor], Tensor]) -> None:

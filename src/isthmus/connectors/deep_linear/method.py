@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.deep_linear.one_layer import Sizes, clear_biases, one_layer_path
 from isthmus.connectors.deep_linear.two_factors import TwoFactors
 from isthmus.errors import InputError, UnsupportedError
@@ -17,6 +17,7 @@ from isthmus.objective.losses import L1
 from isthmus.params import Params, cast
 from isthmus.paths import Curve, Path
 from isthmus.structure.chain import Chain, chain_of
+from isthmus.training.progress import Progress
 
 LINEAR = """linear conv1d conv2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d mean view
 reshape flatten _unsafe_view squeeze""".split()

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from isthmus.connectors.base import Outcome, Progress
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, stack
-from isthmus.training.fit import Checkpoint, Recipe, fit, fit_together
+from isthmus.training.fit import Checkpoint, Ended, Recipe, fit, fit_together
+from isthmus.training.progress import Progress
 
 PAYS = 1 << 23
 """Bytes of weights and activations per bead and step up to which one stacked problem was measured to be faster."""
@@ -33,7 +33,7 @@ class Trained:
     params: Params
     value: float
     steps: int
-    outcome: Outcome
+    ended: Ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ class Trainer:
                 checkpoint=None if checkpoint is None else Part(checkpoint, "bead", lambda d=done: pack(d), kept),
                 what=f"{what}, bead {i + 1} of {len(starts)}",
             )  # fmt: skip
-            done.append(Trained(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.outcome))
+            done.append(Trained(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.ended))
         return done
 
     def _at_once(
@@ -210,7 +210,7 @@ class Trainer:
             arrived = watch.reached[i]
             made = found.steps if arrived is None else min(arrived, found.steps)
             out.append(
-                Trained(self._whole(own, {k: v[i].clone() for k, v in fixed.items()}), found.loss, made, found.outcome)
+                Trained(self._whole(own, {k: v[i].clone() for k, v in fixed.items()}), found.loss, made, found.ended)
             )
         return out
 
@@ -303,15 +303,15 @@ class Part:
 def pack(done: Sequence[Trained]) -> tuple[Params, dict[str, Any]]:
     """Trained beads as tensors and plain values."""
     tensors = {f"done/{i}/{k}": v for i, bead in enumerate(done) for k, v in bead.params.items()}
-    return tensors, {"done": [[*_nulls([b.value]), b.steps, b.outcome.name] for b in done]}
+    return tensors, {"done": [[*_nulls([b.value]), b.steps, b.ended.name] for b in done]}
 
 
 def unpack(tensors: Params, values: dict[str, Any]) -> list[Trained]:
     """What was packed, bit for bit."""
     out = []
-    for i, (value, steps, outcome) in enumerate(values["done"]):
+    for i, (value, steps, how) in enumerate(values["done"]):
         prefix = f"done/{i}/"
         # copied into torch's own memory: kernels may add in another order elsewhere
         params = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-        out.append(Trained(params, float("inf") if value is None else value, steps, Outcome[outcome]))
+        out.append(Trained(params, float("inf") if value is None else value, steps, Ended[how]))
     return out

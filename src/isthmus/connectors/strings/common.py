@@ -7,13 +7,14 @@ from typing import Protocol
 
 import torch
 
-from isthmus.connectors.base import Connection, Progress, Search
+from isthmus.connectors.base import Connection, Search
 from isthmus.connectors.strings.beads import Trainer
 from isthmus.connectors.strings.threshold import Threshold, threshold_for
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.training.fit import Checkpoint, Recipe
+from isthmus.training.progress import Progress
 
 
 class Job(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Outcome, Progress, describe
+from isthmus.connectors.base import About, Connection, Outcome, describe
 from isthmus.connectors.strings.beads import Part, Trainer
 from isthmus.connectors.strings.common import Strings
 from isthmus.connectors.strings.search import PERSISTS, beside
@@ -18,6 +18,7 @@ from isthmus.errors import InputError
 from isthmus.params import Params, equal, lerp
 from isthmus.paths import Curve, Path
 from isthmus.training.fit import Checkpoint
+from isthmus.training.progress import Progress
 
 SOFT = 0.01
 """Nearer to the middle of its neighbours than this part of their distance, a bead feels the hyperplane less."""

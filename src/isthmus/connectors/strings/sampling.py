@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from isthmus.connectors.base import About, Progress
+from isthmus.connectors.base import About
 from isthmus.connectors.strings.beads import Trainer
 from isthmus.connectors.strings.common import Strings
 from isthmus.connectors.strings.search import Work
 from isthmus.connectors.strings.threshold import Threshold, check_fields
 from isthmus.errors import InputError
 from isthmus.training.fit import Checkpoint
+from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)

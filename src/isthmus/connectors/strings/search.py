@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isthmus.connectors.base import PROVERS, Connection, Outcome, Progress, describe
+from isthmus.certify import certify
+from isthmus.connectors.base import Connection, Outcome, describe
 from isthmus.connectors.strings.beads import Part, Trained, Trainer, pack, unpack
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.params import Params, distance, equal, lerp, norm
 from isthmus.paths import Curve, Path
 from isthmus.training.fit import Checkpoint
+from isthmus.training.progress import Progress
 
 if TYPE_CHECKING:
     from isthmus.connectors.strings.sampling import StringSampling
@@ -134,12 +136,10 @@ class Work:
             span.state = "deep"
 
     def _prove(self, span: Span, curve: Curve) -> bool:
-        if not PROVERS:
-            raise UnsupportedError("certify=True", "isthmus.certify is not loaded", "import isthmus")
         goal, top = self.limit.loss, self.limit.objective.loss
         seen = max(top(p) for p in (curve.start, curve.at(span.t), curve.end))
         gap = (goal - seen) / seen if seen > 0 else 1.0
-        proof = PROVERS[0](self.limit.objective, Path((curve,)), max(gap, 1e-6), budget=self.method.effort)
+        proof = certify(self.limit.objective, Path((curve,)), max(gap, 1e-6), budget=self.method.effort)
         if not proof.proved:
             raise UnsupportedError(
                 type(self.limit.objective.skeleton).__name__,
@@ -212,7 +212,7 @@ class Work:
 
     def _halve(self, span: Span, found: Trained) -> None:
         number = len(self.beads)
-        self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.outcome.training))
+        self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.ended.word))
         self.order.insert(self.order.index(span.left) + 1, number)
         span.state = "halved"
         for left, right in ((span.left, number), (number, span.right)):

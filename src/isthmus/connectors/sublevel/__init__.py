@@ -1,6 +1,5 @@
 """Paths inside sublevel sets (Nguyen 2019): the method, its lemmas, and rays on which the loss stays."""
 
-from isthmus.analysis.ray import ray as ray
 from isthmus.connectors.sublevel.columns import full_rank_features as full_rank_features
 from isthmus.connectors.sublevel.columns import move_onto as move_onto
 from isthmus.connectors.sublevel.columns import replace_features as replace_features

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from isthmus.connectors.moves.units import others
 from isthmus.errors import InputError, IsthmusError
+from isthmus.evaluate.level_network import RANK, singular_values
 from isthmus.paths.full_rank import RowSolver
-from isthmus.premises.sublevel import RANK, singular_values
 
 __all__ = [
     "Unreachable",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import PROVERS, Outcome
-from isthmus.errors import UnsupportedError
+from isthmus.certify import certify
+from isthmus.connectors.base import Outcome
 from isthmus.objective import Objective
 from isthmus.params import Params, cast, norm
 from isthmus.paths import LevelCurve, Path, Segment
@@ -109,9 +109,7 @@ class Shown:
 
 def prove(objective: Objective, path: Path, top: float) -> Shown:
     """The excess over `top` that is proved on the path."""
-    if not PROVERS:
-        raise UnsupportedError("prove=True", "isthmus.certify is not loaded", "import isthmus")
-    found = PROVERS[0](objective, path, 0.01, budget=BUDGET)
+    found = certify(objective, path, 0.01, budget=BUDGET)
     facts: dict[str, Any] = {"proved": found.proved, "bound": found.bound}
     if found.proved:
         return Shown(found.bound - top, facts)

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.sublevel.columns import Unreachable
 from isthmus.connectors.sublevel.judge import default_tolerance, measure, prove
 from isthmus.connectors.sublevel.trail import Trail
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.evaluate.level_network import LevelNetwork, independent_examples
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import Curve, Path, Segment
 from isthmus.paths.full_rank import ones_column
-from isthmus.premises.sublevel import WITHOUT_BIASES, LevelNetwork, Theorem, connecting, independent_examples
+from isthmus.premises.sublevel import WITHOUT_BIASES, Theorem, connecting
+from isthmus.training.progress import Progress
 
 __all__ = ["Sublevel", "plain_premises", "refused"]
 

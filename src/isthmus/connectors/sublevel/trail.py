@@ -17,11 +17,11 @@ from isthmus.connectors.sublevel.columns import (
     least_squares,
     replace_features,
 )
+from isthmus.evaluate.level_network import RANK, LevelNetwork, singular_values
 from isthmus.params import Params, cast, share
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Segment
 from isthmus.paths.full_rank import RowSolver
 from isthmus.paths.level_curve import leaky, preimage
-from isthmus.premises.sublevel import RANK, LevelNetwork, singular_values
 from isthmus.structure.activations import design
 from isthmus.structure.chain import Weights
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Progress
 from isthmus.connectors.moves.units import Units
 from isthmus.connectors.subnetwork.train import (
     Draw,
@@ -28,6 +27,7 @@ from isthmus.params import Params
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain
 from isthmus.training.fit import Recipe
+from isthmus.training.progress import Progress
 
 GAIN = 0.95
 """A search or a further training that leaves more than this share of the loss has not helped."""
@@ -227,6 +227,6 @@ class Choice:
         every = [(e, l, s) for e in (0, 1) for l, s in self.xi[e].items() if l or e == 0 or not self.shared]
         return [
             {"layer": l, "end": "both" if l == 0 and self.shared else "ab"[e], "loss": s.loss, "steps": s.steps}
-            | {"training": s.outcome.training, "held": len(s.held)}
+            | {"training": s.ended.word, "held": len(s.held)}
             for e, l, s in sorted(every, key=lambda row: (row[1] > 0, row[0], row[1]))
         ]

@@ -7,7 +7,6 @@ from math import log
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Outcome
 from isthmus.connectors.moves.units import network_of
 from isthmus.connectors.subnetwork.train import Start, Subnet, measure
 from isthmus.errors import InputError, UnsupportedError
@@ -15,6 +14,7 @@ from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.premises.separability import separate
 from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, Weights
+from isthmus.training.fit import Ended
 
 RELU = {"aten.relu.default", "aten.relu_.default"}
 
@@ -137,7 +137,7 @@ class Wires:
                 got=f"{loss:.3g} after rounding",
                 instead="objective.cast(torch.float64)" if dtype != torch.float64 else "",
             )
-        return Subnet(start.l, start.reads, weights, loss, 0, Outcome.CONSTRUCTED)
+        return Subnet(start.l, start.reads, weights, loss, 0, Ended.TARGET)
 
 
 def half_space(x: Tensor) -> Tensor | None:

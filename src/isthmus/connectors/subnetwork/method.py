@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.subnetwork.choose import Choice, Options
 from isthmus.connectors.subnetwork.path import build as build
 from isthmus.connectors.subnetwork.untrained import MAKERS, fill
@@ -17,7 +17,8 @@ from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain, chain_of
-from isthmus.training.fit import Recipe
+from isthmus.training.fit import Ended, Recipe
+from isthmus.training.progress import Progress
 
 TRAINING = (
     "init",
@@ -155,7 +156,7 @@ class Subnetwork(Connector):
             fill(choice, self.xi, objective)
         weights = [{l: s.weights for l, s in end.items()} for end in choice.xi]
         path, labels = build(chain, choice.held[0], choice.held[1], a, b, weights)
-        finite = all(s.outcome is not Outcome.NOT_FINITE for end in choice.xi for s in end.values())
+        finite = all(s.ended is not Ended.NOT_FINITE for end in choice.xi for s in end.values())
         rows = choice.rows()
         stats = {"segments": labels, "subnetworks": rows, "limited_by": _limiting(objective, path, labels, rows)}
         return Connection(path, b, Outcome.CONSTRUCTED if finite else Outcome.NOT_FINITE, stats)

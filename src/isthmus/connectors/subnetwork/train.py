@@ -9,7 +9,6 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Outcome, Progress
 from isthmus.connectors.moves.units import Units, network_of, others
 from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
 from isthmus.objective import Objective
@@ -18,7 +17,8 @@ from isthmus.params import Params
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
-from isthmus.training.fit import Fitted, Recipe, fit, fit_together
+from isthmus.training.fit import Ended, Fitted, Recipe, fit, fit_together
+from isthmus.training.progress import Progress
 
 CONVEX = Recipe("lbfgs", steps=200)
 """How xi_{L-1}, a convex problem, is solved: L-BFGS until a step of 20 iterations gains less than 1e-9 of the loss."""
@@ -44,7 +44,7 @@ class Subnet:
     weights: Weights
     loss: float
     steps: int
-    outcome: Outcome
+    ended: Ended
 
     def measure(self, objective: Objective, chain: Chain, params: Params) -> tuple[float, float]:
         """(loss, error) on the objective's data, from the features that `params` computes; no penalty."""
@@ -283,7 +283,7 @@ class Training:
             A[p] = weight.reshape(len(weight), *draw.weights.A[p].shape[1:])
             columns = [small[v] for v in chain.layer(p).vectors]
             b[p] = torch.stack(columns, 1) if columns else weight.new_zeros(len(weight), 0)
-        return Subnet(l, draw.held, Weights(A, b), fitted.loss, fitted.steps, fitted.outcome)
+        return Subnet(l, draw.held, Weights(A, b), fitted.loss, fitted.steps, fitted.ended)
 
 
 def widened(subnet: Subnet, held: Tensor) -> Draw:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Progress
+from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.moves.units import Label, Walk, labels_as_text, others
 from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
@@ -18,6 +18,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import Path
 from isthmus.training.fit import Recipe
+from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)

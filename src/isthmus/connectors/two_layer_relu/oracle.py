@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Progress
 from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers
 from isthmus.errors import IsthmusError
 from isthmus.params import Params
 from isthmus.training.fit import Recipe, fit
+from isthmus.training.progress import Progress
 
 NAMES = ("W", "A", "b")
 

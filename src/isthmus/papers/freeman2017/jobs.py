@@ -149,7 +149,7 @@ class Ends(Cell):
         for i, params in watch.found.items():
             save_params(params, job.folder / f"level-{i}.safetensors", {"seed": str(self.seed)})
         reached = {str(i): row for i, row in watch.rows.items()}
-        return {"reached": reached, "steps": fitted.steps, "best": fitted.loss, "outcome": fitted.outcome.name}
+        return {"reached": reached, "steps": fitted.steps, "best": fitted.loss, "outcome": fitted.ended.name}
 
     def params(self, job: Job, level: float) -> Params | None:
         """The weights at that level; None where it was not reached."""

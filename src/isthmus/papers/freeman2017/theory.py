@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from isthmus.analysis import gap_by_width
+from isthmus.analysis.gap_by_width import gap_by_width
 from isthmus.connectors import ConstrainedStringSampling, StringSampling, TwoLayerReLU, connect
 from isthmus.counterexamples import gaussian_mixture, permutation
 from isthmus.evaluate import profile

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from isthmus.analysis import ray
 from isthmus.analysis.descend import descend
+from isthmus.analysis.ray import ray
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certify import BUDGET
 from isthmus.connectors import Connection, connect
@@ -62,7 +62,7 @@ class Trained(Cell):
         """Train; the weights are in params.safetensors."""
         fitted = self.setting.trained(self.seed, self.recipe, self.target)
         save_params(fitted.params, job.folder / "params.safetensors", {"seed": str(self.seed)})
-        found = {"loss": fitted.loss, "steps": fitted.steps, "outcome": fitted.outcome.name}
+        found = {"loss": fitted.loss, "steps": fitted.steps, "outcome": fitted.ended.name}
         return found | {"params": digest(fitted.params)}
 
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 import isthmus as im
 from isthmus.cli import run_app
 from isthmus.data import load
-from isthmus.experiments import by_name
 from isthmus.experiments.page import Finding
 from isthmus.models import mean_field, mean_field_init, train_mean_field
+from isthmus.papers import by_name
 from isthmus.papers.shevchenko2020.claims import findings
 from isthmus.papers.shevchenko2020.jobs import Paths, Starts, Trials, distribution_distance
 from isthmus.papers.shevchenko2020.page import parts

@@ -14,7 +14,16 @@ from isthmus.connectors.two_layer_relu.method import TwoLayerReLU, deviation, de
 from isthmus.connectors.two_layer_relu.oracle import scaled_to, train_oracle
 from isthmus.params import cast, equal, lerp
 from isthmus.training.fit import Recipe
-from tests.connectors.sparse import WEIGHT, convolutional, matrix, params_of, regression, solved, squares, unit_rows
+from tests.connectors.subnetwork.sparse import (
+    WEIGHT,
+    convolutional,
+    matrix,
+    params_of,
+    regression,
+    solved,
+    squares,
+    unit_rows,
+)
 from tests.problems import Problem, perceptron, random_params
 
 QUICK = TwoLayerReLU(units=3, steps=60, attempts=0)

@@ -9,7 +9,7 @@ from isthmus.connectors.moves.units import others
 from isthmus.connectors.sublevel import full_rank_features, move_onto, replace_features, shifts
 from isthmus.connectors.sublevel.columns import Unreachable, independent_units, kinks, least_squares, multiply
 from isthmus.connectors.sublevel.trail import Trail
-from isthmus.premises.sublevel import LevelNetwork, rank_of
+from isthmus.evaluate.level_network import LevelNetwork, rank_of
 from tests.problems import blobs, perceptron, random_params
 
 F64 = torch.float64

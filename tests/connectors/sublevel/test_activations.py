@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.analysis import ray
+from isthmus.analysis.ray import ray
 from isthmus.params import cast, equal
 from tests.connectors.test_sublevel import N, below, check, leaky, setting
 from tests.connectors.test_sublevel_descend import falls

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.base import no_progress
 from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
 from isthmus.connectors.subnetwork.train import Start, Training, draw_units, sizes
 from isthmus.models import convnet, vgg11
 from isthmus.structure.chain import chain_of
-from isthmus.training.fit import Recipe, fit, fit_together
+from isthmus.training.fit import Ended, Recipe, fit, fit_together
+from isthmus.training.progress import no_progress
 from tests.problems import PROBLEMS, classify
 
 
@@ -112,7 +112,7 @@ def test_each_problem_keeps_its_own_best_and_stops_when_enough_are_there():
     first = together(recipe, target=1e-6, enough=1)
     every = together(recipe, target=1e-6)
     assert sum(f.loss <= 1e-6 for f in first) == 1
-    assert [f.outcome is im.Outcome.CONSTRUCTED for f in first] == [f.loss <= 1e-6 for f in first]
+    assert [f.ended is Ended.TARGET for f in first] == [f.loss <= 1e-6 for f in first]
     assert all(f.loss <= 1e-6 for f in every)
     assert first[0].steps < every[0].steps < 2000
     for fitted, slope in zip(every, slopes, strict=True):
@@ -142,8 +142,8 @@ def test_a_problem_that_diverges_leaves_the_others_alone():
     g = torch.Generator().manual_seed(0)
     broken = torch.tensor([float("nan"), 0, 0], dtype=torch.float64)
     found = fit_together(batch_loss, full_losses, {"w": broken}, 40, recipe, generator=g)
-    assert found[0].outcome is im.Outcome.NOT_FINITE
-    assert all(f.outcome is im.Outcome.BUDGET_EXHAUSTED and f.loss < 1e-3 for f in found[1:])
+    assert found[0].ended is Ended.NOT_FINITE
+    assert all(f.ended is Ended.BUDGET and f.loss < 1e-3 for f in found[1:])
 
 
 def test_lbfgs_takes_one_problem_at_a_time():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from isthmus.connectors.two_layer_relu.compression import Layer, cap, compress
-from tests.connectors.sparse import matrix, params_of, regression, solved
+from tests.connectors.subnetwork.sparse import matrix, params_of, regression, solved
 
 
 def test_compression_is_close_to_the_best_of_all_choices_of_units():

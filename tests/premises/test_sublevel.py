@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.premises.sublevel import independent_examples, rank_of, singular_values
+from isthmus.evaluate.level_network import independent_examples, rank_of, singular_values
 from isthmus.structure.activations import activation_of, design
 from isthmus.structure.chain import chain_of
 from tests.problems import blobs, perceptron, random_params

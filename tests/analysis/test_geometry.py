@@ -8,7 +8,7 @@ from torch import nn
 
 import isthmus as im
 from isthmus.params import equal
-from tests.connectors.strings import LEVEL, highest, quadratic, quick
+from tests.connectors.strings.strings import LEVEL, highest, quadratic, quick
 
 
 def test_a_straightened_string_is_shorter_and_still_below():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.training.fit import Recipe, fit
+from isthmus.training.fit import Ended, Recipe, fit
 
 x = torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None]
 y = 3 * x - 1
@@ -31,7 +31,7 @@ def run(recipe, **options):
 def test_every_optimiser_solves_least_squares(optimizer):
     fitted = run(Recipe(optimizer, lr=0.05, steps=800, batch=10), target=1e-8)
     assert fitted.loss <= 1e-8
-    assert fitted.outcome is im.Outcome.CONSTRUCTED
+    assert fitted.ended is Ended.TARGET
     assert float(fitted.params["w"]) == pytest.approx(3, abs=1e-3)
     assert full_loss(fitted.params) == fitted.loss
 
@@ -49,7 +49,7 @@ def test_the_best_point_seen_is_returned_and_the_budget_is_kept():
     )  # fmt: skip
     assert fitted.loss == min(seen)
     assert fitted.steps == 30
-    assert fitted.outcome is im.Outcome.BUDGET_EXHAUSTED
+    assert fitted.ended is Ended.BUDGET
 
 
 def test_no_step_is_made_when_the_start_is_good_enough():
@@ -60,7 +60,7 @@ def test_no_step_is_made_when_the_start_is_good_enough():
 
 def test_a_loss_that_is_not_finite_ends_training_with_the_last_finite_weights():
     fitted = run(Recipe("sgd", lr=1e200, steps=50, batch=10))
-    assert fitted.outcome is im.Outcome.NOT_FINITE
+    assert fitted.ended is Ended.NOT_FINITE
     assert all(bool(v.isfinite().all()) for v in fitted.params.values())
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.analysis import ray
+from isthmus.analysis.ray import ray
 from isthmus.connectors.sublevel.lower import lower
 from isthmus.objective.data import single
 from isthmus.params import cast, equal, norm

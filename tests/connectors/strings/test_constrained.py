@@ -11,7 +11,7 @@ import torch
 import isthmus as im
 from isthmus.connectors.strings.constrained import SOFT, pull
 from isthmus.params import distance, equal
-from tests.connectors.strings import LEVEL, Mortal, highest, quadratic, with_deaths
+from tests.connectors.strings.strings import LEVEL, Mortal, highest, quadratic, with_deaths
 
 
 def quick(**options: Any) -> im.ConstrainedStringSampling:

@@ -11,8 +11,9 @@ import torch
 
 import isthmus as im
 from isthmus.cli import run_app
-from isthmus.experiments import Network, On, Pair, Problem, by_name
+from isthmus.experiments import Network, On, Pair, Problem
 from isthmus.experiments.page import Experiment, Finding, as_json, as_markdown, columns_of, write_tables
+from isthmus.papers import by_name
 from isthmus.papers.kuditipudi2019.claims import findings
 from isthmus.papers.kuditipudi2019.jobs import TABLES, Losses, Noise, Subnetworks
 from isthmus.papers.kuditipudi2019.page import SCALES, fewer

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from isthmus.connectors.two_layer_relu.readout import Readout
-from tests.connectors.sparse import matrix, squares
+from tests.connectors.subnetwork.sparse import matrix, squares
 
 
 @pytest.mark.parametrize("bias", ["none", "free", "penalised"])

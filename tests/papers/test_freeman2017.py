@@ -14,8 +14,8 @@ import torch
 
 import isthmus as im
 from isthmus.cli import run_app
-from isthmus.experiments import by_name
 from isthmus.experiments.page import Finding, as_json
+from isthmus.papers import by_name
 from isthmus.papers.freeman2017.claims import findings, power_law
 from isthmus.papers.freeman2017.jobs import (
     Crossings,
@@ -33,7 +33,7 @@ from isthmus.papers.freeman2017.theory import Disconnected, Gap
 from isthmus.params import distance, equal, lerp
 from isthmus.sweep import Local, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe, fit
-from tests.connectors.strings import Killed, Mortal
+from tests.connectors.strings.strings import Killed, Mortal
 
 PAGE = by_name("freeman2017")
 

@@ -13,11 +13,12 @@ import torch
 from scipy import ndimage
 
 import isthmus as im
-from isthmus.analysis import ray
+from isthmus.analysis.ray import ray
 from isthmus.cli import run_app
-from isthmus.experiments import by_name
+from isthmus.evaluate.level_network import rank_of
 from isthmus.experiments.page import Finding, as_json
 from isthmus.objective.data import single
+from isthmus.papers import by_name
 from isthmus.papers.nguyen2019.claims import findings
 from isthmus.papers.nguyen2019.jobs import Descent, Far, Joined, Sketch, Trained, invariance, rise
 from isthmus.papers.nguyen2019.page import SCALES, independent, wide, wide_first
@@ -35,7 +36,6 @@ from isthmus.papers.nguyen2019.sketches import (
     local_minima,
 )
 from isthmus.papers.nguyen2019.tables import condition
-from isthmus.premises.sublevel import rank_of
 from isthmus.sweep import Local, Store, run_cells, with_needs
 
 F64 = torch.float64

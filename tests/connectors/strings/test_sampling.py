@@ -16,7 +16,7 @@ from isthmus.params import distance, equal, lerp
 from isthmus.pipeline import train
 from isthmus.sweep.store import FileCheckpoint
 from isthmus.training.fit import Recipe
-from tests.connectors.strings import LEVEL, Killed, Mortal, highest, quadratic, quick, with_deaths
+from tests.connectors.strings.strings import LEVEL, Killed, Mortal, highest, quadratic, quick, with_deaths
 from tests.problems import blobs, perceptron, random_params, small_convnet
 
 
