@@ -11,7 +11,7 @@ from isthmus.analysis.ray import ray
 from isthmus.connectors.sublevel.lower import lower
 from isthmus.objective.data import single
 from isthmus.params import cast, equal, norm
-from tests.connectors.test_sublevel import below, hinge, leaky, setting
+from tests.connectors.sublevel.test_sublevel import below, hinge, leaky, setting
 from tests.problems import blobs, perceptron, random_params
 
 F64 = torch.float64

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 import isthmus as im
 from isthmus.structure.chain import chain_of
 from isthmus.training.fit import Recipe
-from tests.connectors.test_subnetwork import trained
+from tests.connectors.subnetwork.test_subnetwork import trained
 from tests.problems import blobs, classify, convolutional, perceptron
 
 QUICK = Recipe(lr=0.01, batch=8, steps=60)
