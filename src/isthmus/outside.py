@@ -15,7 +15,7 @@ from isthmus.skeleton import REGISTERED
 
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 
-_LONGEST = 1000
+_LONGEST = 100
 """Entries of a container that are looked at."""
 
 
@@ -75,7 +75,7 @@ def _foreign(thing: Any) -> bool:
     return root in ("torch", "numpy", "builtins", "isthmus")
 
 
-def _mark(v: Any, depth: int = 4) -> Any:
+def _mark(v: Any, depth: int = 3) -> Any:
     """Plain values that change when what `v` holds does; None for what cannot be looked into."""
     if isinstance(v, np.random.Generator):
         return repr(v.bit_generator.state)

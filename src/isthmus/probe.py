@@ -153,7 +153,7 @@ def _first_call(module: nn.Module, tensors: Params, x: Inputs, memory: set[int])
     tensors = {k: v.clone() for k, v in tensors.items()}
     x = tree_map(torch.clone, x)
     opaque = changed(module, trial)
-    states = _generators()
+    states, before = _generators(), _drawing(trial)
     try:
         with Watch() as watch:
             out = call(trial, tensors, x, Writes())
@@ -166,6 +166,7 @@ def _first_call(module: nn.Module, tensors: Params, x: Inputs, memory: set[int])
     if drew or watch.random:
         what = watch.random[0] if watch.random else "Python's, numpy's or torch's generator"
         raise _random(kind, what)
+    _check_outside(kind, before, _drawing(trial))
     if watch.read & memory or watch.unset:
         raise _elsewhere(kind)
     attributes_written = held(trial, watch.written) | changed(module, trial) - opaque
@@ -210,6 +211,11 @@ def _random(kind: str, what: str) -> UnsupportedError:
         f"forward draws random numbers ({what}), so that two passes over the same data differ",
         "call module.eval(), or draw them once and register them as a buffer",
     )
+
+
+def _drawing(module: nn.Module) -> dict[str, Any]:
+    """The generators among what is ``outside``."""
+    return {name: held for name, held in outside(module).items() if held[1]}
 
 
 def _check_outside(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from isthmus.examples import Inputs, arguments
 from isthmus.skeleton import REGISTERED, storage
 
 _MISSING = object()
+_CODE = (type, FunctionType, MethodType, BuiltinFunctionType)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def alike(a: Any, b: Any, depth: int = 6) -> bool:
         return len(a) == len(b) and all(alike(v, w, depth - 1) for v, w in zip(a, b, strict=True))
     if isinstance(a, bool | int | float | complex | str | bytes | set | frozenset):
         return a == b or (a != a and b != b)
-    return isinstance(a, type) or callable(a) or alike(_inside(a), _inside(b), depth - 1)
+    return isinstance(a, _CODE) or alike(_inside(a), _inside(b), depth - 1)
 
 
 def _inside(value: Any) -> Any:

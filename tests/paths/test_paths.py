@@ -83,3 +83,9 @@ def test_misuse_is_refused():
 def test_the_length_of_a_loop_over_no_distance_is_not_a_number():
     a, b = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
     assert im.Path.through([a, b, a]).normalized_length != im.Path.through([a, b, a]).normalized_length
+
+
+def test_extra_state_is_no_point_of_a_path():
+    point = {"w": torch.zeros(1), "_extra_state": {"version": 1}}
+    with pytest.raises(im.InputError, match=r"expected a torch\.Tensor, got dict; write objective.check\(point\)"):
+        im.Path.through([point, {"w": torch.ones(1), "_extra_state": {"version": 1}}])
