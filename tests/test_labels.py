@@ -92,7 +92,7 @@ def test_a_callable_loss_never_has_ignored_labels_counted_as_wrong():
         )
 
     params = {k: v.clone() for k, v in module.state_dict().items()}
-    with pytest.raises(im.InputError, match=r"labels from 0 to 4, got 0 to 255; write ignore_index=255.*or error="):
+    with pytest.raises(im.InputError, match=r"labels from 0 to 4, got \d to 255; write ignore_index=255.*or error="):
         im.Objective(module, loss, (x, y))
     objective = im.Objective(module, loss, (x, y), ignore_index=255)
     assert objective.error(params) == 0.0
