@@ -18,7 +18,7 @@ from isthmus.examples import Data, Inputs, arguments, as_tensors, cast_inputs, d
 from isthmus.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.matching import renamed
 from isthmus.params import Params, check_like, check_moves, widen
-from isthmus.probe import accepts, examine
+from isthmus.probe import accepts, check_together, examine
 from isthmus.program import Program, trace
 from isthmus.structure import Structure, derive_structure, verify
 from isthmus.writes import Writes, call, check_extra
@@ -388,6 +388,8 @@ class Objective:
             untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
             points = [{**self._fixed, **p} for p in untied]
             self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
+            if self.chunk > len(index):
+                check_together(self.skeleton, points, rows(self._data[0], slice(0, self.chunk)), self._writes)
         return first[:n]
 
     def _zeros(self) -> Params:
