@@ -220,7 +220,11 @@ def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def share(params: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> Params:
     """`params` with every tensor that equals the one in `like` replaced by that very object."""
-    return {k: like[k] if v is like[k] or torch.equal(v, like[k]) else v for k, v in params.items()}
+    return {k: like[k] if v is like.get(k) or _equal(v, like.get(k)) else v for k, v in params.items()}
+
+
+def _equal(a: object, b: object) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
 def lerp(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float) -> Params:

@@ -343,3 +343,15 @@ def test_a_segment_whose_bound_a_sample_contradicts_is_given_up():
     )
     assert result.pieces == {}
     assert "above the bound" in result.refused[0]
+
+
+@pytest.mark.parametrize("loss", ["mse", nn.MSELoss(reduction="sum"), nn.BCEWithLogitsLoss(), nn.HuberLoss()], ids=str)
+def test_outputs_that_are_one_number_each_have_bounds(loss):
+    module = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1), nn.Flatten(0))
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(13, 5, generator=g), torch.rand(13, generator=g)
+    a, b = ({k: torch.randn(v.shape, generator=g) for k, v in module.state_dict().items()} for _ in range(2))
+    objective, path = im.Objective(module, loss, (x, y)), im.Path.through([a, b])
+    c = im.certify(objective, path)
+    assert c.proved
+    assert max(objective.loss(path.at(k / 50)) for k in range(51)) <= c.bound * (1 + 1e-6)

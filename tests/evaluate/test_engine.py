@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.evaluate.engine import Engine
@@ -277,3 +278,52 @@ def test_nothing_is_written_into_what_the_user_gave(wide):
     im.profile(objective, im.Path.through([a, b]), 5)
     assert all(torch.equal(p[k], q[k]) for p, q in zip((a, b), before, strict=True) for k in p)
     assert torch.equal(objective.data[0], x)
+
+
+class Masked(nn.Module):
+    """Classes that are ruled out by a mask of minus infinity, at the very end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 4)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, 0.0, -torch.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.mask
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_infinite_outputs_that_stay_are_no_obstacle(degree):
+    g = torch.Generator().manual_seed(0)
+    module = Masked()
+    x, y = torch.randn(20, 5, generator=g), torch.randint(0, 3, (20,), generator=g)
+    state = module.state_dict()
+    points = [
+        {k: v if k == "mask" else torch.randn(v.shape, generator=g) for k, v in state.items()}
+        for _ in range(degree + 1)
+    ]
+    objective, path = im.Objective(module, data=(x, y)), im.Path((im.Curve(tuple(points)),))
+    p = im.profile(objective, path, 9)
+    want = [objective.loss(path.at(float(t))) for t in p.t]
+    assert p.loss.tolist() == pytest.approx(want, rel=1e-6)
+    assert im.certify(objective, path).bound >= max(want) - 1e-6
+
+
+def test_complex_weights_are_measured():
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(5, 8, dtype=torch.cfloat))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x.to(self.w.dtype) @ self.w).abs())
+
+    g = torch.Generator().manual_seed(0)
+    module = Complex()
+    x, y = torch.randn(20, 5, generator=g), torch.randint(0, 3, (20,), generator=g)
+    a, b = ({k: torch.randn(v.shape, generator=g, dtype=v.dtype) for k, v in module.state_dict().items()} for _ in "ab")
+    objective, path = im.Objective(module, data=(x, y)), im.Path.through([a, b])
+    want = [objective.loss(path.at(k / 60)) for k in range(61)]
+    assert im.profile(objective, path, 61).loss.tolist() == pytest.approx(want, rel=1e-5)
+    assert im.certify(objective, path).segments[0].claim == "measured"

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import isthmus as im
+from isthmus.errors import InputError
 from isthmus.objective.labels import Labels, find_axis
 from isthmus.sweep.parallel import profile_in_parallel
 from tests.problems import random_params
@@ -91,7 +92,7 @@ def test_a_callable_loss_never_has_ignored_labels_counted_as_wrong():
         )
 
     params = {k: v.clone() for k, v in module.state_dict().items()}
-    with pytest.raises(im.InputError, match=r"labels from 0 to 4, got 0 to 255; write ignore_index=255.*or error="):
+    with pytest.raises(im.InputError, match=r"labels from 0 to 4, got \d to 255; write ignore_index=255.*or error="):
         im.Objective(module, loss, (x, y))
     objective = im.Objective(module, loss, (x, y), ignore_index=255)
     assert objective.error(params) == 0.0
@@ -298,3 +299,16 @@ def test_float64_arrays_follow_the_rule_for_tensors():
     x, y = twelve()
     assert im.Objective(nn.Linear(5, 4), data=(x.double().numpy(), y)).dtype is torch.float64
     assert im.Objective(nn.Linear(5, 4), data=(x.double().numpy(), y), dtype=torch.float32).dtype is torch.float32
+
+
+def test_error_rates_with_ignored_labels_are_shares_of_whole_numbers():
+    y = torch.tensor([0, 1, -100, 1, -100, 0, 1])
+    objective = im.Objective(nn.Linear(2, 2), "cross_entropy", (torch.ones(7, 2), y))
+    assert objective.error({"weight": torch.zeros(2, 2), "bias": torch.tensor([1.0, 0.0])}) == pytest.approx(
+        0.6, abs=1e-15
+    )
+
+
+def test_weights_of_a_loss_must_be_one_per_class():
+    with pytest.raises(InputError, match=r"loss\.weight: expected one per class \(4\), got \(3,\)"):
+        im.Objective(nn.Linear(2, 4), nn.CrossEntropyLoss(torch.ones(3)), (torch.ones(5, 2), torch.arange(5) % 4))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -83,3 +85,9 @@ def test_misuse_is_refused():
 def test_the_length_of_a_loop_over_no_distance_is_not_a_number():
     a, b = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
     assert im.Path.through([a, b, a]).normalized_length != im.Path.through([a, b, a]).normalized_length
+
+
+def test_extra_state_is_no_point_of_a_path():
+    point: dict[str, Any] = {"w": torch.zeros(1), "_extra_state": {"version": 1}}
+    with pytest.raises(im.InputError, match=r"expected a torch\.Tensor, got dict; write objective.check\(point\)"):
+        im.Path.through([point, {**point, "w": torch.ones(1)}])

@@ -31,6 +31,7 @@ from isthmus.certify.forms import TINY, UNIT, Form
 from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
+from isthmus.objective.losses import per_example
 from isthmus.params import Params, lerp
 from isthmus.program.export import Program
 
@@ -157,7 +158,7 @@ def _losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor, T
     elif objective.named_loss == "mse":
         radius = radius + (z.size() + y.abs()) * (8 * UNIT)
         share = 1 + ASSUMED + 2 * terms * UNIT
-        bounds = [((end - y).abs() + radius).square().flatten(1).mean(1) * share + TINY for end in ends]
+        bounds = [per_example(((end - y).abs() + radius).square()) * share + TINY for end in ends]
     else:
         widest = WIDEST if len(ends) > 1 else WIDEST_POINT
         bounds = [_convex(objective, end, radius, y, widest) for end in ends]
@@ -192,8 +193,8 @@ def _convex(objective: Objective, z: Tensor, radius: Tensor, y: Tensor, widest: 
             "the loss", f"a loss that is only known to be convex has a bound for at most {widest} outputs, not {count}"
         )
     worst = objective.example_losses(z, y)
-    flat = (count * radius).flatten(1)
-    if not bool((z.abs().flatten(1) + flat).isfinite().all()):
+    flat = (count * radius).reshape(len(z), -1)
+    if not bool((z.abs().reshape(len(z), -1) + flat).isfinite().all()):
         return torch.full_like(worst, inf)
     for j in range(count):
         step = torch.zeros_like(flat)

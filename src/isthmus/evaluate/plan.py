@@ -195,6 +195,8 @@ def normalised(program: Program) -> frozenset[str]:
 def combine(values: Sequence[Any], t: float) -> Any:
     """The point at t of the Bezier curve through `values`, in new memory; at the ends exact, whatever the others are.
 
+    Infinities that all `values` share stay what they are: masks.
+
     >>> combine([torch.zeros(1), torch.ones(1), torch.zeros(1)], 0.5)
     tensor([0.5000])
     """
@@ -204,10 +206,14 @@ def combine(values: Sequence[Any], t: float) -> Any:
         return values[0 if t == 0 else -1].clone()
     n = len(values) - 1
     if n == 1:
-        return torch.lerp(values[0], values[1], t)
-    out = values[0] * (1 - t) ** n
-    for i in range(1, n + 1):
-        out.add_(values[i], alpha=comb(n, i) * t**i * (1 - t) ** (n - i))
+        out = torch.lerp(values[0], values[1], t)
+    else:
+        out = values[0] * (1 - t) ** n
+        for i in range(1, n + 1):
+            out.add_(values[i], alpha=comb(n, i) * t**i * (1 - t) ** (n - i))
+    if not bool(out.sum().isfinite()):
+        shared = torch.stack([v == values[0] for v in values]).all(0) & values[0].isinf()
+        out = torch.where(shared, values[0], out)
     return out
 
 

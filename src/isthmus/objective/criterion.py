@@ -194,6 +194,9 @@ def _of_classes(loss: Any, outputs: Tensor, y: Tensor, ignore_index: int | None,
     ignored = ignored if own is None else own.ignore_index
     axis = find_axis(outputs, y, class_axis)
     check_classes(outputs.shape[axis], y, ignored)
+    given = getattr(own, "weight", None)
+    if given is not None and given.shape != outputs.shape[axis : axis + 1]:
+        raise InputError("loss.weight", expected=f"one per class ({outputs.shape[axis]})", got=tuple(given.shape))
     alone = Labels.of(y, axis, ignored)
     together = own is not None and own.reduction != "none"
     errors = Labels.of(y, axis, ignored, together=True) if together else alone

@@ -58,7 +58,7 @@ class Labels:
 
     def wrong(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The share of wrong classes, per example."""
-        return self.average((outputs.argmax(self.axis) != self.target(y)).to(outputs.dtype), y)
+        return self.average((outputs.argmax(self.axis) != self.target(y)).double(), y)
 
 
 def find_axis(outputs: Tensor, y: Tensor, asked: int | None, otherwise: str = "") -> int:

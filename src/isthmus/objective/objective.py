@@ -17,7 +17,7 @@ from isthmus.objective import skeleton as skeletons
 from isthmus.objective.data import Data, Inputs, arguments, as_tensors, cast_inputs, digest_of_data, precision, rows
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.objective.matching import renamed
-from isthmus.objective.probe import accepts, examine
+from isthmus.objective.probe import accepts, check_together, examine
 from isthmus.objective.writes import Writes, call, check_extra
 from isthmus.params import Params, check_like, check_moves, widen
 from isthmus.program.copied import name_of
@@ -389,6 +389,8 @@ class Objective:
             untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
             points = [{**self._fixed, **p} for p in untied]
             self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
+            if self.chunk > len(index):
+                check_together(self.skeleton, points, rows(self._data[0], slice(0, self.chunk)), self._writes)
         return first[:n]
 
     def _zeros(self) -> Params:

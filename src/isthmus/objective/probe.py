@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective.data import Inputs, hint, rows, which
+from isthmus.objective.outside import outside
 from isthmus.objective.skeleton import storage
 from isthmus.objective.writes import Writes, alike, call, changed, held, same
 from isthmus.params import Params, cast
@@ -75,7 +76,10 @@ def examine(module: nn.Module, points: Sequence[Params], x: Inputs, memory: set[
     writes, first = _first_call(module, tensors, x, memory)
     check_output(kind, first, n)
     second = call(module, tensors, x, writes)
-    if not same(first, second) and not same(second, call(module, tensors, x, writes)):
+    before = outside(module)
+    third = call(module, tensors, x, writes)
+    _check_outside(kind, before, outside(module))
+    if not same(first, second) and not same(second, third):
         raise UnsupportedError(kind, "two passes over the same data differ (forward is random)", "call module.eval()")
     if any(part.training for part in module.modules()):
         _check_eval(module, tensors, x, writes, second)
@@ -85,8 +89,36 @@ def examine(module: nn.Module, points: Sequence[Params], x: Inputs, memory: set[
     except REFUSALS:
         return writes, second
     if isinstance(at_random, Tensor) and at_random.shape == second.shape and bool(at_random.isfinite().all()):
+        if any(part.training for part in module.modules()):
+            _check_eval(module, drawn, x, writes, at_random)
         _check_alone(module, drawn, x, writes, at_random, n)
     return writes, second
+
+
+@torch.no_grad()
+def check_together(module: nn.Module, points: Sequence[Params], x: Inputs, writes: Writes) -> None:
+    """Refuse outputs of a few examples that change when these stand in the batch `x`, which may be a large one."""
+    n, states = len(tree_leaves(x)[0]), _generators()
+    index = torch.tensor(sorted({0, 1 % n, n // 2, n - 1}), device=tree_leaves(x)[0].device)
+    for tensors in points:
+        alone = call(module, tensors, rows(x, index), writes)
+        try:
+            together = call(module, tensors, x, writes)
+        except REFUSALS as e:
+            if tensors is points[0]:
+                raise _refused(module, tensors, x, writes, e) from e
+            return
+        finally:
+            drew = _restore(states)
+        check_output(name_of(module), together, n)
+        if drew:
+            raise _random(name_of(module), "Python's, numpy's or torch's generator")
+        if tensors is not points[0] and not bool(together.isfinite().all()):
+            return
+        if alone.shape[1:] != together.shape[1:]:
+            raise _dependent(module, "the shape of an example's output depends on the rest of its batch")
+        if _far(alone, together[index]) and not _rounding(module, tensors, x, writes, index):
+            raise _dependent(module, f"an example's output depends on the rest of its batch, of {n}")
 
 
 @torch.no_grad()
@@ -122,7 +154,7 @@ def _first_call(module: nn.Module, tensors: Params, x: Inputs, memory: set[int])
     tensors = {k: v.clone() for k, v in tensors.items()}
     x = tree_map(torch.clone, x)
     opaque = changed(module, trial)
-    states = _generators()
+    states, before = _generators(), _drawing(trial)
     try:
         with Watch() as watch:
             out = call(trial, tensors, x, Writes())
@@ -134,11 +166,8 @@ def _first_call(module: nn.Module, tensors: Params, x: Inputs, memory: set[int])
         drew = _restore(states)
     if drew or watch.random:
         what = watch.random[0] if watch.random else "Python's, numpy's or torch's generator"
-        raise UnsupportedError(
-            kind,
-            f"forward draws random numbers ({what}), so that two passes over the same data differ",
-            "call module.eval(), or draw them once and register them as a buffer",
-        )
+        raise _random(kind, what)
+    _check_outside(kind, before, _drawing(trial))
     if watch.read & memory or watch.unset:
         raise _elsewhere(kind)
     attributes_written = held(trial, watch.written) | changed(module, trial) - opaque
@@ -175,6 +204,33 @@ def _refused(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, erro
             )
     reason = _reason(error)
     return InputError("data", expected=f"examples that {kind} accepts", got=reason, instead=hint(reason, x))
+
+
+def _random(kind: str, what: str) -> UnsupportedError:
+    return UnsupportedError(
+        kind,
+        f"forward draws random numbers ({what}), so that two passes over the same data differ",
+        "call module.eval(), or draw them once and register them as a buffer",
+    )
+
+
+def _drawing(module: nn.Module) -> dict[str, Any]:
+    """The generators among what is ``outside``."""
+    return {name: held for name, held in outside(module).items() if held[1]}
+
+
+def _check_outside(kind: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse a forward pass that moves generators or writes to what is no part of the module."""
+    for name, (mark, draws) in after.items():
+        if name in before and mark == before[name][0]:
+            continue
+        if draws:
+            raise _random(kind, f"of {name}")
+        raise UnsupportedError(
+            kind,
+            f"every forward pass changes {name}, which is no part of the module's state",
+            "keep it in an attribute of the module, or leave it out",
+        )
 
 
 def _elsewhere(kind: str) -> UnsupportedError:
@@ -239,13 +295,20 @@ def _which(index: Tensor, n: int) -> str:
 
 
 def _far(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
-    """Whether outputs differ by more than rounding may be taken to explain, relative to the largest of them."""
+    """Whether the outputs of an example differ by more than rounding may be taken to explain, relative to its largest.
+
+    Examples with outputs far below those of most others are compared with these.
+    """
     if not a.is_floating_point() and not a.is_complex():
         return not torch.equal(a, b)
     if tolerance is None:
         tolerance = min(16 * torch.finfo(a.dtype).eps, torch.finfo(a.dtype).eps ** 0.5)
-    a, b = a.nan_to_num(), b.nan_to_num()
-    return float((a - b).abs().max()) > tolerance * (float(b.abs().max()) or 1.0)
+    finite = b.isfinite()
+    if not same(a.where(~finite, 0), b.where(~finite, 0)):
+        return True
+    away, size = (v.where(finite, 0).abs().reshape(len(v), -1).amax(1) for v in (a - b, b))
+    usual = float(size.median()) * 1e-3 or float(size.max()) or 1.0
+    return not bool((away <= tolerance * size.clamp(min=usual)).all())
 
 
 def _rounding(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, index: Tensor) -> bool:

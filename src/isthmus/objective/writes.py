@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from isthmus.objective.skeleton import storage
 from isthmus.program.copied import REGISTERED
 
 _MISSING = object()
+_CODE = (type, FunctionType, MethodType, BuiltinFunctionType)
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,21 @@ def alike(a: Any, b: Any, depth: int = 6) -> bool:
         return np.array_equal(a, b)
     if isinstance(a, Mapping):
         return a.keys() == b.keys() and all(alike(v, b[k], depth - 1) for k, v in a.items())
-    if isinstance(a, list | tuple):
+    if isinstance(a, list | tuple | deque):
         return len(a) == len(b) and all(alike(v, w, depth - 1) for v, w in zip(a, b, strict=True))
     if isinstance(a, bool | int | float | complex | str | bytes | set | frozenset):
         return a == b or (a != a and b != b)
-    own = [getattr(v, "__dict__", None) for v in (a, b)]
-    return isinstance(a, type) or callable(a) or alike(own[0], own[1], depth - 1)
+    return isinstance(a, _CODE) or alike(_inside(a), _inside(b), depth - 1)
+
+
+def _inside(value: Any) -> Any:
+    """What an object holds: its attributes, or what it would be pickled from; None where it does not say."""
+    if hasattr(value, "__dict__"):
+        return vars(value)
+    try:
+        return value.__reduce_ex__(2)[1:3]
+    except (TypeError, IndexError, AttributeError):
+        return None
 
 
 def same(a: Tensor, b: Tensor) -> bool:

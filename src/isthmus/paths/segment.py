@@ -10,6 +10,7 @@ from typing import final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.params import Params, check_like, distance, dot, lerp, moves, share
@@ -72,6 +73,13 @@ class Curve(Segment):
         if len(self.control) < 2:
             raise InputError("control", expected="at least 2 control points", got=len(self.control))
         first = self.control[0]
+        if others := [k for k, v in first.items() if not isinstance(v, Tensor)]:
+            raise InputError(
+                f"control[0][{others[0]!r}]",
+                expected="a torch.Tensor",
+                got=type(first[others[0]]).__name__,
+                instead="objective.check(point), which leaves extra state out",
+            )
         if tiny := [k for k, v in first.items() if v.is_floating_point() and v.dtype.itemsize == 1]:
             raise InputError(
                 f"control[0][{tiny[0]!r}]",

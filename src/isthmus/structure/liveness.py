@@ -158,12 +158,13 @@ def merged(
 
     Without that rounding these are the same functions. Groups are visited in the order of the graph, so that rows are
     compared after the columns before them were merged; a row with a rounded sum is equal to no row but those that it
-    was equal to before. Sums of two float32 numbers of similar size are exact in float64.
+    was equal to before. Sums of two float32 numbers of similar size are exact in float64. Units
+    with complex weights are left alone.
     """
     out: list[Params] = [dict(p) for p in points]
     lost: dict[str, Tensor] = {}
     for group in structure.groups:
-        if not separable(group):
+        if not separable(group) or any(points[0][m.tensor].is_complex() for m in group.members):
             continue
         classes = _classes(out, points, lost, group, live[group.name])
         for p in out if classes else ():

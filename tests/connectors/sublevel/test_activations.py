@@ -7,8 +7,8 @@ from torch import nn
 import isthmus as im
 from isthmus.analysis.ray import ray
 from isthmus.params import cast, equal
-from tests.connectors.sublevel.test_sublevel import N, below, check, leaky, setting
 from tests.analysis.test_descend import falls
+from tests.connectors.sublevel.test_sublevel import N, below, check, leaky, setting
 from tests.problems import random_params
 
 F64 = torch.float64

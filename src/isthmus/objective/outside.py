@@ -1,0 +1,96 @@
+"""What the code of a module reaches beyond the module: globals, closures, attributes of classes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from isthmus.program.copied import REGISTERED
+
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+
+_LONGEST = 100
+"""Entries of a container that are looked at."""
+
+
+def outside(module: nn.Module) -> dict[str, tuple[Any, bool]]:
+    """By name: a mark of what is there, which is another once it was written to, and whether it draws random numbers.
+
+    >>> module, before = nn.Linear(1, 1), outside(nn.Linear(1, 1))
+    >>> module.draws = np.random.default_rng(0)
+    >>> sorted(outside(module).keys() - before.keys())
+    ['self.draws']
+    """
+    return {name: (_mark(v), isinstance(v, GENERATORS)) for part in module.modules() for name, v in _reached(part)}
+
+
+def _reached(part: nn.Module) -> Iterator[tuple[str, Any]]:
+    own = {k: v for k, v in vars(part).items() if k not in REGISTERED}
+    hooks = [h for k, v in own.items() if k.endswith("_hooks") and isinstance(v, Mapping) for h in v.values()]
+    yield from ((f"self.{k}", v) for k, v in own.items() if isinstance(v, GENERATORS))
+    waiting = [f.__func__ if isinstance(f, MethodType) else f for f in (*hooks, *own.values())]
+    for kind in type(part).__mro__:
+        if not _foreign(kind):
+            yield from _of_class(kind)
+            waiting += vars(kind).values()
+    seen = set()
+    while waiting:
+        f = waiting.pop()
+        if not isinstance(f, FunctionType) or f in seen or _foreign(f):
+            continue
+        seen.add(f)
+        for name, v in _named(f):
+            yield name, v
+            waiting.append(v)
+            if isinstance(v, type) and not _foreign(v):
+                yield from _of_class(v)
+
+
+def _named(f: FunctionType) -> Iterator[tuple[str, Any]]:
+    """The globals and the variables of outer functions that a function reads."""
+    codes = [f.__code__]
+    while codes:
+        code = codes.pop()
+        yield from ((k, f.__globals__[k]) for k in code.co_names if k in f.__globals__)
+        codes += [c for c in code.co_consts if isinstance(c, type(code))]
+    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=False):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+
+
+def _of_class(kind: type) -> Iterator[tuple[str, Any]]:
+    return ((f"{kind.__name__}.{k}", v) for k, v in vars(kind).items() if not k.startswith("__"))
+
+
+def _foreign(thing: Any) -> bool:
+    root = (getattr(thing, "__module__", None) or "").split(".")[0]
+    return root in ("torch", "numpy", "builtins", "isthmus")
+
+
+def _mark(v: Any, depth: int = 3) -> Any:
+    """Plain values that change when what `v` holds does; None for what cannot be looked into."""
+    if isinstance(v, np.random.Generator):
+        return repr(v.bit_generator.state)
+    if isinstance(v, np.random.RandomState):
+        return repr(v.get_state(legacy=False))
+    if isinstance(v, random.Random):
+        return None if isinstance(v, random.SystemRandom) else v.getstate()
+    if isinstance(v, Tensor):
+        return id(v), 0 if v.is_inference() else v._version
+    if isinstance(v, bool | int | float | complex | str | bytes | np.ndarray | np.generic | itertools.count):
+        return repr(v)
+    if isinstance(v, nn.Module | ModuleType | type) or callable(v) or depth == 0:
+        return None
+    if isinstance(v, Mapping):
+        v = [part for pair in itertools.islice(v.items(), _LONGEST) for part in pair]
+    if isinstance(v, list | tuple | set | frozenset):
+        return len(v), [_mark(part, depth - 1) for part in itertools.islice(v, _LONGEST)]
+    return _mark(vars(v), depth - 1) if hasattr(v, "__dict__") else None
