@@ -208,7 +208,7 @@ def _search(checkpoint: FileCheckpoint | None) -> im.Connection:
     data = (x, curve(x))
     a, b = (_trained_curve(data, 104 + k, 1e-4) for k in (0, 1))
     method = im.StringSampling(1e-4, lr=0.005, batch=16, check=20, steps=5000)
-    return im.connect(im.Objective(_sigmoids(0), "mse", data), a, b, method, checkpoint=checkpoint)
+    return im.connect(im.Objective(_sigmoids(0), "mse", data), a, b, method, memory=checkpoint)
 
 
 def _save(found: im.Connection, path: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 import isthmus as im
 from isthmus import pipeline as runs
 from isthmus.cli import main, run_app
-from isthmus.connectors.base import Search
 from isthmus.experiments import Network, Pair, Problem
 from isthmus.storage import FileCheckpoint
 from isthmus.sweep import Local, Store, run_cells
@@ -183,7 +182,7 @@ def test_the_test_set_judges_when_the_method_says_so(ends, tmp_path):
     for name, method in METHODS.items():
         for on in ("train", "test"):
             chosen = replace(method, on=on, threshold=None)
-            assert isinstance(chosen, Search)
+            assert chosen.judged == (on == "test")
             done = runs.run(objective, a, b, chosen, tmp_path / name / on, test=test, num_points=3, budget=0)
             assert done.connection.stats["threshold"]["on"] == on
             assert done.profile.test is not None
@@ -243,7 +242,7 @@ def test_a_constrained_search_without_room_stays_so_and_goes_on_with_more(small)
     objective, a, b = quadratic()
     method = im.ConstrainedStringSampling(threshold=LEVEL, lr=0.01, batch=16, check=10, steps=3000)
     kept = Mortal(seed=0, lives=(10**6, 10**6))
-    first, second = (im.connect(objective, a, b, replace(method, **small), checkpoint=kept) for _ in range(2))
+    first, second = (im.connect(objective, a, b, replace(method, **small), memory=kept) for _ in range(2))
     assert first.outcome is second.outcome is im.Outcome.BUDGET_EXHAUSTED
     assert {**first.stats, "seconds": 0} == {**second.stats, "seconds": 0}
-    assert im.connect(objective, a, b, method, checkpoint=kept).outcome.ok
+    assert im.connect(objective, a, b, method, memory=kept).outcome.ok

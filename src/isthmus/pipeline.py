@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
-from isthmus.connectors.base import Search, describe
+from isthmus.connectors.base import describe
 from isthmus.data import Dataset
 from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
@@ -32,6 +32,7 @@ from isthmus.params import Params, check_ends
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
 from isthmus.stored import shown
 from isthmus.training.fit import Checkpoint, Fitted, Recipe, fit
+from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level, verdict
 
@@ -135,7 +136,7 @@ def run(
     level: float | str = LEVEL,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
-    checkpoint: Checkpoint | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
 ) -> Run:
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
@@ -143,14 +144,14 @@ def run(
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
     `budget` are those of ``certify`` (by default ten times this measuring, of `num_points` points per segment), `level`
     is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
-    is measured; it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a
-    method that searches goes on where it was killed.
+    is measured; it also judges the path of a method with ``on="test"``. With a `memory` (see ``state_of``) a
+    method that takes long goes on where it was killed.
     """
     Level.read(level)  # before the work, as a wrong one would be found after it
     check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
-    connection = connect(objective, a, b, method, seed=seed, test=judge, checkpoint=checkpoint, progress=progress)
+    connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
     stats["test"] = examples_of(test)
     connection = Connection(connection.path, connection.target, connection.outcome, stats)
@@ -190,7 +191,7 @@ def examples_of(test: Objective | None) -> dict[str, Any] | None:
 
 def judge_of(method: Connector, test: Objective | None) -> Objective | None:
     """The test objective if the method's path is judged by it, else None: what ``connect`` takes as `test`."""
-    return test if isinstance(method, Search) and method.judged_by_test else None
+    return test if method.judged else None
 
 
 def state_of(
@@ -202,13 +203,11 @@ def state_of(
     *,
     test: Objective | None = None,
     seed: int = 0,
-) -> FileCheckpoint | None:
-    """Where ``run`` with the same arguments may keep the state of its search; None for a method that does not search.
+) -> FileCheckpoint:
+    """Where ``run`` with the same arguments may keep the state of its search.
 
     The caller removes it when the run is done. Errors: ``FileError`` when the folder holds the state of another search.
     """
-    if not isinstance(method, Search):
-        return None
     sets = [objective, *([test] if test is not None and judge_of(method, test) else [])]
     known = {
         "ends": [digest(a), digest(b)],

@@ -205,16 +205,15 @@ def connect(
     about["examples"] = examples
     about |= {"key": key} if key else {}
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
-    if state is not None and state.load() is not None and not quiet:
+    if state.load() is not None and not quiet:
         print(f"going on from the state of the search in {state.path}", file=sys.stderr)
     with progress_bar(quiet) as progress:
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
             test=test, num_points=num_points, gap=gap, budget=budget, level=level, seed=seed, about=about,
-            checkpoint=state, progress=progress,
+            memory=state, progress=progress,
         )  # fmt: skip
-    if state is not None:
-        state.remove()
+    state.remove()
     show([done.result], as_json)
     if not as_json:
         for note in done.result["notes"]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,10 +15,8 @@ from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
-from isthmus.training.progress import Progress
-
-if TYPE_CHECKING:
-    from isthmus.training.fit import Checkpoint
+from isthmus.training.memory import Memory, forget
+from isthmus.training.progress import Progress, no_progress
 
 
 class Outcome(Enum):
@@ -110,45 +108,47 @@ def check_convex(objective: Objective, what: str) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What ``connect`` has checked; every method receives exactly this, and a wrapper hands it on, changed or not.
+
+    A path from `a` to `b` is asked for. All randomness comes from `generator`. `test`: a second data set, for a
+    method that it judges. `memory`: where work that can be killed keeps its state, by named parts.
+    """
+
+    objective: Objective
+    a: Params
+    b: Params
+    generator: torch.Generator
+    test: Objective | None = None
+    progress: Progress = no_progress
+    memory: Memory = forget
+
+
 class Connector(ABC):
     """A method: a frozen dataclass of hyperparameters with one verb, `find`."""
 
     about: ClassVar[About]
 
     @abstractmethod
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
-        """A path from `a` to `b`; both were checked by ``connect``. All randomness comes from `generator`."""
-
-
-class Search(Connector):
-    """A long method: it can be stopped and go on, and may be judged by a second data set."""
+    def find(self, task: Task) -> Connection:
+        """A path from ``task.a`` to ``task.b``, which ``connect`` has checked."""
 
     @property
-    @abstractmethod
-    def judged_by_test(self) -> bool:
-        """Whether the second data set judges the path; else none may be given."""
+    def judged(self) -> bool:
+        """Whether ``task.test`` judges the path; a wrapper is as its inner method. Else ``connect`` refuses one."""
+        return any(inner.judged for inner in inner_methods(self))
 
-    @abstractmethod
-    def search(
-        self,
-        objective: Objective,
-        a: Params,
-        b: Params,
-        generator: torch.Generator,
-        progress: Progress,
-        *,
-        test: Objective | None = None,
-        checkpoint: Checkpoint | None = None,
-    ) -> Connection:
-        """As ``find``. With a `checkpoint` that holds the state of the same search, goes on from there: same result."""
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
-        """The search from its beginning to its end."""
-        return self.search(objective, a, b, generator, progress)
+def inner_methods(method: Connector) -> list[Connector]:
+    """The methods among the fields of a method: those that it wraps."""
+    values = [getattr(method, f.name) for f in fields(method)] if is_dataclass(method) else []
+    return [v for v in values if isinstance(v, Connector)]
+
+
+def needs_convex(method: Connector) -> bool:
+    """Whether the method, or one that it wraps, needs a loss that is convex in the outputs."""
+    return method.about.convex or any(needs_convex(inner) for inner in inner_methods(method))
 
 
 def describe(method: Connector) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Connection, Connector, Search, check_convex, describe
+from isthmus.connectors.base import Connection, Connector, Task, check_convex, describe, needs_convex
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
 from isthmus.objective import Objective
 from isthmus.params import check_ends, check_finite, check_like, equal, share
-from isthmus.training.fit import Checkpoint
+from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
 
 
@@ -26,7 +26,7 @@ def connect(
     seed: int = 0,
     throw: bool = False,
     test: Objective | None = None,
-    checkpoint: Checkpoint | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
 ) -> Connection:
     """A path from `a` to `b` (two state_dicts of the objective's module) by `method` (default ``Linear()``).
@@ -37,8 +37,8 @@ def connect(
     refuses any other. A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
     raises ``OutcomeError``. The same seed gives the same path.
 
-    `test` and `checkpoint` are for the methods that search (``Search``: string sampling): a second data set that may
-    judge the path, and a place for the state of the search, from which the same call goes on after it was killed.
+    `test`: a second data set, for a method that it judges (``method.judged``). `memory`: a place for the state of long
+    work, from which the same call goes on after it was killed, to the same result.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -50,13 +50,10 @@ def connect(
     if not isinstance(method, Connector):
         wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
         raise InputError("method", expected="a connector such as im.Dropout()", got=wrong)
-    if method.about.convex:
+    if needs_convex(method):
         check_convex(objective, type(method).__name__)
-    given = {k: v for k, v in (("test", test), ("checkpoint", checkpoint)) if v is not None}
-    if given and not isinstance(method, Search):
-        raise InputError(
-            next(iter(given)), expected="a method that searches, such as StringSampling", got=type(method).__name__
-        )
+    if test is not None and not method.judged:
+        raise InputError("test", expected="a method that searches, such as StringSampling(on='test')", got=repr(method))
     start, goal = objective.check(a, "a"), objective.check(b, "b")
     check_ends(start, goal)
     for what, end in (("a", start), ("b", goal)):  # masks may be infinite, weights that are trained may not
@@ -68,10 +65,7 @@ def connect(
     begin = time.perf_counter()
     try:
         generator = torch.Generator().manual_seed(seed)
-        if isinstance(method, Search):
-            found = method.search(objective, start, goal, generator, progress, test=test, checkpoint=checkpoint)
-        else:
-            found = method.find(objective, start, goal, generator, progress)
+        found = method.find(Task(objective, start, goal, generator, test, progress, memory))
     except IsthmusError as e:
         e.add_note(f"while connecting with {type(method).__name__}")
         raise

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
-from isthmus.objective import Objective
-from isthmus.params import Params
 from isthmus.stability.dropout.search import SCALES, Dropped, search
 from isthmus.stability.dropout.subsets import SEARCHES, check_choice
 from isthmus.structure.chain import Weights, chain_of
-from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,9 @@ class Dropout(Connector):
         check_choice("scale", self.scale, SCALES)
         check_choice("search", self.search, SEARCHES)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Search the subsets at both ends, then build the path of the theorem."""
+        objective, a, b = task.objective, task.a, task.b
         chain = chain_of(objective.program, objective.structure)
         if chain.L < 2:
             raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
@@ -72,7 +68,7 @@ class Dropout(Connector):
         def count(n: int) -> None:
             nonlocal done
             done += n
-            progress("searching subnetworks", done, total)
+            task.progress("searching subnetworks", done, total)
 
         # what lies below the larger end would not lower the path, but large weights would lengthen it
         enough = max(objective.loss(end) - objective.penalty_of(end) for end in (a, b))
@@ -80,7 +76,7 @@ class Dropout(Connector):
         for params in (a, b):
             best = search(
                 objective, chain, params,
-                keep=self.keep, masks=self.masks, scale=self.scale, generator=generator, progress=count,
+                keep=self.keep, masks=self.masks, scale=self.scale, generator=task.generator, progress=count,
                 by=self.search, enough=enough,
             )  # fmt: skip
             walk = Walk(chain, params)

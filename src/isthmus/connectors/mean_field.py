@@ -7,15 +7,12 @@ from math import isnan
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text
 from isthmus.errors import InputError
-from isthmus.objective import Objective
-from isthmus.params import Params
 from isthmus.stability.dropout.pattern import losses_of, without
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights, chain_of
-from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,13 @@ class MeanField(Connector):
         if self.halves not in ("same", "opposite"):
             raise InputError("halves", expected="'same' or 'opposite'", got=repr(self.halves))
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Halve both ends, the last hidden layer first, and join the halves."""
+        objective, a, b = task.objective, task.a, task.b
         chain = chain_of(objective.program, objective.structure)
         if chain.L < 2:
             raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
-        halves = first, second = self._halves(chain, generator)
+        halves = first, second = self._halves(chain, task.generator)
         swap = self.halves == "opposite"
         rooms = (halves, (second, first) if swap else halves)
         walks = [Walk(chain, params) for params in (a, b)]
@@ -75,7 +71,7 @@ class MeanField(Connector):
                 counts = {str(l): len(rooms[e][0][l]) for l in range(i, chain.L)}
                 known = None if isnan(error) else error
                 rows.append({"end": "ab"[e], "entry": i, "loss": loss, "error": known, "kept": counts})
-                progress("halving", len(rows), 2 * (chain.L - 1))
+                task.progress("halving", len(rows), 2 * (chain.L - 1))
         return Connection(path, b, Outcome.CONSTRUCTED, {"segments": labels_as_text(labels), "halved": rows})
 
     def _halves(self, chain: Chain, generator: torch.Generator) -> tuple[Units, Units]:

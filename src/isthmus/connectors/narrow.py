@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.connectors.noise_dropout import (
     End,
@@ -99,10 +99,9 @@ class Narrow(Connector):
         """How theta* is trained."""
         return Recipe(optimizer=self.optimizer, lr=self.lr, batch=self.batch, steps=self.steps)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Choose how many units to drop, train or read theta*, draw at both ends, then build the path."""
+        objective, a, b = task.objective, task.a, task.b
         chain = hidden_chain(objective)
         given: Mapping[str, Any] | None = vars(self)["network"]
         if given is not None:
@@ -117,14 +116,14 @@ class Narrow(Connector):
                 sizes = {l: chain.widths[l] - k for l, k in drop.items()}
             else:
                 p = cast(float, self.p)
-                sizes = {l: bernoulli_count(chain.widths[l], p, m, generator) for l, m in most.items()}
-            return random_units(chain, sizes, generator)
+                sizes = {l: bernoulli_count(chain.widths[l], p, m, task.generator) for l, m in most.items()}
+            return random_units(chain, sizes, task.generator)
 
-        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, progress)
+        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, task.progress)
         fitted: Fitted | None = None
         if hub is None:
             target = max(objective.loss(a), objective.loss(b)) + self.slack
-            hub, fitted = self._train(objective, chain, widths, a, target, generator, progress)
+            hub, fitted = self._train(objective, chain, widths, a, target, task.generator, task.progress)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
         through_hub(there, hub, ends)
         leave_hub(there, back, ends[1])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.dropout import connect_halves
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
@@ -65,10 +65,9 @@ class NoiseDropout(Connector):
             )
         check_draws(self.draws, self.counts, self.num_points)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Draw at both ends, then build the path of the theorem."""
+        objective, a, b = task.objective, task.a, task.b
         chain = hidden_chain(objective)
         most = {l: chain.widths[l] // 2 for l in range(1, chain.L)}
 
@@ -76,11 +75,11 @@ class NoiseDropout(Connector):
             if self.counts == "fixed":
                 sizes = {l: min(m, kept_count(chain.widths[l], self.p)) for l, m in most.items()}
             else:
-                sizes = {l: bernoulli_count(chain.widths[l], self.p, m, generator) for l, m in most.items()}
-            return random_units(chain, sizes, generator)
+                sizes = {l: bernoulli_count(chain.widths[l], self.p, m, task.generator) for l, m in most.items()}
+            return random_units(chain, sizes, task.generator)
 
         factors = {l: 1 / (1 - self.p) for l in most}
-        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, progress)
+        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, task.progress)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
         for l, kept in ends[0].kept.items():  # dropped units keep their rows in theta_1: they are overwritten
             there.zero_rows(l, others(chain.widths[l], kept))

@@ -16,7 +16,6 @@ from isthmus import pipeline as runs
 from isthmus.certify import certify
 from isthmus.certify.certify import BUDGET
 from isthmus.connectors import Connection, Connector, connect
-from isthmus.connectors.base import Search
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
@@ -267,9 +266,8 @@ class Pair(Cell):
         objective, test = self.a.problem.objectives()
         a, b = self.a.params(job), self.b.params(job)
         check_ends(objective.check(a, "a"), objective.check(b, "b"))
-        state = job.checkpoint("search") if isinstance(self.method, Search) else None
         judge = runs.judge_of(self.method, test)
-        found = connect(objective, a, b, self.method, seed=self.seed, test=judge, checkpoint=state)
+        found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.checkpoint("search"))
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         stats |= {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
         found = Connection(found.path, found.target, found.outcome, stats)

@@ -18,10 +18,11 @@ from isthmus.errors import FileError
 from isthmus.params import Params
 from isthmus.storage.files import make_folder
 from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
+from isthmus.training.memory import Memory
 
 
 @dataclass
-class FileCheckpoint:
+class FileCheckpoint(Memory):
     """State in one safetensors file: replaced whole, bound to one configuration, read without running anything.
 
     Saved when `seconds` have passed since the last time or, if given, after every so many `steps`. A file that is
@@ -33,6 +34,11 @@ class FileCheckpoint:
     seconds: float = 10.0
     steps: int | None = None
     last: float = field(default_factory=time.monotonic)
+
+    def part(self, name: str) -> FileCheckpoint:
+        """The memory of a piece of this work, in a file beside this one."""
+        path = self.path.with_name(f"{name}.{self.path.name}")
+        return FileCheckpoint(path, self.owner, self.seconds, self.steps, self.last)
 
     def due(self, step: int) -> bool:
         """Whether the state after that step shall be saved."""
@@ -60,15 +66,20 @@ class FileCheckpoint:
 
     def foreign(self) -> bool:
         """Whether the file says that it is the state of other work, which saving here would destroy."""
-        if not self.path.exists():
-            return False
-        with suppress(FileError):
-            return read_metadata(self.path).get("owner", self.owner) != self.owner
-        return False
+        return self._owner() not in (None, self.owner)
 
     def remove(self) -> None:
         """The work is done."""
-        self.path.unlink(missing_ok=True)
+        if self._owner() == self.owner:
+            self.path.unlink()
+
+    def _owner(self) -> str | None:
+        """Whose state the file says it is; None where there is no file or it says nothing."""
+        if not self.path.exists():
+            return None
+        with suppress(FileError):
+            return read_metadata(self.path).get("owner")
+        return None
 
     def _seal(self, tensors: Params, text: str) -> str:
         parts = (self.owner, version("isthmus"), torch.__version__, digest(tensors), text)

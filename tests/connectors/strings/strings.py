@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import isthmus as im
 from isthmus import pipeline as runs
 from isthmus.training.fit import Recipe
+from isthmus.training.memory import Memory
 
 LEVEL = 1e-3
 
@@ -48,7 +49,7 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-class Mortal:
+class Mortal(Memory):
     """Keeps a state as a file would, and dies after a random number of questions whether it is due."""
 
     def __init__(self, seed: int, lives: tuple[int, int] = (3, 60)) -> None:
@@ -57,6 +58,9 @@ class Mortal:
         self.kept: tuple[dict[str, Tensor], str] | None = None
         self.deaths = 0
         self.left = self.random.randint(*lives)
+
+    def part(self, name: str) -> Mortal:
+        raise AssertionError(name)
 
     def due(self, step: int) -> bool:
         self.left -= 1
@@ -79,6 +83,6 @@ def with_deaths(checkpoint: Mortal, *args: Any, **options: Any) -> im.Connection
     """``connect``, started again whenever it died."""
     while True:
         try:
-            return im.connect(*args, checkpoint=checkpoint, **options)
+            return im.connect(*args, memory=checkpoint, **options)
         except Killed:
             continue

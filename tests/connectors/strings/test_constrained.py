@@ -94,7 +94,7 @@ def test_a_search_killed_at_random_moments_ends_with_the_same_string_bit_for_bit
     assert all(equal(p, q) for p, q in zip(alone.path.knots, again.path.knots, strict=True))
     assert again.stats["levels"] == alone.stats["levels"]
     with pytest.raises(im.InputError, match="the state of the same search"):
-        im.connect(objective, a, b, quick(zeta=0.5), checkpoint=checkpoint)
+        im.connect(objective, a, b, quick(zeta=0.5), memory=checkpoint)
 
 
 def test_batching_changes_the_speed_only():

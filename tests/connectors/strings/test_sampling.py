@@ -105,8 +105,8 @@ def test_a_killed_search_does_not_start_from_the_beginning(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        im.connect(objective, a, b, method, checkpoint=file, progress=dies)
-    again = im.connect(objective, a, b, method, checkpoint=file, progress=lambda what, *_: said[1].append(what))
+        im.connect(objective, a, b, method, memory=file, progress=dies)
+    again = im.connect(objective, a, b, method, memory=file, progress=lambda what, *_: said[1].append(what))
     alone = im.connect(objective, a, b, method, progress=lambda what, *_: said[2].append(what))
     first, second, whole = (sum("depth 1" in what for what in row) for row in said)
     assert first == whole > 4
@@ -117,17 +117,17 @@ def test_a_killed_search_does_not_start_from_the_beginning(tmp_path):
 def test_a_search_that_ran_out_of_its_budget_goes_on_with_a_larger_one():
     objective, a, b = quadratic()
     checkpoint = Mortal(seed=0, lives=(10**6, 10**6))
-    short = im.connect(objective, a, b, quick(budget=30), checkpoint=checkpoint)
+    short = im.connect(objective, a, b, quick(budget=30), memory=checkpoint)
     assert short.outcome is im.Outcome.BUDGET_EXHAUSTED
     assert 30 <= short.stats["gradient_steps"] < 60
-    long = im.connect(objective, a, b, quick(), checkpoint=checkpoint)
+    long = im.connect(objective, a, b, quick(), memory=checkpoint)
     assert long.outcome.ok
     assert equal(long.path.knots[0], short.path.knots[0])
     assert all(any(equal(p, q) for q in long.path.knots) for p in short.path.knots)
     with pytest.raises(im.InputError, match="state of the same search, got that of another one"):
-        im.connect(objective, a, b, quick(alpha=0.5), checkpoint=checkpoint)
+        im.connect(objective, a, b, quick(alpha=0.5), memory=checkpoint)
     with pytest.raises(im.InputError, match="that of other networks"):
-        im.connect(objective, a, a, quick(), checkpoint=checkpoint)
+        im.connect(objective, a, a, quick(), memory=checkpoint)
 
 
 def test_with_always_a_line_that_is_below_gets_one_bead():

@@ -7,13 +7,13 @@ from typing import Protocol
 
 import torch
 
-from isthmus.connectors.base import Connection, Search
+from isthmus.connectors.base import Connection, Connector, Task
 from isthmus.connectors.strings.beads import Trainer
 from isthmus.connectors.strings.threshold import Threshold, threshold_for
 from isthmus.errors import InputError
-from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.training.fit import Checkpoint, Recipe
+from isthmus.training.memory import forget
 from isthmus.training.progress import Progress
 
 
@@ -33,7 +33,7 @@ class Job(Protocol):
         ...
 
 
-class Strings(Search):
+class Strings(Connector):
     """A method whose path is a string of beads; the fields are those of its dataclass."""
 
     threshold: float | None
@@ -59,7 +59,7 @@ class Strings(Search):
         )  # fmt: skip
 
     @property
-    def judged_by_test(self) -> bool:
+    def judged(self) -> bool:
         """Whether the second data set judges the path; else none may be given."""
         return self.on == "test"
 
@@ -74,26 +74,16 @@ class Strings(Search):
     ) -> Job:
         """The search below `limit`, not yet begun."""
 
-    def search(
-        self,
-        objective: Objective,
-        a: Params,
-        b: Params,
-        generator: torch.Generator,
-        progress: Progress,
-        *,
-        test: Objective | None = None,
-        checkpoint: Checkpoint | None = None,
-    ) -> Connection:
-        """The string from `a` to `b`."""
+    def find(self, task: Task) -> Connection:
+        """The string from a to b."""
         limit = threshold_for(
-            objective, test, (a, b),
+            task.objective, task.test, (task.a, task.b),
             quantity=self.quantity, value=self.threshold, excess=self.excess, on=self.on, points=self.points,
         )  # fmt: skip
-        progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
-        trainer = Trainer.of(objective, limit, self.recipe(), self.batched, a)
-        job = self.job(limit, trainer, generator, progress, checkpoint)
-        job.begin(a, b)
+        task.progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
+        trainer = Trainer.of(task.objective, limit, self.recipe(), self.batched, task.a)
+        job = self.job(limit, trainer, task.generator, task.progress, None if task.memory is forget else task.memory)
+        job.begin(task.a, task.b)
         while job.step():
             pass
         return job.connection()

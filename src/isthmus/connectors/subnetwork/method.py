@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.subnetwork.choose import Choice, Options
 from isthmus.connectors.subnetwork.path import build as build
 from isthmus.connectors.subnetwork.untrained import MAKERS, fill
 from isthmus.errors import InputError
 from isthmus.objective import Objective
-from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain, chain_of
 from isthmus.training.fit import Ended, Recipe
-from isthmus.training.progress import Progress
 
 TRAINING = (
     "init",
@@ -139,14 +135,13 @@ class Subnetwork(Connector):
             momentum=self.momentum, schedule=self.schedule,
         )  # fmt: skip
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Train the subnetworks, then build the path of the theorem."""
+        objective, a, b = task.objective, task.a, task.b
         chain = chain_of(objective.program, objective.structure)
         if chain.L < 2:
             raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
-        choice = Choice.start(self._options(chain), objective, chain, (a, b), generator, progress)
+        choice = Choice.start(self._options(chain), objective, chain, (a, b), task.generator, task.progress)
         if self.xi == "trained":
             choice.train()
             if self.fraction == "search":

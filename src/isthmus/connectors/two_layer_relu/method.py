@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import Label, Walk, labels_as_text, others
 from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
 from isthmus.errors import InputError
-from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import Path
 from isthmus.training.fit import Recipe
-from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,9 @@ class TwoLayerReLU(Connector):
         """How the oracle is trained."""
         return Recipe(lr=self.lr, batch=self.batch, steps=self.steps)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Solve, compress and train for each n, keep the n of least epsilon, and build the path."""
+        objective, a, b = task.objective, task.a, task.b
         problem = TwoLayers(objective)
         wide = [cast(p, torch.float64) for p in (a, b)]
         layers = [problem.read(p) for p in wide]
@@ -89,7 +86,7 @@ class TwoLayerReLU(Connector):
             starts = [compress(problem, x, n, 0.0, wide[0]) for x in best]
             oracle = train_oracle(
                 problem, n, radius, starts, wide[0], self.recipe(),
-                attempts=self.attempts, generator=generator, progress=progress,
+                attempts=self.attempts, generator=task.generator, progress=task.progress,
             )  # fmt: skip
             found.append(_Try(n, oracle, sparse, *self._margins(problem, best, sparse, radius, wide[0])))
         chosen = min(found, key=lambda x: (x.vertex(best) + (x.after or 0.0), x.n))

@@ -256,8 +256,8 @@ class String(Cell):
         method = replace(
             self.method, threshold=limit.value, quantity=judge.quantity, on=judge.on, points=judge.points
         )  # fmt: skip
-        test = limit.objective if method.judged_by_test else None
-        found = connect(objective, a, b, method, seed=self.a.seed, test=test, checkpoint=job.checkpoint("search"))
+        test = limit.objective if method.judged else None
+        found = connect(objective, a, b, method, seed=self.a.seed, test=test, memory=job.checkpoint("search"))
         # without the seconds, which are no part of the result
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         save(replace(found, stats=stats), job.folder / "string.safetensors")

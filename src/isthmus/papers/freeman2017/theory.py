@@ -54,7 +54,7 @@ class Disconnected(Cell):
         example = permutation() if self.example == "permutation" else gaussian_mixture()
         method = replace(self.method, threshold=self.level)
         checkpoint = job.checkpoint("search")
-        found = connect(example.objective, *example.minima, method, seed=self.seed, checkpoint=checkpoint)
+        found = connect(example.objective, *example.minima, method, seed=self.seed, memory=checkpoint)
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         save(replace(found, stats=stats), job.folder / "string.safetensors")
         out = {k: stats[k] for k in ("beads", "gradient_steps", "maximum")}
