@@ -105,6 +105,8 @@ def hint(complaint: str, x: Inputs) -> str:
     types = ("dtype", "Byte", "Char", "Short", "Int", "Long", "Bool", "not implemented for")
     if whole and any(word in complaint for word in types):
         return f"x.float(), for x of {whole[0]}"
+    if not whole and "indices" in complaint:
+        return "x.long(), for numbers that are looked up"
     narrow = next((d for word, d in (("BFloat16", "bfloat16"), ("Half", "float16")) if word in complaint), "")
     return f"dtype=torch.{narrow}, where the module itself computes in that" if narrow else ""
 
