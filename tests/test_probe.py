@@ -265,7 +265,7 @@ def test_an_output_whose_shape_depends_on_the_batch():
 
 def test_examples_that_do_not_fit_are_not_blamed_on_their_number():
     table = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(4, 3))
-    tokens = torch.tensor([[0, 1], [2, 3], [4, 0], [1, 2], [3, -1], [0, 0]])
+    tokens = torch.tensor([[0, 1], [2, 3], [3, -1], [1, 2], [4, 0], [0, 0]])
     with pytest.raises(im.InputError, match=r"data: expected examples that Sequential accepts, got index out of range"):
         im.Objective(table, data=(tokens, torch.zeros(6, dtype=torch.int64)))
     with pytest.raises(im.InputError, match=r"write x.long\(\), for numbers that are looked up"):
