@@ -268,6 +268,13 @@ def test_examples_that_do_not_fit_are_not_blamed_on_their_number():
     tokens = torch.tensor([[0, 1], [2, 3], [3, -1], [1, 2], [4, 0], [0, 0]])
     with pytest.raises(im.InputError, match=r"data: expected examples that Sequential accepts, got index out of range"):
         im.Objective(table, data=(tokens, torch.zeros(6, dtype=torch.int64)))
+    many = torch.zeros(5000, 2, dtype=torch.int64)
+    good, labels = im.Objective(table, data=(many, many[:, 0])), many[:, 0].clone()
+    for odd in (-1, 9):
+        many[1234, 1] = odd
+        for make in (lambda: im.Objective(table, data=(many, labels)), lambda: good.on((many, labels))):
+            with pytest.raises(im.InputError, match=r"data: .*got index out of range"):
+                make()
     with pytest.raises(im.InputError, match=r"write x.long\(\), for numbers that are looked up"):
         im.Objective(table, data=(tokens.abs().float(), torch.zeros(6, dtype=torch.int64)))
 

@@ -99,6 +99,12 @@ def as_tensors(data: Any) -> tuple[Inputs, Tensor]:
     return tree_map(lambda v: v.detach(), x), y.detach()
 
 
+def extremes(x: Inputs) -> set[int]:
+    """The examples with the smallest and the largest whole numbers, such as words that a network has not."""
+    whole = [v.long().reshape(len(v), -1) for v in tree_flatten(x)[0] if not moves(v) and v.numel()]
+    return {int(i) for v in whole for i in (v.amin(1).argmin(), v.amax(1).argmax())}
+
+
 def hint(complaint: str, x: Inputs) -> str:
     """What to write where a module complains of types: whole numbers are not taken for floating-point ones."""
     whole = [v.dtype for v in tree_flatten(x)[0] if not moves(v)]
