@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 from isthmus import criterion
 from isthmus import skeleton as skeletons
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.examples import Data, Inputs, arguments, as_tensors, cast_inputs, digest_of_data, precision, rows
+from isthmus.examples import Data, Inputs, arguments, as_tensors, cast_inputs, digest_of_data, extremes, precision, rows
 from isthmus.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.matching import renamed
 from isthmus.params import Params, check_like, check_moves, widen
@@ -378,18 +378,18 @@ class Objective:
     def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
         """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
         n, zeros = min(4, self.num_examples), self._zeros()
+        some = {*range(n), self.num_examples // 2, self.num_examples - 1}
+        index = torch.tensor(sorted(some | extremes(self._data[0])), device=self.device)
         if state is None:
             given = {**self._fixed, **{k: v for k, v in zeros.items() if k not in self._ties}}
-            first = accepts(self.skeleton, given, rows(self._data[0], slice(0, n)), self._writes)
-        else:
-            index = torch.tensor(sorted({*range(n), self.num_examples // 2, self.num_examples - 1}), device=self.device)
-            own = {k: state[k].to(v) for k, v in zeros.items() if k not in self._ties and not state[k].is_meta}
-            at_random = {**zeros, **own, **skeletons.drawn(zeros, self.parameter_names)}
-            untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
-            points = [{**self._fixed, **p} for p in untied]
-            self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
-            if self.chunk > len(index):
-                check_together(self.skeleton, points, rows(self._data[0], slice(0, self.chunk)), self._writes)
+            return accepts(self.skeleton, given, rows(self._data[0], index), self._writes)[:n]
+        own = {k: state[k].to(v) for k, v in zeros.items() if k not in self._ties and not state[k].is_meta}
+        at_random = {**zeros, **own, **skeletons.drawn(zeros, self.parameter_names)}
+        untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
+        points = [{**self._fixed, **p} for p in untied]
+        self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
+        if self.chunk > len(index):
+            check_together(self.skeleton, points, rows(self._data[0], slice(0, self.chunk)), self._writes)
         return first[:n]
 
     def _zeros(self) -> Params:
