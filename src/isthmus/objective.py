@@ -281,13 +281,10 @@ class Objective:
 
     def idle(self, name: str) -> bool:
         """Whether no output depends on the integer tensor: counters of normalisations, what the program never reads."""
-        if name in skeletons.counters(self.skeleton):
-            return True
         try:
-            program = self.program
+            return name in skeletons.counters(self.skeleton) or not self.program.reads(name)
         except UnsupportedError:
             return False
-        return not program.reads(name)
 
     @cached_property
     def _expected(self) -> Params:
@@ -377,20 +374,19 @@ class Objective:
 
     def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
         """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
-        n, zeros = min(4, self.num_examples), self._zeros()
-        some = {*range(n), self.num_examples // 2, self.num_examples - 1}
-        index = torch.tensor(sorted(some | extremes(self._data[0])), device=self.device)
+        n = self.num_examples
+        some = {*range(min(4, n)), n // 2, n - 1} | extremes(self._data[0])
+        few = rows(self._data[0], torch.tensor(sorted(some), device=self.device))
+        untied = {k: v for k, v in self._zeros().items() if k not in self._ties}
         if state is None:
-            given = {**self._fixed, **{k: v for k, v in zeros.items() if k not in self._ties}}
-            return accepts(self.skeleton, given, rows(self._data[0], index), self._writes)[:n]
-        own = {k: state[k].to(v) for k, v in zeros.items() if k not in self._ties and not state[k].is_meta}
-        at_random = {**zeros, **own, **skeletons.drawn(zeros, self.parameter_names)}
-        untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
-        points = [{**self._fixed, **p} for p in untied]
-        self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
-        if self.chunk > len(index):
+            return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4]
+        own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}
+        drawn = skeletons.drawn(untied, self.parameter_names)
+        points = [{**self._fixed, **untied, **own, **drawn, **last} for last in (own, {})]
+        self._writes, first = examine(self.skeleton, points, few, memory)
+        if self.chunk > len(some):
             check_together(self.skeleton, points, rows(self._data[0], slice(0, self.chunk)), self._writes)
-        return first[:n]
+        return first[:4]
 
     def _zeros(self) -> Params:
         return {
