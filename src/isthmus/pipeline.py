@@ -30,6 +30,7 @@ from isthmus.models import MODELS
 from isthmus.objective import Objective
 from isthmus.params import Params, check_ends
 from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
+from isthmus.storage.paths import path_digest
 from isthmus.stored import shown
 from isthmus.training.fit import Checkpoint, Fitted, Recipe, fit
 from isthmus.training.memory import Memory, forget
@@ -158,19 +159,20 @@ def run(
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
     measured = profile(objective, connection.path, num_points, test=test, progress=progress)
-    write_profile(measured, folder, objective)
+    write_profile(measured, folder, objective, folder / "path.safetensors")
     middle = time.perf_counter()
     labels = connection.stats["segments"]
     proved = certify(
         objective, connection.path, gap, budget=budget, labels=labels, num_points=num_points, progress=progress
     )
-    write_certificate(proved, folder, objective)
+    write_certificate(proved, folder, objective, folder / "path.safetensors")
     seconds = {
         "connect": connection.stats["seconds"],
         "profile": middle - begin,
         "certify": time.perf_counter() - middle,
     }
     result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
+    result |= _about(None, folder / "path.safetensors")
     write_json(folder / "result.json", result)
     return Run(connection, measured, proved, result)
 
@@ -285,25 +287,30 @@ def reference_of(name: str) -> str:
     return next((m.about.reference for m in METHODS if m.__name__ == name), "")
 
 
-def write_profile(measured: Profile, folder: FilePath, objective: Objective | None = None) -> None:
-    """profile.json, with what was measured if the `objective` is given, and profile.csv."""
-    write_json(folder / "profile.json", measured.to_dict() | _about(objective))
+def write_profile(
+    measured: Profile, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
+) -> None:
+    """profile.json, with what was measured, on which path, if `objective` and `path` are given, and profile.csv."""
+    write_json(folder / "profile.json", measured.to_dict() | _about(objective, path))
     columns = {"t": measured.t, "segment": measured.segment, "loss": measured.loss, "error": measured.error}
     if measured.test is not None:
         columns |= {"test_loss": measured.test.loss, "test_error": measured.test.error}
     write_csv(folder / "profile.csv", {k: v.tolist() for k, v in columns.items()})
 
 
-def write_certificate(proved: Certificate, folder: FilePath, objective: Objective | None = None) -> None:
-    """certificate.json, with what is bounded if the `objective` is given, and certificate.csv."""
+def write_certificate(
+    proved: Certificate, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
+) -> None:
+    """certificate.json, with what is bounded, on which path, if they are given, and certificate.csv."""
     table = proved.to_dict()
-    write_json(folder / "certificate.json", table | _about(objective))
+    write_json(folder / "certificate.json", table | _about(objective, path))
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
 
 
-def _about(objective: Objective | None) -> dict[str, Any]:
-    return {} if objective is None else {"objective": objective.describe()}
+def _about(objective: Objective | None, path: FilePath | None) -> dict[str, Any]:
+    about = {} if objective is None else {"objective": objective.describe()}
+    return about if path is None else {**about, "path": path_digest(path)}
 
 
 SAME = ("loss", "named", "examples", "penalty", "error")

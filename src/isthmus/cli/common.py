@@ -18,7 +18,7 @@ from isthmus.cli.asked import Asked, Parts, of_checkpoints
 from isthmus.connectors import METHODS, Connector
 from isthmus.data import Dataset
 from isthmus.errors import CheckpointError, InputError, IsthmusError
-from isthmus.models import MODELS, by_name
+from isthmus.models import MODELS, by_name, parameters_of
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.pipeline import inputs_of
@@ -131,8 +131,10 @@ def objectives(
     except InputError as e:
         if parts.model.partition(":")[0] not in MODELS and len(dataset.shape) > 1:
             return build(dataset.flat())
-        if not dataset.x_train.is_floating_point():
+        if "x.float()" in str(e):
             e.add_note("inputs of whole numbers stay whole: store x in floating point for a network that multiplies it")
+        elif "indices" in str(e):
+            e.add_note("inputs of uint8 and bool become float32: store x as int64 for a network that looks it up")
         raise
 
 
@@ -206,9 +208,18 @@ def _fitting(
     except (InputError, CheckpointError) as error:
         # names as in the file can fit under a prefix, beside other tensors, or in one of several dictionaries
         try:
+            if _is_larger(parts, contents.size):
+                raise error
             return objectives(parts, None, device=device, dtype=dtype)
         except InputError:
             raise error from None
+
+
+def _is_larger(parts: Parts, size: int) -> bool:
+    """Whether a built-in network has more parameters than a file of that many bytes can hold: its name may be false."""
+    data = inputs_of(parts.model, parts.dataset)
+    known = parts.model.partition(":")[0] in MODELS
+    return known and parameters_of(parts.model, inputs=data.shape, outputs=data.classes or None) > size
 
 
 def method_of(name: str, options: list[str]) -> Connector:

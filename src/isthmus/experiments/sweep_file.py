@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +13,7 @@ from isthmus.connectors import METHODS, Connector
 from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.experiments.jobs import Network, Pair, Problem, Weights
 from isthmus.experiments.page import Done, Row, ended
-from isthmus.storage.files import one_line
+from isthmus.storage.files import check_regular, one_line
 from isthmus.stored import Stored
 from isthmus.training.fit import Recipe
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 _BYTES = 1_000_000
 _VALUES = 100_000
 _POINTS = 1_000_000
+_CELLS = 100_000
 _STRICT = {"extra": "forbid"}  # for pydantic: a key that is not a field is an error
 
 
@@ -99,14 +100,17 @@ class SweepFile:
                 for method in connectors:
                     for seed in self.seeds:
                         out.append(Pair(self.name, a, b, method, seed, self.num_points, self.gap, self.budget))
+                        if len(out) > _CELLS:
+                            more = f"at most {_CELLS:,} pairs times methods times seeds"
+                            raise InputError(f"sweep {self.name!r}", expected=more, got="more")
         return out
 
 
-def _pairs(ends: Sequence[Any], how: str) -> list[tuple[Any, Any]]:
+def _pairs(ends: Sequence[Any], how: str) -> Iterator[tuple[Any, Any]]:
     if how == "all":
-        return list(combinations(ends, 2))
+        return combinations(ends, 2)
     step = 2 if how == "neighbours" else 1
-    return list(zip(ends[::step], ends[1::step], strict=False))
+    return zip(ends[::step], ends[1::step], strict=False)
 
 
 def read_sweep(
@@ -144,7 +148,7 @@ def _document(path: Path) -> dict[str, Any]:
     except ImportError as e:
         raise MissingExtraError(str(e.name), "cli") from e
     try:
-        if path.stat().st_size > _BYTES:
+        if check_regular(path) > _BYTES:
             raise FileError(path, f"has more than {_BYTES:,} bytes", "give a sweep file")
         text = path.read_text(encoding="utf-8")
         _expanded(yaml.compose(text, Loader=yaml.SafeLoader), {})

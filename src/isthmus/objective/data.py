@@ -99,12 +99,20 @@ def as_tensors(data: Any) -> tuple[Inputs, Tensor]:
     return tree_map(lambda v: v.detach(), x), y.detach()
 
 
+def extremes(x: Inputs) -> set[int]:
+    """The examples with the smallest and the largest whole numbers, such as words that a network has not."""
+    whole = [v.long().reshape(len(v), -1) for v in tree_flatten(x)[0] if not moves(v) and v.numel()]
+    return {int(i) for v in whole for i in (v.amin(1).argmin(), v.amax(1).argmax())}
+
+
 def hint(complaint: str, x: Inputs) -> str:
     """What to write where a module complains of types: whole numbers are not taken for floating-point ones."""
     whole = [v.dtype for v in tree_flatten(x)[0] if not moves(v)]
     types = ("dtype", "Byte", "Char", "Short", "Int", "Long", "Bool", "not implemented for")
     if whole and any(word in complaint for word in types):
         return f"x.float(), for x of {whole[0]}"
+    if not whole and "indices" in complaint:
+        return "x.long(), for numbers that are looked up"
     narrow = next((d for word, d in (("BFloat16", "bfloat16"), ("Half", "float16")) if word in complaint), "")
     return f"dtype=torch.{narrow}, where the module itself computes in that" if narrow else ""
 

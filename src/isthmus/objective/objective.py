@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import criterion
+from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
-from isthmus.objective.data import Data, Inputs, arguments, as_tensors, cast_inputs, digest_of_data, precision, rows
+from isthmus.objective.data import Data, Inputs
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.objective.matching import renamed
 from isthmus.objective.probe import accepts, check_together, examine
@@ -89,11 +90,11 @@ class Objective:
             raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
         if memory <= 0:
             raise InputError("memory", expected="a positive number of bytes", got=memory)
-        x, y = as_tensors(data)
-        self.dtype = dtype or precision([*module.parameters(), *tree_flatten(x)[0]])
+        x, y = datasets.as_tensors(data)
+        self.dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(x)[0]])
         if not self.dtype.is_floating_point:
             raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
-        self._data = (cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
+        self._data = (datasets.cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
         self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
         self.penalty = penalty
@@ -163,7 +164,7 @@ class Objective:
 
     @cached_property
     def _digest(self) -> str:
-        return digest_of_data(*self._data, self.dtype)
+        return datasets.digest_of_data(*self._data, self.dtype)
 
     @property
     def _module_name(self) -> str:
@@ -199,7 +200,7 @@ class Objective:
 
     @property
     def _example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        return arguments(rows(self._data[0], slice(0, min(4, self.num_examples))))
+        return datasets.arguments(datasets.rows(self._data[0], slice(0, min(4, self.num_examples))))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the exported graphs, which cannot travel; they are made again when they are needed."""
@@ -219,13 +220,13 @@ class Objective:
         """The same objective on the first `n` examples."""
         if not 1 <= n <= self.num_examples:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
-        return self.on((rows(self._data[0], slice(0, n)), self._data[1][:n]))
+        return self.on((datasets.rows(self._data[0], slice(0, n)), self._data[1][:n]))
 
     def part(self, index: slice) -> Objective:
         """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
         new = copy.copy(self)
         new._programs = self._programs
-        new._data = (rows(self._data[0], index), self._data[1][index])
+        new._data = (datasets.rows(self._data[0], index), self._data[1][index])
         new.__dict__.pop("chunk", None)
         new.__dict__.pop("_digest", None)
         return new
@@ -282,13 +283,10 @@ class Objective:
 
     def idle(self, name: str) -> bool:
         """Whether no output depends on the integer tensor: counters of normalisations, what the program never reads."""
-        if name in skeletons.counters(self.skeleton):
-            return True
         try:
-            program = self.program
+            return name in skeletons.counters(self.skeleton) or not self.program.reads(name)
         except UnsupportedError:
             return False
-        return not program.reads(name)
 
     @cached_property
     def _expected(self) -> Params:
@@ -341,7 +339,7 @@ class Objective:
 
     def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
-        x, y = rows(self._data[0], index), self._data[1][index]
+        x, y = datasets.rows(self._data[0], index), self._data[1][index]
         loss = self.example_losses(self.forward(params, x), y).mean()
         return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
 
@@ -356,7 +354,7 @@ class Objective:
 
     def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
         for i in range(0, self.num_examples, self.chunk):
-            yield rows(self._data[0], slice(i, i + self.chunk)), self._data[1][i : i + self.chunk]
+            yield datasets.rows(self._data[0], slice(i, i + self.chunk)), self._data[1][i : i + self.chunk]
 
     @cached_property
     def chunk(self) -> int:
@@ -370,7 +368,7 @@ class Objective:
         totals = []
         for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
             with torch.no_grad(), skeletons.CountBytes() as counter:
-                self.forward(zeros, rows(self._data[0], index[:n]))
+                self.forward(zeros, datasets.rows(self._data[0], index[:n]))
             totals.append(counter.total)
         return max(1, (totals[1] - totals[0]) // 2)
 
@@ -378,20 +376,19 @@ class Objective:
 
     def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
         """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
-        n, zeros = min(4, self.num_examples), self._zeros()
+        n = self.num_examples
+        some = {*range(min(4, n)), n // 2, n - 1} | datasets.extremes(self._data[0])
+        few = datasets.rows(self._data[0], torch.tensor(sorted(some), device=self.device))
+        untied = {k: v for k, v in self._zeros().items() if k not in self._ties}
         if state is None:
-            given = {**self._fixed, **{k: v for k, v in zeros.items() if k not in self._ties}}
-            first = accepts(self.skeleton, given, rows(self._data[0], slice(0, n)), self._writes)
-        else:
-            index = torch.tensor(sorted({*range(n), self.num_examples // 2, self.num_examples - 1}), device=self.device)
-            own = {k: state[k].to(v) for k, v in zeros.items() if k not in self._ties and not state[k].is_meta}
-            at_random = {**zeros, **own, **skeletons.drawn(zeros, self.parameter_names)}
-            untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
-            points = [{**self._fixed, **p} for p in untied]
-            self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
-            if self.chunk > len(index):
-                check_together(self.skeleton, points, rows(self._data[0], slice(0, self.chunk)), self._writes)
-        return first[:n]
+            return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4]
+        own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}
+        drawn = skeletons.drawn(untied, self.parameter_names)
+        points = [{**self._fixed, **untied, **own, **drawn, **last} for last in (own, {})]
+        self._writes, first = examine(self.skeleton, points, few, memory)
+        if self.chunk > len(some):
+            check_together(self.skeleton, points, datasets.rows(self._data[0], slice(0, self.chunk)), self._writes)
+        return first[:4]
 
     def _zeros(self) -> Params:
         return {

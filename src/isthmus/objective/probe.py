@@ -195,8 +195,11 @@ def _refused(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, erro
             f"its forward does not run in float64: {_reason(error)}",
             "write dtype=x.dtype where it makes a tensor, or Objective(..., dtype=torch.float32)",
         )
+    index = torch.arange(max(n, *BATCHES), device=tree_leaves(x)[0].device)
     for size in BATCHES:
-        if size != n and runs(tensors, rows(x, torch.arange(size, device=tree_leaves(x)[0].device) % n)):
+        if size != n and runs(tensors, rows(x, index[:size] % n)):
+            if runs(tensors, rows(x, index[:n] % size)):
+                break  # as many of other examples: it is what they hold
             return UnsupportedError(
                 kind,
                 f"its forward runs on {size} examples and not on {n}: {_reason(error)}",

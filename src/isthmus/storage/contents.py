@@ -84,7 +84,7 @@ class Contents:
         found = [_Found(at, state) for at, state in _mappings(tree)]
         choose = self._choose if like is None else partial(self._choose_like, like=like)
         params, chosen, others, dropped = choose(found, _listed(tree) or "nothing")
-        return params, self._note(chosen, others, dropped, "" if key is None else key)
+        return params, self._note(tree, chosen, others, dropped, "" if key is None else key)
 
     def tensors(self) -> Params:
         """All tensors that stand under names, whatever they are."""
@@ -168,11 +168,12 @@ class Contents:
             raise CheckpointError(self.path, f"holds several state dicts: {one_line(names, 200)}", f"write {instead}")
         return first
 
-    def _note(self, chosen: _Found, others: list[_Found], dropped: list[str], key: str) -> str:
+    def _note(self, tree: Mapping[str, Any], chosen: _Found, others: list[_Found], dropped: list[str], key: str) -> str:
         lead = f"{key}." if key else ""
         places = dict.fromkeys(lead + f.place for f in others if f.place)
         left = [f"{_quoted(p)} (key={_quoted(p)} takes it)" for p in list(places)[:4]]
         left += [f"and {len(places) - 4} more"] if len(places) > 4 else []
+        left += [f"the list of tensors {_quoted(lead + at)}" for at in _averaged_lists(tree)]
         left += [one_line(name, 60) for name in dropped[:4]]
         left += [f"and {len(dropped) - 4} more tensors"] if len(dropped) > 4 else []
         if not left:
@@ -230,6 +231,13 @@ def _mappings(tree: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]
             if fresh and depth < _DEPTH and len(queue) < _MAPPINGS:
                 seen.add(id(inner))
                 queue.append((f"{at}.{key}" if at else key, inner, depth + 1))
+
+
+def _averaged_lists(tree: Mapping[Any, Any]) -> list[str]:
+    """Where averages stand as lists of tensors without names, as torch_ema writes them."""
+    found = ((f"{at}.{k}" if at else str(k), v) for at, state in _mappings(tree) for k, v in state.items())
+    lists = [at for at, v in found if isinstance(v, list | tuple) and v and all(isinstance(w, Tensor) for w in v)]
+    return [at for at in lists if any(_AVERAGED.search(part) for part in at.split("."))][:4]
 
 
 def _value(tree: Mapping[str, Any], key: str) -> Any:

@@ -29,7 +29,7 @@ from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
 from isthmus.storage.files import PathLike, disk_error, one_line, plain, whole
 from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
 
-__all__ = ["load_connection", "read_header", "save"]
+__all__ = ["load_connection", "path_digest", "read_header", "save"]
 
 _FORMAT = "isthmus connection"
 _VERSIONS = (1, 2)
@@ -154,6 +154,13 @@ def read_header(path: PathLike) -> dict[str, Any]:
     except damaged tensors, which are not read.
     """
     return _open(path)[0]
+
+
+def path_digest(path: PathLike) -> str:
+    """What tells the path in a file of ``save`` from others, whatever its stats say. Errors: as ``read_header``."""
+    manifest, tensors = _open(path)
+    known = [manifest.get(key) for key in ("names", "points", "segments")]
+    return hashlib.sha256(json.dumps([*known, tensors]).encode()).hexdigest()
 
 
 def _open(path: PathLike) -> tuple[dict[str, Any], str]:
