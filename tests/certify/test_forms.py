@@ -12,7 +12,7 @@ from isthmus.certify import smooth as sm
 from isthmus.certify.affine import Interval, Motion, Reading
 from isthmus.certify.bounds import Bounds
 from isthmus.certify.forms import Form, add, average, contract, maximum, multiply, piecewise, rectified, scaled
-from isthmus.certify.rules import RULES, base
+from isthmus.certify.rules import RULES
 from isthmus.certify.smooth import smooth
 from tests.certify.cases import CASES
 from tests.certify.made import NARROW, Made
@@ -285,10 +285,10 @@ def collected(reading: Reading, interval: Interval) -> tuple[Form, torch.Tensor]
 
 
 def test_every_operation_with_a_rule_is_in_some_case():
-    used = {base(node) for case in CASES for node in case.objective().program.nodes}
+    used = {node.base for case in CASES for node in case.objective().program.nodes}
     x, y = blobs(4, (4,), 3)
     exact = [im.Objective(Made(f), data=(x.float(), y)) for f in NARROW.values()]
-    used |= {base(node) for objective in exact for node in objective.program.nodes}
+    used |= {node.base for objective in exact for node in objective.program.nodes}
     # names that torch.export gives to the same operations only after it had to rewrite a graph
     rewritten = "alias detach lift_fresh lift_fresh_copy _to_copy _unsafe_view max_pool2d_with_indices constant_pad_nd"
     assert set(RULES) - used <= set(rewritten.split())

@@ -19,6 +19,7 @@ from isthmus.objective import Objective
 from isthmus.objective.data import arguments, rows
 from isthmus.params import Params
 from isthmus.program.export import Program
+from isthmus.program.program import interpret, last_reads
 from isthmus.structure.liveness import changed_tensors
 
 NARROWEST = 2.0**-24
@@ -119,11 +120,9 @@ class Reading:
             if name not in moving
         }
         self.fixed |= {k: _value(v) for k, v in program.constants.items()}
-        live, varying = program.live(), set(self.motions)
+        varying = set(self.motions)
         self.before, self.after = [], []
-        for node in program.nodes:
-            if node.name not in live:
-                continue
+        for node in program.needed:
             if varying.intersection(node.refs()):
                 varying.add(node.name)
                 self.after.append(node)
@@ -131,7 +130,7 @@ class Reading:
                 self.before.append(node)
         needed = {r for node in self.after for r in node.refs()} | {program.outputs[0].name}
         self.needed = needed - varying
-        self.last = {name: i for i, node in enumerate(self.after) for name in node.refs()}
+        self.drop = last_reads(self.after, keep={program.outputs[0].name})
         self.kept: dict[int, dict[str, Any]] = {}
         self.room = memory
 
@@ -164,11 +163,7 @@ class Reading:
         return name not in self.fixed and isinstance(value, Form)
 
     def _run(self, values: dict[str, Any]) -> Form:
-        for i, node in enumerate(self.after):
-            values[node.name] = apply(node, values)
-            for name in node.refs():
-                if self.last[name] == i and name not in self.motions:
-                    values.pop(name, None)
+        interpret(self.after, apply, values, self.drop)
         return values[self.program.outputs[0].name]
 
     def _prefix(self, i: int, x: Any) -> dict[str, Any]:
@@ -180,8 +175,7 @@ class Reading:
         rest = dict(zip(places[len(positional) :], named.values(), strict=False))
         given = dict(zip(places, positional, strict=False)) | rest | {k: named[k] for k in places if k in named}
         values = dict(self.fixed) | {k: _value(v) for k, v in given.items()}
-        for node in self.before:
-            values[node.name] = apply(node, values)
+        interpret(self.before, apply, values)
         values = {k: v for k, v in values.items() if k in self.needed}
         size = sum(_bytes(v) for k, v in values.items() if k not in self.fixed)
         if size <= self.room:

@@ -14,7 +14,7 @@ from isthmus.certify.forms import Form, add, divided, joined, maximum, moved, mu
 from isthmus.certify.forms import scaled as _scaled
 from isthmus.certify.made import form
 from isthmus.certify.smooth import smooth
-from isthmus.certify.windows import Arguments, Refused, base
+from isthmus.certify.windows import Arguments, Refused
 from isthmus.program.export import Node
 
 __all__ = ["ELEMENTWISE", "reciprocal"]
@@ -41,7 +41,7 @@ def _prelu(node: Node, a: Arguments) -> Form:
 
 def _clamp(node: Node, a: Arguments) -> Form:
     low, high = (a.get(k, a.get(f"{k}_val")) for k in ("min", "max"))
-    if base(node) == "relu6":
+    if node.base == "relu6":
         low, high = 0.0, 6.0
     if any(isinstance(v, (Form, Tensor)) for v in (low, high)):
         raise Refused("only numbers as limits have a rule")
@@ -85,9 +85,9 @@ def _softplus(node: Node, a: Arguments) -> Form:
 def _elu(node: Node, a: Arguments) -> Form:
     alpha = float(a.get("alpha", 1.0))
     scale, rate = float(a.get("scale", 1.0)), float(a.get("input_scale", 1.0))
-    if base(node) == "selu":
+    if node.base == "selu":
         alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
-    if base(node) == "celu":
+    if node.base == "celu":
         rate = 1 / alpha
     if alpha <= 0 or scale <= 0 or rate <= 0:
         raise Refused("only a positive alpha has a rule")
@@ -148,9 +148,9 @@ _POWERS: dict[float, Callable[[Form], Form]] = {
 }
 
 ELEMENTWISE: dict[str, Callable[[Node, Arguments], Form]] = (
-    {name: _clamp for name in ("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max")}
-    | {name: _elu for name in ("elu", "selu", "celu")}
-    | {name: _where for name in ("where", "masked_fill")}
+    dict.fromkeys(("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max"), _clamp)
+    | dict.fromkeys(("elu", "selu", "celu"), _elu)
+    | dict.fromkeys(("where", "masked_fill"), _where)
     | {name: partial(_smooth, f) for name, f in s.BY_NAME.items()}
     | {
         "reciprocal": lambda node, a: reciprocal(a["x"]),

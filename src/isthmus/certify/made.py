@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.certify.forms import TINY, UNIT, Form
-from isthmus.certify.windows import Arguments, Refused, base, calls
+from isthmus.certify.windows import Arguments, Refused, calls
 from isthmus.program.export import Node
 
-_ENTRIES = "zeros ones full eye scalar_tensor zeros_like ones_like full_like new_zeros new_ones new_full".split()
 _STEPS = ("arange", "linspace")
 
 
-def known(node: Node, read: Callable[[Any], Any], rule: Callable[[], Any] | None) -> Any:
-    """The result of an operation that reads no form. `read`: an argument's value; `rule`: its rule on forms.
+def known(node: Node, values: Mapping[str, Any], rule: Callable[[], Any] | None) -> Any:
+    """The result of an operation that reads no form. `rule`: its rule on forms.
 
     Whole numbers and sizes are computed as they stand, tensors made from numbers in float64 whatever type they were
     asked for. Any other floating-point result is that of the operation's rule on exact numbers.
     """
-    name, kwargs = base(node), {k: read(v) for k, v in node.kwargs.items()}
-    if name in (*_ENTRIES, *_STEPS) and _real(kwargs.get("dtype")):
+    args, kwargs = node.bind(values)
+    made = node.kind in ("constant", "table")
+    if made and _real(kwargs.get("dtype")):
         kwargs["dtype"] = torch.float64
-    out = node.target(*(read(v) for v in node.args), **kwargs)
+    out = node.target(*args, **kwargs)
     if isinstance(out, Tensor) and out.is_complex():
         raise Refused("complex numbers have no rule")
-    if name in (*_ENTRIES, *_STEPS) or not isinstance(out, Tensor) or not out.is_floating_point():
-        return _formed(name, out)
+    if made or not isinstance(out, Tensor) or not out.is_floating_point():
+        return _formed(node.base, out)
     if rule is None:
         raise Refused("it has no rule for affine forms")
     return rule()
@@ -38,7 +38,7 @@ def known(node: Node, read: Callable[[Any], Any], rule: Callable[[], Any] | None
 def like(node: Node, a: Arguments) -> Any:
     """Zeros, ones or a number in the shape of a form."""
     given = a | {"dtype": torch.float64} if _real(a.get("dtype")) else a
-    return _formed(base(node), calls(node, given)(a["x"].centre))
+    return _formed(node.base, calls(node, given)(a["x"].centre))
 
 
 def whole(x: Tensor) -> Form:

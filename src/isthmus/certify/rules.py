@@ -17,9 +17,10 @@ from isthmus.certify.forms import scaled as _scaled
 from isthmus.certify.made import form, known, like, whole
 from isthmus.certify.smooth import INVERSE_ROOT, smooth
 from isthmus.certify.widened import TROUBLE, first_line
-from isthmus.certify.windows import Arguments, Refused, adaptive_max_pool, average_pool, base, calls, max_pool, mean
+from isthmus.certify.windows import Arguments, Refused, adaptive_max_pool, average_pool, calls, max_pool, mean
 from isthmus.errors import UnsupportedError
-from isthmus.program.export import Node, Ref
+from isthmus.program.export import Node
+from isthmus.program.ops import OPS, names
 
 __all__ = ["RULES", "apply", "refusal"]
 
@@ -28,7 +29,7 @@ Rule = Callable[[Node, Arguments], Any]
 
 def refusal(node: Node, why: str) -> UnsupportedError:
     """The error that names an operation and its source line."""
-    return UnsupportedError(f"{base(node)} ({node.where})" if node.where else base(node), why)
+    return UnsupportedError(f"{node.base} ({node.where})" if node.where else node.base, why)
 
 
 def apply(node: Node, values: Mapping[str, Any]) -> Any:
@@ -42,20 +43,14 @@ def apply(node: Node, values: Mapping[str, Any]) -> Any:
 
 
 def _applied(node: Node, values: Mapping[str, Any]) -> Any:
-    arguments = {("x" if k in ("self", "input") else k): _read(v, values) for k, v in node.named().items()}
-    rule = RULES.get(base(node))
+    arguments = node.given(values)
+    rule = RULES.get(node.base)
     if not any(isinstance(v, Form) for v in _leaves(list(arguments.values()))):
         exact = {k: whole(v) if k in ("x", "other") and isinstance(v, Tensor) else v for k, v in arguments.items()}
-        return known(node, lambda v: _read(v, values), None if rule is None else partial(rule, node, exact))
+        return known(node, values, None if rule is None else partial(rule, node, exact))
     if rule is None:
         raise Refused("it has no rule for affine forms")
     return rule(node, arguments)
-
-
-def _read(x: Any, values: Mapping[str, Any]) -> Any:
-    if isinstance(x, Ref):
-        return values[x.name]
-    return type(x)(_read(v, values) for v in x) if isinstance(x, (list, tuple)) else x
 
 
 def _leaves(x: Any) -> list[Any]:
@@ -70,7 +65,7 @@ def _linear(node: Node, a: Arguments) -> Form:
 
 
 def _convolution(node: Node, a: Arguments) -> Form:
-    function = F.conv2d if base(node) == "conv2d" else F.conv1d
+    function = F.conv2d if node.base == "conv2d" else F.conv1d
     where = {k: a[k] for k in ("stride", "padding", "dilation", "groups")}
 
     def f(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -226,7 +221,7 @@ def _parted(node: Node, a: Arguments) -> list[Form]:
 
 
 def _item(node: Node, a: Arguments) -> Any:
-    return a["a0"][a["a1"]]
+    return a["x"][a["a1"]]
 
 
 def _count(node: Node, a: Arguments) -> int:
@@ -237,27 +232,22 @@ def _embedding(node: Node, a: Arguments) -> Form:
     return moved(lambda w: F.embedding(a["indices"], w), a["weight"])
 
 
-_SAME = "alias clone contiguous detach lift_fresh lift_fresh_copy positive to _to_copy type_as".split()
-_MOVED = """reshape flatten unflatten permute transpose t unsqueeze squeeze expand slice
-select movedim swapaxes narrow upsample_nearest1d upsample_nearest2d index_select flip roll repeat im2col
-index tril triu diag diagonal unfold""".split()
-_LIKE = "zeros_like ones_like full_like new_zeros new_ones new_full".split()
-
 RULES: dict[str, Rule] = (
-    {name: _same for name in _SAME}
-    | {name: _moved for name in _MOVED}
-    | {name: _viewed for name in ("view", "_unsafe_view")}
-    | {name: _parted for name in ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")}
-    | {name: _joined for name in ("cat", "concat", "stack")}
-    | {name: _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")}
-    | {name: _addmm for name in ("addmm", "addmv", "baddbmm")}
-    | {name: like for name in _LIKE}
-    | {name: _convolution for name in ("conv1d", "conv2d")}
-    | {name: _dropout for name in ("dropout", "feature_dropout")}
-    | {name: average_pool for name in ("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d")}
-    | {name: max_pool for name in ("max_pool1d", "max_pool2d", "max_pool2d_with_indices")}
-    | {name: adaptive_max_pool for name in ("adaptive_max_pool1d", "adaptive_max_pool2d")}
-    | {name: mean for name in ("mean", "sum")}
+    dict.fromkeys(names("identity", "cast"), _same)
+    | dict.fromkeys([name for name in names("identity") if OPS[name].random], _dropout)
+    | dict.fromkeys(names("reshape", "squeeze", "shape"), _moved)
+    | dict.fromkeys(("view", "_unsafe_view"), _viewed)
+    | dict.fromkeys(("upsample_nearest1d", "upsample_nearest2d"), _moved)
+    | dict.fromkeys(names("part"), _parted)
+    | dict.fromkeys(("cat", "concat", "stack"), _joined)
+    | dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul)
+    | dict.fromkeys(("addmm", "addmv", "baddbmm"), _addmm)
+    | dict.fromkeys(names("affine"), _convolution)
+    | dict.fromkeys(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), like)
+    | dict.fromkeys(("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"), average_pool)
+    | dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool2d_with_indices"), max_pool)
+    | dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), adaptive_max_pool)
+    | dict.fromkeys(("mean", "sum"), mean)
     | ELEMENTWISE
     | {
         "linear": _linear,

@@ -13,7 +13,7 @@ from torch import Tensor
 from isthmus.certify.forms import Form, average, maximum, moved
 from isthmus.program.export import Node
 
-__all__ = ["Arguments", "Refused", "adaptive_max_pool", "average_pool", "base", "calls", "max_pool", "mean"]
+__all__ = ["Arguments", "Refused", "adaptive_max_pool", "average_pool", "calls", "max_pool", "mean"]
 
 Arguments = dict[str, Any]
 
@@ -22,23 +22,15 @@ class Refused(Exception):
     """Why a rule does not cover this use of its operation."""
 
 
-def base(node: Node) -> str:
-    """The operation's name without namespace and overload."""
-    return node.op.split(".")[1] if "." in node.op else node.op
-
-
 def calls(node: Node, a: Arguments) -> Callable[[Tensor], Tensor]:
     """The node's own operation, as a function of its tensor argument."""
-    rest = {("self" if k == "x" else k): v for k, v in a.items()}
-    schema: Any = getattr(node.target, "_schema", None)
-    names = [p.name for p in schema.arguments]
-    later = {k: rest[k] for k in names[1:] if k in rest}
+    later = {k: v for k, v in a.items() if k != "x"}
     return lambda x: node.target(x, **later)
 
 
 def average_pool(node: Node, a: Arguments) -> Form:
     """Average and adaptive average pooling."""
-    n, shape = 1 if "1d" in base(node) else 2, a["x"].centre.shape
+    n, shape = 1 if "1d" in node.base else 2, a["x"].centre.shape
     terms = prod(_list(a["kernel_size"], n)) if "kernel_size" in a else prod(shape[-n:])
     return average(calls(node, a), terms, a["x"])
 
@@ -55,7 +47,7 @@ def mean(node: Node, a: Arguments) -> Form:
 
 def max_pool(node: Node, a: Arguments) -> Any:
     """The greatest of the entries of each window, two by two."""
-    x, n = a["x"], 1 if "1d" in base(node) else 2
+    x, n = a["x"], 1 if "1d" in node.base else 2
     kernel, stride, padding, dilation = (_list(a[k], n) for k in ("kernel_size", "stride", "padding", "dilation"))
     if a["ceil_mode"]:
         raise Refused("ceil_mode has no rule")
@@ -95,7 +87,7 @@ def _windows(x: Form, kernel: list[int], stride: list[int], dilation: list[int])
 
 def adaptive_max_pool(node: Node, a: Arguments) -> Any:
     """Windows of equal size; the second result, where the maxima are, has no form."""
-    x, n = a["x"], 1 if "1d" in base(node) else 2
+    x, n = a["x"], 1 if "1d" in node.base else 2
     target, size = _list(a["output_size"], n), x.centre.shape[-n:]
     if any(have % want for have, want in zip(size, target, strict=True)):
         raise Refused(f"windows of unequal size ({tuple(size)} to {tuple(target)}) have no rule")

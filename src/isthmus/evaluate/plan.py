@@ -12,17 +12,13 @@ from torch import Tensor
 
 from isthmus.params import Params
 from isthmus.program.export import Node, Program, Ref
+from isthmus.program.program import interpret, last_reads
 from isthmus.structure.liveness import AFFINE, CONSTANT, NEITHER, levels
 
 WORTH = 64
 """Multiply-adds per entry above which a product is worth interpolating: reading two tensors is not free."""
 
-_WEIGHTED = ("aten.linear.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding")
-_PRODUCTS = ("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.addmm.default")
-# operations whose result is new memory that nothing else sees
-_FRESH = {*_WEIGHTED, *_PRODUCTS, "aten.batch_norm.default", "aten.add.Tensor"}
-_RESHAPES = {"aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default"}
-_NORM = "aten.batch_norm.default"
+_PRODUCTS = ("matmul", "mm", "bmm", "addmm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,24 +31,16 @@ class Stage:
 
     def run(self, env: dict[str, Any], batch: int, dtypes: Mapping[Any, Any]) -> None:
         """Add the values of the nodes to `env`; `batch` is that of the traced example, `dtypes` renames types."""
-        for node, drop in zip(self.nodes, self.drop, strict=True):
+
+        def handle(node: Node, values: Mapping[str, Any]) -> Any:
             if node.name in self.over:
-                env[node.name] = torch.relu_(_value(node.args[0], env, dtypes))
-            elif node.op in _RESHAPES and node.shape is not None and len(node.shape) == 2 and node.shape[0] == batch:
-                env[node.name] = _value(node.args[0], env, dtypes).flatten(1)  # the width may be a smaller one
-            else:
-                args = [_value(a, env, dtypes) for a in node.args]
-                env[node.name] = node.target(*args, **{k: _value(v, env, dtypes) for k, v in node.kwargs.items()})
-            for name in drop:
-                del env[name]
+                return torch.relu_(values[node.refs()[0]])
+            shape = node.shape or ()
+            if node.kind == "reshape" and len(shape) == 2 and shape[0] == batch:
+                return values[node.refs()[0]].flatten(1)  # the width may be a smaller one
+            return node.call(values, dtypes)
 
-
-def _value(x: Any, env: Mapping[str, Any], dtypes: Mapping[Any, Any]) -> Any:
-    if isinstance(x, Ref):
-        return env[x.name]
-    if isinstance(x, list | tuple):
-        return type(x)(_value(v, env, dtypes) for v in x)
-    return dtypes.get(x, x) if isinstance(x, torch.dtype) else x
+        interpret(self.nodes, handle, env, self.drop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,24 +113,21 @@ def _readers(program: Program, nodes: list[Node]) -> dict[str, int]:
 
 def _stage(nodes: list[Node], keep: set[str], readers: Mapping[str, int], fresh: set[str] | None = None) -> Stage:
     own = {n.name for n in nodes} | (fresh or set())
-    made = {n.name for n in nodes if n.op in _FRESH} | (fresh or set())
-    last = {r: i for i, n in enumerate(nodes) for r in n.refs()}
-    drop: list[list[str]] = [[] for _ in nodes]
-    for i, n in enumerate(nodes):
-        if n.name not in last and n.name not in keep:
-            drop[i].append(n.name)
-    for name, i in last.items():
-        if name in own and name not in keep:
-            drop[i].append(name)
+    made = {n.name for n in nodes if _fresh(n)} | (fresh or set())
     over = {
         n.name
         for n in nodes
-        if n.op == "aten.relu.default"
+        if n.base == "relu"
         and n.refs()[0] in made
         and readers[n.refs()[0]] == 1
         and (n.refs()[0] not in keep or n.refs()[0] in (fresh or ()))
     }
-    return Stage(tuple(nodes), tuple(map(tuple, drop)), frozenset(over))
+    return Stage(tuple(nodes), last_reads(nodes, keep, own), frozenset(over))
+
+
+def _fresh(node: Node) -> bool:
+    """Whether its result is new memory that nothing else sees."""
+    return node.kind in ("affine", "norm") or node.base in (*_PRODUCTS, "add")
 
 
 def _numel(node: Node) -> int:
@@ -178,17 +163,17 @@ def _multiplications(program: Program, by_name: Mapping[str, Node], node: Node) 
             return ()
         return (by_name[x.name].shape if x.name in by_name else program.shapes.get(x.name)) or ()
 
-    if node.op in _WEIGHTED:
+    if node.kind == "affine":
         return _numel(node) * prod(shape(node.args[1])[1:])
-    if node.op in _PRODUCTS:
-        left = node.args[1 if node.op.startswith("aten.addmm") else 0]
+    if node.base in _PRODUCTS:
+        left = node.args[1 if node.about.linear == "added" else 0]
         return _numel(node) * (shape(left) or (0,))[-1]
     return 0
 
 
 def normalised(program: Program) -> frozenset[str]:
     """The tensors that batch normalisations read; torch takes them in float32 beside half-precision values."""
-    names = {r for n in program.nodes if n.op == _NORM for r in n.refs()}
+    names = {r for n in program.nodes if n.kind == "norm" for r in n.refs()}
     return frozenset(v for k, v in program.tensors.items() if k in names)
 
 

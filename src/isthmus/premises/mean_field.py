@@ -13,19 +13,10 @@ from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.program.export import Node
 from isthmus.stability.noise.measure import Condition
-from isthmus.structure.chain import AFFINE, RESHAPE, Chain, chain_of, factor
+from isthmus.structure.chain import RESHAPE, Chain, chain_of, factor
 
 StepFunction = Callable[[float], float]
 
-# the suprema of |f|, |f'| and |f''|; of f'' at a kink: infinite
-_SUPREMA: dict[str, tuple[float, float, float]] = {
-    "sigmoid": (1.0, 0.25, 1 / (6 * sqrt(3))),
-    "tanh": (1.0, 1.0, 4 / (3 * sqrt(3))),
-    "relu": (inf, 1.0, inf),
-    "leaky_relu": (inf, 1.0, inf),
-    "softplus": (inf, 1.0, 0.25),
-    "silu": (inf, 1.0998393194985538, 0.5),
-}
 FINE = 1000
 """Intervals on which the step-size function is looked at, and then four times as many."""
 
@@ -117,7 +108,7 @@ def _finite(value: float) -> bool | None:
 
 def _form(chain: Chain) -> tuple[Condition, Condition]:
     """Fully connected layers, each of which reads the average over the units before it."""
-    other = sum(n.op in AFFINE[1:] for layer in chain.layers for n in layer.nodes)
+    other = sum(n.kind == "affine" and n.base != "linear" for layer in chain.layers for n in layer.nodes)
     off = 0.0
     for l in range(2, chain.L + 1):
         after, before = _parts(chain, l - 1)[1], _parts(chain, l)[0]
@@ -131,7 +122,7 @@ def _form(chain: Chain) -> tuple[Condition, Condition]:
 def _parts(chain: Chain, l: int) -> tuple[list[Node], list[Node]]:
     """The nodes of a layer before its first and after its last operation that is neither affine nor a factor."""
     nodes = chain.layer(l).nodes
-    bends = [i for i, n in enumerate(nodes) if n.op not in (*AFFINE, *RESHAPE) and factor(n) is None]
+    bends = [i for i, n in enumerate(nodes) if n.kind not in ("affine", *RESHAPE) and factor(n) is None]
     return (list(nodes[: bends[0]]), list(nodes[bends[-1] + 1 :])) if bends else (list(nodes), [])
 
 
@@ -174,14 +165,14 @@ def _activations(chain: Chain) -> tuple[float, float, float]:
     found = [(0.0, 0.0, 0.0)]
     for layer in chain.layers:
         for node in layer.behind:
-            base = node.op.split(".")[1].removesuffix("_")
-            if node.op in RESHAPE or factor(node) is not None:
+            if node.kind in RESHAPE or factor(node) is not None:
                 continue
-            if base == "hardtanh":
+            if node.base == "hardtanh":
                 low, high = (float(node.named()[k]) for k in ("min_val", "max_val"))
                 found.append((max(abs(low), abs(high)), 1.0, inf))
             else:
-                found.append(_SUPREMA.get(base, (nan, nan, nan)))
+                known = (node.about.bound, node.about.lipschitz, node.about.curvature)
+                found.append((nan, nan, nan) if None in known else known)
     if any(v != v for row in found for v in row):
         return nan, nan, nan
     return max(r[0] for r in found), max(r[1] for r in found), max(r[2] for r in found)

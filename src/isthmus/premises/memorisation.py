@@ -17,7 +17,7 @@ from isthmus.params import Params
 from isthmus.premises.general_position import Position, position
 from isthmus.premises.memorise import line_capacity, slab_capacity
 from isthmus.premises.separability import Separation, separate
-from isthmus.structure.chain import AFFINE, Chain, chain_of
+from isthmus.structure.chain import Chain, chain_of
 
 Progress = Callable[[str, int, int], None]
 Units = dict[int, Tensor]
@@ -168,7 +168,7 @@ def has_output_bias(chain: Chain) -> bool:
 
 def is_perceptron(chain: Chain) -> bool:
     """Whether all layers are linear, as the corollaries suppose."""
-    return all(any(n.op == AFFINE[0] for n in layer.nodes) for layer in chain.layers)
+    return all(any(n.base == "linear" for n in layer.nodes) for layer in chain.layers)
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -195,7 +195,7 @@ def _check_held(widths: tuple[int, ...], held: Mapping[int, Any]) -> None:
 
 def _check_outputs(chain: Chain) -> None:
     """Refuse an output layer whose channels have several pixels: each of them is an output."""
-    pixels = prod((next(n.shape for n in chain.layer(chain.L).nodes if n.op in AFFINE) or ())[2:])
+    pixels = prod((next(n.shape for n in chain.layer(chain.L).nodes if n.kind == "affine") or ())[2:])
     if pixels > 1:
         raise UnsupportedError("the output layer", f"its {chain.widths[-1]} channels have {pixels} pixels each")
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.batch import REMEDY, SIZES, for_every_batch
+from isthmus.program.ops import op_named
 from isthmus.program.program import Node as Node
 from isthmus.program.program import Program as Program
 from isthmus.program.program import Ref as Ref
@@ -183,25 +184,12 @@ def _pure(target: Any) -> Any:
     return getattr(packet, target._overloadname, None) if name.endswith("_") else None
 
 
-# operations that return their argument or a view of it when they can; their schemas do not say so
-_MAYBE_VIEWS = {
-    "alpha_dropout",
-    "atleast_1d",
-    "atleast_2d",
-    "atleast_3d",
-    "dropout",
-    "einsum",
-    "feature_dropout",
-    "type_as",
-}
-
-
 def _is_view(node: FxNode) -> bool:
     """Whether the result may share memory with an argument."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return node.target is operator.getitem
-    return schema.name.split("::")[1] in _MAYBE_VIEWS or any(r.alias_info is not None for r in schema.returns)
+    return op_named(schema.name.split("::")[1]).aliases or any(r.alias_info is not None for r in schema.returns)
 
 
 def _private(value: Any, reader: FxNode) -> bool:

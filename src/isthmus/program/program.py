@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.program.ops import UNKNOWN, Kind, Op, op_named
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,95 @@ class Node:
     hint: int | float | bool | None = None
     where: str = ""
 
+    @cached_property
+    def base(self) -> str:
+        """The operation without its namespace and overload: "add" for "aten.add.Tensor"."""
+        return self.op.split(".")[1] if "." in self.op else self.op
+
+    @cached_property
+    def about(self) -> Op:
+        """What the table of operations says of this use; `UNKNOWN` for one that means something else.
+
+        A division that rounds, a view of the same bits as another type, and results in whole numbers.
+        """
+        given, op = self.named(), op_named(self.base)
+        dtype = given.get("dtype")
+        whole = isinstance(dtype, torch.dtype) and (op.kind == "reshape" or not dtype.is_floating_point)
+        another = given.get("rounding_mode") is not None or (whole and op.kind not in ("constant", "table"))
+        return UNKNOWN if another else op
+
+    @property
+    def kind(self) -> Kind:
+        """What sort of operation it is, as far as the table knows."""
+        return self.about.kind
+
+    @cached_property
+    def _reads(self) -> tuple[str, ...]:
+        return tuple(r.name for r in _refs((self.args, tuple(self.kwargs.values()))))
+
+    def refs(self) -> tuple[str, ...]:
+        """The names of the values that the node reads, in order."""
+        return self._reads
+
     def named(self) -> dict[str, Any]:
         """All arguments by name, defaults filled in, as torch's schema has them (a0, a1, ... if there is none)."""
+        return self._by_name(self.args, self.kwargs)
+
+    def _by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         schema = getattr(self.target, "_schema", None)
         if schema is None:
-            return {f"a{i}": value for i, value in enumerate(self.args)} | dict(self.kwargs)
+            return {f"a{i}": value for i, value in enumerate(args)} | dict(kwargs)
         out = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        out |= {a.name: value for a, value in zip(schema.arguments, self.args, strict=False)}
-        return out | dict(self.kwargs)
+        out |= {a.name: value for a, value in zip(schema.arguments, args, strict=False)}
+        return out | dict(kwargs)
 
-    def refs(self) -> list[str]:
-        """The names of the values that the node reads, in order."""
-        return [r.name for r in _refs((self.args, tuple(self.kwargs.values())))]
+    def bind(
+        self, values: Mapping[str, Any], types: Mapping[torch.dtype, torch.dtype] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with every `Ref` replaced by its value, and every type by the one that `types` has for it."""
+        args = tuple(_bound(v, values, types) for v in self.args)
+        return args, {k: _bound(v, values, types) for k, v in self.kwargs.items()}
+
+    def given(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """``named`` with the values put in; what the operation acts on is called "x"."""
+        out = self._by_name(*self.bind(values))
+        for first in ("self", "input", "a0"):
+            if first in out:
+                out["x"] = out.pop(first)
+        return out
+
+    def call(self, values: Mapping[str, Any], types: Mapping[torch.dtype, torch.dtype] | None = None) -> Any:
+        """The operation on these values."""
+        args, kwargs = self.bind(values, types)
+        return self.target(*args, **kwargs)
+
+
+Handler = Callable[[Node, Mapping[str, Any]], Any]
+"""What an interpreter makes of a node, given the values so far."""
+
+
+def interpret(
+    nodes: Sequence[Node], handle: Handler, env: dict[str, Any], drop: Sequence[Sequence[str]] | None = None
+) -> None:
+    """Add to `env` what `handle` makes of each node, in order; `drop` holds the names to forget after each."""
+    for i, node in enumerate(nodes):
+        env[node.name] = handle(node, env)
+        for name in drop[i] if drop is not None else ():
+            del env[name]
+
+
+def last_reads(
+    nodes: Sequence[Node], keep: Collection[str], among: Collection[str] | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """For each node the values, of those in `among` (default: all), that no later one reads and that are not kept."""
+    last: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        last |= dict.fromkeys((node.name, *node.refs()), i)
+    out: list[list[str]] = [[] for _ in nodes]
+    for name, i in last.items():
+        if name not in keep and (among is None or name in among):
+            out[i].append(name)
+    return tuple(map(tuple, out))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,22 +165,30 @@ class Program:
         if missing := sorted(set(self.tensors.values()) - set(params)):
             raise InputError("params", expected=f"the key {missing[0]!r}", got=f"only {sorted(params)}")
         dtype = next((v.dtype for v in params.values() if v.is_floating_point()), self.dtype)
-
-        def value(x: Any) -> Any:
-            if isinstance(x, Ref):
-                return env[x.name]
-            if isinstance(x, (list, tuple)):
-                return type(x)(value(v) for v in x)
-            return dtype if x is self.dtype else x
-
         env: dict[str, Any] = {p: params[name] for p, name in self.tensors.items()}
         env |= {k: v.to(dtype) if v.dtype == self.dtype else v for k, v in self.constants.items()}
         env |= dict(zip(self.inputs, inputs, strict=True))
-        for node in self.nodes:
-            kwargs = {k: value(v) for k, v in node.kwargs.items()}
-            env[node.name] = node.target(*(value(a) for a in node.args), **kwargs)
-        out = tuple(env[r.name] for r in self.outputs)
+        out = self.interpret(lambda node, values: node.call(values, {self.dtype: dtype}), env)
         return out[0] if len(out) == 1 else out
+
+    def interpret(self, handle: Handler, env: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The outputs when `handle` makes the values, node by node; `env` holds those of the placeholders.
+
+        Nodes on which no output depends are left out, and a value is forgotten after its last use.
+        """
+        values = dict(env)
+        interpret(self.needed, handle, values, self._drop)
+        return tuple(values[r.name] for r in self.outputs)
+
+    @cached_property
+    def needed(self) -> tuple[Node, ...]:
+        """The nodes on which an output depends, in order."""
+        live = self.live()
+        return tuple(n for n in self.nodes if n.name in live)
+
+    @cached_property
+    def _drop(self) -> tuple[tuple[str, ...], ...]:
+        return last_reads(self.needed, keep={r.name for r in self.outputs})
 
     def reads(self, name: str) -> bool:
         """Whether an output depends on this entry of the state_dict."""
@@ -123,3 +210,11 @@ def _refs(x: Any) -> Iterator[Ref]:
     elif isinstance(x, (list, tuple)):
         for v in x:
             yield from _refs(v)
+
+
+def _bound(x: Any, values: Mapping[str, Any], types: Mapping[torch.dtype, torch.dtype] | None) -> Any:
+    if isinstance(x, Ref):
+        return values[x.name]
+    if isinstance(x, list | tuple):
+        return type(x)(_bound(v, values, types) for v in x)
+    return types.get(x, x) if types and isinstance(x, torch.dtype) else x

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Node
-from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, Layer, base
+from isthmus.structure.chain import RESHAPE, Chain, Layer
 
 __all__ = ["Activation", "activation_of", "affine_of", "check_units", "design", "monotonic", "reads_flat"]
-
-# continuous and piecewise linear with two pieces or more, or exponential units (Lemma 2.3); and, beyond the paper,
-# functions whose shifts are independent because their poles, branch points or tails differ
-_INDEPENDENT = {
-    *("relu", "hardtanh", "relu6", "clamp", "clamp_min", "clamp_max", "elu", "selu", "celu"),
-    *("tanh", "sigmoid", "softplus", "silu", "gelu", "softsign"),
-}
 
 
 @dataclass(frozen=True)
@@ -51,17 +44,17 @@ def activation_of(layer: Layer) -> Activation:
     A leaky ReLU (slope > 0) and the identity are onto; ReLU, ELU, tanh and others are not. The identity alone is not
     independent: x = 2 (x + 1) - (x + 2).
     """
-    rest = [n for n in layer.behind if n.op not in RESHAPE]
-    names = [base(n) for n in rest]
+    rest = [n for n in layer.behind if n.kind not in RESHAPE]
+    names = [n.base for n in rest]
     if not rest:
         return Activation("identity", 1.0, False, True)
-    known = [n for n, name in zip(rest, names, strict=True) if name in _INDEPENDENT or name == "leaky_relu"]
+    known = [n for n in rest if n.about.independent or n.base == "leaky_relu"]
     plain = len(rest) == 1
     if names == ["prelu"]:  # slopes that belong to the units: new ones get a slope other than 1
         return Activation("prelu", None, True, True)
     if len(known) != 1:
         return Activation("+".join(names), None, None, plain)
-    node, name = known[0], base(known[0])
+    node, name = known[0], known[0].base
     if name != "leaky_relu":
         return Activation(name, None, True, plain)
     slope = float(node.named()["negative_slope"])
@@ -70,7 +63,7 @@ def activation_of(layer: Layer) -> Activation:
 
 def affine_of(layer: Layer) -> Node:
     """The linear or convolutional operation of a layer."""
-    return next(n for n in layer.nodes if n.op in AFFINE)
+    return next(n for n in layer.nodes if n.kind == "affine")
 
 
 def monotonic(chain: Chain, l: int, reach: float = 10.0) -> float:
@@ -89,16 +82,16 @@ def monotonic(chain: Chain, l: int, reach: float = 10.0) -> float:
 
 def reads_flat(layer: Layer) -> bool:
     """Whether the layer is a linear one, which reads one row per example."""
-    return affine_of(layer).op == AFFINE[0]
+    return affine_of(layer).base == "linear"
 
 
 def check_units(chain: Chain) -> None:
     """Refuse normalisation and grouped convolutions, whose units are no plain rows of a matrix."""
     for layer in chain.layers:
         for node in layer.nodes:
-            if node.op in NORM:
+            if node.kind == "norm":
                 raise UnsupportedError(node.where or node.op, "the theorems are for networks without normalisation")
-            if node.op in AFFINE[1:] and node.named()["groups"] != 1:
+            if node.kind == "affine" and node.base != "linear" and node.named()["groups"] != 1:
                 raise UnsupportedError(node.where or node.op, "a grouped convolution is no plain matrix")
 
 
@@ -118,7 +111,7 @@ def design(chain: Chain, l: int, params: Mapping[str, Tensor], h: Tensor) -> Ten
     """
     node = affine_of(chain.layer(l))
     h = chain.entered(h) if l == 1 else h
-    if node.op == AFFINE[0]:
+    if node.base == "linear":
         return h.flatten(1).reshape(len(h), chain.widths[l - 1], -1)
     a: Mapping[str, Any] = node.named()
     kernel = list(params[chain.layer(l).weight].shape[2:])

@@ -9,19 +9,15 @@ import torch
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Node
+from isthmus.program.ops import Kind
 from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
-from isthmus.structure.walk import NONE, Rule, Value, Walk
+from isthmus.structure.propagation import NONE, Propagation, Rule, Value
 
-__all__ = ["POINTWISE", "RULES", "contract", "elementwise"]
-
-# functions with f(0) = 0: a weight entry that is zero stays zero
-_KEEPS_ZERO = {
-    "abs", "mul", "multiply", "neg", "positive", "relu", "sgn", "sign", "sin", "tanh",
-}  # fmt: skip
+__all__ = ["KINDS", "RULES", "contract", "elementwise"]
 
 
-def elementwise(walk: Walk, operands: Sequence[Value], bent: bool = False) -> Value:
+def elementwise(walk: Propagation, operands: Sequence[Value], bent: bool = False) -> Value:
     """Entry by entry with broadcasting: equal axes become one, an axis of size 1 that is stretched is fixed."""
     if all(v.uniform for v in operands):
         shape = torch.broadcast_shapes(*(v.shape for v in operands))
@@ -44,22 +40,21 @@ def elementwise(walk: Walk, operands: Sequence[Value], bent: bool = False) -> Va
     return Value(axes, () if active else origins, active=active, bent=not active and bent)
 
 
-def _pointwise(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _pointwise(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     operands = [v for v in a.values() if isinstance(v, Value)]
-    base = node.op.split(".")[1]
     keeps = (
-        base in _KEEPS_ZERO
-        or (base == "div" and len(operands) == 1)
-        or (base in ("add", "sub") and sum(v.is_weight for v in operands) == 2)
+        node.about.zero_at_zero
+        or (node.about.linear == "first" and len(operands) == 1)
+        or (node.about.linear == "jointly" and sum(v.is_weight for v in operands) == 2)
     )
     return elementwise(walk, operands, not keeps or any(v.bent for v in operands))
 
 
-def _same(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _same(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return a["x"]
 
 
-def _prelu(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _prelu(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, weight = a["x"], a["weight"]
     if weight.axes and weight.axes[0].size > 1:
         ax.unify(x.axes[1], weight.axes[0])
@@ -67,14 +62,14 @@ def _prelu(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return elementwise(walk, [x])
 
 
-def _glu(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _glu(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, dim = a["x"], a["dim"] % len(a["x"].axes)
     half, gate = ax.split(x.axes[dim], [x.axes[dim].size // 2] * 2)
     ax.unify(half, gate)
     return x.with_axis(dim, half)
 
 
-def contract(walk: Walk, a: Value, la: Sequence[Any], b: Value, lb: Sequence[Any], out: Sequence[Any]) -> Value:
+def contract(walk: Propagation, a: Value, la: Sequence[Any], b: Value, lb: Sequence[Any], out: Sequence[Any]) -> Value:
     """A product summed over the labels that `out` lacks (einsum's rule, each label once per operand).
 
     Summed against a weight, the units of the other operand are read by it; two activations summed against each
@@ -104,7 +99,7 @@ def contract(walk: Walk, a: Value, la: Sequence[Any], b: Value, lb: Sequence[Any
     return Value([axes[n] for n in out], () if active else [origins[n] for n in out], active=active)
 
 
-def _sum_over(walk: Walk, pairs: Sequence[tuple[Value, int]]) -> None:
+def _sum_over(walk: Propagation, pairs: Sequence[tuple[Value, int]]) -> None:
     weights = [(v, d) for v, d in pairs if v.is_weight]
     if len(pairs) == 1 or not weights:
         ax.mark(pairs[0][0].axes[pairs[0][1]], "two activations are multiplied and summed over these units")
@@ -116,14 +111,14 @@ def _sum_over(walk: Walk, pairs: Sequence[tuple[Value, int]]) -> None:
             ax.mark(v.axes[d], "they are read through a function of the weights that does not keep zeros")
 
 
-def _linear(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _linear(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x = a["x"]
     batch = list(range(len(x.axes) - 1))
     y = contract(walk, x, [*batch, "i"], a["weight"], ["o", "i"], [*batch, "o"])
     return y if a["bias"] is None else elementwise(walk, [y, a["bias"]])
 
 
-def _matmul(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _matmul(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, y = a["x"], next(a[k] for k in ("mat2", "other", "vec", "tensor") if k in a)
     m, n = len(x.axes), len(y.axes)
     batch = [f"b{i}" for i in range(max(m, n) - 2)]
@@ -133,16 +128,16 @@ def _matmul(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return contract(walk, x, left, y, right, out)
 
 
-def _outer(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _outer(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return contract(walk, a["x"], ["r"], a["vec2"], ["c"], ["r", "c"])
 
 
-def _addmm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _addmm(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     one, two = (a["mat1"], a["mat2"]) if "mat1" in a else (a["batch1"], a["batch2"])
     return elementwise(walk, [a["x"], _matmul(walk, node, {"mat2": two, "x": one})])
 
 
-def _einsum(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _einsum(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     equation, operands = a["equation"].replace(" ", ""), a["tensors"]
     if "->" not in equation or "..." in equation or len(operands) != 2:
         raise UnsupportedError("einsum", f"the equation {equation!r} is not of two operands with an explicit result")
@@ -153,9 +148,9 @@ def _einsum(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return contract(walk, operands[0], la, operands[1], lb, out)
 
 
-def _reduce(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _reduce(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     """Mean, sum, maximum, norm over some axes: the units of those axes are interchangeable, but mixed."""
-    x, base = a["x"], node.op.split(".")[1]
+    x, base = a["x"], node.base
     if "other" in a:
         return _pointwise(walk, node, a)
     dims = a.get("dim")
@@ -170,52 +165,38 @@ def _reduce(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
     return tuple(out for _ in node.shapes) if node.shapes else out
 
 
-def _softmax(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _softmax(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     ax.mark(a["x"].axes[a["dim"]], "softmax normalises over these units")
     return elementwise(walk, [a["x"]], bent=True)
 
 
-def _triangle(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _triangle(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x = elementwise(walk, [a["x"]])
     ax.fix(*x.axes[-2:])
     return Value(x.axes, x.origins, active=x.active)
 
 
-def _constant(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _constant(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return Value([Axis(n) for n in node.shape or ()], active=False, uniform=True)
 
 
-def _table(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _table(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return Value([ax.fixed(n) for n in node.shape or ()], active=False)
 
 
-# dropout in training mode was refused before the walk
-_SAME = """alias alpha_dropout clone contiguous detach dropout feature_dropout lift_fresh lift_fresh_copy positive to
-_to_copy type_as""".split()
-POINTWISE = """abs acos add addcmul asin atan bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min cos
-cosh div elu eq erf erfc exp exp2 expm1 fill floor ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan
-leaky_relu le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill maximum minimum
-mish mul multiply ne neg pow reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh
-softplus sqrt square sub tan tanh threshold true_divide where xlogy""".split()
-_REDUCED = "all amax amin any logsumexp linalg_vector_norm max mean min norm prod std std_mean sum var var_mean".split()
-_UNIFORM = "full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like".split()
+KINDS: dict[Kind, Rule] = {
+    "identity": _same,  # dropout in training mode was refused before the walk
+    "cast": _same,
+    "pointwise": _pointwise,
+    "reduce": _reduce,
+    "softmax": _softmax,
+    "constant": _constant,
+    "table": _table,
+}
 
 RULES: dict[str, Rule] = (
-    {name: _same for name in _SAME}
-    | {name: _pointwise for name in POINTWISE}
-    | {name: _reduce for name in _REDUCED}
-    | {name: _constant for name in _UNIFORM}
-    | {name: _table for name in ("arange", "eye", "linspace")}
-    | {name: _matmul for name in ("matmul", "mm", "bmm", "mv", "dot")}
-    | {
-        "linear": _linear,
-        "addmm": _addmm,
-        "baddbmm": _addmm,
-        "outer": _outer,
-        "einsum": _einsum,
-        "prelu": _prelu,
-        "glu": _glu,
-    }
-    | {"softmax": _softmax, "_softmax": _softmax, "log_softmax": _softmax, "_log_softmax": _softmax}
-    | {"tril": _triangle, "triu": _triangle}
+    dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul)
+    | dict.fromkeys(("addmm", "baddbmm"), _addmm)
+    | dict.fromkeys(("tril", "triu"), _triangle)
+    | {"linear": _linear, "outer": _outer, "einsum": _einsum, "prelu": _prelu, "glu": _glu}
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +18,10 @@ from torch import Tensor
 from isthmus.errors import UnsupportedError
 from isthmus.params import Params
 from isthmus.program.export import Node, Program, Ref
-from isthmus.structure.algebra import POINTWISE
+from isthmus.program.ops import Kind
 from isthmus.structure.units import Group, Structure
 
-AFFINE = ("aten.linear.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding")
-NORM = ("aten.batch_norm.default",)
-SCALINGS = ("aten.mul.Tensor", "aten.div.Tensor")
-RESHAPE = (
-    *("aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default"),
-    *("aten.squeeze.dim", "aten.squeeze.dims"),
-)
-IDLE = ("alias", "alpha_dropout", "clone", "contiguous", "detach", "dropout", "feature_dropout", "positive")
-"""Operations that change nothing: the structure refused dropout that is in training mode."""
+RESHAPE: tuple[Kind, ...] = ("reshape", "squeeze")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -55,7 +46,7 @@ class Layer:
 
     @property
     def _at(self) -> int:
-        return next(i for i, n in enumerate(self.nodes) if n.op in AFFINE)
+        return next(i for i, n in enumerate(self.nodes) if n.kind == "affine")
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -136,7 +127,7 @@ class Chain:
     def activated(self, l: int, z: Tensor) -> Tensor:
         """The activation of layer l, with the numbers it is multiplied by, on each entry of z."""
         for node in self.layer(l).behind:
-            z = _apply(node, {}, z) if base(node) in POINTWISE and len(node.refs()) == 1 else z
+            z = _apply(node, {}, z) if node.kind == "pointwise" and len(node.refs()) == 1 else z
         return z
 
     def features(self, params: Mapping[str, Tensor], x: Tensor, l: int, chunk: int) -> Tensor:
@@ -155,11 +146,11 @@ class Chain:
 
 def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
     """One operation on `h`; every reference is either a parameter or the one value that flows."""
-    if node.op in RESHAPE:
+    if node.kind in RESHAPE:
         return reshape(node, h)
 
-    units = len(params[node.args[1].name]) if node.op in AFFINE else h.shape[1]
-    if node.op != AFFINE[0] and (not h.shape[1] or not units):
+    units = len(params[node.args[1].name]) if node.kind == "affine" else h.shape[1]
+    if node.base != "linear" and (not h.shape[1] or not units):
         # most operations refuse tensors without channels: one that is zero stands in, and is left out of the result
         own = {name: padded(params[name]) for name in node.refs() if name in params}
         return _called(node, own, padded(h))[:, :units]
@@ -167,12 +158,7 @@ def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
 
 
 def _called(node: Node, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
-    def value(v: Any) -> Any:
-        if isinstance(v, Ref):
-            return params[v.name] if v.name in params else h
-        return type(v)(value(u) for u in v) if isinstance(v, list | tuple) else v
-
-    return node.target(*(value(v) for v in node.args), **{k: value(v) for k, v in node.kwargs.items()})
+    return node.call({name: params.get(name, h) for name in node.refs()})
 
 
 def padded(v: Tensor) -> Tensor:
@@ -182,7 +168,7 @@ def padded(v: Tensor) -> Tensor:
 
 def flattens(node: Node) -> bool:
     """Whether a node makes one row of each example's channels and pixels."""
-    return node.op in RESHAPE and len(node.shape or ()) == 2
+    return node.kind in RESHAPE and len(node.shape or ()) == 2
 
 
 def reshape(node: Node, h: Tensor) -> Tensor:
@@ -190,31 +176,26 @@ def reshape(node: Node, h: Tensor) -> Tensor:
     return h.flatten(1) if flattens(node) else h.reshape(*h.shape[:2], *(node.shape or ())[2:])
 
 
-def base(node: Node) -> str:
-    """The name of an operation without its namespace and overload: "relu"."""
-    return node.op.split(".")[1] if "." in node.op else node.op
-
-
 def chain_of(program: Program, structure: Structure) -> Chain:
     """The chain that `program` is, or ``UnsupportedError`` naming the operation that makes it something else."""
     nodes = _canonical(_one_line(program), program)
-    starts = [i for i, n in enumerate(nodes) if n.op in AFFINE]
+    starts = [i for i, n in enumerate(nodes) if n.kind == "affine"]
     if not starts:
         raise UnsupportedError("the network", "it has no linear or convolutional layer")
     # a reshape (flatten) reads the features of the layer before it, so it belongs to the layer that follows
     cuts = [0]
     for i in starts[1:]:
-        while nodes[i - 1].op in RESHAPE:
+        while nodes[i - 1].kind in RESHAPE:
             i -= 1
         cuts.append(i)
     pieces = _factor_first([nodes[i:j] for i, j in zip(cuts, [*cuts[1:], len(nodes)], strict=True)])
-    if tail := [n for n in pieces[-1][1:] if n.op not in AFFINE and n.op not in RESHAPE]:
+    if tail := [n for n in pieces[-1][1:] if n.kind not in ("affine", *RESHAPE)]:
         raise UnsupportedError(
             tail[0].where or tail[0].op,
             "it follows the output layer; return the raw outputs (logits), and scale what the layer reads instead",
         )
     _refuse_pixels(pieces)
-    names = [next(n for n in piece if n.op in AFFINE).args[1].name for piece in pieces]
+    names = [next(n for n in piece if n.kind == "affine").args[1].name for piece in pieces]
     layers: list[Layer] = []
     for l, piece in enumerate(pieces):
         last = l == len(pieces) - 1
@@ -231,9 +212,9 @@ def chain_of(program: Program, structure: Structure) -> Chain:
 
 def factor(node: Node) -> float | None:
     """The number that a node multiplies with (or divides by), None if it does anything else."""
-    if node.op not in SCALINGS or not isinstance(node.args[1], int | float):
+    if node.about.linear not in ("each", "first") or not isinstance(node.args[1], int | float):
         return None
-    return node.args[1] if node.op == SCALINGS[0] else 1 / node.args[1]
+    return node.args[1] if node.about.linear == "each" else 1 / node.args[1]
 
 
 def _factor_first(pieces: list[list[Node]]) -> list[list[Node]]:
@@ -243,7 +224,7 @@ def _factor_first(pieces: list[list[Node]]) -> list[list[Node]]:
     """
     *before, last = pieces
     tail = [n for n in last if factor(n) is not None]
-    affine = next(n for n in last if n.op in AFFINE)
+    affine = next(n for n in last if n.kind == "affine")
     if not tail or (len(affine.args) > 2 and affine.args[2] is not None):
         return pieces
     rest = [n for n in last if factor(n) is None]
@@ -259,16 +240,16 @@ def _one_line(program: Program) -> list[Node]:
     line: list[Node] = []
     scalars: set[str] = set()
     for node in program.nodes:
-        refs = {r.name for r in _refs(node.args)} | {r.name for r in _refs(tuple(node.kwargs.values()))}
         if node.shape is None:  # sizes read off the batch: the reshapes that use them are followed by shape
             scalars.add(node.name)
             continue
-        data = refs - named.keys() - scalars
+        data = set(node.refs()) - named.keys() - scalars
         if data != {flow}:
             raise UnsupportedError(node.where or node.op, "the network is not a chain of layers (branches or sums)")
-        if node.op == AFFINE[0] and len(node.shape) != 2:
+        if node.base == "linear" and len(node.shape) != 2:
             raise UnsupportedError(node.where or node.op, "a linear layer that runs over positions is not a chain")
-        line.append(_rename(node, named, flow))
+        args, kwargs = node.bind({k: named.get(k, Ref(k)) for k in node.refs()})
+        line.append(replace(node, args=args, kwargs=kwargs))
         flow = node.name
     if not line or program.outputs[0].name != flow:
         raise UnsupportedError("the network", "its output is not the last operation of a chain")
@@ -284,11 +265,11 @@ def _canonical(line: list[Node], program: Program) -> list[Node]:
     waiting: Node | None = None
     shape = program.shapes[program.inputs[0]]
     for node in line:
-        if node.op in RESHAPE:
+        if node.kind in RESHAPE:
             waiting = node
-        elif base(node) in IDLE or (out and base(node) == base(out[-1]) == "relu"):
+        elif node.kind == "identity" or (out and node.base == out[-1].base == "relu"):
             continue
-        elif waiting is not None and base(node) in POINTWISE and len(set(node.refs())) == 1:
+        elif waiting is not None and node.kind == "pointwise" and len(set(node.refs())) == 1:
             out.append(replace(node, shape=shape))
         else:
             out += _needed(waiting, shape, program.batch)
@@ -311,43 +292,27 @@ def _needed(node: Node | None, before: tuple[int, ...], batch: int) -> list[Node
 def _refuse_pixels(pieces: list[list[Node]]) -> None:
     """Refuse a hidden layer whose flattened pixels are no longer treated channel by channel."""
     for piece in pieces[:-1]:
-        own = piece[next(i for i, n in enumerate(piece) if n.op in AFFINE) :]
+        own = piece[next(i for i, n in enumerate(piece) if n.kind == "affine") :]
         for before, node, after in zip(own, own[1:], own[2:], strict=False):
             if flattens(node) and prod((before.shape or ())[2:]) > 1:
                 why = "it acts on flattened pixels, and the units of a chain are whole channels"
                 raise UnsupportedError(after.where or after.op, why, "put it before the flattening")
 
 
-def _rename(node: Node, named: dict[str, Ref], flow: str) -> Node:
-    def value(v: Any) -> Any:
-        if isinstance(v, Ref):
-            return named.get(v.name, v)
-        return type(v)(value(u) for u in v) if isinstance(v, list | tuple) else v
-
-    return replace(node, args=value(node.args), kwargs={k: value(v) for k, v in node.kwargs.items()})
-
-
-def _refs(values: Any) -> list[Ref]:
-    if isinstance(values, Ref):
-        return [values]
-    return [r for v in values for r in _refs(v)] if isinstance(values, list | tuple) else []
-
-
 def _layer(nodes: list[Node], weight: str, group: Group | None) -> Layer:
     vectors: list[str] = []
     for node in nodes:
-        names = [r.name for r in (*_refs(node.args), *_refs(tuple(node.kwargs.values())))]
-        vectors += [
-            n for n in names if node.op in (*AFFINE, *NORM) and n != weight and n in _known(group, node, weight)
-        ]
+        if node.kind in ("affine", "norm"):
+            known = _known(group, node)
+            vectors += [name for name in node.refs() if name != weight and name in known]
     return Layer(weight, tuple(dict.fromkeys(vectors)), tuple(nodes), group)
 
 
-def _known(group: Group | None, node: Node, weight: str) -> set[str]:
+def _known(group: Group | None, node: Node) -> set[str]:
     if group is not None:
         return {m.tensor for m in group.members if m.role == "in"}
     # the output layer has no units of its own: its bias is the third argument of the affine operation
-    return {r.name for r in _refs(node.args[2:3])} | {r.name for r in _refs(tuple(node.kwargs.values()))}
+    return {v.name for v in (*node.args[2:3], *node.kwargs.values()) if isinstance(v, Ref)}
 
 
 def _group_between(structure: Structure, weight: str, following: str) -> Group:

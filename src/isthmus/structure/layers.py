@@ -8,17 +8,18 @@ from typing import Any
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Node
+from isthmus.program.ops import Kind
 from isthmus.structure import axes as ax
 from isthmus.structure.algebra import contract, elementwise
 from isthmus.structure.axes import Axis
-from isthmus.structure.walk import NONE, Rule, Value, Walk
+from isthmus.structure.propagation import NONE, Propagation, Rule, Value
 
-__all__ = ["RAW", "RULES"]
+__all__ = ["KINDS", "RAW", "RULES"]
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
-def _convolution(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _convolution(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     if a["groups"] != 1:
         raise UnsupportedError("convolution", f"groups={a['groups']}", "only groups=1 has a rule")
     x, w = a["x"], a["weight"]
@@ -27,7 +28,7 @@ def _convolution(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     ax.fix(*x.axes[-spatial:], *w.axes[2:])
     for d in range(2, len(w.axes)):
         walk.use(w, d, "in")
-    kernel = ["i", "o"] if "transpose" in node.op else ["o", "i"]
+    kernel = ["i", "o"] if "transpose" in node.base else ["o", "i"]
     y = contract(walk, x.at([*batch, len(batch)]), [*batch, "i"], w.at([0, 1]), kernel, [*batch, "o"])
     if a["bias"] is not None:
         y = elementwise(walk, [y, a["bias"]])
@@ -39,17 +40,17 @@ def _with_tail(x: Value, sizes: Sequence[int]) -> Value:
     return replace(x, axes=[*x.axes, *map(ax.fixed, sizes)], origins=[*x.origins, *[NONE] * len(sizes)])
 
 
-def _spatial(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _spatial(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     """Pooling and resizing: each channel for itself, its positions fixed."""
     x = a["x"]
-    n = int(next(c for c in node.op.split(".")[1] if c.isdigit()))
+    n = int(next(c for c in node.base if c.isdigit()))
     ax.fix(*x.axes[-n:])
     shape = node.shape or next(s for s in node.shapes if s is not None)
     out = _with_tail(x.at(range(len(x.axes) - n)), shape[-n:])
     return tuple(out for _ in node.shapes) if node.shapes else out
 
 
-def _per_unit(walk: Walk, axis: Axis, weights: Sequence[Value | None]) -> None:
+def _per_unit(walk: Propagation, axis: Axis, weights: Sequence[Value | None]) -> None:
     """Vectors with one entry per unit of an axis."""
     for w in weights:
         if w is not None:
@@ -57,7 +58,7 @@ def _per_unit(walk: Walk, axis: Axis, weights: Sequence[Value | None]) -> None:
             walk.absorb(w)
 
 
-def _batch_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _batch_norm(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     x = a["x"]
     _per_unit(walk, x.axes[1], [a["weight"], a["bias"], a["running_mean"], a["running_var"]])
     if a["running_mean"] is None:
@@ -67,17 +68,17 @@ def _batch_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
     return (out, None, None) if node.shapes else out
 
 
-def _instance_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _instance_norm(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x = a["x"]
     _per_unit(walk, x.axes[1], [a["weight"], a["bias"], a["running_mean"], a["running_var"]])
     ax.fix(*x.axes[2:])
     return elementwise(walk, [x])
 
 
-def _layer_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _layer_norm(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     x, n = a["x"], len(a["normalized_shape"])
     for axis in x.axes[-n:]:
-        ax.mark(axis, f"{'RMSNorm' if 'rms' in node.op else 'LayerNorm'} normalises over these units")
+        ax.mark(axis, f"{'RMSNorm' if 'rms' in node.base else 'LayerNorm'} normalises over these units")
     for w in (a["weight"], a.get("bias")):
         if w is not None:
             for p, q in zip(x.axes[-n:], w.axes, strict=True):
@@ -87,7 +88,7 @@ def _layer_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
     return (out, None, None) if node.shapes else out
 
 
-def _group_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _group_norm(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """Whole groups of channels are interchangeable, and so are the channels inside each, all groups alike."""
     x, n = a["x"], a["num_groups"]
     outer, inner = Axis(n), Axis(x.axes[1].size // n)
@@ -101,16 +102,16 @@ def _group_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return elementwise(walk, [x])
 
 
-def _embedding(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _embedding(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     weight, indices = a["weight"], a["indices"]
     ax.fix(weight.axes[0])
     walk.absorb(weight)
     return Value([*indices.axes, weight.axes[1]], active=indices.active or not weight.is_weight)
 
 
-def _recurrent(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _recurrent(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     """LSTM, GRU and plain recurrent layers: the gates are a fixed factor in front of the units of each direction."""
-    kind = node.op.split(".")[1]
+    kind = node.base
     if a["train"] and a["dropout"] and a["num_layers"] > 1:
         raise UnsupportedError(kind, "its dropout is in training mode", "call module.eval() first")
     weights = [walk.read(w) for w in a["params"]]
@@ -141,7 +142,7 @@ def _recurrent(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
     return (replace(out, active=True), *[last] * (2 if kind == "lstm" else 1))
 
 
-def _cell(walk: Walk, gates: int, features: Axis, hidden: Axis, weights: Sequence[Value]) -> None:
+def _cell(walk: Propagation, gates: int, features: Axis, hidden: Axis, weights: Sequence[Value]) -> None:
     w_in, w_hidden, *biases = weights
     rows = ax.product([ax.fixed(gates), hidden])
     for w in weights:
@@ -154,7 +155,7 @@ def _cell(walk: Walk, gates: int, features: Axis, hidden: Axis, weights: Sequenc
         walk.absorb(b)
 
 
-def _initial(walk: Walk, given: Value, states: Sequence[Value]) -> None:
+def _initial(walk: Propagation, given: Value, states: Sequence[Value]) -> None:
     """A given first state has one axis for the units of all layers, which ties them."""
     for state in states:
         ax.unify(given.axes[-1], state.axes[-1])
@@ -162,7 +163,7 @@ def _initial(walk: Walk, given: Value, states: Sequence[Value]) -> None:
     walk.absorb(given)
 
 
-def _attention(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _attention(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """softmax(q k^T / sqrt(d)) v, head by head: heads are separable units, the dimensions inside a head are not."""
     q, k, v = a["query"], a["key"], a["value"]
     if a["dropout_p"]:
@@ -183,18 +184,18 @@ def _attention(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return out
 
 
-def _step(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _step(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     """One step of a recurrent layer (nn.LSTMCell and the like); its states may be those of the step before."""
     weights = [a["w_ih"], a["w_hh"], *(b for b in (a["b_ih"], a["b_hh"]) if b is not None)]
     hidden, states = weights[1].axes[1], a["hx"] if isinstance(a["hx"], list) else [a["hx"]]
-    _cell(walk, _GATES[node.op.split(".")[1].replace("_cell", "")], a["x"].axes[-1], hidden, weights)
+    _cell(walk, _GATES[node.base.replace("_cell", "")], a["x"].axes[-1], hidden, weights)
     for given in states:
         _initial(walk, given, [Value([hidden])])
     out = replace(states[0], axes=[*a["x"].axes[:-1], hidden], origins=(), active=True, uniform=False)
     return (out, out) if node.shapes else out
 
 
-def _weight_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _weight_norm(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """g v / |v|, the norm over all axes but one: a column that is zero still counts as a function of the others."""
     v, g, dim = a["v"], a["g"], a["dim"]
     ax.unify(v.axes[dim], g.axes[dim])
@@ -202,15 +203,17 @@ def _weight_norm(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return replace(v.with_axis(dim, v.axes[dim], v.origins[dim] | g.origins[dim]), bent=True)
 
 
-_POOLS = [f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_avg", "adaptive_max")]
-_RESIZED = ["max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_nearest1d", "upsample_nearest2d"]
-_RESIZED += ["upsample_bilinear2d", "upsample_linear1d", "max_pool1d_with_indices", "upsample_bicubic2d"]
+KINDS: dict[Kind, Rule] = {
+    "affine": _convolution,  # linear has a rule of its own
+    "convolution": _convolution,
+    "pool": _spatial,
+    "adaptive pool": _spatial,
+    "resize": _spatial,
+    "norm": _batch_norm,
+}
 
 RULES: dict[str, Rule] = (
-    {f"conv{kind}{n}d": _convolution for n in (1, 2, 3) for kind in ("", "_transpose")}
-    | {name: _spatial for name in (*_POOLS, *_RESIZED)}
-    | {name: _batch_norm for name in ("batch_norm", "_native_batch_norm_legit_no_training")}
-    | {name: _recurrent for name in _GATES}
+    {name: _recurrent for name in _GATES}
     | {f"{name}_cell": _step for name in _GATES}
     | {
         "layer_norm": _layer_norm,

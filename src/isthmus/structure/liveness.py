@@ -19,26 +19,10 @@ from torch import Tensor
 
 from isthmus.params import Params, moves
 from isthmus.program.export import Node, Program, Ref
+from isthmus.program.ops import Linear
 from isthmus.structure.units import Group, Member, Structure
 
 CONSTANT, AFFINE, NEITHER = 0, 1, 2
-
-# operations that are affine in their tensor arguments jointly
-_JOINTLY_AFFINE = {
-    "aten.add.Tensor", "aten.sub.Tensor", "aten.neg.default", "aten.cat.default", "aten.stack.default",
-    "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default", "aten.flatten.using_ints",
-    "aten.permute.default", "aten.transpose.int", "aten.t.default", "aten.unsqueeze.default", "aten.squeeze.dim",
-    "aten.squeeze.default", "aten.squeeze.dims", "aten.expand.default", "aten.contiguous.default",
-    "aten.clone.default", "aten.alias.default", "aten.detach.default", "aten.dropout.default",
-    "aten.mean.dim", "aten.sum.dim_IntList", "aten.avg_pool1d.default", "aten.avg_pool2d.default",
-    "aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.slice.Tensor", "aten.select.int",
-    "aten.split.Tensor", "aten.split_with_sizes.default", "aten.chunk.default", "aten.unbind.int",
-}  # fmt: skip
-# operations that are bilinear in their first two tensor arguments and affine in a third
-_BILINEAR = {
-    "aten.linear.default", "aten.conv1d.default", "aten.conv2d.default", "aten.conv2d.padding",
-    "aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mul.Tensor",
-}  # fmt: skip
 
 
 # -- 1. dead and equal units
@@ -254,15 +238,18 @@ def level_of(node: Node, level: Mapping[str, int]) -> int:
     everything = max([*args, *(of(v) for v in node.kwargs.values())], default=CONSTANT)
     if everything in (CONSTANT, NEITHER):
         return everything
-    if node.op in _JOINTLY_AFFINE or node.op == "getitem":
-        return AFFINE
-    if node.op in _BILINEAR:
-        return AFFINE if args[0] + args[1] <= AFFINE else NEITHER
-    if node.op == "aten.div.Tensor":
-        return AFFINE if args[1] == CONSTANT else NEITHER
-    if node.op == "aten.addmm.default":
-        return AFFINE if args[1] + args[2] <= AFFINE else NEITHER
-    if node.op == "aten.batch_norm.default":  # (x - mean) / sqrt(var + eps) * weight + bias, statistics fixed
+    return AFFINE if _stays_affine(node.about.linear, args) else NEITHER
+
+
+def _stays_affine(linear: Linear, args: Sequence[int]) -> bool:
+    """Whether an operation that is affine in this sense is so in values of these levels, none of them `NEITHER`."""
+    if linear == "first":
+        return args[0] == AFFINE and max(args[1:], default=CONSTANT) == CONSTANT
+    if linear == "each":
+        return args[0] + args[1] <= AFFINE
+    if linear == "added":
+        return args[1] + args[2] <= AFFINE
+    if linear == "scaled":  # (x - mean) / sqrt(var + eps) * weight + bias, statistics fixed
         x, weight, _, mean, var = args[:5]
-        return AFFINE if var == CONSTANT and max(x, mean) + weight <= AFFINE else NEITHER
-    return NEITHER
+        return var == CONSTANT and max(x, mean) + weight <= AFFINE
+    return linear == "jointly"

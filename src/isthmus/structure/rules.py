@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Program
 from isthmus.structure import algebra, layers, shapes
+from isthmus.structure.propagation import Propagation, Rules
 from isthmus.structure.units import Structure
-from isthmus.structure.walk import Rule, Walk
 
 __all__ = ["RULES", "structure_of"]
 
-RULES: dict[str, Rule] = {**algebra.RULES, **shapes.RULES, **layers.RULES}
+RULES = Rules(
+    {**algebra.RULES, **shapes.RULES, **layers.RULES},
+    {**algebra.KINDS, **layers.KINDS},
+    layers.RAW | shapes.RAW,
+)
 
 
 def structure_of(program: Program, param_shapes: Mapping[str, Sequence[int]]) -> Structure:
@@ -32,18 +36,18 @@ def structure_of(program: Program, param_shapes: Mapping[str, Sequence[int]]) ->
     if empty := [name for name, shape in param_shapes.items() if 0 in shape]:
         shape = tuple(param_shapes[empty[0]])
         raise UnsupportedError(f"parameter {empty[0]!r}", f"it has no entries (shape {shape}): a layer has no units")
-    walk = Walk(program, param_shapes)
-    walk.run(RULES, layers.RAW | shapes.RAW)
+    walk = Propagation(program, param_shapes)
+    walk.run(RULES)
     return walk.structure()
 
 
 def _refuse_training(program: Program) -> None:
     """Training mode is the commonest mistake: it is named before any operation that comes with it."""
     for node in program.nodes:
-        base, a = node.op.split(".")[1] if "." in node.op else node.op, node.named()
+        base, a = node.base, node.named()
         if (
             base == "_native_batch_norm_legit_functional"
             or (base == "batch_norm" and a["training"] and a["running_mean"] is not None)
-            or (base in ("dropout", "feature_dropout", "alpha_dropout") and a["train"] and a["p"])
+            or (node.about.random and a["train"] and a["p"])
         ):
             raise UnsupportedError(f"{base} ({node.where})", "it is in training mode", "call module.eval() first")

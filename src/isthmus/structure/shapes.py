@@ -12,7 +12,7 @@ from isthmus.program.export import Node
 from isthmus.structure import axes as ax
 from isthmus.structure.algebra import elementwise
 from isthmus.structure.axes import Axis
-from isthmus.structure.walk import NONE, Rule, Value, Walk
+from isthmus.structure.propagation import NONE, Propagation, Rule, Value
 
 __all__ = ["RULES", "reshaped"]
 
@@ -42,17 +42,17 @@ def reshaped(x: Value, shape: Sequence[int]) -> Value:
     return replace(x, axes=axes, origins=origins, stack=())
 
 
-def _reshape(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _reshape(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     if node.shape is None or prod(node.shape) != prod(a["x"].shape):
         raise UnsupportedError(node.op, f"the shape {a['x'].shape} does not become {node.shape}")
     return reshaped(a["x"], node.shape)
 
 
-def _permute(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _permute(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return a["x"].at([d % len(a["x"].axes) for d in a["dims"]])
 
 
-def _transpose(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _transpose(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     n = len(a["x"].axes)
     order = list(range(n))
     # t and mT name no axes: they exchange the last two
@@ -61,7 +61,7 @@ def _transpose(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return a["x"].at(order)
 
 
-def _movedim(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _movedim(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     n = len(a["x"].axes)
     lists = ([d] if isinstance(d, int) else d for d in (a["source"], a["destination"]))
     moves = dict(zip(*([d % n for d in dims] for dims in lists), strict=True))
@@ -71,7 +71,7 @@ def _movedim(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return a["x"].at(order)
 
 
-def _unsqueeze(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _unsqueeze(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x = a["x"]
     d = a["dim"] % (len(x.axes) + 1)
     axes, origins = list(x.axes), list(x.origins)
@@ -80,7 +80,7 @@ def _unsqueeze(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return replace(x, axes=axes, origins=origins, stack=())
 
 
-def _squeeze(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _squeeze(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, dims = a["x"], a.get("dim")
     dims = range(len(x.axes)) if dims is None else [dims] if isinstance(dims, int) else dims
     gone = {d % len(x.axes) for d in dims if x.axes[d].size == 1}
@@ -88,7 +88,7 @@ def _squeeze(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return x.at([d for d in range(len(x.axes)) if d not in gone])
 
 
-def _expand(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _expand(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """Stretched axes hold copies of one entry: they are new, and tie nothing."""
     x, shape = a["x"], node.shape or ()
     extra = len(shape) - len(x.axes)
@@ -101,7 +101,7 @@ def _expand(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return replace(x, axes=axes, origins=origins, stack=())
 
 
-def _repeat(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _repeat(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, times = a["x"], a["repeats"]
     extra = len(times) - len(x.axes)
     axes: list[Axis] = [Axis(n) for n in times[:extra]]
@@ -109,7 +109,7 @@ def _repeat(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return replace(x, axes=axes, origins=[NONE] * extra + list(x.origins), stack=())
 
 
-def _select(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _select(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """One position: a layer of a stack, or an axis whose positions are then not interchangeable."""
     x, d, i = a["x"], a["dim"] % len(a["x"].axes), a["index"]
     if x.stack and d == 0:
@@ -119,26 +119,26 @@ def _select(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return x.at([k for k in range(len(x.axes)) if k != d])
 
 
-def _unbind(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _unbind(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     d = a.get("dim", 0)
     return tuple(_select(walk, node, {**a, "dim": d, "index": i}) for i in range(a["x"].axes[d].size))
 
 
-def _getitem(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _getitem(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     return a["x"][a["a1"]]
 
 
-def _pieces(walk: Walk, x: Value, dim: int, sizes: Sequence[int]) -> list[Value]:
+def _pieces(walk: Propagation, x: Value, dim: int, sizes: Sequence[int]) -> list[Value]:
     d = dim % len(x.axes)
     return [x.with_axis(d, piece) for piece in ax.split(x.axes[d], sizes)]
 
 
-def _split(walk: Walk, node: Node, a: dict[str, Any]) -> Any:
+def _split(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     x, dim = walk.read(a["x"]), a.get("dim", 0)
     return tuple(_pieces(walk, x, dim, [s[dim] for s in node.shapes if s is not None]))
 
 
-def _slice(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _slice(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, dim = walk.read(a["x"]), a.get("dim", 0) % len(a["x"].axes)
     n = x.axes[dim].size
     if "length" in a:  # narrow
@@ -152,7 +152,7 @@ def _slice(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return _pieces(walk, x, dim, [start, max(stop - start, 0), n - max(start, stop)])[1]
 
 
-def _cat(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _cat(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     parts = a["tensors"] if "tensors" in a else a["x"]
     parts = [v for v in parts if v.shape != (0,)]
     d = a.get("dim", 0) % len(parts[0].axes)
@@ -170,7 +170,7 @@ def _joined(parts: Sequence[Value], d: int, axis: Axis) -> Value:
     return Value(first.axes, origins, any(v.active for v in parts), bent=any(v.bent for v in parts)).with_axis(d, axis)
 
 
-def _cat_checked(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _cat_checked(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     parts = a["tensors"] if "tensors" in a else a["x"]
     if any(v.active for v in parts):
         for v in parts:
@@ -180,7 +180,7 @@ def _cat_checked(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return Value(out.axes, active=True) if out.active else out
 
 
-def _stack(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _stack(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     parts = a["tensors"] if "tensors" in a else a["x"]
     d = a.get("dim", 0) % (len(parts[0].axes) + 1)
     lifted = [_unsqueeze(walk, node, {"x": v, "dim": d}) for v in parts]
@@ -188,7 +188,7 @@ def _stack(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return out.with_axis(d, ax.fixed(len(parts)), NONE)
 
 
-def _index(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _index(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """Indexing with tensors: the axes looked up are fixed, the others pass (one run of indexed axes only)."""
     x, indices = a["x"], a["indices"]
     at = [d for d, index in enumerate(indices) if index is not None]
@@ -202,32 +202,32 @@ def _index(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return replace(x, axes=axes, origins=origins, stack=())
 
 
-def _index_select(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _index_select(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, d = a["x"], a["dim"] % len(a["x"].axes)
     ax.fix(x.axes[d])
     return x.with_axis(d, ax.fixed(a["index"].shape[0] if a["index"].axes else 1), NONE)
 
 
-def _passed(walk: Walk, x: Value, dims: Sequence[int]) -> None:
+def _passed(walk: Propagation, x: Value, dims: Sequence[int]) -> None:
     for d in dims:
         walk.use(x, d, "in")
 
 
-def _flip(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _flip(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x = a["x"]
     dims = a["dims"] if "dims" in a else [a["dim"]]
     ax.fix(*(x.axes[d] for d in dims))
     return x
 
 
-def _pad(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _pad(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """Constant padding puts new terms before and after an axis; any other mode reads positions and fixes it."""
     x, pad = a["x"], a["pad"]
     for i in range(len(pad) // 2):
         d, (before, after) = len(x.axes) - 1 - i, pad[2 * i : 2 * i + 2]
         if before == after == 0:
             continue
-        if node.op.split(".")[1] != "constant_pad_nd" and a.get("mode", "constant") != "constant":
+        if node.base != "constant_pad_nd" and a.get("mode", "constant") != "constant":
             ax.fix(x.axes[d])
         if min(before, after) < 0:
             ax.fix(x.axes[d])
@@ -237,7 +237,7 @@ def _pad(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return x
 
 
-def _scatter(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _scatter(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """A tensor with one position, or a range of an axis, overwritten: what writing into a view becomes."""
     x, source, d = a["x"], a["src"], a["dim"] % len(a["x"].axes)
     if "index" in a:
@@ -249,7 +249,7 @@ def _scatter(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
     return replace(x, active=x.active or both.active, uniform=False, stack=(), bent=not both.active)
 
 
-def _copy(walk: Walk, node: Node, a: dict[str, Any]) -> Value:
+def _copy(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """The source, stretched to the shape of the value that it overwrites."""
     return _expand(walk, node, {"x": a["src"]})
 

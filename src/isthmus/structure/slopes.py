@@ -15,8 +15,6 @@ from isthmus.structure.units import Structure
 
 __all__ = ["chain_with_slopes"]
 
-PRELU = "aten.prelu.default"
-
 
 def chain_with_slopes(program: Program, structure: Structure, points: Sequence[Mapping[str, Tensor]]) -> Chain:
     """The chain that `program` is at `points`, PReLU included.
@@ -34,7 +32,7 @@ def chain_with_slopes(program: Program, structure: Structure, points: Sequence[M
     >>> chain_with_slopes(o.program, o.structure, [a, other]).layer(1).vectors
     ('0.bias', '1.weight')
     """
-    nodes = {n.name: n for n in program.nodes if n.op == PRELU}
+    nodes = {n.name: n for n in program.nodes if n.base == "prelu"}
     names = {k: program.tensors[n.args[1].name] for k, n in nodes.items()}
     fixed = {k: number for k, name in names.items() if (number := _one_number([p[name] for p in points])) is not None}
     moving = {k: name for k, name in names.items() if k not in fixed}

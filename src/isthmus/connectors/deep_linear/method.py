@@ -16,11 +16,7 @@ from isthmus.objective import Objective
 from isthmus.objective.losses import L1
 from isthmus.params import Params, cast
 from isthmus.paths import Curve, Path
-from isthmus.structure.chain import Chain, chain_of
-
-LINEAR = """linear conv1d conv2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d mean view
-reshape flatten _unsafe_view squeeze""".split()
-"""Operations that are linear in the features and treat all units alike."""
+from isthmus.structure.chain import Chain, chain_of, factor
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,8 @@ def linear_chain(objective: Objective) -> Chain:
     chain = chain_of(objective.program, objective.structure)
     for layer in chain.layers:
         for node in layer.nodes:
-            name = node.op.split(".")[1]
-            scaled = name in ("mul", "div") and isinstance(node.args[1], int | float)
-            if name not in LINEAR and not scaled:
+            pooled = node.about.linear == "jointly" and node.kind not in ("pointwise", "shape", "join", "part")
+            if node.kind != "affine" and not pooled and factor(node) is None:
                 raise UnsupportedError(node.where or node.op, "the network is not linear")
     return chain
 

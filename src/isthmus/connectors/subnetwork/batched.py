@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.params import Params
-from isthmus.program.export import Node, Ref
-from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, flattens, padded, reshape
+from isthmus.program.export import Node
+from isthmus.structure.chain import RESHAPE, Chain, flattens, padded, reshape
 
 
 def stack(networks: Sequence[Mapping[str, Tensor]]) -> Params:
@@ -38,9 +37,9 @@ def forward_stacked(chain: Chain, params: Mapping[str, Tensor], h: Tensor, first
     apart = False
     for l in range(first, chain.L + 1):
         for node in chain.layer(l).nodes:
-            if not apart and (flattens(node) or node.op == AFFINE[0]):
+            if not apart and (flattens(node) or node.base == "linear"):
                 h, apart = _apart(h, count), True
-            if node.op not in RESHAPE:
+            if node.kind not in RESHAPE:
                 h = _apply(node, params, h, count, apart)
             elif not apart:
                 h = reshape(node, h)
@@ -53,8 +52,8 @@ def _apart(h: Tensor, count: int) -> Tensor:
 
 
 def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor, count: int, apart: bool) -> Tensor:
-    units = params[_given(node)["weight"].name].shape[1] if node.op in AFFINE else h.shape[2 if apart else 1]
-    if node.op != AFFINE[0] and (not h.numel() or not units):
+    units = params[node.named()["weight"].name].shape[1] if node.kind == "affine" else h.shape[2 if apart else 1]
+    if node.base != "linear" and (not h.numel() or not units):
         # as in a chain, a channel of zeros stands in for none
         if apart:
             return h
@@ -65,37 +64,25 @@ def _apply(node: Node, params: Mapping[str, Tensor], h: Tensor, count: int, apar
 
 
 def _on(node: Node, params: Mapping[str, Tensor], h: Tensor, count: int, apart: bool) -> Tensor:
-    if node.op in AFFINE:
-        given = _given(node)
-        weight = params[given["weight"].name]
-        bias = params[given["bias"].name] if isinstance(given.get("bias"), Ref) else None
-        if node.op == AFFINE[0]:
-            W = weight.transpose(1, 2)
-            return torch.bmm(h, W) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, W)
-        given |= {
-            "input": h,
-            "weight": weight.flatten(0, 1),
-            "bias": None if bias is None else bias.flatten(),
-            "groups": count * given.get("groups", 1),
-        }
-        return node.target(**given)
-    if node.op in NORM:
-        given = {k: params[v.name].flatten() if isinstance(v, Ref) else v for k, v in _given(node).items()}
-        side_by_side = h.transpose(0, 1).flatten(1) if apart else h
-        out = node.target(**(given | {"input": side_by_side}))
-        return _apart(out, count) if apart else out
-    # every other operation of a chain treats examples and units one by one
-    rows = h.flatten(0, 1) if apart else h
-    out = node.target(
-        *(rows if isinstance(v, Ref) else v for v in node.args),
-        **{k: rows if isinstance(v, Ref) else v for k, v in node.kwargs.items()},
-    )
-    return out.unflatten(0, (count, -1)) if apart else out
+    if node.kind == "affine":
+        return _layer(node, params, h, count)
+    own = {name: params[name].flatten() for name in node.refs() if name in params}
+    if own:  # BatchNorm, whose vectors belong to the units of all networks
+        flowing = h.transpose(0, 1).flatten(1) if apart else h
+    else:  # every other operation of a chain treats examples and units one by one
+        flowing = h.flatten(0, 1) if apart else h
+    out = node.call({name: own.get(name, flowing) for name in node.refs()})
+    if not apart:
+        return out
+    return _apart(out, count) if own else out.unflatten(0, (count, -1))
 
 
-def _given(node: Node) -> dict[str, Any]:
-    """The arguments of an operation by name; the flowing value, "input", is left out."""
-    schema: Any = getattr(node.target, "_schema")  # noqa: B009 - only torch's own operations have one
-    names = [argument.name for argument in schema.arguments]
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    return {k: v for k, v in given.items() if k != "input"}
+def _layer(node: Node, params: Mapping[str, Tensor], h: Tensor, count: int) -> Tensor:
+    given = node.named()
+    weight = params[given["weight"].name]
+    bias = None if given["bias"] is None else params[given["bias"].name]
+    if node.base == "linear":
+        W = weight.transpose(1, 2)
+        return torch.bmm(h, W) if bias is None else torch.baddbmm(bias.unsqueeze(1), h, W)
+    together = {"weight": weight.flatten(0, 1), "bias": None if bias is None else bias.flatten()}
+    return node.target(**given | together | {"input": h, "groups": count * given["groups"]})

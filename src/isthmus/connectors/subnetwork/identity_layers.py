@@ -13,10 +13,8 @@ from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.premises.separability import separate
-from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain, Weights
+from isthmus.structure.chain import RESHAPE, Chain, Weights
 from isthmus.training.fit import Ended
-
-RELU = {"aten.relu.default", "aten.relu_.default"}
 
 FLOOR = 1e-14
 """Outputs are scaled until the loss is half the target, or this."""
@@ -30,7 +28,7 @@ def class_labels(objective: Objective) -> bool:
 
 def is_convolution(chain: Chain, p: int) -> bool:
     """Whether layer p is convolutional."""
-    return all(n.op != AFFINE[0] for n in chain.layer(p).nodes)
+    return all(n.base != "linear" for n in chain.layer(p).nodes)
 
 
 class Wires:
@@ -65,18 +63,18 @@ class Wires:
 
     def is_relu(self, p: int) -> bool:
         """Whether layer p is linear with ReLU, after BatchNorm if any."""
-        rest = {n.op for n in self.chain.layer(p).behind} - {*NORM, *RESHAPE}
-        return not is_convolution(self.chain, p) and bool(rest) and rest <= RELU
+        rest = {n.base for n in self.chain.layer(p).behind if n.kind not in ("norm", *RESHAPE)}
+        return not is_convolution(self.chain, p) and rest == {"relu"}
 
     def _vectors(self, p: int) -> tuple[dict[str, float], list[tuple[str, float]]]:
         """Values at which layer p adds nothing (BatchNorm neutral), and (name, sign) of a vector that is the bias."""
         neutral = dict.fromkeys(self.chain.layer(p).vectors, 0.0)
         biases: list[tuple[str, float]] = []
         for node in self.chain.layer(p).nodes:
-            if node.op not in (*AFFINE, *NORM):
+            if node.kind not in ("affine", "norm"):
                 continue
             named = node.named()
-            if node.op in NORM:
+            if node.kind == "norm":
                 neutral[named["running_var"].name] = 1.0 - float(named["eps"])
                 neutral |= {named["weight"].name: 1.0} if named["weight"] is not None else {}
                 biases.append((named["running_mean"].name, -1.0))

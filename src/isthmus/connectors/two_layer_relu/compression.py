@@ -19,13 +19,9 @@ from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.objective.losses import L1
 from isthmus.params import Params
+from isthmus.program.export import Node
 from isthmus.structure.activations import reads_flat
-from isthmus.structure.chain import RESHAPE, Chain, Weights, base, chain_of
-
-HOMOGENEOUS = """relu max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d
-adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d mean view reshape flatten _unsafe_view squeeze
-getitem""".split()
-"""Operations that scale with the features of a unit, and keep units apart."""
+from isthmus.structure.chain import RESHAPE, Chain, Weights, chain_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +116,19 @@ def two_layer_chain(objective: Objective) -> Chain:
     if chain.L != 2:
         raise UnsupportedError("the network", f"Theorem 2.4 is about one hidden layer, and this has {chain.L - 1}")
     first, second = chain.layers
-    other = [n for n in first.before if n.op not in RESHAPE] + [n for n in first.behind if base(n) not in HOMOGENEOUS]
+    other = [n for n in first.before if n.kind not in RESHAPE] + [n for n in first.behind if not _fits(n)]
     if other:
         raise UnsupportedError(other[0].where or other[0].op, "Theorem 2.4 is about ReLU networks")
-    if "relu" not in map(base, first.behind):
+    if all(n.base != "relu" for n in first.behind):
         raise UnsupportedError("the network", "it has no ReLU", "use im.DeepLinear()")
-    if second.nodes[-1].op != "aten.linear.default":
+    if second.nodes[-1].base != "linear":
         raise UnsupportedError(second.nodes[-1].where or second.nodes[-1].op, "the last layer must be nn.Linear")
     return chain
+
+
+def _fits(node: Node) -> bool:
+    """Whether an operation behind the hidden layer scales with the features of a unit: ReLU, pooling, flattening."""
+    return node.base == "relu" or (node.about.homogeneous and node.kind != "pointwise")
 
 
 def _penalty_of(objective: Objective, chain: Chain) -> tuple[float, str]:

@@ -30,7 +30,7 @@ from isthmus.stability.dropout.subsets import (
     random_subsets,
     rescaling,
 )
-from isthmus.structure.chain import AFFINE, RESHAPE, Chain, Weights
+from isthmus.structure.chain import RESHAPE, Chain, Weights
 
 WORTH_SCREENING = 1e9
 """Multiply-adds per mask above which a search asks whether bfloat16 is faster on this machine."""
@@ -381,7 +381,7 @@ class _Entry:
     def _one_product(self) -> bool:
         """Whether one product gives the outputs from the features of the layer."""
         last = self.chain.layer(self.chain.L).nodes
-        return self.i == self.chain.L - 1 and all(n.op in (*RESHAPE, AFFINE[0]) for n in last)
+        return self.i == self.chain.L - 1 and all(n.base == "linear" or n.kind in RESHAPE for n in last)
 
     def _products(self, trials: Sequence[Dropped], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """The same for the last hidden layer, all trials in one product: the columns of dropped units are zero."""

@@ -14,11 +14,7 @@ from torch.utils._pytree import tree_map
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.params import Params
 from isthmus.program.export import Node
-from isthmus.structure.chain import AFFINE, NORM, RESHAPE, Chain
-
-_RELU = ("aten.relu.default", "aten.relu_.default")
-_POOLS = tuple(f"aten.{kind}_pool{n}d.default" for kind in ("max", "avg") for n in (1, 2))
-_IDENTITY = ("aten.dropout.default", "aten.alias.default", "aten.clone.default", "aten.detach.default")
+from isthmus.structure.chain import RESHAPE, Chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +85,7 @@ class Layered:
         """The factor that BatchNorm multiplies each unit of layer i with; 1 where there is none."""
         scale = weight.new_ones(len(weight))
         for node in self.affine.layer(i).nodes:
-            if node.op in NORM:
+            if node.kind == "norm":
                 named = node.named()
                 scale = scale / (self.params[named["running_var"].name] + named["eps"]).sqrt()
                 scale = scale * self.params[named["weight"].name] if named["weight"] is not None else scale
@@ -98,22 +94,22 @@ class Layered:
 
 def _cut(nodes: tuple[Node, ...], last: bool) -> tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]]:
     """One layer's operations as (affine without BatchNorm, affine, phi)."""
-    at = next(k for k, n in enumerate(nodes) if n.op in AFFINE)
+    at = next(k for k, n in enumerate(nodes) if n.kind == "affine")
     before, rest = nodes[: at + 1], list(nodes[at + 1 :])
     for node in before[:-1]:
-        if node.op not in (*RESHAPE, *_IDENTITY):
+        if node.kind not in (*RESHAPE, "identity"):
             raise _refusal(node, "it changes the input of the network before its first layer")
     norms = []
-    while rest and rest[0].op in NORM:
+    while rest and rest[0].kind == "norm":
         norms.append(rest.pop(0))
     for node in rest:
-        if node.op in NORM:
+        if node.kind == "norm":
             raise _refusal(node, "BatchNorm after the activation is not positively homogeneous")
-        if node.op not in (*_RELU, *_POOLS, *_IDENTITY, *RESHAPE):
+        if node.base != "relu" and node.kind not in ("pool", "identity", *RESHAPE):
             raise _refusal(node, "the noise stability of Kuditipudi et al. is defined for ReLU networks")
-        if node.op in _POOLS and not _apart(node.named()):
+        if node.kind == "pool" and not _apart(node.named()):
             raise _refusal(node, "pooling windows that overlap repeat values, so the activation is not 1-Lipschitz")
-    if not last and not any(n.op in _RELU for n in rest):
+    if not last and not any(n.base == "relu" for n in rest):
         raise _refusal(nodes[at], "no ReLU follows this layer")
     return before, (*before, *norms), tuple(rest)
 

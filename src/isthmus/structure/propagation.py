@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from isthmus.errors import IsthmusError, UnsupportedError
-from isthmus.program.export import Node, Program, Ref
+from isthmus.program.export import Node, Program
+from isthmus.program.ops import Kind, op_named
 from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
 from isthmus.structure.units import Group, Member, Structure
 
-__all__ = ["Rule", "Value", "Walk"]
+__all__ = ["Propagation", "Rule", "Rules", "Value"]
 
 Role = Literal["in", "out"]
 Origin = frozenset[tuple[str, int]]
@@ -62,11 +64,24 @@ class Value:
         return replace(self, axes=axes, origins=origins, stack=())
 
 
-Rule = Callable[["Walk", Node, dict[str, Any]], Any]
+Rule = Callable[["Propagation", Node, dict[str, Any]], Any]
 """The axes of an operation's result from those of its arguments, which come by name (the first one as ``x``)."""
 
 
-class Walk:
+@dataclass(frozen=True)
+class Rules:
+    """What each operation does to axes: by its name, else by its kind. Those in `raw` see values as they stand."""
+
+    named: Mapping[str, Rule]
+    kinds: Mapping[Kind, Rule]
+    raw: frozenset[str]
+
+    def of(self, node: Node) -> Rule | None:
+        """The rule of a node's operation, if it has one."""
+        return self.named.get(node.base) or self.kinds.get(op_named(node.base).kind)
+
+
+class Propagation:
     """One walk through a program; the rules call its methods. Mutable, and used once."""
 
     def __init__(self, program: Program, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -74,7 +89,6 @@ class Walk:
         self.weights: dict[str, tuple[Axis, ...]] = {}
         # (tensor, dim, axis, role), in the order of the program
         self.uses: list[tuple[str, int, Axis, Role]] = []
-        self.env: dict[str, Any] = {}
         self.order = {name: i for i, name in enumerate(program.tensors.values())}
         # names of the groups that a tensor is the first to make, after that of its layer
         self.labels: dict[str, str] = {}
@@ -109,20 +123,16 @@ class Walk:
 
     # ------------------------------------------------------------------ the walk
 
-    def run(self, rules: Mapping[str, Rule], raw: frozenset[str]) -> None:
+    def run(self, rules: Rules) -> None:
         """Apply the rule of each operation on which an output depends; errors name the operation and its line."""
-        for place in self.program.inputs:
-            self.env[place] = Value([ax.fixed(n) for n in self.program.shapes[place]])
+        env: dict[str, Any] = {k: Value([ax.fixed(n) for n in self.program.shapes[k]]) for k in self.program.inputs}
         for place, constant in self.program.constants.items():
-            self.env[place] = Value([ax.fixed(n) for n in constant.shape], active=False)
+            env[place] = Value([ax.fixed(n) for n in constant.shape], active=False)
         for place, name in self.program.tensors.items():
-            self.env[place] = self._weight(name)
+            env[place] = self._weight(name)
+        for out in self.program.interpret(partial(self._apply, rules), env):
+            ax.fix(*self.read(out).axes)
         live = self.program.live()
-        for node in self.program.nodes:
-            if node.name in live:
-                self.env[node.name] = self._apply(node, rules, raw)
-        for out in self.program.outputs:
-            ax.fix(*self.read(self.env[out.name]).axes)
         canonical = {self.program.tied.get(n, n) for p, n in self.program.tensors.items() if p in live}
         for name in self.program.tensors.values():
             if name not in self.program.integers and self.program.tied.get(name, name) not in canonical:
@@ -139,18 +149,16 @@ class Walk:
         self.weights[name] = tuple(Axis(n) for n in shape)
         return Value(self.weights[name], [frozenset({(name, d)}) for d in range(len(shape))], active=False)
 
-    def _apply(self, node: Node, rules: Mapping[str, Rule], raw: frozenset[str]) -> Any:
+    def _apply(self, rules: Rules, node: Node, values: Mapping[str, Any]) -> Any:
         if node.hint is not None:
             return node.hint
-        base = node.op.split(".")[1] if "." in node.op else node.op
-        if base not in rules:
+        rule = rules.of(node)
+        if rule is None:
             raise UnsupportedError(f"operation {node.op} ({node.where})", "no rule says which units it keeps apart")
-        args = {k: self._resolve(v, keep=base in raw) for k, v in node.named().items()}
-        for first in ("self", "input", "a0"):
-            if first in args:
-                args["x"] = args.pop(first)
+        keep = node.base in rules.raw
+        args = node.given({k: values[k] if keep else self.read(values[k]) for k in node.refs()})
         try:
-            return rules[base](self, node, args)
+            return rule(self, node, args)
         except IsthmusError as error:
             error.add_note(f"in operation {node.op} ({node.where})")
             raise
@@ -158,13 +166,6 @@ class Walk:
             raise UnsupportedError(
                 f"operation {node.op} ({node.where})", f"its axes cannot be followed: {error}"
             ) from error
-
-    def _resolve(self, x: Any, keep: bool) -> Any:
-        if isinstance(x, Ref):
-            return self.env[x.name] if keep else self.read(self.env[x.name])
-        if isinstance(x, (list, tuple)):
-            return [self._resolve(v, keep) for v in x]
-        return x
 
     # ------------------------------------------------------------------ the result
 
