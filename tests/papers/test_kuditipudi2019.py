@@ -224,7 +224,7 @@ def test_findings_are_stored_and_hidden_entries_stay_out_of_tables(tmp_path):
     assert json.loads((tmp_path / "t-findings.json").read_text()) == [said[0]._asdict()]
     assert all(".curve" not in f.read_text() for f in files)
     assert len(write_tables(rows, tmp_path / "none", "t")) == 3
-    assert Experiment("n", "t", "r", lambda scale: [], lambda done: []).findings(rows) == []
+    assert Experiment("n", "t", "r", lambda scale: [], ()).findings(rows) == []
 
 
 def test_the_paper_scale_has_the_papers_settings():

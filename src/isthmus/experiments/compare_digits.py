@@ -127,6 +127,6 @@ EXPERIMENT = Experiment(
     title="Digit networks of several widths and depths by three methods",
     reference="no paper: the library's own comparison",
     cells=cells,
-    rows=rows,
+    tables=(rows,),
     figures={"excess": figure},
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -111,6 +111,8 @@ def _weights_digest(weights: Weights, stamp: tuple[float, ...]) -> str:
 class Network(Cell):
     """A network trained from its own seed until its training loss is at most `target`; shared by all experiments."""
 
+    page: ClassVar[str] = "networks"
+
     problem: Problem
     seed: int = 0
     recipe: Recipe = field(default_factory=Recipe)
@@ -121,22 +123,9 @@ class Network(Cell):
             raise InputError("target", expected="a number >= 0", got=self.target)
 
     @property
-    def group(self) -> str:
-        """One folder for all."""
-        return "networks"
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"train {self.problem.label}, seed {self.seed}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem."""
-        return self.problem.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing."""
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train, resuming where a killed run was; the weights are in params.safetensors."""
@@ -209,15 +198,13 @@ class On:
         """Of both problems."""
         return self.problem.digests() | {f"trained on {k}": v for k, v in self.network.digests().items()}
 
+    def needs(self) -> tuple[Network, ...]:
+        """The network."""
+        return (self.network,)
+
     def params(self, job: Job) -> Params:
         """The weights, in the precision of the problem."""
         return cast(self.network.params(job), _DTYPES[self.problem.dtype])
-
-
-def trained(ends: Iterable[Network | Weights | On]) -> tuple[Network, ...]:
-    """The networks among the ends that must be trained first."""
-    networks = (end.network if isinstance(end, On) else end for end in ends)
-    return tuple(n for n in networks if isinstance(n, Network))
 
 
 @dataclass(frozen=True)
@@ -252,14 +239,6 @@ class Pair(Cell):
     def label(self) -> str:
         """For people."""
         return f"{named(self.method)} {self.a.problem.label}, {self.ends}, method seed {self.seed}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem and of both ends."""
-        return {**self.a.digests(), **self.b.digests()}
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The ends that must be trained."""
-        return trained((self.a, self.b))
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Connect (a search that was killed goes on), measure, certify; all of it in files beside the result."""

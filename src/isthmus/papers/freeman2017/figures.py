@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from isthmus.experiments.page import Row
+from isthmus.experiments.tables import Row
 from isthmus.papers.freeman2017 import drawing as draw
 from isthmus.papers.freeman2017.claims import power_law, where_beads_grow
 from isthmus.plot import draw_frames, strings

@@ -235,9 +235,9 @@ EXPERIMENT = Experiment(
     title="Dynamic String Sampling: how long and how bent the ways between networks are",
     reference="Freeman & Bruna 2017, Figures 2 to 8, appendix D.1, section 2.3.1, Corollary 2.5",
     cells=cells,
-    rows=rows,
+    tables=(rows,),
     figures=FIGURES,
     paper=PAPER,
-    findings=findings,
+    claims=(findings,),
 )
 """The page."""

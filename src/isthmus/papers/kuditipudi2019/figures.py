@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from isthmus.experiments.page import Row
+from isthmus.experiments.tables import Row
 from isthmus.papers.kuditipudi2019 import drawing as draw
 from isthmus.papers.kuditipudi2019.claims import where
 from isthmus.papers.kuditipudi2019.jobs import TABLES

@@ -197,7 +197,7 @@ EXPERIMENT = Experiment(
     title="Dropout stability, noise stability and the paths they give",
     reference="Kuditipudi et al. 2019, Figures 2, 3, 5 and D.3",
     cells=cells,
-    rows=lambda done: rows(done, _PAPER),
+    tables=(lambda done: rows(done, _PAPER),),
     figures=FIGURES,
     paper=(
         PaperValue({"figure": "text", "what": "training set, dropout off"}, "accuracy %", 99, "section 6"),
@@ -207,6 +207,6 @@ EXPERIMENT = Experiment(
         PaperValue({"figure": "5", "method": "Linear"}, "loss", 2.34, "section 6 and Figure 5"),
         PaperValue({"figure": "5", "method": "Linear"}, "accuracy %", 10, "section 6 and Figure 5"),
     ),
-    findings=findings,
+    claims=(findings,),
 )
 """The page."""

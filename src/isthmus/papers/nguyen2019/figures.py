@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from isthmus.experiments.page import Row
+from isthmus.experiments.tables import Row
 from isthmus.papers.nguyen2019 import drawing as draw
 
 if TYPE_CHECKING:

@@ -152,8 +152,8 @@ EXPERIMENT = Experiment(
     title="Paths inside sublevel sets, descents and rays, exact but for rounding",
     reference="Nguyen 2019, Theorems 3.2, 4.2, 5.1, 6.1 and Figures 1 to 5",
     cells=cells,
-    rows=rows,
+    tables=(rows,),
     figures=FIGURES,
-    findings=findings,
+    claims=(findings,),
 )
 """The page."""

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError
-from isthmus.experiments.page import Row
+from isthmus.experiments.tables import Row
 from isthmus.papers.shevchenko2020 import drawing as draw
 
 if TYPE_CHECKING:

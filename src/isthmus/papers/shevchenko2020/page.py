@@ -175,9 +175,9 @@ EXPERIMENT = Experiment(
     title="Dropout stability and connectivity of wide mean-field networks",
     reference="Shevchenko and Mondelli 2020, Figures 1 to 4 and appendix D",
     cells=cells,
-    rows=rows,
+    tables=(rows,),
     figures=FIGURES,
     paper=_values(),
-    findings=findings,
+    claims=(findings,),
 )
 """The page."""
