@@ -11,7 +11,7 @@ import torch
 
 import isthmus as im
 from isthmus import pipeline as runs
-from isthmus.cli import main, run_app
+from isthmus.cli import commands, run_app
 from isthmus.experiments import Network, Pair, Problem
 from isthmus.storage import FileCheckpoint
 from isthmus.sweep import Local, Store, run_cells
@@ -120,7 +120,7 @@ def test_killed_after_the_search_it_is_not_done_again(ends, tmp_path, monkeypatc
     assert (tmp_path / runs.STATE).exists()
     monkeypatch.setattr(runs, "profile", real)
     said = []
-    monkeypatch.setattr(main, "progress_bar", lambda quiet: Spy(said))
+    monkeypatch.setattr(commands, "progress_bar", lambda quiet: Spy(said))
     run_app(command(ends, tmp_path, name))
     assert not any("training" in what or "looking" in what for what in said)
     after = im.load_connection(tmp_path / "path.safetensors")

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import distributions, requires
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.cli.app import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +35,34 @@ def test_importing_the_library_loads_no_extra():
     code = f"import isthmus, sys; print([m for m in {extras} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def modules_after(code):
+    run = [sys.executable, "-c", f"import sys\n{code}\nprint('loaded', *sys.modules)"]
+    said = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    return set(said.rpartition("loaded")[2].split())
+
+
+def test_the_library_and_the_help_of_the_command_line_start_without_torch():
+    assert "torch" not in modules_after("import isthmus; isthmus.__version__")
+    loaded = modules_after("from isthmus.cli import run_app; assert run_app(['--help']) == 0")
+    assert "typer" in loaded
+    assert not {"torch", "numpy", "yaml", "pydantic", "isthmus.api"} & loaded
+
+
+def test_the_help_says_of_each_command_what_the_command_itself_says():
+    for name, (file, says) in COMMANDS.items():
+        module = import_module(f"isthmus.cli.{file}")
+        found = module.app.info.help if name == "experiment" else getattr(module, name).__doc__
+        assert found.splitlines()[0] == says
+
+
+def test_a_submodule_does_not_hide_the_function_of_its_name():
+    code = "import isthmus.certify, isthmus.theory, isthmus.verdict as v; im = isthmus\n"
+    assert modules_after(code + "assert all(map(callable, (im.certify, im.theory, im.verdict, v)))")
+    assert {"connect", "certify", "METHODS", "data", "__version__"} <= set(dir(im))
+    with pytest.raises(AttributeError, match="no attribute 'conect'"):
+        _ = im.conect
 
 
 def test_constraints_pin_torch_and_every_direct_dependency():

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from isthmus.cli.asked import command
 from isthmus.cli.common import Json, Quiet
 from isthmus.cli.console import console, progress_bar
+from isthmus.cli.typed import command
 from isthmus.errors import FileError, InputError
 from isthmus.experiments import SCALES, Finding, read_sweep, sweep_file
 from isthmus.experiments.page import (

@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path as File
 from typing import Any
 
@@ -28,6 +27,7 @@ from isthmus.params import Params, check_like
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
 from isthmus.storage.files import PathLike, disk_error, one_line, plain, whole
 from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
+from isthmus.version import __version__
 
 __all__ = ["load_connection", "path_digest", "read_header", "save"]
 
@@ -113,7 +113,7 @@ def save(connection: Connection, path: PathLike) -> None:
         control = [store.point(p) for p in _KINDS[kind].points(segment)]
         segments.append({"kind": kind, "control": control, **_KINDS[kind].more(segment, store)})
     manifest = {
-        "isthmus": _own_version(),
+        "isthmus": __version__,
         "outcome": connection.outcome.name,
         "stats": plain(connection.stats, "stats", nonfinite=True),
         "names": store.names,
@@ -200,13 +200,6 @@ def _advice(found: str) -> str:
 
 def _seal(format_version: int, tensors: str, manifest: str) -> str:
     return hashlib.sha256(f"{format_version}\n{tensors}\n{manifest}".encode()).hexdigest()
-
-
-def _own_version() -> str:
-    try:
-        return version("isthmus")
-    except PackageNotFoundError:  # run from its source, not installed
-        return "unknown"
 
 
 def _cells(manifest: Mapping[str, Any]) -> int:

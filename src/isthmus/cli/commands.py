@@ -1,8 +1,4 @@
-"""The command line: thin, options are fields of the dataclasses they fill.
-
-Exit codes: 0 done; 1 the method did not succeed (its result is written all the same); 2 misuse. They speak of what was
-done, not of how good a path is: a straight line over a barrier was constructed as well. That is what the verdict says.
-"""
+"""The commands that make: train networks, connect them, say which methods there are, write a report, the demo."""
 
 from __future__ import annotations
 
@@ -17,7 +13,6 @@ import typer
 from rich.table import Column, Table
 
 from isthmus import pipeline as runs
-from isthmus.cli.asked import TYPED, command
 from isthmus.cli.common import (
     Budget,
     Checkpoint,
@@ -43,72 +38,16 @@ from isthmus.cli.common import (
     opened,
 )
 from isthmus.cli.console import console, number, progress_bar, show
-from isthmus.cli.experiments import app as experiments
-from isthmus.cli.experiments import sweep
-from isthmus.cli.paths import certify, profile
-from isthmus.cli.stability import stability
-from isthmus.cli.theory import theory
+from isthmus.cli.typed import command
 from isthmus.connectors import METHODS, Connector
 from isthmus.data import DATASETS, load
-from isthmus.errors import IsthmusError
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
 from isthmus.storage import make_folder, save_params
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
-app = typer.Typer(
-    name="isthmus",
-    help="Are two trained networks connected by a low-loss path? Construct it, measure it, prove it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
-
-@app.callback()
-def settings(
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch (default: all).", min=1)] = None,
-) -> None:
-    """Are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-app.add_typer(experiments)
-app.command()(sweep)
-app.command()(theory)
-app.command()(profile)
-app.command()(certify)
-app.command()(stability)
-
-
-def run_app(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code; every foreseen error is one line on stderr."""
-    TYPED.set(sys.argv[1:] if arguments is None else arguments)
-    try:
-        code = app(args=arguments, standalone_mode=False, prog_name="isthmus")
-        return int(code) if isinstance(code, int) else 0
-    except IsthmusError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"error: {e.filename or 'files'}: {e.strerror or e}", file=sys.stderr)
-        return 2
-    except typer.Exit as e:
-        return e.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; results that were complete are on disk", file=sys.stderr)
-        return 130
-    except Exception as e:
-        message = getattr(e, "format_message", None)  # typer's usage errors, whose base class it does not export
-        if message is None:
-            raise
-        print(f"error: {message()} (see isthmus --help)", file=sys.stderr)
-        return 2
-
-
-@app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", help="Where to write the weights (.safetensors).")],
     model: Annotated[
@@ -155,7 +94,6 @@ def train(
     return 1 if fitted.ended.name == "NOT_FINITE" else 0
 
 
-@app.command()
 def connect(
     a: Checkpoint,
     b: Checkpoint,
@@ -222,7 +160,6 @@ def connect(
     return 0 if done.connection.outcome.ok else 1
 
 
-@app.command()
 def methods(as_json: Json = False) -> int:
     """The methods: where they come from, what each makes, needs and costs, and its options."""
     if as_json:
@@ -247,7 +184,6 @@ def _defaults(kind: type[Connector]) -> dict[str, Any]:
     return {f.name: getattr(kind(), f.name) for f in fields(kind)}  # type: ignore[arg-type]
 
 
-@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder of results.")],
     out: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the folder.")] = None,
@@ -259,7 +195,6 @@ def report(
     return 0
 
 
-@app.command()
 def demo(
     out: OutOption = Path("demo-results"),
     num_points: Points = 61,
