@@ -183,8 +183,8 @@ def connect(
 ) -> int:
     """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.
 
-    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. A method that
-    searches keeps its state there: after a kill, the same command goes on with it.
+    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. Long work
+    keeps its state there: after a kill, the same command goes on with it.
     """
     chosen = method_of(method, option or [])
     Level.read(level)
@@ -205,8 +205,8 @@ def connect(
     about["examples"] = examples
     about |= {"key": key} if key else {}
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
-    if state.load() is not None and not quiet:
-        print(f"going on from the state of the search in {state.path}", file=sys.stderr)
+    if state.begun() and not quiet:
+        print(f"going on from the state of the search in {state.folder}", file=sys.stderr)
     with progress_bar(quiet) as progress:
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,

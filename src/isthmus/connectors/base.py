@@ -82,7 +82,7 @@ class About:
     """What a user reads before choosing a method.
 
     `convex`: whether what its theorem says of the path rests on a loss that is convex in the outputs; ``connect`` then
-    refuses any other.
+    refuses any other. `grows`: fields that may be larger when work that was ended by them goes on.
     """
 
     makes: str
@@ -90,6 +90,7 @@ class About:
     needs: str
     cost: str
     convex: bool = field(kw_only=True)
+    grows: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def premises(self) -> str:
@@ -149,6 +150,13 @@ def inner_methods(method: Connector) -> list[Connector]:
 def needs_convex(method: Connector) -> bool:
     """Whether the method, or one that it wraps, needs a loss that is convex in the outputs."""
     return method.about.convex or any(needs_convex(inner) for inner in inner_methods(method))
+
+
+def lasting(method: Connector) -> dict[str, Any]:
+    """The method as ``describe`` gives it, without the fields that may be larger when its work goes on."""
+    rows = {k: v for k, v in describe(method).items() if k not in method.about.grows}
+    inner = {f.name: getattr(method, f.name) for f in fields(method)} if is_dataclass(method) else {}
+    return rows | {k: lasting(v) for k, v in inner.items() if isinstance(v, Connector)}
 
 
 def describe(method: Connector) -> dict[str, Any]:

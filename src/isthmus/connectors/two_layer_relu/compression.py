@@ -8,6 +8,7 @@ algorithm (``compress``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from isthmus.objective.losses import L1
 from isthmus.params import Params
 from isthmus.structure.activations import reads_flat
 from isthmus.structure.chain import RESHAPE, Chain, Weights, base, chain_of
+from isthmus.training.memory import Memory, State, recalled
 
 HOMOGENEOUS = """relu max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d
 adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d mean view reshape flatten _unsafe_view squeeze
@@ -45,6 +47,17 @@ class Layer:
     def live(self) -> Tensor:
         """The units with outgoing weights, ascending."""
         return self.A.abs().sum((0, 2)).nonzero().flatten()
+
+
+def layer_recalled(memory: Memory, compute: Callable[[], Layer]) -> Layer:
+    """The layer that `compute` gives, or gave before this work was killed."""
+
+    def packed() -> State:
+        layer = compute()
+        return {"W": layer.W, "A": layer.A, "b": layer.b}, {"value": layer.value, "gap": layer.gap}
+
+    tensors, values = recalled(memory, packed)
+    return Layer(**tensors, **values)
 
 
 class TwoLayers:
