@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.cli import run_app
+from isthmus.cli.common import method_of
 from isthmus.connectors.base import About, Connection, Connector, Task
 from isthmus.params import equal
 from isthmus.storage import FolderMemory
+from isthmus.storage.methods import connector_from, connector_to_dict
 from isthmus.training.fit import Recipe
 from tests.laws.test_methods import QUICK
 from tests.mortal import Killed, Mortal, to_the_end
@@ -118,3 +122,17 @@ def test_a_wrapper_keeps_what_its_inner_method_can_do():
     other = im.Objective(problem.objective.skeleton, lambda z, y: z.sin().mean(1), problem.objective.data)
     with pytest.raises(im.InputError, match="convex"):
         im.connect(other, problem.a, problem.b, Handed(im.Dropout()))
+
+
+def test_a_wrapper_keeps_the_options_of_its_inner_method(monkeypatch, capsys):
+    for module in ("isthmus.storage.methods", "isthmus.cli.main"):
+        monkeypatch.setattr(f"{module}.METHODS", (*im.METHODS, Handed))
+    chosen = connector_from({"name": "handed", "inner": "Dropout", "masks": 3})
+    assert chosen == Handed(im.Dropout(masks=3))
+    assert connector_from({"name": "Handed", "inner": {"name": "dropout", "masks": 3}}) == chosen
+    assert connector_from(connector_to_dict(chosen)) == chosen
+    assert method_of("Handed", ["inner=dropout", "masks=3"]) == chosen
+    with pytest.raises(im.InputError, match="options among .*inner.*got .'masks'"):
+        connector_from({"name": "Handed", "masks": 3})
+    assert run_app(["methods", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["Handed"]["options"] == {"inner": "Linear"}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -48,12 +48,13 @@ from isthmus.cli.experiments import sweep
 from isthmus.cli.paths import certify, profile
 from isthmus.cli.stability import stability
 from isthmus.cli.theory import theory
-from isthmus.connectors import METHODS, Connector
+from isthmus.connectors import METHODS
 from isthmus.data import DATASETS, load
 from isthmus.errors import IsthmusError
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
 from isthmus.storage import make_folder, save_params
+from isthmus.storage.methods import options_of
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
@@ -226,13 +227,13 @@ def connect(
 def methods(as_json: Json = False) -> int:
     """The methods: where they come from, what each makes, needs and costs, and its options."""
     if as_json:
-        rows = {m.__name__: asdict(m.about) | {"options": _defaults(m)} for m in METHODS}
+        rows = {m.__name__: asdict(m.about) | {"options": options_of(m)} for m in METHODS}
         print(json.dumps(rows, indent=2))
         return 0
     name = Column("method", no_wrap=True)
     table = Table(name, "makes", "needs", "cost", Column("options", no_wrap=True), show_lines=True)
     for m in METHODS:
-        options = "\n".join(f"{k}={v}" for k, v in _defaults(m).items())
+        options = "\n".join(f"{k}={v}" for k, v in options_of(m).items())
         table.add_row(
             f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.premises, m.about.cost, options
         )
@@ -241,10 +242,6 @@ def methods(as_json: Json = False) -> int:
     screen.print("Models: " + ", ".join(e.syntax for e in MODELS.values()), highlight=False, markup=False)
     screen.print("Data: " + ", ".join(e.syntax for e in DATASETS), highlight=False, markup=False)
     return 0
-
-
-def _defaults(kind: type[Connector]) -> dict[str, Any]:
-    return {f.name: getattr(kind(), f.name) for f in fields(kind)}  # type: ignore[arg-type]
 
 
 @app.command()

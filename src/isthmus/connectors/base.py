@@ -154,21 +154,20 @@ def needs_convex(method: Connector) -> bool:
 
 def lasting(method: Connector) -> dict[str, Any]:
     """The method as ``describe`` gives it, without the fields that may be larger when its work goes on."""
-    rows = {k: v for k, v in describe(method).items() if k not in method.about.grows}
     inner = {f.name: getattr(method, f.name) for f in fields(method)} if is_dataclass(method) else {}
-    return rows | {k: lasting(v) for k, v in inner.items() if isinstance(v, Connector)}
+    own = {k: v for k, v in describe(method).items() if k not in method.about.grows}
+    return own | {k: lasting(v) for k, v in inner.items() if isinstance(v, Connector)}
 
 
-def describe(method: Connector) -> dict[str, Any]:
-    """The method's name and fields as JSON values.
+def describe(value: Any) -> dict[str, Any]:
+    """The name and the fields of a method, or of a value inside one, as JSON values.
 
     >>> from isthmus.connectors.linear import Linear
     >>> describe(Linear())
     {'name': 'Linear'}
     """
-    out: dict[str, Any] = {"name": type(method).__name__}
-    if is_dataclass(method):
-        for f in fields(method):
-            value = getattr(method, f.name)
-            out[f.name] = describe(value) if isinstance(value, Connector) else json.loads(json.dumps(value))
+    out: dict[str, Any] = {"name": type(value).__name__}
+    for f in fields(value) if is_dataclass(value) else ():
+        inner = getattr(value, f.name)
+        out[f.name] = describe(inner) if is_dataclass(inner) else json.loads(json.dumps(inner))
     return out
