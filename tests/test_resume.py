@@ -13,7 +13,7 @@ import isthmus as im
 from isthmus import pipeline as runs
 from isthmus.cli import commands, run_app
 from isthmus.experiments import Network, Pair, Problem
-from isthmus.storage import FileCheckpoint
+from isthmus.storage import FolderMemory
 from isthmus.sweep import Local, Store, run_cells
 from isthmus.training.fit import Recipe
 from tests.connectors.strings.strings import LEVEL, Killed, Mortal, quadratic
@@ -62,7 +62,7 @@ def command(ends: list[str], out: Path, name: str, *more: str) -> list[str]:
 
 def dying(monkeypatch: pytest.MonkeyPatch, saves: int) -> list[int]:
     """Every state is saved at once, and the process dies after so many times; returns the count of saves."""
-    done, real = [0], FileCheckpoint.save
+    done, real = [0], FolderMemory.save
 
     def save(self, tensors, values):
         real(self, tensors, values)
@@ -71,7 +71,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, saves: int) -> list[int]:
             raise Killed
 
     monkeypatch.setattr(runs, "SECONDS", 0.0)
-    monkeypatch.setattr(FileCheckpoint, "save", save)
+    monkeypatch.setattr(FolderMemory, "save", save)
     return done
 
 
@@ -147,7 +147,7 @@ def test_the_state_of_another_search_is_refused_and_kept(ends, tmp_path, monkeyp
         with pytest.raises(Killed):
             run_app(command(ends, tmp_path, "StringSampling", "--quiet"))
     state = tmp_path / runs.STATE
-    kept = state.read_bytes()
+    kept = {f: f.read_bytes() for f in state.iterdir()}
     others = (
         command(ends[::-1], tmp_path, "StringSampling"),
         command(ends, tmp_path, "ConstrainedStringSampling"),
@@ -161,18 +161,22 @@ def test_the_state_of_another_search_is_refused_and_kept(ends, tmp_path, monkeyp
         line = capsys.readouterr().err.strip()
         assert line.startswith(f"error: {state}: holds the state of another search")
         assert len(line.splitlines()) == 1
-        assert state.read_bytes() == kept
+        assert {f: f.read_bytes() for f in state.iterdir()} == kept
     assert run_app(command(ends, tmp_path, "StringSampling")) in (0, 1)
     assert "going on" in capsys.readouterr().err
-    state.write_bytes(kept[:-3])  # a damaged state is none: the search starts again
+    state.mkdir()
+    for file, data in kept.items():
+        file.write_bytes(data[:-3])  # a damaged state is none: the search starts again
     assert run_app(command(ends, tmp_path, "StringSampling")) in (0, 1)
     assert "going on" not in capsys.readouterr().err
 
 
 def test_a_method_that_does_not_search_leaves_a_state_alone(ends, tmp_path):
-    (tmp_path / runs.STATE).write_bytes(b"not mine")
+    (tmp_path / runs.STATE).mkdir()
+    state = tmp_path / runs.STATE / "state.safetensors"
+    state.write_bytes(b"not mine")
     assert run_app(["connect", *ends, "--method", "linear", "--out", str(tmp_path), "--num-points", "3", "-q"]) == 0
-    assert (tmp_path / runs.STATE).read_bytes() == b"not mine"
+    assert state.read_bytes() == b"not mine"
 
 
 def test_the_test_set_judges_when_the_method_says_so(ends, tmp_path):
@@ -195,13 +199,13 @@ def test_a_killed_pair_goes_on(tmp_path, monkeypatch):
     stores = Store(tmp_path / "whole"), Store(tmp_path / "killed")
     run_cells([cell], stores[0], Local())
     run_cells([a, b], stores[1], Local())
-    monkeypatch.setattr(FileCheckpoint, "due", lambda self, step: True)
+    monkeypatch.setattr(FolderMemory, "due", lambda self, step: True)
     with monkeypatch.context() as patch:
         saves = dying(patch, 6)
         with pytest.raises(Killed):
             run_cells([cell], stores[1], Local())
         assert saves[0] == 6
-    assert [f.name for f in stores[1].folder(cell).iterdir()] == [runs.STATE]
+    assert all(f.name.endswith("state.safetensors") for f in stores[1].folder(cell).iterdir())
     again = dying(monkeypatch, -1)
     run_cells([cell], stores[1], Local())
     assert again[0] > 0
@@ -209,7 +213,7 @@ def test_a_killed_pair_goes_on(tmp_path, monkeypatch):
     for file in ("path.safetensors", "result.json", "profile.json"):
         assert (results[0] / file).read_bytes() == (results[1] / file).read_bytes()
     assert json.loads((results[0] / "result.json").read_text())["segments"] > 1
-    assert not list(stores[1].folder(cell).glob("*.checkpoint.safetensors"))
+    assert not list(stores[1].folder(cell).glob("*state.safetensors"))
     judged = replace(cell, method=replace(METHODS["StringSampling"], on="test", threshold=None))
     assert run_cells([judged], stores[1], Local()).computed == 1
 
@@ -226,7 +230,6 @@ def test_the_owner_of_a_state_is_what_decides_the_search(tmp_path):
         module = torch.nn.Sequential(torch.nn.Linear(6, 5), *hidden, torch.nn.Linear(5, 2)).double()
         objective = im.Objective(module, data=(data.x_train.double() + shift, data.y_train))
         state = runs.state_of(objective, {}, {}, method, tmp_path)
-        assert state is not None
         return state.owner
 
     kept = [Printed() for _ in range(2)]

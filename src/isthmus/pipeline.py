@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import platform
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,31 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten
 
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
-from isthmus.connectors.base import describe
 from isthmus.data import Dataset
-from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
 from isthmus.models import MODELS
 from isthmus.objective import Objective
 from isthmus.params import Params, check_ends
-from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
+from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_json
 from isthmus.storage.paths import path_digest
+from isthmus.storage.state import memory_in
 from isthmus.stored import shown
-from isthmus.training.fit import Checkpoint, Fitted, Recipe, fit
-from isthmus.training.memory import Memory, forget
+from isthmus.training.fit import Fitted, Recipe, fit
+from isthmus.training.memory import Beside, Memory, State, forget
 from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level, verdict
 
-STATE = "search.checkpoint.safetensors"
-"""The file in a run's folder that holds the state of an unfinished search."""
+STATE = "state"
+"""The folder in a run's folder that holds the state of unfinished work."""
 
 SECONDS = 5.0
-"""Between two times that the state of a search is saved."""
+"""Between two times that the state of work in progress is saved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,14 +57,14 @@ def train(
     seed: int,
     loss: str = "cross_entropy",
     target: float = 0.0,
-    checkpoint: Checkpoint | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
 ) -> Fitted:
     """Train a copy of `module` from its present weights; dropout and BatchNorm work as in training.
 
     The checks, the stopping rule and the returned loss are those of the network in evaluation mode on all
     examples. All randomness comes from `seed`; neither the module nor the global random state is written to.
-    With a `checkpoint`, a training that was killed goes on where it was last saved, to the same weights.
+    With a `memory`, a training that was killed goes on where it was last saved, to the same weights.
     """
     learner, judge = copy.deepcopy(module).train(), copy.deepcopy(module).eval()
     objective = Objective(judge, loss, data)
@@ -92,35 +87,24 @@ def train(
         fitted = fit(
             batch_loss, full_loss, params, len(y), recipe,
             generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers,
-            checkpoint=None if checkpoint is None else _WithGlobalState(checkpoint, objective.device),
-            progress=progress,
+            memory=_beside_global_state(memory, objective.device), progress=progress,
         )  # fmt: skip
     return Fitted({k: fitted.params[v] for k, v in whole.items()}, fitted.loss, fitted.steps, fitted.ended)
 
 
-@dataclass(frozen=True)
-class _WithGlobalState:
-    """A checkpoint that also keeps torch's global random state, which dropout layers draw from."""
+def _beside_global_state(memory: Memory, device: torch.device) -> Memory:
+    """A memory that also keeps torch's global random state, which dropout layers draw from."""
 
-    inner: Checkpoint
-    device: torch.device
+    def give() -> State:
+        states = {"cpu": torch.get_rng_state()}
+        return (states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states), {}
 
-    def due(self, step: int) -> bool:
-        return self.inner.due(step)
+    def take(states: Params, _: Mapping[str, Any]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
 
-    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
-        states = {"global/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["global/cuda"] = torch.cuda.get_rng_state(self.device)
-        self.inner.save({**tensors, **states}, values)
-
-    def load(self) -> tuple[Params, dict[str, Any]] | None:
-        kept = self.inner.load()
-        if kept is not None:
-            torch.set_rng_state(kept[0]["global/cpu"].clone())
-            if "global/cuda" in kept[0]:
-                torch.cuda.set_rng_state(kept[0]["global/cuda"].clone(), self.device)
-        return kept
+    return Beside(memory, give, take)
 
 
 def run(
@@ -205,29 +189,9 @@ def state_of(
     *,
     test: Objective | None = None,
     seed: int = 0,
-) -> FileCheckpoint:
-    """Where ``run`` with the same arguments may keep the state of its search.
-
-    The caller removes it when the run is done. Errors: ``FileError`` when the folder holds the state of another search.
-    """
-    sets = [objective, *([test] if test is not None and judge_of(method, test) else [])]
-    known = {
-        "ends": [digest(a), digest(b)],
-        "method": describe(method),
-        "seed": seed,
-        "network": re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton)),  # addresses differ between processes
-        "objective": [s.describe() for s in sets],
-        "data": [digest({str(i): v for i, v in enumerate(tree_flatten(s.data)[0])}) for s in sets],
-    }
-    owner = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    state = FileCheckpoint(FilePath(folder) / STATE, owner, SECONDS)
-    if state.foreign():
-        raise FileError(
-            state.path,
-            "holds the state of another search (other networks, data, method or seed)",
-            "give its arguments to go on with it, or take another folder, or remove it",
-        )
-    return state
+) -> FolderMemory:
+    """Where ``run`` with the same arguments keeps the state of its work; the caller removes it when the run is done."""
+    return memory_in(FilePath(folder) / STATE, objective, a, b, method, test=test, seed=seed, seconds=SECONDS)
 
 
 def summary(

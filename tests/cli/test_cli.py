@@ -275,7 +275,7 @@ def test_a_pickle_with_code_is_not_executed(folder, tmp_path, capsys, monkeypatc
         (["--method", "Magic"], ["--method", "Linear", "'Magic'"]),
         (
             ["--method", "Dropout", "--option", "mask=3"],
-            ["KEY in ['every_vertex', 'keep', 'masks', 'scale', 'search']", "mask=3"],
+            ["options among ['every_vertex', 'keep', 'masks', 'scale', 'search']", "'mask'"],
         ),
         (["--method", "Dropout", "--option", "masks=many"], ["masks", "integer", "'many'"]),
         (["--method", "Dropout", "--option", "keep=0.9"], ["keep", "(0, 1/2]", "0.9"]),

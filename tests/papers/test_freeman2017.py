@@ -24,7 +24,6 @@ from isthmus.papers.freeman2017.jobs import (
     Polynomial,
     Proof,
     String,
-    WithCrossings,
     absolute,
 )
 from isthmus.papers.freeman2017.page import LEVELS_2, LEVELS_3, SCALES, sequential
@@ -33,6 +32,7 @@ from isthmus.papers.freeman2017.theory import Disconnected, Gap
 from isthmus.params import distance, equal, lerp
 from isthmus.sweep import Local, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe, fit
+from isthmus.training.memory import Beside, forget
 from tests.connectors.strings.strings import Killed, Mortal
 
 PAGE = by_name("freeman2017")
@@ -183,16 +183,16 @@ def test_a_training_that_is_killed_keeps_what_it_crossed():
     objective, limit = Judge().threshold(problem, min(levels))
     recipe = Recipe(lr=0.02, steps=400, batch=16, check=5, schedule="constant")
 
-    def train(checkpoint) -> Crossings:
+    def train(memory) -> Crossings:
         watch = Crossings(limit, levels, 5)
         fit(
             objective.batch_loss, watch.value, problem.start(1), 32, recipe,
             generator=torch.Generator().manual_seed(1), target=min(levels),
-            checkpoint=None if checkpoint is None else WithCrossings(checkpoint, watch),
+            memory=Beside(memory, watch.give, watch.take),
         )  # fmt: skip
         return watch
 
-    alone, mortal = train(None), Mortal(seed=3, lives=(3, 40))
+    alone, mortal = train(forget), Mortal(seed=3, lives=(3, 40))
     while True:
         try:
             again = train(mortal)

@@ -99,7 +99,7 @@ class Training(Cell):
 
         fitted = runs.train(
             seeded(make, 3), blobs(90, (5,), 4), Recipe(self.optimizer, lr=0.02, steps=self.steps, batch=32),
-            seed=5, checkpoint=job.checkpoint(steps=self.every), progress=progress,
+            seed=5, memory=job.memory(steps=self.every), progress=progress,
         )  # fmt: skip
         save_params(fitted.params, job.folder / "params.safetensors")
         return {"loss": fitted.loss, "steps": fitted.steps, "params": digest(fitted.params)}

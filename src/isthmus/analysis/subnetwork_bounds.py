@@ -14,9 +14,11 @@ from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, dra
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
+from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain, Weights, chain_of
 from isthmus.training.fit import Recipe
+from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
 
 Data = tuple[Any, Tensor]
@@ -97,6 +99,7 @@ def subnetwork_bounds(
     masks: int = 200,
     layers: Sequence[int] | None = None,
     test: Objective | Data | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
 ) -> SubnetworkBounds:
     """Experiment A: for l = 0 .. L-1 a trained subnetwork xi_l on K_l = ceil(fraction n_l) units of layer l.
@@ -107,7 +110,8 @@ def subnetwork_bounds(
     stops as soon as one draw is at `target`: default, the network's own loss, below which nothing lowers the bound;
     0 trains to the end. `init`: from the network's own weights ("theta"), at random ("random"), or the first draw from
     the best subnetwork of Experiment B with `masks` masks ("dropout"; Corollary 4.2: then no row is above B's).
-    `layers`: only these l. `test`: an objective or data (x, y) on which the best subnetworks are measured too.
+    `layers`: only these l. `test`: an objective or data (x, y) on which the best subnetworks are measured too. With a
+    `memory` (a ``Memory`` of this call alone) a call that was killed goes on to the same result.
 
     When to use: to see which layer limits a path before computing one. Cost: L batched trainings of half-width
     networks. Errors: as ``Subnetwork``. Source: Nguyen, Brechet, Mondelli 2021, Theorem 4.1, section 6 and appendix B.
@@ -134,11 +138,13 @@ def subnetwork_bounds(
     goal = frame.reference[0] if target is None else target
     dropped = {}
     if init == "dropout":
-        dropped = search(
-            objective, chain, theta, keep=1 - fraction, masks=masks, scale="output", generator=generator,
-            progress=lambda n: progress("searching subnetworks", n, masks * (chain.L - 1)),
+        dropped = search_recalled(
+            memory.part("dropout"), generator, lambda: search(
+                objective, chain, theta, keep=1 - fraction, masks=masks, scale="output", generator=generator,
+                progress=lambda n: progress("searching subnetworks", n, masks * (chain.L - 1)),
+            ),
         )  # fmt: skip
-    training = Training(objective, chain, recipe, generator, progress)
+    training = Training(objective, chain, recipe, generator, progress, memory)
     rows = []
     for l in wanted:
         starts = [

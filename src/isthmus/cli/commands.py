@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -39,11 +39,12 @@ from isthmus.cli.common import (
 )
 from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.cli.typed import command
-from isthmus.connectors import METHODS, Connector
+from isthmus.connectors import METHODS
 from isthmus.data import DATASETS, load
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
 from isthmus.storage import make_folder, save_params
+from isthmus.storage.methods import options_of
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
@@ -121,8 +122,8 @@ def connect(
 ) -> int:
     """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.
 
-    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. A method that
-    searches keeps its state there: after a kill, the same command goes on with it.
+    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. Long work
+    keeps its state there: after a kill, the same command goes on with it.
     """
     chosen = method_of(method, option or [])
     Level.read(level)
@@ -143,8 +144,8 @@ def connect(
     about["examples"] = examples
     about |= {"key": key} if key else {}
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
-    if state.load() is not None and not quiet:
-        print(f"going on from the state of the search in {state.path}", file=sys.stderr)
+    if state.begun() and not quiet:
+        print(f"going on from the state of the search in {state.folder}", file=sys.stderr)
     with progress_bar(quiet) as progress:
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
@@ -163,13 +164,13 @@ def connect(
 def methods(as_json: Json = False) -> int:
     """The methods: where they come from, what each makes, needs and costs, and its options."""
     if as_json:
-        rows = {m.__name__: asdict(m.about) | {"options": _defaults(m)} for m in METHODS}
+        rows = {m.__name__: asdict(m.about) | {"options": options_of(m)} for m in METHODS}
         print(json.dumps(rows, indent=2))
         return 0
     name = Column("method", no_wrap=True)
     table = Table(name, "makes", "needs", "cost", Column("options", no_wrap=True), show_lines=True)
     for m in METHODS:
-        options = "\n".join(f"{k}={v}" for k, v in _defaults(m).items())
+        options = "\n".join(f"{k}={v}" for k, v in options_of(m).items())
         table.add_row(
             f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.premises, m.about.cost, options
         )
@@ -178,10 +179,6 @@ def methods(as_json: Json = False) -> int:
     screen.print("Models: " + ", ".join(e.syntax for e in MODELS.values()), highlight=False, markup=False)
     screen.print("Data: " + ", ".join(e.syntax for e in DATASETS), highlight=False, markup=False)
     return 0
-
-
-def _defaults(kind: type[Connector]) -> dict[str, Any]:
-    return {f.name: getattr(kind(), f.name) for f in fields(kind)}  # type: ignore[arg-type]
 
 
 def report(

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 import yaml
-from pydantic import ConfigDict, ValidationError
-from pydantic.dataclasses import dataclass as validated
 
 from isthmus.cli.asked import Asked, Parts, of_checkpoints
-from isthmus.connectors import METHODS, Connector
+from isthmus.connectors import Connector
 from isthmus.data import Dataset
 from isthmus.errors import CheckpointError, InputError, IsthmusError
 from isthmus.models import MODELS, by_name, parameters_of
@@ -24,6 +22,7 @@ from isthmus.params import Params, cast
 from isthmus.pipeline import inputs_of
 from isthmus.storage import read_checkpoint
 from isthmus.storage.contents import Contents
+from isthmus.storage.methods import connector_from
 from isthmus.storage.tensors import read_metadata
 
 Checkpoint = Annotated[
@@ -224,22 +223,10 @@ def _is_larger(parts: Parts, size: int) -> bool:
 
 def method_of(name: str, options: list[str]) -> Connector:
     """A connector from its name and ``key=value`` options, with unknown keys and bad values refused by name."""
-    names = {m.__name__.lower(): m for m in METHODS}
-    if name.lower() not in names:
-        raise InputError("--method", expected=f"one of {', '.join(m.__name__ for m in METHODS)}", got=repr(name))
-    kind = names[name.lower()]
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for option in options:
         key, equals, text = option.partition("=")
-        if not equals or key not in known:
-            raise InputError(f"--option for {kind.__name__}", expected=f"KEY=VALUE, KEY in {sorted(known)}", got=option)
+        if not equals:
+            raise InputError("--option", expected="KEY=VALUE", got=option)
         values[key] = yaml.safe_load(text)
-    try:
-        checked = validated(kind, config=ConfigDict(extra="forbid", frozen=True))  # type: ignore[call-overload]
-        return kind(**{k: getattr(checked(**values), k) for k in values})
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise InputError(
-            f"--option {'.'.join(map(str, first['loc']))}", expected=first["msg"], got=repr(first.get("input"))
-        ) from e
+    return connector_from({**values, "name": name}, "--method")

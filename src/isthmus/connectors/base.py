@@ -82,7 +82,7 @@ class About:
     """What a user reads before choosing a method.
 
     `convex`: whether what its theorem says of the path rests on a loss that is convex in the outputs; ``connect`` then
-    refuses any other.
+    refuses any other. `grows`: fields that may be larger when work that was ended by them goes on.
     """
 
     makes: str
@@ -90,6 +90,7 @@ class About:
     needs: str
     cost: str
     convex: bool = field(kw_only=True)
+    grows: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def premises(self) -> str:
@@ -151,16 +152,22 @@ def needs_convex(method: Connector) -> bool:
     return method.about.convex or any(needs_convex(inner) for inner in inner_methods(method))
 
 
-def describe(method: Connector) -> dict[str, Any]:
-    """The method's name and fields as JSON values.
+def lasting(method: Connector) -> dict[str, Any]:
+    """The method as ``describe`` gives it, without the fields that may be larger when its work goes on."""
+    inner = {f.name: getattr(method, f.name) for f in fields(method)} if is_dataclass(method) else {}
+    own = {k: v for k, v in describe(method).items() if k not in method.about.grows}
+    return own | {k: lasting(v) for k, v in inner.items() if isinstance(v, Connector)}
+
+
+def describe(value: Any) -> dict[str, Any]:
+    """The name and the fields of a method, or of a value inside one, as JSON values.
 
     >>> from isthmus.connectors.linear import Linear
     >>> describe(Linear())
     {'name': 'Linear'}
     """
-    out: dict[str, Any] = {"name": type(method).__name__}
-    if is_dataclass(method):
-        for f in fields(method):
-            value = getattr(method, f.name)
-            out[f.name] = describe(value) if isinstance(value, Connector) else json.loads(json.dumps(value))
+    out: dict[str, Any] = {"name": type(value).__name__}
+    for f in fields(value) if is_dataclass(value) else ():
+        inner = getattr(value, f.name)
+        out[f.name] = describe(inner) if is_dataclass(inner) else json.loads(json.dumps(inner))
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from isthmus.connectors.base import Connection, Connector, Task, check_convex, d
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
 from isthmus.objective import Objective
-from isthmus.params import check_ends, check_finite, check_like, equal, share
+from isthmus.params import Params, check_ends, check_finite, check_like, equal, share
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
 
@@ -26,7 +27,7 @@ def connect(
     seed: int = 0,
     throw: bool = False,
     test: Objective | None = None,
-    memory: Memory = forget,
+    memory: Memory | PathLike[str] | str = forget,
     progress: Progress = no_progress,
 ) -> Connection:
     """A path from `a` to `b` (two state_dicts of the objective's module) by `method` (default ``Linear()``).
@@ -37,8 +38,8 @@ def connect(
     refuses any other. A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
     raises ``OutcomeError``. The same seed gives the same path.
 
-    `test`: a second data set, for a method that it judges (``method.judged``). `memory`: a place for the state of long
-    work, from which the same call goes on after it was killed, to the same result.
+    `test`: a second data set, for a method that it judges (``method.judged``). `memory`: a folder for the state of long
+    work (or a ``Memory`` of this call alone), from which the same call goes on after it was killed, to the same result.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -65,7 +66,8 @@ def connect(
     begin = time.perf_counter()
     try:
         generator = torch.Generator().manual_seed(seed)
-        found = method.find(Task(objective, start, goal, generator, test, progress, memory))
+        kept = memory if isinstance(memory, Memory) else _memory_in(memory, objective, start, goal, method, test, seed)
+        found = method.find(Task(objective, start, goal, generator, test, progress, kept))
     except IsthmusError as e:
         e.add_note(f"while connecting with {type(method).__name__}")
         raise
@@ -85,6 +87,15 @@ def connect(
     if throw and not connection.outcome.ok:
         raise OutcomeError(f"{type(method).__name__}: {connection.outcome}")
     return connection
+
+
+def _memory_in(
+    folder: PathLike[str] | str, objective: Objective, a: Params, b: Params, method: Connector, test: Objective | None,
+    seed: int,
+) -> Memory:  # fmt: skip
+    from isthmus.storage.state import memory_in  # files stand above the methods
+
+    return memory_in(folder, objective, a, b, method, test=test, seed=seed)
 
 
 def _check_same_function(objective: Objective, found: Connection, b: Mapping[str, Tensor]) -> None:

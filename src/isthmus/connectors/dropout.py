@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
 from isthmus.errors import InputError
+from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import SCALES, Dropped, search
 from isthmus.stability.dropout.subsets import SEARCHES, check_choice
 from isthmus.structure.chain import Weights, chain_of
@@ -74,10 +76,13 @@ class Dropout(Connector):
         enough = max(objective.loss(end) - objective.penalty_of(end) for end in (a, b))
         walks, found = [], []
         for params in (a, b):
-            best = search(
-                objective, chain, params,
-                keep=self.keep, masks=self.masks, scale=self.scale, generator=task.generator, progress=count,
-                by=self.search, enough=enough,
+            best = search_recalled(
+                task.memory.part(f"search{len(found)}"), task.generator,
+                partial(
+                    search, objective, chain, params,
+                    keep=self.keep, masks=self.masks, scale=self.scale, generator=task.generator, progress=count,
+                    by=self.search, enough=enough,
+                ),
             )  # fmt: skip
             walk = Walk(chain, params)
             drop_out(walk, best, "AB"[len(walks)], self.every_vertex)

@@ -22,13 +22,11 @@ from isthmus.connectors.noise_dropout import (
     report,
 )
 from isthmus.errors import InputError
-from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
 from isthmus.training.fit import Ended, Fitted, Recipe, fit
-from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Narrow(Connector):
         fitted: Fitted | None = None
         if hub is None:
             target = max(objective.loss(a), objective.loss(b)) + self.slack
-            hub, fitted = self._train(objective, chain, widths, a, target, task.generator, task.progress)
+            hub, fitted = self._train(task, chain, widths, target)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
         through_hub(there, hub, ends)
         leave_hub(there, back, ends[1])
@@ -179,22 +177,14 @@ class Narrow(Connector):
                 )
         return drop, factors
 
-    def _train(
-        self,
-        objective: Objective,
-        chain: Chain,
-        widths: Mapping[int, int],
-        like: Params,
-        target: float,
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> tuple[Weights, Fitted]:
+    def _train(self, task: Task, chain: Chain, widths: Mapping[int, int], target: float) -> tuple[Weights, Fitted]:
         """theta* from random weights: the best of the attempts, which stop when one reaches the target."""
+        objective, like = task.objective, task.a
         x, y = single(objective.data[0]), objective.data[1]
         trained = [n for l in range(1, chain.L + 1) for n in chain.layer(l).trainable]
         best: Fitted | None = None
         for attempt in range(self.attempts):
-            start = chain.write(random_weights(chain, widths, like, generator), like)
+            start = chain.write(random_weights(chain, widths, like, task.generator), like)
             fixed = {n: v for n, v in start.items() if n not in trained}
 
             def batch_loss(small: Params, index: Tensor, fixed: Params = fixed) -> Tensor:
@@ -207,7 +197,8 @@ class Narrow(Connector):
 
             fitted = fit(
                 batch_loss, full_loss, {n: start[n] for n in trained}, objective.num_examples, self.recipe(),
-                generator=generator, target=target, progress=progress,
+                generator=task.generator, target=target, progress=task.progress,
+                memory=task.memory.part(f"attempt{attempt}"),
                 what="training the narrow network" + " again" * bool(attempt),
             )  # fmt: skip
             fitted = Fitted({**fixed, **fitted.params}, fitted.loss, fitted.steps, fitted.ended)

@@ -134,7 +134,7 @@ class Network(Cell):
         x = data.cast(_DTYPES[self.problem.dtype]).x_train
         fitted = runs.train(
             module, (x, data.y_train), self.recipe,
-            seed=self.seed, loss=self.problem.loss, target=self.target, checkpoint=job.checkpoint("training"),
+            seed=self.seed, loss=self.problem.loss, target=self.target, memory=job.memory("training"),
         )  # fmt: skip
         about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
         save_params(fitted.params, job.folder / "params.safetensors", about)
@@ -246,7 +246,7 @@ class Pair(Cell):
         a, b = self.a.params(job), self.b.params(job)
         check_ends(objective.check(a, "a"), objective.check(b, "b"))
         judge = runs.judge_of(self.method, test)
-        found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.checkpoint("search"))
+        found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.memory("search"))
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         stats |= {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
         found = Connection(found.path, found.target, found.outcome, stats)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from isthmus.certify.certify import BUDGET
-from isthmus.connectors import METHODS, Connector
 from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.experiments.jobs import Network, Pair, Problem, Weights
 from isthmus.experiments.page import Done, Row, ended
 from isthmus.storage.files import check_regular, one_line
+from isthmus.storage.methods import connector_from
 from isthmus.stored import Stored
 from isthmus.training.fit import Recipe
 
@@ -90,7 +90,7 @@ class SweepFile:
 
     def cells(self) -> list[Pair]:
         """Every pair of every entry of `networks`, by every method, from every seed."""
-        connectors = [_method(m) for m in self.methods]
+        connectors = [connector_from(m, "methods") for m in self.methods]
         out = []
         for entry in self.networks:
             ends = entry.ends()
@@ -232,20 +232,6 @@ def _put(document: Any, keys: list[str], value: Any, change: str) -> None:
         document[keys[-1]] = value
     else:
         raise InputError("--set", expected="a key of the file", got=change)
-
-
-def _method(entry: str | Mapping[str, Any]) -> Connector:
-    """A connector from its name, or from its name and options."""
-    options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = options.pop("name", None)
-    names = {m.__name__.lower(): m for m in METHODS}
-    if not isinstance(name, str) or name.lower() not in names:
-        raise InputError("methods", expected=f"one of {', '.join(m.__name__ for m in METHODS)}", got=repr(name))
-    kind = names[name.lower()]
-    known = sorted(f.name for f in fields(kind))  # type: ignore[arg-type]
-    if unknown := sorted(set(options) - set(known)):
-        raise InputError(f"methods, {name}", expected=f"options among {known}", got=unknown)
-    return _checked(kind, options, f"methods, {name}")
 
 
 BARRIERS = ("max", "excess", "linear", "mean")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -60,6 +61,55 @@ forget: Memory = _Forget()
 """The memory of work that starts again when it is killed."""
 
 
+@final
+@dataclass(frozen=True)
+class Beside(Memory):
+    """A memory that also keeps what stands beside the work: `give` says what that is, `take` puts it back."""
+
+    inner: Memory
+    give: Callable[[], State]
+    take: Callable[[Params, dict[str, Any]], None]
+
+    def part(self, name: str) -> Memory:
+        """A part of the inner memory, with nothing beside it."""
+        return self.inner.part(name)
+
+    def due(self, step: int) -> bool:
+        """As the inner memory says."""
+        return self.inner.due(step)
+
+    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
+        """Both states, whole or not at all."""
+        more, facts = self.give()
+        self.inner.save({**tensors, **named("beside", more)}, {**values, "beside": facts})
+
+    def load(self) -> State | None:
+        """The state of the work; what stands beside it is put back."""
+        kept = self.inner.load()
+        if kept is None:
+            return None
+        tensors, values = kept
+        more = taken(tensors, "beside")
+        self.take(more, values["beside"])
+        own = {k: v for k, v in tensors.items() if not k.startswith("beside/")}
+        return own, {k: v for k, v in values.items() if k != "beside"}
+
+
+def named(prefix: str, tensors: Params) -> Params:
+    """The tensors under names that begin with the prefix, so that several groups fit into one state."""
+    return {f"{prefix}/{k}": v for k, v in tensors.items()}
+
+
+def taken(tensors: Params, prefix: str) -> Params:
+    """The group that was ``named`` so.
+
+    >>> one = torch.ones(1)
+    >>> taken({**named("a", {"w": one}), **named("b", {"w": -one})}, "b")
+    {'w': tensor([-1.])}
+    """
+    return {k.removeprefix(f"{prefix}/"): v for k, v in tensors.items() if k.startswith(f"{prefix}/")}
+
+
 def recalled(memory: Memory, compute: Callable[[], State], generator: torch.Generator | None = None) -> State:
     """What `compute` gives, or what it gave before this work was killed.
 
@@ -68,17 +118,15 @@ def recalled(memory: Memory, compute: Callable[[], State], generator: torch.Gene
     >>> recalled(forget, lambda: ({}, {"loss": 0.5}))[1]
     {'loss': 0.5}
     """
-    kept = memory.load()
-    if kept is not None:
-        tensors, values = kept
-        state = tensors.pop(_GENERATOR, None)
-        if generator is not None and state is not None:
-            generator.set_state(state)
-        return tensors, values
-    tensors, values = compute()
-    own = {} if generator is None else {_GENERATOR: generator.get_state()}
-    memory.save({**tensors, **own}, values)
-    return tensors, values
+    whole = memory
+    if generator is not None:
+        whole = Beside(memory, lambda: ({"state": generator.get_state()}, {}), lambda t, _: _set(generator, t["state"]))
+    kept = whole.load()
+    if kept is None:
+        kept = compute()
+        whole.save(*kept)
+    return kept
 
 
-_GENERATOR = "generator"
+def _set(generator: torch.Generator, state: torch.Tensor) -> None:
+    generator.set_state(state)

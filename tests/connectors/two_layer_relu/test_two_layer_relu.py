@@ -9,6 +9,7 @@ from torch import nn
 
 import isthmus as im
 from isthmus.analysis.gap_by_width import gap_by_width, schedule
+from isthmus.connectors.base import Task
 from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, cap, compress
 from isthmus.connectors.two_layer_relu.method import TwoLayerReLU, deviation, deviation_bound, margin
 from isthmus.connectors.two_layer_relu.oracle import scaled_to, train_oracle
@@ -43,7 +44,7 @@ def test_the_oracle_learns_rows_of_the_given_length_and_beats_its_starts():
     start = compress(two, layer, 3, 0.0, problem.a)
     oracle = train_oracle(
         two, 3, 1.0, [start], problem.a, Recipe(lr=1e-2, steps=300),
-        attempts=1, generator=torch.Generator().manual_seed(0), progress=lambda *_: None,
+        attempts=1, task=Task(two.objective, problem.a, problem.b, torch.Generator().manual_seed(0)),
     )  # fmt: skip
     torch.testing.assert_close(oracle.W.norm(dim=1), torch.ones(3, dtype=torch.float64))
     assert oracle.value < 0.98 * start.value

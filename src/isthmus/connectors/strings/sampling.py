@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from isthmus.connectors.base import About
-from isthmus.connectors.strings.beads import Trainer
-from isthmus.connectors.strings.common import Strings
+from isthmus.connectors.base import About, Connection, Connector, Task
+from isthmus.connectors.strings.beads import recipe_of
 from isthmus.connectors.strings.search import Work
-from isthmus.connectors.strings.threshold import Threshold, check_fields
+from isthmus.connectors.strings.threshold import check_fields
 from isthmus.errors import InputError
-from isthmus.training.fit import Checkpoint
-from isthmus.training.progress import Progress
+from isthmus.training.fit import Recipe
 
 
 @dataclass(frozen=True)
-class StringSampling(Strings):
+class StringSampling(Connector):
     """Algorithm 1 of Freeman and Bruna 2017, corrected: beads are put where the loss is high, and trained down.
 
     A segment between two neighbours on which the `quantity` ("loss", "error", "perplexity"; on the training objective
@@ -73,6 +69,7 @@ class StringSampling(Strings):
         needs="any module",
         cost="a short training per bead",
         convex=False,
+        grows=("budget", "depth"),
     )
 
     def __post_init__(self) -> None:
@@ -89,13 +86,18 @@ class StringSampling(Strings):
             raise InputError("certify", expected="a threshold on the loss or the perplexity", got="quantity='error'")
         self.recipe()
 
-    def job(
-        self,
-        limit: Threshold,
-        trainer: Trainer,
-        generator: torch.Generator,
-        progress: Progress,
-        checkpoint: Checkpoint | None,
-    ) -> Work:
-        """The work list of the algorithm."""
-        return Work(self, limit, trainer, generator, progress, checkpoint)
+    @property
+    def judged(self) -> bool:
+        """Whether test data judge the path."""
+        return self.on == "test"
+
+    def recipe(self) -> Recipe:
+        """How beads are trained."""
+        return recipe_of(self)
+
+    def find(self, task: Task) -> Connection:
+        """The work list of the algorithm, to its end."""
+        work = Work(self, task)
+        while work.step():
+            pass
+        return work.connection()

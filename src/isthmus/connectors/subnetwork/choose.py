@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.connectors.base import Task
 from isthmus.connectors.moves.units import Units
 from isthmus.connectors.subnetwork.train import (
     Draw,
@@ -22,12 +23,11 @@ from isthmus.connectors.subnetwork.train import (
     sizes,
     widened,
 )
-from isthmus.objective import Objective
 from isthmus.params import Params
+from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain
 from isthmus.training.fit import Recipe
-from isthmus.training.progress import Progress
 
 GAIN = 0.95
 """A search or a further training that leaves more than this share of the loss has not helped."""
@@ -65,34 +65,20 @@ class Choice:
     xi: list[dict[int, Subnet]] = field(default_factory=lambda: [{}, {}])
 
     @classmethod
-    def start(
-        cls,
-        options: Options,
-        objective: Objective,
-        chain: Chain,
-        params: tuple[Params, Params],
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> Choice:
+    def start(cls, options: Options, task: Task, chain: Chain) -> Choice:
         """The first sets: random, or around the units that a search for half-width networks keeps."""
         widths = {l: chain.widths[l] for l in range(1, chain.L)}
         K = sizes(widths, options.fractions)
+        params = (task.a, task.b)
         dropped: list[dict[int, Dropped]] = [{}, {}]
         if options.init == "dropout":
-            share = 1 - max(options.fractions.values())
-            dropped = [
-                search(
-                    objective, chain, p, keep=share, masks=options.masks, scale="output", generator=generator,
-                    progress=lambda n: progress("searching subnetworks", n, options.masks * (chain.L - 1)),
-                )
-                for p in params
-            ]  # fmt: skip
-            held = [{l: filled(d[l].kept[l], widths[l], K[l], generator) for l in widths} for d in dropped]
+            dropped = [_half_width(options, task, chain, e) for e in (0, 1)]
+            held = [{l: filled(d[l].kept[l], widths[l], K[l], task.generator) for l in widths} for d in dropped]
         else:
-            first = draw_units(widths, K, generator)
-            held = [first, draw_units(widths, K, generator) if options.own else dict(first)]
-        target = max(objective.loss(p) for p in params) + options.slack
-        training = Training(objective, chain, options.recipe, generator, progress)
+            first = draw_units(widths, K, task.generator)
+            held = [first, draw_units(widths, K, task.generator) if options.own else dict(first)]
+        target = max(task.objective.loss(p) for p in params) + options.slack
+        training = Training(task.objective, chain, options.recipe, task.generator, task.progress, task.memory)
         return cls(options, chain, params, training, target, held, dropped)
 
     # -- the first training of every subnetwork
@@ -230,3 +216,17 @@ class Choice:
             | {"training": s.ended.word, "held": len(s.held)}
             for e, l, s in sorted(every, key=lambda row: (row[1] > 0, row[0], row[1]))
         ]
+
+
+def _half_width(options: Options, task: Task, chain: Chain, e: int) -> dict[int, Dropped]:
+    """The half-width networks of Theorem 1 of Kuditipudi et al. at the end e."""
+    share = 1 - max(options.fractions.values())
+
+    def compute() -> dict[int, Dropped]:
+        return search(
+            task.objective, chain, (task.a, task.b)[e], keep=share, masks=options.masks, scale="output",
+            generator=task.generator,
+            progress=lambda n: task.progress("searching subnetworks", n, options.masks * (chain.L - 1)),
+        )  # fmt: skip
+
+    return search_recalled(task.memory.part(f"dropout{e}"), task.generator, compute)

@@ -141,7 +141,7 @@ class Subnetwork(Connector):
         chain = chain_of(objective.program, objective.structure)
         if chain.L < 2:
             raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
-        choice = Choice.start(self._options(chain), objective, chain, (a, b), task.generator, task.progress)
+        choice = Choice.start(self._options(chain), task, chain)
         if self.xi == "trained":
             choice.train()
             if self.fraction == "search":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import pi, sin
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import Label, Walk, labels_as_text, others
-from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress
+from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress, layer_recalled
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
 from isthmus.errors import InputError
 from isthmus.params import Params, cast
@@ -79,14 +80,22 @@ class TwoLayerReLU(Connector):
         wide = [cast(p, torch.float64) for p in (a, b)]
         layers = [problem.read(p) for p in wide]
         radius = self._radius(layers)
-        best = [problem.solved(problem.readout(x.W, wide[0]), x) for x in layers]
+
+        def solved(e: int) -> Layer:
+            return problem.solved(problem.readout(layers[e].W, wide[0]), layers[e])
+
+        def compressed(e: int, keep: int, alpha: float) -> Layer:
+            part = task.memory.part(f"compressed{e}-{keep}-{'turned' if alpha else 'still'}")
+            return layer_recalled(part, lambda: compress(problem, best[e], keep, alpha, wide[0]))
+
+        best = [layer_recalled(task.memory.part(f"solved{e}"), partial(solved, e)) for e in (0, 1)]
         found: list[_Try] = []
         for n in self._sizes(problem.m):
-            sparse = [compress(problem, x, problem.m - n, self.alpha, wide[0]) for x in best]
-            starts = [compress(problem, x, n, 0.0, wide[0]) for x in best]
+            sparse = [compressed(e, problem.m - n, self.alpha) for e in (0, 1)]
+            starts = [compressed(e, n, 0.0) for e in (0, 1)]
             oracle = train_oracle(
                 problem, n, radius, starts, wide[0], self.recipe(),
-                attempts=self.attempts, generator=task.generator, progress=task.progress,
+                attempts=self.attempts, task=task,
             )  # fmt: skip
             found.append(_Try(n, oracle, sparse, *self._margins(problem, best, sparse, radius, wide[0])))
         chosen = min(found, key=lambda x: (x.vertex(best) + (x.after or 0.0), x.n))

@@ -24,7 +24,8 @@ from isthmus.params import Params, distance
 from isthmus.paths import Path
 from isthmus.storage import load_connection, load_params, save, save_params
 from isthmus.sweep import Cell, Job
-from isthmus.training.fit import Checkpoint, Recipe, fit
+from isthmus.training.fit import Recipe, fit
+from isthmus.training.memory import Beside, State, named, taken
 
 PAGE = "freeman2017"
 COEFFICIENTS = {"quadratic": (0.1, 0.25, 0.5), "cubic": (0.0, 3.0, -10.0, 8.0)}
@@ -144,7 +145,7 @@ class Ends(Cell):
         fitted = fit(
             objective.batch_loss, watch.value, start, objective.num_examples, replace(self.recipe, check=check),
             generator=torch.Generator().manual_seed(self.seed), target=min(self.levels),
-            checkpoint=WithCrossings(job.checkpoint("training"), watch),
+            memory=Beside(job.memory("training"), watch.give, watch.take),
         )  # fmt: skip
         for i, params in watch.found.items():
             save_params(params, job.folder / f"level-{i}.safetensors", {"seed": str(self.seed)})
@@ -176,38 +177,15 @@ class Crossings:
         self.looks += 1
         return value
 
+    def give(self) -> State:
+        """What was crossed, for a memory."""
+        crossed = {k: v for i, p in self.found.items() for k, v in named(str(i), p).items()}
+        return crossed, {"looks": self.looks, "rows": {str(i): row for i, row in self.rows.items()}}
 
-@dataclass(frozen=True)
-class WithCrossings:
-    """A checkpoint of a fit that also keeps what was crossed on the way."""
-
-    inner: Checkpoint
-    watch: Crossings
-
-    def due(self, step: int) -> bool:
-        """As the inner one says."""
-        return self.inner.due(step)
-
-    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
-        """Both states, whole or not at all."""
-        watch = self.watch
-        crossed = {f"crossed/{i}/{k}": v for i, p in watch.found.items() for k, v in p.items()}
-        rows = {str(i): row for i, row in watch.rows.items()}
-        self.inner.save({**tensors, **crossed}, {**values, "crossed": {"looks": watch.looks, "rows": rows}})
-
-    def load(self) -> tuple[Params, dict[str, Any]] | None:
-        """The state of the fit; what was crossed goes back to where it was."""
-        kept = self.inner.load()
-        if kept is None:
-            return None
-        tensors, values = dict(kept[0]), dict(kept[1])
-        crossed, watch = values.pop("crossed"), self.watch
-        watch.looks, watch.rows = crossed["looks"], {int(i): row for i, row in crossed["rows"].items()}
-        watch.found = {i: {} for i in watch.rows}
-        for name in [k for k in tensors if k.startswith("crossed/")]:
-            _, i, key = name.split("/", 2)
-            watch.found[int(i)][key] = tensors.pop(name).clone()
-        return tensors, values
+    def take(self, tensors: Params, values: Mapping[str, Any]) -> None:
+        """What a memory kept."""
+        self.looks, self.rows = values["looks"], {int(i): row for i, row in values["rows"].items()}
+        self.found = {i: taken(tensors, str(i)) for i in self.rows}
 
 
 @dataclass(frozen=True)
@@ -257,7 +235,7 @@ class String(Cell):
             self.method, threshold=limit.value, quantity=judge.quantity, on=judge.on, points=judge.points
         )  # fmt: skip
         test = limit.objective if method.judged else None
-        found = connect(objective, a, b, method, seed=self.a.seed, test=test, memory=job.checkpoint("search"))
+        found = connect(objective, a, b, method, seed=self.a.seed, test=test, memory=job.memory("search"))
         # without the seconds, which are no part of the result
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         save(replace(found, stats=stats), job.folder / "string.safetensors")

@@ -53,8 +53,8 @@ class Disconnected(Cell):
         """How it ended, and whether the string changes sides, as every path must."""
         example = permutation() if self.example == "permutation" else gaussian_mixture()
         method = replace(self.method, threshold=self.level)
-        checkpoint = job.checkpoint("search")
-        found = connect(example.objective, *example.minima, method, seed=self.seed, memory=checkpoint)
+        memory = job.memory("search")
+        found = connect(example.objective, *example.minima, method, seed=self.seed, memory=memory)
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         save(replace(found, stats=stats), job.folder / "string.safetensors")
         out = {k: stats[k] for k in ("beads", "gradient_steps", "maximum")}
