@@ -16,7 +16,8 @@ from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
-from isthmus.structure.chain import Chain, chain_of
+from isthmus.structure.chain import Chain
+from isthmus.structure.network_units import require_hidden_chain
 from isthmus.training.fit import Ended, Recipe
 from isthmus.training.progress import Progress
 
@@ -143,9 +144,7 @@ class Subnetwork(Connector):
         self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
     ) -> Connection:
         """Train the subnetworks, then build the path of the theorem."""
-        chain = chain_of(objective.program, objective.structure)
-        if chain.L < 2:
-            raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
+        chain = require_hidden_chain(objective, instead="Linear()")
         choice = Choice.start(self._options(chain), objective, chain, (a, b), generator, progress)
         if self.xi == "trained":
             choice.train()
