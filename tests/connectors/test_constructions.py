@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.moves.units import Label, Walk, join, others
+from isthmus.connectors.moves.units import Label, WeightWalk, join
 from isthmus.structure.chain import chain_of
+from isthmus.structure.network_units import complement
 from isthmus.training.fit import Recipe, fit
 from tests.problems import classify, odd_widths, perceptron, small_convnet, two_layers
 
@@ -245,12 +246,12 @@ def test_any_permutation_of_live_units_by_five_segments():
     chain = chain_of(problem.objective.program, problem.objective.structure)
     g = torch.Generator().manual_seed(0)
     for _ in range(20):
-        walk = Walk(chain, problem.a)
+        walk = WeightWalk(chain, problem.a)
         live = {l: torch.randperm(chain.widths[l], generator=g)[: chain.widths[l] // 2] for l in range(1, chain.L)}
         to = {l: torch.randperm(chain.widths[l], generator=g)[: chain.widths[l] // 2] for l in live}
         A, b = walk.now.A, walk.now.b
         for l in live:
-            walk.zero_rows(l, others(chain.widths[l], live[l]))
+            walk.zero_rows(l, complement(chain.widths[l], live[l]))
             columns = torch.zeros_like(A[l + 1])
             columns[:, live[l]] = A[l + 1][:, live[l]]
             A[l + 1] = columns
@@ -260,7 +261,7 @@ def test_any_permutation_of_live_units_by_five_segments():
         assert len(walk.labels) == 6
         torch.testing.assert_close(problem.objective.outputs(walk.points[-1]), before, rtol=1e-12, atol=1e-12)
         for l in live:
-            assert not bool(walk.now.A[l][others(chain.widths[l], to[l])].any())
+            assert not bool(walk.now.A[l][complement(chain.widths[l], to[l])].any())
             torch.testing.assert_close(
                 walk.now.b[l][to[l]], b[l].new_tensor(chain.read(problem.a).b[l][live[l]].tolist())
             )
@@ -272,7 +273,7 @@ def test_walks_that_do_not_meet_are_an_error():
     problem = two_layers()
     chain = chain_of(problem.objective.program, problem.objective.structure)
     with pytest.raises(im.IsthmusError, match="do not meet"):
-        join(Walk(chain, problem.a), Walk(chain, problem.b))
+        join(WeightWalk(chain, problem.a), WeightWalk(chain, problem.b))
     assert str(Label("Lemma 2, switch", "a")) == "Lemma 2, switch (a)"
 
 

@@ -95,7 +95,7 @@ def test_where_names_the_line_or_the_module() -> None:
             return self.fc(x).relu()
 
     nodes = trace(Written(), (noise(3, 4),)).nodes
-    assert nodes[0].where.startswith("test_program.py:")
+    assert nodes[0].where.startswith("test_export.py:")
     assert nodes[0].where.endswith("in forward: return self.fc(x).relu(), module 'fc' (Linear)")
     assert trace(between(nn.ReLU()), (noise(3, 4),)).nodes[1].where == "module '1' (ReLU)"
 

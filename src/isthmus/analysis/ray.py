@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import Connection, Outcome
-from isthmus.connectors.moves.units import others
 from isthmus.connectors.sublevel.columns import independent_units, move_onto
 from isthmus.connectors.sublevel.judge import default_tolerance, measure
 from isthmus.connectors.sublevel.trail import Trail
@@ -20,6 +19,7 @@ from isthmus.params import cast, check_finite, norm
 from isthmus.paths import Path
 from isthmus.premises.sublevel import descending, narrowing
 from isthmus.stability.noise.measure import Condition
+from isthmus.structure.network_units import complement
 
 __all__ = ["ray"]
 
@@ -112,7 +112,7 @@ def _idle_units(trail: Trail, size: float) -> str | None:
         order, rank = independent_units(F)
         if rank == F.shape[1]:
             continue
-        free = others(F.shape[1], order[:rank])
+        free = complement(F.shape[1], order[:rank])
         now = trail.walk.now
         now.A[l + 1] = move_onto(F, V, order[:rank]).permute(2, 0, 1).contiguous()
         trail.walk.step(f"layer {l}, Lemma 4.3: outgoing weights onto {rank} units", "v")

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import check_convex
-from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, draw_units, filled, measure, sizes
+from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, filled, measure, sizes
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
-from isthmus.structure.chain import Chain, Weights, chain_of
+from isthmus.structure.chain import Chain, Weights
+from isthmus.structure.network_units import random_units, require_hidden_chain
 from isthmus.training.fit import Recipe
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
@@ -147,8 +148,9 @@ def subnetwork_bounds(
     training = Training(objective, chain, recipe, generator, progress, memory)
     rows = []
     for l in wanted:
+        counts = {j: K[j] for j in widths if j >= l}
         starts = [
-            _draw(Start(chain, theta, l, draw_units(widths, K, generator, l)), init, generator)
+            _draw(Start(chain, theta, l, random_units(widths, counts, generator)), init, generator)
             for _ in range(draws if l else 1)
         ]
         if dropped:
@@ -254,10 +256,7 @@ def _ready(objective: Objective, params: Mapping[str, Tensor]) -> tuple[Chain, P
     check_convex(objective, "Theorem 4.1")
     theta = objective.check(params)
     check_finite(theta)
-    chain = chain_of(objective.program, objective.structure)
-    if chain.L < 2:
-        raise InputError("network", expected="at least one hidden layer", got="none")
-    return chain, theta
+    return require_hidden_chain(objective), theta
 
 
 def _test_objective(objective: Objective, test: Objective | Data | None) -> Objective | None:

@@ -32,6 +32,7 @@ from isthmus.certify.bounds import Bound, bound_of_outputs, unsure
 from isthmus.certify.claims import Claim
 from isthmus.certify.forms import Form
 from isthmus.errors import UnsupportedError
+from isthmus.evaluate.chain import loss_of_outputs
 from isthmus.evaluate.level_network import LevelNetwork
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
@@ -186,14 +187,14 @@ def _mixed(net: LevelNetwork, ends: tuple[Params, Params], s: float) -> Iterator
 def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Level:
     objective, y = net.objective, net.objective.data[1]
     ends = [objective.outputs(_wide(segment, t)) for t in (0.0, 1.0)]
-    losses = [_loss(objective, Z) for Z in ends]
+    losses = [loss_of_outputs(objective, Z) for Z in ends]
     scale = max(float(ends[0].abs().max()), float(ends[1].abs().max())) or 1.0
     strays, deviations = [0.0], [0.0]
     for k in range(1, POINTS - 1):
         t = k / (POINTS - 1)
         Z, want = objective.outputs(_wide(segment, t)), torch.lerp(ends[0], ends[1], t)
         strays.append(float((Z - want).abs().max()))
-        deviations.append(abs(_loss(objective, Z) - _loss(objective, want)))
+        deviations.append(abs(loss_of_outputs(objective, Z) - loss_of_outputs(objective, want)))
     wide = all(v.dtype == torch.float64 for v in segment.origin.values() if v.is_floating_point())
     known = all(map(isfinite, (*losses, *strays, *deviations)))  # a maximum may pass over NaN
     stray, deviation = (max(strays), max(deviations)) if known else (nan, nan)
@@ -223,7 +224,3 @@ def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Le
 
 def _wide(segment: LevelCurve, t: float) -> Params:
     return cast(segment.at(t), torch.float64)
-
-
-def _loss(objective: Objective, outputs: Tensor) -> float:
-    return objective.of_outputs([(outputs, objective.data[1])])[0]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
+from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import SCALES, Dropped, search
 from isthmus.stability.dropout.subsets import SEARCHES, check_choice
-from isthmus.structure.chain import Weights, chain_of
+from isthmus.structure.chain import Weights
+from isthmus.structure.network_units import Units, complement, places, require_hidden_chain
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ class Dropout(Connector):
     def find(self, task: Task) -> Connection:
         """Search the subsets at both ends, then build the path of the theorem."""
         objective, a, b = task.objective, task.a, task.b
-        chain = chain_of(objective.program, objective.structure)
-        if chain.L < 2:
-            raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
+        chain = require_hidden_chain(objective, instead="Linear()")
         total = 2 * self.masks * (chain.L - 1)
         done = 0
 
@@ -84,7 +82,7 @@ class Dropout(Connector):
                     by=self.search, enough=enough,
                 ),
             )  # fmt: skip
-            walk = Walk(chain, params)
+            walk = WeightWalk(chain, params)
             drop_out(walk, best, "AB"[len(walks)], self.every_vertex)
             walks.append(walk)
             found.append(best)
@@ -102,7 +100,7 @@ def _row(d: Dropped) -> dict[str, object]:
     return {"entry": d.entry, "loss": d.loss, "scale": d.scale, "kept": kept, "separates_data": d.separates}
 
 
-def drop_out(walk: Walk, best: dict[int, Dropped], end: str, every_vertex: bool) -> None:
+def drop_out(walk: WeightWalk, best: dict[int, Dropped], end: str, every_vertex: bool) -> None:
     """Lemma 1: from theta through theta_{L-1}, ..., theta_1, where only `best[1].kept` is alive and the rest is 0."""
     chain, L, theta = walk.chain, walk.L, walk.original
     small = {i: best[i].layers(theta, L) for i in best}
@@ -120,14 +118,14 @@ def drop_out(walk: Walk, best: dict[int, Dropped], end: str, every_vertex: bool)
         home = best[i].kept
         place: Units = {i: home[i]}
         for j in range(i + 1, L):
-            place[j] = _slots(chain.widths[j], home[j], live[j])
-            walk.zero_rows(j, others(chain.widths[j], live[j]))
+            place[j] = places(home[j], complement(chain.widths[j], live[j]))
+            walk.zero_rows(j, complement(chain.widths[j], live[j]))
             walk.put_rows(j, place[j], place[j - 1], small[i].A[j], small[i].b[j])
         walk.step(f"Lemma 1 at {end}, write theta_{i} into dead units", "b")
         put_output(i, place[L - 1])
         walk.step(f"Lemma 1 at {end}, switch to theta_{i}", "a")
         for j in range(i + 1, L):
-            walk.zero_rows(j, others(chain.widths[j], place[j]))
+            walk.zero_rows(j, complement(chain.widths[j], place[j]))
         walk.each_layer(walk.copy_rows, i + 1, place, home)
         walk.step(f"Lemma 1 at {end}, copy theta_{i} home", "b")
         walk.each_layer(walk.move_columns, i + 1, place, home)
@@ -137,27 +135,18 @@ def drop_out(walk: Walk, best: dict[int, Dropped], end: str, every_vertex: bool)
     walk.step(f"Lemma 1 at {end}, theta_1", "b")
 
 
-def _clear(walk: Walk, live: Units) -> None:
+def _clear(walk: WeightWalk, live: Units) -> None:
     for j in live:
-        walk.zero_rows(j, others(walk.chain.widths[j], live[j]))
+        walk.zero_rows(j, complement(walk.chain.widths[j], live[j]))
 
 
-def _slots(n: int, home: Tensor, live: Tensor) -> Tensor:
-    """A place in the dead units for each unit: its own if dead, else a dead one that is nobody's home."""
-    taken = torch.isin(home, live)
-    free = others(n, torch.cat([live, home]))
-    place = home.clone()
-    place[taken] = free[: int(taken.sum())]
-    return place
-
-
-def connect_halves(walk: Walk, live: Units, target: Weights, home: Units) -> None:
+def connect_halves(walk: WeightWalk, live: Units, target: Weights, home: Units) -> None:
     """Lemma 2: from a network on the units `live` to one on the units `home` (both at most half), 8 segments.
 
     `target` holds the full weights to arrive at: zero outside `home`.
     """
     chain, L = walk.chain, walk.L
-    place = {l: others(chain.widths[l], live[l])[: len(home[l])] for l in home}
+    place = {l: complement(chain.widths[l], live[l])[: len(home[l])] for l in home}
     for l in place:
         rows = target.A[l][home[l]]
         before = None if l == 1 else place[l - 1]
@@ -166,6 +155,6 @@ def connect_halves(walk: Walk, live: Units, target: Weights, home: Units) -> Non
     walk.put_output(place[L - 1], target.A[L][:, home[L - 1]], target.b[L])
     walk.step("Lemma 2, switch from A to B", "a")
     for l in place:
-        walk.zero_rows(l, others(chain.widths[l], place[l]))
+        walk.zero_rows(l, complement(chain.widths[l], place[l]))
     walk.step("Lemma 2, clear theta_1 of A", "b")
     walk.permute_live(place, home, "Lemma 4")

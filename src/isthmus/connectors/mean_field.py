@@ -8,11 +8,13 @@ from math import isnan
 import torch
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text
+from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
-from isthmus.stability.dropout.pattern import losses_of, without
+from isthmus.evaluate.chain import losses_of
+from isthmus.stability.dropout.pattern import without
 from isthmus.stability.dropout.subsets import rescaling
-from isthmus.structure.chain import Chain, Weights, chain_of
+from isthmus.structure.chain import Chain, Weights
+from isthmus.structure.network_units import Units, require_hidden_chain
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,11 @@ class MeanField(Connector):
     def find(self, task: Task) -> Connection:
         """Halve both ends, the last hidden layer first, and join the halves."""
         objective, a, b = task.objective, task.a, task.b
-        chain = chain_of(objective.program, objective.structure)
-        if chain.L < 2:
-            raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
+        chain = require_hidden_chain(objective, instead="Linear()")
         halves = first, second = self._halves(chain, task.generator)
         swap = self.halves == "opposite"
         rooms = (halves, (second, first) if swap else halves)
-        walks = [Walk(chain, params) for params in (a, b)]
+        walks = [WeightWalk(chain, params) for params in (a, b)]
         live = [halve(walk, rooms[e], "AB"[e]) for e, walk in enumerate(walks)]
         _join_halves(walks[0], walks[1].now, live[1], None if swap else _elsewhere(halves, live[1]))
         path, labels = join(*walks)
@@ -90,7 +90,7 @@ def _elsewhere(rooms: tuple[Units, Units], units: Units) -> Units:
     return {l: rooms[1][l] if units[l] is rooms[0][l] else rooms[0][l] for l in units}
 
 
-def halve(walk: Walk, rooms: tuple[Units, Units], end: str) -> Units:
+def halve(walk: WeightWalk, rooms: tuple[Units, Units], end: str) -> Units:
     """From theta through theta_{L-1} .. theta_1 on the units `rooms[0]`, 2L - 3 segments; where they live at last.
 
     Layer i is halved by writing the layers after it anew, reading only the kept units of layer i, into the half of each
@@ -111,7 +111,7 @@ def halve(walk: Walk, rooms: tuple[Units, Units], end: str) -> Units:
     return live
 
 
-def _join_halves(walk: Walk, target: Weights, home: Units, place: Units | None) -> None:
+def _join_halves(walk: WeightWalk, target: Weights, home: Units, place: Units | None) -> None:
     """From A's theta_1 to that of B, whose full weights are `target` and which lives on the units `home`.
 
     Three segments where A's lives elsewhere. If it lives there too, B's is written to `place` first: five segments.

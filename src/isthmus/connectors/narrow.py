@@ -10,22 +10,28 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
+from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.connectors.noise_dropout import (
     End,
     bernoulli_count,
     best_of,
     check_draws,
-    hidden_chain,
-    kept_count,
-    random_units,
     report,
 )
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import losses_of
 from isthmus.objective.data import single
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
+from isthmus.structure.network_units import (
+    Units,
+    common_places,
+    complement,
+    kept_count,
+    random_units,
+    require_hidden_chain,
+)
 from isthmus.training.fit import Ended, Fitted, Recipe, fit
 
 
@@ -100,7 +106,7 @@ class Narrow(Connector):
     def find(self, task: Task) -> Connection:
         """Choose how many units to drop, train or read theta*, draw at both ends, then build the path."""
         objective, a, b = task.objective, task.a, task.b
-        chain = hidden_chain(objective)
+        chain = require_hidden_chain(objective, instead="Linear()")
         given: Mapping[str, Any] | None = vars(self)["network"]
         if given is not None:
             hub, widths = read_network(chain, given, a)
@@ -115,7 +121,7 @@ class Narrow(Connector):
             else:
                 p = cast(float, self.p)
                 sizes = {l: bernoulli_count(chain.widths[l], p, m, task.generator) for l, m in most.items()}
-            return random_units(chain, sizes, task.generator)
+            return random_units(chain.widths, sizes, task.generator)
 
         ends = best_of(objective, chain, (a, b), draw, factors, self.draws, task.progress)
         fitted: Fitted | None = None
@@ -153,7 +159,7 @@ class Narrow(Connector):
         hidden = range(1, chain.L)
         if self.width is None:
             p = cast(float, self._probability())
-            return {l: max(1, chain.widths[l] - kept_count(chain.widths[l], p)) for l in hidden}
+            return {l: max(1, chain.widths[l] - kept_count(chain.widths[l], 1 - p)) for l in hidden}
         widths = (self.width,) * len(hidden) if isinstance(self.width, int) else tuple(self.width)
         if len(widths) != len(hidden):
             raise InputError("width", expected=f"one number, or {len(hidden)} for the hidden layers", got=widths)
@@ -167,7 +173,7 @@ class Narrow(Connector):
             n = chain.widths[l]
             if h > n:
                 raise InputError(f"theta*, hidden layer {l}", expected=f"at most the layer's {n} units", got=h)
-            drop[l] = h if p is None else max(1, n - kept_count(n, p))
+            drop[l] = h if p is None else max(1, n - kept_count(n, 1 - p))
             factors[l] = rescaling(n, n - h) if p is None else 1 / (1 - p)
             if self.counts == "fixed" and drop[l] < h:
                 raise InputError(
@@ -184,16 +190,14 @@ class Narrow(Connector):
         trained = [n for l in range(1, chain.L + 1) for n in chain.layer(l).trainable]
         best: Fitted | None = None
         for attempt in range(self.attempts):
-            start = chain.write(random_weights(chain, widths, like, task.generator), like)
+            start = chain.write(chain.he_init(task.generator, like, widths), like)
             fixed = {n: v for n, v in start.items() if n not in trained}
 
             def batch_loss(small: Params, index: Tensor, fixed: Params = fixed) -> Tensor:
                 return objective.example_losses(chain.forward({**fixed, **small}, x[index]), y[index]).mean()
 
             def full_loss(small: Params, fixed: Params = fixed) -> float:
-                parts = zip(x.split(objective.chunk), y.split(objective.chunk), strict=True)
-                with torch.no_grad():
-                    return objective.of_outputs((chain.forward({**fixed, **small}, p), q) for p, q in parts)[0]
+                return losses_of(objective, chain, {**fixed, **small}, x)[0]
 
             fitted = fit(
                 batch_loss, full_loss, {n: start[n] for n in trained}, objective.num_examples, self.recipe(),
@@ -207,32 +211,7 @@ class Narrow(Connector):
             if best.loss <= 2 * target:
                 break
         best = cast(Fitted, best)
-        return compact(chain, widths, best.params), best
-
-
-def random_weights(chain: Chain, widths: Mapping[int, int], like: Params, generator: torch.Generator) -> Weights:
-    """He's random weights for these hidden widths, biases zero, BatchNorm the identity."""
-    theta = chain.read(like)
-    A, b = {}, {}
-    for l in range(1, chain.L + 1):
-        rows, columns = widths.get(l, chain.widths[l]), widths.get(l - 1, chain.widths[l - 1])
-        k = theta.A[l].shape[2]
-        gain = (1 if l == chain.L else 2) / (columns * k)
-        A[l] = torch.randn(rows, columns, k, generator=generator, dtype=torch.float64).to(theta.A[l]) * gain**0.5
-        ones = [float(v.endswith((".weight", "running_var"))) for v in chain.layer(l).vectors]
-        b[l] = torch.tensor(ones).to(theta.A[l]).expand(rows, -1)
-    return Weights(A, b)
-
-
-def compact(chain: Chain, widths: Mapping[int, int], small: Mapping[str, Tensor]) -> Weights:
-    """A narrow state_dict by layer."""
-    A, b = {}, {}
-    for l in range(1, chain.L + 1):
-        weight = small[chain.layer(l).weight]
-        A[l] = weight.reshape(len(weight), widths.get(l - 1, chain.widths[l - 1]), -1)
-        columns = [small[v] for v in chain.layer(l).vectors]
-        b[l] = torch.stack(columns, 1) if columns else weight.new_zeros(len(weight), 0)
-    return Weights(A, b)
+        return chain.read(best.params), best
 
 
 def read_network(chain: Chain, given: Mapping[str, Tensor], like: Params) -> tuple[Weights, dict[int, int]]:
@@ -259,21 +238,19 @@ def read_network(chain: Chain, given: Mapping[str, Tensor], like: Params) -> tup
         for name, want in wanted.items():
             if tuple(small[name].shape) != want:
                 raise InputError(f"network[{name!r}]", expected=f"shape {want}", got=tuple(small[name].shape))
-    return compact(chain, widths, small), widths
+    return chain.read(small), widths
 
 
-def through_hub(walk: Walk, hub: Weights, ends: tuple[End, End]) -> None:
+def through_hub(walk: WeightWalk, hub: Weights, ends: tuple[End, End]) -> None:
     """From theta_1 of a to theta* on units that b has dropped, by the 8 segments of Lemma 2."""
     chain, L = walk.chain, walk.L
     place: Units = {}
     home: Units = {}
     for l in range(1, L):
         n, size = chain.widths[l], len(hub.A[l])
-        free_a, free_b = others(n, ends[0].kept[l]), others(n, ends[1].kept[l])
-        both = free_a[torch.isin(free_a, free_b)][:size]
-        # dropped at both ends: theta* can stay; the places of the other units have no unit in common
-        place[l] = torch.cat([both, free_a[~torch.isin(free_a, free_b)][: size - len(both)]])
-        home[l] = torch.cat([both, free_b[~torch.isin(free_b, free_a)][: size - len(both)]])
+        free_a, free_b = (complement(n, end.kept[l]) for end in ends)
+        # where dropped at both ends theta* can stay; the places of the other units have no unit in common
+        place[l], home[l] = common_places(size, free_a, free_b)
         walk.zero_rows(l, free_a)
     for l in range(1, L):
         walk.put_rows(l, place[l], None if l == 1 else place[l - 1], hub.A[l], hub.b[l])
@@ -281,12 +258,12 @@ def through_hub(walk: Walk, hub: Weights, ends: tuple[End, End]) -> None:
     walk.put_output(place[L - 1], hub.A[L], hub.b[L])
     walk.step("Lemma 2, switch to the narrow network", "a")
     for l in range(1, L):
-        walk.zero_rows(l, others(chain.widths[l], place[l]))
+        walk.zero_rows(l, complement(chain.widths[l], place[l]))
     walk.step("Lemma 2, clear theta_1 of A", "b")
     walk.permute_live(place, home, "Lemma 4")
 
 
-def leave_hub(there: Walk, back: Walk, end: End) -> None:
+def leave_hub(there: WeightWalk, back: WeightWalk, end: End) -> None:
     """From theta* on units that theta_1 of b has dropped to theta_1 of b: 3 segments."""
     L, target = there.L, back.now
     for l in range(1, L):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import floor, isfinite, lgamma, log
+from math import isfinite, lgamma, log
 from typing import Any
 
 import torch
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.dropout import connect_halves
-from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
+from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
 from isthmus.paths import Path
-from isthmus.structure.chain import Chain, Weights, chain_of
+from isthmus.structure.chain import Chain, Weights
+from isthmus.structure.network_units import Units, complement, kept_count, random_units, require_hidden_chain
 from isthmus.training.progress import Progress
 
 COUNTS = ("fixed", "bernoulli")
@@ -68,21 +69,21 @@ class NoiseDropout(Connector):
     def find(self, task: Task) -> Connection:
         """Draw at both ends, then build the path of the theorem."""
         objective, a, b = task.objective, task.a, task.b
-        chain = hidden_chain(objective)
+        chain = require_hidden_chain(objective, instead="Linear()")
         most = {l: chain.widths[l] // 2 for l in range(1, chain.L)}
 
         def draw() -> Units:
             if self.counts == "fixed":
-                sizes = {l: min(m, kept_count(chain.widths[l], self.p)) for l, m in most.items()}
+                sizes = {l: min(m, kept_count(chain.widths[l], 1 - self.p)) for l, m in most.items()}
             else:
                 sizes = {l: bernoulli_count(chain.widths[l], self.p, m, task.generator) for l, m in most.items()}
-            return random_units(chain, sizes, task.generator)
+            return random_units(chain.widths, sizes, task.generator)
 
         factors = {l: 1 / (1 - self.p) for l in most}
         ends = best_of(objective, chain, (a, b), draw, factors, self.draws, task.progress)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
         for l, kept in ends[0].kept.items():  # dropped units keep their rows in theta_1: they are overwritten
-            there.zero_rows(l, others(chain.widths[l], kept))
+            there.zero_rows(l, complement(chain.widths[l], kept))
         connect_halves(there, ends[0].kept, back.now, ends[1].kept)
         # the last step of Lemma 4 may write any rows into dead units: those that b has, in place of zeros
         there.points.pop()
@@ -104,34 +105,12 @@ def check_draws(draws: int, counts: str, num_points: int) -> None:
         raise InputError("num_points", expected="at least 2 points per straight segment", got=num_points)
 
 
-def hidden_chain(objective: Objective) -> Chain:
-    """The objective's network as a chain with at least one hidden layer."""
-    chain = chain_of(objective.program, objective.structure)
-    if chain.L < 2:
-        raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
-    return chain
-
-
-def kept_count(n: int, p: float) -> int:
-    """How many of n units stay at dropout probability p; of few units perhaps none.
-
-    >>> kept_count(60, 0.3), kept_count(32, 0.2), kept_count(2, 0.9)
-    (42, 25, 0)
-    """
-    return floor((1 - p) * n + 1e-9)  # (1 - 0.3) * 60 is 41.99...
-
-
 def bernoulli_count(n: int, p: float, most: int, generator: torch.Generator) -> int:
     """How many of n units Algorithm 1 keeps, given that there are at most `most`."""
     k = range(most + 1)
     logs = [lgamma(n + 1) - lgamma(j + 1) - lgamma(n - j + 1) + j * log(1 - p) + (n - j) * log(p) for j in k]
     weights = torch.tensor(logs, dtype=torch.float64).softmax(0)
     return k[int(torch.multinomial(weights, 1, generator=generator))]
-
-
-def random_units(chain: Chain, sizes: Mapping[int, int], generator: torch.Generator) -> Units:
-    """Uniformly random units, ascending, of the given number in each hidden layer."""
-    return {l: torch.randperm(chain.widths[l], generator=generator)[:k].sort().values for l, k in sizes.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +132,9 @@ class End:
             out.A[l + 1] = new
         return out
 
-    def walk(self, end: str) -> Walk:
+    def walk(self, end: str) -> WeightWalk:
         """From theta straight to theta_1."""
-        walk = Walk(self.chain, self.theta)
+        walk = WeightWalk(self.chain, self.theta)
         walk.now = self.dropped()
         walk.step(f"Algorithm 1 at {end}, straight to theta_1", "d")
         return walk

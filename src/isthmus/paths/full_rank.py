@@ -122,12 +122,12 @@ class FullRank:
         # n-dimensional spaces turn into each other within their sum, of dimension at most 2n
         self._span = torch.linalg.qr(torch.cat([Q0, Q1], 1))[0]
         q0, q1 = self._span.T @ Q0, self._span.T @ Q1
-        c0, c1 = _complement(q0), _complement(q1)
+        c0, c1 = orthogonal_complement(q0), orthogonal_complement(q1)
         U, _, Vh = torch.linalg.svd(c1.T @ c0)
         c1 = c1 @ U @ Vh
         if float(torch.linalg.det(torch.cat([q0, c0], 1)) * torch.linalg.det(torch.cat([q1, c1], 1))) < 0:
             U[:, -1] = -U[:, -1]
-            c1 = _complement(q1) @ U @ Vh
+            c1 = orthogonal_complement(q1) @ U @ Vh
         rotation = torch.cat([q1, c1], 1) @ torch.cat([q0, c0], 1).T
         Z, pairs, angles = _planes(rotation)
         self._Z, self._q, self._S = Z, Z.T @ q0, (S0, S1)
@@ -141,7 +141,7 @@ def _polar(W: Tensor) -> tuple[Tensor, Tensor]:
     return U @ Vh, (Vh.T * s) @ Vh
 
 
-def _complement(q: Tensor) -> Tensor:
+def orthogonal_complement(q: Tensor) -> Tensor:
     """Orthonormal columns that complete those of q to a basis."""
     return torch.linalg.qr(q, mode="complete")[0][:, q.shape[1] :]
 

@@ -18,9 +18,9 @@ from isthmus.premises.general_position import Position, position
 from isthmus.premises.memorise import line_capacity, slab_capacity
 from isthmus.premises.separability import Separation, separate
 from isthmus.structure.chain import Chain, chain_of
+from isthmus.structure.network_units import Units, random_units
 
 Progress = Callable[[str, int, int], None]
-Units = dict[int, Tensor]
 
 SUBSETS = 100
 """Random subsets of d + 1 points that the test of general position tries."""
@@ -99,7 +99,7 @@ def memorisation(
     generator = torch.Generator().manual_seed(seed)
     sizes = {l: n[l] - 1 if l <= L - 3 else -(-n[l] // 2) for l in range(1, L)}
     if held is None:
-        held = _draw(n, sizes, generator)
+        held = random_units(n, sizes, generator)
         held[L - 2] = _most_varied(
             chain.features(theta, single(objective.data[0]), L - 2, objective.chunk), sizes[L - 2]
         )
@@ -147,7 +147,7 @@ def separability(
     if y.is_floating_point() or y.dim() != 1:
         raise UnsupportedError("labels", "separability needs one class number per example")
     if held is None:
-        held = _draw(n, {l: max(n[l] - n[chain.L], -(-n[l] // 2)) for l in range(1, chain.L)}, _seeded(seed))
+        held = random_units(n, {l: max(n[l] - n[chain.L], -(-n[l] // 2)) for l in range(1, chain.L)}, _seeded(seed))
     _check_held(n, held)
     wanted = range(chain.L) if layers is None else sorted(set(layers))
     if not set(wanted) <= set(range(chain.L)):
@@ -173,10 +173,6 @@ def is_perceptron(chain: Chain) -> bool:
 
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def _draw(widths: tuple[int, ...], sizes: Mapping[int, int], generator: torch.Generator) -> Units:
-    return {l: torch.randperm(widths[l], generator=generator)[:k].sort().values for l, k in sizes.items()}
 
 
 def _most_varied(h: Tensor, k: int) -> Tensor:

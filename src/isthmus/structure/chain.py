@@ -68,10 +68,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Chain:
-    """A network x -> layer 1 -> ... -> layer L, with separable hidden units between the layers."""
+    """A network x -> layer 1 -> ... -> layer L, with separable hidden units between the layers.
+
+    `widths`: n_0 .. n_L. `entries`: k_1 .. k_L, how many weights of a unit read one unit before it.
+    """
 
     layers: tuple[Layer, ...]
     widths: tuple[int, ...]
+    entries: tuple[int, ...]
     input: str
 
     @property
@@ -83,14 +87,46 @@ class Chain:
         """Layer l, counted from 1 as in the papers."""
         return self.layers[l - 1]
 
-    def read(self, params: Mapping[str, Tensor]) -> Weights:
-        """The weights of `params` by layer, as views where possible."""
+    def read(self, params: Mapping[str, Tensor], first: int = 1, entering: int | None = None) -> Weights:
+        """The weights of `params` by layer, from layer `first` on, as views where possible.
+
+        The layers may be narrower than the network's; `entering` is the number of units that layer `first` reads
+        (default: all of them).
+        """
         A, b = {}, {}
-        for l, layer in enumerate(self.layers, start=1):
-            A[l] = params[layer.weight].reshape(self.widths[l], self.widths[l - 1], -1)
-            columns = [params[v] for v in layer.vectors]
-            b[l] = torch.stack(columns, 1) if columns else A[l].new_zeros(self.widths[l], 0)
+        columns = self.widths[first - 1] if entering is None else entering
+        for l in range(first, self.L + 1):
+            layer, W = self.layer(l), params[self.layer(l).weight]
+            A[l] = W.reshape(len(W), columns, self.entries[l - 1])
+            vectors = [params[v] for v in layer.vectors]
+            b[l] = torch.stack(vectors, 1) if vectors else W.new_zeros(len(W), 0)
+            columns = len(W)
         return Weights(A, b)
+
+    def he_init(
+        self,
+        generator: torch.Generator,
+        like: Mapping[str, Tensor],
+        widths: Mapping[int, int] | None = None,
+        first: int = 1,
+    ) -> Weights:
+        """He's random weights for the layers from `first` on, biases 0, BatchNorm the identity.
+
+        `widths` replaces the widths of some layers; `like` gives the precision and the device.
+        """
+        n, A, b = dict(enumerate(self.widths)) | dict(widths or {}), {}, {}
+        for l in range(first, self.L + 1):
+            shape, own = (n[l], n[l - 1], self.entries[l - 1]), like[self.layer(l).weight]
+            gain = (1 if l == self.L else 2) / max(1, shape[1] * shape[2])
+            A[l] = torch.randn(shape, generator=generator, dtype=torch.float64).to(own) * gain**0.5
+            ones = [float(v.endswith((".weight", "running_var"))) for v in self.layer(l).vectors]
+            b[l] = torch.tensor(ones).to(own).expand(n[l], -1)
+        return Weights(A, b)
+
+    def compact(self, weights: Weights, like: Mapping[str, Tensor]) -> Params:
+        """The small tensors of a subnetwork that starts at a layer > 1: only those of the layers in `weights`."""
+        small = self.write(weights, like)
+        return {n: small[n] for l in weights.A for n in (self.layer(l).weight, *self.layer(l).vectors)}
 
     def write(self, weights: Weights, like: Mapping[str, Tensor]) -> Params:
         """`like` with the layers in `weights` put in; widths may differ from those of `like` (a subnetwork)."""
@@ -207,7 +243,8 @@ def chain_of(program: Program, structure: Structure) -> Chain:
     used = {v for layer in layers for v in (layer.weight, *layer.vectors)}
     if unused := [k for k in shapes if k not in used and not k.endswith("num_batches_tracked")]:
         raise UnsupportedError(f"parameter {unused[0]!r}", "it belongs to no layer of the chain")
-    return Chain(tuple(layers), widths, program.inputs[0])
+    entries = tuple(prod(shapes[n]) // (shapes[n][0] * before) for n, before in zip(names, widths[:-1], strict=True))
+    return Chain(tuple(layers), widths, entries, program.inputs[0])
 
 
 def factor(node: Node) -> float | None:

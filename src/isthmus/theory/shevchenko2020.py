@@ -8,8 +8,9 @@ from math import isfinite
 import torch
 
 from isthmus.errors import UnsupportedError
+from isthmus.evaluate.chain import losses_of
 from isthmus.premises.mean_field import multilayer_premises, two_layer_premises
-from isthmus.stability.dropout.pattern import losses_of, without
+from isthmus.stability.dropout.pattern import without
 from isthmus.stability.noise.measure import Condition
 from isthmus.theory.kuditipudi2019 import convex_rows
 from isthmus.theory.table import Pair, Row, conclusion, rounded_up, rows_of

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.moves.units import others
 from isthmus.connectors.sublevel import full_rank_features, move_onto, replace_features, shifts
 from isthmus.connectors.sublevel.columns import Unreachable, independent_units, kinks, least_squares, multiply
 from isthmus.connectors.sublevel.trail import Trail
 from isthmus.evaluate.level_network import LevelNetwork, rank_of
+from isthmus.structure.network_units import complement
 from tests.problems import blobs, perceptron, random_params
 
 F64 = torch.float64
@@ -51,12 +51,12 @@ def test_lemma_4_3_moves_outgoing_weights_onto_columns_that_span(k):
     held = order[:count]
     assert count == (rank if k == 1 else 2)  # three columns per unit: two units span four dimensions
     new = move_onto(F, V, held)
-    assert bool((new[others(units, held)] == 0).all())
+    assert bool((new[complement(units, held)] == 0).all())
     for t in (0.25, 1.0):
         torch.testing.assert_close(multiply(F, torch.lerp(V, new, t)), multiply(F, V), rtol=1e-12, atol=1e-11)
     # at the end, the features of the other units do not matter
     changed = F.clone()
-    changed[:, others(units, held)] = 1e3
+    changed[:, complement(units, held)] = 1e3
     torch.testing.assert_close(multiply(changed, new), multiply(F, V), rtol=1e-12, atol=1e-11)
 
 

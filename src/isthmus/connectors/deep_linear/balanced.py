@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import UnsupportedError
-from isthmus.paths.full_rank import FullRank
+from isthmus.paths.full_rank import FullRank, orthogonal_complement
 
 RANK = 1e-10
 """Singular values below this part of the largest count as zero."""
@@ -133,7 +133,7 @@ class OppositeSides(UnsupportedError):
 def own_frame(pair: Balanced) -> Tensor:
     """E [n, min(p, q)], orthonormal, in which the pair is already."""
     side = pair.side
-    return torch.cat([pair.Q, _complement(pair.Q)], 1)[:, : len(side)] @ _completed(side).T
+    return torch.cat([pair.Q, orthogonal_complement(pair.Q)], 1)[:, : len(side)] @ _completed(side).T
 
 
 def common_frame(one: Balanced, other: Balanced) -> Tensor:
@@ -175,7 +175,7 @@ class Turning:
             return self.pair.framed(self.pair.Q, self.v)
         Q = self.path.at(s)
         if self.square:  # the last column is the one that keeps the determinant
-            last = _complement(Q)
+            last = orthogonal_complement(Q)
             Q = torch.cat([Q, last], 1)
             if float(torch.linalg.det(Q) * torch.linalg.det(self.pair.Q)) < 0:
                 Q = torch.cat([Q[:, :-1], -last], 1)
@@ -245,17 +245,12 @@ def _range(M: Tensor) -> Tensor:
     return U[:, s > RANK * s.max()] if s.numel() and float(s.max()) > 0 else U[:, :0]
 
 
-def _complement(Q: Tensor) -> Tensor:
-    """Orthonormal columns that complete those of Q to a basis."""
-    return torch.linalg.qr(Q, mode="complete")[0][:, Q.shape[1] :]
-
-
 def _completed(side: Tensor) -> Tensor:
-    return torch.cat([side, _complement(side)], 1)
+    return torch.cat([side, orthogonal_complement(side)], 1)
 
 
 def _mirrored(pair: Balanced, side: Tensor) -> Tensor:
     """The other half of O(n): one direction that the pair does not use is turned round."""
-    full = torch.cat([pair.Q, _complement(pair.Q)], 1)
+    full = torch.cat([pair.Q, orthogonal_complement(pair.Q)], 1)
     full[:, -1] = -full[:, -1]
     return full[:, : len(side)] @ _completed(side).T

@@ -11,7 +11,7 @@ These labels are what a construction claims; certificates derive their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,7 @@ from isthmus.errors import IsthmusError
 from isthmus.params import Params, equal, moves
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain, Weights
-
-Units = dict[int, Tensor]
-"""For each hidden layer, unit numbers (int64, no repetitions)."""
+from isthmus.structure.network_units import Units, complement, places
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,7 @@ class Label:
         return f"{self.source} ({self.move})"
 
 
-def others(n: int, units: Tensor) -> Tensor:
-    """The units of 0..n-1 that are not in `units`, ascending.
-
-    >>> others(5, torch.tensor([1, 4]))
-    tensor([0, 2, 3])
-    """
-    keep = torch.ones(n, dtype=torch.bool)
-    keep[units.cpu()] = False
-    return keep.nonzero().flatten().to(units.device)
-
-
-class Walk:
+class WeightWalk:
     """A growing list of vertices, each changed from the one before by one of the moves.
 
     Between two calls of `step` any number of the editing functions may be used; `step` closes the segment.
@@ -122,13 +109,10 @@ class Walk:
         """
         between: Units = {}
         for l in live:
-            # places that are not live serve at once; the rest wait in free places until theirs is free
-            occupied = torch.isin(to[l], live[l])
-            stays = to[l] == live[l]
-            spare = others(self.chain.widths[l], torch.cat([live[l], to[l]]))
-            wait = occupied & ~stays
+            # units move to places that are not live; the others wait in free ones until theirs is
+            moving, dead = live[l] != to[l], complement(self.chain.widths[l], live[l])
             between[l] = to[l].clone()
-            between[l][wait] = spare[: int(wait.sum())]
+            between[l][moving] = places(to[l][moving], dead)
         self.each_layer(self.copy_rows, 1, live, between)
         self.step(f"{source}, copy to free units", "b")
         self.each_layer(self.move_columns, 1, live, between)
@@ -138,13 +122,13 @@ class Walk:
         self.each_layer(self.move_columns, 1, between, to)
         self.step(f"{source}, hand over outgoing weights", "m")
         for l in to:
-            self.zero_rows(l, others(self.chain.widths[l], to[l]))
+            self.zero_rows(l, complement(self.chain.widths[l], to[l]))
         if arrive is not None:
             self.now = arrive.copy()
         self.step(f"{source}, clear dead units", "b")
 
 
-def join(there: Walk, back: Walk) -> tuple[Path, list[Label]]:
+def join(there: WeightWalk, back: WeightWalk) -> tuple[Path, list[Label]]:
     """The path along `there` and then `back` in reverse; both walks must have met.
 
     Integer tensors may differ (``connect`` lets only BatchNorm's counters, which no output depends on).
@@ -155,13 +139,6 @@ def join(there: Walk, back: Walk) -> tuple[Path, list[Label]]:
     path = Path.through([*there.points, *reversed(back.points[:-1])])
     backwards = [Label(f"{label.source}, backwards", label.move) for label in reversed(back.labels)]
     return path, [*there.labels, *backwards]
-
-
-def network_of(chain: Chain, weights: Weights, like: Mapping[str, Tensor]) -> Params:
-    """The small tensors of a subnetwork that starts at layer l > 1: only the layers in `weights`."""
-    names = [n for l in weights.A for n in (chain.layer(l).weight, *chain.layer(l).vectors)]
-    small = chain.write(weights, like)
-    return {n: small[n] for n in names}
 
 
 def labels_as_text(labels: Sequence[Label]) -> list[str]:

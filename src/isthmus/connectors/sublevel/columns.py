@@ -15,10 +15,10 @@ import torch
 from scipy.linalg import qr
 from torch import Tensor
 
-from isthmus.connectors.moves.units import others
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.level_network import RANK, singular_values
 from isthmus.paths.full_rank import RowSolver
+from isthmus.structure.network_units import complement, places
 
 __all__ = [
     "Unreachable",
@@ -97,7 +97,7 @@ def move_onto(F: Tensor, V: Tensor, units: Tensor) -> Tensor:
     >>> move_onto(F, torch.tensor([[[1.0]], [[1.0]]]), torch.tensor([1])).flatten()
     tensor([0.0000, 1.5000])
     """
-    rest = others(F.shape[1], units)
+    rest = complement(F.shape[1], units)
     kept, moved = F[:, units].flatten(1), multiply(F[:, rest], V[rest])
     out = torch.zeros_like(V)
     out[units] = V[units] + least_squares(kept, moved).view(len(units), *V.shape[1:])
@@ -226,28 +226,25 @@ def replace_features(read: Read, U: Tensor, V: Tensor, goal: Tensor) -> list[Ver
     F, G = read(U), read(goal)
     Z = multiply(F, V)
     order, rank = independent_units(F)
-    held, free = order[:rank], others(F.shape[1], order[:rank])
+    held, free = order[:rank], complement(F.shape[1], order[:rank])
     chosen, needed = independent_units(G)
     if needed > len(free):
         raise Unreachable(f"{needed} units are needed for features of full rank, {len(free)} are to spare")
     chosen = chosen[: len(free)].sort().values
-    places = chosen.clone()
-    taken = torch.isin(chosen, held)
-    spare = free[~torch.isin(free, chosen)]
-    places[taken] = spare[: int(taken.sum())]
+    at = places(chosen, free)
     span = G[:, chosen].flatten(1)
     solver = RowSolver(span) if len(span) <= span.shape[1] else None
     if solver is None or _rank(solver.singular_values) < len(G):
         raise Unreachable(f"{len(chosen)} units of the goal have no features of full row rank {len(G)}")
     first = move_onto(F, V, held)
     copied = U.clone()
-    copied[:, places] = goal[:, chosen]
+    copied[:, at] = goal[:, chosen]
     second = torch.zeros_like(V)
-    second[places] = solver.solve(Z).view(len(chosen), *V.shape[1:])
+    second[at] = solver.solve(Z).view(len(chosen), *V.shape[1:])
     mixed = goal.clone()
-    mixed[:, places] = copied[:, places]
+    mixed[:, at] = copied[:, at]
     third = torch.zeros_like(V)
-    third[chosen] = second[places]
+    third[chosen] = second[at]
     return [
         Vertex(U, first, f"Lemma 4.3: outgoing weights onto {rank} units", "v"),
         Vertex(copied, first, f"Lemma 5.3: copy {len(chosen)} units of the goal", "b"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isthmus.certify import certify
 from isthmus.connectors.base import Outcome
+from isthmus.evaluate.chain import loss_of_outputs
 from isthmus.objective import Objective
 from isthmus.params import Params, cast, norm
 from isthmus.paths import LevelCurve, Path, Segment
@@ -80,11 +81,11 @@ def measure(objective: Objective, segments: Sequence[Segment], kept: Callable[[i
         for k in range(0 if i == 0 else 1, n + 1):
             point: Params = cast(segment.at(k / n), torch.float64)
             Z, want = objective.outputs(point), kept(i, k / n)
-            losses.append(_loss(objective, Z))
+            losses.append(loss_of_outputs(objective, Z))
             sizes.append(norm(point))
             scale = max(scale, float(want.abs().max()))
             largest = max(largest, float((Z - want).abs().max()))
-            deviation = max(deviation, abs(losses[-1] - _loss(objective, want)))
+            deviation = max(deviation, abs(losses[-1] - loss_of_outputs(objective, want)))
     growth = max(sizes) / max(sizes[0], sizes[-1], 1e-300)
     return Measured(tuple(losses), deviation, largest / scale, growth)
 
@@ -117,7 +118,3 @@ def prove(objective: Objective, path: Path, top: float) -> Shown:
     facts["why"] = found.segments[open_[0]].why
     # a level curve has its own proof, which needs no rule for what moves: it fails where premises do
     return Shown(inf, facts, any(isinstance(path.segments[i], LevelCurve) for i in open_))
-
-
-def _loss(objective: Objective, outputs: Tensor) -> float:
-    return objective.of_outputs([(outputs, objective.data[1])])[0]

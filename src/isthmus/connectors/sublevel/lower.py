@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isthmus.evaluate.chain import loss_of_outputs
 from isthmus.objective import Objective
 
 __all__ = ["Lowered", "lower"]
@@ -45,7 +46,7 @@ def lower(objective: Objective, Z: Tensor, tolerance: float) -> Lowered:
         margin = 1.0
         while margin <= LARGEST:
             G = _raised(Z, y, margin)
-            if _mean(objective, G) <= tolerance:
+            if loss_of_outputs(objective, G) <= tolerance:
                 if _slope(objective, Z, G) <= 0:
                     return _lowered(objective, (G,), f"labels raised to a margin of {margin:g}")
                 break
@@ -62,10 +63,10 @@ def _raised(Z: Tensor, y: Tensor, margin: float) -> Tensor:
 def _general(objective: Objective, Z: Tensor, tolerance: float) -> Lowered:
     out, G = [], Z
     for _ in range(ROUNDS):
-        before = _mean(objective, G)
+        before = loss_of_outputs(objective, G)
         goal = _minimised(objective, G)
         goal = torch.lerp(G, goal, _lowest(objective, G, goal))
-        if not _mean(objective, goal) < before - 0.1 * tolerance:
+        if not loss_of_outputs(objective, goal) < before - 0.1 * tolerance:
             break
         out.append(goal)
         G = goal
@@ -118,10 +119,6 @@ def _gradient(objective: Objective, Z: Tensor) -> Tensor:
     return torch.autograd.grad(loss, point)[0]
 
 
-def _mean(objective: Objective, Z: Tensor) -> float:
-    return objective.of_outputs([(Z, objective.data[1])])[0]
-
-
 def _lowered(objective: Objective, outputs: tuple[Tensor, ...], how: str) -> Lowered:
     last = outputs[-1]
-    return Lowered(outputs, _mean(objective, last), float(_gradient(objective, last).norm()), how)
+    return Lowered(outputs, loss_of_outputs(objective, last), float(_gradient(objective, last).norm()), how)

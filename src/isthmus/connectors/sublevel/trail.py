@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from isthmus.connectors.moves.units import Label, Walk
+from isthmus.connectors.moves.units import Label, WeightWalk
 from isthmus.connectors.sublevel.columns import (
     Unreachable,
     Vertex,
@@ -20,7 +20,7 @@ from isthmus.connectors.sublevel.columns import (
 from isthmus.evaluate.level_network import RANK, LevelNetwork, singular_values
 from isthmus.params import Params, cast, share
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Segment
-from isthmus.paths.full_rank import RowSolver
+from isthmus.paths.full_rank import RowSolver, orthogonal_complement
 from isthmus.paths.level_curve import leaky, preimage
 from isthmus.structure.activations import design
 from isthmus.structure.chain import Weights
@@ -39,7 +39,7 @@ class Trail:
 
     def __init__(self, net: LevelNetwork, start: Params, name: str = "") -> None:
         self.net, self.start, self.name = net, start, name
-        self.walk = Walk(net.chain, cast(start, torch.float64))
+        self.walk = WeightWalk(net.chain, cast(start, torch.float64))
         self.curves: dict[int, range] = {}
         self.conditions: dict[str, float] = {}
 
@@ -142,7 +142,7 @@ class Trail:
             self.level(k, l - 1, A, f"Lemma 3.4: clear the features of {len(rest)} units of layer {l - 1}")
             missing = W.shape[1] - rank
             new = W.clone()
-            new[rest[:missing]] = scale * _complement_of_rows(W[held])
+            new[rest[:missing]] = scale * orthogonal_complement(W[held].T).T
             self.walk.now.A[l] = new.T[:, :, None].contiguous()
             self._step(f"Lemma 3.4: full rank for layer {l}", "v")
             s = singular_values(new)
@@ -211,8 +211,3 @@ def _independent_rows(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Units whose rows of W span all rows, and the others."""
     order, _ = independent_units(W.T[:, :, None])
     return order[:rank].sort().values, order[rank:].sort().values
-
-
-def _complement_of_rows(W: Tensor) -> Tensor:
-    """Orthonormal rows that complete those of W."""
-    return torch.linalg.qr(W.T, mode="complete")[0][:, len(W) :].T

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import Task
-from isthmus.connectors.moves.units import Units
 from isthmus.connectors.subnetwork.train import (
     Draw,
     Start,
     Subnet,
     Training,
     best,
-    draw_units,
     filled,
     narrowed,
     sizes,
@@ -27,6 +25,7 @@ from isthmus.params import Params
 from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain
+from isthmus.structure.network_units import Units, random_units
 from isthmus.training.fit import Recipe
 
 GAIN = 0.95
@@ -75,8 +74,8 @@ class Choice:
             dropped = [_half_width(options, task, chain, e) for e in (0, 1)]
             held = [{l: filled(d[l].kept[l], widths[l], K[l], task.generator) for l in widths} for d in dropped]
         else:
-            first = draw_units(widths, K, task.generator)
-            held = [first, draw_units(widths, K, task.generator) if options.own else dict(first)]
+            first = random_units(widths, K, task.generator)
+            held = [first, random_units(widths, K, task.generator) if options.own else dict(first)]
         target = max(task.objective.loss(p) for p in params) + options.slack
         training = Training(task.objective, chain, options.recipe, task.generator, task.progress, task.memory)
         return cls(options, chain, params, training, target, held, dropped)
@@ -99,7 +98,7 @@ class Choice:
 
     def _sets(self, l: int, e: int) -> list[Tensor]:
         n, K = self.chain.widths[l], len(self.held[e][l])
-        more = [draw_units({l: n}, {l: K}, self.training.generator)[l] for _ in range(self.options.draws - 1)]
+        more = [random_units({l: n}, {l: K}, self.training.generator)[l] for _ in range(self.options.draws - 1)]
         return [self.held[e][l], *more]
 
     def _fit(self, l: int, e: int, sets: Sequence[Tensor]) -> list[Subnet]:
@@ -179,7 +178,7 @@ class Choice:
 
     def _fresh(self, l: int, e: int) -> Tensor:
         n, K = self.chain.widths[l], len(self.held[e][l])
-        return draw_units({l: n}, {l: K}, self.training.generator)[l]
+        return random_units({l: n}, {l: K}, self.training.generator)[l]
 
     def search(self) -> None:
         """Equation 6, greedily: where xi_l limits the bound, let it read more units and the xi below have fewer.

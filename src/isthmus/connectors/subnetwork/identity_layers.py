@@ -7,7 +7,6 @@ from math import log
 import torch
 from torch import Tensor
 
-from isthmus.connectors.moves.units import network_of
 from isthmus.connectors.subnetwork.train import Start, Subnet, measure
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
@@ -98,7 +97,7 @@ class Wires:
     def keep(self, p: int, A: Tensor, b: Tensor) -> None:
         """Set layer p = at + 1 to these weights in compact form, and compute its features."""
         self.A[p], self.b[p], self.at = A.double(), b.double(), p
-        small = network_of(self.chain, Weights({p: self.A[p]}, {p: self.b[p]}), self.start.params)
+        small = self.chain.compact(Weights({p: self.A[p]}, {p: self.b[p]}), self.start.params)
         with torch.no_grad():
             parts = self.h.split(self.objective.chunk)
             self.h = torch.cat([self.chain.through(small, part, p) for part in parts])

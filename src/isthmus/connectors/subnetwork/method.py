@@ -13,7 +13,8 @@ from isthmus.connectors.subnetwork.untrained import MAKERS, fill
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.paths import Path
-from isthmus.structure.chain import Chain, chain_of
+from isthmus.structure.chain import Chain
+from isthmus.structure.network_units import require_hidden_chain
 from isthmus.training.fit import Ended, Recipe
 
 TRAINING = (
@@ -138,9 +139,7 @@ class Subnetwork(Connector):
     def find(self, task: Task) -> Connection:
         """Train the subnetworks, then build the path of the theorem."""
         objective, a, b = task.objective, task.a, task.b
-        chain = chain_of(objective.program, objective.structure)
-        if chain.L < 2:
-            raise InputError("network", expected="at least one hidden layer", got="none", instead="Linear()")
+        chain = require_hidden_chain(objective, instead="Linear()")
         choice = Choice.start(self._options(chain), task, chain)
         if self.xi == "trained":
             choice.train()

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from isthmus.connectors.moves.units import Units, Walk, join, labels_as_text, others
+from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain, Weights
+from isthmus.structure.network_units import Units, complement, places
 
 
 def build(
@@ -36,7 +37,7 @@ def build(
         _check(chain, held, xi[e], "AB"[e])
     walks, place = [], []
     for e, (params, held) in enumerate(((a, held_a), (b, held_b))):
-        walk = Walk(chain, params)
+        walk = WeightWalk(chain, params)
         place.append(sparsify(walk, held, xi[e], "AB"[e]))
         walks.append(walk)
     there, back = walks
@@ -50,10 +51,10 @@ def build(
     return _joined(there, back)
 
 
-def sparsify(walk: Walk, held: Units, xi: Mapping[int, Weights], end: str) -> Units:
+def sparsify(walk: WeightWalk, held: Units, xi: Mapping[int, Weights], end: str) -> Units:
     """From theta to the hub, through xi_{L-1}, ..., xi_1: 2L - 1 segments; returns the units that the hub lives in."""
     chain, L = walk.chain, walk.L
-    free = {p: others(chain.widths[p], held[p]) for p in held}
+    free = {p: complement(chain.widths[p], held[p]) for p in held}
     live: Units = {L - 1: held[L - 1]}
     place: Units = {}
     walk.put_output(held[L - 1], xi[L - 1].A[L], xi[L - 1].b[L])
@@ -63,7 +64,7 @@ def sparsify(walk: Walk, held: Units, xi: Mapping[int, Weights], end: str) -> Un
         live[l + 1] = held[l + 1]
         place = {p: free[p] if (p - l) % 2 else held[p][: len(free[p])] for p in range(l + 1, L)}
         for p in range(l + 1, L):
-            walk.zero_rows(p, others(chain.widths[p], live[p]))
+            walk.zero_rows(p, complement(chain.widths[p], live[p]))
             before = None if p == 1 else held[l] if p == l + 1 else place[p - 1]
             walk.put_rows(p, place[p], before, xi[l].A[p], xi[l].b[p])
         walk.step(f"at {end}, write xi_{l} into dead units", "b")
@@ -73,16 +74,14 @@ def sparsify(walk: Walk, held: Units, xi: Mapping[int, Weights], end: str) -> Un
     return place
 
 
-def _switch(walk: Walk, live: Units, home: Units, hub: Weights) -> Units:
+def _switch(walk: WeightWalk, live: Units, home: Units, hub: Weights) -> Units:
     """Write another hub on dead units, on its final ones where they are dead, and switch to it: 2 segments."""
     chain, L = walk.chain, walk.L
     place: Units = {}
     for p in home:
-        taken = torch.isin(home[p], live[p])
-        spare = others(chain.widths[p], torch.cat([live[p], home[p]]))
-        place[p] = home[p].clone()
-        place[p][taken] = spare[: int(taken.sum())]
-        walk.zero_rows(p, others(chain.widths[p], live[p]))
+        dead = complement(chain.widths[p], live[p])
+        place[p] = places(home[p], dead)
+        walk.zero_rows(p, dead)
         walk.put_rows(p, place[p], None if p == 1 else place[p - 1], hub.A[p], hub.b[p])
     walk.step("write the hub of B into dead units", "b")
     walk.put_output(place[L - 1], hub.A[L], hub.b[L])
@@ -90,7 +89,7 @@ def _switch(walk: Walk, live: Units, home: Units, hub: Weights) -> Units:
     return place
 
 
-def _joined(there: Walk, back: Walk) -> tuple[Path, list[str]]:
+def _joined(there: WeightWalk, back: WeightWalk) -> tuple[Path, list[str]]:
     path, labels = join(there, back)
     return path, labels_as_text(labels)
 

@@ -10,14 +10,15 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from isthmus.connectors.moves.units import Units, network_of, others
 from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
+from isthmus.evaluate.chain import losses_of
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
+from isthmus.structure.network_units import Units, complement
 from isthmus.training.fit import Ended, Fitted, Recipe, fit, fit_together
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress
@@ -60,15 +61,11 @@ def measure(
 
     For l = 0 it reads the whole input.
     """
-    small = network_of(chain, weights, params)
 
     def features(x: Tensor) -> Tensor:
         return chain.features(params, x, l, len(x)).index_select(1, held) if l else x
 
-    x, y = objective.data
-    parts = zip(single(x).split(objective.chunk), y.split(objective.chunk), strict=True)
-    with torch.no_grad():
-        return objective.of_outputs((chain.forward(small, features(p), l + 1), q) for p, q in parts)
+    return losses_of(objective, chain, chain.compact(weights, params), first=l + 1, enter=features)
 
 
 def sizes(widths: Mapping[int, int], fraction: Mapping[int, float]) -> dict[int, int]:
@@ -80,20 +77,13 @@ def sizes(widths: Mapping[int, int], fraction: Mapping[int, float]) -> dict[int,
     return {l: ceil(fraction[l] * n - 1e-9) for l, n in widths.items()}
 
 
-def draw_units(widths: Mapping[int, int], K: Mapping[int, int], generator: torch.Generator, first: int = 1) -> Units:
-    """Uniformly random subsets I_l of K_l units for the layers from `first` on, ascending."""
-    return {
-        l: torch.randperm(n, generator=generator)[: K[l]].sort().values for l, n in widths.items() if l >= max(1, first)
-    }
-
-
 def filled(kept: Tensor, n: int, K: int, generator: torch.Generator) -> Tensor:
     """A set of K of n units that holds `kept` and random others, ascending.
 
     >>> filled(torch.tensor([1]), 2, 2, torch.Generator())
     tensor([0, 1])
     """
-    rest = others(n, kept)
+    rest = complement(n, kept)
     rest = rest[torch.randperm(len(rest), generator=generator)[: K - len(kept)].to(rest.device)]
     return torch.cat([kept, rest]).sort().values
 
@@ -116,7 +106,7 @@ class Start:
     def rows(self) -> Units:
         """For p > l the units outside I_p: as many as xi_l has, and the ones whose weights it starts from."""
         widths, L = self.chain.widths, self.chain.L
-        return {p: others(widths[p], self.held[p]) for p in range(self.l + 1, L)} | {L: torch.arange(widths[L])}
+        return {p: complement(widths[p], self.held[p]) for p in range(self.l + 1, L)} | {L: torch.arange(widths[L])}
 
     def columns(self, p: int) -> Tensor:
         """The units of layer p - 1 that xi_l has or reads."""
@@ -133,15 +123,8 @@ class Start:
 
     def random(self, generator: torch.Generator) -> Draw:
         """He's random weights, biases 0, BatchNorm at its neutral values."""
-        chain, A, b = self.chain, {}, {}
-        own = chain.read(self.params)
-        for p, rows in self.rows.items():
-            shape = (len(rows), len(self.columns(p)), own.A[p].shape[2])
-            gain = (1 if p == chain.L else 2) / max(1, shape[1] * shape[2])
-            A[p] = torch.randn(shape, generator=generator, dtype=torch.float64).to(own.A[p]) * gain**0.5
-            ones = [float(v.endswith((".weight", "running_var"))) for v in chain.layer(p).vectors]
-            b[p] = torch.tensor(ones).to(own.A[p]).expand(len(rows), -1)
-        return Draw(self.reads, Weights(A, b))
+        widths = {self.l: len(self.reads)} | {p: len(rows) for p, rows in self.rows.items()}
+        return Draw(self.reads, self.chain.he_init(generator, self.params, widths, self.l + 1))
 
     def dropout(self, dropped: Dropped) -> Draw:
         """The network theta_{l,d} of Corollary 4.2 itself (theta_{1,d} for l = 0): the same outputs.
@@ -227,16 +210,14 @@ class Training:
     def _alone(self, l: int, params: Params, h: Tensor, draw: Draw, recipe: Recipe, target: float, what: str) -> Subnet:
         objective, chain, y = self.objective, self.chain, self.objective.data[1]
         h = h[:, draw.held].contiguous() if l else h
-        start, names = network_of(chain, draw.weights, params), self._names(l)
+        start, names = chain.compact(draw.weights, params), self._names(l)
         fixed = {n: v for n, v in start.items() if n not in names}
 
         def batch_loss(small: Params, index: Tensor) -> Tensor:
             return objective.example_losses(chain.forward({**fixed, **small}, h[index], l + 1), y[index]).mean()
 
         def full_loss(small: Params) -> float:
-            parts = zip(h.split(objective.chunk), y.split(objective.chunk), strict=True)
-            with torch.no_grad():
-                return objective.of_outputs((chain.forward({**fixed, **small}, p, l + 1), q) for p, q in parts)[0]
+            return losses_of(objective, chain, {**fixed, **small}, h, l + 1)[0]
 
         fitted = fit(
             batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, recipe,
@@ -258,7 +239,7 @@ class Training:
         objective, y, T = self.objective, self.objective.data[1], len(draws)
         every = torch.arange(h.shape[1])  # inputs that are flattened later have fewer channels than entries
         units = torch.stack([d.held if l else every for d in draws]).to(h.device)
-        starts, names = [network_of(self.chain, d.weights, params) for d in draws], self._names(l)
+        starts, names = [self.chain.compact(d.weights, params) for d in draws], self._names(l)
         start = stack(starts)
         fixed = {n: v for n, v in start.items() if n not in names}
 
@@ -285,14 +266,8 @@ class Training:
         return [self._subnet(l, d, own, f) for d, own, f in zip(draws, kept, fitted, strict=True)]
 
     def _subnet(self, l: int, draw: Draw, fixed: Params, fitted: Fitted) -> Subnet:
-        chain, small = self.chain, {**fixed, **fitted.params}
-        A, b = {}, {}
-        for p in range(l + 1, chain.L + 1):
-            weight = small[chain.layer(p).weight]
-            A[p] = weight.reshape(len(weight), *draw.weights.A[p].shape[1:])
-            columns = [small[v] for v in chain.layer(p).vectors]
-            b[p] = torch.stack(columns, 1) if columns else weight.new_zeros(len(weight), 0)
-        return Subnet(l, draw.held, Weights(A, b), fitted.loss, fitted.steps, fitted.ended)
+        weights = self.chain.read({**fixed, **fitted.params}, l + 1, len(draw.held))
+        return Subnet(l, draw.held, weights, fitted.loss, fitted.steps, fitted.ended)
 
 
 def widened(subnet: Subnet, held: Tensor) -> Draw:

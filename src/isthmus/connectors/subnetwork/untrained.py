@@ -16,12 +16,13 @@ from torch import Tensor
 
 from isthmus.connectors.subnetwork.choose import Choice
 from isthmus.connectors.subnetwork.identity_layers import Wires, class_labels, half_space, is_convolution
-from isthmus.connectors.subnetwork.train import Start, Subnet, draw_units
+from isthmus.connectors.subnetwork.train import Start, Subnet
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.premises.memorise import Gates, Line, line, line_capacity, slab_capacity, slabs
 from isthmus.premises.separability import separate
 from isthmus.structure.chain import Chain, Weights
+from isthmus.structure.network_units import random_units
 
 MISS = 0.3
 """How far the memorised class number may be off; at 1/2 it would be another."""
@@ -124,7 +125,7 @@ def fill(choice: Choice, kind: str, objective: Objective) -> None:
                     error.add_note(f"xi_{l}, {attempt + 1} draw(s) of I_{l}")
                     raise
             sizes = {e: len(choice.held[e][l]) for e in (0, 1)}
-            sets = [draw_units({l: chain.widths[l]}, {l: sizes[e]}, generator)[l] for e in (0, 1)]
+            sets = [random_units(chain.widths, {l: sizes[e]}, generator)[l] for e in (0, 1)]
             for e in (0, 1):
                 choice.held[e][l] = sets[e if choice.options.own else 0]
         choice.training.progress(f"building subnetworks that {kind}", l + 1, chain.L)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.moves.units import Label, Walk, labels_as_text, others
+from isthmus.connectors.moves.units import Label, WeightWalk, labels_as_text
 from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress, layer_recalled
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
 from isthmus.errors import InputError
 from isthmus.params import Params, cast
 from isthmus.paths import Path
+from isthmus.structure.network_units import common_places, complement
 from isthmus.training.fit import Recipe
 
 
@@ -177,9 +178,10 @@ def _walk(
     problem: TwoLayers, ends: list[Params], best: list[Layer], chosen: _Try, alpha: float
 ) -> tuple[list[Params], list[str]]:
     """The vertices in float64 and a label for each segment: 9, or 11 where rows move."""
-    walk, (to_a, to_b) = Walk(problem.chain, ends[0]), chosen.sparse
+    walk, (to_a, to_b) = WeightWalk(problem.chain, ends[0]), chosen.sparse
     oracle, m = chosen.oracle, problem.m
-    here, there = _places(m, chosen.n, to_a.live, to_b.live)
+    # where the oracle's units stand: on units dead at both ends, and where these are too few on disjoint ones
+    here, there = common_places(chosen.n, complement(m, to_a.live), complement(m, to_b.live))
 
     def put_layer(layer: Layer) -> None:
         walk.now = problem.weights(layer, ends[0])
@@ -204,7 +206,7 @@ def _walk(
     walk.put_output(here, small.A[2], small.b[2])
     walk.step("switch to the oracle", "a")
     moving = here != there
-    rest = others(m, torch.cat([here, there]))
+    rest = complement(m, torch.cat([here, there]))
     put_rows(to_b, rest, rest)
     put_rows(oracle, everyone[moving], there[moving])
     walk.step("write the oracle and the rows of B into dead units", "b")
@@ -223,17 +225,6 @@ def _walk(
     last = "best last layer" if alpha > 0 else "best sparse last layer"
     walk.labels.append(Label(f"at B, {last}, backwards", "a"))
     return walk.points, labels_as_text(walk.labels)
-
-
-def _places(m: int, n: int, live_a: Tensor, live_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the oracle's units stand: on units dead at both ends, and where these are too few on disjoint ones."""
-    dead_a, dead_b = others(m, live_a), others(m, live_b)
-    both = dead_a[torch.isin(dead_a, dead_b)][:n]
-    rest = n - len(both)
-    return (
-        torch.cat([both, dead_a[~torch.isin(dead_a, dead_b)][:rest]]),
-        torch.cat([both, dead_b[~torch.isin(dead_b, dead_a)][:rest]]),
-    )
 
 
 def margin(nu: float, level: float) -> float:

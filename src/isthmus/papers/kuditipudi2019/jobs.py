@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from isthmus.connectors.noise_dropout import End, hidden_chain, kept_count, random_units
+from isthmus.connectors.noise_dropout import End
 from isthmus.evaluate import profile
+from isthmus.evaluate.chain import losses_of
 from isthmus.experiments.jobs import Network, On
 from isthmus.objective import Objective
 from isthmus.params import Params
@@ -20,6 +21,7 @@ from isthmus.paths import Path
 from isthmus.stability.noise.measure import noise_stability
 from isthmus.storage.tensors import save_tensors
 from isthmus.structure.chain import Weights
+from isthmus.structure.network_units import kept_count, random_units, require_hidden_chain
 from isthmus.sweep import Cell, Job
 
 PAGE = "kuditipudi2019"
@@ -56,10 +58,11 @@ class Subnetworks(Cell):
         return out
 
     def _at(self, objective: Objective, theta: Params, p: float, generator: torch.Generator) -> dict[str, Any]:
-        chain = hidden_chain(objective)
-        sizes = {l: kept_count(chain.widths[l], p) for l in range(1, chain.L)}
+        chain = require_hidden_chain(objective)
+        sizes = {l: kept_count(chain.widths[l], 1 - p) for l in range(1, chain.L)}
         factors = dict.fromkeys(sizes, 1 / (1 - p))
-        draws = [End(chain, theta, random_units(chain, sizes, generator), factors, (0, 0)) for _ in range(self.draws)]
+        subsets = [random_units(chain.widths, sizes, generator) for _ in range(self.draws)]
+        draws = [End(chain, theta, kept, factors, (0, 0)) for kept in subsets]
         measured = [smaller_measure(objective, d) for d in draws]
         best = min(range(self.draws), key=lambda k: measured[k][0] if isfinite(measured[k][0]) else float("inf"))
         row = {
@@ -86,16 +89,7 @@ def smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
         rows = theta_1.A[l] if l == chain.L else theta_1.A[l][kept[l]]
         A[l] = rows if l == 1 else rows[:, kept[l - 1]]
         b[l] = theta_1.b[l] if l == chain.L else theta_1.b[l][kept[l]]
-    small = chain.write(Weights(A, b), end.theta)
-    x, y = objective.data
-    assert isinstance(x, Tensor)  # noqa: S101 - a chain has one input
-
-    def outputs() -> Iterator[tuple[Tensor, Tensor]]:
-        for part, labels in zip(x.split(objective.chunk), y.split(objective.chunk), strict=True):
-            yield chain.forward(small, part), labels
-
-    with torch.no_grad():
-        return objective.of_outputs(outputs())
+    return losses_of(objective, chain, chain.write(Weights(A, b), end.theta))
 
 
 @dataclass(frozen=True)

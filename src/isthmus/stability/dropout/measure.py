@@ -16,8 +16,8 @@ from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.search import search as search_subsets
-from isthmus.stability.dropout.subsets import Units
-from isthmus.structure.chain import Chain, chain_of
+from isthmus.structure.chain import Chain
+from isthmus.structure.network_units import Units, require_hidden_chain
 
 Progress = Callable[[str, int, int], None]
 
@@ -149,9 +149,7 @@ def dropout_stability(
     check_finite(theta, "params")
     if masks < 1:
         raise InputError("masks", expected="at least 1 subset per layer", got=masks)
-    chain = chain_of(objective.program, objective.structure)
-    if chain.L < 2:
-        raise InputError("network", expected="at least one hidden layer", got="none")
+    chain = require_hidden_chain(objective)
     done, total = 0, masks * (chain.L - 1)
 
     def count(n: int) -> None:

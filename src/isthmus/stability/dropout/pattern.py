@@ -13,12 +13,13 @@ from scipy.stats import t
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import losses_of
 from isthmus.objective import Objective
-from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.stability.dropout.search import Dropped
-from isthmus.stability.dropout.subsets import Units, rescaling
-from isthmus.structure.chain import Chain, chain_of
+from isthmus.stability.dropout.subsets import rescaling
+from isthmus.structure.chain import Chain
+from isthmus.structure.network_units import Units, require_hidden_chain
 
 Pattern = int | Mapping[int, Sequence[int] | Tensor]
 """M: the first M units of every hidden layer; or for each hidden layer (from 1) the numbers of the units that stay."""
@@ -66,7 +67,7 @@ def pattern_stability(objective: Objective, params: Mapping[str, Tensor], keep: 
     (0.0, 1.0, 1.0)
     """
     theta = objective.check(params)
-    chain = chain_of(objective.program, objective.structure)
+    chain = require_hidden_chain(objective)
     kept = kept_units(chain, keep)
     full = losses_of(objective, chain, theta)
     small = losses_of(objective, chain, without(chain, theta, kept))
@@ -76,8 +77,6 @@ def pattern_stability(objective: Objective, params: Mapping[str, Tensor], keep: 
 def kept_units(chain: Chain, keep: Pattern) -> Units:
     """The units that stay, ascending, by hidden layer; refuses what is no pattern of this network."""
     hidden = range(1, chain.L)
-    if not hidden:
-        raise InputError("network", expected="at least one hidden layer", got="none")
     if isinstance(keep, int):
         if not 0 <= keep <= min(chain.widths[1:-1]):
             raise InputError("keep", expected=f"0 to {min(chain.widths[1:-1])} units of every hidden layer", got=keep)
@@ -103,14 +102,6 @@ def without(chain: Chain, params: Params, kept: Units, entry: int = 1) -> Params
     factors = {l: rescaling(chain.widths[l], len(units)) for l, units in kept.items()}
     dropped = Dropped(entry, {l: kept[l] for l in range(entry, chain.L)}, factors, 1.0, nan, False)
     return chain.write(dropped.layers(chain.read(params), chain.L), params)
-
-
-def losses_of(objective: Objective, chain: Chain, params: Params) -> tuple[float, float]:
-    """(loss without penalty, error) of a chain whose layers may be narrower than the objective's."""
-    x, y = single(objective.data[0]), objective.data[1]
-    parts = [slice(i, i + objective.chunk) for i in range(0, len(y), objective.chunk)]
-    with torch.no_grad():
-        return objective.of_outputs((chain.forward(params, x[part]), y[part]) for part in parts)
 
 
 # -- curves over trials

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
-
-Units = dict[int, Tensor]
-"""For each hidden layer, unit numbers (int64, ascending)."""
+from isthmus.structure.network_units import Units, kept_count, random_units
 
 Scores = dict[int, Tensor]
 """For each hidden layer, one number per unit, float64 on the CPU; the highest stay."""
@@ -28,15 +26,6 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a word that is none of the choices."""
     if value not in (known := tuple(choices)):
         raise InputError(what, expected=f"one of {', '.join(map(repr, known))}", got=repr(value))
-
-
-def kept_count(n: int, keep: float) -> int:
-    """How many of n units stay: at most keep * n, which of one unit leaves none.
-
-    >>> kept_count(7, 0.5), kept_count(100, 0.29), kept_count(1, 0.5)
-    (3, 29, 0)
-    """
-    return floor(keep * n + 1e-9)  # 0.29 * 100 is 28.999...
 
 
 def rescaling(n: int, kept: int) -> float:
@@ -50,7 +39,7 @@ def rescaling(n: int, kept: int) -> float:
 
 def random_subsets(widths: Mapping[int, int], keep: float, generator: torch.Generator) -> Units:
     """A uniformly random subset of floor(keep * n) units of every layer, ascending."""
-    return {j: torch.randperm(n, generator=generator)[: kept_count(n, keep)].sort().values for j, n in widths.items()}
+    return random_units(widths, {j: kept_count(n, keep) for j, n in widths.items()}, generator)
 
 
 @dataclass(frozen=True)

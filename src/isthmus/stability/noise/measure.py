@@ -15,7 +15,7 @@ from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.stability.noise.cushions import Piece, Work
 from isthmus.stability.noise.jacobian import Layered
-from isthmus.structure.chain import chain_of
+from isthmus.structure.network_units import require_hidden_chain
 
 Progress = Callable[[str, int, int], None]
 
@@ -202,9 +202,7 @@ def noise_stability(
         raise InputError("times", expected="numbers in [0, 1], at least one", got=times)
     if lipschitz is not None and not lipschitz > 0:
         raise InputError("lipschitz", expected="a positive number", got=lipschitz)
-    chain = chain_of(objective.program, objective.structure)
-    if chain.L < 2:
-        raise InputError("network", expected="at least one hidden layer", got="none")
+    chain = require_hidden_chain(objective)
     net = Layered.of(chain, theta)
     x = _examples(single(objective.data[0]), examples)
     beta = lipschitz or (sqrt(2) if objective.named_loss == "cross_entropy" else inf)

@@ -1,0 +1,39 @@
+"""The loss of networks that are a chain, whose layers may be narrower than the objective's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from isthmus.objective import Objective
+from isthmus.objective.data import single
+from isthmus.params import Params
+from isthmus.structure.chain import Chain
+
+__all__ = ["loss_of_outputs", "losses_of"]
+
+
+def losses_of(
+    objective: Objective,
+    chain: Chain,
+    params: Params,
+    h: Tensor | None = None,
+    first: int = 1,
+    enter: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[float, float]:
+    """(loss without penalty, error) on all examples of the layers `first` .. L of a chain, from the features `h`.
+
+    `h`: what enters layer `first` (default: the data); `enter` makes that of each chunk of `h` where it is something
+    else. The widths are those of the tensors in `params`.
+    """
+    h, y = single(objective.data[0]) if h is None else h, objective.data[1]
+    parts = zip(h.split(objective.chunk), y.split(objective.chunk), strict=True)
+    with torch.no_grad():
+        return objective.of_outputs((chain.forward(params, enter(p) if enter else p, first), q) for p, q in parts)
+
+
+def loss_of_outputs(objective: Objective, outputs: Tensor) -> float:
+    """The mean loss without penalty of given outputs for all examples."""
+    return objective.of_outputs([(outputs, objective.data[1])])[0]
