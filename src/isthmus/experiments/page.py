@@ -111,8 +111,9 @@ def rows_of(rows: Callable[[Done], list[Row]], found: Done) -> list[Row]:
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """All columns of the table, in the order in which they first occur."""
-    return list(dict.fromkeys(k for row in rows for k in row if not k.startswith(".")))
+    """All columns of the table that have a value in some row, in the order in which they first occur."""
+    names = dict.fromkeys(k for row in rows for k in row if not k.startswith("."))
+    return [k for k in names if any(row.get(k) is not None for row in rows)]
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
