@@ -60,7 +60,7 @@ class Experiment:
     tables: Sequence[Table | Callable[[Done], list[Row]]]
     figures: Mapping[str, Callable[[list[Row]], Figure]] = field(default_factory=dict)
     paper: tuple[PaperValue, ...] = ()
-    claims: Sequence[Claim | Callable[[list[Row]], list[Finding]]] = ()
+    claims: Sequence[Claim] = ()
 
     def chosen(self, scale: str, only: Sequence[str] = ()) -> list[Cell]:
         """The cells of a scale whose labels hold every text of `only`."""
@@ -78,7 +78,7 @@ class Experiment:
 
     def findings(self, rows: Sequence[Row]) -> list[Finding]:
         """What became of every claim."""
-        return [f for c in self.claims for f in (c.findings(rows) if isinstance(c, Claim) else c(list(rows)))]
+        return [finding for claim in self.claims for finding in claim.findings(rows)]
 
     def table(self, store: Store, cells: Sequence[Cell]) -> list[Row]:
         """The rows of what is done, the paper's values in columns of their own."""
