@@ -212,7 +212,7 @@ def sweep(
     engine = engine_of(workers, address, cpus, gpus, resource, retries)
     report = None if show else _run(cells, store, engine, shard, quiet)
     found = done(store, cells)
-    rows = rows_of(sweep_file.rows, found)
+    rows = rows_of(sweep_file.TABLE.rows, found)
     if rows:
         write_tables(rows, runs / document.name / "tables", file.stem)
     if as_json_:

@@ -36,8 +36,9 @@ class Claim:
     `rows`: which ones it is about; `per`: columns, for one finding for each of their values that occur, which `text`
     may name in braces; `needs`: rows without a value in these columns do not count. Either `value`, a number of a row
     (a column, or a function; None: does not count), is at most `at_most` or at least `at_least` in every row, and
-    `says` is a format of the ``value`` that decides, the entries of its row, and the ``count``, or a function of all
-    rows; or `judge` says of the rows together whether it holds (None: not measured), and what was measured.
+    `says` is a format of the ``value`` that decides, the entries of its row, and the ``count`` of rows or of their
+    pairs, or a function of all rows; or `judge` says of the rows together whether it holds (None: not measured), and
+    what was measured.
 
     >>> low = Claim("{task}: low", lambda r: "loss" in r, ("task",), "loss", at_most=1, says="{value} at {N}")
     >>> for finding in low.findings([{"task": "a", "loss": 2, "N": 5}, {"task": "a", "loss": 0, "N": 7}]):
@@ -78,7 +79,8 @@ class Claim:
         good = self._good(number)
         if callable(self.says):
             return Finding(text, good, self.says(rows))
-        return Finding(text, good, self.says.format_map({**worst, "value": number, "count": len(known)}))
+        count = sum(row.get("pairs", 1) for _, row in known)
+        return Finding(text, good, self.says.format_map({**worst, "value": number, "count": count}))
 
     def _number(self, row: Row) -> float | None:
         if callable(self.value):

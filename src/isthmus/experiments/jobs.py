@@ -24,7 +24,8 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast, check_ends
 from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
 from isthmus.sweep import Cell, Job
-from isthmus.training.fit import Recipe
+from isthmus.training.fit import Fitted, Recipe
+from isthmus.training.memory import Memory, forget
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -73,6 +74,15 @@ class Problem:
         """The network with the weights of that seed."""
         made = seeded(lambda: by_name(self.model, inputs=data.shape, outputs=data.classes or None), seed)
         return made.to(_DTYPES[self.dtype])
+
+    def train(self, seed: int, recipe: Recipe, target: float, memory: Memory = forget) -> Fitted:
+        """The network of that seed, trained until its loss is at most `target`."""
+        data = self.dataset()
+        x = data.cast(_DTYPES[self.dtype]).x_train
+        return runs.train(
+            self.module(data, seed), (x, data.y_train), recipe,
+            seed=seed, loss=self.loss, target=target, memory=memory,
+        )  # fmt: skip
 
     def objectives(self) -> tuple[Objective, Objective | None]:
         """On the training examples and, where there are some, on the test examples."""
@@ -129,13 +139,7 @@ class Network(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train, resuming where a killed run was; the weights are in params.safetensors."""
-        data = self.problem.dataset()
-        module = self.problem.module(data, self.seed)
-        x = data.cast(_DTYPES[self.problem.dtype]).x_train
-        fitted = runs.train(
-            module, (x, data.y_train), self.recipe,
-            seed=self.seed, loss=self.problem.loss, target=self.target, memory=job.memory("training"),
-        )  # fmt: skip
+        fitted = self.problem.train(self.seed, self.recipe, self.target, job.memory("training"))
         about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
         save_params(fitted.params, job.folder / "params.safetensors", about)
         return {

@@ -60,7 +60,7 @@ class Experiment:
     tables: Sequence[Table | Callable[[Done], list[Row]]]
     figures: Mapping[str, Callable[[list[Row]], Figure]] = field(default_factory=dict)
     paper: tuple[PaperValue, ...] = ()
-    claims: Sequence[Claim | Callable[[list[Row]], list[Finding]]] = ()
+    claims: Sequence[Claim] = ()
 
     def chosen(self, scale: str, only: Sequence[str] = ()) -> list[Cell]:
         """The cells of a scale whose labels hold every text of `only`."""
@@ -78,7 +78,7 @@ class Experiment:
 
     def findings(self, rows: Sequence[Row]) -> list[Finding]:
         """What became of every claim."""
-        return [f for c in self.claims for f in (c.findings(rows) if isinstance(c, Claim) else c(list(rows)))]
+        return [finding for claim in self.claims for finding in claim.findings(rows)]
 
     def table(self, store: Store, cells: Sequence[Cell]) -> list[Row]:
         """The rows of what is done, the paper's values in columns of their own."""
@@ -111,8 +111,9 @@ def rows_of(rows: Callable[[Done], list[Row]], found: Done) -> list[Row]:
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """All columns of the table, in the order in which they first occur."""
-    return list(dict.fromkeys(k for row in rows for k in row if not k.startswith(".")))
+    """All columns of the table that have a value in some row, in the order in which they first occur."""
+    names = dict.fromkeys(k for row in rows for k in row if not k.startswith("."))
+    return [k for k in names if any(row.get(k) is not None for row in rows)]
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

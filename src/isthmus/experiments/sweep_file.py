@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from isthmus.certify.certify import BUDGET
 from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.experiments.jobs import Network, Pair, Problem, Weights
-from isthmus.experiments.page import Done, Row, ended
+from isthmus.experiments.page import ended
+from isthmus.experiments.tables import Column, Entry, Table, first
 from isthmus.storage.files import check_regular, one_line
 from isthmus.storage.methods import connector_from
 from isthmus.stored import Stored
@@ -237,27 +238,39 @@ def _put(document: Any, keys: list[str], value: Any, change: str) -> None:
 BARRIERS = ("max", "excess", "linear", "mean")
 
 
-def rows(done: Done) -> list[Row]:
-    """One row per pair, method and seed: every barrier, the proved bound, length, seconds."""
-    out = []
-    for cell, stored in done:
-        if not isinstance(cell, Pair):
-            continue
-        r = stored.result
-        row = {
-            "model": cell.a.problem.model,
-            "data": cell.a.problem.data,
-            "pair": cell.ends,
-            "method": type(cell.method).__name__,
-            "options": ", ".join(f"{k}={v}" for k, v in r["method"].items() if k != "name"),
-            "seed": cell.seed,
-            "outcome": ended(r["outcome"]["name"]),
-            "segments": r["segments"],
-            "length": r["length"],
-            "length/distance": r["normalized_length"],
-        }
-        for what in ("loss", "error", "test_loss", "test_error"):
-            values = r["barriers"].get(what, {})
-            row |= {f"{what.replace('_', ' ')} {b}": values.get(b) for b in BARRIERS}
-        out.append(row | {"bound": r["bound"], "seconds": stored.record.get("seconds"), "key": stored.key})
-    return out
+def _options(entry: Entry) -> str:
+    return ", ".join(f"{k}={v}" for k, v in entry["method"].items() if k != "name")
+
+
+def _barrier(quantity: str, name: str) -> Column:
+    """Empty where the quantity was not measured."""
+    return first(lambda entry: entry["barriers"].get(quantity, {}).get(name))
+
+
+TABLE = Table(
+    of=Pair,
+    by={
+        "model": "cell.a.problem.model",
+        "data": "cell.a.problem.data",
+        "pair": "cell.ends",
+        "method": lambda e: type(e.cell.method).__name__,
+        "options": _options,
+        "seed": "cell.seed",
+        ".key": lambda e: e.stored.key,
+    },
+    columns={
+        "outcome": first(lambda e: ended(e["outcome.name"])),
+        "segments": first("segments"),
+        "length": first("length"),
+        "length/distance": first("normalized_length"),
+        **{
+            f"{quantity.replace('_', ' ')} {name}": _barrier(quantity, name)
+            for quantity in ("loss", "error", "test_loss", "test_error")
+            for name in BARRIERS
+        },
+        "bound": first("bound"),
+        "seconds": first("record.seconds?"),
+        "key": first(lambda e: e.stored.key),
+    },
+)
+"""One row per pair, method and seed: every barrier, the proved bound, length, seconds."""

@@ -135,15 +135,15 @@ def so_many(what: Reader) -> Column:
 class Table:
     """One row for each group of results.
 
-    `of`: the kinds of jobs; `where`: which of them; `each`: the list in a result whose parts are entries of their own;
-    `by`: what the entries of a row have in common, its first columns; `columns`: the others, from the row's entries.
-    Columns whose name starts with "." are for figures and claims alone.
+    `of`: the kinds of jobs; `where`: which of them; `each`: the list in a result, or made of it, whose parts are
+    entries of their own; `by`: what the entries of a row have in common, its first columns; `columns`: the others,
+    from the row's entries. Columns whose name starts with "." are for figures and claims alone.
     """
 
     of: type | tuple[type, ...]
     by: Mapping[str, Reader]
     columns: Mapping[str, Column]
-    each: str = ""
+    each: str | Callable[[Entry], Sequence[Mapping[str, Any]]] = ""
     where: Callable[[Any], bool] = lambda cell: True
 
     def entries(self, done: Done) -> list[Entry]:
@@ -151,7 +151,7 @@ class Table:
         found = [Entry(cell, stored) for cell, stored in done if isinstance(cell, self.of) and self.where(cell)]
         if not self.each:
             return found
-        return [Entry(e.cell, e.stored, part) for e in found for part in e[self.each]]
+        return [Entry(e.cell, e.stored, part) for e in found for part in read(e, self.each)]
 
     def rows(self, done: Done) -> list[Row]:
         """One for each group, in the order in which they first occur."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +58,6 @@ class Polynomial:
         """For people."""
         return f"{self.name}, {self.loss} error"
 
-    def digests(self) -> dict[str, str]:
-        """Nothing is read."""
-        return {}
-
     def module(self, seed: int) -> nn.Sequential:
         """The network with the weights of that seed."""
         net = seeded(lambda: mlp((1, 4, 4, 1), bias=not self.closed, activation="sigmoid"), seed).double()
@@ -112,6 +108,8 @@ class Judge:
 class Ends(Cell):
     """One training from `seed`: its weights at the first check at or below each of the `levels`, from high to low."""
 
+    page: ClassVar[str] = PAGE
+
     problem: Problem | Polynomial
     judge: Judge
     levels: tuple[float, ...]
@@ -119,22 +117,9 @@ class Ends(Cell):
     seed: int
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"train {self.problem.label} to {self.judge.quantity} {min(self.levels):g}, seed {self.seed}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem."""
-        return self.problem.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing."""
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train to the lowest level; the weights of level i, where it was reached, are in level-i.safetensors."""
@@ -196,6 +181,8 @@ class String(Cell):
     so many points of each segment of the result, and with `passes` the string is straightened.
     """
 
+    page: ClassVar[str] = PAGE
+
     figure: str
     task: str
     a: Ends
@@ -207,22 +194,9 @@ class String(Cell):
     passes: int = 0
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"string {self.figure}, {self.task}, level {self.level:g}, seeds {self.a.seed} - {self.b.seed}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem."""
-        return self.a.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Both ends."""
-        return (self.a, self.b)
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Connect and measure; a search that was killed goes on. The string is in string.safetensors."""
@@ -277,27 +251,12 @@ def weights_length(path: Path) -> float:
 class Proof(Cell):
     """A stored string of a loss that can be bounded, proved: the certified bound of the training loss on all of it."""
 
+    page: ClassVar[str] = PAGE
+    what: ClassVar[str] = "proof of"
+
     string: String
     gap: float = 0.01
     budget: int = 200
-
-    @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"proof of {self.string.label}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem."""
-        return self.string.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The string."""
-        return (self.string,)
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """``certify``; nothing where no string was found."""

@@ -13,7 +13,7 @@ from typing import Any
 from isthmus.connectors import ConstrainedStringSampling, StringSampling, TwoLayerReLU
 from isthmus.experiments.jobs import Problem
 from isthmus.experiments.page import Experiment
-from isthmus.papers.freeman2017.claims import findings
+from isthmus.papers.freeman2017.claims import CLAIMS
 from isthmus.papers.freeman2017.figures import FIGURES
 from isthmus.papers.freeman2017.jobs import PAGE, Ends, Judge, Polynomial, Proof, String
 from isthmus.papers.freeman2017.tables import PAPER, rows
@@ -238,6 +238,6 @@ EXPERIMENT = Experiment(
     tables=(rows,),
     figures=FIGURES,
     paper=PAPER,
-    claims=(findings,),
+    claims=CLAIMS,
 )
 """The page."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from isthmus.connectors import Connector, Dropout, Linear, Narrow, NoiseDropout
 from isthmus.experiments.jobs import Network, On, Pair, Problem
 from isthmus.experiments.page import Experiment, PaperValue
-from isthmus.papers.kuditipudi2019.claims import findings
+from isthmus.papers.kuditipudi2019.claims import CLAIMS
 from isthmus.papers.kuditipudi2019.figures import FIGURES
 from isthmus.papers.kuditipudi2019.jobs import PAGE, Losses, Noise, Subnetworks
-from isthmus.papers.kuditipudi2019.tables import rows
+from isthmus.papers.kuditipudi2019.tables import tables
 from isthmus.sweep import Cell
 from isthmus.training.fit import Recipe
 
@@ -197,7 +197,7 @@ EXPERIMENT = Experiment(
     title="Dropout stability, noise stability and the paths they give",
     reference="Kuditipudi et al. 2019, Figures 2, 3, 5 and D.3",
     cells=cells,
-    tables=(lambda done: rows(done, _PAPER),),
+    tables=tables(_PAPER),
     figures=FIGURES,
     paper=(
         PaperValue({"figure": "text", "what": "training set, dropout off"}, "accuracy %", 99, "section 6"),
@@ -207,6 +207,6 @@ EXPERIMENT = Experiment(
         PaperValue({"figure": "5", "method": "Linear"}, "loss", 2.34, "section 6 and Figure 5"),
         PaperValue({"figure": "5", "method": "Linear"}, "accuracy %", 10, "section 6 and Figure 5"),
     ),
-    claims=(findings,),
+    claims=CLAIMS,
 )
 """The page."""

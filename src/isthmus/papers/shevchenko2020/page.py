@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from isthmus.experiments.page import Experiment, PaperValue
 from isthmus.models.extractors import EXTRACTORS
-from isthmus.papers.shevchenko2020.claims import findings
+from isthmus.papers.shevchenko2020.claims import CLAIMS
 from isthmus.papers.shevchenko2020.figures import FIGURES
 from isthmus.papers.shevchenko2020.jobs import PAGE, Paths, Starts, Trials
 from isthmus.papers.shevchenko2020.tables import rows
@@ -178,6 +178,6 @@ EXPERIMENT = Experiment(
     tables=(rows,),
     figures=FIGURES,
     paper=_values(),
-    claims=(findings,),
+    claims=CLAIMS,
 )
 """The page."""
