@@ -15,9 +15,12 @@ from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
+from isthmus.shown import count, draw, line, of_fields, plural, table
 from isthmus.training.progress import Progress
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from isthmus.training.fit import Checkpoint
 
 
@@ -60,6 +63,9 @@ class Outcome(Enum):
         """Whether the method succeeded."""
         return self in (Outcome.CONSTRUCTED, Outcome.UNPROVED)
 
+    def __repr__(self) -> str:
+        return f"Outcome.{self.name}"
+
     def __str__(self) -> str:
         return self.value
 
@@ -77,6 +83,22 @@ class Connection:
     target: Params
     outcome: Outcome
     stats: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        path = plural(len(self.path), "segment"), plural(count(self.target), "parameter")
+        return line(self, *self._made_by, self.outcome.name.lower(), *path)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The path on the plane of its widest spread, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        return table(("segment", "label"), list(enumerate(self.stats.get("segments", ()))), f"{self!r}: {self.outcome}")
+
+    @property
+    def _made_by(self) -> list[str]:
+        """The name of the method, where one is known."""
+        return [str(self.stats["method"]["name"])] if "method" in self.stats else []
 
 
 @dataclass(frozen=True)
@@ -114,6 +136,9 @@ class Connector(ABC):
     """A method: a frozen dataclass of hyperparameters with one verb, `find`."""
 
     about: ClassVar[About]
+
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = of_fields  # which ``dataclass`` then leaves as it is
 
     @abstractmethod
     def find(
