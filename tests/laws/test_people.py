@@ -2,16 +2,20 @@
 
 import inspect
 import io
+import json
 import sys
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 
 import pytest
 import torch
 from torch import nn
 
 import isthmus as im
+from isthmus.connectors.info import INFO
 from isthmus.errors import IsthmusError
+from isthmus.storage.files import plain
+from tests.laws.test_methods import connect, own_problem
 
 LIMIT = 200
 
@@ -92,6 +96,31 @@ def test_a_line_does_not_grow_with_the_network():
     for value in (wide, wide.segments[0], level, im.shown.brief(wide.start)):
         assert len(repr(value)) <= LIMIT
     assert repr(wide) == "Path(39 segments, 750,000 parameters)"
+
+
+# -- info and cost
+
+COMMON = {"method", "seed", "seconds", "objective", "segments"}
+
+
+@pytest.mark.parametrize("kind", im.METHODS, ids=lambda kind: kind.__name__)
+def test_what_a_method_says_is_typed_and_kept_in_files(kind, tmp_path):
+    found = connect(own_problem(kind), kind)
+    assert type(found.info) is INFO[kind.__name__]
+    assert set(found.stats) - COMMON <= {f.name for f in fields(found.info)}
+    assert len(found.labels) == len(found.path)
+    assert found.cost.seconds == found.stats["seconds"] > 0
+    assert len(repr(found.info)) <= LIMIT
+    im.save(found, tmp_path / "path.safetensors")
+    again = im.load_connection(tmp_path / "path.safetensors")
+    assert again.labels == found.labels
+    assert again.cost == found.cost
+    assert json.dumps(plain(asdict(again.info))) == json.dumps(plain(asdict(found.info)))
+
+
+def test_a_path_without_a_method_says_nothing(connection):
+    bare = im.Connection(connection.path, connection.target, connection.outcome)
+    assert (bare.labels, bare.info, bare.cost.seconds) == ((), None, None)
 
 
 # -- tables and pictures

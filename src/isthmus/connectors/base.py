@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from isthmus.connectors.info import Cost, info_of, name_of
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
@@ -75,8 +77,9 @@ class Connection:
     """What a connector returns.
 
     `target` is `b` or, for methods that end at a permutation of b, that permutation: ``path.end`` equals
-    `target`, and f(target) = f(b). `stats` holds plain JSON values: the method with its fields, the seed, the
-    objective's description, and under ``"segments"`` one label per segment.
+    `target`, and f(target) = f(b). `labels`: one per segment, or none. `info`: what the method says of its path (see
+    ``isthmus.connectors.info``), `cost`: what it cost. They are read from `stats`, which holds plain JSON values, as
+    files do: these, the method with its fields, the seed, and the objective's description.
     """
 
     path: Path
@@ -85,20 +88,31 @@ class Connection:
     stats: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        path = plural(len(self.path), "segment"), plural(count(self.target), "parameter")
-        return line(self, *self._made_by, self.outcome.name.lower(), *path)
+        made = [name for name in (name_of(self.stats), self.outcome.name.lower()) if name]
+        return line(self, *made, plural(len(self.path), "segment"), plural(count(self.target), "parameter"))
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The path on the plane of its widest spread, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
         return draw(self, ax)
 
     def _repr_html_(self) -> str:
-        return table(("segment", "label"), list(enumerate(self.stats.get("segments", ()))), f"{self!r}: {self.outcome}")
+        return table(("segment", "label"), list(enumerate(self.labels)), f"{self!r}: {self.outcome}")
 
     @property
-    def _made_by(self) -> list[str]:
-        """The name of the method, where one is known."""
-        return [str(self.stats["method"]["name"])] if "method" in self.stats else []
+    def labels(self) -> tuple[str, ...]:
+        """What each segment does, in words; empty where the method does not say."""
+        held = self.stats.get("segments", ())
+        return tuple(map(str, held)) if isinstance(held, list | tuple) else ()
+
+    @cached_property
+    def info(self) -> Any:
+        """What the method says of its path, a value of its class in ``isthmus.connectors.info``, or None."""
+        return info_of(self.stats)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What making the path cost."""
+        return Cost.of(self.stats)
 
 
 @dataclass(frozen=True)
