@@ -36,5 +36,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    names = {*globals(), *vars(import_module("isthmus.api"))}
-    return ["__version__", *sorted(name for name in names if not name.startswith("_"))]
+    return ["__version__", *sorted(name for name in vars(import_module("isthmus.api")) if not name.startswith("_"))]

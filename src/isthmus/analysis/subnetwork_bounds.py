@@ -12,8 +12,11 @@ from torch import Tensor
 from isthmus.connectors.base import check_convex
 from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, filled, measure, sizes
 from isthmus.errors import InputError
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
+from isthmus.shown import one_line
 from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain, Weights
@@ -25,6 +28,7 @@ from isthmus.training.progress import Progress, no_progress
 Data = tuple[Any, Tensor]
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class LayerBound:
     """One layer of Experiment A or B: the best subnetwork found, measured on all examples.
@@ -45,6 +49,7 @@ class LayerBound:
     weights: Weights = field(repr=False)
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class SubnetworkBounds:
     """What ``subnetwork_bounds`` (experiment "A") and ``dropout_bounds`` ("B") return: one row per layer.
@@ -88,7 +93,7 @@ class SubnetworkBounds:
 
 def subnetwork_bounds(
     objective: Objective,
-    params: Mapping[str, Tensor],
+    params: ParamsLike,
     fraction: float = 0.5,
     draws: int = 20,
     seed: int = 0,
@@ -124,6 +129,7 @@ def subnetwork_bounds(
     >>> [row.layer for row in bounds.layers], all(row.loss <= 0.1 for row in bounds.layers if row.layer == 1)
     ([0, 1], True)
     """
+    check_kinds(subnetwork_bounds, locals())
     _check_options(fraction, draws, 0.5)
     if init not in ("theta", "random", "dropout"):
         raise InputError("init", expected="'theta', 'random' or 'dropout'", got=repr(init))
@@ -164,7 +170,7 @@ def subnetwork_bounds(
 
 def dropout_bounds(
     objective: Objective,
-    params: Mapping[str, Tensor],
+    params: ParamsLike,
     fraction: float = 0.5,
     draws: int = 200,
     seed: int = 0,
@@ -186,6 +192,7 @@ def dropout_bounds(
     >>> [row.layer for row in dropout_bounds(objective, net.state_dict(), draws=3).layers]
     [1]
     """
+    check_kinds(dropout_bounds, locals())
     _check_options(fraction, draws, 0.0)
     chain, theta = _ready(objective, params)
     frame = _Frame(objective, chain, theta, _test_objective(objective, test), "B", fraction)

@@ -7,16 +7,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from isthmus.connectors.info import Cost, info_of, name_of
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
+from isthmus.shown import count, draw, line, of_fields, plural, table
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Outcome(Enum):
@@ -58,6 +64,9 @@ class Outcome(Enum):
         """Whether the method succeeded."""
         return self in (Outcome.CONSTRUCTED, Outcome.UNPROVED)
 
+    def __repr__(self) -> str:
+        return f"Outcome.{self.name}"
+
     def __str__(self) -> str:
         return self.value
 
@@ -67,14 +76,42 @@ class Connection:
     """What a connector returns.
 
     `target` is `b` or, for methods that end at a permutation of b, that permutation: ``path.end`` equals
-    `target`, and f(target) = f(b). `stats` holds plain JSON values: the method with its fields, the seed, the
-    objective's description, and under ``"segments"`` one label per segment.
+    `target`, and f(target) = f(b). `labels`: one per segment, or none. `info`: what the method says of its path (see
+    ``isthmus.connectors.info``), `cost`: what it cost. They are read from `stats`, which holds plain JSON values, as
+    files do: these, the method with its fields, the seed, and the objective's description.
     """
 
     path: Path
     target: Params
     outcome: Outcome
     stats: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        made = [name for name in (name_of(self.stats), self.outcome.name.lower()) if name]
+        return line(self, *made, plural(len(self.path), "segment"), plural(count(self.target), "parameter"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The path on the plane of its widest spread, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        return table(("segment", "label"), list(enumerate(self.labels)), f"{self!r}: {self.outcome}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each segment does, in words; empty where the method does not say."""
+        held = self.stats.get("segments", ())
+        return tuple(map(str, held)) if isinstance(held, list | tuple) else ()
+
+    @cached_property
+    def info(self) -> Any:
+        """What the method says of its path, a value of its class in ``isthmus.connectors.info``, or None."""
+        return info_of(self.stats)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What making the path cost."""
+        return Cost.of(self.stats)
 
 
 @dataclass(frozen=True)
@@ -130,6 +167,9 @@ class Connector(ABC):
     """A method: a frozen dataclass of hyperparameters with one verb, `find`."""
 
     about: ClassVar[About]
+
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = of_fields  # which ``dataclass`` then leaves as it is
 
     @abstractmethod
     def find(self, task: Task) -> Connection:

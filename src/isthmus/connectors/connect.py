@@ -12,7 +12,9 @@ from torch import Tensor
 from isthmus.connectors.base import Connection, Connector, Task, check_convex, describe, needs_convex
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_ends, check_finite, check_like, equal, share
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
@@ -20,8 +22,8 @@ from isthmus.training.progress import Progress, no_progress
 
 def connect(
     objective: Objective,
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
+    a: ParamsLike,
+    b: ParamsLike,
     method: Connector | None = None,
     *,
     seed: int = 0,
@@ -47,6 +49,7 @@ def connect(
     >>> connection.path.at(0.5)["weight"][0, 0], str(connection.outcome)[:11]
     (tensor(2.), 'constructed')
     """
+    check_kinds(connect, locals())
     method = Linear() if method is None else method
     if not isinstance(method, Connector):
         wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import criterion
 from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
 from isthmus.objective.data import Data, Inputs
+from isthmus.objective.given import ParamsLike, tensors_of
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.objective.matching import renamed
 from isthmus.objective.probe import accepts, check_together, examine
@@ -23,6 +25,7 @@ from isthmus.objective.writes import Writes, call, check_extra
 from isthmus.params import Params, check_like, check_moves, widen
 from isthmus.program.copied import name_of
 from isthmus.program.export import Program, trace
+from isthmus.shown import count, line, plural
 from isthmus.structure import Structure, derive_structure, verify
 
 
@@ -82,8 +85,7 @@ class Objective:
         structure: Structure | None = None,
         _writes: Writes | None = None,
     ) -> None:
-        if not isinstance(module, nn.Module):
-            raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
+        check_kinds(Objective.__init__, {k: v for k, v in locals().items() if k not in ("loss", "data")})
         skeletons.check_kind(module)
         criterion.check_loss(loss)
         if data is None:
@@ -114,6 +116,10 @@ class Objective:
         self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
 
     # -- what it is
+
+    def __repr__(self) -> str:
+        size = plural(self.num_examples, "example"), plural(count(self._like), "parameter")
+        return line(self, name_of(self.skeleton), str(criterion.describe(self._loss)["loss"]), *size)
 
     @property
     def data(self) -> tuple[Inputs, Tensor]:
@@ -149,7 +155,7 @@ class Objective:
         error = self._labelled["error"]
         given = {k: v for k, v in self._labelled.items() if v is not None and k != "error"}
         return {
-            "module": self._module_name,
+            "module": name_of(self.skeleton),
             **criterion.describe(self._loss),
             **given,
             "named": isinstance(self._loss, str),
@@ -165,10 +171,6 @@ class Objective:
     @cached_property
     def _digest(self) -> str:
         return datasets.digest_of_data(*self._data, self.dtype)
-
-    @property
-    def _module_name(self) -> str:
-        return name_of(self.skeleton)
 
     @property
     def named_loss(self) -> str | None:
@@ -218,6 +220,7 @@ class Objective:
 
     def subset(self, n: int) -> Objective:
         """The same objective on the first `n` examples."""
+        check_kind(n, int, "n")
         if not 1 <= n <= self.num_examples:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
         return self.on((datasets.rows(self._data[0], slice(0, n)), self._data[1][:n]))
@@ -251,16 +254,17 @@ class Objective:
 
     # -- parameters
 
-    def check(self, params: Mapping[str, Tensor], what: str = "params") -> Params:
-        """`params` as this objective evaluates them: a state_dict of the module, checked key by key.
+    def check(self, params: ParamsLike, what: str = "params") -> Params:
+        """`params` (a state_dict of the module, a module, or a checkpoint file) as this objective evaluates them.
 
         Narrower floating-point types are widened (exact); wider ones are refused, as are tied parameters that
         differ. Tied entries share one tensor in the result; of tied names one is enough. Names that have one prefix
         before those of the module, or lack that of a wrapper, are taken for the module's where nothing else is left.
         """
-        plain = {k: v for k, v in params.items() if k not in self._extra}
-        for name in params.keys() & self._extra.keys():
-            check_extra(f"{what}[{name!r}]", params[name], self._extra[name])
+        given = tensors_of(params, self, what)
+        plain = {k: v for k, v in given.items() if k not in self._extra}
+        for name in given.keys() & self._extra.keys():
+            check_extra(f"{what}[{name!r}]", given[name], self._extra[name])
         own = renamed(plain, self._like, self._ties, what)
         wide = {k: widen(v, self.dtype, f"{what}[{k!r}]") if k in self._like else v for k, v in own.items()}
         check_like(wide, self._expected, what)
@@ -295,27 +299,27 @@ class Objective:
 
     # -- values
 
-    def outputs(self, params: Mapping[str, Tensor]) -> Tensor:
+    def outputs(self, params: ParamsLike) -> Tensor:
         """f(x; params) for every example, [N, ...]."""
         params = self.check(params)
         with torch.no_grad():
             return torch.cat([self.forward(params, x) for x, _ in self._chunks()])
 
-    def losses(self, params: Mapping[str, Tensor]) -> Tensor:
+    def losses(self, params: ParamsLike) -> Tensor:
         """The loss of every example, [N], without the penalty."""
         params = self.check(params)
         with torch.no_grad():
             return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in self._chunks()])
 
-    def loss(self, params: Mapping[str, Tensor]) -> float:
+    def loss(self, params: ParamsLike) -> float:
         """The mean loss plus the penalty; chunk sums are added in float64."""
         return self.measure(params)[0]
 
-    def error(self, params: Mapping[str, Tensor]) -> float:
+    def error(self, params: ParamsLike) -> float:
         """The mean error rate in [0, 1]; NaN where no error is defined."""
         return self.measure(params)[1]
 
-    def measure(self, params: Mapping[str, Tensor]) -> tuple[float, float]:
+    def measure(self, params: ParamsLike) -> tuple[float, float]:
         """(loss, error) from one pass over the data."""
         params = self.check(params)
         with torch.no_grad():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import CheckpointError, FileError, IsthmusError, IsthmusWarning
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params
 from isthmus.storage.contents import Contents, Like, owned
 from isthmus.storage.files import PathLike, check_regular, disk_error, one_line, read_json
@@ -69,6 +70,7 @@ def load_params(
     Errors: ``CheckpointError`` with the reason and what to do: among others, several sets of weights that fit equally
     well, with the `key` of each.
     """
+    check_kinds(load_params, locals())
     params, note = read_checkpoint(path, unsafe_pickle=unsafe_pickle).choose(key, like)
     if note:
         warnings.warn(note, IsthmusWarning, stacklevel=2)
@@ -95,6 +97,9 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
 
     `metadata`: further strings for the header. Every safetensors reader can read the file.
     """
+    check_kinds(save_params, locals())
+    for name, value in params.items():
+        check_kind(value, Tensor, f"params[{name!r}]")
     save_tensors(params, path, {"format": "pt", **(metadata or {}), _DIGEST: digest(params)})
 
 

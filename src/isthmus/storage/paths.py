@@ -23,6 +23,7 @@ from torch import Tensor
 
 from isthmus.connectors.base import Connection, Outcome
 from isthmus.errors import FileError, InputError, IsthmusError, UnsupportedError
+from isthmus.kinds import check_kinds
 from isthmus.params import Params, check_like
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
 from isthmus.storage.files import PathLike, disk_error, one_line, plain, whole
@@ -94,8 +95,10 @@ def _key(number: int) -> str:
     return f"t/{number:06d}"
 
 
-def save(connection: Connection, path: PathLike) -> None:
+def save(connection: Connection | Path, path: PathLike) -> None:
     """Write a connection to one file, atomically; ``load_connection`` gives it back bit for bit.
+
+    A path alone is written as a connection that was made by no method, with its end as the target.
 
     Tensors shared by points of the path, or equal in dtype, shape and bytes, are written once. The same
     connection gives the same bytes. Costs one pass of SHA-256 over the distinct tensors.
@@ -103,6 +106,9 @@ def save(connection: Connection, path: PathLike) -> None:
     Errors: ``UnsupportedError`` for a segment with no form in the file, ``InputError`` for stats that are not
     JSON values, ``FileError`` for a full disk and for a path too large to be read again.
     """
+    check_kinds(save, locals())
+    if isinstance(connection, Path):
+        connection = Connection(connection, connection.end, Outcome.CONSTRUCTED)
     store = _Store(list(connection.path.start))
     check_like(connection.target, connection.path.end, "target")
     segments = []
@@ -139,6 +145,7 @@ def load_connection(path: PathLike) -> Connection:
     missing, damaged (every byte that matters is under a digest), of another kind (the message says which),
     or written by a newer version of the format.
     """
+    check_kinds(load_connection, locals())
     manifest, expected = _open(path)
     tensors, _ = read_tensors(path)
     if digest(tensors) != expected:
