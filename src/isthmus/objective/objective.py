@@ -88,8 +88,6 @@ class Objective:
         check_kinds(Objective.__init__, {k: v for k, v in locals().items() if k not in ("loss", "data")})
         skeletons.check_kind(module)
         criterion.check_loss(loss)
-        if data is None:
-            raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
         if memory <= 0:
             raise InputError("memory", expected="a positive number of bytes", got=memory)
         x, y = datasets.as_tensors(data)
@@ -104,16 +102,20 @@ class Objective:
         self._hand_written = structure
         self._programs: dict[Any, Program | UnsupportedError] = {}
         skeletons.check_modes(module)
-        # the module's structure on meta tensors: it has no weights of its own
+        views = self._take_structure(module)
+        self._writes = Writes() if _writes is None else _writes
+        few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
+        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
+
+    def _take_structure(self, module: nn.Module) -> set[int]:
+        """The module on meta tensors, without weights, and its names; gives the memory of views of its weights."""
         self.skeleton, self._fixed, views = skeletons.skeleton_of(module, self.dtype)
         state = self.skeleton.state_dict()
         self._extra = {k: v for k, v in state.items() if k.endswith(skeletons.EXTRA)}
         self._like = {k: v for k, v in state.items() if k not in self._extra}
         self._ties = skeletons.ties_of(self.skeleton)
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
-        self._writes = Writes() if _writes is None else _writes
-        few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
-        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
+        return views
 
     # -- what it is
 

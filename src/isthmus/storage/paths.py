@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path as File
 from typing import Any
 
@@ -183,16 +184,7 @@ def _open(path: PathLike) -> tuple[dict[str, Any], str]:
         raise FileError(path, "is a safetensors file, but not a saved connection", "read it with load_params")
     try:
         header = json.loads(metadata["isthmus"], parse_int=whole)
-        if header["format"] != _FORMAT:
-            raise FileError(
-                path, f"is {one_line(header['format'])!r}, not a saved connection", "read it with what wrote it"
-            )
-        if type(header["version"]) is not int or header["version"] not in _VERSIONS:
-            known = " and ".join(map(str, _VERSIONS))
-            why = f"is in version {one_line(header['version'])} of the format, this isthmus reads versions {known}"
-            raise FileError(path, why, "install a newer isthmus")
-        if header["digest"] != _seal(header["version"], header["tensors"], header["manifest"]):
-            raise FileError(path, "is damaged: its manifest does not match its digest", _AGAIN)
+        _check_header(path, header)
         manifest = json.loads(header["manifest"], parse_int=whole)
         return {key: header[key] for key in ("format", "version", "digest")} | manifest, header["tensors"]
     except IsthmusError:
@@ -241,23 +233,41 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         ) from error
 
 
+def _check_header(path: PathLike, header: dict[str, Any]) -> None:
+    if header["format"] != _FORMAT:
+        why = f"is {one_line(header['format'])!r}, not a saved connection"
+        raise FileError(path, why, "read it with what wrote it")
+    if type(header["version"]) is not int or header["version"] not in _VERSIONS:
+        known = " and ".join(map(str, _VERSIONS))
+        why = f"is in version {one_line(header['version'])} of the format, this isthmus reads versions {known}"
+        raise FileError(path, why, "install a newer isthmus")
+    if header["digest"] != _seal(header["version"], header["tensors"], header["manifest"]):
+        raise FileError(path, "is damaged: its manifest does not match its digest", _AGAIN)
+
+
 def _points(names: list[str], rows: list[list[int]], tensors: Params, data: set[int]) -> list[Params]:
     """Each point once; `data` are the numbers of tensors that belong to segments.
 
     One tensor under two names is copied: no two parameters of a network share memory.
     """
-    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-        raise ValueError("names are not distinct strings")
-    if {_key(_index(number)) for row in rows for number in row} | {_key(number) for number in data} != set(tensors):
-        raise ValueError("points use tensors that are not there, or there are tensors that no point uses")
+    _check_use(names, rows, tensors, data)
     owner: dict[int, str] = {}
     made: dict[tuple[int, str], Tensor] = {}
     for row in rows:
         for name, number in zip(names, row, strict=True):
-            if (number, name) not in made:
-                tensor = tensors[_key(number)]
-                made[number, name] = tensor if owner.setdefault(number, name) == name else tensor.clone()
+            tensor = tensors[_key(number)]
+            if owner.setdefault(number, name) != name and (number, name) not in made:
+                tensor = tensor.clone()
+            made.setdefault((number, name), tensor)
     return [{name: made[number, name] for name, number in zip(names, row, strict=True)} for row in rows]
+
+
+def _check_use(names: list[str], rows: list[list[int]], tensors: Params, data: set[int]) -> None:
+    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names are not distinct strings")
+    used = {_index(number) for number in chain.from_iterable(rows)} | data
+    if {_key(number) for number in used} != set(tensors):
+        raise ValueError("points use tensors that are not there, or there are tensors that no point uses")
 
 
 def _index(number: Any) -> int:

@@ -92,20 +92,32 @@ def canonical(value: Any, what: str = "config") -> Any:
     """
     if value is None or isinstance(value, bool | str | int):
         return value
-    if isinstance(value, float):
-        if not isfinite(value):
-            raise InputError(what, expected="a finite number", got=value)
-        return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, float | Path):
+        return _plain(value, what)
     if is_dataclass(value) and not isinstance(value, type):
-        given = {f.name: getattr(value, f.name) for f in fields(value) if not _is_unused(f, value)}
-        return {"is": type(value).__name__, **{k: canonical(v, f"{what}.{k}") for k, v in given.items()}}
+        return {"is": type(value).__name__, **_fields(value, what)}
     if isinstance(value, list | tuple):
         return [canonical(v, f"{what}[{i}]") for i, v in enumerate(value)]
-    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+    if _has_names(value):
         return {k: canonical(v, f"{what}[{k!r}]") for k, v in value.items()}
     raise InputError(what, expected="plain values, dataclasses of them", got=type(value).__name__)
+
+
+def _plain(value: float | Path, what: str) -> float | str:
+    if isinstance(value, Path):
+        return str(value)
+    if not isfinite(value):
+        raise InputError(what, expected="a finite number", got=value)
+    return value
+
+
+def _has_names(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) for k in value)
+
+
+def _fields(value: Any, what: str) -> dict[str, Any]:
+    given = {f.name: getattr(value, f.name) for f in fields(value) if not _is_unused(f, value)}
+    return {k: canonical(v, f"{what}.{k}") for k, v in given.items()}
 
 
 def _is_unused(entry: Field[Any], value: Any) -> bool:
