@@ -238,16 +238,9 @@ class Objective:
 
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
-            "loss": self._loss,
-            "data": self._data,
-            "convex": self.convex,
-            "penalty": self.penalty,
-            **self._labelled,
-            "dtype": self.dtype,
-            "memory": self.memory,
-            "structure": self._hand_written,
-            "_writes": self._writes,
-        }
+            "loss": self._loss, "data": self._data, "convex": self.convex, "penalty": self.penalty, **self._labelled,
+            "dtype": self.dtype, "memory": self.memory, "structure": self._hand_written, "_writes": self._writes,
+        }  # fmt: skip
         new = Objective(self.skeleton, **(options | changes))
         new._programs = self._programs
         if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
