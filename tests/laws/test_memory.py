@@ -38,8 +38,14 @@ class Handed(Connector):
 TRAINED: dict[str, tuple[Connector, Callable[[], Problem]]] = {
     "Narrow": (QUICK[im.Narrow], odd_widths),
     "Subnetwork": (QUICK[im.Subnetwork], odd_widths),
-    "Subnetwork-search": (im.Subnetwork("search", subsets="own", draws=2, steps=20, batch=8), odd_widths),
-    "Subnetwork-dropout": (im.Subnetwork(subsets="own", init="dropout", masks=4, steps=20, batch=8), odd_widths),
+    "Subnetwork-search": (
+        im.Subnetwork("search", subsets="own", draws=2, inner=im.Trained(recipe=im.Recipe(steps=20, batch=8))),
+        odd_widths,
+    ),
+    "Subnetwork-dropout": (
+        im.Subnetwork(subsets="own", inner=im.Trained(recipe=im.Recipe(steps=20, batch=8), init="dropout", masks=4)),
+        odd_widths,
+    ),
     "StringSampling": (replace(QUICK[im.StringSampling], excess=0.005), tanh_regression),
     "ConstrainedStringSampling": (replace(QUICK[im.ConstrainedStringSampling], excess=0.005), tanh_regression),
     "TwoLayerReLU": (QUICK[im.TwoLayerReLU], two_layers),
@@ -132,7 +138,7 @@ def test_a_wrapper_keeps_the_options_of_its_inner_method(monkeypatch, capsys):
     assert connector_from({"name": "Handed", "inner": {"name": "dropout", "masks": 3}}) == chosen
     assert connector_from(connector_to_dict(chosen)) == chosen
     assert method_of("Handed", ["inner=dropout", "masks=3"]) == chosen
-    with pytest.raises(im.InputError, match="options among .*inner.*got .'masks'"):
+    with pytest.raises(im.InputError, match=r"options among .*inner.*got .'masks'"):
         connector_from({"name": "Handed", "masks": 3})
     assert run_app(["methods", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["Handed"]["options"] == {"inner": "Linear"}

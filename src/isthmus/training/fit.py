@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from math import cos, inf, isfinite, pi
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,13 +28,13 @@ class Recipe:
     is halved after every tenth of the steps ("halving"), or stays ("constant").
     """
 
-    optimizer: str = "adam"
+    optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
     lr: float = 2e-3
     steps: int = 4000
     batch: int = 256
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "halving", "constant"] = "cosine"
     check: int | None = None
 
     def __post_init__(self) -> None:

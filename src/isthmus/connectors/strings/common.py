@@ -39,7 +39,7 @@ class Tools:
             quantity=method.quantity, value=method.threshold, excess=method.excess, on=method.on, points=method.points,
         )  # fmt: skip
         task.progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
-        trainer = Trainer.of(task.objective, limit, method.recipe(), method.batched, task.a)
+        trainer = Trainer.of(task.objective, limit, method.recipe, method.batched, task.a)
         tools = cls(task, limit, trainer, seed)
         tools._claim({"method": lasting(method), "limit": limit.value, "seed": seed})
         return tools

@@ -10,7 +10,7 @@ import torch
 
 from isthmus.certify import certify
 from isthmus.connectors.base import Connection, Outcome, Task
-from isthmus.connectors.strings.beads import Trained
+from isthmus.connectors.strings.beads import TrainedBead
 from isthmus.connectors.strings.common import Tools
 from isthmus.errors import UnsupportedError
 from isthmus.params import Params, distance, lerp, norm
@@ -72,7 +72,7 @@ class Work:
         self.beads = [Bead(p, self.limit.of(p), 0) for p in (task.a, task.b)]
         self.order = [0, 1]
         self.spans = [Span(0, 1, 0, distance(task.a, task.b))]
-        self.pending: list[Trained] = []
+        self.pending: list[TrainedBead] = []
         self.attempt = self.lost = 0
 
     def step(self) -> bool:
@@ -160,7 +160,7 @@ class Work:
         rows = [i for i in range(len(group)) if not self.pending or self.pending[i].value > limit]
         trained = self.trainer.train(
             [self._start(group[i]) for i in rows], method.alpha * limit,
-            steps=min(method.steps, -(-(method.budget - self.spent) // len(rows))), seed=self.seeds[depth],
+            steps=min(method.recipe.steps, -(-(method.budget - self.spent) // len(rows))), seed=self.seeds[depth],
             memory=part, progress=self.progress, what=f"training beads at depth {depth + 1}",
         )  # fmt: skip
         for i, found in zip(rows, trained, strict=True):
@@ -189,7 +189,7 @@ class Work:
             return point
         return beside(point, left, right, self.seeds[span.depth] + self.attempt, self.trainer.objective.parameter_names)
 
-    def _halve(self, span: Span, found: Trained) -> None:
+    def _halve(self, span: Span, found: TrainedBead) -> None:
         number = len(self.beads)
         self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.ended.word))
         self.order.insert(self.order.index(span.left) + 1, number)
