@@ -133,6 +133,17 @@ def test_a_search_that_ran_out_of_its_budget_goes_on_with_a_larger_one():
         im.connect(objective, a, a, quick(), memory=checkpoint)
 
 
+@pytest.mark.parametrize("options", [{"steps": 60, "lr": 0.003, "attempts": 2}, {"batched": False, "attempts": 1}])
+def test_budgets_that_grow_end_with_the_string_of_the_largest(options):
+    objective, a, b = quadratic()
+    memory = Mortal(seed=0, lives=(10**6, 10**6))
+    for budget in (10, 35, 110, 300):
+        grown = im.connect(objective, a, b, quick(budget=budget, **options), memory=memory)
+        fresh = im.connect(objective, a, b, quick(budget=budget, **options))
+        assert grown.outcome is fresh.outcome
+        assert all(equal(p, q) for p, q in zip(fresh.path.knots, grown.path.knots, strict=True))
+
+
 def test_with_always_a_line_that_is_below_gets_one_bead():
     objective, a, b = quadratic()
     method = quick(threshold=1.0)

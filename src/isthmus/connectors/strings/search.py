@@ -15,7 +15,6 @@ from isthmus.connectors.strings.common import Tools
 from isthmus.errors import UnsupportedError
 from isthmus.params import Params, distance, lerp, norm
 from isthmus.paths import Curve, Path
-from isthmus.training.memory import State, recalled
 
 if TYPE_CHECKING:
     from isthmus.connectors.strings.sampling import StringSampling
@@ -114,11 +113,11 @@ class Work:
         seen = max(top(p) for p in (curve.start, curve.at(span.t), curve.end))
         gap = (goal - seen) / seen if seen > 0 else 1.0
 
-        def prove() -> State:
+        def prove() -> dict[str, Any]:
             proof = certify(self.limit.objective, Path((curve,)), max(gap, 1e-6), budget=self.method.effort)
-            return {}, {"proved": proof.proved, "bound": proof.bound}
+            return {"proved": proof.proved, "bound": proof.bound}
 
-        proof = recalled(self.tools.next_part("proof"), prove)[1]
+        proof = self.tools.once("proof", curve, goal, prove)
         if not proof["proved"]:
             raise UnsupportedError(
                 type(self.limit.objective.skeleton).__name__,
