@@ -52,7 +52,9 @@ def polynomial(name: str, pairs: int = 4) -> None:
         for pair in range(pairs):
             a, b = (_trained_curve(data, 100 + 2 * pair + k, level) for k in (0, 1))
             objective = im.Objective(_sigmoids(0), "mse", data)
-            method = im.StringSampling(level, lr=0.01, batch=64, check=20, steps=5000, schedule="constant")
+            method = im.StringSampling(
+                level, recipe=im.Recipe(lr=0.01, steps=5000, batch=64, schedule="constant", check=20)
+            )
             found.append(im.connect(objective, a, b, method))
             if found[-1].outcome.ok:
                 short.append(im.straighten(objective, found[-1].path, level).after)
@@ -98,7 +100,9 @@ def mnist(level: float = 0.1, examples: int = 2000) -> None:
         print(f"  MNIST, {examples} images, {channels} channels, loss at most {level}; straight line {line.max:.3f}")
         times = {}
         for name, batched in (("sequential", False), ("batched", True), ("chosen", None)):
-            method = im.StringSampling(level, batch=64, check=20, lr=2e-3, batched=batched)
+            method = im.StringSampling(
+                level, batched=batched, recipe=im.Recipe(lr=2e-3, steps=2000, batch=64, check=20)
+            )
             begin = time.process_time()
             found = im.connect(objective, a, b, method)
             times[name] = time.process_time() - begin
@@ -163,7 +167,7 @@ def permutation() -> None:
     """Appendix D.1: what the string says above and below 1/12."""
     example = im.counterexamples.permutation()
     for level in (0.3, 0.2, 0.1, 0.08, 0.03, 0.01):
-        method = im.StringSampling(level, lr=0.01, batch=3, check=20, steps=3000)
+        method = im.StringSampling(level, recipe=im.Recipe(lr=0.01, steps=3000, batch=3, check=20))
         found = im.connect(example.objective, *example.minima, method)
         signs = "".join("+" if example.side(p) > 0 else "-" for p in found.path.knots)
         stats = found.stats
@@ -212,7 +216,7 @@ def _search(memory: Memory) -> im.Connection:
     x = torch.linspace(0, 1, 64, dtype=torch.float64)[:, None]
     data = (x, curve(x))
     a, b = (_trained_curve(data, 104 + k, 1e-4) for k in (0, 1))
-    method = im.StringSampling(1e-4, lr=0.005, batch=16, check=20, steps=5000)
+    method = im.StringSampling(1e-4, recipe=im.Recipe(lr=0.005, steps=5000, batch=16, check=20))
     return im.connect(im.Objective(_sigmoids(0), "mse", data), a, b, method, memory=memory)
 
 

@@ -14,6 +14,7 @@ from isthmus import pipeline as runs
 from isthmus.cli import commands, run_app
 from isthmus.experiments import Network, Pair, Problem
 from isthmus.storage import FolderMemory
+from isthmus.storage.methods import connector_from
 from isthmus.sweep import Local, Store, run_cells
 from isthmus.training.fit import Recipe
 from tests.connectors.strings.strings import LEVEL, Killed, Mortal, quadratic
@@ -21,8 +22,8 @@ from tests.connectors.strings.strings import LEVEL, Killed, Mortal, quadratic
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
 OPTIONS = {"threshold": 0.3, "steps": 200, "check": 5, "batch": 20, "lr": 0.01, "attempts": 1}
 METHODS = {
-    "StringSampling": im.StringSampling(**OPTIONS, depth=3),
-    "ConstrainedStringSampling": im.ConstrainedStringSampling(**OPTIONS, beads=6),
+    "StringSampling": connector_from({"name": "StringSampling", **OPTIONS, "depth": 3}),
+    "ConstrainedStringSampling": connector_from({"name": "ConstrainedStringSampling", **OPTIONS, "beads": 6}),
 }
 
 
@@ -42,7 +43,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def command(ends: list[str], out: Path, name: str, *more: str) -> list[str]:
-    given = [f"{k}={getattr(METHODS[name], k)}" for k in (*OPTIONS, "depth" if name == "StringSampling" else "beads")]
+    given = [f"{k}={v}" for k, v in OPTIONS.items()]
+    given.append("depth=3" if name == "StringSampling" else "beads=6")
     options = [word for option in given for word in ("--option", option)]
     return [
         "connect",
@@ -243,7 +245,7 @@ def test_the_owner_of_a_state_is_what_decides_the_search(tmp_path):
 @pytest.mark.parametrize("small", [{"budget": 30}, {"beads": 1}])
 def test_a_constrained_search_without_room_stays_so_and_goes_on_with_more(small):
     objective, a, b = quadratic()
-    method = im.ConstrainedStringSampling(threshold=LEVEL, lr=0.01, batch=16, check=10, steps=3000)
+    method = im.ConstrainedStringSampling(threshold=LEVEL, recipe=im.Recipe(lr=0.01, steps=3000, batch=16, check=10))
     kept = Mortal(seed=0, lives=(10**6, 10**6))
     first, second = (im.connect(objective, a, b, replace(method, **small), memory=kept) for _ in range(2))
     assert first.outcome is second.outcome is im.Outcome.BUDGET_EXHAUSTED

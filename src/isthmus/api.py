@@ -24,12 +24,15 @@ from isthmus.connectors import DeepLinear as DeepLinear
 from isthmus.connectors import Dropout as Dropout
 from isthmus.connectors import Linear as Linear
 from isthmus.connectors import MeanField as MeanField
+from isthmus.connectors import Memorised as Memorised
 from isthmus.connectors import Narrow as Narrow
 from isthmus.connectors import NoiseDropout as NoiseDropout
 from isthmus.connectors import Outcome as Outcome
+from isthmus.connectors import Separated as Separated
 from isthmus.connectors import StringSampling as StringSampling
 from isthmus.connectors import Sublevel as Sublevel
 from isthmus.connectors import Subnetwork as Subnetwork
+from isthmus.connectors import Trained as Trained
 from isthmus.connectors import TwoLayerReLU as TwoLayerReLU
 from isthmus.connectors import connect as connect
 from isthmus.errors import CheckpointError as CheckpointError
@@ -69,5 +72,6 @@ from isthmus.structure import Structure as Structure
 from isthmus.structure import derive_structure as derive_structure
 from isthmus.theory import Theory as Theory
 from isthmus.theory import theory as theory
+from isthmus.training.fit import Recipe as Recipe
 from isthmus.verdict import Verdict as Verdict
 from isthmus.verdict import verdict as verdict

@@ -308,7 +308,8 @@ def test_option_values_are_read_as_their_fields_want(folder, tmp_path):
     options = ["--option", "lr=1e-3", "--option", "steps=5", "--option", "hub_steps=5"]
     assert run_app(["connect", *ends(folder), "--method", "subnetwork", *options, *out(tmp_path)]) == 0
     method = json.loads((tmp_path / "result.json").read_text())["method"]
-    assert (method["lr"], method["steps"], method["hub_steps"]) == (1e-3, 5, 5)
+    inner = method["inner"]
+    assert (inner["recipe"]["lr"], inner["recipe"]["steps"], inner["hub_steps"]) == (1e-3, 5, 5)
 
 
 def test_threads_are_set_for_the_command():

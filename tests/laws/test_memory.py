@@ -38,8 +38,14 @@ class Handed(Connector):
 TRAINED: dict[str, tuple[Connector, Callable[[], Problem]]] = {
     "Narrow": (QUICK[im.Narrow], odd_widths),
     "Subnetwork": (QUICK[im.Subnetwork], odd_widths),
-    "Subnetwork-search": (im.Subnetwork("search", subsets="own", draws=2, steps=20, batch=8), odd_widths),
-    "Subnetwork-dropout": (im.Subnetwork(subsets="own", init="dropout", masks=4, steps=20, batch=8), odd_widths),
+    "Subnetwork-search": (
+        im.Subnetwork("search", subsets="own", draws=2, inner=im.Trained(recipe=im.Recipe(steps=20, batch=8))),
+        odd_widths,
+    ),
+    "Subnetwork-dropout": (
+        im.Subnetwork(subsets="own", inner=im.Trained(recipe=im.Recipe(steps=20, batch=8), init="dropout", masks=4)),
+        odd_widths,
+    ),
     "StringSampling": (replace(QUICK[im.StringSampling], excess=0.005), tanh_regression),
     "ConstrainedStringSampling": (replace(QUICK[im.ConstrainedStringSampling], excess=0.005), tanh_regression),
     "TwoLayerReLU": (QUICK[im.TwoLayerReLU], two_layers),

@@ -208,7 +208,7 @@ def test_a_training_that_is_killed_keeps_what_it_crossed():
 def test_a_network_that_does_not_get_there_leaves_its_string_out(tmp_path):
     recipe = Recipe(lr=0.01, steps=10, batch=32, check=5, schedule="constant")
     a, b = (Ends(Polynomial("cubic", examples=32), Judge(), (1.0, 1e-6), recipe, seed) for seed in (0, 1))
-    cell = String("3", "cubic", a, b, 1e-6, 1.1, im.StringSampling(steps=5))
+    cell = String("3", "cubic", a, b, 1e-6, 1.1, im.StringSampling(recipe=im.Recipe(steps=5)))
     store = Store(tmp_path)
     assert run_cells([cell], store, Local()).ok
     assert store.load(cell).result == {"outcome": "END_NOT_TRAINED"}

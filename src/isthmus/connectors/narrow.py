@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.connectors.checks import check_at_least_zero, check_whole
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.connectors.noise_dropout import (
     End,
@@ -46,7 +47,7 @@ class Narrow(Connector):
     11 in the middle are proved: at most the largest of L(theta_1) of both ends and L(theta*).
 
     theta* is the given `network` (a state_dict of the same module with narrower layers) or trained here with h*_l
-    = `width` units (a number, or one per hidden layer; default: as many as are dropped) for at most `steps` steps,
+    = `width` units (a number, or one per hidden layer; default: as many as are dropped) by `recipe`,
     until its loss is at most the larger end's + `slack`; from `attempts` random starts the best is kept.
 
     `p`: the dropout probability; exactly ceil(p n_l) units are dropped (``counts="fixed"``) or as many as
@@ -62,12 +63,9 @@ class Narrow(Connector):
     width: int | tuple[int, ...] | None = None
     p: float | None = None
     draws: int = 20
-    counts: str = "fixed"
+    counts: Literal["fixed", "bernoulli"] = "fixed"
     num_points: int = 11
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    batch: int = 256
-    steps: int = 8000
+    recipe: Recipe = Recipe(steps=8000)  # noqa: RUF009 - frozen
     slack: float = 0.0
     attempts: int = 2
     # not among the stored fields: tensors are no plain values, and the path holds them
@@ -92,16 +90,9 @@ class Narrow(Connector):
             raise InputError("p", expected="a dropout probability in (0, 1)", got=self.p)
         if self.counts == "bernoulli" and self.p is None:
             raise InputError("p", expected="a number, for counts='bernoulli'", got=None)
-        if not 0 <= self.slack < float("inf"):
-            raise InputError("slack", expected="a number >= 0", got=self.slack)
-        if self.attempts < 1:
-            raise InputError("attempts", expected="a whole number >= 1", got=self.attempts)
+        check_at_least_zero(self, "slack")
+        check_whole(self, "attempts")
         check_draws(self.draws, self.counts, self.num_points)
-        self.recipe()
-
-    def recipe(self) -> Recipe:
-        """How theta* is trained."""
-        return Recipe(optimizer=self.optimizer, lr=self.lr, batch=self.batch, steps=self.steps)
 
     def find(self, task: Task) -> Connection:
         """Choose how many units to drop, train or read theta*, draw at both ends, then build the path."""
@@ -200,7 +191,7 @@ class Narrow(Connector):
                 return losses_of(objective, chain, {**fixed, **small}, x)[0]
 
             fitted = fit(
-                batch_loss, full_loss, {n: start[n] for n in trained}, objective.num_examples, self.recipe(),
+                batch_loss, full_loss, {n: start[n] for n in trained}, objective.num_examples, self.recipe,
                 generator=task.generator, target=target, progress=task.progress,
                 memory=task.memory.part(f"attempt{attempt}"),
                 what="training the narrow network" + " again" * bool(attempt),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isthmus.certify.certify import BUDGET
-from isthmus.connectors import Connector, Dropout, Linear, Subnetwork
+from isthmus.connectors import Connector, Dropout, Linear, Subnetwork, Trained
 from isthmus.experiments.jobs import Network, Pair, Problem
 from isthmus.experiments.lines import finish, new_panels
 from isthmus.experiments.page import Experiment
@@ -33,7 +33,7 @@ class _Scale:
 
 
 _ALL = (Linear(), Dropout(), Subnetwork())
-_SMOKE = (Linear(), Dropout(masks=4), Subnetwork(steps=400, attempts=1))
+_SMOKE = (Linear(), Dropout(masks=4), Subnetwork(inner=Trained(recipe=Recipe(steps=400), attempts=1)))
 _SCALES = {
     "smoke": _Scale((8, 16), (1, 2), 1, Recipe(lr=1e-2, steps=120, batch=64), 5e-3, _SMOKE, 200, 5, 40),
     "laptop": _Scale((20, 60), (2, 4), 3, Recipe(steps=4000, batch=128), 5e-4, _ALL, None, 61),

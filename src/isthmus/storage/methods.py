@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from isthmus.connectors import METHODS
+from isthmus.connectors import METHODS, Trained
 from isthmus.connectors.base import Connector
 from isthmus.connectors.base import describe as connector_to_dict
 from isthmus.errors import InputError
@@ -27,7 +27,21 @@ def connector_from(entry: str | Mapping[str, Any], what: str = "method") -> Conn
     """
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = options.pop("name", None)
+    _renew(options)
     return _made(_chosen(name, {m.__name__: m for m in METHODS}, what), options, f"{what}, {name}", None)
+
+
+def _renew(options: dict[str, Any]) -> None:
+    """Take over how older files say how the subnetworks of ``Subnetwork`` are made, and by what if they are trained."""
+    names = {"trained": "Trained", "memorise": "Memorised", "separate": "Separated"}
+    made = names.get(options.get("xi", ""))
+    if made is None:
+        return
+    del options["xi"]
+    options["inner"] = made
+    if made != "Trained":
+        for name in _flat(Trained()):
+            options.pop(name, None)
 
 
 def options_of(kind: type[Connector]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from hashlib import sha256
 from math import cos, inf, isfinite, pi
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,13 +29,13 @@ class Recipe:
     is halved after every tenth of the steps ("halving"), or stays ("constant").
     """
 
-    optimizer: str = "adam"
+    optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
     lr: float = 2e-3
     steps: int = 4000
     batch: int = 256
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "halving", "constant"] = "cosine"
     check: int | None = None
 
     def __post_init__(self) -> None:
@@ -136,6 +137,7 @@ def fit_together(
     fitting = _Fitting.start(params, buffers or {}, num_examples, recipe, generator, device)
     lbfgs = recipe.optimizer == "lbfgs"
     same = {"recipe": asdict(recipe), "examples": num_examples, "target": target, "enough": enough}
+    same |= _begin(params, generator)
     kept = memory.load()
     if kept is not None and kept[1].get("same") == same:
         fitting.resume(*kept)
@@ -298,6 +300,12 @@ class _Fitting:
             rows.setdefault(int(i), {})[key] = v.clone()
         self.optimizer.load_state_dict({"state": rows, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.order = tensors["order/"].to(self.everything.device, copy=True)
+
+
+def _begin(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Any]:
+    """What tells where a fit begins from where another does: the size of its parameters, and its random numbers."""
+    size = sum(float(v.detach().abs().double().square().sum()) for v in params.values())
+    return {"size": size, "random": sha256(generator.get_state().numpy().tobytes()).hexdigest()}
 
 
 def _check_precision(params: Mapping[str, Tensor]) -> None:

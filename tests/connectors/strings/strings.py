@@ -10,6 +10,7 @@ from torch import nn
 
 import isthmus as im
 from isthmus import pipeline as runs
+from isthmus.storage.methods import connector_from
 from isthmus.training.fit import Recipe
 from tests.mortal import Killed as Killed
 from tests.mortal import Mortal as Mortal
@@ -36,7 +37,8 @@ def quadratic(level: float = LEVEL, seed: int = 102) -> tuple[im.Objective, im.P
 
 
 def quick(**options: Any) -> im.StringSampling:
-    return im.StringSampling(**{"threshold": LEVEL, "lr": 0.01, "batch": 16, "check": 10, "steps": 3000} | options)
+    known = {"threshold": LEVEL, "lr": 0.01, "batch": 16, "check": 10, "steps": 3000}
+    return connector_from({"name": "StringSampling"} | known | options)
 
 
 def highest(objective: im.Objective, path: im.Path, points: int = 201) -> float:

@@ -28,7 +28,7 @@ Extra = Callable[[Params, list[int]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class TrainedBead:
     """A bead after training: its best point at a check, the value of the judged quantity there, and the steps."""
 
     params: Params
@@ -37,14 +37,10 @@ class Trained:
     ended: Ended
 
 
-def recipe_of(method: Any) -> Recipe:
-    """How a string method trains its beads."""
-    if method.optimizer == "lbfgs":
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse an optimiser that cannot train beads."""
+    if recipe.optimizer == "lbfgs":
         raise InputError("optimizer", expected="'adam' or 'sgd'", got="'lbfgs'")
-    return Recipe(
-        optimizer=method.optimizer, lr=method.lr, steps=method.steps, batch=method.batch, schedule=method.schedule,
-        check=method.check,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +134,7 @@ class Trainer:
         progress: Progress,
         what: str,
         extra: Extra | None = None,
-    ) -> list[Trained]:
+    ) -> list[TrainedBead]:
         """Train all points until each is at the target or `steps` steps were made.
 
         With `extra` they move at the same time whatever `together` says. A start whose value is not finite fails.
@@ -148,7 +144,7 @@ class Trainer:
         if extra is not None:
             return self._at_once(list(starts), target, steps, seed, memory, progress, what, extra)
         room = max(1, self.objective.memory // (3 * self.bytes_each))
-        done: list[Trained] = []
+        done: list[TrainedBead] = []
         for i in range(0, len(starts), room):
             part = memory.part(f"beads{i}")
             done += self._at_once(list(starts[i : i + room]), target, steps, seed, part, progress, what, None)
@@ -163,7 +159,7 @@ class Trainer:
         memory: Memory,
         progress: Progress,
         what: str,
-    ) -> list[Trained]:
+    ) -> list[TrainedBead]:
         done = []
         for i, start in enumerate(starts):
             weights, fixed = self._split(start)
@@ -174,7 +170,7 @@ class Trainer:
                 generator=torch.Generator().manual_seed(seed), target=target, progress=progress,
                 memory=memory.part(f"bead{i}"), what=f"{what}, bead {i + 1} of {len(starts)}",
             )  # fmt: skip
-            done.append(Trained(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.ended))
+            done.append(TrainedBead(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.ended))
         return done
 
     def _at_once(
@@ -187,7 +183,7 @@ class Trainer:
         progress: Progress,
         what: str,
         extra: Extra | None,
-    ) -> list[Trained]:
+    ) -> list[TrainedBead]:
         weights, fixed = self._split(stack([*starts, starts[0]] if len(starts) == 1 else starts))
         count = len(starts)
         watch = _Watch(count, target, self.recipe.check or 1)
@@ -215,7 +211,9 @@ class Trainer:
             arrived = watch.reached[i]
             made = found.steps if arrived is None else min(arrived, found.steps)
             out.append(
-                Trained(self._whole(own, {k: v[i].clone() for k, v in fixed.items()}), found.loss, made, found.ended)
+                TrainedBead(
+                    self._whole(own, {k: v[i].clone() for k, v in fixed.items()}), found.loss, made, found.ended
+                )
             )
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from isthmus.connectors.base import Task, lasting
 from isthmus.connectors.strings.beads import Trainer
 from isthmus.connectors.strings.threshold import Scan, Threshold, threshold_for
 from isthmus.errors import InputError
-from isthmus.params import equal
+from isthmus.params import distance, equal, norm
 from isthmus.paths import Curve
 from isthmus.training.memory import Memory, named, recalled, taken
 
@@ -39,7 +40,7 @@ class Tools:
             quantity=method.quantity, value=method.threshold, excess=method.excess, on=method.on, points=method.points,
         )  # fmt: skip
         task.progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
-        trainer = Trainer.of(task.objective, limit, method.recipe(), method.batched, task.a)
+        trainer = Trainer.of(task.objective, limit, method.recipe, method.batched, task.a)
         tools = cls(task, limit, trainer, seed)
         tools._claim({"method": lasting(method), "limit": limit.value, "seed": seed})
         return tools
@@ -60,4 +61,13 @@ class Tools:
 
     def scan(self, curve: Curve, limit: Threshold) -> Scan:
         """What is seen on a segment."""
-        return Scan(**recalled(self.next_part("look"), lambda: ({}, asdict(limit.scan(curve))))[1])
+        return Scan(**self.once("look", curve, limit.value, lambda: asdict(limit.scan(curve))))
+
+    def once(self, what: str, curve: Curve, level: float, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `compute` gives for a segment, or gave before; with a larger budget another segment may come here."""
+        part, size = self.next_part(what), [norm(curve.start), norm(curve.end), distance(curve.start, curve.end)]
+        kept = part.load()
+        if kept is None or kept[1]["about"] != [level, *size]:
+            kept = {}, {"about": [level, *size], "found": compute()}
+            part.save(*kept)
+        return kept[1]["found"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.strings.beads import recipe_of
+from isthmus.connectors.checks import check_at_least_zero, check_choices, check_whole
+from isthmus.connectors.strings.beads import check_recipe
 from isthmus.connectors.strings.common import Tools
 from isthmus.connectors.strings.search import PERSISTS, beside
 from isthmus.connectors.strings.threshold import check_fields
@@ -50,24 +51,19 @@ class ConstrainedStringSampling(Connector):
     """
 
     threshold: float | None = None
-    quantity: str = "loss"
-    on: str = "train"
+    quantity: Literal["loss", "error", "perplexity"] = "loss"
+    on: Literal["train", "test"] = "train"
     zeta: float = 1e-4
     kappa: float = 1e-4
     fall: float = 0.7
-    position: str = "maximum"
+    position: Literal["maximum", "half"] = "maximum"
     alpha: float = 0.9
     beads: int = 100
     patience: int = 5
     budget: int = 200_000
     points: int = 21
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    batch: int = 256
-    steps: int = 2000
+    recipe: Recipe = Recipe(steps=2000)  # noqa: RUF009 - frozen
     attempts: int = 3
-    check: int | None = None
-    schedule: str = "cosine"
     batched: bool | None = None
     excess: float | None = None
 
@@ -82,28 +78,19 @@ class ConstrainedStringSampling(Connector):
 
     def __post_init__(self) -> None:
         check_fields(self.quantity, self.threshold, self.excess, self.on, self.points)
-        if self.position not in ("maximum", "half"):
-            raise InputError("position", expected="'maximum' or 'half'", got=repr(self.position))
-        for name in ("zeta", "kappa"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(name, expected="a number >= 0", got=getattr(self, name))
+        check_choices(self)
+        check_at_least_zero(self, "zeta", "kappa")
         if not 0 < self.fall < 1:
             raise InputError("fall", expected="a number in (0, 1)", got=self.fall)
         if not 0 < self.alpha <= 1:
             raise InputError("alpha", expected="a number in (0, 1]", got=self.alpha)
-        for name in ("beads", "patience", "budget", "attempts"):
-            if getattr(self, name) < 1:
-                raise InputError(name, expected="a whole number >= 1", got=getattr(self, name))
-        self.recipe()
+        check_whole(self, "beads", "patience", "budget", "attempts")
+        check_recipe(self.recipe)
 
     @property
     def judged(self) -> bool:
         """Whether test data judge the path."""
         return self.on == "test"
-
-    def recipe(self) -> Recipe:
-        """How beads are trained."""
-        return recipe_of(self)
 
     def find(self, task: Task) -> Connection:
         """The string on its way down, to its end."""
@@ -242,7 +229,8 @@ class _Descent:
                 seed, names = self.seed + now.round, self.trainer.objective.parameter_names
                 starts[i - 1] = beside(lerp(left, right, 0.5), left, right, seed, names)
         trained = self.trainer.train(
-            starts, method.alpha * now.level, steps=min(method.steps, -(-(method.budget - now.steps) // len(inner))),
+            starts, method.alpha * now.level,
+            steps=min(method.recipe.steps, -(-(method.budget - now.steps) // len(inner))),
             seed=self.seed + now.round, memory=self.tools.next_part("training"), progress=self.progress,
             what=f"training {len(inner)} beads to {now.level:.3g}",
             extra=lambda weights, rows: pull(weights, rows, a, b, method.zeta, method.kappa),

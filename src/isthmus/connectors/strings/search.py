@@ -10,12 +10,11 @@ import torch
 
 from isthmus.certify import certify
 from isthmus.connectors.base import Connection, Outcome, Task
-from isthmus.connectors.strings.beads import Trained
+from isthmus.connectors.strings.beads import TrainedBead
 from isthmus.connectors.strings.common import Tools
 from isthmus.errors import UnsupportedError
 from isthmus.params import Params, distance, lerp, norm
 from isthmus.paths import Curve, Path
-from isthmus.training.memory import State, recalled
 
 if TYPE_CHECKING:
     from isthmus.connectors.strings.sampling import StringSampling
@@ -72,7 +71,7 @@ class Work:
         self.beads = [Bead(p, self.limit.of(p), 0) for p in (task.a, task.b)]
         self.order = [0, 1]
         self.spans = [Span(0, 1, 0, distance(task.a, task.b))]
-        self.pending: list[Trained] = []
+        self.pending: list[TrainedBead] = []
         self.attempt = self.lost = 0
 
     def step(self) -> bool:
@@ -114,11 +113,11 @@ class Work:
         seen = max(top(p) for p in (curve.start, curve.at(span.t), curve.end))
         gap = (goal - seen) / seen if seen > 0 else 1.0
 
-        def prove() -> State:
+        def prove() -> dict[str, Any]:
             proof = certify(self.limit.objective, Path((curve,)), max(gap, 1e-6), budget=self.method.effort)
-            return {}, {"proved": proof.proved, "bound": proof.bound}
+            return {"proved": proof.proved, "bound": proof.bound}
 
-        proof = recalled(self.tools.next_part("proof"), prove)[1]
+        proof = self.tools.once("proof", curve, goal, prove)
         if not proof["proved"]:
             raise UnsupportedError(
                 type(self.limit.objective.skeleton).__name__,
@@ -160,7 +159,7 @@ class Work:
         rows = [i for i in range(len(group)) if not self.pending or self.pending[i].value > limit]
         trained = self.trainer.train(
             [self._start(group[i]) for i in rows], method.alpha * limit,
-            steps=min(method.steps, -(-(method.budget - self.spent) // len(rows))), seed=self.seeds[depth],
+            steps=min(method.recipe.steps, -(-(method.budget - self.spent) // len(rows))), seed=self.seeds[depth],
             memory=part, progress=self.progress, what=f"training beads at depth {depth + 1}",
         )  # fmt: skip
         for i, found in zip(rows, trained, strict=True):
@@ -189,7 +188,7 @@ class Work:
             return point
         return beside(point, left, right, self.seeds[span.depth] + self.attempt, self.trainer.objective.parameter_names)
 
-    def _halve(self, span: Span, found: Trained) -> None:
+    def _halve(self, span: Span, found: TrainedBead) -> None:
         number = len(self.beads)
         self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.ended.word))
         self.order.insert(self.order.index(span.left) + 1, number)

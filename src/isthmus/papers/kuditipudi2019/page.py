@@ -129,28 +129,40 @@ SCALES = {
         Filters(
             "digits", 8, Recipe(lr=1e-2, steps=120, batch=64), 2, (0.2, 0.5), 3, (1, 2),
             Recipe(lr=1e-2, steps=120, batch=64), 200,
-            Paths((Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, steps=60)), 200, 3, 6),
+            Paths(
+                (Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, recipe=Recipe(steps=60))),
+                200, 3, 6,
+            ),
         ),
         Channels(
             "digits", "convnet:8", "0.1x2-0.25", Recipe(lr=1e-2, steps=150, batch=64), 60, 3, 1,
-            Paths((Linear(), Narrow(width=2, draws=2, steps=60)), 200, 3, 0),
+            Paths((Linear(), Narrow(width=2, draws=2, recipe=Recipe(steps=60))), 200, 3, 0),
         ),
         Perceptrons(
             "mlp:64-20x2-10:dropout=0.25", Recipe(lr=1e-2, steps=200, batch=128), 1,
-            Paths((Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, steps=300, attempts=1)), None, 5, 20),
+            Paths(
+                (Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, attempts=1, recipe=Recipe(steps=300))),
+                None, 5, 20,
+            ),
         ),
     ),
     "laptop": (
         Filters(
             "mnist", 32, replace(_SGD, steps=2000, check=2000), 5, _PS, 20,
             (1, 2, 4, 6), replace(_SGD, steps=1500, check=1500), 2048,
-            Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2, steps=1500, attempts=1)), 2048, 11, 0),
+            Paths(
+                (Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2, attempts=1, recipe=Recipe(steps=1500))),
+                2048, 11, 0,
+            ),
         ),
         Channels(
             # p / ((1 - p) n), the relative noise of dropout in a layer of n channels, is that of the paper
             "cifar10", "vgg11:16", "0.08x3-0.2x7", Recipe(lr=1e-3, steps=9 * _EPOCH, batch=128, check=3 * _EPOCH),
             64, 20, 1,
-            Paths((Linear(), Dropout(masks=10), NoiseDropout(), Narrow(p=0.2, steps=1500, attempts=1)), 2500, 11, 0),
+            Paths(
+                (Linear(), Dropout(masks=10), NoiseDropout(), Narrow(p=0.2, attempts=1, recipe=Recipe(steps=1500))),
+                2500, 11, 0,
+            ),
         ),
         Perceptrons(
             "mlp:64-60x4-10:dropout=0.25", _DIGITS, 3,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from isthmus.connectors import Connector, Dropout, Linear, Subnetwork
+from isthmus.connectors import Connector, Dropout, Linear, Subnetwork, Trained
 from isthmus.experiments.claims import Claim
 from isthmus.experiments.jobs import Network, Pair, Problem
 from isthmus.experiments.page import Experiment
@@ -83,7 +83,7 @@ def _smoke() -> list[Task]:
         subnets=Recipe(lr=5e-3, steps=200, batch=64), hub_steps=600, masks=8,
     )  # fmt: skip
     digits = Problem("mlp:64-40x3-10", "digits", 500, dtype="float32")
-    methods = _methods(8, Subnetwork(steps=400, batch=64, lr=5e-3))
+    methods = _methods(8, _trained(lr=5e-3, steps=400, batch=64))
     task = Task(
         "3(a)", "digits, 3 x 40", digits, 2, **brief, others=(1 / 3, 1 / 4), other_draws=2, methods=methods, budget=100
     )
@@ -117,16 +117,21 @@ def _laptop() -> list[Task]:
     images = Problem("vgg11:16:he", "cifar10", 2000, dtype="float32", tests=2000)
     return [
         _fcn("3(b)", "CIFAR-10, 5 x 500", "mlp:3072-500x5-10", "cifar10", networks=3, **cifar, **ratios,
-             methods=_methods(50, Subnetwork(lr=2e-3, steps=50 * 195, hub_steps=50 * 195))),
+             methods=_methods(50, _trained(lr=2e-3, steps=50 * 195, hub_steps=50 * 195))),
         Task("like 3(a)", "digits, 4 x 60", Problem("mlp:64-60x4-10", "digits"), 3, **small,
-             methods=_methods(200, Subnetwork(lr=5e-3, steps=2000, batch=64, hub_steps=4000)), budget=100),
+             methods=_methods(200, _trained(lr=5e-3, steps=2000, batch=64, hub_steps=4000)), budget=100),
         _fcn("3(a)", "MNIST, 10 x 245", "mlp:784-245x10-10", "mnist", networks=3, **mnist,
-             methods=_methods(50, Subnetwork(lr=1e-3, steps=30 * 234, hub_steps=40 * 234))),
+             methods=_methods(50, _trained(lr=1e-3, steps=30 * 234, hub_steps=40 * 234))),
         Task("3(c)", "CIFAR-10, VGG-11", images, 2, **vgg,
-             methods=_methods(30, Subnetwork(lr=1e-3, steps=1000, hub_steps=3000, batch=64, slack=0.01))),
+             methods=_methods(30, _trained(lr=1e-3, steps=1000, batch=64, hub_steps=3000, slack=0.01))),
         *_widths("MNIST", 784, "mnist", (25, 50, 200, 400), networks=1, **mnist | {"draws": 1}),
         *_widths("CIFAR-10", 3072, "cifar10", (50, 250, 500), networks=1, **cifar | {"draws": 1}),
     ]  # fmt: skip
+
+
+def _trained(*, hub_steps: int | None = None, slack: float = 0.0, **recipe: Any) -> Subnetwork:
+    """Theorem 4.1 with subnetworks trained by that recipe."""
+    return Subnetwork(slack=slack, inner=Trained(recipe=Recipe(**recipe), hub_steps=hub_steps))
 
 
 def _methods(masks: int, trained: Subnetwork) -> tuple[Connector, ...]:
@@ -149,7 +154,7 @@ def _paper() -> list[Task]:
     two_c = options(sgd(5e-4, 0.95, 400, 50000), sgd(5e-3, 0.95, 400, 50000))
     vgg = options(sgd(5e-3, 0.9, 400, 50000, 5e-4), sgd(5e-3, 0.9, 400, 50000, 5e-4))
     thirds = (1 / 3, 1 / 4)
-    paths = _methods(200, Subnetwork(steps=400 * 195, hub_steps=400 * 195))
+    paths = _methods(200, _trained(steps=400 * 195, hub_steps=400 * 195))
     images = Problem("vgg11", "cifar10", dtype="float32")
     return [
         _fcn("3(a)", "MNIST, 10 x 245", "mlp:784-245x10-10", "mnist", networks=10, **deep_m, others=thirds),
