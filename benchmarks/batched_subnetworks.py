@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import isthmus as im
-from isthmus.connectors.subnetwork.train import Start, Training, draw_units, sizes
+from isthmus.connectors.subnetwork.train import Start, Training, sizes
 from isthmus.models import by_name, seeded
 from isthmus.structure.chain import chain_of
+from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Recipe
 from isthmus.training.progress import no_progress
 
@@ -52,7 +53,10 @@ def main() -> None:
         chain = chain_of(objective.program, objective.structure)
         widths = {p: chain.widths[p] for p in range(1, chain.L)}
         K, g = sizes(widths, dict.fromkeys(widths, 0.5)), torch.Generator().manual_seed(0)
-        draws = [Start(chain, params, l, draw_units(widths, K, g, l)).theta() for _ in range(DRAWS)]
+        draws = [
+            Start(chain, params, l, random_units(widths, {p: K[p] for p in widths if p >= l}, g)).theta()
+            for _ in range(DRAWS)
+        ]
         recipe = Recipe(lr=1e-3, batch=batch, steps=steps)
         losses: dict[str, list[float]] = {}
 

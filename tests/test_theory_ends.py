@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.evaluate.chain import losses_of
 from isthmus.models import mean_field, mean_field_init
 from isthmus.params import Params
 from isthmus.premises.memorisation import memorisation, separability
-from isthmus.stability.dropout.pattern import losses_of, without
+from isthmus.stability.dropout.pattern import without
 from isthmus.structure.chain import chain_of
 from isthmus.theory import Row, Theory
 from isthmus.theory.table import CONCLUSION, cells

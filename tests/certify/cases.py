@@ -121,6 +121,7 @@ ACTIVATIONS = [
         (nn.PReLU(), "", 1),
         (nn.Identity(), "", 1),
         (nn.Dropout(0.5), "", 1),
+        (nn.AlphaDropout(0.5), "", 1),
     )
 ]
 

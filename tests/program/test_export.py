@@ -285,7 +285,7 @@ def test_a_number_that_follows_the_batch_is_found_by_comparing_traces(name: str)
 @pytest.mark.parametrize("name", FROZEN)
 def test_a_graph_for_one_number_of_examples_is_not_used_and_its_line_is_named(name: str) -> None:
     objective, path = line(lambda: Counting(FROZEN[name]))
-    with pytest.raises(UnsupportedError, match=r"test_program.py:\d+.*for 4 examples only.*write x.shape\[0\]"):
+    with pytest.raises(UnsupportedError, match=r"test_export.py:\d+.*for 4 examples only.*write x.shape\[0\]"):
         _ = objective.program
     measured, module = im.profile(objective, path, 3), Counting(FROZEN[name]).double()
     assert measured.loss.tolist() == pytest.approx([by_hand(objective, module, path.at(t)) for t in (0.0, 0.5, 1.0)])

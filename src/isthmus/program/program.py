@@ -65,9 +65,9 @@ class Node:
     def _reads(self) -> tuple[str, ...]:
         return tuple(r.name for r in _refs((self.args, tuple(self.kwargs.values()))))
 
-    def refs(self) -> tuple[str, ...]:
+    def refs(self) -> list[str]:
         """The names of the values that the node reads, in order."""
-        return self._reads
+        return list(self._reads)
 
     def named(self) -> dict[str, Any]:
         """All arguments by name, defaults filled in, as torch's schema has them (a0, a1, ... if there is none)."""

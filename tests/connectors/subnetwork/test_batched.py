@@ -6,9 +6,10 @@ from torch import nn
 
 import isthmus as im
 from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
-from isthmus.connectors.subnetwork.train import Start, Training, draw_units, sizes
+from isthmus.connectors.subnetwork.train import Start, Training, sizes
 from isthmus.models import convnet, vgg11
 from isthmus.structure.chain import chain_of
+from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Ended, Recipe, fit, fit_together
 from isthmus.training.progress import no_progress
 from tests.problems import PROBLEMS, classify
@@ -68,7 +69,9 @@ def test_draws_trained_together_end_where_each_alone_does(make, optimizer):
     K, g = sizes(widths, dict.fromkeys(widths, 0.5)), torch.Generator().manual_seed(0)
     l = max(0, chain.L - 3)
     recipe = Recipe(optimizer, lr=1e-3, steps=12, batch=7, check=4)
-    starts = [Start(chain, problem.a, l, draw_units(widths, K, g, l)) for _ in range(3)]
+    starts = [
+        Start(chain, problem.a, l, random_units(widths, {p: K[p] for p in widths if p >= l}, g)) for _ in range(3)
+    ]
     draws = [starts[0].theta(), starts[1].theta(), starts[2].random(g)]
 
     def train(draws):
@@ -156,7 +159,7 @@ def test_random_starts_have_neutral_batchnorm_and_the_right_size():
     chain = chain_of(problem.objective.program, problem.objective.structure)
     widths = {p: chain.widths[p] for p in range(1, chain.L)}
     g = torch.Generator().manual_seed(0)
-    held = draw_units(widths, sizes(widths, dict.fromkeys(widths, 0.5)), g)
+    held = random_units(widths, sizes(widths, dict.fromkeys(widths, 0.5)), g)
     draw = Start(chain, problem.a, 3, held).random(g)
     assert {p: tuple(A.shape[:2]) for p, A in draw.weights.A.items()} == {
         p: (chain.widths[p] if p == chain.L else chain.widths[p] // 2, chain.widths[p - 1] // 2)

@@ -8,9 +8,10 @@ import torch
 import isthmus as im
 from isthmus.certify.claims import claim
 from isthmus.connectors.subnetwork.path import build
-from isthmus.connectors.subnetwork.train import Start, draw_units
+from isthmus.connectors.subnetwork.train import Start
 from isthmus.params import cast, equal
 from isthmus.structure.chain import Weights, chain_of
+from isthmus.structure.network_units import random_units
 from tests.problems import classify, convolutional, perceptron
 
 WIDTHS = [[5, 9, 4], [5, 8, 6, 4], [5, 7, 3, 11, 6, 4], [5, 6, 6, 6, 6, 6, 4]]
@@ -28,7 +29,7 @@ def at_random(problem, how, seed=0):
     K = {l: -(-n // 2) for l, n in widths.items()}
     # more than half is held at a in the odd layers and at b in the even ones, so that neither hub fits the other end
     more = [{l: min(n - 1, K[l] + (l + e) % 2) for l, n in widths.items()} for e in (0, 1)]
-    held = [draw_units(widths, more[e] if how == "sizes" else K, g) for e in (0, 1)]
+    held = [random_units(widths, more[e] if how == "sizes" else K, g) for e in (0, 1)]
     if how == "same":
         held[1] = held[0]
     hub = Start(chain, problem.a, 0, held[0]).random(g).weights

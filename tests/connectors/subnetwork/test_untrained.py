@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.subnetwork.train import Start, draw_units, measure
+from isthmus.connectors.subnetwork.train import Start, measure
 from isthmus.connectors.subnetwork.untrained import memorising, separating
 from isthmus.params import Params, cast, equal
 from isthmus.premises import separability
 from isthmus.premises.memorise import line_capacity, slab_capacity
 from isthmus.structure.chain import chain_of
+from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Recipe, fit
 from tests.problems import Problem, blobs, classify, perceptron, random_params
 
@@ -164,7 +165,7 @@ def start(widths, N, l, *, classes=4, dtype=torch.float64, fraction=0.5):
     objective = im.Objective(module, data=(x, torch.randint(0, classes, (N,), generator=g)))
     chain = chain_of(objective.program, objective.structure)
     hidden = {p: widths[p] for p in range(1, chain.L)}
-    held = draw_units(hidden, {p: int(fraction * n) for p, n in hidden.items()}, g)
+    held = random_units(hidden, {p: int(fraction * n) for p, n in hidden.items()}, g)
     return objective, Start(chain, random_params(module, 3, dtype), l, held), g
 
 
