@@ -39,7 +39,8 @@ def _trials(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
 def _at(entries: Sequence[Entry], time: float | str) -> list[PatternStability]:
     """Every trial at a fraction of T, or at one of the ``TIMES``; at the start of all seeds, if more are known."""
     middle = _jobs(entries)[0].cell.middle
-    fraction = dict(zip(TIMES, (0.0, middle, 1.0), strict=True))[time] if isinstance(time, str) else time
+    fractions: dict[str, float] = {"start": 0.0, "middle": middle, "end": 1.0}
+    fraction = fractions[time] if isinstance(time, str) else time
     starts = [trial for e in entries if isinstance(e.cell, Starts) for trial in e["trials"]]
     if fraction == 0 and starts:
         return [_stability(trial) for trial in starts]
