@@ -15,6 +15,7 @@ from isthmus.sweep import Cell
 from isthmus.training.fit import Recipe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -95,11 +96,7 @@ def figure(table: list[Row]) -> Figure:
             for i, method in enumerate(dict.fromkeys(row["method"] for row in table)):
                 colour = GREY if method == "Linear" else PALETTE[i % len(PALETTE)]
                 own = [r for r in table if (r["layers"], r["method"]) == (depth, method)]
-                own.sort(key=lambda r: r["width"])
-                at = [r["width"] for r in own]
-                mark = MARKERS[i % len(MARKERS)]
-                axes.plot(at, [r["excess"] for r in own], color=colour, marker=mark, label=method)
-                axes.plot(at, [r["largest excess"] for r in own], color=colour, marker="_", linestyle="none")
+                _line(axes, own, method, colour, MARKERS[i % len(MARKERS)])
             axes.set(xscale="log", title=f"{depth} hidden layer{'s' * (depth > 1)}", xlabel="width")
             axes.set_yscale("symlog", linthresh=1e-3)
             axes.yaxis.set_major_formatter("{x:g}")
@@ -109,6 +106,14 @@ def figure(table: list[Row]) -> Figure:
         panels[0][0].set_ylabel("excess of the training loss\n(mean of the pairs; bar: largest)")
         panels[0][0].legend(loc="lower left")
     return drawn
+
+
+def _line(axes: Axes, rows: list[Row], name: str, colour: str, marker: str) -> None:
+    """The means of one method, and a bar at the largest."""
+    rows = sorted(rows, key=lambda row: row["width"])
+    at = [row["width"] for row in rows]
+    axes.plot(at, [row["excess"] for row in rows], color=colour, marker=marker, label=name)
+    axes.plot(at, [row["largest excess"] for row in rows], color=colour, marker="_", linestyle="none")
 
 
 EXPERIMENT = Experiment(
