@@ -69,18 +69,21 @@ class Claim:
     def _finding(self, group: Row, rows: list[Row]) -> Finding:
         text = self.text.format_map(group)
         rows = [row for row in rows if all(row.get(name) is not None for name in self.needs)]
-        if self.judge is not None:
-            return Finding(text, *(self.judge(rows) if rows else _NOTHING))
+        if self.judge is None:
+            return Finding(text, *self._by_number(rows))
+        return Finding(text, *(self.judge(rows) if rows else _NOTHING))
+
+    def _by_number(self, rows: list[Row]) -> tuple[bool | None, str]:
+        """The largest number decides, or with `at_least` the smallest."""
         numbers = [(self._number(row), row) for row in rows]
         known = [(number, row) for number, row in numbers if number is not None]
         if not known:
-            return Finding(text, *_NOTHING)
+            return _NOTHING
         number, worst = (max if self.at_least is None else min)(known, key=lambda found: found[0])
-        good = self._good(number)
         if callable(self.says):
-            return Finding(text, good, self.says(rows))
+            return self._good(number), self.says(rows)
         count = sum(row.get("pairs", 1) for _, row in known)
-        return Finding(text, good, self.says.format_map({**worst, "value": number, "count": count}))
+        return self._good(number), self.says.format_map({**worst, "value": number, "count": count})
 
     def _number(self, row: Row) -> float | None:
         if callable(self.value):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from isthmus.certify.certify import BUDGET
 from isthmus.connectors import Connector, Dropout, Linear, Subnetwork, Trained
 from isthmus.experiments.jobs import Network, Pair, Problem
-from isthmus.experiments.lines import finish, new_panels
 from isthmus.experiments.page import Experiment
 from isthmus.experiments.tables import Entry, Row, Table, first, largest, mean, so_many
 from isthmus.sweep import Cell
 from isthmus.training.fit import Recipe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -86,25 +86,34 @@ TABLE = Table(
 
 def figure(table: list[Row]) -> Figure:
     """The mean excess against the width: one panel per depth, one line per method."""
-    from isthmus.plot.figures import GREY, MARKERS, PALETTE
+    from isthmus.plot.figures import GREY, MARKERS, PALETTE, grid_of_axes, ground, settings
 
     depths = sorted({row["layers"] for row in table})
     widths = sorted({row["width"] for row in table})
-    drawn, panels = new_panels(1, len(depths))
-    for axes, depth in zip(panels[0], depths, strict=True):
-        for i, method in enumerate(dict.fromkeys(row["method"] for row in table)):
-            colour = GREY if method == "Linear" else PALETTE[i % len(PALETTE)]
-            own = sorted((r for r in table if (r["layers"], r["method"]) == (depth, method)), key=lambda r: r["width"])
-            at = [r["width"] for r in own]
-            axes.plot(at, [r["excess"] for r in own], color=colour, marker=MARKERS[i % len(MARKERS)], label=method)
-            axes.plot(at, [r["largest excess"] for r in own], color=colour, marker="_", linestyle="none")
-        axes.set(xscale="log", title=f"{depth} hidden layer{'s' * (depth > 1)}", xlabel="width")
-        axes.set_yscale("symlog", linthresh=1e-3)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_xticks(widths, [str(w) for w in widths])
-        axes.minorticks_off()
-    finish(drawn, panels, "excess of the training loss\n(mean of the pairs; bar: largest)")
+    with settings():
+        drawn, panels = grid_of_axes(1, len(depths), 1.2 + 3.2 * len(depths), 3.4, sharey=True)
+        for axes, depth in zip(panels[0], depths, strict=True):
+            for i, method in enumerate(dict.fromkeys(row["method"] for row in table)):
+                colour = GREY if method == "Linear" else PALETTE[i % len(PALETTE)]
+                own = [r for r in table if (r["layers"], r["method"]) == (depth, method)]
+                _line(axes, own, method, colour, MARKERS[i % len(MARKERS)])
+            axes.set(xscale="log", title=f"{depth} hidden layer{'s' * (depth > 1)}", xlabel="width")
+            axes.set_yscale("symlog", linthresh=1e-3)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_xticks(widths, [str(w) for w in widths])
+            axes.minorticks_off()
+            ground(axes)
+        panels[0][0].set_ylabel("excess of the training loss\n(mean of the pairs; bar: largest)")
+        panels[0][0].legend(loc="lower left")
     return drawn
+
+
+def _line(axes: Axes, rows: list[Row], name: str, colour: str, marker: str) -> None:
+    """The means of one method, and a bar at the largest."""
+    rows = sorted(rows, key=lambda row: row["width"])
+    at = [row["width"] for row in rows]
+    axes.plot(at, [row["excess"] for row in rows], color=colour, marker=marker, label=name)
+    axes.plot(at, [row["largest excess"] for row in rows], color=colour, marker="_", linestyle="none")
 
 
 EXPERIMENT = Experiment(

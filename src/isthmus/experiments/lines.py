@@ -66,21 +66,29 @@ class Lines:
             own = sorted((row for row in rows if row.get(name) is not None), key=lambda row: row[self.x])
             if own:
                 self._line(axes, own, name, look)
-        if "x" in self.log:
-            values = sorted({row[self.x] for row in rows})
-            axes.set_xscale("log")
-            axes.set_xticks(values, [str(v) for v in values])
-            axes.minorticks_off()
-        else:
-            from matplotlib.ticker import MaxNLocator
+        self._x_axis(axes, rows)
+        self._y_axis(axes)
 
+    def _x_axis(self, axes: Axes, rows: Sequence[Row]) -> None:
+        """Whole numbers, or a logarithmic axis with ticks at the values."""
+        from matplotlib.ticker import MaxNLocator
+
+        if "x" not in self.log:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            return
+        values = sorted({row[self.x] for row in rows})
+        axes.set_xscale("log")
+        axes.set_xticks(values, [str(v) for v in values])
+        axes.minorticks_off()
+
+    def _y_axis(self, axes: Axes) -> None:
+        """A logarithmic axis, or one from 0 that leaves room above the highest line."""
         if "y" in self.log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
-        else:
-            tops: list[float] = [max(line.get_ydata()) for line in axes.lines]  # type: ignore[arg-type]
-            axes.set_ylim(0, 1.25 * max(tops, default=1.0) or 1.0)
+            return
+        tops: list[float] = [max(line.get_ydata()) for line in axes.lines]  # type: ignore[arg-type]
+        axes.set_ylim(0, 1.25 * max(tops, default=1.0) or 1.0)
 
     def _line(self, axes: Axes, rows: Sequence[Row], name: str, look: Look) -> None:
         """One column, with its band."""

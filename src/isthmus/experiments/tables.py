@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from isthmus.sweep import Cell, Stored
@@ -109,11 +109,6 @@ def largest(what: Reader, *, scale: float = 1, of_all: bool = False) -> Column:
         return None if missing or not values else scale * max(values)
 
     return column
-
-
-def middle(what: Reader) -> Column:
-    """The median of what is there."""
-    return lambda entries: median(_values(entries, what))
 
 
 def first(what: Reader) -> Column:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from math import isfinite, nan
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from isthmus.experiments.jobs import Network, On, Pair
 from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, largest, mean, so_many
@@ -45,7 +46,8 @@ def differences(network: Network, paper: Network) -> str:
 
 def _network(entry: Entry) -> Network:
     """That the entry is about."""
-    return network_of(entry.cell.a if isinstance(entry.cell, Pair) else entry.cell.end)
+    cell: Any = entry.cell
+    return network_of(cell.a if isinstance(cell, Pair) else cell.end)
 
 
 def _about(figure: Reader, what: Reader) -> dict[str, Reader]:

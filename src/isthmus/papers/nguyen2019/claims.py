@@ -82,11 +82,14 @@ def _connected(row: Row) -> bool:
 
 def _stuck(row: Row) -> bool:
     """Gradient descent from y < 1 stays above 1 and keeps falling, from above it comes near the infimum."""
-    runs = row[".survey"]["runs"]
+    runs, near = row[".survey"]["runs"], row[".infimum"] + NEAR
     low = [r["f"] for r in runs if r["y"][0] < 1]
-    falling = all(p > q for f in low for p, q in pairwise(f))
-    free = all(r["f"][-1] < row[".infimum"] + NEAR for r in runs if r["y"][0] > 1)
-    return bool(low) and falling and free and all(f[-1] > 1 for f in low) and row[".infimum"] + NEAR < 1
+    high = [r["f"] for r in runs if r["y"][0] > 1]
+    return bool(low) and near < 1 and all(map(_stays_above_one, low)) and all(f[-1] < near for f in high)
+
+
+def _stays_above_one(values: list[float]) -> bool:
+    return values[-1] > 1 and all(p > q for p, q in pairwise(values))
 
 
 _FIGURES: dict[str, Callable[[Row], bool]] = {

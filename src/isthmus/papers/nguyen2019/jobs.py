@@ -56,7 +56,8 @@ class _OnSamples(Cell):
         """The ends that must be trained."""
         if self.start != "trained":
             return ()
-        return tuple(Network(self.setting, seed, self.recipe) for seed in self._seeds)
+        setting: Any = self.setting  # trains itself as a Problem does
+        return tuple(Network(setting, seed, self.recipe) for seed in self._seeds)
 
     @property
     def _seeds(self) -> list[int]:

@@ -90,7 +90,6 @@ _PATHS = Table(
         "seconds": _worst("record.seconds?"),
         ".curve": first("curve?"),
         ".line": first("line?"),
-        ".key": lambda entries: (entries[0].cell.theorem, entries[0].cell.start),
     },
 )
 _DESCENTS = Table(

@@ -58,13 +58,20 @@ def _ratio(row: Row) -> float | None:
     return max(changes) / min(changes) if min(changes) > 0 else None
 
 
+_CHANGES = ("change against N", "change against M")
+
+
+def _means(row: Row) -> dict[float, float]:
+    """The mean changes by N or M."""
+    return dict(zip(row[".curve"]["x"], row[".curve"]["mean"], strict=True))
+
+
 def _only_what_is_left(rows: list[Row]) -> tuple[bool | None, str]:
     """Halves of networks of 2M units beside M units of the widest network."""
-    of_N = [r for r in rows if r["what"] == "change against N" and r["time"] == "end"]
-    of_M = [r for r in rows if r["what"] == "change against M"]
+    of_N, of_M = ([r for r in rows if r["what"] == what and r["time"] == "end"] for what in _CHANGES)
     if not of_N or not of_M:
         return None, "one of them is missing"
-    half, many = (dict(zip(r[0][".curve"]["x"], r[0][".curve"]["mean"], strict=True)) for r in (of_N, of_M))
+    many, half = _means(of_M[0]), _means(of_N[0])
     ratios = {M: many[M] / half[2 * M] for M in many if 2 * M in half}
     if not ratios:
         return None, "no M in common"

@@ -39,7 +39,8 @@ def _trials(entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
 def _at(entries: Sequence[Entry], time: float | str) -> list[PatternStability]:
     """Every trial at a fraction of T, or at one of the ``TIMES``; at the start of all seeds, if more are known."""
     middle = _jobs(entries)[0].cell.middle
-    fraction = dict(zip(TIMES, (0.0, middle, 1.0), strict=True))[time] if isinstance(time, str) else time
+    fractions: dict[str, float] = {"start": 0.0, "middle": middle, "end": 1.0}
+    fraction = fractions[time] if isinstance(time, str) else time
     starts = [trial for e in entries if isinstance(e.cell, Starts) for trial in e["trials"]]
     if fraction == 0 and starts:
         return [_stability(trial) for trial in starts]
@@ -211,11 +212,11 @@ _PATHS = Table(
 def _excess_slope(task: str, joined: Sequence[Row]) -> list[Row]:
     """The slope of the paths' mean excess against N, over widths joined from the same kind of start."""
     same = [row for row in joined if row["starts"] == "unimodal to unimodal" and row["excess sd"] is not None]
-    found = sorted((row["N"], row["excess"], row["excess sd"]) for row in same if row["excess"] > 0)
+    found = sorted((row for row in same if row["excess"] > 0), key=lambda row: row["N"])
     if len(found) < 3:
         return []
-    x, mean = [float(N) for N, _, _ in found], [e for _, e, _ in found]
-    row = {"what": "excess against N", "task": task, "time": "end", **fitted(x, mean, log_slope(x, mean))}
-    row["rate's slope"] = log_slope(x, [rate(v) for v in x]).value
-    row[".curve"] = {"x": x, "mean": mean, "deviation": [sd for _, _, sd in found]}
-    return [row]
+    x, mean = [float(row["N"]) for row in found], [row["excess"] for row in found]
+    slope: Row = {"what": "excess against N", "task": task, "time": "end", **fitted(x, mean, log_slope(x, mean))}
+    slope["rate's slope"] = log_slope(x, [rate(v) for v in x]).value
+    slope[".curve"] = {"x": x, "mean": mean, "deviation": [row["excess sd"] for row in found]}
+    return [slope]
