@@ -259,7 +259,7 @@ def _check_options(fraction: float, draws: int, low: float) -> None:
         raise InputError("draws", expected="at least 1 random subset per layer", got=draws)
 
 
-def _ready(objective: Objective, params: Mapping[str, Tensor]) -> tuple[Chain, Params]:
+def _ready(objective: Objective, params: ParamsLike) -> tuple[Chain, Params]:
     check_convex(objective, "Theorem 4.1")
     theta = objective.check(params)
     check_finite(theta)

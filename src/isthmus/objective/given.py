@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -30,4 +31,4 @@ def tensors_of(given: ParamsLike, objective: Objective, what: str) -> Mapping[st
     # upwards, and only for a file: its names are matched with those of the objective, so the reader stands above
     from isthmus.storage.checkpoints import load_params
 
-    return {k: v.to(objective.device) for k, v in load_params(given, like=objective).items()}
+    return {k: v.to(objective.device) for k, v in load_params(Path(given), like=objective).items()}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.params import Params
 
-__all__ = ["WRAPPERS", "Match", "bare", "check_own", "group", "matches", "renamed"]
+__all__ = ["WRAPPERS", "Match", "bare", "check_own", "group", "matches", "renamed", "tied"]
 
 _INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 WRAPPERS = ("module", "_module", "_forward_module", *_INSERTED)
@@ -117,6 +119,16 @@ def _not_alone(params: Mapping[str, Tensor], names: dict[str, str], what: str) -
         what, expected=f"the module's names, as {name!r}", got=f"{stored!r}, beside {beside}",
         instead="load_params(path, like=objective)",
     )  # fmt: skip
+
+
+def tied(params: Mapping[str, Tensor], ties: Mapping[str, str], what: str) -> Params:
+    """`params` in which the names of one parameter share one tensor; refuses those that differ."""
+    out = dict(params)
+    for alias, name in ties.items():
+        if out[alias] is not out[name] and not torch.equal(out[alias], out[name]):
+            raise InputError(f"{what}[{alias!r}]", expected=f"the tensor it is tied to, {name!r}", got="other values")
+        out[alias] = out[name]
+    return out
 
 
 def check_own(point: Mapping[str, Tensor], checked: Mapping[str, Tensor]) -> None:

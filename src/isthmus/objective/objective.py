@@ -19,9 +19,9 @@ from isthmus.objective import skeleton as skeletons
 from isthmus.objective.data import Data, Inputs
 from isthmus.objective.given import ParamsLike, tensors_of
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
-from isthmus.objective.matching import renamed
+from isthmus.objective.matching import renamed, tied
 from isthmus.objective.probe import accepts, check_together, examine
-from isthmus.objective.writes import Writes, call, check_extra
+from isthmus.objective.writes import Writes, call, without_extra
 from isthmus.params import Params, check_like, check_moves, widen
 from isthmus.program.copied import name_of
 from isthmus.program.export import Program, trace
@@ -256,20 +256,11 @@ class Objective:
         differ. Tied entries share one tensor in the result; of tied names one is enough. Names that have one prefix
         before those of the module, or lack that of a wrapper, are taken for the module's where nothing else is left.
         """
-        given = tensors_of(params, self, what)
-        plain = {k: v for k, v in given.items() if k not in self._extra}
-        for name in given.keys() & self._extra.keys():
-            check_extra(f"{what}[{name!r}]", given[name], self._extra[name])
+        plain = without_extra(tensors_of(params, self, what), self._extra, what)
         own = renamed(plain, self._like, self._ties, what)
         wide = {k: widen(v, self.dtype, f"{what}[{k!r}]") if k in self._like else v for k, v in own.items()}
         check_like(wide, self._expected, what)
-        for alias, name in self._ties.items():
-            if wide[alias] is not wide[name] and not torch.equal(wide[alias], wide[name]):
-                raise InputError(
-                    f"{what}[{alias!r}]", expected=f"the tensor it is tied to, {name!r}", got="other values"
-                )
-            wide[alias] = wide[name]
-        return wide
+        return tied(wide, self._ties, what)
 
     def check_path(self, points: Sequence[Mapping[str, Tensor]], what: str = "path") -> tuple[Params, ...]:
         """Points of one path as this objective evaluates them (``check``).

@@ -106,15 +106,17 @@ def changed(module: nn.Module, trial: nn.Module) -> set[tuple[str, str]]:
     return found
 
 
-def check_extra(what: str, value: Any, own: Any) -> None:
-    """Refuse what ``get_extra_state`` gave for another module: the objective's keeps its own, which is no weight."""
-    if not alike(value, own):
-        raise InputError(
-            what,
-            expected="the extra state of the objective's module",
-            got="another",
-            instead="Objective(module with that state, ...), or leave the entry out",
-        )
+def without_extra(given: Mapping[str, Any], extra: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """`given` without what ``get_extra_state`` gave, which is no weight; refuses that of another module."""
+    for name in given.keys() & extra.keys():
+        if not alike(given[name], extra[name]):
+            raise InputError(
+                f"{what}[{name!r}]",
+                expected="the extra state of the objective's module",
+                got="another",
+                instead="Objective(module with that state, ...), or leave the entry out",
+            )
+    return {name: value for name, value in given.items() if name not in extra}
 
 
 def alike(a: Any, b: Any, depth: int = 6) -> bool:

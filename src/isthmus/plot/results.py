@@ -13,6 +13,7 @@ from isthmus.evaluate import Profile
 from isthmus.plot.curves import DASHED, highest
 from isthmus.plot.figures import GREY, PALETTE, ground, settings
 from isthmus.plot.plane import draw_ends, name_directions, project
+from isthmus.plot.runs import Floats
 from isthmus.plot.stability import QUANTITIES, draw_entry_layers, loss_axis, noise_values
 from isthmus.stability.dropout.measure import DropoutStability
 from isthmus.stability.dropout.pattern import PatternStability
@@ -68,7 +69,7 @@ def _certificate(certificate: Certificate, ax: Axes) -> None:
     _along_path(ax, np.array([*seen, *values]))
 
 
-def _along_path(ax: Axes, losses: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+def _along_path(ax: Axes, losses: Floats) -> None:
     ax.set_xlim(0, 1)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["A", "0.25", "0.5", "0.75", "B"])
     ax.set_xlabel("t, from network A to network B")
@@ -105,7 +106,7 @@ def _noise(stability: NoiseStability, ax: Axes) -> None:
     """Over the layers, the median over the examples of each quantity, and from the smallest to the largest a band."""
     for colour, (name, table) in zip(PALETTE, noise_values(stability).items(), strict=False):
         layers = sorted(table)
-        finite = [v[np.isfinite(v)] if np.isfinite(v).any() else np.array([np.nan]) for v in map(table.get, layers)]
+        finite = [_finite(table[layer]) for layer in layers]
         ax.fill_between(layers, [v.min() for v in finite], [v.max() for v in finite], color=colour, alpha=0.15, lw=0)
         ax.plot(layers, [np.median(v) for v in finite], "o-", ms=4.5, color=colour, label=QUANTITIES[name])
     ax.set_yscale("log")
@@ -113,6 +114,11 @@ def _noise(stability: NoiseStability, ax: Axes) -> None:
     ax.set_xlabel("layer")
     ax.set_ylabel("median and range over the examples")
     ax.legend(fontsize=9, loc="best")
+
+
+def _finite(values: Floats) -> Floats:
+    kept = values[np.isfinite(values)]
+    return kept if len(kept) else np.array([np.nan])
 
 
 _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
