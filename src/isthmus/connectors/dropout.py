@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
+from isthmus.connectors.checks import check_choices
+from isthmus.connectors.moves.units import Units, WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.stability.dropout.recall import search_recalled
-from isthmus.stability.dropout.search import SCALES, Dropped, search
-from isthmus.stability.dropout.subsets import SEARCHES, check_choice
+from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Weights
 from isthmus.structure.network_units import Units, complement, places, require_hidden_chain
 
@@ -38,9 +39,9 @@ class Dropout(Connector):
 
     keep: float = 0.5
     masks: int = 30
-    scale: str = "output"
+    scale: Literal["output", "each", "layer", "none"] = "output"
     every_vertex: bool = False
-    search: str = "gates"
+    search: Literal["gates", "greedy", "magnitude", "random"] = "gates"
 
     about = About(
         makes="8L - 4 straight segments through half-width networks",
@@ -55,8 +56,7 @@ class Dropout(Connector):
             raise InputError("keep", expected="a number in (0, 1/2], as Definition 1 asks", got=self.keep)
         if self.masks < 1:
             raise InputError("masks", expected="at least 1 subset per layer", got=self.masks)
-        check_choice("scale", self.scale, SCALES)
-        check_choice("search", self.search, SEARCHES)
+        check_choices(self)
 
     def find(self, task: Task) -> Connection:
         """Search the subsets at both ends, then build the path of the theorem."""

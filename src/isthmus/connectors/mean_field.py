@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isnan
+from typing import Literal
 
 import torch
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
-from isthmus.errors import InputError
+from isthmus.connectors.checks import check_choices
+from isthmus.connectors.moves.units import Units, WeightWalk, join, labels_as_text
 from isthmus.evaluate.chain import losses_of
 from isthmus.stability.dropout.pattern import without
 from isthmus.stability.dropout.subsets import rescaling
@@ -36,8 +37,8 @@ class MeanField(Connector):
     convex in the outputs. Cost: L - 1 evaluations of narrower networks per end.
     """
 
-    mask: str = "first"
-    halves: str = "same"
+    mask: Literal["first", "random"] = "first"
+    halves: Literal["same", "opposite"] = "same"
 
     about = About(
         makes="4L - 1 straight segments (7 for two layers) through halves fixed beforehand",
@@ -48,10 +49,7 @@ class MeanField(Connector):
     )
 
     def __post_init__(self) -> None:
-        if self.mask not in ("first", "random"):
-            raise InputError("mask", expected="'first' or 'random'", got=repr(self.mask))
-        if self.halves not in ("same", "opposite"):
-            raise InputError("halves", expected="'same' or 'opposite'", got=repr(self.halves))
+        check_choices(self)
 
     def find(self, task: Task) -> Connection:
         """Halve both ends, the last hidden layer first, and join the halves."""

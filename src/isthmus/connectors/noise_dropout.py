@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite, lgamma, log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -45,7 +45,7 @@ class NoiseDropout(Connector):
 
     p: float = 0.5
     draws: int = 20
-    counts: str = "fixed"
+    counts: Literal["fixed", "bernoulli"] = "fixed"
     num_points: int = 11
 
     about = About(
