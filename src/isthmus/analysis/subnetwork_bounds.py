@@ -12,11 +12,12 @@ from torch import Tensor
 from isthmus.connectors.base import check_convex
 from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, filled, measure, sizes
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain, Weights
-from isthmus.structure.network_units import random_units, require_hidden_chain
+from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Recipe
 from isthmus.training.progress import Progress, no_progress
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.dropout.search import SCALES, Dropped, search
 from isthmus.stability.dropout.subsets import SEARCHES, check_choice
 from isthmus.structure.chain import Weights
-from isthmus.structure.network_units import Units, complement, places, require_hidden_chain
+from isthmus.structure.network_units import Units, complement, places
 from isthmus.training.progress import Progress
 
 

@@ -10,13 +10,13 @@ import torch
 from isthmus.connectors.base import About, Connection, Connector, Outcome
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import losses_of
+from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.dropout.pattern import without
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
-from isthmus.structure.network_units import Units, require_hidden_chain
+from isthmus.structure.network_units import Units
 from isthmus.training.progress import Progress
 
 

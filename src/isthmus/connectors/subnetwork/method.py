@@ -13,11 +13,11 @@ from isthmus.connectors.subnetwork.choose import Choice, Options
 from isthmus.connectors.subnetwork.path import build as build
 from isthmus.connectors.subnetwork.untrained import MAKERS, fill
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain
-from isthmus.structure.network_units import require_hidden_chain
 from isthmus.training.fit import Ended, Recipe
 from isthmus.training.progress import Progress
 

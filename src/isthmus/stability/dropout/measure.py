@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.search import search as search_subsets
 from isthmus.structure.chain import Chain
-from isthmus.structure.network_units import Units, require_hidden_chain
+from isthmus.structure.network_units import Units
 
 Progress = Callable[[str, int, int], None]
 

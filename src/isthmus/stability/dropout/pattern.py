@@ -13,13 +13,13 @@ from scipy.stats import t
 from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import losses_of
+from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain
-from isthmus.structure.network_units import Units, require_hidden_chain
+from isthmus.structure.network_units import Units
 
 Pattern = int | Mapping[int, Sequence[int] | Tensor]
 """M: the first M units of every hidden layer; or for each hidden layer (from 1) the numbers of the units that stay."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.stability.noise.cushions import Piece, Work
 from isthmus.stability.noise.jacobian import Layered
-from isthmus.structure.network_units import require_hidden_chain
 
 Progress = Callable[[str, int, int], None]
 
