@@ -99,7 +99,7 @@ def test_the_operations_of_the_page_pass_the_laws(page):
         # which units there are: derived, and verified by permuting, selecting and silencing them
         structure = derive_structure(model.eval(), (torch.randn(3, 5),))
         assert all(group.separable for group in structure.groups)
-        assert len(structure.groups) == sum(isinstance(part, nn.Linear) for part in model) - 1
+        assert len(structure.groups) == sum(isinstance(part, nn.Linear) for part in model.children()) - 1
         case = Case("of the page", lambda model=model: model)
         for degree in (1, 2):
             test_forms.test_no_sample_leaves_its_form_or_exceeds_its_bound(case, degree)

@@ -12,6 +12,7 @@ from torch import Tensor
 from isthmus.connectors.base import check_convex
 from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, filled, measure, sizes
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
@@ -20,7 +21,7 @@ from isthmus.shown import one_line
 from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain, Weights
-from isthmus.structure.network_units import random_units, require_hidden_chain
+from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Recipe
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress

@@ -12,27 +12,14 @@ from torch import Tensor
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.checks import check_at_least_zero, check_whole
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
-from isthmus.connectors.noise_dropout import (
-    End,
-    bernoulli_count,
-    best_of,
-    check_draws,
-    report,
-)
+from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, check_draws, report
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import losses_of
+from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.objective.data import single
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
-from isthmus.structure.network_units import (
-    Units,
-    common_places,
-    complement,
-    kept_count,
-    random_units,
-    require_hidden_chain,
-)
+from isthmus.structure.network_units import Units, common_places, complement, kept_count, random_units
 from isthmus.training.fit import Ended, Fitted, Recipe, fit
 
 

@@ -13,11 +13,12 @@ from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.dropout import connect_halves
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain, Weights
-from isthmus.structure.network_units import Units, complement, kept_count, random_units, require_hidden_chain
+from isthmus.structure.network_units import Units, complement, kept_count, random_units
 from isthmus.training.progress import Progress
 
 COUNTS = ("fixed", "bernoulli")

@@ -1,4 +1,4 @@
-"""The loss of networks that are a chain, whose layers may be narrower than the objective's."""
+"""The network of an objective as a chain, and the loss of chains whose layers may be narrower."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params
-from isthmus.structure.chain import Chain
+from isthmus.structure.chain import Chain, chain_of
 
-__all__ = ["loss_of_outputs", "losses_of"]
+__all__ = ["loss_of_outputs", "losses_of", "require_hidden_chain"]
+
+
+def require_hidden_chain(objective: Objective, instead: str = "") -> Chain:
+    """The objective's network as a chain with at least one hidden layer.
+
+    `instead`: what the error recommends. Errors: ``UnsupportedError`` where the network is no chain, ``InputError``
+    where it has a single layer.
+    """
+    chain = chain_of(objective.program, objective.structure)
+    if chain.L < 2:
+        raise InputError("network", expected="at least one hidden layer", got="none", instead=instead)
+    return chain
 
 
 def losses_of(

@@ -162,7 +162,7 @@ def _step_size(name: str, xi: StepFunction | None, time: float) -> tuple[Conditi
 
 def _activations(chain: Chain) -> tuple[float, float, float]:
     """The largest suprema over the activations; NaN where an operation is not in the table."""
-    found = [(0.0, 0.0, 0.0)]
+    found: list[tuple[float, ...]] = [(0.0, 0.0, 0.0)]
     for layer in chain.layers:
         for node in layer.behind:
             if node.kind in RESHAPE or factor(node) is not None:
@@ -171,8 +171,8 @@ def _activations(chain: Chain) -> tuple[float, float, float]:
                 low, high = (float(node.named()[k]) for k in ("min_val", "max_val"))
                 found.append((max(abs(low), abs(high)), 1.0, inf))
             else:
-                known = (node.about.bound, node.about.lipschitz, node.about.curvature)
-                found.append((nan, nan, nan) if None in known else known)
+                about = node.about
+                found.append(tuple(nan if v is None else v for v in (about.bound, about.lipschitz, about.curvature)))
     if any(v != v for row in found for v in row):
         return nan, nan, nan
     return max(r[0] for r in found), max(r[1] for r in found), max(r[2] for r in found)

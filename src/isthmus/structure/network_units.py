@@ -4,42 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import floor
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from isthmus.errors import InputError
-from isthmus.program.export import Program
-from isthmus.structure.chain import Chain, chain_of
-from isthmus.structure.units import Structure
-
-__all__ = ["Units", "common_places", "complement", "kept_count", "places", "random_units", "require_hidden_chain"]
+__all__ = ["Units", "common_places", "complement", "kept_count", "places", "random_units"]
 
 Units = dict[int, Tensor]
 """For each hidden layer, unit numbers (int64, no repetitions)."""
-
-
-class _Traced(Protocol):
-    """An objective, as far as its network is concerned."""
-
-    @property
-    def program(self) -> Program: ...
-
-    @property
-    def structure(self) -> Structure: ...
-
-
-def require_hidden_chain(objective: _Traced, instead: str = "") -> Chain:
-    """The objective's network as a chain with at least one hidden layer.
-
-    `instead`: what the error recommends. Errors: ``UnsupportedError`` where the network is no chain, ``InputError``
-    where it has a single layer.
-    """
-    chain = chain_of(objective.program, objective.structure)
-    if chain.L < 2:
-        raise InputError("network", expected="at least one hidden layer", got="none", instead=instead)
-    return chain
 
 
 def kept_count(n: int, keep: float) -> int:

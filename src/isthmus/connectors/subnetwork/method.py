@@ -13,10 +13,10 @@ from isthmus.connectors.subnetwork.inner import Memorised, Separated, Trained
 from isthmus.connectors.subnetwork.path import build as build
 from isthmus.connectors.subnetwork.untrained import fill
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain
-from isthmus.structure.network_units import require_hidden_chain
 from isthmus.training.fit import Ended
 
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from isthmus.connectors.noise_dropout import End
 from isthmus.evaluate import profile
-from isthmus.evaluate.chain import losses_of
+from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.experiments.jobs import Network, On
 from isthmus.objective import Objective
 from isthmus.params import Params
@@ -21,7 +21,7 @@ from isthmus.paths import Path
 from isthmus.stability.noise.measure import noise_stability
 from isthmus.storage.tensors import save_tensors
 from isthmus.structure.chain import Weights
-from isthmus.structure.network_units import kept_count, random_units, require_hidden_chain
+from isthmus.structure.network_units import kept_count, random_units
 from isthmus.sweep import Cell, Job
 
 PAGE = "kuditipudi2019"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
@@ -19,7 +20,7 @@ from isthmus.shown import brief, draw, line, one_line, plural, table
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.search import search as search_subsets
 from isthmus.structure.chain import Chain
-from isthmus.structure.network_units import Units, require_hidden_chain
+from isthmus.structure.network_units import Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

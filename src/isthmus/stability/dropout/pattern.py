@@ -14,7 +14,7 @@ from scipy.stats import t
 from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import losses_of
+from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
@@ -23,7 +23,7 @@ from isthmus.shown import brief, draw, line, one_line, table
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain
-from isthmus.structure.network_units import Units, require_hidden_chain
+from isthmus.structure.network_units import Units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.data import single
@@ -18,7 +19,6 @@ from isthmus.objective.given import ParamsLike
 from isthmus.shown import brief, draw, line, one_line, plural, table
 from isthmus.stability.noise.cushions import Piece, Work
 from isthmus.stability.noise.jacobian import Layered
-from isthmus.structure.network_units import require_hidden_chain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
