@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from isthmus.experiments import Claim, Network, Problem, Table
@@ -120,7 +121,7 @@ ROWS = [{"task": "a", "x": 1.0, "n": 1}, {"task": "a", "x": 3.0, "n": 2}, {"task
 
 def of(**options: Any) -> list[tuple[str, bool | None, str]]:
     claim = Claim("{task}: low", lambda row: "x" in row, ("task",), **options)
-    return [tuple(f) for f in claim.findings(ROWS)]
+    return [(f.statement, f.holds, f.measured) for f in claim.findings(ROWS)]
 
 
 def test_the_number_that_decides_is_the_largest_or_with_at_least_the_smallest():
@@ -153,8 +154,8 @@ def test_lines_have_a_panel_per_value_and_bands(log):
     drawn = lines(rows)
     assert [axes.get_title() for axes in drawn.axes] == ["a", "b"]
     (line,) = drawn.axes[0].lines
-    assert list(line.get_xdata()) == [1, 2]
-    assert list(line.get_ydata()) == [30.0, 40.0]
+    assert np.asarray(line.get_xdata()).tolist() == [1, 2]
+    assert np.asarray(line.get_ydata()).tolist() == [30.0, 40.0]
     assert len(drawn.axes[0].collections) == 1
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["ours"]
     both = Lines("k", lines.y, below=lines)(rows)

@@ -314,8 +314,8 @@ def changed(figure, level, **values):
     ],
 )
 def test_every_finding_can_fail(words, changes):
-    assert all(f.holds for f in PAGE.findings(GOOD))
-    failed = [f.statement for f in PAGE.findings(changes) if not f.holds]
+    assert not [f for f in PAGE.findings(GOOD) if f.holds is False]
+    failed = [f.statement for f in PAGE.findings(changes) if f.holds is False]
     assert any(words in statement for statement in failed)
     assert len(failed) <= 2  # a number of beads is in two statements
 

@@ -46,8 +46,8 @@ def differences(network: Network, paper: Network) -> str:
 
 def _network(entry: Entry) -> Network:
     """That the entry is about."""
-    cell: Any = entry.cell
-    return network_of(cell.a if isinstance(cell, Pair) else cell.end)
+    end: Any = entry.cell.a if isinstance(entry.cell, Pair) else entry.cell.end
+    return network_of(end)
 
 
 def _about(figure: Reader, what: Reader) -> dict[str, Reader]:
