@@ -33,11 +33,11 @@ _NAMES = {
 }
 
 
-def check_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+def check_kinds(function: Callable[..., Any], given: Mapping[str, Any], but: Sequence[str] = ()) -> None:
     """Refuse arguments of another kind than the annotations of `function` say; its first statement.
 
     `given`: its ``locals()``. Numbers may be of any library. Of a sequence all entries are looked at, of a mapping
-    its keys.
+    its keys. `but`: arguments that the function itself checks, in better words.
 
     >>> def half(x: float) -> float:
     ...     check_kinds(half, locals())
@@ -47,7 +47,7 @@ def check_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     isthmus.errors.InputError: x: expected a number, got str
     """
     for name, hint in _hints(function).items():
-        if name in given:
+        if name in given and name not in but:
             check_kind(given[name], hint, name)
 
 
@@ -82,7 +82,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _is(value: Any, kind: Any) -> bool:
     if kind in (int, float, bool):
-        return _is_number(value, whole=kind is not float)
+        return _is_number(value)
     origin = get_origin(kind) or kind
     if origin is Callable or kind is Callable:
         return callable(value)
@@ -97,15 +97,15 @@ def _is(value: Any, kind: Any) -> bool:
         return True
 
 
-def _is_number(value: Any, whole: bool) -> bool:
-    """Whether it is one number, as an array or a tensor of one entry is too."""
+def _is_number(value: Any) -> bool:
+    """Whether it is one number, as an array or a tensor of one entry is too; which ones, functions say themselves."""
     if isinstance(value, str | bytes):
         return False
     try:
-        number = float(value)
+        float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return False
-    return not whole or number.is_integer()
+    return True
 
 
 def _said(hint: Any) -> str:

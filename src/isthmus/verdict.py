@@ -170,7 +170,7 @@ def verdict(
     >>> print(verdict(certificate=certify(objective, path), level=0.7))
     below 0.7 on the whole path: yes, proved (at most 0.6932)
     """
-    check_kinds(verdict, locals())
+    check_kinds(verdict, locals(), but=["level"])
     asked = Level.read(level)
     if profile is None and certificate is None:
         raise InputError("profile, certificate", expected="one of them", got="neither")

@@ -94,7 +94,7 @@ def geometry(
     >>> [(x.threshold, x.connected, x.beads, x.normalized_length) for x in found.levels]
     [(2.0, True, 0, 1.0), (1.0, True, 0, 1.0)]
     """
-    check_kinds(geometry, locals())
+    check_kinds(geometry, locals(), but=["method"])
     method = StringSampling() if method is None else method
     if not isinstance(method, StringSampling | ConstrainedStringSampling):
         raise InputError("method", expected="a string sampling method", got=type(method).__name__)

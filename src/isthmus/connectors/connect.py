@@ -49,7 +49,7 @@ def connect(
     >>> connection.path.at(0.5)["weight"][0, 0], str(connection.outcome)[:11]
     (tensor(2.), 'constructed')
     """
-    check_kinds(connect, locals())
+    check_kinds(connect, locals(), but=["method"])
     method = Linear() if method is None else method
     if not isinstance(method, Connector):
         wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__

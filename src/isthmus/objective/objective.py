@@ -85,7 +85,7 @@ class Objective:
         structure: Structure | None = None,
         _writes: Writes | None = None,
     ) -> None:
-        check_kinds(Objective.__init__, {k: v for k, v in locals().items() if k not in ("loss", "data")})
+        check_kinds(Objective.__init__, locals(), but=["loss", "data"])
         skeletons.check_kind(module)
         criterion.check_loss(loss)
         if memory <= 0:
