@@ -14,7 +14,7 @@ from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.experiments.jobs import Network, Pair, Problem, Weights
 from isthmus.experiments.page import Done, Row, ended
 from isthmus.storage.files import check_regular, one_line
-from isthmus.stored import Stored
+from isthmus.stored import StoredSetup
 from isthmus.training.fit import Recipe
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ def read_sweep(
         raise InputError(f"{path}: num_points", expected=f"a whole number from 2 to {_POINTS:,}", got=read.num_points)
     said = dict.fromkeys((o, n) for e in read.networks for o, n in (("model", e.model), ("data", e.data)))
     left = [(option, name) for option, name in said if name not in repeated]
-    gate = Stored(path, command)
+    gate = StoredSetup(path, command)
     gate.names(*left)
     gate.new_models(*(name for option, name in left if option == "model"))
     return read

@@ -15,7 +15,7 @@ from isthmus.program.export import Node
 from isthmus.stability.noise.measure import Condition
 from isthmus.structure.chain import AFFINE, RESHAPE, Chain, chain_of, factor
 
-StepFunction = Callable[[float], float]
+_StepFunction = Callable[[float], float]
 
 # the suprema of |f|, |f'| and |f''|; of f'' at a kink: infinite
 _SUPREMA: dict[str, tuple[float, float, float]] = {
@@ -26,7 +26,7 @@ _SUPREMA: dict[str, tuple[float, float, float]] = {
     "softplus": (inf, 1.0, 0.25),
     "silu": (inf, 1.0998393194985538, 0.5),
 }
-FINE = 1000
+_FINE = 1000
 """Intervals on which the step-size function is looked at, and then four times as many."""
 
 
@@ -34,7 +34,7 @@ def two_layer_premises(
     objective: Objective,
     *,
     time: float,
-    xi: StepFunction | None = None,
+    xi: _StepFunction | None = None,
     start: Mapping[str, Tensor] | None = None,
     bound: float | None = None,
 ) -> tuple[Condition, ...]:
@@ -67,7 +67,7 @@ def multilayer_premises(
     params: Mapping[str, Tensor] | None = None,
     *,
     time: float,
-    xi: StepFunction | None = None,
+    xi: _StepFunction | None = None,
     start: Mapping[str, Tensor] | None = None,
     bound: float | None = None,
 ) -> tuple[Condition, ...]:
@@ -148,7 +148,7 @@ def _responses(name: str, objective: Objective) -> Condition:
     return Condition("max |y|", largest, f"finite: K_2 ({name})", isfinite(largest))
 
 
-def _step_size(name: str, xi: StepFunction | None, time: float) -> tuple[Condition, Condition]:
+def _step_size(name: str, xi: _StepFunction | None, time: float) -> tuple[Condition, Condition]:
     """xi > 0, bounded and Lipschitz; a jump is a slope that grows as the grid gets finer."""
     if not 0 <= time < inf:
         raise InputError("time", expected="a number >= 0", got=time)
@@ -158,7 +158,7 @@ def _step_size(name: str, xi: StepFunction | None, time: float) -> tuple[Conditi
         values = [value]
     else:
         slopes, values = [], []
-        for n in (FINE, 4 * FINE):
+        for n in (_FINE, 4 * _FINE):
             values = [float(xi(time * i / n)) for i in range(n + 1)]
             slopes.append(max(abs(q - p) for p, q in pairwise(values)) * n / time)
     positive = min(values) > 0 and isfinite(max(values))
@@ -171,20 +171,20 @@ def _step_size(name: str, xi: StepFunction | None, time: float) -> tuple[Conditi
 
 def _activations(chain: Chain) -> tuple[float, float, float]:
     """The largest suprema over the activations; NaN where an operation is not in the table."""
-    found = [(0.0, 0.0, 0.0)]
-    for layer in chain.layers:
-        for node in layer.behind:
-            base = node.op.split(".")[1].removesuffix("_")
-            if node.op in RESHAPE or factor(node) is not None:
-                continue
-            if base == "hardtanh":
-                low, high = (float(node.named()[k]) for k in ("min_val", "max_val"))
-                found.append((max(abs(low), abs(high)), 1.0, inf))
-            else:
-                found.append(_SUPREMA.get(base, (nan, nan, nan)))
+    nodes = [node for layer in chain.layers for node in layer.behind]
+    found = [_suprema(node) for node in nodes if node.op not in RESHAPE and factor(node) is None]
     if any(v != v for row in found for v in row):
         return nan, nan, nan
-    return max(r[0] for r in found), max(r[1] for r in found), max(r[2] for r in found)
+    value, slope, curvature = map(max, zip((0.0, 0.0, 0.0), *found, strict=True))
+    return value, slope, curvature
+
+
+def _suprema(node: Node) -> tuple[float, float, float]:
+    base = node.op.split(".")[1].removesuffix("_")
+    if base != "hardtanh":
+        return _SUPREMA.get(base, (nan, nan, nan))
+    low, high = (float(node.named()[k]) for k in ("min_val", "max_val"))
+    return max(abs(low), abs(high)), 1.0, inf
 
 
 def _bounded(name: str, suprema: tuple[float, float, float]) -> tuple[Condition, ...]:
