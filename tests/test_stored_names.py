@@ -18,7 +18,7 @@ from isthmus.errors import FileError, InputError
 from isthmus.experiments import read_sweep
 from isthmus.models import by_name, parameters_of
 from isthmus.storage.files import plain
-from isthmus.stored import Stored
+from isthmus.stored import StoredSetup
 
 MODEL = "mlp:64-5-10"
 FEW = "gaussians:N=60,d=64,classes=10"
@@ -313,7 +313,7 @@ def test_computed_data_typed_by_the_user_are_bounded_too(tmp_path, capsys):
         assert run_app(["train", "--data", data, "--out", str(tmp_path / "a"), "-q"]) == 2
         assert "at most 1,073,741,824 numbers" in capsys.readouterr().err
     # more than a file may ask for, which the user repeats
-    gate = Stored("a.pt", "isthmus connect a.pt b.pt")
+    gate = StoredSetup("a.pt", "isthmus connect a.pt b.pt")
     with pytest.raises(FileError, match=r"--data gaussians:N=1000000,d=100$"):
         gate.data("gaussians:N=1000000,d=100")
 
@@ -344,7 +344,7 @@ def test_ends_that_disagree_are_refused(folder, tmp_path, capsys):
 
 
 def test_the_gate_takes_what_is_built_in():
-    gate = Stored("file")
+    gate = StoredSetup("file")
     assert gate.names(("model", "vgg11:64"), ("data", "gaussians:N=5,d=2")) == ("vgg11:64", "gaussians:N=5,d=2")
     assert gate.loss("mse") == "mse"
     assert gate.dtype("float32") is torch.float32

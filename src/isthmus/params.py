@@ -177,11 +177,15 @@ def nonfinite_on(points: Sequence[Mapping[str, Tensor]]) -> tuple[int, str] | No
     stays = {k for k, v in points[0].items() if all(p[k] is v or torch.equal(p[k], v) for p in points)}
     for i, point in enumerate(points):
         for name, v in point.items():
-            if not moves(v) or (i and name in stays):
+            if i and name in stays:
                 continue
-            if bool((v.isnan() if name in stays else ~v.isfinite()).any()):
+            if _is_odd(v, stays=name in stays):
                 return i, name
     return None
+
+
+def _is_odd(v: Tensor, *, stays: bool) -> bool:
+    return moves(v) and bool((v.isnan() if stays else ~v.isfinite()).any())
 
 
 def check_ends(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:

@@ -20,9 +20,9 @@ from isthmus.models import MODELS, parameters_of
 from isthmus.objective.losses import L1, NAMED, PENALTIES, Ridge
 from isthmus.storage.files import one_line
 
-MAX_TEXT = 1000
+_MAX_TEXT = 1000
 """Characters of a name."""
-MAX_STORED = 2**26
+_MAX_STORED = 2**26
 """Parameters of a network that is not yet there, and numbers of computed data, that a file may ask for."""
 _WORDS = 10_000
 """The vocabulary that a language model is taken to have where only its size matters."""
@@ -30,13 +30,13 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloa
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSetup:
     """The one gate for what the file `source` says; each method takes a value of any type.
 
     `command`: what the user typed, to which the message adds the option that repeats the name. Errors: ``FileError``,
     with the line to type where the value can be repeated safely.
 
-    >>> Stored("a.pt", "isthmus connect a.pt b.pt").model("net.py:make")
+    >>> StoredSetup("a.pt", "isthmus connect a.pt b.pt").model("net.py:make")
     Traceback (most recent call last):
     isthmus.errors.FileError: a.pt: names the model 'net.py:make', which is not built in, and a data file chooses no \
 code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
@@ -50,7 +50,7 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         return self.names(("model", value))[0]
 
     def data(self, value: object) -> str:
-        """A name of ``DATASETS`` with its options; of computed data at most ``MAX_STORED`` numbers."""
+        """A name of ``DATASETS`` with its options; of computed data at most ``_MAX_STORED`` numbers."""
         return self.names(("data", value))[0]
 
     def names(self, *said: tuple[str, object]) -> tuple[str, ...]:
@@ -63,16 +63,16 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
     def refusal(self, why: Mapping[tuple[str, str], str]) -> FileError:
         """The error for names that the user must repeat: options and names, and what is wrong with each."""
         text = "; it ".join(f"names the {option} {shown(name)}, {reason}" for (option, name), reason in why.items())
-        if not all(len(name) <= MAX_TEXT and name.isprintable() and not name.startswith("-") for _, name in why):
+        if not all(len(name) <= _MAX_TEXT and name.isprintable() and not name.startswith("-") for _, name in why):
             return FileError(self.source, text, "; ".join(self._line(option, "NAME") for option, _ in why))
         typed = " ".join(filter(None, (self.command, *(f"--{o} {shlex.quote(n)}" for o, n in why))))
         return FileError(self.source, text, f"if you trust it: {typed}")
 
     def new_models(self, *names: str) -> None:
-        """Refuse networks, to be made afresh, of more than ``MAX_STORED`` parameters."""
+        """Refuse networks, to be made afresh, of more than ``_MAX_STORED`` parameters."""
         built_in = {name: MODELS[name.partition(":")[0]] for name in names}
         sizes = {n: parameters_of(n, outputs=_WORDS if entry.whole else None) for n, entry in built_in.items()}
-        if large := {("model", n): f"which has {size:,} parameters" for n, size in sizes.items() if size > MAX_STORED}:
+        if large := {("model", n): f"which has {size:,} parameters" for n, size in sizes.items() if size > _MAX_STORED}:
             raise self.refusal({key: f"{why}, more than a data file may ask for" for key, why in large.items()})
 
     def loss(self, value: object) -> str:
@@ -105,10 +105,8 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         held: dict[Any, Any] = value if isinstance(value, dict) else {}
         kind, names = held.get("name"), held.get("names")
         kappa: Any = held.get("kappa")
-        plain = names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))
-        if not (
-            isinstance(kind, str) and kind in PENALTIES and type(kappa) in (int, float) and kappa < 1e300 and plain
-        ):
+        is_number = type(kappa) in (int, float) and kappa < 1e300
+        if not (isinstance(kind, str) and kind in PENALTIES and is_number and _are_names(names)):
             why = f"says that the penalty is {shown(kind)} of {shown(kappa)}, which cannot be made from a file"
             raise FileError(self.source, why, self._line("penalty", "none, ridge:KAPPA or l1:KAPPA"))
         return PENALTIES[kind](held["kappa"], None if names is None else tuple(names))
@@ -128,9 +126,9 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
 def _why_not(option: str, name: str) -> str:
     """What is wrong with a name from a file; nothing for one that is taken."""
     known, other = (MODELS, "no code") if option == "model" else ({e.name for e in DATASETS}, "no other file")
-    if len(name) > MAX_TEXT or name.partition(":")[0] not in known:
+    if len(name) > _MAX_TEXT or name.partition(":")[0] not in known:
         return f"which is not built in, and a data file chooses {other}"
-    if option == "data" and (count := numbers_of(name)) > MAX_STORED:
+    if option == "data" and (count := numbers_of(name)) > _MAX_STORED:
         return f"which holds {count:,} numbers, more than a data file may ask for"
     return ""
 
@@ -142,9 +140,13 @@ def shown(value: object) -> str:
     ("'aaa...", 'a list', "name 'ridge', kappa 0.5")
     """
     if isinstance(value, str):
-        return one_line(repr(value[:MAX_TEXT]))
+        return one_line(repr(value[:_MAX_TEXT]))
     if isinstance(value, Mapping) and len(value) < 5:
         return ", ".join(
             f"{one_line(k, 40)} {shown(v) if not isinstance(v, Mapping) else 'a dict'}" for k, v in value.items()
         )
     return repr(value) if value is None or isinstance(value, bool | int | float) else f"a {type(value).__name__}"
+
+
+def _are_names(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(n, str) for n in value))

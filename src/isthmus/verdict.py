@@ -190,26 +190,30 @@ def same_statistics(bn: str) -> bool:
 
 def judge(asked: Level, measured: Measured | None, proof: Proof | None) -> Verdict:
     """The verdict from plain numbers; at least one of `measured` and `proof` is there."""
-    ends = proof.ends if proof is not None else measured.ends if measured is not None else (nan, nan)
+    known = [v for v in (measured, proof) if v is not None]
+    ends = known[-1].ends if known else (nan, nan)
     level, said = asked.above(ends), asked.said(ends)
-    highest, at = _highest([v for v in (measured, proof) if v is not None])
+    highest, at = _highest(known)
     bound = proof.bound if proof is not None and not proof.open else None
-
-    def made(how: str, why: str) -> Verdict:
-        return Verdict(str(asked), level, said, how, why, highest, at, bound)
-
     if not highest < level:  # also where one of them is NaN
-        return made("rises", f"{highest:.4g} (at t = {at:.4g})" + _contradiction(highest, bound))
-    if bound is not None and bound < level:
-        return made("proved", f" (at most {upward(bound):.4g})")
+        how, why = "rises", f"{highest:.4g} (at t = {at:.4g})" + _contradiction(highest, bound)
+    elif bound is not None and bound < level:
+        how, why = "proved", f" (at most {upward(bound):.4g})"
+    else:
+        how, why = _unproved(measured, proof, level, highest)
+    return Verdict(str(asked), level, said, how, why, highest, at, bound)
+
+
+def _unproved(measured: Measured | None, proof: Proof | None, level: float, highest: float) -> tuple[str, str]:
+    """How the answer is known where no bound below the level is proved, and in words what speaks for it."""
     notes = [] if proof is None else _notes(proof, level)
     if measured is not None:
         if measured.rise is not None and measured.rise >= level:
             notes.append(f"estimated to rise to {measured.rise:.4g} between them")
-        return made("measured", f" ({'; '.join([f'{measured.points}, at most {highest:.4g}', *notes])})")
+        return "measured", f" ({'; '.join([f'{measured.points}, at most {highest:.4g}', *notes])})"
     if proof is not None and (proof.bound is None or proof.bound < level):
-        return made("measured", f" (at most {highest:.4g}; {'; '.join(notes)})")
-    return made("unknown", f" ({'; '.join([f'the measured maximum is {highest:.4g}', *notes])})")
+        return "measured", f" (at most {highest:.4g}; {'; '.join(notes)})"
+    return "unknown", f" ({'; '.join([f'the measured maximum is {highest:.4g}', *notes])})"
 
 
 def _highest(found: list[Measured | Proof]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from isthmus.objective.data import digest_of_data
 from isthmus.objective.losses import L1, PENALTIES, Ridge, describe_penalty
 from isthmus.pipeline import LABELLED, inputs_of
 from isthmus.storage.files import one_line
-from isthmus.stored import Stored, shown
+from isthmus.stored import StoredSetup, shown
 
 _AGAIN = "make the path again"
 
@@ -75,7 +75,7 @@ def of_checkpoints(files: Sequence[Path], said: Sequence[Mapping[str, Any]], ask
     """
     options = ("model", "data", "loss", "examples")
     held = {o: _agreed(o, files, said) if getattr(asked, o) is None else None for o in options}
-    gate = Stored(files[0], command())
+    gate = StoredSetup(files[0], command())
     model, data = _names(gate, asked, held["model"] or "mlp", held["data"] or "digits")
     loss = asked.loss or gate.loss(held["loss"] or "cross_entropy")
     examples = asked.examples
@@ -86,7 +86,7 @@ def of_checkpoints(files: Sequence[Path], said: Sequence[Mapping[str, Any]], ask
     return Parts(model, data, dataset, loss, None if asked.penalty is None else parse_penalty(asked.penalty))
 
 
-def _names(gate: Stored, asked: Asked, model: object, data: object) -> tuple[str, str]:
+def _names(gate: StoredSetup, asked: Asked, model: object, data: object) -> tuple[str, str]:
     """Model and data: what the user typed, else through the gate what the file says."""
     typed = {"model": asked.model, "data": asked.data}
     said = [(option, value) for option, value in (("model", model), ("data", data)) if typed[option] is None]
@@ -118,8 +118,8 @@ class _Said:
     stats: Mapping[str, Any]
 
     @property
-    def gate(self) -> Stored:
-        return Stored(self.source, command())
+    def gate(self) -> StoredSetup:
+        return StoredSetup(self.source, command())
 
     @property
     def objective(self) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from isthmus.shown import one_line
 
 Rows = Sequence[Sequence[int]]
-Vector = list[Fraction]
+_Vector = list[Fraction]
 
 
 @one_line
@@ -74,15 +74,15 @@ def one_unit(x: Rows, y: Sequence[int]) -> Barrier:
 class _Search:
     """Branch and bound over on-off patterns of the points with y = 1, in sums (not means) of squares."""
 
-    def __init__(self, x: list[Vector], y: list[int]) -> None:
+    def __init__(self, x: list[_Vector], y: list[int]) -> None:
         self.ones = [row for row, label in zip(x, y, strict=True) if label]
         self.zeros = [row for row, label in zip(x, y, strict=True) if not label]
         self.upper = Fraction(len(self.ones))
-        self.best: Vector = [Fraction(0)] * len(x[0])
+        self.best: _Vector = [Fraction(0)] * len(x[0])
         self.lower = self.upper
         self.nodes = 0
 
-    def value(self, a: Vector) -> Fraction:
+    def value(self, a: _Vector) -> Fraction:
         """The objective itself."""
         on = sum(((max(_dot(row, a), Fraction(0)) - 1) ** 2 for row in self.ones), Fraction(0))
         return on + sum((max(_dot(row, a), Fraction(0)) ** 2 for row in self.zeros), Fraction(0))
@@ -109,7 +109,7 @@ class _Search:
         self.lower = min(self.lower, self.upper)
 
 
-def smallest(on: list[Vector], zeros: list[Vector], start: np.ndarray) -> tuple[Vector, np.ndarray, bool]:
+def smallest(on: list[_Vector], zeros: list[_Vector], start: np.ndarray) -> tuple[_Vector, np.ndarray, bool]:
     """The minimiser of sum_on (x . a - 1)^2 + sum_zeros relu(x . a)^2, exactly, and in floating point.
 
     Newton's method on the active rows, with line search in floating point, then without in rational arithmetic,
@@ -123,12 +123,7 @@ def smallest(on: list[Vector], zeros: list[Vector], start: np.ndarray) -> tuple[
     active = [bool(z > 1e-9) for z in np.array(zeros, dtype=float) @ near]
     for _ in range(20):
         exact = _solve(on, [row for row, is_on in zip(zeros, active, strict=True) if is_on], exact)
-        gradient = [
-            sum(((_dot(row, exact) - 1) * row[j] for row in on), Fraction(0))
-            + sum((max(_dot(row, exact), Fraction(0)) * row[j] for row in zeros), Fraction(0))
-            for j in range(len(exact))
-        ]
-        if not any(gradient):
+        if not any(_gradient(on, zeros, exact)):
             return exact, near, True
         active = [_dot(row, exact) > 0 for row in zeros]
     return exact, near, False
@@ -151,7 +146,16 @@ def _newton(E: np.ndarray, Z: np.ndarray, a: np.ndarray) -> np.ndarray:
     return a
 
 
-def _solve(on: list[Vector], active: list[Vector], near: Vector) -> Vector:
+def _gradient(on: list[_Vector], zeros: list[_Vector], a: _Vector) -> _Vector:
+    """Half the gradient of sum_on (x . a - 1)^2 + sum_zeros relu(x . a)^2."""
+    return [
+        sum(((_dot(row, a) - 1) * row[j] for row in on), Fraction(0))
+        + sum((max(_dot(row, a), Fraction(0)) * row[j] for row in zeros), Fraction(0))
+        for j in range(len(a))
+    ]
+
+
+def _solve(on: list[_Vector], active: list[_Vector], near: _Vector) -> _Vector:
     """A solution of the normal equations of these rows; where it is not unique, free entries are those of `near`."""
     size = len(near)
     rows = [
@@ -159,18 +163,7 @@ def _solve(on: list[Vector], active: list[Vector], near: Vector) -> Vector:
         + [sum((r[i] for r in on), Fraction(0))]
         for i in range(size)
     ]
-    pivots: list[int] = []
-    for j in range(size):
-        at = len(pivots)
-        k = next((i for i in range(at, size) if rows[i][j]), None)
-        if k is None:
-            continue
-        rows[at], rows[k] = rows[k], rows[at]
-        rows[at] = [v / rows[at][j] for v in rows[at]]
-        for i in range(size):
-            if i != at and rows[i][j]:
-                rows[i] = [v - rows[i][j] * w for v, w in zip(rows[i], rows[at], strict=True)]
-        pivots.append(j)
+    pivots = _eliminate(rows)
     out = list(near)
     for at, j in enumerate(pivots):
         others = (rows[at][i] * near[i] for i in range(size) if i not in pivots)
@@ -178,7 +171,24 @@ def _solve(on: list[Vector], active: list[Vector], near: Vector) -> Vector:
     return out
 
 
-def _dot(row: Vector, a: Vector) -> Fraction:
+def _eliminate(rows: list[_Vector]) -> list[int]:
+    """Gauss-Jordan elimination of square equations with their right sides, in place; the column of each pivot."""
+    pivots: list[int] = []
+    for j in range(len(rows)):
+        at = len(pivots)
+        k = next((i for i in range(at, len(rows)) if rows[i][j]), None)
+        if k is None:
+            continue
+        rows[at], rows[k] = rows[k], rows[at]
+        rows[at] = [v / rows[at][j] for v in rows[at]]
+        for i in range(len(rows)):
+            if i != at and rows[i][j]:
+                rows[i] = [v - rows[i][j] * w for v, w in zip(rows[i], rows[at], strict=True)]
+        pivots.append(j)
+    return pivots
+
+
+def _dot(row: _Vector, a: _Vector) -> Fraction:
     return sum((p * q for p, q in zip(row, a, strict=True)), Fraction(0))
 
 

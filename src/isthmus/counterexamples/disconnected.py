@@ -108,15 +108,20 @@ def integers(h: int, k: int, l: int, m: int, n: int) -> tuple[list[list[int]], l
 
 
 def _entry(i: int, j: int, h: int, k: int, l: int, m: int) -> int:
+    if i <= l and j <= 2:
+        return i if j == 1 else i - 1
     if i <= l:
-        if j <= 2:
-            return i if j == 1 else i - 1
-        if (i - (j - 2)) % h == 0:
-            return 1
-        return -1 if i <= k else 0
+        return _first(i, j - 2, h, k)
     if i <= m:
         return -1 if j <= 2 and (i - l - j) % 2 == 0 else 0
     return -1 if j > 2 and (i - m - (j - 2)) % h == 0 else 0
+
+
+def _first(i: int, j: int, h: int, k: int) -> int:
+    """The entries of the first rows behind their first two."""
+    if (i - j) % h == 0:
+        return 1
+    return -1 if i <= k else 0
 
 
 def _many(h: int) -> Params:

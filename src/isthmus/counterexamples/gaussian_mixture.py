@@ -17,7 +17,7 @@ from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.shown import one_line
 
-ANGLES = 2048
+_ANGLES = 2048
 """Directions on which the smallest risk of rank one is first looked for."""
 
 
@@ -53,11 +53,11 @@ class GaussianMixture:
         1/2 as samples do (0.476, 0.500, 0.486 for 100, 400, 2000 examples).
         """
         x, y = single(self.objective.data[0]), self.objective.data[1]
-        grid = [k * pi / ANGLES for k in range(ANGLES)]
+        grid = [k * pi / _ANGLES for k in range(_ANGLES)]
         values = [rank_one_risk(x, y, angle) for angle in grid]
         best = min(values)
-        for k in sorted(range(ANGLES), key=values.__getitem__)[:8]:
-            ends = (grid[k] - pi / ANGLES, grid[k] + pi / ANGLES)
+        for k in sorted(range(_ANGLES), key=values.__getitem__)[:8]:
+            ends = (grid[k] - pi / _ANGLES, grid[k] + pi / _ANGLES)
             found = minimize_scalar(
                 lambda angle: rank_one_risk(x, y, angle), bounds=ends, method="bounded", options={"xatol": 1e-10}
             )

@@ -2,6 +2,6 @@
 
 from isthmus.data.dataset import Dataset as Dataset
 from isthmus.data.load import DATASETS as DATASETS
-from isthmus.data.load import Entry as Entry
+from isthmus.data.load import DataEntry as DataEntry
 from isthmus.data.load import load as load
 from isthmus.data.load import numbers_of as numbers_of

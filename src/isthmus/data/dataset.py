@@ -40,12 +40,8 @@ class Dataset:
         for part, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
             if (x is None) != (y is None):
                 raise InputError(f"x_{part}, y_{part}", expected="both, or neither", got="only one of them")
-            if x is not None and y is not None and (x.ndim < 2 or len(x) < 1 or y.ndim < 1 or len(x) != len(y)):
-                raise InputError(
-                    f"x_{part}, y_{part}",
-                    expected="shapes [n, ...] and [n] or [n, k] with the same n >= 1",
-                    got=f"{list(x.shape)} and {list(y.shape)}",
-                )
+            if x is not None and y is not None:
+                _check_shapes(f"x_{part}, y_{part}", x, y)
         if self.x_test is not None and self.x_test.shape[1:] != self.x_train.shape[1:]:
             raise InputError(
                 "x_test",
@@ -108,3 +104,12 @@ class Dataset:
     def _map_x(self, change: Callable[[Tensor], Tensor]) -> Dataset:
         x_test = None if self.x_test is None else change(self.x_test)
         return replace(self, x_train=change(self.x_train), x_test=x_test)
+
+
+def _check_shapes(what: str, x: Tensor, y: Tensor) -> None:
+    if x.ndim < 2 or len(x) < 1 or y.ndim < 1 or len(x) != len(y):
+        raise InputError(
+            what,
+            expected="shapes [n, ...] and [n] or [n, k] with the same n >= 1",
+            got=f"{list(x.shape)} and {list(y.shape)}",
+        )

@@ -17,13 +17,13 @@ from isthmus.errors import FileError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LIMIT = 16 * 2**30
+_LIMIT = 16 * 2**30
 """More bytes than this are refused before they are read: no file of ours is near, a hostile header can claim it."""
 
 _FREE, _RATIO = 2**30, 100
 """Any file may claim the first number of bytes; a larger one may claim its own size times the second."""
 
-CIFAR_RECORD = 1 + 3 * 32 * 32
+_CIFAR_RECORD = 1 + 3 * 32 * 32
 """One label byte, then the red, green and blue planes."""
 
 _BROKEN = (
@@ -47,7 +47,7 @@ _BROKEN = (
 
 
 def _check_claim(path: Path, count: int) -> None:
-    limit = min(LIMIT, max(_FREE, _RATIO * path.stat().st_size))
+    limit = min(_LIMIT, max(_FREE, _RATIO * path.stat().st_size))
     if count > limit:
         why = f"claims to hold {count:,} bytes, more than the limit of {limit:,} for a file of its size"
         raise FileError(path, why, "store it without compression, as numpy.savez does")
@@ -98,9 +98,9 @@ def read_cifar_batch(path: Path) -> tuple[Array, Array]:
         raw = path.read_bytes()
     except OSError as exc:
         raise FileError(path, f"cannot be read ({_reason(exc)})") from exc
-    if not raw or len(raw) % CIFAR_RECORD:
-        raise FileError(path, f"has {len(raw):,} bytes, not a multiple of {CIFAR_RECORD}", "fetch it again")
-    records = np.frombuffer(raw, np.uint8).reshape(-1, CIFAR_RECORD)
+    if not raw or len(raw) % _CIFAR_RECORD:
+        raise FileError(path, f"has {len(raw):,} bytes, not a multiple of {_CIFAR_RECORD}", "fetch it again")
+    records = np.frombuffer(raw, np.uint8).reshape(-1, _CIFAR_RECORD)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
 
 

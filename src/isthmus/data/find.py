@@ -12,7 +12,7 @@ import numpy as np
 from isthmus.data.files import Array, read_cifar_batch, read_idx, read_npz
 from isthmus.errors import FileError
 
-SPLITS = ("x_train", "y_train", "x_test", "y_test")
+_SPLITS = ("x_train", "y_train", "x_test", "y_test")
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 BATCHES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 
@@ -58,7 +58,7 @@ def find(name: str, root: str | Path | None) -> Raw:
     raise FileError(
         name,
         "no copy of this data set on this machine; looked for " + ", ".join(looked),
-        f"put {name}.npz (arrays {', '.join(SPLITS)}) or {_FILES[name]} into one of these folders, "
+        f"put {name}.npz (arrays {', '.join(_SPLITS)}) or {_FILES[name]} into one of these folders, "
         "or set ISTHMUS_DATA to the folder that holds them",
     )
 
@@ -78,9 +78,9 @@ _FILES = {
 
 def _from_npz(name: str, path: Path) -> Raw:
     arrays = read_npz(path)
-    if missing := [k for k in SPLITS if k not in arrays]:
+    if missing := [k for k in _SPLITS if k not in arrays]:
         raise FileError(path, f"has no array {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
-    for key in SPLITS:
+    for key in _SPLITS:
         if arrays[key].dtype.kind not in "iu":
             raise FileError(path, f"{key} has dtype {arrays[key].dtype}, not whole numbers 0..255")
     x_train, x_test = (_images(name, path, key, arrays[key]) for key in ("x_train", "x_test"))
@@ -104,14 +104,23 @@ def _idx(name: str, folder: Path, looked: list[str]) -> Raw | None:
         return None
     if missing := [f for f in IDX if f not in found]:
         raise FileError(folder, f"holds part of {name}; missing: {', '.join(missing)}")
-    arrays = []
-    for file, ndim in zip(IDX, (3, 1, 3, 1), strict=True):
-        path = found[file]
-        array = read_idx(path)
-        if array.ndim != ndim:
-            raise FileError(path, f"has {array.ndim} axes, expected {ndim}")
-        arrays.append(array[:, None] if ndim == 3 else array)
-    return checked(name, Raw(*arrays, source=str(folder)))
+    images, labels, test_images, test_labels = (found[file] for file in IDX)
+    return checked(
+        name,
+        Raw(_grey(images), _array(labels, 1), _grey(test_images), _array(test_labels, 1), source=str(folder)),
+    )
+
+
+def _grey(path: Path) -> np.ndarray:
+    """Images [n, 1, height, width]."""
+    return _array(path, 3)[:, None]
+
+
+def _array(path: Path, ndim: int) -> np.ndarray:
+    array = read_idx(path)
+    if array.ndim != ndim:
+        raise FileError(path, f"has {array.ndim} axes, expected {ndim}")
+    return array
 
 
 def _cifar(folder: Path, looked: list[str]) -> Raw | None:
@@ -138,13 +147,17 @@ def _cifar(folder: Path, looked: list[str]) -> Raw | None:
 def checked(name: str, raw: Raw) -> Raw:
     """Refuse shapes that disagree, pixels and labels out of range, and one MNIST in place of the other."""
     for part, x, y in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
-        if y.ndim != 1 or len(x) != len(y) or len(x) == 0:
-            raise FileError(raw.source, f"x_{part} {list(x.shape)} and y_{part} {list(y.shape)} do not belong together")
-        if x.min() < 0 or x.max() > 255 or y.min() < 0 or y.max() > 9:
-            raise FileError(raw.source, f"expected {part} pixels 0..255 and labels 0..9, got others")
+        _check_part(raw.source, part, x, y)
     if raw.x_train.shape[1:] != raw.x_test.shape[1:]:
         raise FileError(raw.source, "training and test images differ in size")
     known = _TEST_LABELS.get(hashlib.sha256(raw.y_test.astype(np.uint8).tobytes()).hexdigest(), name)
     if known != name:
         raise FileError(raw.source, f"holds {known}, not {name}", f"load it as {known!r}")
     return raw
+
+
+def _check_part(source: str, part: str, x: np.ndarray, y: np.ndarray) -> None:
+    if y.ndim != 1 or len(x) != len(y) or len(x) == 0:
+        raise FileError(source, f"x_{part} {list(x.shape)} and y_{part} {list(y.shape)} do not belong together")
+    if x.min() < 0 or x.max() > 255 or y.min() < 0 or y.max() > 9:
+        raise FileError(source, f"expected {part} pixels 0..255 and labels 0..9, got others")

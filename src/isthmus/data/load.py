@@ -16,12 +16,12 @@ from isthmus.data.find import find, roots
 from isthmus.data.text import find_text, sequences, vocabulary
 from isthmus.errors import FileError, InputError, MissingExtraError
 
-DIGITS_TRAIN = 1437
+_DIGITS_TRAIN = 1437
 DELTA = 0.2
 """Half the gap between the two standard deviations of ``gaussians``."""
-CENTRE = 4.0
+_CENTRE = 4.0
 """Distance of a class centre from the origin when ``gaussians`` has more than two classes."""
-MAX_NUMBERS = 2**30
+_MAX_NUMBERS = 2**30
 """Computed data hold at most so many numbers: 4 GB in float32, several times CIFAR-10."""
 
 
@@ -34,7 +34,7 @@ def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset
     that look them up, such as embeddings; uint8, which is how pixels are kept, bool and floating point become
     float32, unscaled. Targets: whole numbers and bool become int64 labels, floating point stays, as float32.
     Errors: FileError for a set that is absent (with every place that was looked at) or damaged, InputError for an
-    unknown name and for options of more than ``MAX_NUMBERS`` numbers.
+    unknown name and for options of more than ``_MAX_NUMBERS`` numbers.
 
     >>> data = load("gaussians:N=6,d=2,seed=1")
     >>> data.x_train.shape, data.y_train, data.classes
@@ -43,8 +43,8 @@ def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset
     text = str(name_or_file)
     name, _, options = text.partition(":")
     if name in _ENTRIES:
-        if (count := _ENTRIES[name].numbers(options)) > MAX_NUMBERS:
-            raise InputError(f"data {text!r}", expected=f"at most {MAX_NUMBERS:,} numbers", got=f"{count:,}")
+        if (count := _ENTRIES[name].numbers(options)) > _MAX_NUMBERS:
+            raise InputError(f"data {text!r}", expected=f"at most {_MAX_NUMBERS:,} numbers", got=f"{count:,}")
         return _ENTRIES[name].make(options, root)
     path = Path(name_or_file).expanduser()
     if path.is_file():
@@ -55,7 +55,7 @@ def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset
 
 
 @dataclass(frozen=True)
-class Entry:
+class DataEntry:
     """One name: its syntax, one line on it, what makes it, and how many numbers its options ask to compute."""
 
     name: str
@@ -81,9 +81,9 @@ def _digits(options: str, root: str | Path | None) -> Dataset:
         raise MissingExtraError("scikit-learn", "data") from exc
     pixels, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(np.asarray(pixels, np.float64)) / 16
-    x = (x - x[:DIGITS_TRAIN].mean(0)).float().reshape(-1, 1, 8, 8)
+    x = (x - x[:_DIGITS_TRAIN].mean(0)).float().reshape(-1, 1, 8, 8)
     y = torch.from_numpy(np.asarray(labels, np.int64))
-    n = DIGITS_TRAIN
+    n = _DIGITS_TRAIN
     return Dataset("digits", x[:n], y[:n], x[n:], y[n:], 10, "scikit-learn load_digits")
 
 
@@ -164,7 +164,7 @@ def _gaussians(options: str, root: str | Path | None) -> Dataset:
         x = noise * (1 + DELTA * (2 * y[:, None] - 1))
     else:
         centres = torch.randn(classes, d, generator=generator)
-        x = noise + CENTRE * (centres / centres.norm(dim=1, keepdim=True))[y]
+        x = noise + _CENTRE * (centres / centres.norm(dim=1, keepdim=True))[y]
     source = "computed: " + ",".join(f"{k}={v}" for k, v in value.items())
     return Dataset("gaussians", x[:n], y[:n], x[n:], y[n:], classes, source)
 
@@ -188,6 +188,15 @@ def _ptb(options: str, root: str | Path | None) -> Dataset:
     return Dataset("ptb", x, y, x_test, y_test, len(numbers), source)
 
 
+def _targets(path: Path, targets: list[Tensor]) -> tuple[list[Tensor], int]:
+    """Numbers, with no classes, where some are floating point, else labels and the number of their classes."""
+    if any(y.is_floating_point() for y in targets):
+        return [y.float() for y in targets], 0
+    if any(bool((y < 0).any()) for y in targets):
+        raise FileError(path, "has negative labels", "store labels 0, 1, ..., or targets as floating point")
+    return targets, max((int(y.max()) + 1 for y in targets if y.numel()), default=0)
+
+
 def _from_file(path: Path) -> Dataset:
     arrays = read_npz(path)
     train = _pair(path, arrays, "x_train", "y_train") or _pair(path, arrays, "x", "y")
@@ -196,15 +205,9 @@ def _from_file(path: Path) -> Dataset:
         raise FileError(path, f"holds {held}", "store x_train, y_train[, x_test, y_test], or x, y")
     test = _pair(path, arrays, "x_test", "y_test")
     if test and test[0].dtype != train[0].dtype:
-        kinds = " and ".join(str(arrays[k].dtype) for k in ("x_train" if "x_train" in arrays else "x", "x_test"))
+        kinds = f"{arrays['x_train' if 'x_train' in arrays else 'x'].dtype} and {arrays['x_test'].dtype}"
         raise FileError(path, f"holds training and test inputs of two kinds, {kinds}", "store both in one dtype")
-    targets = [y for _, y in (train, *([test] if test else []))]
-    if any(y.is_floating_point() for y in targets):
-        targets, classes = [y.float() for y in targets], 0
-    elif any(bool((y < 0).any()) for y in targets):
-        raise FileError(path, "has negative labels", "store labels 0, 1, ..., or targets as floating point")
-    else:
-        classes = max((int(y.max()) + 1 for y in targets if y.numel()), default=0)
+    targets, classes = _targets(path, [train[1], test[1]] if test else [train[1]])
     x_test, y_test = (test[0], targets[1]) if test else (None, None)
     try:
         return Dataset(path.stem, train[0], targets[0], x_test, y_test, classes, str(path))
@@ -234,23 +237,23 @@ def _tensor(path: Path, key: str, array: Array, whole: bool) -> Tensor:
     return torch.from_numpy(out)
 
 
-DATASETS: tuple[Entry, ...] = (
-    Entry("digits", "digits", "1797 digits of 8 x 8 pixels, from scikit-learn (isthmus[data])", _digits),
-    Entry("mnist", "mnist", "60,000 + 10,000 digits of 28 x 28 pixels, scaled to [-1, 1]", _mnist_family("mnist")),
-    Entry(
+DATASETS: tuple[DataEntry, ...] = (
+    DataEntry("digits", "digits", "1797 digits of 8 x 8 pixels, from scikit-learn (isthmus[data])", _digits),
+    DataEntry("mnist", "mnist", "60,000 + 10,000 digits of 28 x 28 pixels, scaled to [-1, 1]", _mnist_family("mnist")),
+    DataEntry(
         "fashion-mnist",
         "fashion-mnist",
         "60,000 + 10,000 clothes of 28 x 28 pixels, scaled to [-1, 1]",
         _mnist_family("fashion-mnist"),
     ),
-    Entry("cifar10", "cifar10", "50,000 + 10,000 colour photographs, each channel standardised", _cifar10),
-    Entry(
+    DataEntry("cifar10", "cifar10", "50,000 + 10,000 colour photographs, each channel standardised", _cifar10),
+    DataEntry(
         "ptb",
         "ptb[:V=10000,T=20]",
         "Penn Treebank (Mikolov's version): sequences of T words and the words that follow, V words in the vocabulary",
         _ptb,
     ),
-    Entry(
+    DataEntry(
         "gaussians",
         "gaussians[:N=1000,d=32,classes=2,seed=0]",
         "synthetic: isotropic Gaussians of Shevchenko and Mondelli 2020, appendix D",

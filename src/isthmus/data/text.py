@@ -27,11 +27,11 @@ def find_text(folders: Sequence[Path]) -> tuple[list[list[str]], str]:
     for folder in (place for root in folders for place in (root / "ptb", root)):
         files = [folder / f"ptb.{part}.txt" for part in PARTS]
         looked.append(str(files[0]))
-        if all(f.is_file() for f in files):
+        missing = [f.name for f in files if not f.is_file()]
+        if not missing:
             return [_words(f) for f in files], str(folder)
-        if any(f.is_file() for f in files):
-            missing = ", ".join(f.name for f in files if not f.is_file())
-            raise FileError(folder, f"holds part of ptb; missing: {missing}")
+        if len(missing) < len(files):
+            raise FileError(folder, f"holds part of ptb; missing: {', '.join(missing)}")
     raise FileError(
         "ptb",
         "no copy of this data set on this machine; looked for " + ", ".join(looked),

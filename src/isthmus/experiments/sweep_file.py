@@ -15,7 +15,7 @@ from isthmus.experiments.page import ended
 from isthmus.experiments.tables import Column, Entry, Table, first
 from isthmus.storage.files import check_regular, one_line
 from isthmus.storage.methods import connector_from
-from isthmus.stored import Stored
+from isthmus.stored import StoredSetup
 from isthmus.training.fit import Recipe
 
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def read_sweep(
         raise InputError(f"{path}: num_points", expected=f"a whole number from 2 to {_POINTS:,}", got=read.num_points)
     said = dict.fromkeys((o, n) for e in read.networks for o, n in (("model", e.model), ("data", e.data)))
     left = [(option, name) for option, name in said if name not in repeated]
-    gate = Stored(path, command)
+    gate = StoredSetup(path, command)
     gate.names(*left)
     gate.new_models(*(name for option, name in left if option == "model"))
     return read

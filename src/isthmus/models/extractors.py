@@ -21,24 +21,24 @@ from isthmus.errors import FileError, InputError
 from isthmus.params import Params
 from isthmus.storage import load_params
 
-VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
+_VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 """Channels of the convolutions of VGG-16 (configuration D); 0 is 2x2 max pooling."""
-LITE0 = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+_LITE0 = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
          (1, 3, 1, 6, 320))  # fmt: skip
 """The stages of EfficientNet-Lite0: blocks, kernel, stride of the first, expansion, channels."""
-EPS = 1e-3
+_EPS = 1e-3
 """Of its BatchNorm layers."""
-STRIDE = 32
+_STRIDE = 32
 """Both networks make one column of features of so many pixels in each direction."""
 
 
-class VGG16Features(nn.Module):
+class _VGG16Features(nn.Module):
     """The thirteen convolutions of VGG-16 with ReLU and max pooling, [n, 3, s, s] -> [n, 512, s/32, s/32].
 
     The state dict is the part "features." of that of torchvision's ``vgg16()``. Source: Simonyan and Zisserman 2015.
 
     >>> with torch.device("meta"):
-    ...     net = VGG16Features()
+    ...     net = _VGG16Features()
     >>> len(net.state_dict()), net.features[28].weight.shape, sum(p.numel() for p in net.parameters())
     (26, torch.Size([512, 512, 3, 3]), 14714688)
     """
@@ -47,7 +47,7 @@ class VGG16Features(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         n = 3
-        for channels in VGG16:
+        for channels in _VGG16:
             if channels:
                 layers += [_empty(n, channels, 3, padding=1, bias=True), nn.ReLU()]
                 n = channels
@@ -76,10 +76,10 @@ class Lite0Features(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._conv_stem = _empty(3, 32, 3, stride=2)
-        self._bn0 = nn.BatchNorm2d(32, EPS)
+        self._bn0 = nn.BatchNorm2d(32, _EPS)
         blocks: list[nn.Module] = []
         n = 32
-        for repeats, kernel, stride, expansion, channels in LITE0:
+        for repeats, kernel, stride, expansion, channels in _LITE0:
             for k in range(repeats):
                 blocks.append(_Block(n, channels, kernel, stride if k == 0 else 1, expansion))
                 n = channels
@@ -100,11 +100,11 @@ class _Block(nn.Module):
         self.adds = stride == 1 and n == channels
         if self.expands:
             self._expand_conv = _empty(n, wide, 1)
-            self._bn0 = nn.BatchNorm2d(wide, EPS)
+            self._bn0 = nn.BatchNorm2d(wide, _EPS)
         self._depthwise_conv = _empty(wide, wide, kernel, stride=stride, groups=wide)
-        self._bn1 = nn.BatchNorm2d(wide, EPS)
+        self._bn1 = nn.BatchNorm2d(wide, _EPS)
         self._project_conv = _empty(wide, channels, 1)
-        self._bn2 = nn.BatchNorm2d(channels, EPS)
+        self._bn2 = nn.BatchNorm2d(channels, _EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
@@ -173,7 +173,7 @@ class Extractor:
         for key in sorted(like.keys() | found.keys()):
             if key not in found and key.endswith("num_batches_tracked"):
                 found[key] = like[key]
-            got, want = ((tuple(s[key].shape) if key in s else "absent") for s in (found, like))
+            got, want = _shape(found, key), _shape(like, key)
             if got != want:
                 expected = f"{key} {want}, as in {self.name}"
                 raise InputError(f"weights {path}", expected=expected, got=got, instead=self.instead)
@@ -190,8 +190,8 @@ def extract(module: nn.Module, images: Tensor, side: int, batch: int = 100) -> T
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise InputError("images", expected="colour images [n, 3, height, width]", got=list(images.shape))
-    if side < STRIDE or side % STRIDE:
-        raise InputError("side", expected=f"a positive multiple of {STRIDE} pixels", got=side)
+    if side < _STRIDE or side % _STRIDE:
+        raise InputError("side", expected=f"a positive multiple of {_STRIDE} pixels", got=side)
     device = next((p.device for p in module.parameters()), images.device)
     parts = []
     with torch.no_grad():
@@ -229,7 +229,8 @@ EXTRACTORS: dict[str, Extractor] = {
     e.name: e
     for e in (
         Extractor(
-            "vgg16", "VGG-16 trained on ImageNet, the last pooled maps", VGG16Features, ("classifier.",), _vgg16_places,
+            "vgg16", "VGG-16 trained on ImageNet, the last pooled maps", _VGG16Features, ("classifier.",),
+            _vgg16_places,
             f"{_ENVIRONMENT}=FILE (.safetensors or .pth), or once, where torchvision is: "
             "torchvision.models.vgg16(weights='IMAGENET1K_V1')",
         ),
@@ -240,3 +241,7 @@ EXTRACTORS: dict[str, Extractor] = {
     )
 }  # fmt: skip
 """By name."""
+
+
+def _shape(state: Params, key: str) -> tuple[int, ...] | str:
+    return tuple(state[key].shape) if key in state else "absent"

@@ -15,14 +15,14 @@ from isthmus.models.networks import ACTIVATIONS
 from isthmus.params import Params
 
 Init = str | Callable[[int, tuple[int, int], torch.Generator], Tensor]
-"""A name of ``INITS``, or a function (layer, shape [units, inputs], generator) -> weights of that shape."""
+"""A name of ``_INITS``, or a function (layer, shape [units, inputs], generator) -> weights of that shape."""
 
 MEAN_FIELD_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {**ACTIVATIONS, "clipped_relu": partial(nn.Hardtanh, 0, 4)}
 """The activations of `mlp`, and ReLU clipped at 4."""
 
-CUT = 2.0
+_CUT = 2.0
 """The normal distributions below are cut at this many standard deviations: condition (A4) wants bounded ones."""
-BUMP = 0.95
+_BUMP = 0.95
 """The bumps of the bimodal distribution stand at plus and minus this, with no mass between them near 0."""
 
 
@@ -87,10 +87,7 @@ def mean_field_outline(
     device(type='meta')
     """
     widths = tuple(widths)
-    if len(widths) < 3:
-        raise InputError("widths", expected="inputs, at least one hidden width, outputs", got=widths)
-    if bad := [n for n in widths if isinstance(n, bool) or not isinstance(n, int) or n < 1]:
-        raise InputError("widths", expected="whole numbers >= 1", got=repr(bad[0]))
+    _check_widths(widths)
     if activation not in MEAN_FIELD_ACTIVATIONS:
         raise InputError("activation", expected=f"one of {', '.join(MEAN_FIELD_ACTIVATIONS)}", got=repr(activation))
     parts: list[nn.Module] = []
@@ -98,6 +95,13 @@ def mean_field_outline(
         with_bias = bias if l == 1 else hidden_bias and l < len(widths) - 1
         parts += [nn.Linear(n, m, bias=with_bias, device="meta"), MEAN_FIELD_ACTIVATIONS[activation](), Average(m)]
     return nn.Sequential(*parts[:-2])
+
+
+def _check_widths(widths: tuple[int, ...]) -> None:
+    if len(widths) < 3:
+        raise InputError("widths", expected="inputs, at least one hidden width, outputs", got=widths)
+    if bad := [n for n in widths if isinstance(n, bool) or not isinstance(n, int) or n < 1]:
+        raise InputError("widths", expected="whole numbers >= 1", got=repr(bad[0]))
 
 
 def mean_field_init(module: nn.Module, init: Init = "unimodal", seed: int | torch.Generator = 0) -> Params:
@@ -112,10 +116,10 @@ def mean_field_init(module: nn.Module, init: Init = "unimodal", seed: int | torc
     >>> round(float(p["3.weight"].square().mean()), 1), bool((p["3.weight"].abs() < 0.2).any())
     (1.0, False)
     """
-    if isinstance(init, str) and init not in INITS:
-        raise InputError("init", expected=f"one of {', '.join(INITS)}, or a function", got=repr(init))
+    if isinstance(init, str) and init not in _INITS:
+        raise InputError("init", expected=f"one of {', '.join(_INITS)}, or a function", got=repr(init))
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-    draw = INITS[init] if isinstance(init, str) else init
+    draw = _INITS[init] if isinstance(init, str) else init
     out: Params = {}
     for l, (name, linear) in enumerate(linear_layers(module), start=1):
         shape = (linear.out_features, linear.in_features + (linear.bias is not None))
@@ -135,29 +139,34 @@ def linear_layers(module: nn.Module) -> list[tuple[str, nn.Linear]]:
     What stands between two of them must be activations without weights and one ``Average`` over the units.
     """
     found: list[tuple[str, nn.Linear]] = []
-    averages = 0
+    averages, before, width = 0, "", None
     for name, part in module.named_children() if isinstance(module, nn.Sequential) else ():
         if isinstance(part, nn.Linear):
-            if found and (averages != 1 or found[-1][1].out_features != part.in_features):
-                raise UnsupportedError(f"layer {name!r}", f"it does not read one Average of layer {found[-1][0]!r}")
+            if found and (averages, width) != (1, part.in_features):
+                raise UnsupportedError(f"layer {name!r}", f"it does not read one Average of layer {before!r}")
             found.append((name, part))
-            averages = 0
+            averages, before, width = 0, name, part.out_features
         elif isinstance(part, Average):
             averages += 1
-            if not found or part.n != found[-1][1].out_features:
+            if part.n != width:
                 raise UnsupportedError(f"layer {name!r}", f"Average({part.n}) does not average over the layer before")
-        elif not found or any(True for _ in part.parameters()):
-            raise UnsupportedError(f"layer {name!r} ({type(part).__name__})", "it is no linear layer and no activation")
+        else:
+            _check_activation(name, part, bool(found))
     if len(found) < 2 or not isinstance(list(module.children())[-1], nn.Linear):
         raise UnsupportedError(type(module).__name__, "it is no mean-field network", "write mean_field(widths)")
     return found
 
 
+def _check_activation(name: str, part: nn.Module, follows: bool) -> None:
+    if not follows or any(True for _ in part.parameters()):
+        raise UnsupportedError(f"layer {name!r} ({type(part).__name__})", "it is no linear layer and no activation")
+
+
 def _normal(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Normal numbers cut at +-CUT, rescaled to variance 1, in float64."""
-    mass = erf(CUT / sqrt(2))
-    density = 2 / sqrt(2 * torch.pi) * float(torch.exp(torch.tensor(-(CUT**2) / 2, dtype=torch.float64)))
-    spread = sqrt(1 - CUT * density / mass)
+    """Normal numbers cut at +-_CUT, rescaled to variance 1, in float64."""
+    mass = erf(_CUT / sqrt(2))
+    density = 2 / sqrt(2 * torch.pi) * float(torch.exp(torch.tensor(-(_CUT**2) / 2, dtype=torch.float64)))
+    spread = sqrt(1 - _CUT * density / mass)
     u = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
     return sqrt(2) * torch.erfinv(u * mass) / spread
 
@@ -168,10 +177,10 @@ def _unimodal(l: int, shape: tuple[int, int], generator: torch.Generator) -> Ten
 
 def _bimodal(l: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     side = torch.randint(2, shape, generator=generator) * 2 - 1
-    return (BUMP * side + sqrt(1 - BUMP**2) * _normal(shape, generator)) / (sqrt(shape[1]) if l == 1 else 1)
+    return (_BUMP * side + sqrt(1 - _BUMP**2) * _normal(shape, generator)) / (sqrt(shape[1]) if l == 1 else 1)
 
 
-INITS: dict[str, Callable[[int, tuple[int, int], torch.Generator], Tensor]] = {
+_INITS: dict[str, Callable[[int, tuple[int, int], torch.Generator], Tensor]] = {
     "unimodal": _unimodal,
     "bimodal": _bimodal,
 }

@@ -19,8 +19,8 @@ from isthmus.models.networks import ACTIVATIONS, convnet, mlp, vgg11
 from isthmus.models.user_code import from_code
 
 WIDTHS = "whole numbers >= 1 joined by '-', with NxK for N repeated K times"
-MAX_LAYERS = 10_000
-MAX_PARAMETERS = 2**30
+_MAX_LAYERS = 10_000
+_MAX_PARAMETERS = 2**30
 """A network with a name has at most so many parameters: 4 GB in float32, 200 times the largest of the papers."""
 
 
@@ -80,7 +80,7 @@ def by_name(
     checkpoints fit the network with and without it. Any other spec is
     ``MODULE:FACTORY`` or ``path/to/file.py:FACTORY``, where FACTORY is called without arguments, or is a module
     itself; **this runs the user's code**. Names of ``MODELS`` win over modules.
-    Errors: unknown name, malformed widths, more than ``MAX_PARAMETERS``, no such module or factory, not an
+    Errors: unknown name, malformed widths, more than ``_MAX_PARAMETERS``, no such module or factory, not an
     ``nn.Module``, does not fit. A network of ``MODELS`` is checked before any of its weights is allocated.
 
     >>> by_name("mlp:64-60x2-10:tanh:nobias")
@@ -133,16 +133,16 @@ def _outline(name: str, options: tuple[str, ...], wanted: _Wanted) -> int:
         with torch.device("meta"):
             module = MODELS[name].build(options, wanted)
     except RuntimeError:  # a single tensor has more bytes than a number of 64 bits can say
-        count, got = MAX_PARAMETERS + 1, "2^63 bytes or more"
+        count, got = _MAX_PARAMETERS + 1, "2^63 bytes or more"
     else:
         count = sum(p.numel() for p in module.parameters())
         got = f"{count:,}"
         if wanted.like is not None:
             _check_fits(module, wanted.like, wanted.spec)
-    if count > MAX_PARAMETERS:
+    if count > _MAX_PARAMETERS:
         raise InputError(
             f"model {wanted.spec!r}",
-            expected=f"at most {MAX_PARAMETERS:,} parameters",
+            expected=f"at most {_MAX_PARAMETERS:,} parameters",
             got=got,
             instead="a larger network in a file of your own, FILE.py:FACTORY",
         )
@@ -154,10 +154,10 @@ def _is_outline() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def parse_widths(text: str, spec: str) -> tuple[int, ...]:
+def _parse_widths(text: str, spec: str) -> tuple[int, ...]:
     """The widths of ``64-60x4-10``.
 
-    >>> parse_widths("64-60x4-10", "mlp:64-60x4-10")
+    >>> _parse_widths("64-60x4-10", "mlp:64-60x4-10")
     (64, 60, 60, 60, 60, 10)
     """
     widths: list[int] = []
@@ -165,8 +165,8 @@ def parse_widths(text: str, spec: str) -> tuple[int, ...]:
         if not (match := re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,4}))?", part, flags=re.ASCII)):
             raise InputError(f"model {spec!r}", expected=WIDTHS, got=repr(part), instead="for example 'mlp:64-60x4-10'")
         widths += [int(match[1])] * int(match[2] or 1)
-        if len(widths) > MAX_LAYERS:
-            raise InputError(f"model {spec!r}", expected=f"at most {MAX_LAYERS} layers", got=f"{len(widths)} or more")
+        if len(widths) > _MAX_LAYERS:
+            raise InputError(f"model {spec!r}", expected=f"at most {_MAX_LAYERS} layers", got=f"{len(widths)} or more")
     if len(widths) < 2:
         raise InputError(
             f"model {spec!r}", expected="at least two widths", got=repr(text), instead="for example 'mlp:64-60-10'"
@@ -174,10 +174,10 @@ def parse_widths(text: str, spec: str) -> tuple[int, ...]:
     return tuple(widths)
 
 
-def parse_rates(text: str, spec: str) -> float | tuple[float, ...]:
+def _parse_rates(text: str, spec: str) -> float | tuple[float, ...]:
     """The dropout rates of ``0.25``, for every hidden layer, or of ``0.25x3-0.5x7``, for each.
 
-    >>> parse_rates("0.25", ""), parse_rates("0.25x2-0.5", "")
+    >>> _parse_rates("0.25", ""), _parse_rates("0.25x2-0.5", "")
     (0.25, (0.25, 0.25, 0.5))
     """
     rates: list[float] = []
@@ -194,7 +194,7 @@ def _without_dropout(options: tuple[str, ...], spec: str) -> tuple[tuple[str, ..
     found = [o for o in options if o.startswith("dropout=")]
     if len(found) > 1:
         raise InputError(f"model {spec!r}", expected="one dropout=", got=" and ".join(found))
-    rates = parse_rates(found[0].removeprefix("dropout="), spec) if found else 0.0
+    rates = _parse_rates(found[0].removeprefix("dropout="), spec) if found else 0.0
     return tuple(o for o in options if o not in found), rates
 
 
@@ -205,7 +205,7 @@ def _build_mlp(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     words = options[1:] if sized else options
     activation, bias = _activation_and_bias(words, ACTIVATIONS, "nobias, dropout=RATES", spec)
     if sized:
-        widths = parse_widths(options[0], spec)
+        widths = _parse_widths(options[0], spec)
     elif wanted.like is not None:
         widths, bias = _widths_of(wanted.like, spec)
     else:
@@ -223,7 +223,7 @@ def _build_mean_field(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     spec = wanted.spec
     if not options:
         raise InputError(f"model {spec!r}", expected="widths", got="none", instead="for example 'meanfield:784-800-10'")
-    widths = parse_widths(options[0], spec)
+    widths = _parse_widths(options[0], spec)
     activation, bias = _activation_and_bias(options[1:], MEAN_FIELD_ACTIVATIONS, "nobias", spec)
     _check_ends(widths, wanted)
     return (mean_field_outline if _is_outline() else mean_field)(widths, activation, bias=bias)
@@ -253,15 +253,17 @@ def _widths_of(like: Mapping[str, Tensor], spec: str) -> tuple[tuple[int, ...], 
     """The widths, and whether there are biases, of the mlp whose state dict `like` is."""
     weights = [like[key] for i in range(len(like)) if (key := f"{2 * i}.weight") in like]
     bias = "0.bias" in like
-    keys = {f"{2 * i}.{part}" for i in range(len(weights)) for part in (("weight", "bias") if bias else ("weight",))}
+    parts = ("weight", "bias") if bias else ("weight",)
+    keys = {f"{2 * i}.{part}" for i in range(len(weights)) for part in parts}
     if not weights or keys != set(like) or any(w.ndim != 2 for w in weights):
-        raise InputError(
-            f"model {spec!r}",
-            expected="the state dict of an mlp: 0.weight, 0.bias, 2.weight, ...",
-            got=", ".join(list(like)[:6]) + (", ..." if len(like) > 6 else "") if like else "an empty one",
-            instead="the network's own definition, FILE.py:FACTORY",
-        )
-    return (weights[0].shape[1], *(w.shape[0] for w in weights)), bias
+        expected = "the state dict of an mlp: 0.weight, 0.bias, 2.weight, ..."
+        instead = "the network's own definition, FILE.py:FACTORY"
+        raise InputError(f"model {spec!r}", expected=expected, got=_first_six(like), instead=instead)
+    return (weights[0].shape[1], *map(len, weights)), bias
+
+
+def _first_six(like: Mapping[str, Tensor]) -> str:
+    return ", ".join(list(like)[:6]) + (", ..." if len(like) > 6 else "") if like else "an empty one"
 
 
 def _one_size(options: tuple[str, ...], wanted: _Wanted, words: tuple[str, ...] = ()) -> tuple[int | None, set[str]]:
@@ -301,7 +303,7 @@ def _build_conv5(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     widths = [o for o in options if o != "lrn"]
     if len(widths) > 1:
         raise InputError(f"model {wanted.spec!r}", expected=f"{WIDTHS}, then lrn", got=repr(":".join(options)))
-    chosen = parse_widths(widths[0], wanted.spec) if widths else (32, 64, 1024)
+    chosen = _parse_widths(widths[0], wanted.spec) if widths else (32, 64, 1024)
     return conv5(chosen, normalise="lrn" in options, **wanted.image)
 
 

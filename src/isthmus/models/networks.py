@@ -14,7 +14,7 @@ from torch import nn
 
 from isthmus.errors import InputError
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_ModuleT = TypeVar("_ModuleT", bound=nn.Module)
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -28,9 +28,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 """The activations of `mlp` by name, with torch's default slopes and scales."""
 
-POOLINGS = 5
+_POOLINGS = 5
 """VGG halves the image this many times."""
-VGG_HIDDEN = 10
+_VGG_HIDDEN = 10
 """Hidden layers of VGG-11: eight convolutions and two linear layers."""
 
 
@@ -140,9 +140,9 @@ def vgg11(
     """
     for what, value in (("classes", classes), ("width", width), ("in_channels", in_channels)):
         _positive(what, value)
-    if image < 2**POOLINGS:
-        raise InputError("image", expected=f"a side of at least {2**POOLINGS} pixels", got=image)
-    rates = _rates(dropout, VGG_HIDDEN)
+    if image < 2**_POOLINGS:
+        raise InputError("image", expected=f"a side of at least {2**_POOLINGS} pixels", got=image)
+    rates = _rates(dropout, _VGG_HIDDEN)
     layers: list[nn.Module] = []
     n_in, l = in_channels, 0
     for stage in ((1,), (2,), (4, 4), (8, 8), (8, 8)):
@@ -157,12 +157,12 @@ def vgg11(
             layers.append(_dropped(nn.ReLU(), rates[l]))
             n_in, l = n_out, l + 1
         layers.append(nn.MaxPool2d(2))
-    side = image // 2**POOLINGS
+    side = image // 2**_POOLINGS
     head = mlp((n_in * side * side, n_in, n_in, classes), dropout=rates[l:])
     return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
-def seeded(factory: Callable[[], ModuleT], seed: int) -> ModuleT:
+def seeded(factory: Callable[[], _ModuleT], seed: int) -> _ModuleT:
     """What `factory` builds when torch's CPU generator starts from `seed`; the generator is put back afterwards.
 
     >>> a, b = (seeded(lambda: mlp((3, 2)), 0) for _ in range(2))

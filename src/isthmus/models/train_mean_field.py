@@ -20,12 +20,12 @@ from isthmus.errors import InputError
 from isthmus.models.mean_field import Init, linear_layers, mean_field_init
 from isthmus.objective.losses import LossFunction
 from isthmus.params import Params, check_like, nonfinite
+from isthmus.training.progress import Progress, no_progress
 
 Sample = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """``sample(k, generator)``: k fresh examples (x [k, features], y [k, ...])."""
-Progress = Callable[[str, int, int], None]
 
-CHECK = 100
+_CHECK = 100
 """Steps between two looks at whether the loss is finite."""
 
 
@@ -42,7 +42,7 @@ def train_mean_field(
     start: Init | Params = "unimodal",
     train_ends: bool = True,
     reuse: bool = True,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> Params:
     """The parameters after time T = steps * `step`: theta <- theta - s_k * (N or N^2) * gradient, steps = T / `step`.
 
@@ -88,7 +88,7 @@ def mean_field_trials(
     start: Init | Params = "unimodal",
     train_ends: bool = True,
     reuse: bool = True,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[float, list[Params]]:
     """For each of `times` (default: T alone) the parameters of one training per seed, all trained as one problem.
 
@@ -107,11 +107,8 @@ def mean_field_trials(
             found[t] = stack.results(k)
         if k == steps:
             break
-        size = step * (1.0 if xi is None else xi(k * step))
-        if not (isfinite(size) and size > 0):
-            raise InputError("xi", expected="a positive number at every time", got=f"{size / step} at {k * step:g}")
-        value = stack.advance(*feed.next(), size)
-        if k % CHECK == 0:
+        value = stack.advance(*feed.next(), _size(step, xi, k))
+        if k % _CHECK == 0:
             stack.check(value, k)
             progress("training", k, steps)
     progress("training", steps, steps)
@@ -130,6 +127,13 @@ def _steps(step: float, time: float, batch: int, seeds: Sequence[int]) -> int:
     return round(time / step)
 
 
+def _size(step: float, xi: Callable[[float], float] | None, k: int) -> float:
+    size = step * (1.0 if xi is None else xi(k * step))
+    if not (isfinite(size) and size > 0):
+        raise InputError("xi", expected="a positive number at every time", got=f"{size / step} at {k * step:g}")
+    return size
+
+
 def _index(t: float, step: float, steps: int) -> int:
     if not 0 <= round(t / step) <= steps:
         raise InputError("times", expected=f"times from 0 to {steps * step:g}", got=t)
@@ -145,6 +149,32 @@ def _entropy(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 _LOSSES: dict[str, LossFunction] = {"square": _square, "cross_entropy": _entropy}
+
+
+def _loss(loss: str | LossFunction) -> LossFunction:
+    if isinstance(loss, str) and loss not in _LOSSES:
+        raise InputError("loss", expected=f"one of {', '.join(_LOSSES)} or a callable", got=repr(loss))
+    return _LOSSES[loss] if isinstance(loss, str) else loss
+
+
+def _points(
+    module: nn.Module, start: Init | Params, like: Params, generators: Sequence[torch.Generator]
+) -> list[Params]:
+    if not isinstance(start, Mapping):
+        return [mean_field_init(module, start, g) for g in generators]
+    check_like(start, like, "start")
+    return [dict(start)] * len(generators)
+
+
+def _stacked(points: Sequence[Params], name: str) -> Tensor:
+    return torch.stack([p[name].detach() for p in points])
+
+
+def _between(module: nn.Module, names: Sequence[str]) -> list[nn.Sequential]:
+    """What runs behind each of these layers, up to the next."""
+    parts = dict(module.named_children())
+    at = [*(list(parts).index(n) for n in names), len(parts)]
+    return [nn.Sequential(*list(parts.values())[i + 1 : j]) for i, j in pairwise(at)]
 
 
 @dataclass(eq=False)
@@ -167,27 +197,15 @@ class _Stack:
         layers = linear_layers(module)
         if not ends and len(layers) < 3:
             raise InputError("train_ends", expected="True for two layers: there is nothing between them", got=False)
-        if isinstance(loss, str) and loss not in _LOSSES:
-            raise InputError("loss", expected=f"one of {', '.join(_LOSSES)} or a callable", got=repr(loss))
+        function = _loss(loss)
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         like = {k: v.detach() for k, v in module.state_dict().items()}
-        if isinstance(start, Mapping):
-            check_like(start, like, "start")
-            points = [dict(start)] * len(generators)
-        else:
-            points = [mean_field_init(module, start, g) for g in generators]
-
-        def stacked(name: str) -> Tensor:
-            return torch.stack([p[name].detach() for p in points])
-
+        points = _points(module, start, like, generators)
         names = [name for name, _ in layers]
-        W = [stacked(f"{n}.weight") for n in names]
-        b = [stacked(f"{n}.bias") if linear.bias is not None else None for n, linear in layers]
-        parts = dict(module.named_children())
-        at = [*(list(parts).index(n) for n in names), len(parts)]
-        between = [nn.Sequential(*list(parts.values())[i + 1 : j]) for i, j in pairwise(at)]
+        W = [_stacked(points, f"{n}.weight") for n in names]
+        b = [_stacked(points, f"{n}.bias") if f"{n}.bias" in like else None for n in names]
+        between = _between(module, names)
         trained = range(len(names)) if ends else range(1, len(names) - 1)
-        function = _LOSSES[loss] if isinstance(loss, str) else loss
         return cls(names, W, b, between, like, generators, function, trained)
 
     def advance(self, x: Tensor, y: Tensor, size: float) -> Tensor:
@@ -272,19 +290,21 @@ class _Feed:
     def next(self) -> tuple[Tensor, Tensor]:
         """x [trials, batch, features] and y [trials, batch, ...]."""
         if self.stream is not None:
-            drawn = [self.stream(self.batch, g) for g in self.stack.generators]
-            for x, y in drawn:
-                if len(x) != self.batch or len(y) != self.batch:
-                    got = f"{len(x)} and {len(y)}"
-                    raise InputError("sample(k, generator)", expected=f"k = {self.batch} x and as many y", got=got)
-            ready = [_ready(x, y, self.stack.W[0]) for x, y in drawn]
-            return torch.stack([x for x, _ in ready]), torch.stack([y for _, y in ready])
+            xs, ys = zip(*(self._drawn(self.stream, g) for g in self.stack.generators), strict=True)
+            return torch.stack(xs), torch.stack(ys)
         while self.order.shape[1] < self.batch:  # epochs follow each other without a gap: no example is left out
             more = [torch.randperm(len(self.x), generator=g) for g in self.stack.generators]
             self.order = torch.cat([self.order, torch.stack(more)], 1)
         index, self.order = self.order[:, : self.batch], self.order[:, self.batch :]
         index = index.to(self.x.device)
         return self.x[index], self.y[index]
+
+    def _drawn(self, stream: Sample, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, y = stream(self.batch, generator)
+        if len(x) != self.batch or len(y) != self.batch:
+            got = f"{len(x)} and {len(y)}"
+            raise InputError("sample(k, generator)", expected=f"k = {self.batch} x and as many y", got=got)
+        return _ready(x, y, self.stack.W[0])
 
 
 def _ready(x: Tensor, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

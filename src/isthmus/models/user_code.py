@@ -56,15 +56,19 @@ def _import(where: str, spec: str, known: Collection[str]) -> ModuleType:
     except InputError:
         raise
     except (Exception, SystemExit) as exc:  # the user's code may raise anything
-        if isinstance(exc, ModuleNotFoundError) and exc.name and f"{where}.".startswith(f"{exc.name}."):
-            raise InputError(
-                f"model {spec!r}",
-                expected=f"one of {', '.join(known)}, or an installed module",
-                got=f"no module named {exc.name!r}",
-                instead="the path of its file, FILE.py:FACTORY",
-            ) from exc
-        got = f"{type(exc).__name__}: {exc}"
-        raise InputError(f"model {spec!r}", expected=f"{where} to import without an error", got=got) from exc
+        raise _no_import(where, spec, known, exc) from exc
+
+
+def _no_import(where: str, spec: str, known: Collection[str], exc: BaseException) -> InputError:
+    if isinstance(exc, ModuleNotFoundError) and exc.name and f"{where}.".startswith(f"{exc.name}."):
+        return InputError(
+            f"model {spec!r}",
+            expected=f"one of {', '.join(known)}, or an installed module",
+            got=f"no module named {exc.name!r}",
+            instead="the path of its file, FILE.py:FACTORY",
+        )
+    got = f"{type(exc).__name__}: {exc}"
+    return InputError(f"model {spec!r}", expected=f"{where} to import without an error", got=got)
 
 
 def from_code(spec: str, known: Collection[str]) -> nn.Module:

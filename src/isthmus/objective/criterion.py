@@ -20,7 +20,7 @@ from isthmus.params import in_dtype, moves
 
 
 @dataclass(frozen=True, eq=False)
-class Criterion:
+class _Criterion:
     """The loss of every example, and the error, on one data set.
 
     `values` and `errors` take (outputs, y) of some examples and give [n]; `errors` is None where no error is defined.
@@ -158,7 +158,7 @@ def read(
     error: LossFunction | None = None,
     ignore_index: int | None = None,
     class_axis: int | None = None,
-) -> Criterion:
+) -> _Criterion:
     """The criterion for all targets `y` [N, ...] of a data set, given the outputs of its first few examples.
 
     Errors: ``InputError`` for targets that the loss would misread, and for options that it does not take.
@@ -181,7 +181,7 @@ def read(
     return replace(found, errors=error, labels=None)
 
 
-def _check_convex(convex: bool, found: Criterion, loss: Any) -> None:
+def _check_convex(convex: bool, found: _Criterion, loss: Any) -> None:
     if convex and not found.convex and (isinstance(loss, str) or is_torchs(loss)):
         raise InputError("convex", expected="False or None: this loss is not convex in the outputs", got=True)
 
@@ -192,7 +192,7 @@ def _no_options(why: str, ignore_index: int | None, class_axis: int | None) -> N
             raise InputError(name, expected=f"None: {why}", got=value)
 
 
-def _of_classes(loss: Any, outputs: Tensor, y: Tensor, ignore_index: int | None, class_axis: int | None) -> Criterion:
+def _of_classes(loss: Any, outputs: Tensor, y: Tensor, ignore_index: int | None, class_axis: int | None) -> _Criterion:
     if isinstance(loss, str):
         ignored = IGNORED if ignore_index is None else ignore_index
         axis = _class_axis(outputs, y, class_axis, ignored)
@@ -200,7 +200,7 @@ def _of_classes(loss: Any, outputs: Tensor, y: Tensor, ignore_index: int | None,
         if labels.scale is None and axis == 1:
             return _plain_entropy(labels)
         inner = partial(F.cross_entropy, ignore_index=ignored, reduction="none")
-        return Criterion(_OverPositions(inner, labels), labels.wrong, True, None, labels, labels, labels.scale or 1.0)
+        return _Criterion(_OverPositions(inner, labels), labels.wrong, True, None, labels, labels, labels.scale or 1.0)
     if ignore_index not in (None, loss.ignore_index):
         raise InputError(
             "ignore_index", expected=f"None or that of the loss, {loss.ignore_index}", got=ignore_index,
@@ -215,11 +215,11 @@ def _class_axis(outputs: Tensor, y: Tensor, given: int | None, ignored: int, err
     return axis
 
 
-def _plain_entropy(labels: Labels) -> Criterion:
-    return Criterion(NAMED["cross_entropy"], labels.wrong, True, "cross_entropy", labels, labels, 1.0)
+def _plain_entropy(labels: Labels) -> _Criterion:
+    return _Criterion(NAMED["cross_entropy"], labels.wrong, True, "cross_entropy", labels, labels, 1.0)
 
 
-def _of_module(own: Any, outputs: Tensor, y: Tensor, axis: int) -> Criterion:
+def _of_module(own: Any, outputs: Tensor, y: Tensor, axis: int) -> _Criterion:
     """A class loss of torch, with its weights, its smoothing and its reduction."""
     weight = own.weight
     if weight is not None and weight.shape != outputs.shape[axis : axis + 1]:
@@ -235,7 +235,7 @@ def _of_module(own: Any, outputs: Tensor, y: Tensor, axis: int) -> Criterion:
     if plain and alone.scale is None and axis == 1:
         return _plain_entropy(errors)
     values, convex = _OverPositions(_each(own, outputs), labels), _CLASSES[type(own)](own)
-    return Criterion(values, errors.wrong, convex, None, errors, labels, rises)
+    return _Criterion(values, errors.wrong, convex, None, errors, labels, rises)
 
 
 def _rises(own: Any, labels: Labels, positions: int) -> float | None:
@@ -266,15 +266,15 @@ def _each(own: nn.Module, outputs: Tensor) -> Any:
     return each
 
 
-def _of_entries(loss: Any, outputs: Tensor, y: Tensor) -> Criterion:
+def _of_entries(loss: Any, outputs: Tensor, y: Tensor) -> _Criterion:
     _check_entries(loss, outputs, y)
     if loss == "mse" or (type(loss) is nn.MSELoss and loss.reduction in ("mean", "none")):
-        return Criterion(NAMED["mse"], None, True, "mse")
+        return _Criterion(NAMED["mse"], None, True, "mse")
     if (weight := getattr(loss, "weight", None)) is not None and weight.dim() >= outputs.dim() and len(weight) > 1:
         raise InputError("loss", expected="weights that do not depend on the example", got=tuple(weight.shape))
     errors = wrong_sign if type(loss) in _OF_LOGITS else None
     factor = {"sum": float(len(y)), "batchmean": 1.0}.get(loss.reduction)
-    return Criterion(_OverEntries(_each(loss, outputs), factor), errors, _ENTRIES[type(loss)](loss))
+    return _Criterion(_OverEntries(_each(loss, outputs), factor), errors, _ENTRIES[type(loss)](loss))
 
 
 def _check_entries(loss: Any, outputs: Tensor, y: Tensor) -> None:
@@ -302,14 +302,14 @@ def _of_callable(
     error: LossFunction | None,
     ignore_index: int | None,
     class_axis: int | None,
-) -> Criterion:
+) -> _Criterion:
     if error is not None or moves(y):
         _no_options(f"a callable loss, {'error=' if error else 'no labels'}", ignore_index, class_axis)
-        return Criterion(loss, error, False)
+        return _Criterion(loss, error, False)
     ignored = IGNORED if ignore_index is None else ignore_index
     error_of = "error=a function (outputs, y) -> errors [n]"
     labels = Labels.of(y, _class_axis(outputs, y, class_axis, ignored, error_of), ignored)
-    return Criterion(loss, labels.wrong, False, None, labels)
+    return _Criterion(loss, labels.wrong, False, None, labels)
 
 
 def _check_values(what: str, function: LossFunction, outputs: Tensor, y: Tensor) -> None:

@@ -17,7 +17,7 @@ from isthmus.paths.full_rank import FullRank, RowSolver, left_divide, ones_colum
 from isthmus.paths.segment import Segment, check_t
 from isthmus.shown import one_line
 
-__all__ = ["LevelCurve", "LevelLayer", "leaky", "preimage", "unleaky"]
+__all__ = ["LevelCurve", "LevelLayer", "leaky", "preimage"]
 
 
 @one_line
@@ -42,10 +42,10 @@ def leaky(z: Tensor, slope: float) -> Tensor:
     return z if slope == 1 else torch.where(z >= 0, z, slope * z)
 
 
-def unleaky(z: Tensor, slope: float) -> Tensor:
+def _unleaky(z: Tensor, slope: float) -> Tensor:
     """The inverse of ``leaky``.
 
-    >>> unleaky(leaky(torch.tensor([-2.0, 3.0]), 0.25), 0.25)
+    >>> _unleaky(leaky(torch.tensor([-2.0, 3.0]), 0.25), 0.25)
     tensor([-2.,  3.])
     """
     return z if slope == 1 else torch.where(z >= 0, z, z / slope)
@@ -65,10 +65,10 @@ def preimage(
     >>> preimage(torch.tensor([[5.0]]), [W], [b], [0.1, 1.0])
     tensor([[2., 0.]])
     """
-    B = unleaky(A, slopes[-1])
+    B = _unleaky(A, slopes[-1])
     for l in reversed(range(len(W))):
         R = B.new_zeros(len(B), len(W[l])) if near is None else near[l]
-        B = unleaky(R + left_divide(B - b[l] - R @ W[l], W[l]), slopes[l])
+        B = _unleaky(R + left_divide(B - b[l] - R @ W[l], W[l]), slopes[l])
     return B
 
 
@@ -192,9 +192,18 @@ def _check_layers(origin: Params, goal: Params, x: Tensor, layers: Sequence[Leve
     names = [n for layer in layers for n in (layer.weight, layer.bias) if n is not None]
     if not layers or len(set(names)) < len(names) or not set(names) <= set(origin):
         raise InputError("layers", expected=f"distinct names among {sorted(origin)}", got=names)
+    _check_goal(origin, goal, names)
+    _check_shapes(origin, x.shape[1] if x.dim() == 2 else None, layers)
+    _check_x(x, layers)
+
+
+def _check_goal(origin: Params, goal: Params, names: Sequence[str]) -> None:
     if moved := [k for k, v in goal.items() if v is not origin[k] and k not in names]:
         raise InputError("goal", expected="the tensors of origin outside the layers", got=f"another {moved[0]!r}")
-    width = x.shape[1] if x.dim() == 2 else None
+
+
+def _check_shapes(origin: Params, width: int | None, layers: Sequence[LevelLayer]) -> None:
+    """Each layer must read what the one before gives, the first `width` features."""
     for layer in layers:
         shape = tuple(origin[layer.weight].shape)
         if len(shape) != 2 or shape[1] != width:
@@ -202,6 +211,9 @@ def _check_layers(origin: Params, goal: Params, x: Tensor, layers: Sequence[Leve
         width = shape[0]
         if layer.bias is not None and tuple(origin[layer.bias].shape) != (width,):
             raise InputError(f"origin[{layer.bias!r}]", expected=f"shape ({width},)", got=origin[layer.bias].shape)
+
+
+def _check_x(x: Tensor, layers: Sequence[LevelLayer]) -> None:
     columns = x.shape[1] + (layers[0].bias is not None)
     if not 0 < len(x) <= columns:
         raise InputError("x", expected=f"1 to {columns} examples, the columns of [x, 1]", got=len(x))
@@ -266,8 +278,12 @@ class _Work:
         U = torch.lerp(U0, U1, s)
         U = U + self.solver.solve(B - self.solver.M @ U)
         n = self.x.shape[1]
+        return self._with([U[:n].to(dtype), *W], [U[-1].to(dtype), *b])
+
+    def _with(self, W: Sequence[Tensor], b: Sequence[Tensor]) -> Params:
+        """The parameters with these weights and, where a layer has one, biases."""
         out = dict(self.origin)
-        for layer, w, c in zip(self.layers, [U[:n].to(dtype), *W], [U[-1].to(dtype), *b], strict=True):
+        for layer, w, c in zip(self.layers, W, b, strict=True):
             out[layer.weight] = w.T.contiguous()
             if layer.bias is not None:
                 out[layer.bias] = c.contiguous()

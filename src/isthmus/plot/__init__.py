@@ -6,8 +6,8 @@ from isthmus.plot.figures import svg_text as svg_text
 from isthmus.plot.plane import Projection as Projection
 from isthmus.plot.plane import plane as plane
 from isthmus.plot.plane import project as project
-from isthmus.plot.runs import Profile as Profile
-from isthmus.plot.runs import Run as Run
+from isthmus.plot.runs import StoredProfile as StoredProfile
+from isthmus.plot.runs import StoredRun as StoredRun
 from isthmus.plot.runs import read_run as read_run
 from isthmus.plot.runs import read_runs as read_runs
 from isthmus.plot.string import Strings as Strings

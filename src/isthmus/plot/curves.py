@@ -9,7 +9,7 @@ import numpy as np
 
 from isthmus.errors import InputError
 from isthmus.plot.figures import colours, legend_text, new_axes, settings
-from isthmus.plot.runs import Floats, Profile, Run
+from isthmus.plot.runs import Floats, StoredProfile, StoredRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 QUANTITIES = {"loss": "loss", "error": "error rate"}
 DASHED, LONG_DASHED, DOTTED = (0, (3, 2)), (0, (7, 2)), (0, (1, 1.5))
-LOG_RATIO = 50.0
+_LOG_RATIO = 50.0
 """Values that differ by more than this factor are drawn on a logarithmic axis."""
 
 
-def loss_along_paths(runs: Sequence[Run], *, quantity: str = "loss", log: bool | None = None) -> Figure:
+def loss_along_paths(runs: Sequence[StoredRun], *, quantity: str = "loss", log: bool | None = None) -> Figure:
     """All paths on one pair of axes: the training set solid, the test set dashed, each training maximum marked.
 
     The horizontal axis is t from A to B; segment i of n covers [i/n, (i+1)/n], so equal steps in t are not equal
@@ -50,7 +50,7 @@ def loss_along_paths(runs: Sequence[Run], *, quantity: str = "loss", log: bool |
     return figure
 
 
-def all_values(runs: Sequence[Run], quantity: str) -> Floats:
+def all_values(runs: Sequence[StoredRun], quantity: str) -> Floats:
     """Every finite value of `quantity` on every run's training and test set."""
     curves = [c[quantity] for run in runs if run.profile is not None for _, c in run.profile.sets()]
     values = np.concatenate(curves) if curves else np.zeros(0)
@@ -66,7 +66,7 @@ def wants_log(values: Floats, quantity: str) -> bool:
     positive = values[values > 0]
     if quantity != "loss" or (values < 0).any() or len(positive) == 0:
         return False
-    return bool(positive.max() > LOG_RATIO * positive.min())
+    return bool(positive.max() > _LOG_RATIO * positive.min())
 
 
 def log_floor(values: Floats) -> float:
@@ -88,7 +88,7 @@ def highest(t: Floats, q: Floats) -> tuple[float, float]:
     return float(t[i]), float(q[i])
 
 
-def _draw(axes: Axes, profile: Profile, quantity: str, colour: str, baseline: bool) -> Any:
+def _draw(axes: Axes, profile: StoredProfile, quantity: str, colour: str, baseline: bool) -> Any:
     """The curves of one run and the mark at its training maximum; returns the handle for the legend."""
     t = profile.t
     train, test = (LONG_DASHED, DOTTED) if baseline else ("-", DASHED)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import InputError, MissingExtraError
-from isthmus.plot.runs import Run
+from isthmus.plot.runs import StoredRun
 from isthmus.storage.files import atomic_write
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _FORMATS = ("png", "svg", "pdf")
 _UNDATED = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
 
 
-def colours(runs: Sequence[Run]) -> list[str]:
+def colours(runs: Sequence[StoredRun]) -> list[str]:
     """One colour per run: grey for the straight line, then the palette in turn."""
     turn = (PALETTE[i % len(PALETTE)] for i in range(len(runs)))
     return [GREY if run.is_baseline else next(turn) for run in runs]

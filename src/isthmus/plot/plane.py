@@ -16,7 +16,7 @@ from isthmus.errors import InputError
 from isthmus.params import Params, moves, widened
 from isthmus.paths import Curve
 from isthmus.plot.figures import MARKERS, colours, legend_text, new_axes, settings
-from isthmus.plot.runs import Floats, Run
+from isthmus.plot.runs import Floats, StoredRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,7 +161,7 @@ def _principal(gram: Floats) -> tuple[Floats, tuple[float, float]]:
     return coordinates, (float(fractions[0]), float(fractions[1]))
 
 
-def plane(runs: Sequence[Run]) -> Figure:
+def plane(runs: Sequence[StoredRun]) -> Figure:
     """The paths of all runs on their first two principal directions, with the ends A and B marked.
 
     Runs without a stored path are left out, and so are networks whose parameters have other names or shapes than
@@ -170,7 +170,7 @@ def plane(runs: Sequence[Run]) -> Figure:
     return draw_plane(runs, *project_runs(runs))
 
 
-def draw_plane(runs: Sequence[Run], drawn: Sequence[Run], projection: Projection) -> Figure:
+def draw_plane(runs: Sequence[StoredRun], drawn: Sequence[StoredRun], projection: Projection) -> Figure:
     """The figure of `plane` for a projection that is known: `drawn` are the runs in it, with the colours of `runs`."""
     palette = dict(zip((r.label for r in runs), colours(runs), strict=True))
     with settings():
@@ -200,7 +200,7 @@ def name_directions(axes: Axes, projection: Projection) -> None:
     axes.set_ylabel(f"second principal direction ({second})")
 
 
-def project_runs(runs: Sequence[Run]) -> tuple[list[Run], Projection]:
+def project_runs(runs: Sequence[StoredRun]) -> tuple[list[StoredRun], Projection]:
     """The runs whose paths can be drawn together, and their projection."""
     drawn, several = [], []
     for run in runs:
@@ -226,7 +226,7 @@ def named_ends(projection: Projection) -> dict[str, tuple[float, float]]:
     return out
 
 
-def _draw_path(axes: Axes, run: Run, points: Floats, knots: Any, colour: str, turn: int) -> None:
+def _draw_path(axes: Axes, run: StoredRun, points: Floats, knots: Any, colour: str, turn: int) -> None:
     (line,) = axes.plot(
         points[:, 0],
         points[:, 1],

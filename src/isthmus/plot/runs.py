@@ -21,11 +21,11 @@ from isthmus.verdict import LEVEL, Level
 
 Floats = NDArray[np.float64]
 FORMAT = 1
-BASELINE = "Linear"
+_BASELINE = "Linear"
 
 
 @dataclass(frozen=True, eq=False)
-class Profile:
+class StoredProfile:
     """What profile.json holds: loss and error rate at t, on the training set and, if measured, on a test set.
 
     `bn`, `tol`, `within` as in ``evaluate.Profile``.
@@ -46,13 +46,13 @@ class Profile:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class StoredRun:
     """One stored path: `label` tells it from the others; `result` and `certificate` are the JSON documents."""
 
     label: str
     folder: Path
     result: Mapping[str, Any]
-    profile: Profile | None
+    profile: StoredProfile | None
     certificate: Mapping[str, Any] | None
 
     @property
@@ -63,7 +63,7 @@ class Run:
     @property
     def is_baseline(self) -> bool:
         """Whether this is the straight line."""
-        return self.method == BASELINE
+        return self.method == _BASELINE
 
     @property
     def ok(self) -> bool:
@@ -81,7 +81,7 @@ class Run:
         return load_connection(file).path if file.is_file() else None
 
 
-def read_runs(folder: str | Path) -> tuple[Run, ...]:
+def read_runs(folder: str | Path) -> tuple[StoredRun, ...]:
     """Every run in `folder` itself and in its subfolders, the straight line first, then by the folder's name.
 
     Labels are method names; where a method occurs twice, the folder's name is added. Errors: FileError for a folder
@@ -104,7 +104,7 @@ def read_runs(folder: str | Path) -> tuple[Run, ...]:
     )
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path) -> StoredRun:
     """The run stored in one folder; profile and certificate are None when their files are absent."""
     folder = Path(folder)
     result = _document(folder / "result.json")
@@ -119,7 +119,7 @@ def read_run(folder: str | Path) -> Run:
         certificate = _document(folder / "certificate.json")
         _check_certificate(folder / "certificate.json", certificate)
         _check_same(folder / "certificate.json", certificate, result)
-    return Run(result["method"]["name"], folder, result, profile, certificate)
+    return StoredRun(result["method"]["name"], folder, result, profile, certificate)
 
 
 def _check_same(file: Path, doc: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -166,7 +166,7 @@ def _check_result(file: Path, doc: Mapping[str, Any]) -> None:
     _check(file, doc.get("objective") or {}, "penalty", dict)
     for key in ("reference", "model", "data", "dtype", "command", "version", "torch"):
         _check(file, doc, key, str)
-    for key in NUMBERS:
+    for key in _NUMBERS:
         _check(file, doc, key, (int, float))
     for key in doc.get("seconds") or {}:
         _check(file, doc["seconds"], key, (int, float))
@@ -177,7 +177,7 @@ def _check_result(file: Path, doc: Mapping[str, Any]) -> None:
         raise FileError(file, f"verdict: {e}", "make the run again") from e
 
 
-NUMBERS = (
+_NUMBERS = (
     *("segments", "length", "normalized_length", "loss_a", "loss_b", "max_loss", "excess", "bound"),
     *("test_error_max", "test_loss_max", "seed"),
 )
@@ -206,12 +206,16 @@ def _check_certificate(file: Path, doc: Mapping[str, Any]) -> None:
         _check(file, segment, "label", str)
 
 
-def _profile(file: Path, result: Mapping[str, Any]) -> Profile:
+def _check_increasing(file: Path, t: Floats) -> None:
+    if len(t) < 2 or not np.all(np.diff(t) >= 0) or t[0] < 0 or t[-1] > 1:
+        raise FileError(file, "t: expected at least two increasing numbers in [0, 1]", "measure the path again")
+
+
+def _profile(file: Path, result: Mapping[str, Any]) -> StoredProfile:
     doc = _document(file)
     _check_same(file, doc, result)
     t = _floats(file, doc, "t")
-    if len(t) < 2 or not np.all(np.diff(t) >= 0) or t[0] < 0 or t[-1] > 1:
-        raise FileError(file, "t: expected at least two increasing numbers in [0, 1]", "measure the path again")
+    _check_increasing(file, t)
     segment = _floats(file, doc, "segment", len(t))
     if not np.isfinite(segment).all():
         raise FileError(file, "segment: expected whole numbers", "measure the path again")
@@ -225,7 +229,7 @@ def _profile(file: Path, result: Mapping[str, Any]) -> Profile:
     _check(file, doc, "bn", str)
     for key in ("tol", "within"):
         _check(file, doc, key, (int, float))
-    return Profile(
+    return StoredProfile(
         t, segment.astype(np.int64), train, tests[0] if tests else None, doc["num_points"],
         doc.get("bn") or "none", doc.get("tol"), doc.get("within"),
     )  # fmt: skip

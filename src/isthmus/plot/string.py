@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from isthmus.paths import Curve
 from isthmus.plot.figures import settings
 from isthmus.plot.plane import _gram
 from isthmus.plot.runs import Floats
+from isthmus.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 COLOURS = ("#0b4f9e", "#2f8fd0", "#8fb8a0", "#f0b43c", "#e2661f", "#a3123a")
 """From the lowest loss to the highest."""
 
-SHADOW = "#9aa1a8"
+_SHADOW = "#9aa1a8"
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class _Frame:
     """One string: `points` [n, 3] along it with the `loss` there; `knots` marks its beads; `title` says what it is."""
 
     points: Floats
@@ -42,7 +43,7 @@ class Frame:
 class Strings:
     """Strings on the same three directions, those of the last one; `variance`: the fraction each direction carries."""
 
-    frames: tuple[Frame, ...]
+    frames: tuple[_Frame, ...]
     variance: tuple[float, ...]
     threshold: float | None
 
@@ -71,7 +72,7 @@ def strings(
     *,
     num_points: int = 41,
     history: bool = True,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> Strings:
     """The string of a connection, and with `history` the strings it had at every depth on the way.
 
@@ -89,9 +90,7 @@ def strings(
     ((5, 3), [0.75, 0.25, 0.0], [0.5, 0.125, 0.0, 0.125, 0.5])
     """
     path = connection.path
-    for i, segment in enumerate(path.segments):
-        if not isinstance(segment, Curve) or not segment.is_straight:
-            raise InputError("path", expected="straight segments", got=f"segment {i}, which is curved")
+    _check_straight(path)
     knots = list(path.knots)
     where, variance = _three(knots)
     born: list[int] = connection.stats.get("born") or []
@@ -106,7 +105,13 @@ def strings(
     return Strings(tuple(frames), variance, level)
 
 
-def _frame(objective: Objective, knots: Sequence[Params], where: Floats, num_points: int, depth: int | None) -> Frame:
+def _check_straight(path: paths.Path) -> None:
+    for i, segment in enumerate(path.segments):
+        if not isinstance(segment, Curve) or not segment.is_straight:
+            raise InputError("path", expected="straight segments", got=f"segment {i}, which is curved")
+
+
+def _frame(objective: Objective, knots: Sequence[Params], where: Floats, num_points: int, depth: int | None) -> _Frame:
     measured = profile(objective, paths.Path.through(knots), num_points)
     t = measured.t.numpy() * (len(knots) - 1)
     i = np.minimum(t.astype(int), len(knots) - 2)
@@ -116,7 +121,7 @@ def _frame(objective: Objective, knots: Sequence[Params], where: Floats, num_poi
     at = np.arange(len(t)) % (num_points - 1) == 0
     loss = measured.loss.numpy()
     name = beads if depth is None else "the straight line" if depth == 0 else f"depth {depth}, {beads}"
-    return Frame(points, loss, at, f"{name}: largest loss {loss.max():.3g}")
+    return _Frame(points, loss, at, f"{name}: largest loss {loss.max():.3g}")
 
 
 def _three(knots: Sequence[Params]) -> tuple[Floats, tuple[float, ...]]:
@@ -173,7 +178,7 @@ def draw_frames(found: Strings, count: int = 4) -> Figure:
     return figure
 
 
-def _draw(axes: Any, found: Strings, frame: Frame) -> None:
+def _draw(axes: Any, found: Strings, frame: _Frame) -> None:
     from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
     axes.set_facecolor("none")
@@ -183,7 +188,7 @@ def _draw(axes: Any, found: Strings, frame: Frame) -> None:
     for k, side in ((0, box[0][0]), (1, box[1][1]), (2, box[2][0])):
         wall = frame.points.copy()
         wall[:, k] = side
-        axes.plot(*wall.T, color=SHADOW, linewidth=0.9)
+        axes.plot(*wall.T, color=_SHADOW, linewidth=0.9)
     pieces = np.stack([frame.points[:-1], frame.points[1:]], 1)
     highest = np.maximum(frame.loss[:-1], frame.loss[1:])
     axes.add_collection3d(Line3DCollection(list(pieces), colors=scale.to_rgba(highest), linewidths=2.6))

@@ -59,19 +59,25 @@ def position(
     if not d:  # no coordinates, so all points are one
         return Position(N, 0, max(N - 1, 0), N, 0.0, 0, tolerance)
     coinciding = N - len(x.unique(dim=0))
-    most = max(coinciding and _largest_class(x), _on_coordinate_planes(x)) if N > d else min(N, d)
+    if N <= d:
+        return Position(N, d, coinciding, min(N, d), 1.0, 0, tolerance)
+    most = max(coinciding and _largest_class(x), _on_coordinate_planes(x))
+    smallest = _smallest_ratio(x, subsets, generator or torch.Generator().manual_seed(0))
+    if smallest <= tolerance:
+        most = max(most, d + 1)
+    return Position(N, d, coinciding, most, smallest, subsets, tolerance)
+
+
+def _smallest_ratio(x: Tensor, subsets: int, generator: torch.Generator) -> float:
+    """The least singular value, over the largest, of d + 1 points [x, 1]: 0 where they lie on one hyperplane."""
+    N, d = x.shape
+    scale = float(x.norm(dim=1).max()) or 1.0
     smallest = 1.0
-    if N > d:
-        generator = generator or torch.Generator().manual_seed(0)
-        scale = float(x.norm(dim=1).max()) or 1.0
-        for _ in range(subsets):
-            some = x[torch.randperm(N, generator=generator)[: d + 1].to(x.device)] / scale
-            s = torch.linalg.svdvals(torch.cat([some, torch.ones_like(some[:, :1])], 1))
-            ratio = float(s[-1] / s[0])
-            smallest = min(smallest, ratio)
-            if ratio <= tolerance:
-                most = max(most, d + 1)
-    return Position(N, d, coinciding, most, smallest, subsets if N > d else 0, tolerance)
+    for _ in range(subsets):
+        some = x[torch.randperm(N, generator=generator)[: d + 1].to(x.device)] / scale
+        s = torch.linalg.svdvals(torch.cat([some, torch.ones_like(some[:, :1])], 1))
+        smallest = min(smallest, float(s[-1] / s[0]))
+    return smallest
 
 
 def _largest_class(x: Tensor) -> int:

@@ -15,9 +15,9 @@ from isthmus.program.export import Node
 from isthmus.stability.noise.measure import Condition
 from isthmus.structure.chain import RESHAPE, Chain, chain_of, factor
 
-StepFunction = Callable[[float], float]
+_StepFunction = Callable[[float], float]
 
-FINE = 1000
+_FINE = 1000
 """Intervals on which the step-size function is looked at, and then four times as many."""
 
 
@@ -25,7 +25,7 @@ def two_layer_premises(
     objective: Objective,
     *,
     time: float,
-    xi: StepFunction | None = None,
+    xi: _StepFunction | None = None,
     start: Mapping[str, Tensor] | None = None,
     bound: float | None = None,
 ) -> tuple[Condition, ...]:
@@ -58,7 +58,7 @@ def multilayer_premises(
     params: Mapping[str, Tensor] | None = None,
     *,
     time: float,
-    xi: StepFunction | None = None,
+    xi: _StepFunction | None = None,
     start: Mapping[str, Tensor] | None = None,
     bound: float | None = None,
 ) -> tuple[Condition, ...]:
@@ -139,7 +139,7 @@ def _responses(name: str, objective: Objective) -> Condition:
     return Condition("max |y|", largest, f"finite: K_2 ({name})", isfinite(largest))
 
 
-def _step_size(name: str, xi: StepFunction | None, time: float) -> tuple[Condition, Condition]:
+def _step_size(name: str, xi: _StepFunction | None, time: float) -> tuple[Condition, Condition]:
     """xi > 0, bounded and Lipschitz; a jump is a slope that grows as the grid gets finer."""
     if not 0 <= time < inf:
         raise InputError("time", expected="a number >= 0", got=time)
@@ -149,7 +149,7 @@ def _step_size(name: str, xi: StepFunction | None, time: float) -> tuple[Conditi
         values = [value]
     else:
         slopes, values = [], []
-        for n in (FINE, 4 * FINE):
+        for n in (_FINE, 4 * _FINE):
             values = [float(xi(time * i / n)) for i in range(n + 1)]
             slopes.append(max(abs(q - p) for p, q in pairwise(values)) * n / time)
     positive = min(values) > 0 and isfinite(max(values))
@@ -162,20 +162,20 @@ def _step_size(name: str, xi: StepFunction | None, time: float) -> tuple[Conditi
 
 def _activations(chain: Chain) -> tuple[float, float, float]:
     """The largest suprema over the activations; NaN where an operation is not in the table."""
-    found: list[tuple[float, ...]] = [(0.0, 0.0, 0.0)]
-    for layer in chain.layers:
-        for node in layer.behind:
-            if node.kind in RESHAPE or factor(node) is not None:
-                continue
-            if node.base == "hardtanh":
-                low, high = (float(node.named()[k]) for k in ("min_val", "max_val"))
-                found.append((max(abs(low), abs(high)), 1.0, inf))
-            else:
-                about = node.about
-                found.append(tuple(nan if v is None else v for v in (about.bound, about.lipschitz, about.curvature)))
+    nodes = [node for layer in chain.layers for node in layer.behind]
+    found = [_suprema(node) for node in nodes if node.kind not in RESHAPE and factor(node) is None]
     if any(v != v for row in found for v in row):
         return nan, nan, nan
-    return max(r[0] for r in found), max(r[1] for r in found), max(r[2] for r in found)
+    value, slope, curvature = map(max, zip((0.0, 0.0, 0.0), *found, strict=True))
+    return value, slope, curvature
+
+
+def _suprema(node: Node) -> tuple[float, ...]:
+    if node.base == "hardtanh":
+        low, high = (float(node.named()[k]) for k in ("min_val", "max_val"))
+        return max(abs(low), abs(high)), 1.0, inf
+    about = node.about
+    return tuple(nan if v is None else v for v in (about.bound, about.lipschitz, about.curvature))
 
 
 def _bounded(name: str, suprema: tuple[float, float, float]) -> tuple[Condition, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,10 +19,9 @@ from isthmus.premises.memorise import line_capacity, slab_capacity
 from isthmus.premises.separability import Separation, separate
 from isthmus.structure.chain import Chain, chain_of
 from isthmus.structure.network_units import Units, random_units
+from isthmus.training.progress import Progress, no_progress
 
-Progress = Callable[[str, int, int], None]
-
-SUBSETS = 100
+_SUBSETS = 100
 """Random subsets of d + 1 points that the test of general position tries."""
 
 
@@ -69,10 +68,10 @@ def memorisation(
     held: Units | None = None,
     *,
     functions: int | None = None,
-    subsets: int = SUBSETS,
+    subsets: int = _SUBSETS,
     tolerance: float = 1e-10,
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> Memorisation:
     """Test (A1), (A2), (A3) of Corollary 4.3: what N the widths allow, which assumption fails and by how much.
 
@@ -97,12 +96,8 @@ def memorisation(
     if L < 3:
         raise InputError("network", expected="at least two hidden layers for Corollary 4.3", got=L - 1)
     generator = torch.Generator().manual_seed(seed)
-    sizes = {l: n[l] - 1 if l <= L - 3 else -(-n[l] // 2) for l in range(1, L)}
     if held is None:
-        held = random_units(n, sizes, generator)
-        held[L - 2] = _most_varied(
-            chain.features(theta, single(objective.data[0]), L - 2, objective.chunk), sizes[L - 2]
-        )
+        held = _default_sets(objective, chain, theta, generator)
     _check_held(n, held)
     features = {}
     for l in range(L - 1):
@@ -126,7 +121,7 @@ def separability(
     kind: str = "each",
     layers: Iterable[int] | None = None,
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[int, Separation]:
     """Corollary 4.4's assumption: whether the classes are linearly separable in the features I_l, l = 0 .. L-1.
 
@@ -173,6 +168,15 @@ def is_perceptron(chain: Chain) -> bool:
 
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def _default_sets(objective: Objective, chain: Chain, theta: Params, generator: torch.Generator) -> Units:
+    L, n = chain.L, chain.widths
+    sizes = {l: n[l] - 1 if l <= L - 3 else -(-n[l] // 2) for l in range(1, L)}
+    held = random_units(n, sizes, generator)
+    varied = chain.features(theta, single(objective.data[0]), L - 2, objective.chunk)
+    held[L - 2] = _most_varied(varied, sizes[L - 2])
+    return held
 
 
 def _most_varied(h: Tensor, k: int) -> Tensor:

@@ -14,13 +14,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-SAFETY = 0.5
+_SAFETY = 0.5
 """delta |q| stays below this share of |g|."""
 
 CLOSE = 1e-9
 """Projections nearer to each other than this share of their range are not told apart."""
 
-AT_ONCE = 16
+_AT_ONCE = 16
 """Where values may be missed a little, slabs of up to so many times d points are tried."""
 
 
@@ -64,7 +64,7 @@ def gates(x: Tensor, g: tuple[Tensor, Tensor], q: tuple[Tensor, Tensor], wanted:
     at = x @ G.T + c
     corrections = (x @ Q.reshape(K * m, d).T).reshape(-1, K, m) + r
     room = at.abs().unsqueeze(2) / corrections.abs().clamp(min=1e-300)
-    delta = (SAFETY * room.amin(0)).clamp(max=1.0)  # [K, m]
+    delta = (_SAFETY * room.amin(0)).clamp(max=1.0)  # [K, m]
     U = torch.cat([G, (G[:, None] + delta[..., None] * Q).reshape(K * m, d)])
     u = torch.cat([c, (c[:, None] + delta * r).reshape(K * m)])
     V = x.new_zeros(m, K * (m + 1))
@@ -110,7 +110,7 @@ def _cut_slabs(
     order = z.argsort()
     z, points, values = z[order], x[order], wanted[order]
     runs = _run_ends(values)
-    low, high = 1, min(x.shape[1] if miss <= CLOSE else AT_ONCE * x.shape[1], len(x))
+    low, high = 1, min(x.shape[1] if miss <= CLOSE else _AT_ONCE * x.shape[1], len(x))
     found = _slabs_of(z, points, values, runs, high, most, miss)
     if found is None:
         return None

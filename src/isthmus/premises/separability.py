@@ -23,7 +23,7 @@ STEPS = 400
 FIRST = 50
 """Steps after which a linear program may already refute."""
 
-VARIABLES = 1200
+_VARIABLES = 1200
 """The largest linear program; "argmax" problems beyond it can only be refuted by two classes that overlap."""
 
 ROUNDS = 30
@@ -83,13 +83,7 @@ def separate(
     >>> separate(x, torch.tensor([0, 0, 1])).separable, separate(x, torch.tensor([0, 1, 0])).separable
     (True, False)
     """
-    if kind not in ("each", "argmax"):
-        raise InputError("kind", expected="'each' or 'argmax'", got=repr(kind))
-    if labels.dim() != 1 or labels.is_floating_point() or len(labels) != len(features):
-        got = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise InputError("labels", expected=f"{len(features)} class numbers", got=got)
-    if not features[:1].numel():
-        raise InputError("features", expected="at least one example with at least one feature", got=features.shape)
+    _check_asked(features, labels, kind)
     problem = _Problem.of(features, labels, classes or int(labels.max()) + 1, kind, bias)
     for steps in (FIRST, STEPS):
         W = problem.solve(steps)
@@ -98,8 +92,8 @@ def separate(
             return problem.found(W, margin, True)
         if refuted := problem.refuted(W):
             return problem.found(W, margin, False, **refuted)
-    for k in [k for k in range(problem.classes) if problem.part_margin(W, k) <= 0] if kind == "each" else [-1]:
-        if problem.part(k).variables > VARIABLES:
+    for k in _wrong(problem, W, kind):
+        if problem.part(k).variables > _VARIABLES:
             break
         w, refutation = problem.part(k).decide(problem.start(W, k))
         if refutation:
@@ -107,6 +101,23 @@ def separate(
         W = W if w is None else problem.put(W, w, k)
     margin = problem.margin(W)
     return problem.found(W, margin, True if margin > 0 else None)
+
+
+def _wrong(problem: _Problem, W: Tensor, kind: str) -> list[int]:
+    """The parts of the problem that W does not solve: classes, or the whole."""
+    if kind == "argmax":
+        return [-1]
+    return [k for k in range(problem.classes) if problem.part_margin(W, k) <= 0]
+
+
+def _check_asked(features: Tensor, labels: Tensor, kind: str) -> None:
+    if kind not in ("each", "argmax"):
+        raise InputError("kind", expected="'each' or 'argmax'", got=repr(kind))
+    if labels.dim() != 1 or labels.is_floating_point() or len(labels) != len(features):
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise InputError("labels", expected=f"{len(features)} class numbers", got=got)
+    if not features[:1].numel():
+        raise InputError("features", expected="at least one example with at least one feature", got=features.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,9 +267,7 @@ class _Problem:
             margins = self.margins(W)
             if chosen is not None and self.margin(W) > 0:
                 return W, {}
-            order = margins.flatten().argsort()[: 2 * self.variables if chosen is None else self.variables]
-            order = order[margins.flatten()[order] < inf]
-            grown = order if chosen is None else torch.cat([chosen, order]).unique()
+            grown = self._grown(chosen, margins.flatten())
             if chosen is not None and len(grown) == len(chosen):
                 return None, {}
             chosen = grown
@@ -268,6 +277,12 @@ class _Problem:
                 return None, refutation
             W = torch.cat([torch.zeros_like(W[:1]), w.to(W).reshape(self.classes - 1, -1)])
         return (W, {}) if self.margin(W) > 0 else (None, {})
+
+    def _grown(self, chosen: Tensor | None, margins: Tensor) -> Tensor:
+        """The pairs with the smallest margins, beside those that were chosen before."""
+        order = margins.argsort()[: 2 * self.variables if chosen is None else self.variables]
+        order = order[margins[order] < inf]
+        return order if chosen is None else torch.cat([chosen, order]).unique()
 
     def rows(self, j: Tensor, k: Tensor) -> Any:
         """The inequalities ``row @ w > 0`` of these pairs, w holding the classes 1 .. C-1 (class 0 scores 0)."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import isnan, nan
 
 import torch
+from torch import Tensor
 
 from isthmus.evaluate.level_network import (
     RANK,
@@ -86,14 +87,18 @@ def _descent(net: LevelNetwork, k: int) -> str:
     What they speak of are perceptrons, and Lemma 5.2 moves biases. Where no theorem is named, samples that layer k - 1
     cannot tell apart may stand in the way.
     """
-    known = [a for a in net.activations.values() if a.independent and a.plain]
-    if len(known) == net.L - 1 and all(net.sizes[l + 1] == (net.N, 1) for l in net.activations):
-        if net.has_bias(k) and all(a.onto for a in known):
+    if _is_perceptron(net):
+        if net.has_bias(k) and all(a.onto for a in net.activations.values()):
             return "4.2"
-        wide = all(net.chain.widths[l] >= net.N and net.has_bias(l) for l in net.activations)
-        if k == net.L - 1 and wide:
+        if k == net.L - 1 and all(net.chain.widths[l] >= net.N and net.has_bias(l) for l in net.activations):
             return "6.1 (case 1)"
     return f"Lemma 5.2 for layer {k}, " + ("convexity above it" if k == net.L - 1 else "Theorem 3.2 above it")
+
+
+def _is_perceptron(net: LevelNetwork) -> bool:
+    """Whether one plain activation of Assumption 2.2 stands behind each hidden layer, with one row per sample."""
+    known = [a for a in net.activations.values() if a.independent and a.plain]
+    return len(known) == net.L - 1 and all(net.sizes[l + 1] == (net.N, 1) for l in net.activations)
 
 
 def _name(k: int, L: int) -> str:
@@ -188,6 +193,12 @@ class SublevelConditions:
         return tuple(all(v > self.tol for v in point.values()) for point in self.full_rank)
 
 
+def _full_rank(W: Tensor) -> float:
+    """The least over the largest singular value."""
+    s = singular_values(W.flatten(1))
+    return float(s[-1] / s[0]) if float(s[0]) > 0 else 0.0
+
+
 def sublevel_conditions(objective: Objective, *points: ParamsLike, tol: float = RANK) -> SublevelConditions:
     """The premises of Nguyen 2019 for a network on its data, and ranks at the given points.
 
@@ -211,8 +222,7 @@ def sublevel_conditions(objective: Objective, *points: ParamsLike, tol: float = 
         s = {l: singular_values(net.design(p, l + 1).flatten(1)) for l in range(1, net.L)}
         ranks.append({l: int((v > tol * v[0]).sum()) for l, v in s.items()})
         conditions.append({l: float(v[0] / v[-1]) for l, v in s.items()})
-        W = {l: singular_values(p[net.chain.layer(l).weight].flatten(1)) for l in range(2, net.L + 1)}
-        weights.append({l: float(v[-1] / v[0]) if float(v[0]) > 0 else 0.0 for l, v in W.items()})
+        weights.append({l: _full_rank(p[net.chain.layer(l).weight]) for l in range(2, net.L + 1)})
     return SublevelConditions(
         net.N,
         net.chain.widths,

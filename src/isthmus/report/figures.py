@@ -13,13 +13,13 @@ import numpy as np
 from isthmus.plot.curves import all_values, highest, log_floor, wants_log
 from isthmus.plot.figures import colours, legend_text
 from isthmus.plot.plane import Projection, named_ends
-from isthmus.plot.runs import Floats, Profile, Run
+from isthmus.plot.runs import Floats, StoredProfile, StoredRun
 
 MAX_POINTS = 500
 """Points drawn per curve; a longer one keeps the lowest and highest sample of each stretch."""
 
 
-def thin(profile: Profile) -> np.ndarray[Any, np.dtype[np.int64]]:
+def thin(profile: StoredProfile) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The samples to draw: all, or those that hold an extreme of any curve on their stretch.
 
     The largest value of every curve, and both ends, are always among them.
@@ -36,7 +36,7 @@ def thin(profile: Profile) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array(sorted(keep))
 
 
-def curves_data(runs: Sequence[Run]) -> dict[str, Any]:
+def curves_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
     """What the script draws for "loss along the paths": one entry per measured run."""
     loss = all_values(runs, "loss")
     entries = []
@@ -56,7 +56,7 @@ def curves_data(runs: Sequence[Run]) -> dict[str, Any]:
     return {"runs": entries, "log": wants_log(loss, "loss"), "floor": log_floor(loss), "negative": negative}
 
 
-def plane_data(runs: Sequence[Run], drawn: Sequence[Run], projection: Projection) -> dict[str, Any]:
+def plane_data(runs: Sequence[StoredRun], drawn: Sequence[StoredRun], projection: Projection) -> dict[str, Any]:
     """What the script draws for the projection."""
     palette = dict(zip((r.label for r in runs), colours(runs), strict=True))
     entries = []
@@ -92,7 +92,7 @@ def _text(text: str, limit: int = 36) -> str:
     return escape(legend_text(text, limit)).replace("$", "&#36;")
 
 
-def _hover(run: Run, segments: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
+def _hover(run: StoredRun, segments: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
     """The segment of each sample, with its label when the method gave one."""
     labels = run.result.get("labels") or []
     said = {}

@@ -8,14 +8,14 @@ from typing import Any
 
 from isthmus.certify.branch import close
 from isthmus.certify.certificate import budget_in_words, distance_in_words
-from isthmus.plot.runs import Floats, Profile, Run
+from isthmus.plot.runs import Floats, StoredProfile, StoredRun
 from isthmus.verdict import LEVEL, Level, Measured, Proof, Verdict, judge, same_statistics
 
-GOAL = 0.01
+_GOAL = 0.01
 """The gap that was asked for, where a certificate does not say."""
 
 
-def verdict_of(run: Run) -> Verdict | None:
+def verdict_of(run: StoredRun) -> Verdict | None:
     """The verdict on the training data, with the test data's beside it; None when nothing was measured or proved.
 
     A certificate is left out where the profile is about other statistics of BatchNorm.
@@ -31,12 +31,12 @@ def verdict_of(run: Run) -> Verdict | None:
     return Verdict(**{**vars(found), "test": test})
 
 
-def far_from(run: Run) -> str:
+def far_from(run: StoredRun) -> str:
     """How far a proved bound is from what was measured, and why, in words; empty when it is close, or not proved."""
     certificate = run.certificate
     if certificate is None or not certificate["proved"]:
         return ""
-    bound, best, goal = _bound(certificate), _best(run), certificate.get("goal") or GOAL
+    bound, best, goal = _bound(certificate), _best(run), certificate.get("goal") or _GOAL
     if bound is None or not isfinite(best) or close(bound, best, goal):
         return ""
     budget = certificate.get("budget")
@@ -55,7 +55,7 @@ def _is_bounded(segment: Mapping[str, Any]) -> bool:
     return segment["claim"] != "measured" and segment.get("bound") is not None
 
 
-def _best(run: Run) -> float:
+def _best(run: StoredRun) -> float:
     """The largest loss that was measured, by the certificate or, where it does not say, by the profile."""
     known = (run.certificate or {}).get("witness") or {}
     if known.get("loss") is not None:
@@ -63,7 +63,7 @@ def _best(run: Run) -> float:
     return nan if run.profile is None else float(run.profile.train["loss"].max())
 
 
-def _proof(run: Run) -> Proof | None:
+def _proof(run: StoredRun) -> Proof | None:
     certificate = run.certificate
     if certificate is None or not certificate["segments"]:
         return None
@@ -75,10 +75,13 @@ def _proof(run: Run) -> Proof | None:
     at = (certificate.get("witness") or {}).get("t")
     segments = certificate["segments"]
     unproved = sum(not _is_bounded(s) for s in segments)
-    where = nan if at is None else float(at)
-    a, b = (nan if v is None else float(v) for v in ends)
-    return Proof((a, b), _best(run), where, _bound(certificate), unproved, len(segments))
+    a, b = map(_number, ends)
+    return Proof((a, b), _best(run), _number(at), _bound(certificate), unproved, len(segments))
 
 
-def _measured(profile: Profile, loss: Floats) -> Measured:
+def _number(value: Any) -> float:
+    return nan if value is None else float(value)
+
+
+def _measured(profile: StoredProfile, loss: Floats) -> Measured:
     return Measured.of(profile.t.tolist(), loss.tolist(), profile.num_points, profile.tol, profile.within)

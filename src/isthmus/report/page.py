@@ -11,7 +11,7 @@ from isthmus.errors import FileError, MissingExtraError
 from isthmus.plot.curves import loss_along_paths
 from isthmus.plot.figures import svg_text
 from isthmus.plot.plane import draw_plane, project_runs
-from isthmus.plot.runs import Run, read_runs
+from isthmus.plot.runs import StoredRun, read_runs
 from isthmus.report.assets import CSS, SCRIPT
 from isthmus.report.figures import MAX_POINTS, curves_data, in_script, plane_data
 from isthmus.report.words import failures, introduction, proofs, repeat, table, verdict
@@ -49,7 +49,7 @@ def _plotly() -> str:
     return get_plotlyjs()
 
 
-def _page(runs: tuple[Run, ...]) -> str:
+def _page(runs: tuple[StoredRun, ...]) -> str:
     library = _plotly()
     data: dict[str, Any] = {"curves": None, "plane": None}
     figures = [_curves_section(runs, data), _plane_section(runs, data)]
@@ -80,7 +80,7 @@ def _page(runs: tuple[Run, ...]) -> str:
     )
 
 
-def _missing(runs: Sequence[Run], file: str) -> str:
+def _missing(runs: Sequence[StoredRun], file: str) -> str:
     names = ", ".join(escape(run.label) for run in runs)
     return f"<p class='note'>Not drawn, as there is no {file}: {names}.</p>" if runs else ""
 
@@ -95,7 +95,7 @@ def _check(name: str, label: str, enabled: bool = True) -> str:
     return f"<label><input type='checkbox' id='{name}'{mark}> {label}</label>"
 
 
-def _curves_section(runs: tuple[Run, ...], data: dict[str, Any]) -> str:
+def _curves_section(runs: tuple[StoredRun, ...], data: dict[str, Any]) -> str:
     head = "<section><h2>The loss along the paths</h2>\n"
     without = [run for run in runs if run.profile is None]
     if len(without) == len(runs):
@@ -125,7 +125,7 @@ def _curves_section(runs: tuple[Run, ...], data: dict[str, Any]) -> str:
     )
 
 
-def _plane_section(runs: tuple[Run, ...], data: dict[str, Any]) -> str:
+def _plane_section(runs: tuple[StoredRun, ...], data: dict[str, Any]) -> str:
     head = "<section><h2>The paths in weight space</h2>\n"
     if not any((run.folder / "path.safetensors").is_file() for run in runs):
         return f"{head}<p>No run has a path.safetensors: there is no path to draw.</p></section>"

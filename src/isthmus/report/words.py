@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from math import isfinite, nan
+from typing import Any
 
 from isthmus.evaluate.batchnorm import policy_in_words
 from isthmus.pipeline import upward
-from isthmus.plot.runs import Run
+from isthmus.plot.runs import StoredRun
 from isthmus.report.judged import far_from, verdict_of
 from isthmus.verdict import ANSWERS, Verdict
 
-CLAIMS = {
+_CLAIMS = {
     "unchanged": "the outputs on the data stay as they are (only weights into silent units move, or weight moves "
     "between identical units), so the loss stays that of the segment's ends, which was bounded with its rounding",
     "convex": "every example's output is affine in t and the loss is convex in the outputs, so no point of the segment "
@@ -56,43 +58,43 @@ def whole(value: float) -> str:
     return f"{value:.0f}" if isfinite(value) else NONE
 
 
-def seconds_of(run: Run) -> float:
+def _seconds_of(run: StoredRun) -> float:
     """The seconds of all stages together; NaN when none was recorded."""
     known = [float(v) for v in (run.result.get("seconds") or {}).values() if v is not None]
     return sum(known) if known else nan
 
 
-def text_of(run: Run, key: str) -> str:
+def _text_of(run: StoredRun, key: str) -> str:
     """A string of result.json, escaped; empty when absent."""
     return escape(run.result.get(key) or "")
 
 
-def is_proved(run: Run) -> bool:
+def _is_proved(run: StoredRun) -> bool:
     """Whether there is a certificate in which every segment is proved."""
     return bool(run.certificate is not None and run.certificate["proved"])
 
 
-def bound_of(run: Run) -> float:
+def _bound_of(run: StoredRun) -> float:
     """The proved bound on the loss along the path; NaN when it is not proved."""
     value = run.certificate.get("bound") if run.certificate is not None else None
-    return float(value) if value is not None and is_proved(run) else nan
+    return float(value) if value is not None and _is_proved(run) else nan
 
 
-def claim_counts(run: Run) -> dict[str, int]:
+def _claim_counts(run: StoredRun) -> dict[str, int]:
     """How many segments have each claim, known kinds first."""
     if run.certificate is None:
         return {}
     count = Counter(s["claim"] for s in run.certificate["segments"])
-    order = [*CLAIMS, *sorted(set(count) - set(CLAIMS))]
+    order = [*_CLAIMS, *sorted(set(count) - set(_CLAIMS))]
     return {claim: count[claim] for claim in order if count[claim]}
 
 
-def best(runs: tuple[Run, ...]) -> float:
+def best(runs: tuple[StoredRun, ...]) -> float:
     """The smallest excess among the runs that succeeded; NaN when there is none."""
     return min((e for r in runs if r.ok and isfinite(e := r.number("excess"))), default=nan)
 
 
-def pair_of(run: Run) -> tuple[object, ...]:
+def _pair_of(run: StoredRun) -> tuple[object, ...]:
     """What two runs must share to be compared: network, data, objective and the losses of the ends."""
     held = run.result.get("objective") or {}
     objective = tuple(repr(held.get(k)) for k in ("loss", "examples", "penalty"))
@@ -100,7 +102,7 @@ def pair_of(run: Run) -> tuple[object, ...]:
     return (run.result.get("model"), run.result.get("data"), *objective, *ends)
 
 
-def objective_of(run: Run) -> str:
+def objective_of(run: StoredRun) -> str:
     """The loss, how many examples it is the mean over, and the penalty, in words; empty where not recorded."""
     held = run.result.get("objective") or {}
     if "loss" not in held or "examples" not in held:
@@ -110,15 +112,15 @@ def objective_of(run: Run) -> str:
     return f" (<code>{escape(str(held['loss']))}</code> on {held['examples']:,} training examples{escape(plus)})"
 
 
-def introduction(runs: tuple[Run, ...]) -> str:
+def introduction(runs: tuple[StoredRun, ...]) -> str:
     """Which networks, which data, and how much the ends lose."""
-    if len({pair_of(r) for r in runs}) > 1:
+    if len({_pair_of(r) for r in runs}) > 1:
         return (
             "<p>The runs below are about <strong>different networks or data sets</strong>: compare only rows with the "
             "same network, data and end losses.</p>"
         )
     run = runs[0]
-    model, data = text_of(run, "model") or "not recorded", text_of(run, "data") or "not recorded"
+    model, data = _text_of(run, "model") or "not recorded", _text_of(run, "data") or "not recorded"
     return (
         f"<p>Two trained networks, A and B, of the kind <code>{model}</code> on the data <code>{data}</code>. "
         f"Their training losses{objective_of(run)} are "
@@ -128,11 +130,11 @@ def introduction(runs: tuple[Run, ...]) -> str:
     )
 
 
-TAGS = {"proved": "good", "measured": "open", "unknown": "open", "rises": "bad"}
+_TAGS = {"proved": "good", "measured": "open", "unknown": "open", "rises": "bad"}
 """The colour of each kind of answer."""
 
 
-def verdict(run: Run) -> str:
+def verdict(run: StoredRun) -> str:
     """On one method: whether its path stays below the level, and what was measured and proved."""
     head = f"<strong>{escape(run.label)}</strong>: "
     if not run.ok:
@@ -151,10 +153,10 @@ def judged(found: Verdict) -> str:
     """A verdict with its answer in the colour of its kind."""
     answer = f"{ANSWERS[found.how]}{found.why}"
     question = str(found).removesuffix(answer)
-    return f"{escape(question)}<span class='tag {TAGS[found.how]}'>{escape(answer)}</span>"
+    return f"{escape(question)}<span class='tag {_TAGS[found.how]}'>{escape(answer)}</span>"
 
 
-def _numbers(run: Run) -> str:
+def _numbers(run: StoredRun) -> str:
     """What was measured and what was proved, in one sentence."""
     top = num(run.number("max_loss"))
     points = f"the {len(run.profile.t):,} points" if run.profile is not None else "the points"
@@ -162,13 +164,13 @@ def _numbers(run: Run) -> str:
     said = "The loss was not measured" if top == NONE else said
     if run.certificate is None:
         return f"{said}; nothing was proved (there is no certificate)."
-    if is_proved(run):
-        bound, far = bound_num(bound_of(run)), far_from(run)
+    if _is_proved(run):
+        bound, far = bound_num(_bound_of(run)), far_from(run)
         if far:
             proved = f"it is proved to be at most {bound} everywhere on the path"
             return f"{said}; {proved}, <strong>but that is {escape(far)}</strong>."
         return f"{said}, and it is <strong>proved</strong> to be at most {bound} everywhere on the path."
-    counts = claim_counts(run)
+    counts = _claim_counts(run)
     left, total = counts.get("measured", 0), sum(counts.values())
     verb = "is" if left == 1 else "are"
     return f"{said}; <strong>not proved</strong>: {left} of {total} segments {verb} only measured."
@@ -191,9 +193,9 @@ COLUMNS = (
 )
 
 
-def table(runs: tuple[Run, ...]) -> str:
+def table(runs: tuple[StoredRun, ...]) -> str:
     """The comparison, with the definition of every column under it."""
-    top, several = best(runs), len({pair_of(r) for r in runs}) > 1
+    top, several = best(runs), len({_pair_of(r) for r in runs}) > 1
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in COLUMNS)
     rows = "\n".join(_row(run, top, several) for run in runs)
     notes = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(what)}</dd></div>" for name, what in COLUMNS)
@@ -204,28 +206,28 @@ def table(runs: tuple[Run, ...]) -> str:
     )
 
 
-def _row(run: Run, top: float, several: bool) -> str:
+def _row(run: StoredRun, top: float, several: bool) -> str:
     excess, found = run.number("excess"), verdict_of(run)
     winner = " class='best'" if run.ok and isfinite(excess) and excess == top else ""
-    pair = f"<small>{text_of(run, 'model')} on {text_of(run, 'data')}</small>" if several else ""
+    pair = f"<small>{_text_of(run, 'model')} on {_text_of(run, 'data')}</small>" if several else ""
     failed = "" if run.ok else " <span class='tag bad'>did not succeed</span>"
-    method = f"{escape(run.label)}{failed}<small>{text_of(run, 'reference')}</small>{pair}"
+    method = f"{escape(run.label)}{failed}<small>{_text_of(run, 'reference')}</small>{pair}"
     cells = (
         whole(run.number("segments")),
         num(run.number("normalized_length")),
         num(run.number("max_loss")),
         NONE if found is None else ANSWERS[found.how].removesuffix(", rises to "),
         num(excess),
-        bound_num(bound_of(run)) + (f"<small>{escape(far_from(run).split(':')[0])}</small>" if far_from(run) else ""),
+        bound_num(_bound_of(run)) + (f"<small>{escape(far_from(run).split(':')[0])}</small>" if far_from(run) else ""),
         num(run.number("test_error_max")),
-        num(seconds_of(run)),
+        num(_seconds_of(run)),
     )
     marks = ["", "", "", "", winner, "", "", ""]
     tds = "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, cells, strict=True))
     return f'<tr><th scope="row">{method}</th>{tds}</tr>'
 
 
-def failures(runs: tuple[Run, ...]) -> str:
+def failures(runs: tuple[StoredRun, ...]) -> str:
     """The messages of the methods that did not succeed; empty when all did."""
     items = "\n".join(
         f"<li><strong>{escape(r.label)}</strong>: {escape(r.result['outcome']['message'])}</li>"
@@ -237,41 +239,46 @@ def failures(runs: tuple[Run, ...]) -> str:
     )
 
 
-def proofs(runs: tuple[Run, ...]) -> str:
+def proofs(runs: tuple[StoredRun, ...]) -> str:
     """For each method, what its certificate claims, and the list of its segments."""
     return "\n".join(_proof(run) for run in runs)
 
 
-def _proof(run: Run) -> str:
-    parts = [f"<h3>{escape(run.label)}</h3>"]
-    if run.certificate is None:
-        parts.append("<p>There is no certificate.json beside this result: nothing was proved about this path.</p>")
-        labels = [escape(str(label)) for label in run.result.get("labels") or []]
-        rows = "".join(f"<tr><td>{i}</td><td>{label}</td></tr>" for i, label in enumerate(labels))
-        head = "<tr><th>Segment</th><th>What it does</th></tr>"
-        return "".join(parts) + (_details(len(labels), head, rows) if labels else "")
-    certificate = run.certificate
-    slack, dtype = certificate.get("slack"), escape(certificate.get("dtype") or "floating point")
-    if is_proved(run):
-        far = far_from(run)
-        kind, tag = ("open", f"proved, but {escape(far)}") if far else ("good", "proved")
-        parts.append(
-            f"<p><span class='tag {kind}'>{tag}</span> The training loss is at most "
-            f"<strong>{bound_num(bound_of(run))}</strong> on the whole path. "
-            f"The statement is about the network in real arithmetic, evaluated in {dtype}, the rounding of the "
-            "evaluation itself included"
-            + (f": {num(float(slack))} of the bound.</p>" if slack is not None else ".</p>")
-        )
-    else:
-        parts.append("<p><span class='tag open'>not proved</span> At least one segment is only measured.</p>")
-    for claim, n in claim_counts(run).items():
-        why = CLAIMS.get(claim, "a kind of claim that this version of the report does not know")
-        noun = "segment" if n == 1 else "segments"
-        parts.append(f"<p class='claim'><strong>{n} {noun} {escape(claim)}</strong>: {escape(why)}.</p>")
+def _proof(run: StoredRun) -> str:
+    heading = f"<h3>{escape(run.label)}</h3>"
     labels = run.result.get("labels") or []
-    rows = "".join(_segment_row(s, labels) for s in certificate["segments"])
+    if run.certificate is None:
+        nothing = "<p>There is no certificate.json beside this result: nothing was proved about this path.</p>"
+        rows = "".join(f"<tr><td>{i}</td><td>{escape(str(label))}</td></tr>" for i, label in enumerate(labels))
+        head = "<tr><th>Segment</th><th>What it does</th></tr>"
+        return heading + nothing + (_details(len(labels), head, rows) if labels else "")
+    segments = run.certificate["segments"]
+    claims = "".join(_claim(claim, n) for claim, n in _claim_counts(run).items())
+    rows = "".join(_segment_row(s, labels) for s in segments)
     head = "<tr><th>Segment</th><th>What it does</th><th>Claim</th><th>Bound</th><th>Why</th></tr>"
-    return "".join(parts) + _details(len(certificate["segments"]), head, rows)
+    return heading + _statement(run, run.certificate) + claims + _details(len(segments), head, rows)
+
+
+def _statement(run: StoredRun, certificate: Mapping[str, Any]) -> str:
+    """What is proved about the whole path."""
+    if not _is_proved(run):
+        return "<p><span class='tag open'>not proved</span> At least one segment is only measured.</p>"
+    slack, dtype = certificate.get("slack"), escape(certificate.get("dtype") or "floating point")
+    far = far_from(run)
+    kind, tag = ("open", f"proved, but {escape(far)}") if far else ("good", "proved")
+    share = "" if slack is None else f": {num(float(slack))} of the bound"
+    return (
+        f"<p><span class='tag {kind}'>{tag}</span> The training loss is at most "
+        f"<strong>{bound_num(_bound_of(run))}</strong> on the whole path. "
+        f"The statement is about the network in real arithmetic, evaluated in {dtype}, the rounding of the "
+        f"evaluation itself included{share}.</p>"
+    )
+
+
+def _claim(claim: str, n: int) -> str:
+    why = _CLAIMS.get(claim, "a kind of claim that this version of the report does not know")
+    noun = "segment" if n == 1 else "segments"
+    return f"<p class='claim'><strong>{n} {noun} {escape(claim)}</strong>: {escape(why)}.</p>"
 
 
 def _segment_row(segment: dict[str, object], labels: list[object]) -> str:
@@ -291,7 +298,7 @@ def _details(count: int, head: str, rows: str) -> str:
     )
 
 
-def _command_of(run: Run) -> str:
+def _command_of(run: StoredRun) -> str:
     """The recorded command if it is one of ours and nothing more, as readers paste it into a shell."""
     command = run.result.get("command") or ""
     try:
@@ -301,13 +308,13 @@ def _command_of(run: Run) -> str:
     return command if words[:1] == ["isthmus"] and command == shlex.join(words) and command.isprintable() else ""
 
 
-def repeat(runs: tuple[Run, ...]) -> str:
+def repeat(runs: tuple[StoredRun, ...]) -> str:
     """The commands, versions and seeds."""
     commands = "\n".join(escape(command) for r in runs if (command := _command_of(r)))
     shown = f"<pre>{commands}</pre>" if commands else "<p>No command was recorded.</p>"
     rows = "\n".join(
         f"<tr><th scope='row'>{escape(r.label)}</th><td>{whole(r.number('seed'))}</td>"
-        + "".join(f"<td>{text_of(r, key) or NONE}</td>" for key in ("dtype", "version", "torch"))
+        + "".join(f"<td>{_text_of(r, key) or NONE}</td>" for key in ("dtype", "version", "torch"))
         + "</tr>"
         for r in runs
     )

@@ -20,8 +20,8 @@ _PARTS = 20_000_000  # a part that is shared counts wherever it stands
 _LEAVES = ("number", "complex", "torch.device", "layout")  # kinds that hold nothing whose hash could cost
 _KEY_BITS = 60  # Python's hash is the identity below 2^61 - 1; larger whole numbers can be made to collide
 AGAIN = "copy or download it again"
-TENSORS = "where the model was trained, write torch.save(model.state_dict(), path)"
-TRUST = f"{TENSORS}; only if you made this file yourself: load_params(path, unsafe_pickle=True)"
+_TENSORS = "where the model was trained, write torch.save(model.state_dict(), path)"
+TRUST = f"{_TENSORS}; only if you made this file yourself: load_params(path, unsafe_pickle=True)"
 
 ITEMS = {
     **dict.fromkeys(("Byte", "Char", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4", "Untyped"), 1),
@@ -58,7 +58,7 @@ class RefusedError(Exception):
     """Why, and what to do."""
 
 
-def refuse(why: str, instead: str = TENSORS) -> RefusedError:
+def refuse(why: str, instead: str = _TENSORS) -> RefusedError:
     """The error to raise."""
     return RefusedError(why, instead)
 
@@ -219,7 +219,7 @@ def _subclass(*_: Any) -> StandIn:
 
 def _dtype(form: Any, *_: Any) -> StandIn:
     if form not in NUMPY:
-        raise refuse(f"holds numpy values of the format {one_line(form, 20)!r}", TENSORS)
+        raise refuse(f"holds numpy values of the format {one_line(form, 20)!r}", _TENSORS)
     return StandIn("dtype", form)
 
 

@@ -34,8 +34,8 @@ from isthmus.storage.files import (
 
 __all__ = ["digest", "digest_of", "read_metadata", "read_tensors", "save_tensors", "sniff"]
 
-HEADER_BYTES = 20_000_000
-HEADER_KEYS = 150_000
+_HEADER_BYTES = 20_000_000
+_HEADER_KEYS = 150_000
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -165,20 +165,20 @@ def _header(path: PathLike, named: PathLike) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise FileError(named, f"is {sniff(path)}, not a whole safetensors file", "copy or download it again")
-        if length > HEADER_BYTES:
-            raise FileError(named, f"has a header of {length:,} bytes, {HEADER_BYTES:,} are allowed", "split the file")
+        if length > _HEADER_BYTES:
+            raise FileError(named, f"has a header of {length:,} bytes, {_HEADER_BYTES:,} are allowed", "split the file")
         return _parsed(named, file.read(length))
 
 
 def _parsed(named: PathLike, data: bytes) -> dict[str, Any]:
     try:
-        header = strict_json(data, limit=HEADER_KEYS + 2)
+        header = strict_json(data, limit=_HEADER_KEYS + 2)
     except (ValueError, RecursionError) as error:
         raise FileError(named, f"has a damaged header ({one_line(error)})", "copy or download it again") from error
     if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
         raise FileError(named, "has a header that names no tensors", "copy or download it again")
-    if len(header) > HEADER_KEYS:
-        raise FileError(named, f"names {len(header):,} tensors, {HEADER_KEYS:,} are allowed", "split the file")
+    if len(header) > _HEADER_KEYS:
+        raise FileError(named, f"names {len(header):,} tensors, {_HEADER_KEYS:,} are allowed", "split the file")
     if not all(isinstance(v, str) for v in header.get("__metadata__", {}).values()):
         raise FileError(named, "has metadata that are not strings", "copy or download it again")
     return header

@@ -217,7 +217,7 @@ def _proved(segment: Segment, parts: Sequence[Certificate], weights: Sequence[fl
     """The segment on all data, from its proofs on the chunks."""
     own = [c.segments[0] for c in parts]
     a, b = ends = _ends(parts, weights)
-    bound, intervals = _bound(segment, parts, weights)
+    bound, intervals = _bound(segment, parts, own, weights)
     exact = {s.claim for s in own} <= _EXACT
     return replace(
         max(own, key=lambda s: ("unchanged", "convex", "analytic", "bounded").index(s.claim)),
@@ -231,14 +231,13 @@ def _proved(segment: Segment, parts: Sequence[Certificate], weights: Sequence[fl
 
 
 def _bound(
-    segment: Segment, parts: Sequence[Certificate], weights: Sequence[float]
+    segment: Segment, parts: Sequence[Certificate], own: Sequence[SegmentCertificate], weights: Sequence[float]
 ) -> tuple[float, tuple[tuple[float, float, float], ...]]:
-    own = [c.segments[0] for c in parts]
     claims = {s.claim for s in own}
     top = max(_ends(parts, weights))
-    if claims <= _EXACT and isinstance(segment, Curve) and len(segment.control) == 2:
-        return top + max(c.slack for c in parts), ()
     if claims <= _EXACT:
+        if isinstance(segment, Curve) and len(segment.control) == 2:
+            return top + max(c.slack for c in parts), ()
         return _sum(weights, [s.bound for s in own]), ()
     if claims == {"analytic"}:  # no chunk's loss is further above the chord of its ends
         return top + _sum(weights, [c.slack for c in parts]), ()

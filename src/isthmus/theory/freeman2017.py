@@ -15,7 +15,7 @@ from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.structure.chain import Chain
-from isthmus.theory.table import Pair, Row, conclusion, convex
+from isthmus.theory.table import MeasuredPair, Row, conclusion, convex
 
 PAPER = "Freeman & Bruna 2017"
 
@@ -23,7 +23,7 @@ PAPER = "Freeman & Bruna 2017"
 T = TypeVar("T")
 
 
-def proposition_2_2(pair: Pair) -> list[Row]:
+def proposition_2_2(pair: MeasuredPair) -> list[Row]:
     """Linear networks, as repaired: wide hidden layers, and no penalty or two layers with ridge."""
     name = f"{PAPER}, Proposition 2.2"
     rows = [_convex(pair, name)]
@@ -38,28 +38,44 @@ def proposition_2_2(pair: Pair) -> list[Row]:
     return [*rows, conclusion(name, rows, pair.top, note)]
 
 
+def _ridge(name: str, L: int) -> Row:
+    note = "" if L == 2 else "with ridge, level sets of deeper networks need not be connected"
+    return Row(name, "layers under ridge", "", L, "2", L == 2, None, note)
+
+
+def _two_layers(name: str, chain: Chain, wide: Objective, ends: tuple[Params, Params], counted: set[str]) -> list[Row]:
+    build, why = _tried(lambda: TwoFactors(chain, wide, ends, counted, 1e-6, 2000))
+    row = Row(name, "biases", needed="as the penalty allows", holds=build is not None, note=why)
+    return [row] if build is None else [row, _two_factors(name, build)]
+
+
+def _units(name: str, chain: Chain, sizes: Sizes) -> list[Row]:
+    needed = {l: min(sizes.below[l], sizes.above[l]) + 1 for l in range(1, chain.L)}
+    n = chain.widths
+    return [Row(name, f"units of hidden layer {l}", "", n[l], f">= {need}", n[l] >= need) for l, need in needed.items()]
+
+
 def _widths(name: str, chain: Chain, wide: Objective, ends: tuple[Params, Params], counted: set[str]) -> list[Row]:
     """How many units each hidden layer needs in the construction that ``DeepLinear`` takes."""
     rows: list[Row] = []
     if counted:
-        note = "" if chain.L == 2 else "with ridge, level sets of deeper networks need not be connected"
-        rows.append(Row(name, "layers under ridge", "", chain.L, "2", chain.L == 2, None, note))
+        rows.append(_ridge(name, chain.L))
         if chain.L > 2:
             return rows
     sizes = Sizes.of(chain, ends[0])
     movable = all(clear_biases(chain, wide, p) is not None for p in ends)
     if chain.L == 2 and (counted or sizes.split(movable) is None):
-        build, why = _tried(lambda: TwoFactors(chain, wide, ends, counted, 1e-6, 2000))
-        rows.append(Row(name, "biases", needed="as the penalty allows", holds=build is not None, note=why))
-        return rows if build is None else [*rows, _two_factors(name, build)]
-    for l in range(1, chain.L):
-        n, need = chain.widths[l], min(sizes.below[l], sizes.above[l]) + 1
-        rows.append(Row(name, f"units of hidden layer {l}", "", n, f">= {need}", n >= need))
+        return [*rows, *_two_layers(name, chain, wide, ends, counted)]
+    rows += _units(name, chain, sizes)
     ordered = sizes.split(movable) is not None
     if ordered or all(row.holds for row in rows):
-        note = "" if movable else "hidden biases cannot be moved to the output, so outputs count for every layer"
-        rows.append(Row(name, "layers wide for inputs only", needed="below all others", holds=ordered, note=note))
+        rows.append(_order(name, ordered, movable))
     return rows
+
+
+def _order(name: str, ordered: bool, movable: bool) -> Row:
+    note = "" if movable else "hidden biases cannot be moved to the output, so outputs count for every layer"
+    return Row(name, "layers wide for inputs only", needed="below all others", holds=ordered, note=note)
 
 
 def _two_factors(name: str, build: TwoFactors) -> Row:
@@ -71,7 +87,7 @@ def _two_factors(name: str, build: TwoFactors) -> Row:
     return Row(name, "units of hidden layer 1", "", n, f">= {rank + 1}", holds, None, note)
 
 
-def theorem_2_4(pair: Pair) -> list[Row]:
+def theorem_2_4(pair: MeasuredPair) -> list[Row]:
     """Two-layer ReLU networks with an l1 penalty on the second layer, or none."""
     name = f"{PAPER}, Theorem 2.4"
     rows, L, m = [_convex(pair, name)], pair.chain.L, pair.chain.widths[1]
@@ -88,7 +104,7 @@ def theorem_2_4(pair: Pair) -> list[Row]:
     return [*rows, conclusion(name, rows, None, note)]
 
 
-def _convex(pair: Pair, name: str) -> Row:
+def _convex(pair: MeasuredPair, name: str) -> Row:
     """The loss; the penalty is a matter of each theorem."""
     if pair.chain.L < 2:
         raise UnsupportedError("the network", "it has no hidden layer")

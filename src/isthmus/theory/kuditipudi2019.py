@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import isfinite
 
 from isthmus.errors import UnsupportedError
-from isthmus.theory.table import Pair, Row, conclusion, convex
+from isthmus.theory.table import MeasuredPair, Row, conclusion, convex
 
 PAPER = "Kuditipudi et al. 2019"
-SAMPLED = ("interlayer", "sqrt(h_i)")
+_SAMPLED = ("interlayer", "sqrt(h_i)")
 """Conditions that are measured on examples."""
 
 
-def convex_rows(pair: Pair, theorem: str) -> list[Row]:
+def convex_rows(pair: MeasuredPair, theorem: str) -> list[Row]:
     """What the theorems on chains of layers share: the loss is convex in the outputs, and there is no penalty."""
     if pair.chain.L < 2:
         raise UnsupportedError("the network", "it has no hidden layer")
@@ -23,7 +23,7 @@ def convex_rows(pair: Pair, theorem: str) -> list[Row]:
     return rows
 
 
-def theorem_1(pair: Pair) -> list[Row]:
+def theorem_1(pair: MeasuredPair) -> list[Row]:
     """max(L(a), L(b)) + epsilon for epsilon-dropout stable ends."""
     name = f"{PAPER}, Theorem 1"
     rows = convex_rows(pair, name)
@@ -40,7 +40,7 @@ def theorem_1(pair: Pair) -> list[Row]:
     return [*rows, conclusion(name, rows, pair.top + epsilon, "path: Dropout()")]
 
 
-def theorem_2(pair: Pair) -> list[Row]:
+def theorem_2(pair: MeasuredPair) -> list[Row]:
     """Noise stability, at dropout probability 1/2."""
     name = f"{PAPER}, Theorem 2"
     rows = [*convex_rows(pair, name), *_noise_rows(pair, name)]
@@ -48,7 +48,7 @@ def theorem_2(pair: Pair) -> list[Row]:
     return [*rows, conclusion(name, rows, None, note)]
 
 
-def theorem_3(pair: Pair) -> list[Row]:
+def theorem_3(pair: MeasuredPair) -> list[Row]:
     """Noise stability, and a narrow network theta*."""
     name = f"{PAPER}, Theorem 3"
     rows = [*convex_rows(pair, name), *_noise_rows(pair, name)]
@@ -64,7 +64,7 @@ def theorem_3(pair: Pair) -> list[Row]:
     return [*rows, conclusion(name, rows, None, note)]
 
 
-def _noise_rows(pair: Pair, name: str) -> list[Row]:
+def _noise_rows(pair: MeasuredPair, name: str) -> list[Row]:
     sample = "" if pair.all_used else f"; over the first {pair.few.num_examples} examples only"
     rows = []
     for e, end in enumerate("ab"):
@@ -82,13 +82,13 @@ def _noise_rows(pair: Pair, name: str) -> list[Row]:
             )
         )
         rows += [
-            Row(name, c.name, end, c.value, c.needed, c.holds, None, sample.strip("; ") * c.name.startswith(SAMPLED))
+            Row(name, c.name, end, c.value, c.needed, c.holds, None, sample.strip("; ") * c.name.startswith(_SAMPLED))
             for c in n.conditions
         ]
     return rows
 
 
-def theorem_4(pair: Pair) -> list[Row]:
+def theorem_4(pair: MeasuredPair) -> list[Row]:
     """A statement about networks that exist; no pair has premises to check."""
     note = (
         "it constructs two-layer networks of any width that no path of low loss joins: counterexamples.disconnected()"

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from isthmus.theory.kuditipudi2019 import convex_rows
-from isthmus.theory.table import Pair, Row, conclusion, rows_of
+from isthmus.theory.table import MeasuredPair, Row, conclusion, rows_of
 
 PAPER = "Nguyen 2019"
 
 
-def theorem_3_2(pair: Pair) -> list[Row]:
+def theorem_3_2(pair: MeasuredPair) -> list[Row]:
     """Linearly independent samples, and layers that get narrower."""
     return _level(pair, "3.2", 0)
 
 
-def theorem_5_1(pair: Pair) -> list[Row]:
+def theorem_5_1(pair: MeasuredPair) -> list[Row]:
     """A first layer of 2N units, and layers above it that get narrower."""
     return _level(pair, "5.1", 1)
 
 
-def theorem_6_1(pair: Pair) -> list[Row]:
+def theorem_6_1(pair: MeasuredPair) -> list[Row]:
     """All hidden layers of 2N units (case 2)."""
     return _level(pair, "6.1", pair.chain.L - 1)
 
 
-def _level(pair: Pair, number: str, k: int) -> list[Row]:
+def _level(pair: MeasuredPair, number: str, k: int) -> list[Row]:
     """The theorem in which the features of layer k are the independent data of the layers above."""
     name = f"{PAPER}, Theorem {number}"
     rows = convex_rows(pair, name)

@@ -13,12 +13,12 @@ from isthmus.premises.separability import Separation
 from isthmus.stability.noise.jacobian import Layered
 from isthmus.structure.activations import monotonic
 from isthmus.theory.kuditipudi2019 import convex_rows
-from isthmus.theory.table import Pair, Row, conclusion
+from isthmus.theory.table import MeasuredPair, Row, conclusion
 
 PAPER = "Nguyen, Brechet, Mondelli 2021"
 
 
-def theorem_4_1(pair: Pair) -> list[Row]:
+def theorem_4_1(pair: MeasuredPair) -> list[Row]:
     """The largest of the ends' losses and of those of optimised subnetworks."""
     name = f"{PAPER}, Theorem 4.1"
     rows = convex_rows(pair, name)
@@ -45,7 +45,7 @@ def theorem_4_1(pair: Pair) -> list[Row]:
     return [*rows, conclusion(name, rows, max(pair.top, hub, *rest), "path: Subnetwork()")]
 
 
-def corollary_4_2(pair: Pair) -> list[Row]:
+def corollary_4_2(pair: MeasuredPair) -> list[Row]:
     """Dropout stability implies the condition of Theorem 4.1."""
     name = f"{PAPER}, Corollary 4.2"
     rows = convex_rows(pair, name)
@@ -61,7 +61,7 @@ def corollary_4_2(pair: Pair) -> list[Row]:
     ]
 
 
-def corollary_4_3(pair: Pair) -> list[Row]:
+def corollary_4_3(pair: MeasuredPair) -> list[Row]:
     """Memorising subnetworks: wide layers L-2 and L-1."""
     name = f"{PAPER}, Corollary 4.3"
     rows, chain, L = convex_rows(pair, name), pair.chain, pair.chain.L
@@ -101,27 +101,31 @@ def corollary_4_3(pair: Pair) -> list[Row]:
     return [*rows, replace(bound, note=note)]
 
 
-def corollary_4_4(pair: Pair) -> list[Row]:
+def _separable_layers(pair: MeasuredPair, name: str, e: int) -> list[Row]:
+    L = pair.chain.L
+    each = pair.separability(e, "each", range(L))
+    failing = [l for l in range(L) if each[l].separable is not True]
+    whole = pair.separability(e, "each", [l for l in failing if l], whole=True)
+    argmax = pair.separability(e, "argmax", failing)
+    return [_separable(name, l, "ab"[e], each[l], whole.get(l, each[l]), argmax.get(l)) for l in range(L)]
+
+
+def corollary_4_4(pair: MeasuredPair) -> list[Row]:
     """Linearly separable features."""
     name = f"{PAPER}, Corollary 4.4"
     rows, chain, L = convex_rows(pair, name), pair.chain, pair.chain.L
     n, y = chain.widths, pair.objective.data[1]
-    entropy = pair.objective.named_loss == "cross_entropy" and not y.is_floating_point() and y.dim() == 1
     if y.is_floating_point() or y.dim() != 1:
         raise UnsupportedError("labels", "Corollary 4.4 is about one class per example")
+    entropy = pair.objective.named_loss == "cross_entropy"
     rows.append(Row(name, "cross-entropy loss", needed="infimum 0 on separable data", holds=entropy or None))
     rows.append(_perceptron(pair, name))
     length = min(monotonic(chain, l) for l in range(1, L))
     rows.append(Row(name, "interval on which the activation is strictly monotonic", "", length, "> 0", length > 0))
     narrow = min(n[1:L])
     rows.append(Row(name, "hidden width", "", narrow, f">= 2 n_L = {2 * n[L]}", narrow >= 2 * n[L]))
-    for e, end in enumerate("ab"):
-        each = pair.separability(e, "each", range(L))
-        failing = [l for l in range(L) if each[l].separable is not True]
-        whole = pair.separability(e, "each", [l for l in failing if l], whole=True)
-        argmax = pair.separability(e, "argmax", failing)
-        for l in range(L):
-            rows.append(_separable(name, l, end, each[l], whole.get(l, each[l]), argmax.get(l)))
+    for e in range(2):
+        rows += _separable_layers(pair, name, e)
     note = "path: Subnetwork(inner=Separated()), for which it is enough that own classes have the largest scores"
     if not has_output_bias(chain):
         note += "; layer L-1 was tested with hyperplanes through the origin, as the output layer has no bias"
@@ -142,13 +146,13 @@ def _separable(name: str, l: int, end: str, set_: Separation, whole: Separation,
     return replace(row, note=f"{note}; by largest scores: {scores}")
 
 
-def _perceptron(pair: Pair, name: str) -> Row:
+def _perceptron(pair: MeasuredPair, name: str) -> Row:
     plain = is_perceptron(pair.chain)
     note = "" if plain else "stated for perceptrons; features of convolutional layers are measured flattened"
     return Row(name, "linear layers", needed="perceptron", holds=plain, note=note)
 
 
-def _relu(pair: Pair, name: str) -> Row:
+def _relu(pair: MeasuredPair, name: str) -> Row:
     try:
         Layered.of(pair.chain, pair.params[0])
     except UnsupportedError as e:
@@ -156,7 +160,7 @@ def _relu(pair: Pair, name: str) -> Row:
     return Row(name, "ReLU", needed="ReLU", holds=True)
 
 
-def _targets(pair: Pair, name: str) -> Row:
+def _targets(pair: MeasuredPair, name: str) -> Row:
     y: Tensor = pair.objective.data[1]
     if not y.is_floating_point():
         return Row(name, "targets", "", 1.0, "in [-1, 1]", True, None, "one-hot class labels")

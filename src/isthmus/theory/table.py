@@ -120,7 +120,7 @@ class Settings:
 
 
 @dataclass(eq=False)
-class Pair:
+class MeasuredPair:
     """Two networks, and measurements that several theorems need, each made once. Ends are 0 (a) and 1 (b)."""
 
     objective: Objective
@@ -206,7 +206,7 @@ class Pair:
         return lambda what, done, total: self.progress(f"{what} ({'ab'[e]})", done, total)
 
 
-Premises = Callable[[Pair], list[Row]]
+Premises = Callable[[MeasuredPair], list[Row]]
 """One theorem: its rows for a pair; raises where the network is out of its scope."""
 
 

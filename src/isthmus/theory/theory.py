@@ -12,7 +12,7 @@ from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import check_finite
 from isthmus.theory import freeman2017, kuditipudi2019, nguyen2019, nguyen2021, shevchenko2020
-from isthmus.theory.table import Pair, Premises, Row, Settings, Theory, not_convex
+from isthmus.theory.table import MeasuredPair, Premises, Row, Settings, Theory, not_convex
 from isthmus.training.progress import Progress, no_progress
 
 THEOREMS: tuple[tuple[str, Premises], ...] = (
@@ -33,6 +33,28 @@ THEOREMS: tuple[tuple[str, Premises], ...] = (
     (f"{freeman2017.PAPER}, Theorem 2.4", freeman2017.theorem_2_4),
 )
 """All theorems, by name: a new one adds its line."""
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (value != int(value) or value < 1):
+            raise InputError(name, expected="a whole number >= 1", got=value)
+
+
+def _named(parts: Sequence[str]) -> tuple[tuple[str, Premises], ...]:
+    chosen = tuple((name, premises) for name, premises in THEOREMS if any(part in name for part in parts))
+    if not chosen:
+        raise InputError("theorems", expected=f"part of a name: {', '.join(n for n, _ in THEOREMS)}", got=parts)
+    return chosen
+
+
+def _rows(name: str, premises: Premises, pair: MeasuredPair) -> Sequence[Row]:
+    if not pair.objective.convex and premises is not kuditipudi2019.theorem_4:
+        return not_convex(name)
+    try:
+        return premises(pair)
+    except (UnsupportedError, InputError) as e:
+        return [Row(name, "the theorem's setting", holds=None, note=f"not applicable: {e}")]
 
 
 def theory(
@@ -67,27 +89,17 @@ def theory(
     ['loss convex in the outputs', 'dropout stability epsilon']
     """
     check_kinds(theory, locals())
-    for name, value in (("masks", masks), ("draws", draws), ("steps", steps), ("examples", examples)):
-        if value is not None and (value != int(value) or value < 1):
-            raise InputError(name, expected="a whole number >= 1", got=value)
-    chosen = [(n, f) for n, f in THEOREMS if theorems is None or any(t in n for t in theorems)]
-    if not chosen:
-        raise InputError("theorems", expected=f"part of a name: {', '.join(n for n, _ in THEOREMS)}", got=theorems)
+    _check_counts(masks=masks, draws=draws, steps=steps, examples=examples)
+    chosen = THEOREMS if theorems is None else _named(theorems)
     params = objective.check(a, "a"), objective.check(b, "b")
     for value, name in zip(params, "ab", strict=True):
         check_finite(value, name)
-    pair = Pair(objective, params, Settings(masks, draws, steps, examples, seed), progress)
+    pair = MeasuredPair(objective, params, Settings(masks, draws, steps, examples, seed), progress)
     for loss, name in zip(pair.losses, "ab", strict=True):
         if not isfinite(loss):
             raise InputError(name, expected="a network whose loss on these data is finite", got=f"{loss:g}")
     rows: list[Row] = []
     for name, premises in chosen:
-        if not objective.convex and premises is not kuditipudi2019.theorem_4:
-            rows += not_convex(name)
-            continue
-        try:
-            rows += premises(pair)
-        except (UnsupportedError, InputError) as e:
-            rows.append(Row(name, "the theorem's setting", holds=None, note=f"not applicable: {e}"))
+        rows += _rows(name, premises, pair)
     # what could not be measured has no number
     return Theory(tuple(replace(r, measured=None) if r.measured != r.measured else r for r in rows))
