@@ -101,7 +101,7 @@ def main() -> None:
     for widths in ((5, 4, 3), (5, 6, 7, 4, 3)):
         deep_linear(widths, 0.0, False, 1e-6)
     for alpha in (0.0, 0.1):
-        method = im.TwoLayerReLU(alpha=alpha, steps=500)
+        method = im.TwoLayerReLU(alpha=alpha, recipe=im.Recipe(lr=1e-2, steps=500))
         for row in im.gap_by_width(random_features, (8, 16, 32, 64, 128), method):
             parts = f"e(n) {row.oracle:.5f}, delta {row.compressed[0]:.5f} {row.compressed[1]:.5f}"
             bound = f"epsilon {row.epsilon:.5f}, ends {row.ends[0]:.5f} {row.ends[1]:.5f}"

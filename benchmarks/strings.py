@@ -25,8 +25,9 @@ from isthmus import pipeline as runs
 from isthmus.connectors.strings.beads import Trainer
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.params import distance, equal, norm
-from isthmus.sweep.store import FileCheckpoint
+from isthmus.sweep.store import FolderMemory
 from isthmus.training.fit import Recipe
+from isthmus.training.memory import Memory, forget
 
 CURVES = {
     "quadratic": (lambda x: 0.5 * x**2 + 0.25 * x + 0.1, (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)),
@@ -51,7 +52,9 @@ def polynomial(name: str, pairs: int = 4) -> None:
         for pair in range(pairs):
             a, b = (_trained_curve(data, 100 + 2 * pair + k, level) for k in (0, 1))
             objective = im.Objective(_sigmoids(0), "mse", data)
-            method = im.StringSampling(level, lr=0.01, batch=64, check=20, steps=5000, schedule="constant")
+            method = im.StringSampling(
+                level, recipe=im.Recipe(lr=0.01, steps=5000, batch=64, schedule="constant", check=20)
+            )
             found.append(im.connect(objective, a, b, method))
             if found[-1].outcome.ok:
                 short.append(im.straighten(objective, found[-1].path, level).after)
@@ -97,7 +100,9 @@ def mnist(level: float = 0.1, examples: int = 2000) -> None:
         print(f"  MNIST, {examples} images, {channels} channels, loss at most {level}; straight line {line.max:.3f}")
         times = {}
         for name, batched in (("sequential", False), ("batched", True), ("chosen", None)):
-            method = im.StringSampling(level, batch=64, check=20, lr=2e-3, batched=batched)
+            method = im.StringSampling(
+                level, batched=batched, recipe=im.Recipe(lr=2e-3, steps=2000, batch=64, check=20)
+            )
             begin = time.process_time()
             found = im.connect(objective, a, b, method)
             times[name] = time.process_time() - begin
@@ -144,7 +149,7 @@ def batching(beads: int = 8, steps: int = 100) -> None:
         ) -> None:
             trainer = Trainer.of(objective, limit, recipe, batched, starts[0])
             found = trainer.train(
-                starts, -1.0, steps=steps, seed=0, checkpoint=None, progress=lambda *_: None, what="beads"
+                starts, -1.0, steps=steps, seed=0, memory=forget, progress=lambda *_: None, what="beads"
             )
             ends[batched] = [bead.params for bead in found]
 
@@ -162,7 +167,7 @@ def permutation() -> None:
     """Appendix D.1: what the string says above and below 1/12."""
     example = im.counterexamples.permutation()
     for level in (0.3, 0.2, 0.1, 0.08, 0.03, 0.01):
-        method = im.StringSampling(level, lr=0.01, batch=3, check=20, steps=3000)
+        method = im.StringSampling(level, recipe=im.Recipe(lr=0.01, steps=3000, batch=3, check=20))
         found = im.connect(example.objective, *example.minima, method)
         signs = "".join("+" if example.side(p) > 0 else "-" for p in found.path.knots)
         stats = found.stats
@@ -175,17 +180,16 @@ def resume(kills: int = 4) -> None:
     """A search in another process, killed at random moments and started again, gives the same string bit for bit."""
     if "--worker" in sys.argv:
         folder = Path(sys.argv[-1])
-        checkpoint = FileCheckpoint(folder / "state.safetensors", "benchmark", steps=7)
-        _save(_search(checkpoint), folder / "path.safetensors")
+        _save(_search(FolderMemory(folder / "state", "benchmark", steps=7)), folder / "path.safetensors")
         return
-    alone = _search(None)
+    alone = _search(forget)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "resume", "--worker", folder]
-        state, killed = Path(folder) / "state.safetensors", 0
+        state, killed = Path(folder) / "state", 0
         while True:
-            before = state.stat().st_mtime_ns if state.exists() else 0
+            before = _newest(state)
             worker = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-            while worker.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+            while worker.poll() is None and _newest(state) == before:
                 time.sleep(0.02)
             if killed == kills or worker.poll() is not None:
                 worker.wait()
@@ -202,13 +206,18 @@ def resume(kills: int = 4) -> None:
         raise SystemExit(1)
 
 
-def _search(checkpoint: FileCheckpoint | None) -> im.Connection:
+def _newest(folder: Path) -> int:
+    """When a file in the folder was written last; 0 where there is none."""
+    return max((f.stat().st_mtime_ns for f in folder.glob("*.safetensors")), default=0)
+
+
+def _search(memory: Memory) -> im.Connection:
     curve, _ = CURVES["quadratic"]
     x = torch.linspace(0, 1, 64, dtype=torch.float64)[:, None]
     data = (x, curve(x))
     a, b = (_trained_curve(data, 104 + k, 1e-4) for k in (0, 1))
-    method = im.StringSampling(1e-4, lr=0.005, batch=16, check=20, steps=5000)
-    return im.connect(im.Objective(_sigmoids(0), "mse", data), a, b, method, checkpoint=checkpoint)
+    method = im.StringSampling(1e-4, recipe=im.Recipe(lr=0.005, steps=5000, batch=16, check=20))
+    return im.connect(im.Objective(_sigmoids(0), "mse", data), a, b, method, memory=memory)
 
 
 def _save(found: im.Connection, path: Path) -> None:

@@ -27,8 +27,8 @@ TARGETS = {1: 4e-4, 2: 2e-4}
 """The loss at which each network's training stops; by then no training image is misclassified."""
 
 RUNS = (
-    ("max loss 0.007", im.Subnetwork(slack=5e-3, lr=1e-3), 0.007, 168.0),
-    ("max loss 0.0014", im.Subnetwork(slack=1e-3, lr=1e-3), 0.0014, 700.0),
+    ("max loss 0.007", im.Subnetwork(slack=5e-3, inner=im.Trained(recipe=im.Recipe(lr=1e-3))), 0.007, 168.0),
+    ("max loss 0.0014", im.Subnetwork(slack=1e-3, inner=im.Trained(recipe=im.Recipe(lr=1e-3))), 0.0014, 700.0),
     ("defaults: the larger end's loss", im.Subnetwork(), 0.0014, 700.0),
 )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, wraps
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,18 @@ class Problem:
     objective: im.Objective
     a: Params
     b: Params
+
+
+def made_once(make: Callable[[], Problem]) -> Callable[[], Problem]:
+    """The same objective on every call, which traces its module once, and points of one's own."""
+    first = cache(make)
+
+    @wraps(make)
+    def problem() -> Problem:
+        p = first()
+        return replace(p, a={k: v.clone() for k, v in p.a.items()}, b={k: v.clone() for k, v in p.b.items()})
+
+    return problem
 
 
 def perceptron(widths: list[int], activation: Callable[[], nn.Module] = nn.ReLU, *, bias: bool = True) -> nn.Sequential:
@@ -72,18 +85,22 @@ def classify(name: str, module: nn.Module, shape: tuple[int, ...], classes: int 
     return Problem(name, objective, random_params(module, 1), random_params(module, 2))
 
 
+@made_once
 def two_layers() -> Problem:
     return classify("two layers", perceptron([5, 9, 4]), (5,))
 
 
+@made_once
 def odd_widths() -> Problem:
     return classify("odd widths", perceptron([5, 7, 3, 11, 6, 4]), (5,))
 
 
+@made_once
 def without_bias() -> Problem:
     return classify("without bias", perceptron([5, 8, 6, 4], bias=False), (5,))
 
 
+@made_once
 def tanh_regression() -> Problem:
     module = perceptron([3, 6, 7, 2], nn.Tanh).double()
     x, _ = blobs(20, (3,), 4)
@@ -93,14 +110,17 @@ def tanh_regression() -> Problem:
     )
 
 
+@made_once
 def with_ridge() -> Problem:
     return classify("with ridge", perceptron([5, 8, 6, 4]), (5,), penalty=im.Ridge(1e-3))
 
 
+@made_once
 def convolutional() -> Problem:
     return classify("convolutional", small_convnet(), (1, 8, 8))
 
 
+@made_once
 def wide_relu() -> Problem:
     """All hidden layers have twice as many units as there are samples."""
     module = perceptron([5, 17, 16, 3]).double()
@@ -108,6 +128,7 @@ def wide_relu() -> Problem:
     return Problem("wide relu", objective, random_params(module, 1), random_params(module, 2))
 
 
+@made_once
 def wide_then_narrow() -> Problem:
     """The first layer is that wide, the others get narrower; the activation is onto R."""
     module = perceptron([5, 17, 9, 6, 3], lambda: nn.LeakyReLU(0.2)).double()
@@ -115,18 +136,21 @@ def wide_then_narrow() -> Problem:
     return Problem("wide, then narrow", objective, random_params(module, 1), random_params(module, 2))
 
 
+@made_once
 def deep_linear() -> Problem:
     """No activations: three layers, without a penalty."""
     module = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 6), nn.Linear(6, 4))
     return classify("deep linear", module, (5,))
 
 
+@made_once
 def linear_with_ridge() -> Problem:
     """No activations: two layers and ridge."""
     module = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4))
     return classify("linear with ridge", module, (5,), penalty=im.Ridge(1e-2))
 
 
+@made_once
 def sparse_regression() -> Problem:
     """Two layers, with an l1 penalty on the second."""
     module = perceptron([3, 8, 2]).double()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,6 +284,18 @@ def test_a_report_is_about_one_objective(ends, capsys):
     ok(capsys, "profile", "run/path.safetensors", "--data", "reg.npz", "--out", "run", "--loss", "cross_entropy")
     assert run_app(["report", "run"]) == 2
     assert "profile.json: is about another objective than result.json (loss:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["profile", "certificate", "path"])
+def test_a_report_is_about_one_path(name, ends, capsys):
+    connected(capsys, ends, "--loss", "mse")
+    Path("run").rename("other")
+    connected(capsys, ends[::-1], "--loss", "mse")
+    file = "path.safetensors" if name == "path" else f"{name}.json"
+    Path("other", file).replace(Path("run", file))
+    assert run_app(["report", "run"]) == 2
+    assert f"{file}: is " in (err := capsys.readouterr().err)
+    assert "another path" in err
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import torch
 
 import isthmus as im
 from isthmus import pipeline as runs
-from isthmus.cli import main, run_app
-from isthmus.connectors.base import Search
+from isthmus.cli import commands, run_app
 from isthmus.experiments import Network, Pair, Problem
-from isthmus.storage import FileCheckpoint
+from isthmus.storage import FolderMemory
+from isthmus.storage.methods import connector_from
 from isthmus.sweep import Local, Store, run_cells
 from isthmus.training.fit import Recipe
 from tests.connectors.strings.strings import LEVEL, Killed, Mortal, quadratic
@@ -22,8 +22,8 @@ from tests.connectors.strings.strings import LEVEL, Killed, Mortal, quadratic
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
 OPTIONS = {"threshold": 0.3, "steps": 200, "check": 5, "batch": 20, "lr": 0.01, "attempts": 1}
 METHODS = {
-    "StringSampling": im.StringSampling(**OPTIONS, depth=3),
-    "ConstrainedStringSampling": im.ConstrainedStringSampling(**OPTIONS, beads=6),
+    "StringSampling": connector_from({"name": "StringSampling", **OPTIONS, "depth": 3}),
+    "ConstrainedStringSampling": connector_from({"name": "ConstrainedStringSampling", **OPTIONS, "beads": 6}),
 }
 
 
@@ -43,7 +43,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def command(ends: list[str], out: Path, name: str, *more: str) -> list[str]:
-    given = [f"{k}={getattr(METHODS[name], k)}" for k in (*OPTIONS, "depth" if name == "StringSampling" else "beads")]
+    given = [f"{k}={v}" for k, v in OPTIONS.items()]
+    given.append("depth=3" if name == "StringSampling" else "beads=6")
     options = [word for option in given for word in ("--option", option)]
     return [
         "connect",
@@ -63,7 +64,7 @@ def command(ends: list[str], out: Path, name: str, *more: str) -> list[str]:
 
 def dying(monkeypatch: pytest.MonkeyPatch, saves: int) -> list[int]:
     """Every state is saved at once, and the process dies after so many times; returns the count of saves."""
-    done, real = [0], FileCheckpoint.save
+    done, real = [0], FolderMemory.save
 
     def save(self, tensors, values):
         real(self, tensors, values)
@@ -72,7 +73,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, saves: int) -> list[int]:
             raise Killed
 
     monkeypatch.setattr(runs, "SECONDS", 0.0)
-    monkeypatch.setattr(FileCheckpoint, "save", save)
+    monkeypatch.setattr(FolderMemory, "save", save)
     return done
 
 
@@ -121,7 +122,7 @@ def test_killed_after_the_search_it_is_not_done_again(ends, tmp_path, monkeypatc
     assert (tmp_path / runs.STATE).exists()
     monkeypatch.setattr(runs, "profile", real)
     said = []
-    monkeypatch.setattr(main, "progress_bar", lambda quiet: Spy(said))
+    monkeypatch.setattr(commands, "progress_bar", lambda quiet: Spy(said))
     run_app(command(ends, tmp_path, name))
     assert not any("training" in what or "looking" in what for what in said)
     after = im.load_connection(tmp_path / "path.safetensors")
@@ -148,7 +149,7 @@ def test_the_state_of_another_search_is_refused_and_kept(ends, tmp_path, monkeyp
         with pytest.raises(Killed):
             run_app(command(ends, tmp_path, "StringSampling", "--quiet"))
     state = tmp_path / runs.STATE
-    kept = state.read_bytes()
+    kept = {f: f.read_bytes() for f in state.iterdir()}
     others = (
         command(ends[::-1], tmp_path, "StringSampling"),
         command(ends, tmp_path, "ConstrainedStringSampling"),
@@ -162,18 +163,22 @@ def test_the_state_of_another_search_is_refused_and_kept(ends, tmp_path, monkeyp
         line = capsys.readouterr().err.strip()
         assert line.startswith(f"error: {state}: holds the state of another search")
         assert len(line.splitlines()) == 1
-        assert state.read_bytes() == kept
+        assert {f: f.read_bytes() for f in state.iterdir()} == kept
     assert run_app(command(ends, tmp_path, "StringSampling")) in (0, 1)
     assert "going on" in capsys.readouterr().err
-    state.write_bytes(kept[:-3])  # a damaged state is none: the search starts again
+    state.mkdir()
+    for file, data in kept.items():
+        file.write_bytes(data[:-3])  # a damaged state is none: the search starts again
     assert run_app(command(ends, tmp_path, "StringSampling")) in (0, 1)
     assert "going on" not in capsys.readouterr().err
 
 
 def test_a_method_that_does_not_search_leaves_a_state_alone(ends, tmp_path):
-    (tmp_path / runs.STATE).write_bytes(b"not mine")
+    (tmp_path / runs.STATE).mkdir()
+    state = tmp_path / runs.STATE / "state.safetensors"
+    state.write_bytes(b"not mine")
     assert run_app(["connect", *ends, "--method", "linear", "--out", str(tmp_path), "--num-points", "3", "-q"]) == 0
-    assert (tmp_path / runs.STATE).read_bytes() == b"not mine"
+    assert state.read_bytes() == b"not mine"
 
 
 def test_the_test_set_judges_when_the_method_says_so(ends, tmp_path):
@@ -183,7 +188,7 @@ def test_the_test_set_judges_when_the_method_says_so(ends, tmp_path):
     for name, method in METHODS.items():
         for on in ("train", "test"):
             chosen = replace(method, on=on, threshold=None)
-            assert isinstance(chosen, Search)
+            assert chosen.judged == (on == "test")
             done = runs.run(objective, a, b, chosen, tmp_path / name / on, test=test, num_points=3, budget=0)
             assert done.connection.stats["threshold"]["on"] == on
             assert done.profile.test is not None
@@ -196,13 +201,13 @@ def test_a_killed_pair_goes_on(tmp_path, monkeypatch):
     stores = Store(tmp_path / "whole"), Store(tmp_path / "killed")
     run_cells([cell], stores[0], Local())
     run_cells([a, b], stores[1], Local())
-    monkeypatch.setattr(FileCheckpoint, "due", lambda self, step: True)
+    monkeypatch.setattr(FolderMemory, "due", lambda self, step: True)
     with monkeypatch.context() as patch:
         saves = dying(patch, 6)
         with pytest.raises(Killed):
             run_cells([cell], stores[1], Local())
         assert saves[0] == 6
-    assert [f.name for f in stores[1].folder(cell).iterdir()] == [runs.STATE]
+    assert all(f.name.endswith("state.safetensors") for f in stores[1].folder(cell).iterdir())
     again = dying(monkeypatch, -1)
     run_cells([cell], stores[1], Local())
     assert again[0] > 0
@@ -210,7 +215,7 @@ def test_a_killed_pair_goes_on(tmp_path, monkeypatch):
     for file in ("path.safetensors", "result.json", "profile.json"):
         assert (results[0] / file).read_bytes() == (results[1] / file).read_bytes()
     assert json.loads((results[0] / "result.json").read_text())["segments"] > 1
-    assert not list(stores[1].folder(cell).glob("*.checkpoint.safetensors"))
+    assert not list(stores[1].folder(cell).glob("*state.safetensors"))
     judged = replace(cell, method=replace(METHODS["StringSampling"], on="test", threshold=None))
     assert run_cells([judged], stores[1], Local()).computed == 1
 
@@ -227,7 +232,6 @@ def test_the_owner_of_a_state_is_what_decides_the_search(tmp_path):
         module = torch.nn.Sequential(torch.nn.Linear(6, 5), *hidden, torch.nn.Linear(5, 2)).double()
         objective = im.Objective(module, data=(data.x_train.double() + shift, data.y_train))
         state = runs.state_of(objective, {}, {}, method, tmp_path)
-        assert state is not None
         return state.owner
 
     kept = [Printed() for _ in range(2)]
@@ -241,9 +245,9 @@ def test_the_owner_of_a_state_is_what_decides_the_search(tmp_path):
 @pytest.mark.parametrize("small", [{"budget": 30}, {"beads": 1}])
 def test_a_constrained_search_without_room_stays_so_and_goes_on_with_more(small):
     objective, a, b = quadratic()
-    method = im.ConstrainedStringSampling(threshold=LEVEL, lr=0.01, batch=16, check=10, steps=3000)
+    method = im.ConstrainedStringSampling(threshold=LEVEL, recipe=im.Recipe(lr=0.01, steps=3000, batch=16, check=10))
     kept = Mortal(seed=0, lives=(10**6, 10**6))
-    first, second = (im.connect(objective, a, b, replace(method, **small), checkpoint=kept) for _ in range(2))
+    first, second = (im.connect(objective, a, b, replace(method, **small), memory=kept) for _ in range(2))
     assert first.outcome is second.outcome is im.Outcome.BUDGET_EXHAUSTED
     assert {**first.stats, "seconds": 0} == {**second.stats, "seconds": 0}
-    assert im.connect(objective, a, b, method, checkpoint=kept).outcome.ok
+    assert im.connect(objective, a, b, method, memory=kept).outcome.ok

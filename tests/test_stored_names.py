@@ -36,7 +36,7 @@ MODELS = [
     "vgg11_bn:999999:he", "convnet:999999", "conv5:999999999-999999999", "conv5:9-9-999999999-999999999",
     "lstm:999999x99", "mlp:64-\u0663-10", "mlp:64--5-10", "mlp:mlp:64-5-10", "mlp:0x9-10", "mlp:64-5x99999-10", LONG,
     "mlp:" + LONG, "\x1b[2J\nos:abort", "-q", "", "mlp ", "MLP:64-5-10",
-    "mlp:64-5-10:dropout=" + "0.1x9999-" * 99 + "0",
+    "mlp:64-9000x5-10", "mlp:64-5-10:dropout=" + "0.1x9999-" * 99 + "0",
 ]  # fmt: skip
 DATA = [
     "payload.npz", "./payload.npz", "/etc/passwd", "../payload.npz", "gaussians:N=999999999,d=999999999",
@@ -183,6 +183,7 @@ def test_sweep_files_choose_nothing(folder):
     files = [sweep_file(folder / f"sweeps/{i}.yaml", entry=e) for i, e in enumerate(entries)]
     others = [
         {"methods": ["os:abort"]}, {"methods": [{"name": "Linear", "os": "abort"}]}, {"name": "../s"}, {"name": "/s"},
+        {"entry": {"seeds": [*range(9999)]}}, {"entry": {"seeds": [*range(99)]}, "seeds": [*range(99)]},
         {"methods": [5]}, {"num_points": 10**9}, {"networks": [5]}, {"networks": 5}, {"pairs": "os:abort"},
     ]  # fmt: skip
     files += [

@@ -111,7 +111,7 @@ def test_corollary_4_4_flips_with_the_features_and_the_width(wide):
     good = table(wide, "4.4")
     assert all(r.holds for r in good.of("Corollary 4.4"))
     assert conclusion(good, "4.4").bound == max(wide.objective.loss(wide.a), wide.objective.loss(wide.b))
-    connection = im.connect(wide.objective, wide.a, wide.b, im.Subnetwork(xi="separate"))
+    connection = im.connect(wide.objective, wide.a, wide.b, im.Subnetwork(inner=im.Separated()))
     assert im.certify(wide.objective, connection.path).bound <= conclusion(good, "4.4").bound * (1 + 1e-9)
     blind = im.theory(
         wide.objective, wide.a, wide.b | {"4.bias": torch.full((40,), -99.0).double()}, theorems=["4.4"], **QUICK
@@ -156,7 +156,7 @@ def test_corollary_4_3_holds_where_all_its_assumptions_do():
     bound = conclusion(found, "4.3").bound
     assert bound is not None
     assert bound >= max(objective.loss(a), objective.loss(b))
-    connection = im.connect(objective, a, b, im.Subnetwork(xi="memorise", draws=5))
+    connection = im.connect(objective, a, b, im.Subnetwork(draws=5, inner=im.Memorised()))
     certificate = im.certify(objective, connection.path)
     assert certificate.proved
 

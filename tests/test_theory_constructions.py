@@ -304,7 +304,12 @@ def test_each_premise_of_theorem_2_4_fails_by_itself(problem, premise, why):
     assert failing(found) == [one(found, "2.4", premise).premise, CONCLUSION]
     assert why in one(found, "2.4", premise).note
     with pytest.raises(im.IsthmusError):
-        im.connect(problem.objective, problem.a, problem.b, im.TwoLayerReLU(units=1, steps=1, attempts=0))
+        im.connect(
+            problem.objective,
+            problem.a,
+            problem.b,
+            im.TwoLayerReLU(units=1, attempts=0, recipe=im.Recipe(lr=1e-2, steps=1)),
+        )
 
 
 # -- all

@@ -1,73 +1,39 @@
 """Isthmus: are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
 
-from isthmus import counterexamples as counterexamples
-from isthmus import data as data
-from isthmus import models as models
-from isthmus.analysis.descend import descend as descend
-from isthmus.analysis.gap_by_width import gap_by_width as gap_by_width
-from isthmus.analysis.geometry import Geometry as Geometry
-from isthmus.analysis.geometry import geometry as geometry
-from isthmus.analysis.straighten import Straightened as Straightened
-from isthmus.analysis.straighten import straighten as straighten
-from isthmus.analysis.subnetwork_bounds import LayerBound as LayerBound
-from isthmus.analysis.subnetwork_bounds import SubnetworkBounds as SubnetworkBounds
-from isthmus.analysis.subnetwork_bounds import dropout_bounds as dropout_bounds
-from isthmus.analysis.subnetwork_bounds import subnetwork_bounds as subnetwork_bounds
-from isthmus.certify import Certificate as Certificate
-from isthmus.certify import certify as certify
-from isthmus.certify import verify_certificate as verify_certificate
-from isthmus.connectors import METHODS as METHODS
-from isthmus.connectors import Connection as Connection
-from isthmus.connectors import Connector as Connector
-from isthmus.connectors import ConstrainedStringSampling as ConstrainedStringSampling
-from isthmus.connectors import DeepLinear as DeepLinear
-from isthmus.connectors import Dropout as Dropout
-from isthmus.connectors import Linear as Linear
-from isthmus.connectors import MeanField as MeanField
-from isthmus.connectors import Narrow as Narrow
-from isthmus.connectors import NoiseDropout as NoiseDropout
-from isthmus.connectors import Outcome as Outcome
-from isthmus.connectors import StringSampling as StringSampling
-from isthmus.connectors import Sublevel as Sublevel
-from isthmus.connectors import Subnetwork as Subnetwork
-from isthmus.connectors import TwoLayerReLU as TwoLayerReLU
-from isthmus.connectors import connect as connect
-from isthmus.errors import CheckpointError as CheckpointError
-from isthmus.errors import FileError as FileError
-from isthmus.errors import InputError as InputError
-from isthmus.errors import IsthmusError as IsthmusError
-from isthmus.errors import IsthmusWarning as IsthmusWarning
-from isthmus.errors import MissingExtraError as MissingExtraError
-from isthmus.errors import OutcomeError as OutcomeError
-from isthmus.errors import UnsupportedError as UnsupportedError
-from isthmus.evaluate import Profile as Profile
-from isthmus.evaluate import profile as profile
-from isthmus.objective import Objective as Objective
-from isthmus.objective.losses import L1 as L1
-from isthmus.objective.losses import Ridge as Ridge
-from isthmus.params import Params as Params
-from isthmus.paths import Curve as Curve
-from isthmus.paths import LevelCurve as LevelCurve
-from isthmus.paths import LevelLayer as LevelLayer
-from isthmus.paths import Path as Path
-from isthmus.paths import Segment as Segment
-from isthmus.premises.sublevel import SublevelConditions as SublevelConditions
-from isthmus.premises.sublevel import sublevel_conditions as sublevel_conditions
-from isthmus.stability.dropout.measure import DropoutStability as DropoutStability
-from isthmus.stability.dropout.measure import dropout_stability as dropout_stability
-from isthmus.stability.dropout.pattern import PatternStability as PatternStability
-from isthmus.stability.dropout.pattern import pattern_stability as pattern_stability
-from isthmus.stability.noise.measure import NoiseStability as NoiseStability
-from isthmus.stability.noise.measure import noise_stability as noise_stability
-from isthmus.storage import load_connection as load_connection
-from isthmus.storage import load_params as load_params
-from isthmus.storage import save as save
-from isthmus.storage import save_params as save_params
-from isthmus.structure import Group as Group
-from isthmus.structure import Member as Member
-from isthmus.structure import Structure as Structure
-from isthmus.structure import derive_structure as derive_structure
-from isthmus.theory import Theory as Theory
-from isthmus.theory import theory as theory
-from isthmus.verdict import Verdict as Verdict
-from isthmus.verdict import verdict as verdict
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from isthmus.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from isthmus.api import *  # noqa: F403
+
+
+class _Package(ModuleType):
+    """This package, in which three names are functions although submodules have them too."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Python binds a submodule here when it is first imported
+        if not (name in ("certify", "theory", "verdict") and isinstance(value, ModuleType)):
+            ModuleType.__setattr__(self, name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, all of which stand in ``isthmus.api``."""
+    # a name with an underscore is one of Python's own, or of nobody
+    value = None if name.startswith("_") else getattr(import_module("isthmus.api"), name, None)
+    if value is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return ["__version__", *sorted(name for name in vars(import_module("isthmus.api")) if not name.startswith("_"))]

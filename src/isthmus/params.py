@@ -73,7 +73,7 @@ def widened(v: Tensor) -> Tensor:
 
 
 def _some(names: Iterable[str], limit: int = 4) -> str:
-    names = sorted(names)
+    names = sorted(map(str, names))
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import platform
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,29 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten
 
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
-from isthmus.connectors.base import Search, describe
 from isthmus.data import Dataset
-from isthmus.errors import FileError
 from isthmus.evaluate import Profile, profile
 from isthmus.models import MODELS
 from isthmus.objective import Objective
 from isthmus.params import Params, check_ends
-from isthmus.storage import FileCheckpoint, digest, make_folder, save, write_csv, write_json
+from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_json
+from isthmus.storage.paths import path_digest
+from isthmus.storage.state import memory_in
 from isthmus.stored import shown
-from isthmus.training.fit import Checkpoint, Fitted, Recipe, fit
+from isthmus.training.fit import Fitted, Recipe, fit
+from isthmus.training.memory import Beside, Memory, State, forget
 from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level, verdict
 
-STATE = "search.checkpoint.safetensors"
-"""The file in a run's folder that holds the state of an unfinished search."""
+STATE = "state"
+"""The folder in a run's folder that holds the state of unfinished work."""
 
 SECONDS = 5.0
-"""Between two times that the state of a search is saved."""
+"""Between two times that the state of work in progress is saved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +57,14 @@ def train(
     seed: int,
     loss: str = "cross_entropy",
     target: float = 0.0,
-    checkpoint: Checkpoint | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
 ) -> Fitted:
     """Train a copy of `module` from its present weights; dropout and BatchNorm work as in training.
 
     The checks, the stopping rule and the returned loss are those of the network in evaluation mode on all
     examples. All randomness comes from `seed`; neither the module nor the global random state is written to.
-    With a `checkpoint`, a training that was killed goes on where it was last saved, to the same weights.
+    With a `memory`, a training that was killed goes on where it was last saved, to the same weights.
     """
     learner, judge = copy.deepcopy(module).train(), copy.deepcopy(module).eval()
     objective = Objective(judge, loss, data)
@@ -90,35 +87,24 @@ def train(
         fitted = fit(
             batch_loss, full_loss, params, len(y), recipe,
             generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers,
-            checkpoint=None if checkpoint is None else _WithGlobalState(checkpoint, objective.device),
-            progress=progress,
+            memory=_beside_global_state(memory, objective.device), progress=progress,
         )  # fmt: skip
     return Fitted({k: fitted.params[v] for k, v in whole.items()}, fitted.loss, fitted.steps, fitted.ended)
 
 
-@dataclass(frozen=True)
-class _WithGlobalState:
-    """A checkpoint that also keeps torch's global random state, which dropout layers draw from."""
+def _beside_global_state(memory: Memory, device: torch.device) -> Memory:
+    """A memory that also keeps torch's global random state, which dropout layers draw from."""
 
-    inner: Checkpoint
-    device: torch.device
+    def give() -> State:
+        states = {"cpu": torch.get_rng_state()}
+        return (states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states), {}
 
-    def due(self, step: int) -> bool:
-        return self.inner.due(step)
+    def take(states: Params, _: Mapping[str, Any]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
 
-    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
-        states = {"global/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            states["global/cuda"] = torch.cuda.get_rng_state(self.device)
-        self.inner.save({**tensors, **states}, values)
-
-    def load(self) -> tuple[Params, dict[str, Any]] | None:
-        kept = self.inner.load()
-        if kept is not None:
-            torch.set_rng_state(kept[0]["global/cpu"].clone())
-            if "global/cuda" in kept[0]:
-                torch.cuda.set_rng_state(kept[0]["global/cuda"].clone(), self.device)
-        return kept
+    return Beside(memory, give, take)
 
 
 def run(
@@ -135,7 +121,7 @@ def run(
     level: float | str = LEVEL,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
-    checkpoint: Checkpoint | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
 ) -> Run:
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
@@ -143,33 +129,34 @@ def run(
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
     `budget` are those of ``certify`` (by default ten times this measuring, of `num_points` points per segment), `level`
     is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
-    is measured; it also judges the path of a method with ``on="test"``. With a `checkpoint` (see ``state_of``) a
-    method that searches goes on where it was killed.
+    is measured; it also judges the path of a method with ``on="test"``. With a `memory` (see ``state_of``) a
+    method that takes long goes on where it was killed.
     """
     Level.read(level)  # before the work, as a wrong one would be found after it
     check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
-    connection = connect(objective, a, b, method, seed=seed, test=judge, checkpoint=checkpoint, progress=progress)
+    connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
     stats["test"] = examples_of(test)
     connection = Connection(connection.path, connection.target, connection.outcome, stats)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
     measured = profile(objective, connection.path, num_points, test=test, progress=progress)
-    write_profile(measured, folder, objective)
+    write_profile(measured, folder, objective, folder / "path.safetensors")
     middle = time.perf_counter()
     labels = connection.stats["segments"]
     proved = certify(
         objective, connection.path, gap, budget=budget, labels=labels, num_points=num_points, progress=progress
     )
-    write_certificate(proved, folder, objective)
+    write_certificate(proved, folder, objective, folder / "path.safetensors")
     seconds = {
         "connect": connection.stats["seconds"],
         "profile": middle - begin,
         "certify": time.perf_counter() - middle,
     }
     result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
+    result |= _about(None, folder / "path.safetensors")
     write_json(folder / "result.json", result)
     return Run(connection, measured, proved, result)
 
@@ -190,7 +177,7 @@ def examples_of(test: Objective | None) -> dict[str, Any] | None:
 
 def judge_of(method: Connector, test: Objective | None) -> Objective | None:
     """The test objective if the method's path is judged by it, else None: what ``connect`` takes as `test`."""
-    return test if isinstance(method, Search) and method.judged_by_test else None
+    return test if method.judged else None
 
 
 def state_of(
@@ -202,31 +189,9 @@ def state_of(
     *,
     test: Objective | None = None,
     seed: int = 0,
-) -> FileCheckpoint | None:
-    """Where ``run`` with the same arguments may keep the state of its search; None for a method that does not search.
-
-    The caller removes it when the run is done. Errors: ``FileError`` when the folder holds the state of another search.
-    """
-    if not isinstance(method, Search):
-        return None
-    sets = [objective, *([test] if test is not None and judge_of(method, test) else [])]
-    known = {
-        "ends": [digest(a), digest(b)],
-        "method": describe(method),
-        "seed": seed,
-        "network": re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton)),  # addresses differ between processes
-        "objective": [s.describe() for s in sets],
-        "data": [digest({str(i): v for i, v in enumerate(tree_flatten(s.data)[0])}) for s in sets],
-    }
-    owner = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    state = FileCheckpoint(FilePath(folder) / STATE, owner, SECONDS)
-    if state.foreign():
-        raise FileError(
-            state.path,
-            "holds the state of another search (other networks, data, method or seed)",
-            "give its arguments to go on with it, or take another folder, or remove it",
-        )
-    return state
+) -> FolderMemory:
+    """Where ``run`` with the same arguments keeps the state of its work; the caller removes it when the run is done."""
+    return memory_in(FilePath(folder) / STATE, objective, a, b, method, test=test, seed=seed, seconds=SECONDS)
 
 
 def summary(
@@ -286,25 +251,30 @@ def reference_of(name: str) -> str:
     return next((m.about.reference for m in METHODS if m.__name__ == name), "")
 
 
-def write_profile(measured: Profile, folder: FilePath, objective: Objective | None = None) -> None:
-    """profile.json, with what was measured if the `objective` is given, and profile.csv."""
-    write_json(folder / "profile.json", measured.to_dict() | _about(objective))
+def write_profile(
+    measured: Profile, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
+) -> None:
+    """profile.json, with what was measured, on which path, if `objective` and `path` are given, and profile.csv."""
+    write_json(folder / "profile.json", measured.to_dict() | _about(objective, path))
     columns = {"t": measured.t, "segment": measured.segment, "loss": measured.loss, "error": measured.error}
     if measured.test is not None:
         columns |= {"test_loss": measured.test.loss, "test_error": measured.test.error}
     write_csv(folder / "profile.csv", {k: v.tolist() for k, v in columns.items()})
 
 
-def write_certificate(proved: Certificate, folder: FilePath, objective: Objective | None = None) -> None:
-    """certificate.json, with what is bounded if the `objective` is given, and certificate.csv."""
+def write_certificate(
+    proved: Certificate, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
+) -> None:
+    """certificate.json, with what is bounded, on which path, if they are given, and certificate.csv."""
     table = proved.to_dict()
-    write_json(folder / "certificate.json", table | _about(objective))
+    write_json(folder / "certificate.json", table | _about(objective, path))
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
 
 
-def _about(objective: Objective | None) -> dict[str, Any]:
-    return {} if objective is None else {"objective": objective.describe()}
+def _about(objective: Objective | None, path: FilePath | None) -> dict[str, Any]:
+    about = {} if objective is None else {"objective": objective.describe()}
+    return about if path is None else {**about, "path": path_digest(path)}
 
 
 SAME = ("loss", "named", "examples", "penalty", "error")

@@ -17,11 +17,14 @@ from isthmus.certify.branch import FLOOR
 from isthmus.certify.certificate import upward
 from isthmus.errors import InputError
 from isthmus.evaluate import Profile
+from isthmus.kinds import check_kinds
+from isthmus.shown import one_line
 
 LEVEL = "1.1x"
 """The level where none is asked for: a tenth above the larger end."""
 
 
+@one_line
 @dataclass(frozen=True)
 class Level:
     """A loss to stay below: `number` itself, or, if `relative`, so many times the larger end's loss.
@@ -104,6 +107,7 @@ class Proof(NamedTuple):
     segments: int
 
 
+@one_line
 @dataclass(frozen=True)
 class Verdict:
     """Whether the loss is below `level` on the whole path: `below` is True, False or, where nothing decides, None.
@@ -166,6 +170,7 @@ def verdict(
     >>> print(verdict(certificate=certify(objective, path), level=0.7))
     below 0.7 on the whole path: yes, proved (at most 0.6932)
     """
+    check_kinds(verdict, locals())
     asked = Level.read(level)
     if profile is None and certificate is None:
         raise InputError("profile, certificate", expected="one of them", got="neither")

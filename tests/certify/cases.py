@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ class Case:
     tokens: bool = False
     scale: float = 1.0
 
+    @cache  # noqa: B019 - the cases live as long as the tests
     def objective(self, **options) -> im.Objective:
         x, y = blobs(10, self.shape, 4)
         if self.tokens:

@@ -19,7 +19,7 @@ from tests.problems import (
     with_ridge,
 )
 
-quick = {"dropout": im.Dropout(masks=2), "subnetwork": im.Subnetwork(steps=20)}
+quick = {"dropout": im.Dropout(masks=2), "subnetwork": im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=20)))}
 
 
 def exact(objective: im.Objective, path: im.Path, **options) -> im.Certificate:

@@ -275,7 +275,7 @@ def test_a_pickle_with_code_is_not_executed(folder, tmp_path, capsys, monkeypatc
         (["--method", "Magic"], ["--method", "Linear", "'Magic'"]),
         (
             ["--method", "Dropout", "--option", "mask=3"],
-            ["KEY in ['every_vertex', 'keep', 'masks', 'scale', 'search']", "mask=3"],
+            ["options among ['every_vertex', 'keep', 'masks', 'scale', 'search']", "'mask'"],
         ),
         (["--method", "Dropout", "--option", "masks=many"], ["masks", "integer", "'many'"]),
         (["--method", "Dropout", "--option", "keep=0.9"], ["keep", "(0, 1/2]", "0.9"]),
@@ -308,7 +308,8 @@ def test_option_values_are_read_as_their_fields_want(folder, tmp_path):
     options = ["--option", "lr=1e-3", "--option", "steps=5", "--option", "hub_steps=5"]
     assert run_app(["connect", *ends(folder), "--method", "subnetwork", *options, *out(tmp_path)]) == 0
     method = json.loads((tmp_path / "result.json").read_text())["method"]
-    assert (method["lr"], method["steps"], method["hub_steps"]) == (1e-3, 5, 5)
+    inner = method["inner"]
+    assert (inner["recipe"]["lr"], inner["recipe"]["steps"], inner["hub_steps"]) == (1e-3, 5, 5)
 
 
 def test_threads_are_set_for_the_command():

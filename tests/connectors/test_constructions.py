@@ -47,7 +47,7 @@ def test_dropout_through_every_vertex_has_5L_minus_8_segments_per_end(widths):
 @biases
 def test_subnetwork_has_4L_minus_1_segments(widths, bias):
     L = len(widths) - 1
-    problem, connection = connect(widths, im.Subnetwork(steps=20), bias=bias)
+    problem, connection = connect(widths, im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=20))), bias=bias)
     assert len(connection.path) == 4 * L - 1
     certificate = im.certify(problem.objective, connection.path)
     assert certificate.proved
@@ -56,7 +56,7 @@ def test_subnetwork_has_4L_minus_1_segments(widths, bias):
 
 @deep
 def test_the_moves_named_by_the_labels_are_the_claims(widths):
-    for method in (im.Dropout(masks=2), im.Subnetwork(steps=20)):
+    for method in (im.Dropout(masks=2), im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=20)))):
         problem, connection = connect(widths, method)
         certificate = im.certify(problem.objective, connection.path)
         for label, proof in zip(connection.stats["segments"], certificate.segments, strict=True):
@@ -100,7 +100,7 @@ def test_dropped_networks_are_theta_itself_with_units_left_out(widths):
 
 @deep
 def test_the_trained_losses_of_the_subnetworks_are_the_knots_of_the_path(widths):
-    problem, connection = connect(widths, im.Subnetwork(steps=40))
+    problem, connection = connect(widths, im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=40))))
     losses = [problem.objective.loss(p) for p in connection.path.knots]
     for row in connection.stats["subnetworks"]:
         assert min(abs(v - row["loss"]) for v in losses) < 1e-10
@@ -127,14 +127,14 @@ def join_trained(problem, method, **options):
 
 
 def test_training_lowers_the_path(trained):
-    short = join_trained(trained, im.Subnetwork(steps=1, init="random"))
-    long = join_trained(trained, im.Subnetwork(steps=2000, init="random", batch=24))
+    short = join_trained(trained, im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=1), init="random")))
+    long = join_trained(trained, im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=2000, batch=24), init="random")))
     heights = [im.profile(trained.objective, c.path, 2).max for c in (short, long)]
     assert heights[1] < heights[0] / 20
 
 
 def test_subnetwork_stops_at_the_larger_end(trained):
-    connection = join_trained(trained, im.Subnetwork(steps=4000, batch=24))
+    connection = join_trained(trained, im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=4000, batch=24))))
     certificate = im.certify(trained.objective, connection.path)
     assert certificate.excess - certificate.slack < 1e-12
     assert certificate.slack < 1e-10
@@ -153,7 +153,7 @@ def test_what_is_neither_live_nor_written_is_cleared():
     for i, k in ((2, 2), (1, 6)):  # the knots where theta_2 and theta_1 stand beside the network before
         assert f"write theta_{i} into" in connection.stats["segments"][k - 1]
         assert rows_in_use(chain, connection.path.knots[k])[i:3] == [6] * (3 - i)
-    problem, connection = connect([5, 9, 11, 7, 4], im.Subnetwork(steps=5))
+    problem, connection = connect([5, 9, 11, 7, 4], im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=5))))
     chain = chain_of(problem.objective.program, problem.objective.structure)
     assert "write xi_0" in connection.stats["segments"][5]
     assert rows_in_use(chain, connection.path.knots[6])[1:3] == [10, 6]
@@ -161,7 +161,9 @@ def test_what_is_neither_live_nor_written_is_cleared():
 
 @pytest.mark.parametrize("fraction", [0.5, 0.7])
 def test_the_fraction_of_held_units_is_respected(fraction):
-    problem, connection = connect([5, 10, 10, 4], im.Subnetwork(fraction=fraction, steps=20))
+    problem, connection = connect(
+        [5, 10, 10, 4], im.Subnetwork(fraction=fraction, inner=im.Trained(recipe=im.Recipe(steps=20)))
+    )
     chain = chain_of(problem.objective.program, problem.objective.structure)
     first_switch = chain.read(connection.path.knots[1]).A[chain.L]
     assert int((first_switch.flatten(2) != 0).any(2).any(0).sum()) == round(fraction * 10)
@@ -169,7 +171,7 @@ def test_the_fraction_of_held_units_is_respected(fraction):
 
 
 def test_divergence_is_an_outcome_and_leaves_a_usable_path(trained):
-    method = im.Subnetwork(steps=200, lr=1e200, batch=24, optimizer="sgd")
+    method = im.Subnetwork(inner=im.Trained(recipe=im.Recipe(optimizer="sgd", lr=1e200, steps=200, batch=24)))
     connection = join_trained(trained, method)
     assert connection.outcome is im.Outcome.NOT_FINITE
     assert not connection.outcome.ok
@@ -181,7 +183,7 @@ def test_divergence_is_an_outcome_and_leaves_a_usable_path(trained):
 
 def test_convolutional_networks_with_batchnorm_and_flatten():
     problem = classify("convolutional", small_convnet(), (1, 8, 8))
-    for method, count in ((im.Dropout(masks=2), 28), (im.Subnetwork(steps=20), 15)):
+    for method, count in ((im.Dropout(masks=2), 28), (im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=20))), 15)):
         connection = im.connect(problem.objective, problem.a, problem.b, method)
         assert len(connection.path) == count
         assert im.certify(problem.objective, connection.path).proved
@@ -194,13 +196,13 @@ def test_convolutional_networks_with_batchnorm_and_flatten():
         (lambda: im.Dropout(masks=0), "at least 1 subset"),
         (lambda: im.Dropout(scale="best"), "'output', 'each', 'layer', 'none'"),
         (lambda: im.Subnetwork(fraction=0.4), r"fraction: expected a number in \[1/2, 1\)"),
-        (lambda: im.Subnetwork(steps=0), "steps: expected a whole number"),
-        (lambda: im.Subnetwork(lr=-1), "lr: expected a positive number"),
-        (lambda: im.Subnetwork(optimizer="adagrad"), "'adam', 'sgd' or 'lbfgs'"),
-        (lambda: im.Subnetwork(init="zeros"), "'theta' or 'random'"),
+        (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=0))), "steps: expected a whole number"),
+        (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(lr=-1))), "lr: expected a positive number"),
+        (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(optimizer="adagrad"))), "'adam', 'sgd' or 'lbfgs'"),
+        (lambda: im.Subnetwork(inner=im.Trained(init="zeros")), "'theta' or 'random'"),
         (lambda: im.Subnetwork(slack=-1), "slack: expected"),
-        (lambda: im.Subnetwork(attempts=0), "attempts: expected"),
-        (lambda: im.Subnetwork(hub_steps=0), "hub_steps: expected"),
+        (lambda: im.Subnetwork(inner=im.Trained(attempts=0)), "attempts: expected"),
+        (lambda: im.Subnetwork(inner=im.Trained(hub_steps=0)), "hub_steps: expected"),
     ],
 )
 def test_bad_fields_are_refused_at_once(make, message):

@@ -22,10 +22,12 @@ METHODS: dict[str, im.Connector] = {
     "a third": im.Dropout(masks=3, keep=1 / 3, search="random", scale="layer"),
     "noise": im.NoiseDropout(draws=3),
     "noise, bernoulli": im.NoiseDropout(draws=3, counts="bernoulli"),
-    "narrow": im.Narrow(steps=20, draws=2),
-    "narrow, one unit": im.Narrow(width=1, steps=20, draws=2, p=0.5, counts="bernoulli"),
-    "subnetwork": im.Subnetwork(steps=20, hub_steps=20, draws=2),
-    "subnetwork, own": im.Subnetwork(steps=20, hub_steps=20, subsets="own", init="dropout", masks=4),
+    "narrow": im.Narrow(draws=2, recipe=im.Recipe(steps=20)),
+    "narrow, one unit": im.Narrow(width=1, draws=2, p=0.5, counts="bernoulli", recipe=im.Recipe(steps=20)),
+    "subnetwork": im.Subnetwork(draws=2, inner=im.Trained(recipe=im.Recipe(steps=20), hub_steps=20)),
+    "subnetwork, own": im.Subnetwork(
+        subsets="own", inner=im.Trained(recipe=im.Recipe(steps=20), hub_steps=20, init="dropout", masks=4)
+    ),
     "mean field": im.MeanField(),
     "mean field, opposite": im.MeanField("random", "opposite"),
 }

@@ -16,7 +16,7 @@ from tests.problems import PROBLEMS, classify, convolutional, perceptron, random
 
 WIDTHS = [[5, 9, 4], [5, 8, 6, 4], [5, 7, 3, 11, 6, 4], [5, 6, 6, 6, 6, 6, 4]]
 deep = pytest.mark.parametrize("widths", WIDTHS, ids=str)
-QUICK = im.Narrow(draws=2, steps=5)
+QUICK = im.Narrow(draws=2, recipe=im.Recipe(steps=5))
 
 
 def connect(widths, method, *, bias=True, seed=0):
@@ -139,19 +139,21 @@ def trained():
 
 
 def test_the_narrow_network_is_trained_to_the_larger_end(trained):
-    method = im.Narrow(width=6, steps=3000, lr=0.01, batch=24, draws=5)
+    method = im.Narrow(width=6, draws=5, recipe=im.Recipe(lr=0.01, steps=3000, batch=24))
     connection = im.connect(trained.objective, trained.a, trained.b, method)
     hub = connection.stats["network"]
     assert (hub["source"], hub["training"]) == ("trained", "done")
     assert hub["steps"] < 3000
     assert hub["loss"] <= max(trained.objective.loss(trained.a), trained.objective.loss(trained.b)) * (1 + 1e-9)
-    short = im.connect(trained.objective, trained.a, trained.b, replace(method, steps=1, attempts=1))
+    short = im.connect(
+        trained.objective, trained.a, trained.b, replace(method, recipe=replace(method.recipe, steps=1), attempts=1)
+    )
     assert short.stats["network"]["loss"] > 20 * hub["loss"]
     assert short.stats["network"]["training"] == "budget_exhausted"
 
 
 def test_training_that_breaks_is_an_outcome(trained):
-    method = im.Narrow(width=3, steps=20, lr=1e200, batch=24, draws=1, attempts=1, optimizer="sgd")
+    method = im.Narrow(width=3, draws=1, attempts=1, recipe=im.Recipe(optimizer="sgd", lr=1e200, steps=20, batch=24))
     connection = im.connect(trained.objective, trained.a, trained.b, method)
     assert connection.outcome is im.Outcome.NOT_FINITE
     assert equal(connection.path.end, trained.b)
@@ -165,7 +167,7 @@ def test_networks_with_batchnorm_are_trained_too():
         objective.batch_loss, objective.loss, {k: problem.a[k] for k in names}, 24, Recipe(steps=300, batch=24),
         generator=torch.Generator(), buffers={k: v for k, v in problem.a.items() if k not in names},
     )  # fmt: skip
-    method = im.Narrow(width=3, steps=300, batch=24, draws=1, attempts=1)
+    method = im.Narrow(width=3, draws=1, attempts=1, recipe=im.Recipe(steps=300, batch=24))
     connection = im.connect(objective, fitted.params, fitted.params, method)
     assert connection.stats["network"]["loss"] < 0.5 < objective.loss(problem.a)
     assert connection.stats["network"]["steps"] > 1
@@ -196,7 +198,7 @@ def test_a_method_is_plain_values_and_keeps_its_network():
         ({"num_points": 1}, "num_points"),
         ({"slack": -1.0}, "slack"),
         ({"attempts": 0}, "attempts"),
-        ({"lr": 0.0}, "lr"),
+        ({"slack": float("inf")}, "slack"),
         ({"width": 2, "network": {}}, "width, network: expected one of them"),
     ],
 )

@@ -75,7 +75,7 @@ def test_the_zero_network_shows_that_the_printed_example_cannot_hold():
 
 
 def test_the_string_ends_as_not_connected_below_the_threshold():
-    method = im.StringSampling(0.4, lr=0.02, batch=400, steps=400, depth=6)
+    method = im.StringSampling(0.4, depth=6, recipe=im.Recipe(lr=0.02, steps=400, batch=400))
     assert example.threshold > 0.45
     connection = im.connect(example.objective, *example.minima, method)
     assert not connection.outcome.ok

@@ -65,7 +65,7 @@ def test_the_bound_is_one_twelfth():
 @pytest.mark.parametrize("level", [0.08, 0.02])
 def test_the_string_ends_as_not_connected_below_the_threshold(level):
     assert level < example.threshold
-    method = im.StringSampling(level, lr=0.01, batch=3, check=20, steps=1500)
+    method = im.StringSampling(level, recipe=im.Recipe(lr=0.01, steps=1500, batch=3, check=20))
     connection = im.connect(example.objective, *example.minima, method)
     assert connection.outcome is im.Outcome.SUSPECTED_DISCONNECTION
     evidence = connection.stats["evidence"]
@@ -86,7 +86,9 @@ def test_the_string_ends_as_not_connected_below_the_threshold(level):
 
 
 def test_above_it_the_string_may_connect_them():
-    connection = im.connect(example.objective, *example.minima, im.StringSampling(0.2, lr=0.01, batch=3))
+    connection = im.connect(
+        example.objective, *example.minima, im.StringSampling(0.2, recipe=im.Recipe(lr=0.01, steps=2000, batch=3))
+    )
     assert connection.outcome.ok
     assert im.profile(example.objective, connection.path, 101).max <= 0.2
     assert not equal(connection.path.start, connection.path.end)

@@ -220,6 +220,13 @@ def test_damaged_npz(tmp_path: Path, change: dict, words: str):
     assert words in refused(tmp_path)
 
 
+def test_archives_that_unpack_to_a_multiple_of_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("isthmus.data.files._FREE", 10_000)
+    np.savez_compressed(tmp_path / "mnist.npz", x_train=np.zeros((50_000, 28, 28), np.uint8))
+    assert "claims to hold 39,200,1" in refused(tmp_path)
+    assert "store it without compression" in refused(tmp_path)
+
+
 def test_npz_without_an_array_and_other_files(tmp_path: Path):
     np.savez(tmp_path / "mnist.npz", x_train=X_TRAIN)
     assert "has no array y_train, x_test, y_test; it holds x_train" in refused(tmp_path)

@@ -82,7 +82,14 @@ def test_blocks_are_used_when_what_is_kept_does_not_fit():
 
 
 @pytest.mark.parametrize("make", PROBLEMS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("method", [im.Linear(), im.Dropout(masks=2), im.Subnetwork(steps=5, hub_steps=5, attempts=1)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        im.Linear(),
+        im.Dropout(masks=2),
+        im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=5), hub_steps=5, attempts=1)),
+    ],
+)
 def test_the_paths_of_the_methods(make, method):
     problem = make()
     path = im.connect(problem.objective, problem.a, problem.b, method).path

@@ -133,7 +133,9 @@ def test_the_papers_values_stand_beside_ours(tmp_path):
         PaperValue({"method": "Linear"}, "excess", 1.4, "Table 2, page 7"),
         PaperValue({"method": "Linear"}, "error", 0.2, "Figure 1, page 5"),
     )
-    made = Experiment("toy", "A toy", "Doe 2031", lambda scale: [pair()], lambda d: [dict(r) for r in rows], {}, values)
+    made = Experiment(
+        "toy", "A toy", "Doe 2031", lambda scale: [pair()], [lambda d: [dict(r) for r in rows]], {}, values
+    )
     table = made.table(Store(tmp_path), made.cells("smoke"))
     assert table[0]["paper excess"] == 1.4
     assert table[0]["source"] == "Table 2, page 7; Figure 1, page 5"

@@ -24,11 +24,13 @@ from tests.problems import (
 QUICK: dict[type, im.Connector] = {
     im.Dropout: im.Dropout(masks=3),
     im.NoiseDropout: im.NoiseDropout(draws=3),
-    im.Narrow: im.Narrow(draws=3, steps=30, batch=8),
-    im.StringSampling: im.StringSampling(depth=2, steps=20, batch=8, points=5, attempts=1),
-    im.ConstrainedStringSampling: im.ConstrainedStringSampling(beads=2, steps=20, batch=8, points=5, attempts=1),
-    im.Subnetwork: im.Subnetwork(steps=30, batch=8),
-    im.TwoLayerReLU: im.TwoLayerReLU(units=4, steps=30, batch=8, attempts=0),
+    im.Narrow: im.Narrow(draws=3, recipe=im.Recipe(steps=30, batch=8)),
+    im.StringSampling: im.StringSampling(depth=2, points=5, attempts=1, recipe=im.Recipe(steps=20, batch=8)),
+    im.ConstrainedStringSampling: im.ConstrainedStringSampling(
+        beads=2, points=5, attempts=1, recipe=im.Recipe(steps=20, batch=8)
+    ),
+    im.Subnetwork: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=30, batch=8))),
+    im.TwoLayerReLU: im.TwoLayerReLU(units=4, attempts=0, recipe=im.Recipe(lr=1e-2, steps=30, batch=8)),
 }
 ONLY: dict[type, tuple[Callable[[], Problem], ...]] = {
     im.DeepLinear: (deep_linear, linear_with_ridge),
@@ -158,7 +160,7 @@ def test_float32_paths_are_exact_at_the_ends_and_proved_too(make, kind):
     a, b = cast(problem.a, torch.float32), cast(problem.b, torch.float32)
     connection = im.connect(objective, a, b, quick(kind))
     assert equal(connection.path.start, a)
-    assert equal(connection.path.end, b)
+    assert equal(connection.path.end, connection.target)
     if kind in PROVED:
         certificate = im.certify(objective, connection.path)
         assert certificate.proved, [certificate.segments[i].why for i in certificate.unproved()]
@@ -215,7 +217,7 @@ def test_a_loss_that_is_not_convex_is_refused_where_the_bound_rests_on_convexity
             im.connect(bent(problem), problem.a, problem.b, quick(kind))
         return
     connection = im.connect(bent(problem), problem.a, problem.b, quick(kind))
-    assert equal(connection.path.end, problem.b)
+    assert equal(connection.path.end, connection.target)
     assert not [s for s in im.certify(bent(problem), connection.path).segments if s.claim == "convex"]
 
 

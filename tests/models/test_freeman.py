@@ -124,11 +124,13 @@ def test_a_string_of_image_networks(dtype):
     ends = []
     for seed in (1, 2):
         start = network(seed).state_dict()
-        recipe = im.StringSampling(lr=0.02, batch=40, schedule="constant").recipe()
+        recipe = im.StringSampling(recipe=im.Recipe(lr=0.02, steps=2000, batch=40, schedule="constant")).recipe
         generator = torch.Generator().manual_seed(seed)
         fitted = fit(objective.batch_loss, objective.loss, start, 40, recipe, generator=generator, target=0.5)
         ends.append(fitted.params)
-    method = im.StringSampling(0.6, lr=0.02, batch=40, steps=800, check=10, points=9, schedule="constant")
+    method = im.StringSampling(
+        0.6, points=9, recipe=im.Recipe(lr=0.02, steps=800, batch=40, schedule="constant", check=10)
+    )
     connection = im.connect(objective, ends[0], ends[1], method)
     assert connection.outcome.ok
     assert connection.stats["beads"] >= 1

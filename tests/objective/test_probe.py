@@ -263,6 +263,22 @@ def test_an_output_whose_shape_depends_on_the_batch():
         im.Objective(squeezed, data=(X.float(), Y))
 
 
+def test_examples_that_do_not_fit_are_not_blamed_on_their_number():
+    table = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(4, 3))
+    tokens = torch.tensor([[0, 1], [2, 3], [3, -1], [1, 2], [4, 0], [0, 0]])
+    with pytest.raises(im.InputError, match=r"data: expected examples that Sequential accepts, got index out of range"):
+        im.Objective(table, data=(tokens, torch.zeros(6, dtype=torch.int64)))
+    many = torch.zeros(5000, 2, dtype=torch.int64)
+    good, labels = im.Objective(table, data=(many, many[:, 0])), many[:, 0].clone()
+    for odd in (-1, 9):
+        many[1234, 1] = odd
+        for make in (lambda: im.Objective(table, data=(many, labels)), lambda: good.on((many, labels))):
+            with pytest.raises(im.InputError, match=r"data: .*got index out of range"):
+                make()
+    with pytest.raises(im.InputError, match=r"write x.long\(\), for numbers that are looked up"):
+        im.Objective(table, data=(tokens.abs().float(), torch.zeros(6, dtype=torch.int64)))
+
+
 def test_numbers_of_examples_written_into_forward_are_not_blamed_on_the_data():
     fixed = Written(lambda self, x: self.layer(x) + torch.zeros(64, 3))
     with pytest.raises(im.UnsupportedError, match=r"on 64 examples and not on 6.*test_probe.py.*write x.shape\[0\]"):

@@ -16,7 +16,7 @@ import isthmus as im
 from isthmus.cli import run_app
 from isthmus.experiments.page import Finding, as_json
 from isthmus.papers import by_name
-from isthmus.papers.freeman2017.claims import findings, power_law
+from isthmus.papers.freeman2017.claims import power_law
 from isthmus.papers.freeman2017.jobs import (
     Crossings,
     Ends,
@@ -24,7 +24,6 @@ from isthmus.papers.freeman2017.jobs import (
     Polynomial,
     Proof,
     String,
-    WithCrossings,
     absolute,
 )
 from isthmus.papers.freeman2017.page import LEVELS_2, LEVELS_3, SCALES, sequential
@@ -33,6 +32,7 @@ from isthmus.papers.freeman2017.theory import Disconnected, Gap
 from isthmus.params import distance, equal, lerp
 from isthmus.sweep import Local, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe, fit
+from isthmus.training.memory import Beside, forget
 from tests.connectors.strings.strings import Killed, Mortal
 
 PAGE = by_name("freeman2017")
@@ -183,16 +183,16 @@ def test_a_training_that_is_killed_keeps_what_it_crossed():
     objective, limit = Judge().threshold(problem, min(levels))
     recipe = Recipe(lr=0.02, steps=400, batch=16, check=5, schedule="constant")
 
-    def train(checkpoint) -> Crossings:
+    def train(memory) -> Crossings:
         watch = Crossings(limit, levels, 5)
         fit(
             objective.batch_loss, watch.value, problem.start(1), 32, recipe,
             generator=torch.Generator().manual_seed(1), target=min(levels),
-            checkpoint=None if checkpoint is None else WithCrossings(checkpoint, watch),
+            memory=Beside(memory, watch.give, watch.take),
         )  # fmt: skip
         return watch
 
-    alone, mortal = train(None), Mortal(seed=3, lives=(3, 40))
+    alone, mortal = train(forget), Mortal(seed=3, lives=(3, 40))
     while True:
         try:
             again = train(mortal)
@@ -208,14 +208,14 @@ def test_a_training_that_is_killed_keeps_what_it_crossed():
 def test_a_network_that_does_not_get_there_leaves_its_string_out(tmp_path):
     recipe = Recipe(lr=0.01, steps=10, batch=32, check=5, schedule="constant")
     a, b = (Ends(Polynomial("cubic", examples=32), Judge(), (1.0, 1e-6), recipe, seed) for seed in (0, 1))
-    cell = String("3", "cubic", a, b, 1e-6, 1.1, im.StringSampling(steps=5))
+    cell = String("3", "cubic", a, b, 1e-6, 1.1, im.StringSampling(recipe=im.Recipe(steps=5)))
     store = Store(tmp_path)
     assert run_cells([cell], store, Local()).ok
     assert store.load(cell).result == {"outcome": "END_NOT_TRAINED"}
     assert list(store.load(a).result["reached"]) == ["0"]
     (row,) = rows([(cell, store.load(cell))])
     assert (row["pairs"], row["connected"]) == (0, 0)
-    assert "length" not in row
+    assert row["length"] is None
 
 
 def test_no_path_of_the_counterexamples_stays_below_their_bounds(smoke):
@@ -314,15 +314,16 @@ def changed(figure, level, **values):
     ],
 )
 def test_every_finding_can_fail(words, changes):
-    assert all(f.holds for f in findings(GOOD))
-    failed = [f.statement for f in findings(changes) if not f.holds]
+    assert all(f.holds for f in PAGE.findings(GOOD))
+    failed = [f.statement for f in PAGE.findings(changes) if not f.holds]
     assert any(words in statement for statement in failed)
     assert len(failed) <= 2  # a number of beads is in two statements
 
 
 def test_findings_say_nothing_where_rows_are_missing():
-    assert findings([]) == []
-    assert len(findings([r for r in GOOD if r["figure"] == "Corollary 2.5"])) == 2
+    assert {f.holds for f in PAGE.findings([])} == {None}
+    found = PAGE.findings([r for r in GOOD if r["figure"] == "Corollary 2.5"])
+    assert [f.holds for f in found if f.holds is not None] == [True, True]
 
 
 def test_the_power_law_is_least_squares():

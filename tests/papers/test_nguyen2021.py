@@ -9,7 +9,7 @@ import pytest
 
 import isthmus as im
 from isthmus.experiments.jobs import Pair
-from isthmus.papers.nguyen2021 import figures, page
+from isthmus.papers.nguyen2021 import page
 from isthmus.papers.nguyen2021.jobs import ExperimentA, ExperimentB
 from isthmus.sweep import Local, Store, run_cells
 
@@ -27,7 +27,7 @@ def test_every_figure_of_the_paper_has_rows(smoke):
     assert {r["figure"] for r in table} == {"3(a)", "3(c)", "3(d)", "4", "7", "8"}
     layers = [r["layer"] for r in table if r["figure"] == "3(a)"]
     assert layers == [0, 1, 2, 3]
-    assert all("B" not in r and "A" in r for r in table if r.get("layer") == 0)
+    assert all(r["B"] is None and r["A"] is not None for r in table if r.get("layer") == 0)
     assert len([c for c in cells if isinstance(c, Pair)]) == len([r for r in table if "method" in r]) == 4
 
 
@@ -53,7 +53,9 @@ def test_rows_are_means_of_what_the_library_measures(smoke):
 
 def test_the_optimised_subnetworks_win_at_smoke_scale_already(smoke):
     _, _, table = smoke
-    found = {f.statement: f.holds for f in page.findings([r for r in table if r["task"] == "digits, 3 x 40"])}
+    found = {
+        f.statement: f.holds for f in page.EXPERIMENT.findings([r for r in table if r["task"] == "digits, 3 x 40"])
+    }
     assert len(found) == 5
     assert all(found.values())
     names = [r["method"] for r in table if "method" in r]
@@ -83,7 +85,7 @@ def table_of(a: float, b: float, path_a: float = 0.001, width: int = 500) -> lis
     ],
 )
 def test_findings_hold_and_fail_as_the_numbers_say(table, expected):
-    assert [f.holds for f in page.findings(table)] == expected
+    assert [f.holds for f in page.EXPERIMENT.findings(table)] == expected
 
 
 @pytest.mark.parametrize(("a", "b", "holds"), [(0.4, 0.8, True), (0.8, 0.4, False), (0.0005, 0.0008, True)])
@@ -94,7 +96,7 @@ def test_other_ratios_are_compared_layer_by_layer(a, b, holds):
         {**row, "layer": 1, "A": a, "B": b},
         {**row, "layer": 2, "A": 0.0, "B": 0.0},
     ]
-    (found,) = page.findings(table)
+    (found,) = page.EXPERIMENT.findings(table)
     assert found.holds is holds
     assert "0.25" in found.statement
     assert "layer 0" not in found.measured
@@ -110,7 +112,7 @@ def test_figures_show_the_rows_and_say_so_where_there_are_none(smoke, draw):
 
 
 def test_figure_3_shows_the_mean_of_every_layer(smoke):
-    axes = figures.layers_linear(smoke[2]).axes[0]
+    axes = page.EXPERIMENT.figures["fig3"](smoke[2]).axes[0]
     lines = {line.get_label(): line for line in axes.lines}
     rows = [r for r in smoke[2] if r["figure"] == "3(a)"]
     assert np.asarray(lines["(A) trained subnetworks"].get_ydata()).tolist() == [r["A"] for r in rows]

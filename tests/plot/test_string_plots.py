@@ -116,7 +116,7 @@ def test_the_page_stands_alone_and_holds_every_frame(found, tmp_path: File):
 
 def test_a_string_that_is_not_connected_and_strings_without_a_history():
     example = im.counterexamples.permutation()
-    method = im.StringSampling(0.03, lr=0.01, batch=3, check=20, steps=300, patience=2)
+    method = im.StringSampling(0.03, patience=2, recipe=im.Recipe(lr=0.01, steps=300, batch=3, check=20))
     connection = im.connect(example.objective, *example.minima, method)
     drawn = strings(example.objective, connection, num_points=9)
     assert drawn.frames[-1].loss.max() > example.threshold

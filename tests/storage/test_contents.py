@@ -61,6 +61,10 @@ LAYOUTS = {
     "timm": ({"state_dict": STATE, "state_dict_ema": TWICE}, "'state_dict_ema' (key='state_dict_ema' takes it)"),
     "swa": ({"state_dict": STATE, "swa_state_dict": TWICE}, "'swa_state_dict'"),
     "model_ema": ({"model": STATE, "model_ema": TWICE, "epoch": 3}, "'model_ema'"),
+    "torch_ema": (
+        {"net": STATE, "ema": {"shadow_params": [*TWICE.values()]}},
+        "the list of tensors 'ema.shadow_params'",
+    ),
     "swa before": ({"swa_state_dict": TWICE, "model": STATE}, "'swa_state_dict'"),
     "numpy scalar": ({"state_dict": STATE, "best": np.float64(0.9)}, None),
     "opacus": (before("_module."), None),

@@ -264,7 +264,7 @@ def test_what_a_network_does_to_its_input_may_as_well_be_done_to_the_data(how: s
         a, b = random_params(net, 1), random_params(net, 2)
         if name in FUNCTIONS:
             return answer(lambda: FUNCTIONS[name](objective, a, b))
-        method = im.Sublevel(prove=False) if name == "Sublevel" else im.Subnetwork(xi="separate")
+        method = im.Sublevel(prove=False) if name == "Sublevel" else im.Subnetwork(inner=im.Separated())
         return answer(lambda: im.connect(objective, a, b, method))
 
     assert differing(ask(lambda x: x, PREPARED[how](x)), ask(PREPARED[how], x)) == []

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -35,9 +35,7 @@ class Square(Cell):
     log: str = ""
     data: str = "none"
 
-    @property
-    def group(self) -> str:
-        return "squares"
+    page: ClassVar[str] = "squares"
 
     @property
     def label(self) -> str:
@@ -45,9 +43,6 @@ class Square(Cell):
 
     def digests(self) -> Mapping[str, str]:
         return {"data": self.data}
-
-    def needs(self) -> tuple[Cell, ...]:
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         self._mark("start")
@@ -68,19 +63,11 @@ class Total(Cell):
 
     parts: tuple[Square, ...]
 
-    @property
-    def group(self) -> str:
-        return "totals"
+    page: ClassVar[str] = "totals"
 
     @property
     def label(self) -> str:
         return f"sum of {len(self.parts)}"
-
-    def digests(self) -> Mapping[str, str]:
-        return {}
-
-    def needs(self) -> tuple[Cell, ...]:
-        return self.parts
 
     def run(self, job: Job) -> Mapping[str, Any]:
         return {"sum": sum(job.load(p).result["square"] for p in self.parts)}
@@ -95,19 +82,11 @@ class Training(Cell):
     pause: float = 0.0
     every: int = 7
 
-    @property
-    def group(self) -> str:
-        return "trainings"
+    page: ClassVar[str] = "trainings"
 
     @property
     def label(self) -> str:
         return f"{self.optimizer}, {self.steps} steps"
-
-    def digests(self) -> Mapping[str, str]:
-        return {}
-
-    def needs(self) -> tuple[Cell, ...]:
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         def make() -> nn.Module:
@@ -120,7 +99,7 @@ class Training(Cell):
 
         fitted = runs.train(
             seeded(make, 3), blobs(90, (5,), 4), Recipe(self.optimizer, lr=0.02, steps=self.steps, batch=32),
-            seed=5, checkpoint=job.checkpoint(steps=self.every), progress=progress,
+            seed=5, memory=job.memory(steps=self.every), progress=progress,
         )  # fmt: skip
         save_params(fitted.params, job.folder / "params.safetensors")
         return {"loss": fitted.loss, "steps": fitted.steps, "params": digest(fitted.params)}

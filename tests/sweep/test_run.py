@@ -11,8 +11,9 @@ import torch
 
 import isthmus as im
 from isthmus.storage.files import _host
-from isthmus.sweep import FileCheckpoint, Local, Shard, Store, run_cells, with_needs
+from isthmus.sweep import FolderMemory, Local, Shard, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe, fit
+from isthmus.training.memory import forget
 from tests.sweep.cells import LONG, Square, Total, Training, ended, forked, results, shard, squares, temporaries
 
 
@@ -162,7 +163,7 @@ def test_a_fit_goes_on_to_the_same_bits_from_any_step(tmp_path, optimizer, sched
     recipe = Recipe(optimizer, lr=0.05, steps=60, batch=12, check=4, schedule=schedule, weight_decay=1e-3)
     start = {"w": torch.zeros(1, dtype=torch.float64), "n": torch.tensor(3)}
 
-    def run(stop, checkpoint):
+    def run(stop, memory):
         seen = [0]
 
         def batch_loss(p, index):
@@ -173,27 +174,39 @@ def test_a_fit_goes_on_to_the_same_bits_from_any_step(tmp_path, optimizer, sched
 
         generator = torch.Generator().manual_seed(7)
         full = lambda p: float((x * p["w"] - 3 * x + 1).square().mean())
-        return fit(batch_loss, full, start, 40, recipe, generator=generator, checkpoint=checkpoint), seen[0]
+        return fit(batch_loss, full, start, 40, recipe, generator=generator, memory=memory), seen[0]
 
-    whole, _ = run(0, None)
+    whole, _ = run(0, forget)
     for stop in (1, 2, 5, 17, 40, 60):
-        path = tmp_path / f"{stop}.safetensors"
+        path = tmp_path / str(stop)
         with pytest.raises(_StopError):
-            run(stop, FileCheckpoint(path, "me", steps=3))
-        resumed, steps = run(0, FileCheckpoint(path, "me", steps=3))
+            run(stop, FolderMemory(path, "me", steps=3))
+        resumed, steps = run(0, FolderMemory(path, "me", steps=3))
         assert torch.equal(resumed.params["w"], whole.params["w"])
         assert (resumed.loss, resumed.steps, resumed.ended) == (whole.loss, whole.steps, whole.ended)
         assert steps == 60 - (stop - 1) // 3 * 3
 
 
-def test_lbfgs_starts_again(tmp_path):
+def test_lbfgs_keeps_its_result_only(tmp_path):
     x = torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None]
     loss = lambda p, index: (x[index] * p["w"] - 3).square().mean() + p["w"].abs().sum()
     full = lambda p: float(loss(p, torch.arange(40)))
-    keep = FileCheckpoint(tmp_path / "s.safetensors", "me", steps=1)
+    keep = FolderMemory(tmp_path, "me", steps=1)
     start = {"w": torch.ones(1, dtype=torch.float64)}
-    fit(loss, full, start, 40, Recipe("lbfgs", steps=5), generator=torch.Generator(), checkpoint=keep)
-    assert not keep.path.exists()
+
+    def run(batch_loss):
+        return fit(batch_loss, full, start, 40, Recipe("lbfgs", steps=5), generator=torch.Generator(), memory=keep)
+
+    def dies(p, index):
+        raise _StopError
+
+    with pytest.raises(_StopError):
+        run(dies)
+    assert not keep.begun()
+    done = run(loss)
+    again = run(dies)  # nothing is computed
+    assert torch.equal(done.params["w"], again.params["w"])
+    assert (done.loss, done.steps, done.ended) == (again.loss, again.steps, again.ended)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -202,7 +215,7 @@ def test_a_long_cell_killed_at_random_ends_with_the_same_bytes(tmp_path, optimiz
     cell = Training(optimizer, pause=0.005)
     run_cells([cell], Store(tmp_path / "whole"), Local())
     root, rng, killed = tmp_path / "killed", random.Random(2), 0
-    checkpoint = Store(root).folder(cell) / "state.checkpoint.safetensors"
+    checkpoint = Store(root).folder(cell) / "work.state.safetensors"
     while killed < kills:
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         child = forked(lambda: run_cells([cell], Store(root), Local()))

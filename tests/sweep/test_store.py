@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.sweep import FileCheckpoint, Local, Store, canonical, identity, key_of, run_cells
+from isthmus.sweep import FolderMemory, Local, Store, canonical, identity, key_of, run_cells
 from isthmus.sweep.store import BusyError
 from tests.sweep.cells import Square, Total, results, squares, temporaries
 
@@ -93,35 +93,53 @@ def test_what_is_left_of_an_unfinished_cell_is_removed_but_its_checkpoint(tmp_pa
     (folder / "run/path.safetensors").write_text("half")
     (folder / ".result.json.1.0000000000000000.tmp").mkdir()
     (folder / "record.json").write_text("{}")
-    (folder / "state.checkpoint.safetensors").write_text("kept")
+    (folder / "work.state.safetensors").write_text("kept")
     store.tidy(cell)
-    assert [f.name for f in folder.iterdir()] == ["state.checkpoint.safetensors"]
+    assert [f.name for f in folder.iterdir()] == ["work.state.safetensors"]
     run_cells([cell], store, Local())
     assert sorted(f.name for f in folder.iterdir()) == ["record.json", "result.json"]
 
 
-def test_a_checkpoint_comes_back_bit_for_bit_and_only_to_its_owner(tmp_path):
-    checkpoint = FileCheckpoint(tmp_path / "s.checkpoint.safetensors", "owner", steps=3)
-    assert [checkpoint.due(n) for n in (1, 2, 3, 6)] == [False, False, True, True]
-    assert checkpoint.load() is None
+def test_a_state_comes_back_bit_for_bit_and_only_to_its_owner(tmp_path):
+    memory = FolderMemory(tmp_path, "owner", steps=3).part("inner")
+    assert [memory.due(n) for n in (1, 2, 3, 6)] == [False, False, True, True]
+    assert memory.load() is None
     tensors = {"w": torch.rand(3, 2).T, "n": torch.tensor(3), "g": torch.Generator().get_state()}
-    checkpoint.save(tensors, {"step": 3, "best": 0.1})
-    found = checkpoint.load()
+    memory.save(tensors, {"step": 3, "best": 0.1, "worst": float("inf")})
+    found = memory.load()
     assert found is not None
     assert all(torch.equal(found[0][k], v) and found[0][k].dtype == v.dtype for k, v in tensors.items())
-    assert found[1] == {"step": 3, "best": 0.1}
-    assert FileCheckpoint(checkpoint.path, "other").load() is None
-    data = bytearray(checkpoint.path.read_bytes())
+    assert found[1] == {"step": 3, "best": 0.1, "worst": float("inf")}
+    assert memory.part("more").load() is None
+    with pytest.raises(im.FileError, match="the state of another search"):
+        FolderMemory(tmp_path, "other").part("any").load()
+    data = bytearray(memory.path.read_bytes())
     for place in (9, len(data) // 2, len(data) - 1):
-        checkpoint.path.write_bytes(bytes(data[:place]) + bytes([data[place] ^ 1]) + bytes(data[place + 1 :]))
-        assert checkpoint.load() is None
-    checkpoint.path.write_bytes(bytes(data[:-5]))
-    assert checkpoint.load() is None
+        memory.path.write_bytes(bytes(data[:place]) + bytes([data[place] ^ 1]) + bytes(data[place + 1 :]))
+        assert memory.load() is None
+    memory.path.write_bytes(bytes(data))
+    memory.path.rename(memory.part("moved").path)  # the state of one part is not taken for that of another
+    assert memory.part("moved").load() is None
+    memory.part("moved").path.write_bytes(bytes(data[:-5]))
+    assert memory.part("moved").load() is None
 
 
-def test_checkpoints_by_time(tmp_path):
-    assert not FileCheckpoint(tmp_path / "s", "owner", seconds=1000).due(10)
-    assert FileCheckpoint(tmp_path / "s", "owner", seconds=0).due(1)
+def test_a_memory_removes_what_is_its_own(tmp_path):
+    mine, other = FolderMemory(tmp_path / "s", "me"), FolderMemory(tmp_path / "s", "other").part("a")
+    mine.part("a").save({}, {"x": 1})
+    assert mine.begun()
+    mine.remove()
+    assert not (tmp_path / "s").exists()
+    other.save({}, {"x": 1})
+    mine.remove()
+    assert other.load() == ({}, {"x": 1})
+    with pytest.raises(im.InputError, match="part: expected letters"):
+        mine.part("../x")
+
+
+def test_states_are_due_by_time(tmp_path):
+    assert not FolderMemory(tmp_path, "owner", seconds=1000).part("a").due(10)
+    assert FolderMemory(tmp_path, "owner", seconds=0).part("a").due(1)
 
 
 # -- disks that fail

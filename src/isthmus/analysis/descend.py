@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,9 @@ from isthmus.connectors.sublevel.method import plain_premises, premises
 from isthmus.connectors.sublevel.trail import Trail
 from isthmus.errors import InputError, OutcomeError, UnsupportedError
 from isthmus.evaluate.level_network import RANK, LevelNetwork, rank_of
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
 from isthmus.paths import Curve, Path
 from isthmus.premises.sublevel import Theorem, descending
@@ -28,7 +29,7 @@ __all__ = ["descend"]
 
 def descend(
     objective: Objective,
-    a: Mapping[str, Tensor],
+    a: ParamsLike,
     tolerance: float = 1e-12,
     *,
     limit: float = 1e6,
@@ -61,6 +62,7 @@ def descend(
     >>> low.outcome.ok, low.stats["loss"][1] < 1e-12
     (True, True)
     """
+    check_kinds(descend, locals())
     if not 0 < tolerance < float("inf"):
         raise InputError("tolerance", expected="a number > 0", got=tolerance)
     if not limit > 1:

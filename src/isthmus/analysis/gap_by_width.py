@@ -9,14 +9,17 @@ from isthmus.connectors.connect import connect
 from isthmus.connectors.two_layer_relu.method import TwoLayerReLU
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import Params
+from isthmus.shown import one_line
 from isthmus.training.progress import Progress, no_progress
 
 Make = Callable[[int], tuple[Objective, Params, Params]]
 """For a number of hidden units, an objective and two ends."""
 
 
+@one_line
 @dataclass(frozen=True)
 class WidthGap:
     """One width m: the parts of equation 10 for the chosen n, the ends, and the largest loss measured on the path.
@@ -60,6 +63,7 @@ def gap_by_width(
     With `dim`, the dimension of the inputs (with the bias, if there is one), n and alpha follow the corollary's
     schedule; else the method's `units` and `alpha` are used. Cost: one ``connect`` and one profile per width.
     """
+    check_kinds(gap_by_width, locals())
     method = method or TwoLayerReLU()
     out = []
     for m in widths:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from torch import Tensor
 
 from isthmus.analysis.straighten import straighten
 from isthmus.connectors.base import Connection
@@ -14,9 +12,13 @@ from isthmus.connectors.connect import connect
 from isthmus.connectors.strings.constrained import ConstrainedStringSampling
 from isthmus.connectors.strings.sampling import StringSampling
 from isthmus.errors import InputError
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
+from isthmus.shown import one_line
 
 
+@one_line
 @dataclass(frozen=True)
 class Level:
     """One threshold: how the search ended, and what its string is like.
@@ -36,6 +38,7 @@ class Level:
     gradient_steps: int
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """Rows from the highest threshold to the lowest, and the strings they describe."""
@@ -64,8 +67,8 @@ class Geometry:
 
 def geometry(
     objective: Objective,
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
+    a: ParamsLike,
+    b: ParamsLike,
     thresholds: Sequence[float],
     *,
     method: StringSampling | ConstrainedStringSampling | None = None,
@@ -91,6 +94,7 @@ def geometry(
     >>> [(x.threshold, x.connected, x.beads, x.normalized_length) for x in found.levels]
     [(2.0, True, 0, 1.0), (1.0, True, 0, 1.0)]
     """
+    check_kinds(geometry, locals())
     method = StringSampling() if method is None else method
     if not isinstance(method, StringSampling | ConstrainedStringSampling):
         raise InputError("method", expected="a string sampling method", got=type(method).__name__)

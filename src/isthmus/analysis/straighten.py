@@ -8,14 +8,17 @@ from itertools import pairwise
 
 from isthmus.connectors.strings.threshold import Threshold, check_fields
 from isthmus.errors import InputError
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import Params, distance, equal, lerp
-from isthmus.paths import Curve, Path
+from isthmus.paths import Curve, HasPath, Path, path_of
+from isthmus.shown import one_line
 
 PULLS = (0.5, 0.25, 0.125)
 """Parts of the way that are tried, the largest first."""
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Straightened:
     """A shorter path with the same ends, whose every segment is sampled below the threshold.
@@ -33,7 +36,7 @@ class Straightened:
 
 def straighten(
     objective: Objective,
-    path: Path,
+    path: Path | HasPath,
     threshold: float,
     *,
     quantity: str = "loss",
@@ -59,6 +62,8 @@ def straighten(
     >>> round(found.before, 3), found.after, len(found.path)
     (1.345, 1.0, 1)
     """
+    check_kinds(straighten, locals())
+    path = path_of(path)
     check_fields(quantity, threshold, None, "train", points)
     if passes < 1 or not 0 < tol < 1:
         raise InputError("passes, tol", expected=">= 1 and in (0, 1)", got=(passes, tol))

@@ -12,18 +12,23 @@ from torch import Tensor
 from isthmus.connectors.base import check_convex
 from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, filled, measure, sizes
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import require_hidden_chain
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
+from isthmus.shown import one_line
+from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Recipe
+from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
 
 Data = tuple[Any, Tensor]
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class LayerBound:
     """One layer of Experiment A or B: the best subnetwork found, measured on all examples.
@@ -44,6 +49,7 @@ class LayerBound:
     weights: Weights = field(repr=False)
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class SubnetworkBounds:
     """What ``subnetwork_bounds`` (experiment "A") and ``dropout_bounds`` ("B") return: one row per layer.
@@ -87,7 +93,7 @@ class SubnetworkBounds:
 
 def subnetwork_bounds(
     objective: Objective,
-    params: Mapping[str, Tensor],
+    params: ParamsLike,
     fraction: float = 0.5,
     draws: int = 20,
     seed: int = 0,
@@ -99,6 +105,7 @@ def subnetwork_bounds(
     masks: int = 200,
     layers: Sequence[int] | None = None,
     test: Objective | Data | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
 ) -> SubnetworkBounds:
     """Experiment A: for l = 0 .. L-1 a trained subnetwork xi_l on K_l = ceil(fraction n_l) units of layer l.
@@ -109,7 +116,8 @@ def subnetwork_bounds(
     stops as soon as one draw is at `target`: default, the network's own loss, below which nothing lowers the bound;
     0 trains to the end. `init`: from the network's own weights ("theta"), at random ("random"), or the first draw from
     the best subnetwork of Experiment B with `masks` masks ("dropout"; Corollary 4.2: then no row is above B's).
-    `layers`: only these l. `test`: an objective or data (x, y) on which the best subnetworks are measured too.
+    `layers`: only these l. `test`: an objective or data (x, y) on which the best subnetworks are measured too. With a
+    `memory` (a ``Memory`` of this call alone) a call that was killed goes on to the same result.
 
     When to use: to see which layer limits a path before computing one. Cost: L batched trainings of half-width
     networks. Errors: as ``Subnetwork``. Source: Nguyen, Brechet, Mondelli 2021, Theorem 4.1, section 6 and appendix B.
@@ -121,6 +129,7 @@ def subnetwork_bounds(
     >>> [row.layer for row in bounds.layers], all(row.loss <= 0.1 for row in bounds.layers if row.layer == 1)
     ([0, 1], True)
     """
+    check_kinds(subnetwork_bounds, locals())
     _check_options(fraction, draws, 0.5)
     if init not in ("theta", "random", "dropout"):
         raise InputError("init", expected="'theta', 'random' or 'dropout'", got=repr(init))
@@ -136,11 +145,13 @@ def subnetwork_bounds(
     goal = frame.reference[0] if target is None else target
     dropped = {}
     if init == "dropout":
-        dropped = search(
-            objective, chain, theta, keep=1 - fraction, masks=masks, scale="output", generator=generator,
-            progress=lambda n: progress("searching subnetworks", n, masks * (chain.L - 1)),
+        dropped = search_recalled(
+            memory.part("dropout"), generator, lambda: search(
+                objective, chain, theta, keep=1 - fraction, masks=masks, scale="output", generator=generator,
+                progress=lambda n: progress("searching subnetworks", n, masks * (chain.L - 1)),
+            ),
         )  # fmt: skip
-    training = Training(objective, chain, recipe, generator, progress)
+    training = Training(objective, chain, recipe, generator, progress, memory)
     rows = []
     for l in wanted:
         counts = {j: K[j] for j in widths if j >= l}
@@ -159,7 +170,7 @@ def subnetwork_bounds(
 
 def dropout_bounds(
     objective: Objective,
-    params: Mapping[str, Tensor],
+    params: ParamsLike,
     fraction: float = 0.5,
     draws: int = 200,
     seed: int = 0,
@@ -181,6 +192,7 @@ def dropout_bounds(
     >>> [row.layer for row in dropout_bounds(objective, net.state_dict(), draws=3).layers]
     [1]
     """
+    check_kinds(dropout_bounds, locals())
     _check_options(fraction, draws, 0.0)
     chain, theta = _ready(objective, params)
     frame = _Frame(objective, chain, theta, _test_objective(objective, test), "B", fraction)
@@ -247,7 +259,7 @@ def _check_options(fraction: float, draws: int, low: float) -> None:
         raise InputError("draws", expected="at least 1 random subset per layer", got=draws)
 
 
-def _ready(objective: Objective, params: Mapping[str, Tensor]) -> tuple[Chain, Params]:
+def _ready(objective: Objective, params: ParamsLike) -> tuple[Chain, Params]:
     check_convex(objective, "Theorem 4.1")
     theta = objective.check(params)
     check_finite(theta)

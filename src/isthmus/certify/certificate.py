@@ -6,12 +6,17 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING, Context
 from math import ceil, isfinite, log2
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isthmus.certify.affine import NARROWEST
 from isthmus.certify.branch import FLOOR, close
+from isthmus.shown import brief, draw, line, one_line, plural, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
+@one_line
 @dataclass(frozen=True)
 class SegmentCertificate:
     """What holds on one segment: the claim, the bound on the loss there, and why.
@@ -64,6 +69,18 @@ class Certificate:
     evaluations: int = 0
     budget: int = 0
     spent: bool = False
+
+    def __repr__(self) -> str:
+        said = "proved" if self.proved else "not proved"
+        return line(self, said, f"bound {brief(upward(self.bound))}", plural(len(self.segments), "segment"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The bound along the path, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        rows = [(s.index, s.label, s.claim, upward(s.bound), s.value, s.why) for s in self.segments]
+        return table(("segment", "label", "claim", "bound", "largest seen", "why"), rows, self.summary)
 
     @property
     def bound(self) -> float:

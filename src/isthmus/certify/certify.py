@@ -14,9 +14,10 @@ from isthmus.certify.claims import Claim
 from isthmus.certify.cost import in_proportion
 from isthmus.certify.kernel import READINGS, Kernel
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import nonfinite_on
-from isthmus.paths import Curve, LevelCurve, Path
+from isthmus.paths import Curve, HasPath, LevelCurve, Path, path_of
 
 BUDGET = 400
 """Sub-intervals whose bounds an experiment may compute, where it does not say otherwise."""
@@ -24,7 +25,7 @@ BUDGET = 400
 
 def certify(
     objective: Objective,
-    path: Path,
+    path: Path | HasPath,
     gap: float = 0.01,
     *,
     budget: int | None = None,
@@ -72,6 +73,8 @@ def certify(
     >>> c.proved, c.segments[0].claim, round(c.bound, 4), round(c.excess, 9)
     (True, 'convex', 1.3133, 0.0)
     """
+    check_kinds(certify, locals())
+    path = path_of(path)
     if not gap > 0:
         raise InputError("gap", expected="a number > 0", got=gap)
     if budget is not None and budget < 0:

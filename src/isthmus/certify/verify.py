@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from isthmus.certify.certificate import reached
+from isthmus.certify.certificate import Certificate, reached
 from isthmus.certify.claims import Claim
 from isthmus.certify.kernel import Kernel
 from isthmus.errors import IsthmusError, UnsupportedError
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
-from isthmus.paths import LevelCurve, Path
+from isthmus.paths import HasPath, LevelCurve, Path, path_of
 
 TOLERANCE = 1e-9
 """Relative difference that two evaluations of the same number may have (another thread count, another chunk size)."""
@@ -22,14 +23,14 @@ TOLERANCE = 1e-9
 
 def verify_certificate(
     objective: Objective,
-    path: Path,
-    certificate: Mapping[str, Any],
+    path: Path | HasPath,
+    certificate: Certificate | Mapping[str, Any],
     *,
     labels: Sequence[str] = (),
     num_points: int = 61,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[str]:
-    """What is wrong with `certificate` (as ``Certificate.to_dict()`` or certificate.json has it); empty if it holds.
+    """What is wrong with `certificate` (itself, or as ``to_dict`` or certificate.json has it); empty if it holds.
 
     Nothing in it is believed. Every claim is derived anew from the control points, the losses at the ends and at the
     witnesses are evaluated again, and bounded where an exact claim rests on them, every stored sub-interval of a
@@ -48,8 +49,11 @@ def verify_certificate(
     >>> verify_certificate(objective, path, stored | {"bound": 1.0})[0]  # doctest: +ELLIPSIS
     'bound: stored 1.0, but the segments give 1.313...'
     """
+    check_kinds(verify_certificate, locals())
+    path = path_of(path)
+    stored = certificate.to_dict() if isinstance(certificate, Certificate) else certificate
     try:
-        return list(_problems(objective, path, certificate, labels, num_points, progress))
+        return list(_problems(objective, path, stored, labels, num_points, progress))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         if isinstance(e, IsthmusError):
             raise

@@ -1,3 +1,3 @@
 """The command line."""
 
-from isthmus.cli.main import run_app as run_app
+from isthmus.cli.app import run_app as run_app

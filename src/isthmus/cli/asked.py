@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from isthmus.cli.typed import command
 from isthmus.data import Dataset, load
 from isthmus.errors import FileError, InputError
 from isthmus.objective.data import digest_of_data
@@ -19,14 +18,7 @@ from isthmus.pipeline import LABELLED, inputs_of
 from isthmus.storage.files import one_line
 from isthmus.stored import Stored, shown
 
-TYPED: ContextVar[Sequence[str]] = ContextVar("TYPED", default=())
-"""The arguments of the command that runs."""
 _AGAIN = "make the path again"
-
-
-def command() -> str:
-    """The command as the user typed it."""
-    return "isthmus " + shlex.join(TYPED.get())
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from isthmus.cli.asked import command
 from isthmus.cli.common import Json, Quiet
 from isthmus.cli.console import console, progress_bar
+from isthmus.cli.typed import command
 from isthmus.errors import FileError, InputError
 from isthmus.experiments import SCALES, Finding, read_sweep, sweep_file
 from isthmus.experiments.page import (
@@ -212,7 +212,7 @@ def sweep(
     engine = engine_of(workers, address, cpus, gpus, resource, retries)
     report = None if show else _run(cells, store, engine, shard, quiet)
     found = done(store, cells)
-    rows = rows_of(sweep_file.rows, found)
+    rows = rows_of(sweep_file.TABLE.rows, found)
     if rows:
         write_tables(rows, runs / document.name / "tables", file.stem)
     if as_json_:

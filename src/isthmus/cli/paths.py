@@ -108,7 +108,7 @@ def profile(
         else:
             measured = _profile_on(engine, objective, test, connection.path, num_points, progress)
     make_folder(out)
-    runs.write_profile(measured, out, objective)
+    runs.write_profile(measured, out, objective, path)
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
@@ -159,7 +159,7 @@ def certify(
             proved = certify_in_parallel(
                 objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
             )
-    runs.write_certificate(proved, out, objective)
+    runs.write_certificate(proved, out, objective, path)
     table, found = proved.to_dict(), verdict(certificate=proved, level=level)
     bn = applied(objective, "interpolate")
     shown = ("bound", "excess", "gap", "proved", "close", "error_bound", "dtype", "slack", "evaluations", "budget")

@@ -13,6 +13,9 @@ from isthmus.connectors.noise_dropout import NoiseDropout as NoiseDropout
 from isthmus.connectors.strings.constrained import ConstrainedStringSampling as ConstrainedStringSampling
 from isthmus.connectors.strings.sampling import StringSampling as StringSampling
 from isthmus.connectors.sublevel import Sublevel as Sublevel
+from isthmus.connectors.subnetwork.inner import Memorised as Memorised
+from isthmus.connectors.subnetwork.inner import Separated as Separated
+from isthmus.connectors.subnetwork.inner import Trained as Trained
 from isthmus.connectors.subnetwork.method import Subnetwork as Subnetwork
 from isthmus.connectors.two_layer_relu.method import TwoLayerReLU as TwoLayerReLU
 

@@ -7,18 +7,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from isthmus.connectors.info import Cost, info_of, name_of
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
-from isthmus.training.progress import Progress
+from isthmus.shown import count, draw, line, of_fields, plural, table
+from isthmus.training.memory import Memory, forget
+from isthmus.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
-    from isthmus.training.fit import Checkpoint
+    from matplotlib.axes import Axes
 
 
 class Outcome(Enum):
@@ -60,6 +64,9 @@ class Outcome(Enum):
         """Whether the method succeeded."""
         return self in (Outcome.CONSTRUCTED, Outcome.UNPROVED)
 
+    def __repr__(self) -> str:
+        return f"Outcome.{self.name}"
+
     def __str__(self) -> str:
         return self.value
 
@@ -69,8 +76,9 @@ class Connection:
     """What a connector returns.
 
     `target` is `b` or, for methods that end at a permutation of b, that permutation: ``path.end`` equals
-    `target`, and f(target) = f(b). `stats` holds plain JSON values: the method with its fields, the seed, the
-    objective's description, and under ``"segments"`` one label per segment.
+    `target`, and f(target) = f(b). `labels`: one per segment, or none. `info`: what the method says of its path (see
+    ``isthmus.connectors.info``), `cost`: what it cost. They are read from `stats`, which holds plain JSON values, as
+    files do: these, the method with its fields, the seed, and the objective's description.
     """
 
     path: Path
@@ -78,13 +86,40 @@ class Connection:
     outcome: Outcome
     stats: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        made = [name for name in (name_of(self.stats), self.outcome.name.lower()) if name]
+        return line(self, *made, plural(len(self.path), "segment"), plural(count(self.target), "parameter"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The path on the plane of its widest spread, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        return table(("segment", "label"), list(enumerate(self.labels)), f"{self!r}: {self.outcome}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each segment does, in words; empty where the method does not say."""
+        held = self.stats.get("segments", ())
+        return tuple(map(str, held)) if isinstance(held, list | tuple) else ()
+
+    @cached_property
+    def info(self) -> Any:
+        """What the method says of its path, a value of its class in ``isthmus.connectors.info``, or None."""
+        return info_of(self.stats)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What making the path cost."""
+        return Cost.of(self.stats)
+
 
 @dataclass(frozen=True)
 class About:
     """What a user reads before choosing a method.
 
     `convex`: whether what its theorem says of the path rests on a loss that is convex in the outputs; ``connect`` then
-    refuses any other.
+    refuses any other. `grows`: fields that may be larger when work that was ended by them goes on.
     """
 
     makes: str
@@ -92,6 +127,7 @@ class About:
     needs: str
     cost: str
     convex: bool = field(kw_only=True)
+    grows: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def premises(self) -> str:
@@ -110,57 +146,68 @@ def check_convex(objective: Objective, what: str) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What ``connect`` has checked; every method receives exactly this, and a wrapper hands it on, changed or not.
+
+    A path from `a` to `b` is asked for. All randomness comes from `generator`. `test`: a second data set, for a
+    method that it judges. `memory`: where work that can be killed keeps its state, by named parts.
+    """
+
+    objective: Objective
+    a: Params
+    b: Params
+    generator: torch.Generator
+    test: Objective | None = None
+    progress: Progress = no_progress
+    memory: Memory = forget
+
+
 class Connector(ABC):
     """A method: a frozen dataclass of hyperparameters with one verb, `find`."""
 
     about: ClassVar[About]
 
+    def __init_subclass__(cls) -> None:
+        cls.__repr__ = of_fields  # which ``dataclass`` then leaves as it is
+
     @abstractmethod
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
-        """A path from `a` to `b`; both were checked by ``connect``. All randomness comes from `generator`."""
-
-
-class Search(Connector):
-    """A long method: it can be stopped and go on, and may be judged by a second data set."""
+    def find(self, task: Task) -> Connection:
+        """A path from ``task.a`` to ``task.b``, which ``connect`` has checked."""
 
     @property
-    @abstractmethod
-    def judged_by_test(self) -> bool:
-        """Whether the second data set judges the path; else none may be given."""
-
-    @abstractmethod
-    def search(
-        self,
-        objective: Objective,
-        a: Params,
-        b: Params,
-        generator: torch.Generator,
-        progress: Progress,
-        *,
-        test: Objective | None = None,
-        checkpoint: Checkpoint | None = None,
-    ) -> Connection:
-        """As ``find``. With a `checkpoint` that holds the state of the same search, goes on from there: same result."""
-
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
-        """The search from its beginning to its end."""
-        return self.search(objective, a, b, generator, progress)
+    def judged(self) -> bool:
+        """Whether ``task.test`` judges the path; a wrapper is as its inner method. Else ``connect`` refuses one."""
+        return any(inner.judged for inner in inner_methods(self))
 
 
-def describe(method: Connector) -> dict[str, Any]:
-    """The method's name and fields as JSON values.
+def inner_methods(method: Connector) -> list[Connector]:
+    """The methods among the fields of a method: those that it wraps."""
+    values = [getattr(method, f.name) for f in fields(method)] if is_dataclass(method) else []
+    return [v for v in values if isinstance(v, Connector)]
+
+
+def needs_convex(method: Connector) -> bool:
+    """Whether the method, or one that it wraps, needs a loss that is convex in the outputs."""
+    return method.about.convex or any(needs_convex(inner) for inner in inner_methods(method))
+
+
+def lasting(method: Connector) -> dict[str, Any]:
+    """The method as ``describe`` gives it, without the fields that may be larger when its work goes on."""
+    inner = {f.name: getattr(method, f.name) for f in fields(method)} if is_dataclass(method) else {}
+    own = {k: v for k, v in describe(method).items() if k not in method.about.grows}
+    return own | {k: lasting(v) for k, v in inner.items() if isinstance(v, Connector)}
+
+
+def describe(value: Any) -> dict[str, Any]:
+    """The name and the fields of a method, or of a value inside one, as JSON values.
 
     >>> from isthmus.connectors.linear import Linear
     >>> describe(Linear())
     {'name': 'Linear'}
     """
-    out: dict[str, Any] = {"name": type(method).__name__}
-    if is_dataclass(method):
-        for f in fields(method):
-            value = getattr(method, f.name)
-            out[f.name] = describe(value) if isinstance(value, Connector) else json.loads(json.dumps(value))
+    out: dict[str, Any] = {"name": type(value).__name__}
+    for f in fields(value) if is_dataclass(value) else ():
+        inner = getattr(value, f.name)
+        out[f.name] = describe(inner) if is_dataclass(inner) else json.loads(json.dumps(inner))
     return out

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from os import PathLike
 
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Connection, Connector, Search, check_convex, describe
+from isthmus.connectors.base import Connection, Connector, Task, check_convex, describe, needs_convex
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
-from isthmus.params import check_ends, check_finite, check_like, equal, share
-from isthmus.training.fit import Checkpoint
+from isthmus.objective.given import ParamsLike
+from isthmus.params import Params, check_ends, check_finite, check_like, equal, share
+from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
 
 
 def connect(
     objective: Objective,
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
+    a: ParamsLike,
+    b: ParamsLike,
     method: Connector | None = None,
     *,
     seed: int = 0,
     throw: bool = False,
     test: Objective | None = None,
-    checkpoint: Checkpoint | None = None,
+    memory: Memory | PathLike[str] | str = forget,
     progress: Progress = no_progress,
 ) -> Connection:
     """A path from `a` to `b` (two state_dicts of the objective's module) by `method` (default ``Linear()``).
@@ -37,8 +40,8 @@ def connect(
     refuses any other. A method that does not succeed says so in ``connection.outcome``; with ``throw=True`` that
     raises ``OutcomeError``. The same seed gives the same path.
 
-    `test` and `checkpoint` are for the methods that search (``Search``: string sampling): a second data set that may
-    judge the path, and a place for the state of the search, from which the same call goes on after it was killed.
+    `test`: a second data set, for a method that it judges (``method.judged``). `memory`: a folder for the state of long
+    work (or a ``Memory`` of this call alone), from which the same call goes on after it was killed, to the same result.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -46,17 +49,15 @@ def connect(
     >>> connection.path.at(0.5)["weight"][0, 0], str(connection.outcome)[:11]
     (tensor(2.), 'constructed')
     """
+    check_kinds(connect, locals())
     method = Linear() if method is None else method
     if not isinstance(method, Connector):
         wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
         raise InputError("method", expected="a connector such as im.Dropout()", got=wrong)
-    if method.about.convex:
+    if needs_convex(method):
         check_convex(objective, type(method).__name__)
-    given = {k: v for k, v in (("test", test), ("checkpoint", checkpoint)) if v is not None}
-    if given and not isinstance(method, Search):
-        raise InputError(
-            next(iter(given)), expected="a method that searches, such as StringSampling", got=type(method).__name__
-        )
+    if test is not None and not method.judged:
+        raise InputError("test", expected="a method that searches, such as StringSampling(on='test')", got=repr(method))
     start, goal = objective.check(a, "a"), objective.check(b, "b")
     check_ends(start, goal)
     for what, end in (("a", start), ("b", goal)):  # masks may be infinite, weights that are trained may not
@@ -68,10 +69,8 @@ def connect(
     begin = time.perf_counter()
     try:
         generator = torch.Generator().manual_seed(seed)
-        if isinstance(method, Search):
-            found = method.search(objective, start, goal, generator, progress, test=test, checkpoint=checkpoint)
-        else:
-            found = method.find(objective, start, goal, generator, progress)
+        kept = memory if isinstance(memory, Memory) else _memory_in(memory, objective, start, goal, method, test, seed)
+        found = method.find(Task(objective, start, goal, generator, test, progress, kept))
     except IsthmusError as e:
         e.add_note(f"while connecting with {type(method).__name__}")
         raise
@@ -91,6 +90,15 @@ def connect(
     if throw and not connection.outcome.ok:
         raise OutcomeError(f"{type(method).__name__}: {connection.outcome}")
     return connection
+
+
+def _memory_in(
+    folder: PathLike[str] | str, objective: Objective, a: Params, b: Params, method: Connector, test: Objective | None,
+    seed: int,
+) -> Memory:  # fmt: skip
+    from isthmus.storage.state import memory_in  # files stand above the methods
+
+    return memory_in(folder, objective, a, b, method, test=test, seed=seed)
 
 
 def _check_same_function(objective: Objective, found: Connection, b: Mapping[str, Tensor]) -> None:

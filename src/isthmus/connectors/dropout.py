@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
-from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.connectors.checks import check_choices
+from isthmus.connectors.moves.units import Units, WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import require_hidden_chain
-from isthmus.objective import Objective
-from isthmus.params import Params
-from isthmus.stability.dropout.search import SCALES, Dropped, search
-from isthmus.stability.dropout.subsets import SEARCHES, check_choice
+from isthmus.stability.dropout.recall import search_recalled
+from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Weights
-from isthmus.structure.network_units import Units, complement, places
-from isthmus.training.progress import Progress
+from isthmus.structure.network_units import Units, complement, places, require_hidden_chain
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,9 @@ class Dropout(Connector):
 
     keep: float = 0.5
     masks: int = 30
-    scale: str = "output"
+    scale: Literal["output", "each", "layer", "none"] = "output"
     every_vertex: bool = False
-    search: str = "gates"
+    search: Literal["gates", "greedy", "magnitude", "random"] = "gates"
 
     about = About(
         makes="8L - 4 straight segments through half-width networks",
@@ -58,13 +56,11 @@ class Dropout(Connector):
             raise InputError("keep", expected="a number in (0, 1/2], as Definition 1 asks", got=self.keep)
         if self.masks < 1:
             raise InputError("masks", expected="at least 1 subset per layer", got=self.masks)
-        check_choice("scale", self.scale, SCALES)
-        check_choice("search", self.search, SEARCHES)
+        check_choices(self)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Search the subsets at both ends, then build the path of the theorem."""
+        objective, a, b = task.objective, task.a, task.b
         chain = require_hidden_chain(objective, instead="Linear()")
         total = 2 * self.masks * (chain.L - 1)
         done = 0
@@ -72,16 +68,19 @@ class Dropout(Connector):
         def count(n: int) -> None:
             nonlocal done
             done += n
-            progress("searching subnetworks", done, total)
+            task.progress("searching subnetworks", done, total)
 
         # what lies below the larger end would not lower the path, but large weights would lengthen it
         enough = max(objective.loss(end) - objective.penalty_of(end) for end in (a, b))
         walks, found = [], []
         for params in (a, b):
-            best = search(
-                objective, chain, params,
-                keep=self.keep, masks=self.masks, scale=self.scale, generator=generator, progress=count,
-                by=self.search, enough=enough,
+            best = search_recalled(
+                task.memory.part(f"search{len(found)}"), task.generator,
+                partial(
+                    search, objective, chain, params,
+                    keep=self.keep, masks=self.masks, scale=self.scale, generator=task.generator, progress=count,
+                    by=self.search, enough=enough,
+                ),
             )  # fmt: skip
             walk = WeightWalk(chain, params)
             drop_out(walk, best, "AB"[len(walks)], self.every_vertex)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from isthmus.connectors.base import About, Connection, Connector, Outcome
-from isthmus.objective import Objective
-from isthmus.params import Params
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.paths import Curve, Path
-from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -25,8 +20,7 @@ class Linear(Connector):
         convex=False,
     )
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """The segment from `a` to `b`."""
-        return Connection(Path((Curve((a, b)),)), b, Outcome.CONSTRUCTED, {"segments": ["straight line"]})
+        line = Path((Curve((task.a, task.b)),))
+        return Connection(line, task.b, Outcome.CONSTRUCTED, {"segments": ["straight line"]})

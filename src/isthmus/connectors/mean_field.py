@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isnan
+from typing import Literal
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
-from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
-from isthmus.errors import InputError
-from isthmus.evaluate.chain import losses_of, require_hidden_chain
-from isthmus.objective import Objective
-from isthmus.params import Params
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.connectors.checks import check_choices
+from isthmus.connectors.moves.units import Units, WeightWalk, join, labels_as_text
+from isthmus.evaluate.chain import losses_of
 from isthmus.stability.dropout.pattern import without
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
-from isthmus.structure.network_units import Units
-from isthmus.training.progress import Progress
+from isthmus.structure.network_units import Units, require_hidden_chain
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class MeanField(Connector):
     convex in the outputs. Cost: L - 1 evaluations of narrower networks per end.
     """
 
-    mask: str = "first"
-    halves: str = "same"
+    mask: Literal["first", "random"] = "first"
+    halves: Literal["same", "opposite"] = "same"
 
     about = About(
         makes="4L - 1 straight segments (7 for two layers) through halves fixed beforehand",
@@ -51,17 +49,13 @@ class MeanField(Connector):
     )
 
     def __post_init__(self) -> None:
-        if self.mask not in ("first", "random"):
-            raise InputError("mask", expected="'first' or 'random'", got=repr(self.mask))
-        if self.halves not in ("same", "opposite"):
-            raise InputError("halves", expected="'same' or 'opposite'", got=repr(self.halves))
+        check_choices(self)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Halve both ends, the last hidden layer first, and join the halves."""
+        objective, a, b = task.objective, task.a, task.b
         chain = require_hidden_chain(objective, instead="Linear()")
-        halves = first, second = self._halves(chain, generator)
+        halves = first, second = self._halves(chain, task.generator)
         swap = self.halves == "opposite"
         rooms = (halves, (second, first) if swap else halves)
         walks = [WeightWalk(chain, params) for params in (a, b)]
@@ -75,7 +69,7 @@ class MeanField(Connector):
                 counts = {str(l): len(rooms[e][0][l]) for l in range(i, chain.L)}
                 known = None if isnan(error) else error
                 rows.append({"end": "ab"[e], "entry": i, "loss": loss, "error": known, "kept": counts})
-                progress("halving", len(rows), 2 * (chain.L - 1))
+                task.progress("halving", len(rows), 2 * (chain.L - 1))
         return Connection(path, b, Outcome.CONSTRUCTED, {"segments": labels_as_text(labels), "halved": rows})
 
     def _halves(self, chain: Chain, generator: torch.Generator) -> tuple[Units, Units]:

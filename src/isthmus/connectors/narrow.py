@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.connectors.checks import check_at_least_zero, check_whole
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, check_draws, report
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import losses_of, require_hidden_chain
-from isthmus.objective import Objective
+from isthmus.evaluate.chain import losses_of
 from isthmus.objective.data import single
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import Units, common_places, complement, kept_count, random_units
 from isthmus.training.fit import Ended, Fitted, Recipe, fit
-from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Narrow(Connector):
     11 in the middle are proved: at most the largest of L(theta_1) of both ends and L(theta*).
 
     theta* is the given `network` (a state_dict of the same module with narrower layers) or trained here with h*_l
-    = `width` units (a number, or one per hidden layer; default: as many as are dropped) for at most `steps` steps,
+    = `width` units (a number, or one per hidden layer; default: as many as are dropped) by `recipe`,
     until its loss is at most the larger end's + `slack`; from `attempts` random starts the best is kept.
 
     `p`: the dropout probability; exactly ceil(p n_l) units are dropped (``counts="fixed"``) or as many as
@@ -51,12 +50,9 @@ class Narrow(Connector):
     width: int | tuple[int, ...] | None = None
     p: float | None = None
     draws: int = 20
-    counts: str = "fixed"
+    counts: Literal["fixed", "bernoulli"] = "fixed"
     num_points: int = 11
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    batch: int = 256
-    steps: int = 8000
+    recipe: Recipe = Recipe(steps=8000)  # noqa: RUF009 - frozen
     slack: float = 0.0
     attempts: int = 2
     # not among the stored fields: tensors are no plain values, and the path holds them
@@ -81,21 +77,13 @@ class Narrow(Connector):
             raise InputError("p", expected="a dropout probability in (0, 1)", got=self.p)
         if self.counts == "bernoulli" and self.p is None:
             raise InputError("p", expected="a number, for counts='bernoulli'", got=None)
-        if not 0 <= self.slack < float("inf"):
-            raise InputError("slack", expected="a number >= 0", got=self.slack)
-        if self.attempts < 1:
-            raise InputError("attempts", expected="a whole number >= 1", got=self.attempts)
+        check_at_least_zero(self, "slack")
+        check_whole(self, "attempts")
         check_draws(self.draws, self.counts, self.num_points)
-        self.recipe()
 
-    def recipe(self) -> Recipe:
-        """How theta* is trained."""
-        return Recipe(optimizer=self.optimizer, lr=self.lr, batch=self.batch, steps=self.steps)
-
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Choose how many units to drop, train or read theta*, draw at both ends, then build the path."""
+        objective, a, b = task.objective, task.a, task.b
         chain = require_hidden_chain(objective, instead="Linear()")
         given: Mapping[str, Any] | None = vars(self)["network"]
         if given is not None:
@@ -110,14 +98,14 @@ class Narrow(Connector):
                 sizes = {l: chain.widths[l] - k for l, k in drop.items()}
             else:
                 p = cast(float, self.p)
-                sizes = {l: bernoulli_count(chain.widths[l], p, m, generator) for l, m in most.items()}
-            return random_units(chain.widths, sizes, generator)
+                sizes = {l: bernoulli_count(chain.widths[l], p, m, task.generator) for l, m in most.items()}
+            return random_units(chain.widths, sizes, task.generator)
 
-        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, progress)
+        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, task.progress)
         fitted: Fitted | None = None
         if hub is None:
             target = max(objective.loss(a), objective.loss(b)) + self.slack
-            hub, fitted = self._train(objective, chain, widths, a, target, generator, progress)
+            hub, fitted = self._train(task, chain, widths, target)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
         through_hub(there, hub, ends)
         leave_hub(there, back, ends[1])
@@ -173,22 +161,14 @@ class Narrow(Connector):
                 )
         return drop, factors
 
-    def _train(
-        self,
-        objective: Objective,
-        chain: Chain,
-        widths: Mapping[int, int],
-        like: Params,
-        target: float,
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> tuple[Weights, Fitted]:
+    def _train(self, task: Task, chain: Chain, widths: Mapping[int, int], target: float) -> tuple[Weights, Fitted]:
         """theta* from random weights: the best of the attempts, which stop when one reaches the target."""
+        objective, like = task.objective, task.a
         x, y = single(objective.data[0]), objective.data[1]
         trained = [n for l in range(1, chain.L + 1) for n in chain.layer(l).trainable]
         best: Fitted | None = None
         for attempt in range(self.attempts):
-            start = chain.write(chain.he_init(generator, like, widths), like)
+            start = chain.write(chain.he_init(task.generator, like, widths), like)
             fixed = {n: v for n, v in start.items() if n not in trained}
 
             def batch_loss(small: Params, index: Tensor, fixed: Params = fixed) -> Tensor:
@@ -198,8 +178,9 @@ class Narrow(Connector):
                 return losses_of(objective, chain, {**fixed, **small}, x)[0]
 
             fitted = fit(
-                batch_loss, full_loss, {n: start[n] for n in trained}, objective.num_examples, self.recipe(),
-                generator=generator, target=target, progress=progress,
+                batch_loss, full_loss, {n: start[n] for n in trained}, objective.num_examples, self.recipe,
+                generator=task.generator, target=target, progress=task.progress,
+                memory=task.memory.part(f"attempt{attempt}"),
                 what="training the narrow network" + " again" * bool(attempt),
             )  # fmt: skip
             fitted = Fitted({**fixed, **fitted.params}, fitted.loss, fitted.steps, fitted.ended)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite, lgamma, log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.dropout import connect_halves
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
@@ -46,7 +46,7 @@ class NoiseDropout(Connector):
 
     p: float = 0.5
     draws: int = 20
-    counts: str = "fixed"
+    counts: Literal["fixed", "bernoulli"] = "fixed"
     num_points: int = 11
 
     about = About(
@@ -67,10 +67,9 @@ class NoiseDropout(Connector):
             )
         check_draws(self.draws, self.counts, self.num_points)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Draw at both ends, then build the path of the theorem."""
+        objective, a, b = task.objective, task.a, task.b
         chain = require_hidden_chain(objective, instead="Linear()")
         most = {l: chain.widths[l] // 2 for l in range(1, chain.L)}
 
@@ -78,11 +77,11 @@ class NoiseDropout(Connector):
             if self.counts == "fixed":
                 sizes = {l: min(m, kept_count(chain.widths[l], 1 - self.p)) for l, m in most.items()}
             else:
-                sizes = {l: bernoulli_count(chain.widths[l], self.p, m, generator) for l, m in most.items()}
-            return random_units(chain.widths, sizes, generator)
+                sizes = {l: bernoulli_count(chain.widths[l], self.p, m, task.generator) for l, m in most.items()}
+            return random_units(chain.widths, sizes, task.generator)
 
         factors = {l: 1 / (1 - self.p) for l in most}
-        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, progress)
+        ends = best_of(objective, chain, (a, b), draw, factors, self.draws, task.progress)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
         for l, kept in ends[0].kept.items():  # dropped units keep their rows in theta_1: they are overwritten
             there.zero_rows(l, complement(chain.widths[l], kept))

@@ -9,10 +9,13 @@ from fractions import Fraction
 import numpy as np
 from scipy.optimize import minimize
 
+from isthmus.shown import one_line
+
 Rows = Sequence[Sequence[int]]
 Vector = list[Fraction]
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Barrier:
     """`value` of B_h, the minimiser found, and `how`; `exact` is the proved global minimum, or None for an estimate."""

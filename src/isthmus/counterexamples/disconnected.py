@@ -13,8 +13,10 @@ from isthmus.counterexamples.barrier import Barrier, analytic_bound, multistart,
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
+from isthmus.shown import one_line
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Disconnected:
     """The data set of Theorem 4, the two minima, and how high every path between them must rise.

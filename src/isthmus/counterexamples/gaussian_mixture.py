@@ -15,11 +15,13 @@ from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params
+from isthmus.shown import one_line
 
 ANGLES = 2048
 """Directions on which the smallest risk of rank one is first looked for."""
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
     """A sample of the mixture, and two networks of small risk whose units bisect it in exchanged order.

@@ -13,8 +13,10 @@ from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params
+from isthmus.shown import one_line
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Permutation:
     """The task x_1, x_2, x_3 -> x_2, x_3, x_1 of a 2-3-2 ReLU network without biases, and two of its solutions.

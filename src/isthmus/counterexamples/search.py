@@ -13,10 +13,12 @@ from isthmus.errors import InputError
 from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.paths import Path
+from isthmus.shown import one_line
 from isthmus.training.fit import Recipe, fit
 from isthmus.training.progress import Progress, no_progress
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Found:
     """The lowest path of several trained ones: the `maximum` of its losses, and those of `all` runs.

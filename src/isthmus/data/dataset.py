@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.shown import one_line
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test examples: inputs in floating point or whole numbers (int64), labels as int64, all on the CPU.

@@ -20,6 +20,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 LIMIT = 16 * 2**30
 """More bytes than this are refused before they are read: no file of ours is near, a hostile header can claim it."""
 
+_FREE, _RATIO = 2**30, 100
+"""Any file may claim the first number of bytes; a larger one may claim its own size times the second."""
+
 CIFAR_RECORD = 1 + 3 * 32 * 32
 """One label byte, then the red, green and blue planes."""
 
@@ -43,13 +46,19 @@ _BROKEN = (
 )
 
 
+def _check_claim(path: Path, count: int) -> None:
+    limit = min(LIMIT, max(_FREE, _RATIO * path.stat().st_size))
+    if count > limit:
+        why = f"claims to hold {count:,} bytes, more than the limit of {limit:,} for a file of its size"
+        raise FileError(path, why, "store it without compression, as numpy.savez does")
+
+
 def read_npz(path: Path) -> dict[str, Array]:
     """All numeric arrays of a .npz file; pickled objects are refused, nothing is executed."""
     try:
         with zipfile.ZipFile(path) as z:
             size = sum(i.file_size for i in z.infolist())
-        if size > LIMIT:
-            raise FileError(path, f"claims to hold {size:,} bytes, more than the limit of {LIMIT:,}")
+        _check_claim(path, size)
         with np.load(path, allow_pickle=False) as z:
             arrays = {name: np.asarray(z[name]) for name in z.files}
     except _BROKEN as exc:
@@ -72,8 +81,7 @@ def read_idx(path: Path) -> Array:
                 raise FileError(path, "is not an idx file of bytes (wrong magic number)")
             shape = struct.unpack(f">{ndim}I", f.read(4 * ndim))
             count = prod(shape)
-            if count > LIMIT:
-                raise FileError(path, f"claims to hold {count:,} bytes, more than the limit of {LIMIT:,}")
+            _check_claim(path, count)
             # one byte more than wanted also makes gzip check its checksum
             body = f.read(count + 1)
     except _BROKEN as exc:

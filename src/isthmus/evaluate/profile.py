@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,11 +14,17 @@ from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.batchnorm import segments_under
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.matching import check_own
-from isthmus.paths import Path
+from isthmus.paths import HasPath, Path, path_of
+from isthmus.shown import brief, draw, line, one_line, plural, table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
+@one_line
 @dataclass(frozen=True)
 class Barriers:
     """One quantity q(t) along a path, summed up by every definition in use.
@@ -72,6 +78,20 @@ class Profile:
         if not len(self.confirmed):
             object.__setattr__(self, "confirmed", torch.ones(len(self.t), dtype=torch.bool))
 
+    def __repr__(self) -> str:
+        found = [f"{name} {brief(value)}" for name, value in (("max", self.max), ("excess", self.excess))]
+        return line(self, plural(len(self.t), "point"), *found, *(["test"] if self.test is not None else []))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The loss along the path, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        rows = [(name, *asdict(b).values()) for name, b in self.barriers.items()]
+        if self.test is not None:
+            rows += [(f"test {name}", *asdict(b).values()) for name, b in self.test.barriers.items()]
+        return table(("quantity", *(f.name for f in fields(Barriers))), rows, repr(self))
+
     @cached_property
     def barriers(self) -> dict[str, Barriers]:
         """Every barrier definition, for "loss" and "error"."""
@@ -114,7 +134,7 @@ class Profile:
 
 def profile(
     objective: Objective,
-    path: Path,
+    path: Path | HasPath,
     num_points: int = 61,
     *,
     test: Objective | None = None,
@@ -149,6 +169,8 @@ def profile(
     >>> p.t.tolist(), p.error.tolist(), p.excess
     ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0], 0.0)
     """
+    check_kinds(profile, locals())
+    path = path_of(path)
     if num_points < 2:
         raise InputError("num_points", expected="at least 2 points per segment", got=num_points)
     if screen is not None and screen not in SCREENS:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isthmus.certify.certify import BUDGET
-from isthmus.connectors import Connector, Dropout, Linear, Subnetwork
+from isthmus.connectors import Connector, Dropout, Linear, Subnetwork, Trained
 from isthmus.experiments.jobs import Network, Pair, Problem
-from isthmus.experiments.page import Done, Experiment, Row
+from isthmus.experiments.page import Experiment
+from isthmus.experiments.tables import Entry, Row, Table, first, largest, mean, so_many
 from isthmus.sweep import Cell
 from isthmus.training.fit import Recipe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -32,7 +33,7 @@ class _Scale:
 
 
 _ALL = (Linear(), Dropout(), Subnetwork())
-_SMOKE = (Linear(), Dropout(masks=4), Subnetwork(steps=400, attempts=1))
+_SMOKE = (Linear(), Dropout(masks=4), Subnetwork(inner=Trained(recipe=Recipe(steps=400), attempts=1)))
 _SCALES = {
     "smoke": _Scale((8, 16), (1, 2), 1, Recipe(lr=1e-2, steps=120, batch=64), 5e-3, _SMOKE, 200, 5, 40),
     "laptop": _Scale((20, 60), (2, 4), 3, Recipe(steps=4000, batch=128), 5e-4, _ALL, None, 61),
@@ -55,71 +56,64 @@ def cells(scale: str) -> Sequence[Cell]:
     return out
 
 
-def rows(done: Done) -> list[Row]:
-    """One row per depth, width and method: means over the pairs, and the largest excess and bound."""
-    groups: dict[tuple[int, int, str], list[tuple[Any, float]]] = {}
-    for cell, stored in done:
-        if isinstance(cell, Pair):
-            width, depth = (int(n) for n in cell.a.problem.model.split("-")[1].split("x"))
-            key = (depth, width, type(cell.method).__name__)
-            groups.setdefault(key, []).append((stored.result, stored.record.get("seconds", float("nan"))))
-    return [_row(key, group) for key, group in groups.items()]
+def _sizes(entry: Entry) -> list[int]:
+    """The width and the number of hidden layers."""
+    return [int(n) for n in entry.cell.a.problem.model.split("-")[1].split("x")]
 
 
-def _row(key: tuple[int, int, str], group: list[tuple[Any, float]]) -> Row:
-    results = [r for r, _ in group]
-    bounds = [r["bound"] for r in results if r["bound"] is not None]
-    errors = [r["test_error_max"] for r in results if r.get("test_error_max") is not None]
-    return {
-        "layers": key[0],
-        "width": key[1],
-        "method": key[2],
-        "pairs": len(group),
-        "segments": results[0]["segments"],
-        "length/distance": fmean(r["normalized_length"] for r in results),
-        "max training loss": fmean(r["max_loss"] for r in results),
-        "excess": fmean(r["excess"] for r in results),
-        "largest excess": max(r["excess"] for r in results),
-        "proved": f"{len(bounds)} of {len(group)}",
-        "largest bound": max(bounds) if len(bounds) == len(group) else None,
-        "max test error": fmean(errors) if errors else None,
-        "seconds": fmean(s for _, s in group),
-    }
+TABLE = Table(
+    of=Pair,
+    by={
+        "layers": lambda e: _sizes(e)[1],
+        "width": lambda e: _sizes(e)[0],
+        "method": lambda e: type(e.cell.method).__name__,
+    },
+    columns={
+        "pairs": len,
+        "segments": first("segments"),
+        "length/distance": mean("normalized_length"),
+        "max training loss": mean("max_loss"),
+        "excess": mean("excess"),
+        "largest excess": largest("excess"),
+        "proved": so_many("bound"),
+        "largest bound": largest("bound", of_all=True),
+        "max test error": mean("test_error_max?"),
+        "seconds": mean("record.seconds?"),
+    },
+)
+"""One row per depth, width and method: means over the pairs, and the largest excess and bound."""
 
 
 def figure(table: list[Row]) -> Figure:
     """The mean excess against the width: one panel per depth, one line per method."""
-    from isthmus.plot.figures import GREY, MARKERS, PALETTE, settings
+    from isthmus.plot.figures import GREY, MARKERS, PALETTE, grid_of_axes, ground, settings
 
     depths = sorted({row["layers"] for row in table})
-    methods = list(dict.fromkeys(row["method"] for row in table))
-    colours = {m: GREY if m == "Linear" else PALETTE[i % len(PALETTE)] for i, m in enumerate(methods)}
+    widths = sorted({row["width"] for row in table})
     with settings():
-        from matplotlib.figure import Figure
-
-        drawn = Figure(figsize=(1.2 + 3.2 * len(depths), 3.4), layout="constrained")
-        panels = drawn.subplots(1, len(depths), sharey=True, squeeze=False)[0]
-        for axes, depth in zip(panels, depths, strict=True):
-            for i, method in enumerate(methods):
-                points = sorted(
-                    (r["width"], r["excess"], r["largest excess"])
-                    for r in table
-                    if (r["layers"], r["method"]) == (depth, method)
-                )
-                if points:
-                    width, mean, top = zip(*points, strict=True)
-                    axes.plot(width, mean, color=colours[method], marker=MARKERS[i % len(MARKERS)], label=method)
-                    axes.plot(width, top, color=colours[method], marker="_", linestyle="none")
+        drawn, panels = grid_of_axes(1, len(depths), 1.2 + 3.2 * len(depths), 3.4, sharey=True)
+        for axes, depth in zip(panels[0], depths, strict=True):
+            for i, method in enumerate(dict.fromkeys(row["method"] for row in table)):
+                colour = GREY if method == "Linear" else PALETTE[i % len(PALETTE)]
+                own = [r for r in table if (r["layers"], r["method"]) == (depth, method)]
+                _line(axes, own, method, colour, MARKERS[i % len(MARKERS)])
             axes.set(xscale="log", title=f"{depth} hidden layer{'s' * (depth > 1)}", xlabel="width")
             axes.set_yscale("symlog", linthresh=1e-3)
             axes.yaxis.set_major_formatter("{x:g}")
-            widths = sorted({r["width"] for r in table})
             axes.set_xticks(widths, [str(w) for w in widths])
             axes.minorticks_off()
-            axes.grid(True, color="#e3e6e9", linewidth=0.8)
-        panels[0].set_ylabel("excess of the training loss\n(mean of the pairs; bar: largest)")
-        panels[0].legend(loc="lower left")
+            ground(axes)
+        panels[0][0].set_ylabel("excess of the training loss\n(mean of the pairs; bar: largest)")
+        panels[0][0].legend(loc="lower left")
     return drawn
+
+
+def _line(axes: Axes, rows: list[Row], name: str, colour: str, marker: str) -> None:
+    """The means of one method, and a bar at the largest."""
+    rows = sorted(rows, key=lambda row: row["width"])
+    at = [row["width"] for row in rows]
+    axes.plot(at, [row["excess"] for row in rows], color=colour, marker=marker, label=name)
+    axes.plot(at, [row["largest excess"] for row in rows], color=colour, marker="_", linestyle="none")
 
 
 EXPERIMENT = Experiment(
@@ -127,6 +121,6 @@ EXPERIMENT = Experiment(
     title="Digit networks of several widths and depths by three methods",
     reference="no paper: the library's own comparison",
     cells=cells,
-    rows=rows,
+    tables=(TABLE,),
     figures={"excess": figure},
 )

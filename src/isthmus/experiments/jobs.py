@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,7 +16,6 @@ from isthmus import pipeline as runs
 from isthmus.certify import certify
 from isthmus.certify.certify import BUDGET
 from isthmus.connectors import Connection, Connector, connect
-from isthmus.connectors.base import Search
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
@@ -25,7 +24,8 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast, check_ends
 from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
 from isthmus.sweep import Cell, Job
-from isthmus.training.fit import Recipe
+from isthmus.training.fit import Fitted, Recipe
+from isthmus.training.memory import Memory, forget
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -75,6 +75,15 @@ class Problem:
         made = seeded(lambda: by_name(self.model, inputs=data.shape, outputs=data.classes or None), seed)
         return made.to(_DTYPES[self.dtype])
 
+    def train(self, seed: int, recipe: Recipe, target: float, memory: Memory = forget) -> Fitted:
+        """The network of that seed, trained until its loss is at most `target`."""
+        data = self.dataset()
+        x = data.cast(_DTYPES[self.dtype]).x_train
+        return runs.train(
+            self.module(data, seed), (x, data.y_train), recipe,
+            seed=seed, loss=self.loss, target=target, memory=memory,
+        )  # fmt: skip
+
     def objectives(self) -> tuple[Objective, Objective | None]:
         """On the training examples and, where there are some, on the test examples."""
         data, kind = self.dataset(), _DTYPES[self.dtype]
@@ -112,6 +121,8 @@ def _weights_digest(weights: Weights, stamp: tuple[float, ...]) -> str:
 class Network(Cell):
     """A network trained from its own seed until its training loss is at most `target`; shared by all experiments."""
 
+    page: ClassVar[str] = "networks"
+
     problem: Problem
     seed: int = 0
     recipe: Recipe = field(default_factory=Recipe)
@@ -122,32 +133,13 @@ class Network(Cell):
             raise InputError("target", expected="a number >= 0", got=self.target)
 
     @property
-    def group(self) -> str:
-        """One folder for all."""
-        return "networks"
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"train {self.problem.label}, seed {self.seed}"
 
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem."""
-        return self.problem.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing."""
-        return ()
-
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train, resuming where a killed run was; the weights are in params.safetensors."""
-        data = self.problem.dataset()
-        module = self.problem.module(data, self.seed)
-        x = data.cast(_DTYPES[self.problem.dtype]).x_train
-        fitted = runs.train(
-            module, (x, data.y_train), self.recipe,
-            seed=self.seed, loss=self.problem.loss, target=self.target, checkpoint=job.checkpoint("training"),
-        )  # fmt: skip
+        fitted = self.problem.train(self.seed, self.recipe, self.target, job.memory("training"))
         about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
         save_params(fitted.params, job.folder / "params.safetensors", about)
         return {
@@ -210,15 +202,13 @@ class On:
         """Of both problems."""
         return self.problem.digests() | {f"trained on {k}": v for k, v in self.network.digests().items()}
 
+    def needs(self) -> tuple[Network, ...]:
+        """The network."""
+        return (self.network,)
+
     def params(self, job: Job) -> Params:
         """The weights, in the precision of the problem."""
         return cast(self.network.params(job), _DTYPES[self.problem.dtype])
-
-
-def trained(ends: Iterable[Network | Weights | On]) -> tuple[Network, ...]:
-    """The networks among the ends that must be trained first."""
-    networks = (end.network if isinstance(end, On) else end for end in ends)
-    return tuple(n for n in networks if isinstance(n, Network))
 
 
 @dataclass(frozen=True)
@@ -254,22 +244,13 @@ class Pair(Cell):
         """For people."""
         return f"{named(self.method)} {self.a.problem.label}, {self.ends}, method seed {self.seed}"
 
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem and of both ends."""
-        return {**self.a.digests(), **self.b.digests()}
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The ends that must be trained."""
-        return trained((self.a, self.b))
-
     def run(self, job: Job) -> Mapping[str, Any]:
         """Connect (a search that was killed goes on), measure, certify; all of it in files beside the result."""
         objective, test = self.a.problem.objectives()
         a, b = self.a.params(job), self.b.params(job)
         check_ends(objective.check(a, "a"), objective.check(b, "b"))
-        state = job.checkpoint("search") if isinstance(self.method, Search) else None
         judge = runs.judge_of(self.method, test)
-        found = connect(objective, a, b, self.method, seed=self.seed, test=judge, checkpoint=state)
+        found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.memory("search"))
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         stats |= {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
         found = Connection(found.path, found.target, found.outcome, stats)

@@ -7,10 +7,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from isthmus.connectors import Outcome
 from isthmus.errors import FileError, InputError, IsthmusError
+from isthmus.experiments.claims import Claim, Finding
+from isthmus.experiments.tables import Done, Row, Table
 from isthmus.pipeline import upward
 from isthmus.storage import make_folder, write_csv, write_json, write_text
 from isthmus.storage.files import one_line, plain
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
 
 SCALES = ("smoke", "laptop", "paper")
 """smoke: seconds, runs in the tests; laptop: up to an hour; paper: the sizes of the paper."""
-
-Row = dict[str, Any]
-Done = Sequence[tuple[Cell, Stored]]
 
 
 def ended(name: str) -> str:
@@ -45,41 +44,23 @@ class PaperValue:
     source: str
 
 
-class Finding(NamedTuple):
-    """What a paper says in words, whether it holds here (None: not measured), and the numbers that decide it.
-
-    >>> print(Finding("the line is high", True, "1.5 against 0.1"))
-    holds: the line is high (1.5 against 0.1)
-    """
-
-    statement: str
-    holds: bool | None
-    measured: str
-
-    def __str__(self) -> str:
-        return f"{_VERDICTS[self.holds]}: {self.statement} ({self.measured})"
-
-
-_VERDICTS = {True: "holds", False: "FAILS", None: "not measured"}
-
-
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """One page of results. Its jobs are ``Cell``s, so it has no loop, no seeds and no files of its own.
 
-    `cells` gives the cells of a scale, `rows` turns those that are done into the rows of the table, `figures` draws
-    from the rows alone, `findings` checks on them what the paper says in words. Entries of a row whose name starts
-    with "." (curves, histograms) are for the figures; tables leave them out.
+    `cells` gives the cells of a scale; the rows of the `tables` are made of those that are done; `figures` draw from
+    the rows alone, and `claims` check on them what the paper says in words. Entries of a row whose name starts with
+    "." (curves, histograms) are for figures and claims; written tables leave them out.
     """
 
     name: str
     title: str
     reference: str
     cells: Callable[[str], Sequence[Cell]]
-    rows: Callable[[Done], list[Row]]
+    tables: Sequence[Table | Callable[[Done], list[Row]]]
     figures: Mapping[str, Callable[[list[Row]], Figure]] = field(default_factory=dict)
     paper: tuple[PaperValue, ...] = ()
-    findings: Callable[[list[Row]], list[Finding]] = lambda rows: []
+    claims: Sequence[Claim] = ()
 
     def chosen(self, scale: str, only: Sequence[str] = ()) -> list[Cell]:
         """The cells of a scale whose labels hold every text of `only`."""
@@ -90,6 +71,14 @@ class Experiment:
             some = "; ".join(c.label for c in self.cells(scale)[:3])
             raise InputError("only", expected=f"part of a label, such as: {some}", got=list(only))
         return cells
+
+    def rows(self, done: Done) -> list[Row]:
+        """The rows of all tables."""
+        return [row for t in self.tables for row in (t.rows(done) if isinstance(t, Table) else t(done))]
+
+    def findings(self, rows: Sequence[Row]) -> list[Finding]:
+        """What became of every claim."""
+        return [finding for claim in self.claims for finding in claim.findings(rows)]
 
     def table(self, store: Store, cells: Sequence[Cell]) -> list[Row]:
         """The rows of what is done, the paper's values in columns of their own."""
@@ -122,8 +111,9 @@ def rows_of(rows: Callable[[Done], list[Row]], found: Done) -> list[Row]:
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """All columns of the table, in the order in which they first occur."""
-    return list(dict.fromkeys(k for row in rows for k in row if not k.startswith(".")))
+    """All columns of the table that have a value in some row, in the order in which they first occur."""
+    names = dict.fromkeys(k for row in rows for k in row if not k.startswith("."))
+    return [k for k in names if any(row.get(k) is not None for row in rows)]
 
 
 def as_markdown(rows: Sequence[Row]) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from isthmus.certify.certify import BUDGET
-from isthmus.connectors import METHODS, Connector
 from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.experiments.jobs import Network, Pair, Problem, Weights
-from isthmus.experiments.page import Done, Row, ended
-from isthmus.storage.files import one_line
+from isthmus.experiments.page import ended
+from isthmus.experiments.tables import Column, Entry, Table, first
+from isthmus.storage.files import check_regular, one_line
+from isthmus.storage.methods import connector_from
 from isthmus.stored import Stored
 from isthmus.training.fit import Recipe
 
@@ -21,6 +22,7 @@ T = TypeVar("T")
 _BYTES = 1_000_000
 _VALUES = 100_000
 _POINTS = 1_000_000
+_CELLS = 100_000
 _STRICT = {"extra": "forbid"}  # for pydantic: a key that is not a field is an error
 
 
@@ -89,7 +91,7 @@ class SweepFile:
 
     def cells(self) -> list[Pair]:
         """Every pair of every entry of `networks`, by every method, from every seed."""
-        connectors = [_method(m) for m in self.methods]
+        connectors = [connector_from(m, "methods") for m in self.methods]
         out = []
         for entry in self.networks:
             ends = entry.ends()
@@ -99,14 +101,17 @@ class SweepFile:
                 for method in connectors:
                     for seed in self.seeds:
                         out.append(Pair(self.name, a, b, method, seed, self.num_points, self.gap, self.budget))
+                        if len(out) > _CELLS:
+                            more = f"at most {_CELLS:,} pairs times methods times seeds"
+                            raise InputError(f"sweep {self.name!r}", expected=more, got="more")
         return out
 
 
-def _pairs(ends: Sequence[Any], how: str) -> list[tuple[Any, Any]]:
+def _pairs(ends: Sequence[Any], how: str) -> Iterator[tuple[Any, Any]]:
     if how == "all":
-        return list(combinations(ends, 2))
+        return combinations(ends, 2)
     step = 2 if how == "neighbours" else 1
-    return list(zip(ends[::step], ends[1::step], strict=False))
+    return zip(ends[::step], ends[1::step], strict=False)
 
 
 def read_sweep(
@@ -144,7 +149,7 @@ def _document(path: Path) -> dict[str, Any]:
     except ImportError as e:
         raise MissingExtraError(str(e.name), "cli") from e
     try:
-        if path.stat().st_size > _BYTES:
+        if check_regular(path) > _BYTES:
             raise FileError(path, f"has more than {_BYTES:,} bytes", "give a sweep file")
         text = path.read_text(encoding="utf-8")
         _expanded(yaml.compose(text, Loader=yaml.SafeLoader), {})
@@ -230,44 +235,42 @@ def _put(document: Any, keys: list[str], value: Any, change: str) -> None:
         raise InputError("--set", expected="a key of the file", got=change)
 
 
-def _method(entry: str | Mapping[str, Any]) -> Connector:
-    """A connector from its name, or from its name and options."""
-    options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = options.pop("name", None)
-    names = {m.__name__.lower(): m for m in METHODS}
-    if not isinstance(name, str) or name.lower() not in names:
-        raise InputError("methods", expected=f"one of {', '.join(m.__name__ for m in METHODS)}", got=repr(name))
-    kind = names[name.lower()]
-    known = sorted(f.name for f in fields(kind))  # type: ignore[arg-type]
-    if unknown := sorted(set(options) - set(known)):
-        raise InputError(f"methods, {name}", expected=f"options among {known}", got=unknown)
-    return _checked(kind, options, f"methods, {name}")
-
-
 BARRIERS = ("max", "excess", "linear", "mean")
 
 
-def rows(done: Done) -> list[Row]:
-    """One row per pair, method and seed: every barrier, the proved bound, length, seconds."""
-    out = []
-    for cell, stored in done:
-        if not isinstance(cell, Pair):
-            continue
-        r = stored.result
-        row = {
-            "model": cell.a.problem.model,
-            "data": cell.a.problem.data,
-            "pair": cell.ends,
-            "method": type(cell.method).__name__,
-            "options": ", ".join(f"{k}={v}" for k, v in r["method"].items() if k != "name"),
-            "seed": cell.seed,
-            "outcome": ended(r["outcome"]["name"]),
-            "segments": r["segments"],
-            "length": r["length"],
-            "length/distance": r["normalized_length"],
-        }
-        for what in ("loss", "error", "test_loss", "test_error"):
-            values = r["barriers"].get(what, {})
-            row |= {f"{what.replace('_', ' ')} {b}": values.get(b) for b in BARRIERS}
-        out.append(row | {"bound": r["bound"], "seconds": stored.record.get("seconds"), "key": stored.key})
-    return out
+def _options(entry: Entry) -> str:
+    return ", ".join(f"{k}={v}" for k, v in entry["method"].items() if k != "name")
+
+
+def _barrier(quantity: str, name: str) -> Column:
+    """Empty where the quantity was not measured."""
+    return first(lambda entry: entry["barriers"].get(quantity, {}).get(name))
+
+
+TABLE = Table(
+    of=Pair,
+    by={
+        "model": "cell.a.problem.model",
+        "data": "cell.a.problem.data",
+        "pair": "cell.ends",
+        "method": lambda e: type(e.cell.method).__name__,
+        "options": _options,
+        "seed": "cell.seed",
+        ".key": lambda e: e.stored.key,
+    },
+    columns={
+        "outcome": first(lambda e: ended(e["outcome.name"])),
+        "segments": first("segments"),
+        "length": first("length"),
+        "length/distance": first("normalized_length"),
+        **{
+            f"{quantity.replace('_', ' ')} {name}": _barrier(quantity, name)
+            for quantity in ("loss", "error", "test_loss", "test_error")
+            for name in BARRIERS
+        },
+        "bound": first("bound"),
+        "seconds": first("record.seconds?"),
+        "key": first(lambda e: e.stored.key),
+    },
+)
+"""One row per pair, method and seed: every barrier, the proved bound, length, seconds."""

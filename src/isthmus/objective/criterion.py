@@ -40,7 +40,7 @@ class Criterion:
 
 
 @dataclass(frozen=True, eq=False)
-class OverPositions:
+class _OverPositions:
     """A class loss: `inner` gives the loss of every position, with the classes on axis 1."""
 
     inner: LossFunction
@@ -54,7 +54,7 @@ class OverPositions:
 
 
 @dataclass(frozen=True, eq=False)
-class OverEntries:
+class _OverEntries:
     """A loss of torch without classes: the mean or, where `factor` is given, the scaled sum of an example's entries."""
 
     inner: LossFunction
@@ -109,16 +109,20 @@ def check_loss(loss: Any) -> None:
     names = f"one of {sorted(NAMED)}, a loss of torch such as nn.CrossEntropyLoss(), or a callable"
     if isinstance(loss, type):
         raise InputError("loss", expected=names, got=f"the class {loss.__name__}", instead=f"nn.{loss.__name__}()")
-    if (isinstance(loss, str) and loss not in NAMED) or not (isinstance(loss, str) or callable(loss)):
+    if not (loss in NAMED if isinstance(loss, str) else callable(loss)):
         raise InputError("loss", expected=names, got=repr(loss))
-    if type(loss).__module__ == torchs.__name__ and not is_torchs(loss):
+    if is_torchs(loss):
+        _check_reduction(loss)
+    elif type(loss).__module__ == torchs.__name__:
         known = ", ".join(t.__name__ for t in (*_CLASSES, *_ENTRIES))
         raise InputError(
             "loss", expected=f"one of {known}", got=type(loss).__name__, instead="a function (outputs, y) -> losses [n]"
         )
 
+
+def _check_reduction(loss: Any) -> None:
     allowed = ("none", "mean", "sum", *(["batchmean"] if isinstance(loss, nn.KLDivLoss) else []))
-    if is_torchs(loss) and getattr(loss, "reduction", "") not in allowed:
+    if getattr(loss, "reduction", "") not in allowed:
         raise InputError("loss.reduction", expected=f"one of {allowed}", got=repr(getattr(loss, "reduction", "")))
 
 
@@ -166,14 +170,20 @@ def read(
         found = _of_entries(loss, outputs, y)
     else:
         found = _of_callable(loss, outputs, y, error, ignore_index, class_axis)  # type: ignore[arg-type]
+    if convex is not None:
+        _check_convex(convex, found, loss)
+        found = replace(found, convex=convex)
+    few = y[: len(outputs)]
+    _check_values("loss", found.values, outputs, few)
+    if error is None:
+        return found
+    _check_values("error", error, outputs, few)
+    return replace(found, errors=error, labels=None)
+
+
+def _check_convex(convex: bool, found: Criterion, loss: Any) -> None:
     if convex and not found.convex and (isinstance(loss, str) or is_torchs(loss)):
         raise InputError("convex", expected="False or None: this loss is not convex in the outputs", got=True)
-    found = found if convex is None else replace(found, convex=convex)
-    found = found if error is None else replace(found, errors=error, labels=None)
-    for what, function in (("loss", found.values), ("error", error)):
-        if function is not None:
-            _check_values(what, function, outputs, y[: len(outputs)])
-    return found
 
 
 def _no_options(why: str, ignore_index: int | None, class_axis: int | None) -> None:
@@ -183,37 +193,57 @@ def _no_options(why: str, ignore_index: int | None, class_axis: int | None) -> N
 
 
 def _of_classes(loss: Any, outputs: Tensor, y: Tensor, ignore_index: int | None, class_axis: int | None) -> Criterion:
-    own = None if isinstance(loss, str) else loss
-    ignored = IGNORED if ignore_index is None else ignore_index
-    if own is not None and ignore_index not in (None, own.ignore_index):
-        name = f"nn.{type(own).__name__}"
+    if isinstance(loss, str):
+        ignored = IGNORED if ignore_index is None else ignore_index
+        axis = _class_axis(outputs, y, class_axis, ignored)
+        labels = Labels.of(y, axis, ignored)
+        if labels.scale is None and axis == 1:
+            return _plain_entropy(labels)
+        inner = partial(F.cross_entropy, ignore_index=ignored, reduction="none")
+        return Criterion(_OverPositions(inner, labels), labels.wrong, True, None, labels, labels, labels.scale or 1.0)
+    if ignore_index not in (None, loss.ignore_index):
         raise InputError(
-            "ignore_index", expected=f"None or that of the loss, {own.ignore_index}", got=ignore_index,
-            instead=f"{name}(ignore_index={ignore_index})",
+            "ignore_index", expected=f"None or that of the loss, {loss.ignore_index}", got=ignore_index,
+            instead=f"nn.{type(loss).__name__}(ignore_index={ignore_index})",
         )  # fmt: skip
-    ignored = ignored if own is None else own.ignore_index
-    axis = find_axis(outputs, y, class_axis)
-    check_classes(outputs.shape[axis], y, ignored)
-    given = getattr(own, "weight", None)
-    if given is not None and given.shape != outputs.shape[axis : axis + 1]:
-        raise InputError("loss.weight", expected=f"one per class ({outputs.shape[axis]})", got=tuple(given.shape))
-    alone = Labels.of(y, axis, ignored)
-    together = own is not None and own.reduction != "none"
-    errors = Labels.of(y, axis, ignored, together=True) if together else alone
-    labels = alone if own is None or not together else replace(errors, scale=_scale(own, errors, y))
-    weight = None if own is None else own.weight
-    entropy = own is None or (type(own) is nn.CrossEntropyLoss and own.label_smoothing == 0 and _plus(weight))
-    if entropy and weight is None and alone.scale is None and axis == 1 and getattr(own, "reduction", "") != "sum":
-        return Criterion(NAMED["cross_entropy"], errors.wrong, True, "cross_entropy", errors, errors, 1.0)
-    if own is None:
-        inner: LossFunction = partial(F.cross_entropy, ignore_index=ignored, reduction="none")
-    else:
-        inner = _each(own, outputs)
-    rises = (labels.scale or 1.0) * (errors.counts(y)[0].numel() if together else 1)
-    rises *= 1.0 if weight is None else float(weight.max())
-    known = own is None or _CLASSES[type(own)](own)
-    top = rises if entropy else None
-    return Criterion(OverPositions(inner, labels), errors.wrong, known, None, errors, labels, top)
+    return _of_module(loss, outputs, y, _class_axis(outputs, y, class_axis, loss.ignore_index))
+
+
+def _class_axis(outputs: Tensor, y: Tensor, given: int | None, ignored: int, error_of: str = "") -> int:
+    axis = find_axis(outputs, y, given, error_of)
+    check_classes(outputs.shape[axis], y, ignored, error_of)
+    return axis
+
+
+def _plain_entropy(labels: Labels) -> Criterion:
+    return Criterion(NAMED["cross_entropy"], labels.wrong, True, "cross_entropy", labels, labels, 1.0)
+
+
+def _of_module(own: Any, outputs: Tensor, y: Tensor, axis: int) -> Criterion:
+    """A class loss of torch, with its weights, its smoothing and its reduction."""
+    weight = own.weight
+    if weight is not None and weight.shape != outputs.shape[axis : axis + 1]:
+        raise InputError("loss.weight", expected=f"one per class ({outputs.shape[axis]})", got=tuple(weight.shape))
+    alone = Labels.of(y, axis, own.ignore_index)
+    errors, labels, positions = alone, alone, 1
+    if own.reduction != "none":
+        errors = Labels.of(y, axis, own.ignore_index, together=True)
+        labels = replace(errors, scale=_scale(own, errors, y))
+        positions = errors.counts(y)[0].numel()
+    rises = _rises(own, labels, positions)
+    plain = rises is not None and weight is None and own.reduction != "sum"
+    if plain and alone.scale is None and axis == 1:
+        return _plain_entropy(errors)
+    values, convex = _OverPositions(_each(own, outputs), labels), _CLASSES[type(own)](own)
+    return Criterion(values, errors.wrong, convex, None, errors, labels, rises)
+
+
+def _rises(own: Any, labels: Labels, positions: int) -> float | None:
+    """The largest sum of weights of an example; None for what is no sum of weighted cross-entropies."""
+    if type(own) is not nn.CrossEntropyLoss or own.label_smoothing != 0 or not _plus(own.weight):
+        return None
+    largest = 1.0 if own.weight is None else float(own.weight.max())
+    return (labels.scale or 1.0) * positions * largest
 
 
 def _scale(own: Any, labels: Labels, y: Tensor) -> float:
@@ -237,27 +267,32 @@ def _each(own: nn.Module, outputs: Tensor) -> Any:
 
 
 def _of_entries(loss: Any, outputs: Tensor, y: Tensor) -> Criterion:
-    name = describe(loss)["loss"]
-    if y.shape[1:] != outputs.shape[1:]:
-        column = y.dim() + 1 == outputs.dim() and outputs.shape[-1] == 1
-        row = y.dim() == outputs.dim() + 1 and y.shape[-1] == 1
-        raise InputError(
-            "y",
-            expected=f"the shape of the outputs, {('n', *outputs.shape[1:])}, for {name}".replace("'", ""),
-            got=tuple(y.shape),
-            instead="y[:, None]" if column else "y[:, 0]" if row else "",
-        )
-    if type(loss) in _IN_UNIT and not bool(((y >= 0) & (y <= 1)).all()):
-        raise InputError("y", expected=f"targets from 0 to 1 for {name}", got=f"{float(y.min())} to {float(y.max())}")
-    if loss == "mse":
+    _check_entries(loss, outputs, y)
+    if loss == "mse" or (type(loss) is nn.MSELoss and loss.reduction in ("mean", "none")):
         return Criterion(NAMED["mse"], None, True, "mse")
     if (weight := getattr(loss, "weight", None)) is not None and weight.dim() >= outputs.dim() and len(weight) > 1:
         raise InputError("loss", expected="weights that do not depend on the example", got=tuple(weight.shape))
     errors = wrong_sign if type(loss) in _OF_LOGITS else None
-    if type(loss) is nn.MSELoss and loss.reduction in ("mean", "none"):
-        return Criterion(NAMED["mse"], None, True, "mse")
     factor = {"sum": float(len(y)), "batchmean": 1.0}.get(loss.reduction)
-    return Criterion(OverEntries(_each(loss, outputs), factor), errors, _ENTRIES[type(loss)](loss))
+    return Criterion(_OverEntries(_each(loss, outputs), factor), errors, _ENTRIES[type(loss)](loss))
+
+
+def _check_entries(loss: Any, outputs: Tensor, y: Tensor) -> None:
+    name = describe(loss)["loss"]
+    if y.shape[1:] != outputs.shape[1:]:
+        raise _other_shape(name, outputs, y)
+    if type(loss) in _IN_UNIT and not bool(((y >= 0) & (y <= 1)).all()):
+        raise InputError("y", expected=f"targets from 0 to 1 for {name}", got=f"{float(y.min())} to {float(y.max())}")
+
+
+def _other_shape(name: str, outputs: Tensor, y: Tensor) -> InputError:
+    instead = ""
+    if y.dim() + 1 == outputs.dim() and outputs.shape[-1] == 1:
+        instead = "y[:, None]"
+    elif y.dim() == outputs.dim() + 1 and y.shape[-1] == 1:
+        instead = "y[:, 0]"
+    expected = f"the shape of the outputs, {('n', *outputs.shape[1:])}, for {name}".replace("'", "")
+    return InputError("y", expected=expected, got=tuple(y.shape), instead=instead)
 
 
 def _of_callable(
@@ -273,9 +308,7 @@ def _of_callable(
         return Criterion(loss, error, False)
     ignored = IGNORED if ignore_index is None else ignore_index
     error_of = "error=a function (outputs, y) -> errors [n]"
-    axis = find_axis(outputs, y, class_axis, error_of)
-    check_classes(outputs.shape[axis], y, ignored, error_of)
-    labels = Labels.of(y, axis, ignored)
+    labels = Labels.of(y, _class_axis(outputs, y, class_axis, ignored, error_of), ignored)
     return Criterion(loss, labels.wrong, False, None, labels)
 
 

@@ -76,27 +76,47 @@ def digest_of_data(x: Inputs, y: Tensor, dtype: torch.dtype) -> str:
 
 def as_tensors(data: Any) -> tuple[Inputs, Tensor]:
     """(x, y) from a pair or from a loader, checked: dense tensors, not empty, equal lengths, one device, finite."""
+    if data is None:
+        raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
     if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[1]):
         x, y = _pair(data)
     else:
         x, y = _read_loader(data)
     parts = tree_flatten(x)[0]
-    if not parts or not all(isinstance(v, Tensor) for v in parts):
+    if not parts or not _all_tensors(parts):
         raise InputError("data", expected="x as a tensor, a tuple or a dict of tensors", got=_kind(x))
+    _check_examples(parts, y)
+    return tree_map(lambda v: v.detach(), x), y.detach()
+
+
+def _check_examples(parts: list[Tensor], y: Tensor) -> None:
     for v in (*parts, y):
         _check_dense(v)
     if y.dim() == 0 or len(y) == 0:
         raise InputError("data", expected="at least one example", got="none" if y.dim() else "one number as y")
     for v in (*parts, y):
-        if v.dim() == 0 or len(v) != len(y):
-            got = len(v) if v.dim() else "a number"
-            raise InputError("data", expected=f"{len(y)} examples in every tensor", got=got)
-        if v.device != y.device:
-            instead = f"x.to({str(y.device)!r})"
-            raise InputError("data", expected=f"all tensors on {y.device}", got=v.device, instead=instead)
-        if moves(v) and not bool(v.isfinite().all()):
-            raise InputError("data", expected="finite numbers", got=f"{int((~v.isfinite()).sum())} NaN or infinite")
-    return tree_map(lambda v: v.detach(), x), y.detach()
+        _check_beside(v, y)
+
+
+def _all_tensors(parts: Iterable[Any]) -> bool:
+    return all(isinstance(v, Tensor) for v in parts)
+
+
+def _check_beside(v: Tensor, y: Tensor) -> None:
+    if v.dim() == 0 or len(v) != len(y):
+        got = len(v) if v.dim() else "a number"
+        raise InputError("data", expected=f"{len(y)} examples in every tensor", got=got)
+    if v.device != y.device:
+        instead = f"x.to({str(y.device)!r})"
+        raise InputError("data", expected=f"all tensors on {y.device}", got=v.device, instead=instead)
+    if moves(v) and not bool(v.isfinite().all()):
+        raise InputError("data", expected="finite numbers", got=f"{int((~v.isfinite()).sum())} NaN or infinite")
+
+
+def extremes(x: Inputs) -> set[int]:
+    """The examples with the smallest and the largest whole numbers, such as words that a network has not."""
+    whole = [v.long().reshape(len(v), -1) for v in tree_flatten(x)[0] if not moves(v) and v.numel()]
+    return {int(i) for v in whole for i in (v.amin(1).argmin(), v.amax(1).argmax())}
 
 
 def hint(complaint: str, x: Inputs) -> str:
@@ -105,8 +125,12 @@ def hint(complaint: str, x: Inputs) -> str:
     types = ("dtype", "Byte", "Char", "Short", "Int", "Long", "Bool", "not implemented for")
     if whole and any(word in complaint for word in types):
         return f"x.float(), for x of {whole[0]}"
-    narrow = next((d for word, d in (("BFloat16", "bfloat16"), ("Half", "float16")) if word in complaint), "")
-    return f"dtype=torch.{narrow}, where the module itself computes in that" if narrow else ""
+    if not whole and "indices" in complaint:
+        return "x.long(), for numbers that are looked up"
+    for word, narrow in (("BFloat16", "bfloat16"), ("Half", "float16")):
+        if word in complaint:
+            return f"dtype=torch.{narrow}, where the module itself computes in that"
+    return ""
 
 
 def which(output: Any) -> str:
@@ -148,10 +172,10 @@ def _is_numbers(v: Any) -> bool:
     return isinstance(v, int | float | complex | np.number)
 
 
-def tensor_of(v: Any) -> Any:
+def _tensor_of(v: Any) -> Any:
     """A tensor from an array, a column or a table with ``to_numpy``, a list of numbers; anything else as it is.
 
-    >>> tensor_of([[1.0, 2.0]]), tensor_of("text")
+    >>> _tensor_of([[1.0, 2.0]]), _tensor_of("text")
     (tensor([[1., 2.]]), 'text')
     """
     if isinstance(v, Tensor) or not _is_array(v):
@@ -172,18 +196,31 @@ def tensor_of(v: Any) -> Any:
 def _inputs(x: Any) -> Any:
     """x with every part a tensor; a list of numbers is one part, other lists and tuples are several."""
     if isinstance(x, Mapping):
-        return {k: tensor_of(v) for k, v in x.items()}
+        return {k: _tensor_of(v) for k, v in x.items()}
     if isinstance(x, tuple) or (isinstance(x, list) and not _is_numbers(x)):
-        return tuple(tensor_of(v) for v in x)
-    return tensor_of(x)
+        return tuple(_tensor_of(v) for v in x)
+    return _tensor_of(x)
 
 
 def _pair(pair: Sequence[Any]) -> tuple[Any, Any]:
-    return _inputs(pair[0]), tensor_of(pair[1])
+    return _inputs(pair[0]), _tensor_of(pair[1])
 
 
 def _read_loader(loader: Any) -> tuple[Inputs, Tensor]:
     """Read a loader into memory, twice: passes that differ by more than the order are refused."""
+    _check_loader(loader)
+    first, again = _one_pass(loader), _one_pass(loader)
+    if not _same_examples(first, again):
+        raise InputError(
+            "data",
+            expected="a loader that gives the same examples on every pass",
+            got="two passes that differ",
+            instead="a loader without random augmentation and with drop_last=False",
+        )
+    return first
+
+
+def _check_loader(loader: Any) -> None:
     what = "a pair (x, y) of tensors or a DataLoader"
     if isinstance(loader, tuple) and loader and all(map(_is_array, loader)):
         raise InputError("data", expected=what, got=f"{len(loader)} tensors", instead="((x1, x2), y) for two inputs")
@@ -195,17 +232,14 @@ def _read_loader(loader: Any) -> tuple[Inputs, Tensor]:
         raise InputError("data", expected=what, got=type(loader).__name__, instead=pair)
     if iter(loader) is loader:
         raise InputError("data", expected="a DataLoader, which can be read twice", got=type(loader).__name__)
-    x, y = _one_pass(loader)
-    again, y_again = _one_pass(loader)
-    sums = [[_size(v) for v in tree_flatten(part)[0]] for part in ((x, y), (again, y_again))]
-    if len(y) != len(y_again) or any(abs(p - q) > 1e-9 * max(1.0, abs(p)) for p, q in zip(*sums, strict=True)):
-        raise InputError(
-            "data",
-            expected="a loader that gives the same examples on every pass",
-            got="two passes that differ",
-            instead="a loader without random augmentation and with drop_last=False",
-        )
-    return x, y
+
+
+def _same_examples(a: tuple[Inputs, Tensor], b: tuple[Inputs, Tensor]) -> bool:
+    """Whether two passes give as many examples, and the same sums: the order may differ."""
+    if len(a[1]) != len(b[1]):
+        return False
+    sums, others = ([_size(v) for v in tree_flatten(part)[0]] for part in (a, b))
+    return not any(abs(p - q) > 1e-9 * max(1.0, abs(p)) for p, q in zip(sums, others, strict=True))
 
 
 def _size(v: Tensor) -> float:
@@ -213,23 +247,24 @@ def _size(v: Tensor) -> float:
 
 
 def _one_pass(loader: Iterable[Any]) -> tuple[Inputs, Tensor]:
-    xs: list[Any] = []
-    ys: list[Tensor] = []
-    for batch in loader:
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not _is_array(batch[1]):
-            _refuse_batch(batch)
-        x, y = _pair(batch)
-        if not isinstance(y, Tensor) or y.dim() == 0:
-            raise InputError(
-                "data", expected="batches (x, y)", got="single examples", instead="DataLoader(dataset, batch_size=256)"
-            )
-        xs.append(x)
-        ys.append(y)
-    if not ys:
+    batches = [_batch(batch) for batch in loader]
+    if not batches:
         raise InputError("data", expected="at least one batch", got="an empty loader")
-    if not all(isinstance(v, Tensor) for v in tree_flatten(xs)[0]) or len({_layout(x) for x in xs}) > 1:
+    xs, ys = zip(*batches, strict=True)
+    if not _all_tensors(tree_flatten(xs)[0]) or len({_layout(x) for x in xs}) > 1:
         raise InputError("data", expected="batches whose x is a tensor, a tuple or a dict of tensors", got=_kind(xs[0]))
     return tree_map(lambda *parts: _joined(parts), xs[0], *xs[1:]), _joined(ys)
+
+
+def _batch(batch: Any) -> tuple[Inputs, Tensor]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not _is_array(batch[1]):
+        _refuse_batch(batch)
+    x, y = _pair(batch)
+    if not isinstance(y, Tensor) or y.dim() == 0:
+        raise InputError(
+            "data", expected="batches (x, y)", got="single examples", instead="DataLoader(dataset, batch_size=256)"
+        )
+    return x, y
 
 
 def _layout(x: Any) -> str:

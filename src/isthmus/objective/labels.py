@@ -108,15 +108,19 @@ def _fitting(outputs: Tensor, y: Tensor, axes: list[int], otherwise: str) -> lis
     elif y.shape[1:] != outputs.shape[1:]:
         fits = []
     else:
-        fits = axes if len(axes) == 1 else [k for k in axes if _sums_to_one(y, k)] or axes
-    if fits:
-        return fits
-    labels = " or ".join(sorted({str(("n", *s[1:])).replace("'", "") for s in shapes.values()}))
-    raise InputError(
+        fits = [k for k in axes if _sums_to_one(y, k)] or axes
+    if not fits:
+        raise _misfit(outputs, y, list(shapes.values()), otherwise)
+    return fits
+
+
+def _misfit(outputs: Tensor, y: Tensor, shapes: list[tuple[int, ...]], otherwise: str) -> InputError:
+    labels = " or ".join(sorted({str(("n", *s[1:])).replace("'", "") for s in shapes}))
+    return InputError(
         "y",
         expected=f"integer labels of shape {labels} for outputs of shape {('n', *outputs.shape[1:])}".replace("'", ""),
         got=f"{y.dtype} of shape {tuple(y.shape)}",
-        instead=_or(_instead(outputs, y, list(shapes.values())), otherwise),
+        instead=_or(_instead(outputs, y, shapes), otherwise),
     )
 
 

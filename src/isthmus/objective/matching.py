@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.params import Params
 
-__all__ = ["WRAPPERS", "Match", "bare", "check_own", "group", "matches", "renamed"]
+__all__ = ["WRAPPERS", "Match", "bare", "check_own", "group", "matches", "renamed", "tied"]
 
 _INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 WRAPPERS = ("module", "_module", "_forward_module", *_INSERTED)
@@ -27,6 +29,10 @@ class Match:
 
     prefix: str
     names: dict[str, str]
+
+    def is_all(self, want: Collection[str], have: Mapping[str, Tensor]) -> bool:
+        """Whether every wanted name is there, and nothing else."""
+        return len(self.names) == len(want) and set(self.names.values()) == have.keys()
 
 
 def bare(name: str) -> str:
@@ -67,16 +73,22 @@ def matches(have: Collection[str], want: Collection[str], ties: Mapping[str, str
     for outer in _outer(want):
         options = {w: tuple(bare(n).removeprefix(outer) for n in names) for w, names in groups.items()}
         for prefix in _prefixes(plain, options):
-            names = {}
-            for name, others in options.items():
-                there = next((prefix + other for other in others if prefix + other in plain), None)
-                if there is not None:
-                    names[name] = plain[there]
-                elif not name.endswith(_COUNTER):
-                    break
-            else:
+            names = _under(prefix, options, plain)
+            if names is not None:
                 found.setdefault(tuple(names.values()), Match(prefix, names))
     return list(found.values())
+
+
+def _under(prefix: str, options: Mapping[str, tuple[str, ...]], plain: Mapping[str, str]) -> dict[str, str] | None:
+    """What each name is called behind the prefix; None where one is missing that is no counter."""
+    names = {}
+    for name, others in options.items():
+        there = next((prefix + other for other in others if prefix + other in plain), None)
+        if there is not None:
+            names[name] = plain[there]
+        elif not name.endswith(_COUNTER):
+            return None
+    return names
 
 
 def renamed(
@@ -92,17 +104,31 @@ def renamed(
     if params.keys() == set(want):
         return params
     found = matches([k for k in params if isinstance(k, str)], want, ties)
-    whole = [m.names for m in found if len(m.names) == len(want) and set(m.names.values()) == params.keys()]
+    whole = [m.names for m in found if m.is_all(want, params)]
     if len(whole) == 1:
         return {k: params[name] for k, name in whole[0].items()}
     if not found or found[0].prefix == "":
         return params
-    beside = next((repr(k) for k in params if k not in found[0].names.values()), "less than all of them")
-    name, stored = next(iter(found[0].names.items()))
-    raise InputError(
+    raise _not_alone(params, found[0].names, what)
+
+
+def _not_alone(params: Mapping[str, Tensor], names: dict[str, str], what: str) -> InputError:
+    beside = next((repr(k) for k in params if k not in names.values()), "less than all of them")
+    name, stored = next(iter(names.items()))
+    return InputError(
         what, expected=f"the module's names, as {name!r}", got=f"{stored!r}, beside {beside}",
         instead="load_params(path, like=objective)",
     )  # fmt: skip
+
+
+def tied(params: Mapping[str, Tensor], ties: Mapping[str, str], what: str) -> Params:
+    """`params` in which the names of one parameter share one tensor; refuses those that differ."""
+    out = dict(params)
+    for alias, name in ties.items():
+        if out[alias] is not out[name] and not torch.equal(out[alias], out[name]):
+            raise InputError(f"{what}[{alias!r}]", expected=f"the tensor it is tied to, {name!r}", got="other values")
+        out[alias] = out[name]
+    return out
 
 
 def check_own(point: Mapping[str, Tensor], checked: Mapping[str, Tensor]) -> None:
@@ -137,9 +163,9 @@ def _prefixes(plain: Collection[str], options: Mapping[str, tuple[str, ...]]) ->
     if not needed:
         return [""]
     rarest = max(needed, key=lambda others: min(map(len, others)))
-    ends = tuple("." + other for other in rarest)
-    prefixes = {"": None} if any(other in plain for other in rarest) else {}
+    prefixes = dict.fromkeys([""] if {*rarest} & {*plain} else [])
     for name in plain:
-        if name.endswith(ends):
-            prefixes |= {name.removesuffix(end[1:]): None for end in ends if name.endswith(end)}
+        for other in rarest:
+            if name.endswith("." + other):
+                prefixes[name.removesuffix(other)] = None
     return list(prefixes)

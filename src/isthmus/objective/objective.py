@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import criterion
+from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
-from isthmus.objective.data import Data, Inputs, arguments, as_tensors, cast_inputs, digest_of_data, precision, rows
+from isthmus.objective.data import Data, Inputs
+from isthmus.objective.given import ParamsLike, tensors_of
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
-from isthmus.objective.matching import renamed
+from isthmus.objective.matching import renamed, tied
 from isthmus.objective.probe import accepts, check_together, examine
-from isthmus.objective.writes import Writes, call, check_extra
+from isthmus.objective.writes import Writes, call, without_extra
 from isthmus.params import Params, check_like, check_moves, widen
 from isthmus.program.copied import name_of
 from isthmus.program.export import Program, trace
+from isthmus.shown import count, line, plural
 from isthmus.structure import Structure, derive_structure, verify
 
 
@@ -81,19 +85,16 @@ class Objective:
         structure: Structure | None = None,
         _writes: Writes | None = None,
     ) -> None:
-        if not isinstance(module, nn.Module):
-            raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
+        check_kinds(Objective.__init__, {k: v for k, v in locals().items() if k not in ("loss", "data")})
         skeletons.check_kind(module)
         criterion.check_loss(loss)
-        if data is None:
-            raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
         if memory <= 0:
             raise InputError("memory", expected="a positive number of bytes", got=memory)
-        x, y = as_tensors(data)
-        self.dtype = dtype or precision([*module.parameters(), *tree_flatten(x)[0]])
+        x, y = datasets.as_tensors(data)
+        self.dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(x)[0]])
         if not self.dtype.is_floating_point:
             raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
-        self._data = (cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
+        self._data = (datasets.cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
         self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
         self.penalty = penalty
@@ -101,18 +102,26 @@ class Objective:
         self._hand_written = structure
         self._programs: dict[Any, Program | UnsupportedError] = {}
         skeletons.check_modes(module)
-        # the module's structure on meta tensors: it has no weights of its own
+        views = self._take_structure(module)
+        self._writes = Writes() if _writes is None else _writes
+        few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
+        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
+
+    def _take_structure(self, module: nn.Module) -> set[int]:
+        """The module on meta tensors, without weights, and its names; gives the memory of views of its weights."""
         self.skeleton, self._fixed, views = skeletons.skeleton_of(module, self.dtype)
         state = self.skeleton.state_dict()
         self._extra = {k: v for k, v in state.items() if k.endswith(skeletons.EXTRA)}
         self._like = {k: v for k, v in state.items() if k not in self._extra}
         self._ties = skeletons.ties_of(self.skeleton)
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
-        self._writes = Writes() if _writes is None else _writes
-        few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
-        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
+        return views
 
     # -- what it is
+
+    def __repr__(self) -> str:
+        size = plural(self.num_examples, "example"), plural(count(self._like), "parameter")
+        return line(self, name_of(self.skeleton), str(criterion.describe(self._loss)["loss"]), *size)
 
     @property
     def data(self) -> tuple[Inputs, Tensor]:
@@ -148,7 +157,7 @@ class Objective:
         error = self._labelled["error"]
         given = {k: v for k, v in self._labelled.items() if v is not None and k != "error"}
         return {
-            "module": self._module_name,
+            "module": name_of(self.skeleton),
             **criterion.describe(self._loss),
             **given,
             "named": isinstance(self._loss, str),
@@ -163,11 +172,7 @@ class Objective:
 
     @cached_property
     def _digest(self) -> str:
-        return digest_of_data(*self._data, self.dtype)
-
-    @property
-    def _module_name(self) -> str:
-        return name_of(self.skeleton)
+        return datasets.digest_of_data(*self._data, self.dtype)
 
     @property
     def named_loss(self) -> str | None:
@@ -199,7 +204,7 @@ class Objective:
 
     @property
     def _example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        return arguments(rows(self._data[0], slice(0, min(4, self.num_examples))))
+        return datasets.arguments(datasets.rows(self._data[0], slice(0, min(4, self.num_examples))))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the exported graphs, which cannot travel; they are made again when they are needed."""
@@ -217,31 +222,25 @@ class Objective:
 
     def subset(self, n: int) -> Objective:
         """The same objective on the first `n` examples."""
+        check_kind(n, int, "n")
         if not 1 <= n <= self.num_examples:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
-        return self.on((rows(self._data[0], slice(0, n)), self._data[1][:n]))
+        return self.on((datasets.rows(self._data[0], slice(0, n)), self._data[1][:n]))
 
     def part(self, index: slice) -> Objective:
         """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
         new = copy.copy(self)
         new._programs = self._programs
-        new._data = (rows(self._data[0], index), self._data[1][index])
+        new._data = (datasets.rows(self._data[0], index), self._data[1][index])
         new.__dict__.pop("chunk", None)
         new.__dict__.pop("_digest", None)
         return new
 
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
-            "loss": self._loss,
-            "data": self._data,
-            "convex": self.convex,
-            "penalty": self.penalty,
-            **self._labelled,
-            "dtype": self.dtype,
-            "memory": self.memory,
-            "structure": self._hand_written,
-            "_writes": self._writes,
-        }
+            "loss": self._loss, "data": self._data, "convex": self.convex, "penalty": self.penalty, **self._labelled,
+            "dtype": self.dtype, "memory": self.memory, "structure": self._hand_written, "_writes": self._writes,
+        }  # fmt: skip
         new = Objective(self.skeleton, **(options | changes))
         new._programs = self._programs
         if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
@@ -250,26 +249,18 @@ class Objective:
 
     # -- parameters
 
-    def check(self, params: Mapping[str, Tensor], what: str = "params") -> Params:
-        """`params` as this objective evaluates them: a state_dict of the module, checked key by key.
+    def check(self, params: ParamsLike, what: str = "params") -> Params:
+        """`params` (a state_dict of the module, a module, or a checkpoint file) as this objective evaluates them.
 
         Narrower floating-point types are widened (exact); wider ones are refused, as are tied parameters that
         differ. Tied entries share one tensor in the result; of tied names one is enough. Names that have one prefix
         before those of the module, or lack that of a wrapper, are taken for the module's where nothing else is left.
         """
-        plain = {k: v for k, v in params.items() if k not in self._extra}
-        for name in params.keys() & self._extra.keys():
-            check_extra(f"{what}[{name!r}]", params[name], self._extra[name])
+        plain = without_extra(tensors_of(params, self, what), self._extra, what)
         own = renamed(plain, self._like, self._ties, what)
         wide = {k: widen(v, self.dtype, f"{what}[{k!r}]") if k in self._like else v for k, v in own.items()}
         check_like(wide, self._expected, what)
-        for alias, name in self._ties.items():
-            if wide[alias] is not wide[name] and not torch.equal(wide[alias], wide[name]):
-                raise InputError(
-                    f"{what}[{alias!r}]", expected=f"the tensor it is tied to, {name!r}", got="other values"
-                )
-            wide[alias] = wide[name]
-        return wide
+        return tied(wide, self._ties, what)
 
     def check_path(self, points: Sequence[Mapping[str, Tensor]], what: str = "path") -> tuple[Params, ...]:
         """Points of one path as this objective evaluates them (``check``).
@@ -282,13 +273,10 @@ class Objective:
 
     def idle(self, name: str) -> bool:
         """Whether no output depends on the integer tensor: counters of normalisations, what the program never reads."""
-        if name in skeletons.counters(self.skeleton):
-            return True
         try:
-            program = self.program
+            return name in skeletons.counters(self.skeleton) or not self.program.reads(name)
         except UnsupportedError:
             return False
-        return not program.reads(name)
 
     @cached_property
     def _expected(self) -> Params:
@@ -297,27 +285,27 @@ class Objective:
 
     # -- values
 
-    def outputs(self, params: Mapping[str, Tensor]) -> Tensor:
+    def outputs(self, params: ParamsLike) -> Tensor:
         """f(x; params) for every example, [N, ...]."""
         params = self.check(params)
         with torch.no_grad():
             return torch.cat([self.forward(params, x) for x, _ in self._chunks()])
 
-    def losses(self, params: Mapping[str, Tensor]) -> Tensor:
+    def losses(self, params: ParamsLike) -> Tensor:
         """The loss of every example, [N], without the penalty."""
         params = self.check(params)
         with torch.no_grad():
             return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in self._chunks()])
 
-    def loss(self, params: Mapping[str, Tensor]) -> float:
+    def loss(self, params: ParamsLike) -> float:
         """The mean loss plus the penalty; chunk sums are added in float64."""
         return self.measure(params)[0]
 
-    def error(self, params: Mapping[str, Tensor]) -> float:
+    def error(self, params: ParamsLike) -> float:
         """The mean error rate in [0, 1]; NaN where no error is defined."""
         return self.measure(params)[1]
 
-    def measure(self, params: Mapping[str, Tensor]) -> tuple[float, float]:
+    def measure(self, params: ParamsLike) -> tuple[float, float]:
         """(loss, error) from one pass over the data."""
         params = self.check(params)
         with torch.no_grad():
@@ -341,7 +329,7 @@ class Objective:
 
     def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
-        x, y = rows(self._data[0], index), self._data[1][index]
+        x, y = datasets.rows(self._data[0], index), self._data[1][index]
         loss = self.example_losses(self.forward(params, x), y).mean()
         return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
 
@@ -356,7 +344,7 @@ class Objective:
 
     def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
         for i in range(0, self.num_examples, self.chunk):
-            yield rows(self._data[0], slice(i, i + self.chunk)), self._data[1][i : i + self.chunk]
+            yield datasets.rows(self._data[0], slice(i, i + self.chunk)), self._data[1][i : i + self.chunk]
 
     @cached_property
     def chunk(self) -> int:
@@ -370,7 +358,7 @@ class Objective:
         totals = []
         for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
             with torch.no_grad(), skeletons.CountBytes() as counter:
-                self.forward(zeros, rows(self._data[0], index[:n]))
+                self.forward(zeros, datasets.rows(self._data[0], index[:n]))
             totals.append(counter.total)
         return max(1, (totals[1] - totals[0]) // 2)
 
@@ -378,20 +366,19 @@ class Objective:
 
     def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
         """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
-        n, zeros = min(4, self.num_examples), self._zeros()
+        n = self.num_examples
+        some = {*range(min(4, n)), n // 2, n - 1} | datasets.extremes(self._data[0])
+        few = datasets.rows(self._data[0], torch.tensor(sorted(some), device=self.device))
+        untied = {k: v for k, v in self._zeros().items() if k not in self._ties}
         if state is None:
-            given = {**self._fixed, **{k: v for k, v in zeros.items() if k not in self._ties}}
-            first = accepts(self.skeleton, given, rows(self._data[0], slice(0, n)), self._writes)
-        else:
-            index = torch.tensor(sorted({*range(n), self.num_examples // 2, self.num_examples - 1}), device=self.device)
-            own = {k: state[k].to(v) for k, v in zeros.items() if k not in self._ties and not state[k].is_meta}
-            at_random = {**zeros, **own, **skeletons.drawn(zeros, self.parameter_names)}
-            untied = [{k: v for k, v in p.items() if k not in self._ties} for p in (at_random | own, at_random)]
-            points = [{**self._fixed, **p} for p in untied]
-            self._writes, first = examine(self.skeleton, points, rows(self._data[0], index), memory)
-            if self.chunk > len(index):
-                check_together(self.skeleton, points, rows(self._data[0], slice(0, self.chunk)), self._writes)
-        return first[:n]
+            return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4]
+        own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}
+        drawn = skeletons.drawn(untied, self.parameter_names)
+        points = [{**self._fixed, **untied, **own, **drawn, **last} for last in (own, {})]
+        self._writes, first = examine(self.skeleton, points, few, memory)
+        if self.chunk > len(some):
+            check_together(self.skeleton, points, datasets.rows(self._data[0], slice(0, self.chunk)), self._writes)
+        return first[:4]
 
     def _zeros(self) -> Params:
         return {

@@ -32,13 +32,24 @@ def outside(module: nn.Module) -> dict[str, tuple[Any, bool]]:
 
 def _reached(part: nn.Module) -> Iterator[tuple[str, Any]]:
     own = {k: v for k, v in vars(part).items() if k not in REGISTERED}
-    hooks = [h for k, v in own.items() if k.endswith("_hooks") and isinstance(v, Mapping) for h in v.values()]
     yield from ((f"self.{k}", v) for k, v in own.items() if isinstance(v, GENERATORS))
-    waiting = [f.__func__ if isinstance(f, MethodType) else f for f in (*hooks, *own.values())]
-    for kind in type(part).__mro__:
-        if not _foreign(kind):
-            yield from _of_class(kind)
-            waiting += vars(kind).values()
+    kinds = [kind for kind in type(part).__mro__ if not _foreign(kind)]
+    functions = _functions(own)
+    for kind in kinds:
+        yield from _of_class(kind)
+        functions += vars(kind).values()
+    yield from _read_by(functions)
+
+
+def _functions(own: dict[str, Any]) -> list[Any]:
+    """The hooks and the attributes of a module; of bound methods the functions."""
+    hooks = [v for k, v in own.items() if k.endswith("_hooks") and isinstance(v, Mapping)]
+    found = [*itertools.chain.from_iterable(v.values() for v in hooks), *own.values()]
+    return [f.__func__ if isinstance(f, MethodType) else f for f in found]
+
+
+def _read_by(waiting: list[Any]) -> Iterator[tuple[str, Any]]:
+    """What these functions read, those that they call, and so on."""
     seen = set()
     while waiting:
         f = waiting.pop()
@@ -77,20 +88,24 @@ def _foreign(thing: Any) -> bool:
 
 def _mark(v: Any, depth: int = 3) -> Any:
     """Plain values that change when what `v` holds does; None for what cannot be looked into."""
+    if isinstance(v, (*GENERATORS, Tensor)):
+        return _state(v)
+    if isinstance(v, bool | int | float | complex | str | bytes | np.ndarray | np.generic | itertools.count):
+        return repr(v)
+    if isinstance(v, nn.Module | ModuleType | type) or callable(v) or depth == 0:
+        return None
+    if isinstance(v, Mapping):
+        v = list(itertools.islice(itertools.chain.from_iterable(v.items()), 2 * _LONGEST))
+    if isinstance(v, list | tuple | set | frozenset):
+        return len(v), [_mark(part, depth - 1) for part in itertools.islice(v, _LONGEST)]
+    return _mark(vars(v), depth - 1) if hasattr(v, "__dict__") else None
+
+
+def _state(v: Any) -> Any:
     if isinstance(v, np.random.Generator):
         return repr(v.bit_generator.state)
     if isinstance(v, np.random.RandomState):
         return repr(v.get_state(legacy=False))
     if isinstance(v, random.Random):
         return None if isinstance(v, random.SystemRandom) else v.getstate()
-    if isinstance(v, Tensor):
-        return id(v), 0 if v.is_inference() else v._version
-    if isinstance(v, bool | int | float | complex | str | bytes | np.ndarray | np.generic | itertools.count):
-        return repr(v)
-    if isinstance(v, nn.Module | ModuleType | type) or callable(v) or depth == 0:
-        return None
-    if isinstance(v, Mapping):
-        v = [part for pair in itertools.islice(v.items(), _LONGEST) for part in pair]
-    if isinstance(v, list | tuple | set | frozenset):
-        return len(v), [_mark(part, depth - 1) for part in itertools.islice(v, _LONGEST)]
-    return _mark(vars(v), depth - 1) if hasattr(v, "__dict__") else None
+    return id(v), 0 if v.is_inference() else v._version

@@ -22,14 +22,14 @@ from isthmus.params import Params, cast
 from isthmus.program.copied import attributes, copied, name_of
 from isthmus.program.export import plain_attention
 
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 """The errors by which a forward pass says that it cannot take its arguments."""
 
 BATCHES = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 40, 50, 64, 100, 128, 200, 256, 512)
 """Numbers of examples that somebody may have written into a forward pass."""
 
 
-class Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):
     """Notes the memory that operations read and write, which draw random numbers, and whether some read no memory."""
 
     def __init__(self) -> None:
@@ -45,15 +45,19 @@ class Watch(TorchDispatchMode):
         given = {k: a.default_value for k, a in schema.items() if a.has_default_value()}
         given |= dict(zip(schema, args, strict=False)) | kwargs
         for name, value in given.items():
-            held = [v for v in tree_leaves(value) if isinstance(v, Tensor)]
-            self.unset |= any(v.is_meta for v in held)
-            memory = {storage(v) for v in held} - {0}
-            self.read |= memory
-            if name in schema and (alias := schema[name].alias_info) is not None and alias.is_write:
-                self.written |= memory
+            alias = schema[name].alias_info if name in schema else None
+            self._note(value, alias is not None and alias.is_write)
         if torch.Tag.nondeterministic_seeded in func.tags and not _idle(given):
             self.random.append(str(func))
         return func(*args, **kwargs)
+
+    def _note(self, value: Any, is_written: bool) -> None:
+        held = [v for v in tree_leaves(value) if isinstance(v, Tensor)]
+        self.unset |= any(v.is_meta for v in held)
+        memory = {storage(v) for v in held} - {0}
+        self.read |= memory
+        if is_written:
+            self.written |= memory
 
 
 def _idle(given: Mapping[str, Any]) -> bool:
@@ -74,25 +78,27 @@ def examine(module: nn.Module, points: Sequence[Params], x: Inputs, memory: set[
     kind, n = name_of(module), len(tree_leaves(x)[0])
     tensors, drawn = points
     writes, first = _first_call(module, tensors, x, memory)
-    check_output(kind, first, n)
+    _check_output(kind, first, n)
     second = call(module, tensors, x, writes)
     before = outside(module)
     third = call(module, tensors, x, writes)
     _check_outside(kind, before, outside(module))
     if not same(first, second) and not same(second, third):
         raise UnsupportedError(kind, "two passes over the same data differ (forward is random)", "call module.eval()")
-    if any(part.training for part in module.modules()):
-        _check_eval(module, tensors, x, writes, second)
-    _check_alone(module, tensors, x, writes, second, n)
+    _check_point(module, tensors, x, writes, second)
     try:
         at_random = call(module, drawn, x, writes)
-    except REFUSALS:
+    except _REFUSALS:
         return writes, second
     if isinstance(at_random, Tensor) and at_random.shape == second.shape and bool(at_random.isfinite().all()):
-        if any(part.training for part in module.modules()):
-            _check_eval(module, drawn, x, writes, at_random)
-        _check_alone(module, drawn, x, writes, at_random, n)
+        _check_point(module, drawn, x, writes, at_random)
     return writes, second
+
+
+def _check_point(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, out: Tensor) -> None:
+    if any(part.training for part in module.modules()):
+        _check_eval(module, tensors, x, writes, out)
+    _check_alone(module, tensors, x, writes, out)
 
 
 @torch.no_grad()
@@ -104,13 +110,13 @@ def check_together(module: nn.Module, points: Sequence[Params], x: Inputs, write
         alone = call(module, tensors, rows(x, index), writes)
         try:
             together = call(module, tensors, x, writes)
-        except REFUSALS as e:
+        except _REFUSALS as e:
             if tensors is points[0]:
                 raise _refused(module, tensors, x, writes, e) from e
             return
         finally:
             drew = _restore(states)
-        check_output(name_of(module), together, n)
+        _check_output(name_of(module), together, n)
         if drew:
             raise _random(name_of(module), "Python's, numpy's or torch's generator")
         if tensors is not points[0] and not bool(together.isfinite().all()):
@@ -126,13 +132,13 @@ def accepts(module: nn.Module, tensors: Params, x: Inputs, writes: Writes) -> Te
     """The outputs at `x`; what forward refuses is an error that says so."""
     try:
         out = call(module, tensors, x, writes)
-    except REFUSALS as e:
+    except _REFUSALS as e:
         raise _refused(module, tensors, x, writes, e) from e
-    check_output(name_of(module), out, len(tree_leaves(x)[0]))
+    _check_output(name_of(module), out, len(tree_leaves(x)[0]))
     return out
 
 
-def check_output(kind: str, out: Any, n: int) -> None:
+def _check_output(kind: str, out: Any, n: int) -> None:
     """Refuse what is not one tensor with an entry per example."""
     if not isinstance(out, Tensor):
         raise UnsupportedError(
@@ -148,34 +154,44 @@ def check_output(kind: str, out: Any, n: int) -> None:
 
 def _first_call(module: nn.Module, tensors: Params, x: Inputs, memory: set[int]) -> tuple[Writes, Any]:
     """One watched call on copies of everything."""
-    kind = name_of(module)
     views = (v for part in module.modules() for v in attributes(part) if storage(v) in memory)
-    trial = copied(module, {id(v): v for v in (*module.parameters(), *module.buffers(), *views)})
+    trial = _with_same_weights(module, *views)
     tensors = {k: v.clone() for k, v in tensors.items()}
     x = tree_map(torch.clone, x)
     opaque = changed(module, trial)
-    states, before = _generators(), _drawing(trial)
-    try:
-        with Watch() as watch:
-            out = call(trial, tensors, x, Writes())
-    except REFUSALS as e:
-        if re.search(r"\bmeta\b", str(e)):
-            raise _elsewhere(kind) from e
-        raise _refused(trial, tensors, x, Writes(), e) from e
-    finally:
-        drew = _restore(states)
-    if drew or watch.random:
-        what = watch.random[0] if watch.random else "Python's, numpy's or torch's generator"
-        raise _random(kind, what)
-    _check_outside(kind, before, _drawing(trial))
+    out, watch = _watched(trial, tensors, x)
     if watch.read & memory or watch.unset:
-        raise _elsewhere(kind)
+        raise _elsewhere(name_of(module))
     attributes_written = held(trial, watch.written) | changed(module, trial) - opaque
     return Writes(
         any(storage(v) in watch.written for v in tree_leaves(x)),
         frozenset(k for k, v in tensors.items() if storage(v) in watch.written),
         tuple(sorted(attributes_written)),
     ), out
+
+
+def _with_same_weights(module: nn.Module, *views: Tensor) -> nn.Module:
+    """A copy of all but the weights."""
+    return copied(module, {id(v): v for v in (*module.parameters(), *module.buffers(), *views)})
+
+
+def _watched(trial: nn.Module, tensors: Params, x: Inputs) -> tuple[Any, _Watch]:
+    """What a call gives and touches. Errors: it does not run, or it draws random numbers."""
+    kind = name_of(trial)
+    states, before = _generators(), _drawing(trial)
+    try:
+        with _Watch() as watch:
+            out = call(trial, tensors, x, Writes())
+    except _REFUSALS as e:
+        if re.search(r"\bmeta\b", str(e)):
+            raise _elsewhere(kind) from e
+        raise _refused(trial, tensors, x, Writes(), e) from e
+    finally:
+        drew = _restore(states)
+    if drew or watch.random:
+        raise _random(kind, watch.random[0] if watch.random else "Python's, numpy's or torch's generator")
+    _check_outside(kind, before, _drawing(trial))
+    return out, watch
 
 
 def _refused(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, error: Exception) -> Exception:
@@ -185,7 +201,7 @@ def _refused(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, erro
     def runs(tensors: Params, x: Inputs) -> bool:
         try:
             out = call(module, tensors, x, writes)
-        except REFUSALS:
+        except _REFUSALS:
             return False
         return isinstance(out, Tensor) and out.dim() > 0 and len(out) == len(tree_leaves(x)[0])
 
@@ -195,8 +211,11 @@ def _refused(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, erro
             f"its forward does not run in float64: {_reason(error)}",
             "write dtype=x.dtype where it makes a tensor, or Objective(..., dtype=torch.float32)",
         )
+    index = torch.arange(max(n, *BATCHES), device=tree_leaves(x)[0].device)
     for size in BATCHES:
-        if size != n and runs(tensors, rows(x, torch.arange(size, device=tree_leaves(x)[0].device) % n)):
+        if size != n and runs(tensors, rows(x, index[:size] % n)):
+            if runs(tensors, rows(x, index[:n] % size)):
+                break  # as many of other examples: it is what they hold
             return UnsupportedError(
                 kind,
                 f"its forward runs on {size} examples and not on {n}: {_reason(error)}",
@@ -243,7 +262,7 @@ def _elsewhere(kind: str) -> UnsupportedError:
 
 def _check_eval(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, trained: Tensor) -> None:
     """Refuse a module in training mode whose outputs eval mode would change."""
-    calm = copied(module, {id(v): v for v in (*module.parameters(), *module.buffers())}).eval()
+    calm = _with_same_weights(module).eval()
     with plain_attention():
         one, other = (call(m, tensors, x, writes) for m in (module, calm))
     if not isinstance(other, Tensor) or other.shape != trained.shape or not same(one, other):
@@ -254,8 +273,9 @@ def _check_eval(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, t
         )
 
 
-def _check_alone(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, together: Tensor, n: int) -> None:
+def _check_alone(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, together: Tensor) -> None:
     """Refuse outputs that depend on which other examples are in the batch, on their order or their number."""
+    n = len(together)
     everything = torch.arange(n, device=together.device)
     several = [
         everything.flip(0),
@@ -268,7 +288,7 @@ def _check_alone(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, 
         part = rows(x, index)
         try:
             out = call(module, tensors, part, writes)
-        except REFUSALS as e:
+        except _REFUSALS as e:
             why = f"it runs on {n} examples, but not on {_which(index, n)} of them: {_reason(e)}"
             raise _dependent(module, why) from e
         want = together[index]
@@ -316,7 +336,7 @@ def _rounding(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, ind
     wide, wide_x = cast(tensors, torch.float64), tree_map(lambda v: v.double() if v.is_floating_point() else v, x)
     try:
         together, alone = (call(module, wide, part, writes) for part in (wide_x, rows(wide_x, index)))
-    except REFUSALS:
+    except _REFUSALS:
         wide, wide_x = tensors, x  # it insists on its precision
         together, alone = (call(module, wide, part, writes) for part in (wide_x, rows(wide_x, index)))
     return not _far(alone, together[index], torch.finfo(together.dtype).eps ** 0.5)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from isthmus.errors import UnsupportedError
+from isthmus.errors import InputError, UnsupportedError
 from isthmus.params import Params, in_dtype, moves
 from isthmus.program.copied import attributes, copied, name_of
 
@@ -40,6 +40,8 @@ class CountBytes(TorchDispatchMode):
 
 def check_kind(module: nn.Module) -> None:
     """Refuse modules whose weights do not exist yet, or are not tensors of numbers that can move."""
+    if not isinstance(module, nn.Module):
+        raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
     for name, part in module.named_modules():
         what = f"module {name!r} ({type(part).__name__})"
         if isinstance(part, torch.jit.ScriptModule):
@@ -101,6 +103,19 @@ def skeleton_of(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Param
 
     Last, the memory of attributes that were views of parameters or buffers: they do not follow those any more.
     """
+    memo, fixed = _stand_ins(module, dtype)
+    memory = storages(module)
+    held = [v for part in module.modules() for v in attributes(part)]
+    views = [v for v in held if storage(v) in memory and id(v) not in memo]
+    memo |= {id(v): v.detach().clone() for v in views}
+    for v in held:
+        if v.is_floating_point():
+            memo.setdefault(id(v), v.detach().clone().to(dtype))  # constants, as precise as the rest
+    return _bare_copy(module, memo), fixed, {storage(memo[id(v)]) for v in views}
+
+
+def _stand_ins(module: nn.Module, dtype: torch.dtype) -> tuple[dict[int, Any], Params]:
+    """What to put for each parameter and buffer: it has no memory, unless no state_dict holds it; and the latter."""
     memo: dict[int, Any] = {}
     for p in module.parameters():
         empty = in_dtype(torch.empty(p.shape, dtype=p.dtype, device="meta"), dtype)
@@ -112,11 +127,10 @@ def skeleton_of(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Param
         memo[id(b)] = value.to("meta") if name in kept else value.clone()
         if name not in kept:
             fixed[name] = memo[id(b)]
-    memory = storages(module)
-    views = [v for part in module.modules() for v in attributes(part) if storage(v) in memory and id(v) not in memo]
-    memo |= {id(v): v.detach().clone() for v in views}
-    for v in (v for part in module.modules() for v in attributes(part) if v.is_floating_point()):
-        memo.setdefault(id(v), v.detach().clone().to(dtype))  # constants, as precise as the rest
+    return memo, fixed
+
+
+def _bare_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         skeleton = copied(module, memo)
     except Exception as e:
@@ -124,7 +138,7 @@ def skeleton_of(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Param
     for part in skeleton.modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag):
             part.sparse = False  # optimisers want dense gradients
-    return skeleton, fixed, {storage(memo[id(v)]) for v in views}
+    return skeleton
 
 
 def drawn(like: Mapping[str, Tensor], parameters: Iterable[str]) -> Params:

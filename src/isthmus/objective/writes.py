@@ -22,7 +22,7 @@ from isthmus.objective.skeleton import storage
 from isthmus.program.copied import REGISTERED
 
 _MISSING = object()
-_CODE = (type, FunctionType, MethodType, BuiltinFunctionType)
+_CODE = type | FunctionType | MethodType | BuiltinFunctionType
 
 
 @dataclass(frozen=True)
@@ -106,34 +106,46 @@ def changed(module: nn.Module, trial: nn.Module) -> set[tuple[str, str]]:
     return found
 
 
-def check_extra(what: str, value: Any, own: Any) -> None:
-    """Refuse what ``get_extra_state`` gave for another module: the objective's keeps its own, which is no weight."""
-    if not alike(value, own):
-        raise InputError(
-            what,
-            expected="the extra state of the objective's module",
-            got="another",
-            instead="Objective(module with that state, ...), or leave the entry out",
-        )
+def without_extra(given: Mapping[str, Any], extra: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """`given` without what ``get_extra_state`` gave, which is no weight; refuses that of another module."""
+    for name in given.keys() & extra.keys():
+        if not alike(given[name], extra[name]):
+            raise InputError(
+                f"{what}[{name!r}]",
+                expected="the extra state of the objective's module",
+                got="another",
+                instead="Objective(module with that state, ...), or leave the entry out",
+            )
+    return {name: value for name, value in given.items() if name not in extra}
 
 
 def alike(a: Any, b: Any, depth: int = 6) -> bool:
     """Whether two values hold the same; what cannot be looked into counts as the same."""
-    if a is b or depth == 0 or isinstance(a, nn.Module):
-        return a is b or depth == 0 or type(a) is type(b)
+    if a is b or depth == 0:
+        return True
     if type(a) is not type(b):
         return False
+    if isinstance(a, nn.Module | _CODE):
+        return True
     if isinstance(a, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and (a.is_meta or b.is_meta or same(a, b))
+        return a.dtype == b.dtype and _alike_values(a, b)
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b)
+    return _alike_parts(a, b, depth - 1)
+
+
+def _alike_values(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.is_meta or b.is_meta or same(a, b))
+
+
+def _alike_parts(a: Any, b: Any, depth: int) -> bool:
     if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(alike(v, b[k], depth - 1) for k, v in a.items())
+        return a.keys() == b.keys() and all(alike(v, b[k], depth) for k, v in a.items())
     if isinstance(a, list | tuple | deque):
-        return len(a) == len(b) and all(alike(v, w, depth - 1) for v, w in zip(a, b, strict=True))
+        return len(a) == len(b) and all(alike(v, w, depth) for v, w in zip(a, b, strict=True))
     if isinstance(a, bool | int | float | complex | str | bytes | set | frozenset):
         return a == b or (a != a and b != b)
-    return isinstance(a, _CODE) or alike(_inside(a), _inside(b), depth - 1)
+    return alike(_inside(a), _inside(b), depth)
 
 
 def _inside(value: Any) -> Any:

@@ -15,10 +15,12 @@ from isthmus.errors import InputError
 from isthmus.params import Params, cast, check_like, distance, share
 from isthmus.paths.full_rank import FullRank, RowSolver, left_divide, ones_column
 from isthmus.paths.segment import Segment, check_t
+from isthmus.shown import one_line
 
 __all__ = ["LevelCurve", "LevelLayer", "leaky", "preimage", "unleaky"]
 
 
+@one_line
 @dataclass(frozen=True)
 class LevelLayer:
     """One linear layer of a level curve: the names of its tensors, and the activation behind it.
@@ -71,6 +73,7 @@ def preimage(
 
 
 @final
+@one_line
 @dataclass(frozen=True, eq=False)
 class LevelCurve(Segment):
     """A curve on which the features of layer k on the data `x` are (1 - s) F_k + s F_k', s from `lo` to `hi`.

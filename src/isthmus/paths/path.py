@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.kinds import check_kind
 from isthmus.params import Params, distance, equal, lerp, share
 from isthmus.paths.level_curve import LevelCurve
 from isthmus.paths.segment import Curve, Segment, check_t
+from isthmus.shown import count, line, plural
+
+
+@runtime_checkable
+class HasPath(Protocol):
+    """A result that holds a path: a ``Connection``, what ``straighten`` returns."""
+
+    @property
+    def path(self) -> Path:
+        """The path."""
+        ...
+
+
+def path_of(given: Path | HasPath) -> Path:
+    """The path itself, of a path or of a result that has one. Errors: ``InputError`` for anything else."""
+    path = given.path if isinstance(given, HasPath) else given
+    check_kind(path, Path | HasPath, "path")
+    return path
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +50,7 @@ class Path:
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
+        check_kind(self.segments, Sequence[Segment], "segments")
         object.__setattr__(self, "segments", tuple(self.segments))
         if not self.segments:
             raise InputError("segments", expected="at least one segment", got="none")
@@ -43,12 +66,16 @@ class Path:
     @classmethod
     def through(cls, points: Sequence[Params]) -> Path:
         """The piecewise-linear path through the given points, with their equal tensors shared."""
+        check_kind(points, Sequence[Mapping[str, Tensor]], "points")
         if len(points) < 2:
             raise InputError("points", expected="at least 2 points", got=len(points))
         shared = [points[0]]
         for point in points[1:]:
             shared.append(share(point, shared[-1]))
         return cls(tuple(Curve((p, q)) for p, q in pairwise(shared)))
+
+    def __repr__(self) -> str:
+        return line(self, plural(len(self), "segment"), plural(count(self.start), "parameter"))
 
     def __len__(self) -> int:
         return len(self.segments)

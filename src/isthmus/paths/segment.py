@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.kinds import check_kind
 from isthmus.params import Params, check_like, distance, dot, lerp, moves, share
+from isthmus.shown import count, line, plural
 
 
 def check_t(t: float) -> None:
     """Refuse a t outside [0, 1]."""
+    check_kind(t, float, "t")
     if not 0 <= t <= 1:
         raise InputError("t", expected="a number in [0, 1]", got=t)
 
@@ -70,6 +74,7 @@ class Curve(Segment):
     control: tuple[Params, ...]
 
     def __post_init__(self) -> None:
+        check_kind(self.control, Sequence[Mapping[str, Tensor]], "control")
         if len(self.control) < 2:
             raise InputError("control", expected="at least 2 control points", got=len(self.control))
         first = self.control[0]
@@ -94,6 +99,9 @@ class Curve(Segment):
         # equal first and last tensors are shared too: a closed Bezier keeps one copy
         points[-1] = share(points[-1], first)
         object.__setattr__(self, "control", tuple(points))
+
+    def __repr__(self) -> str:
+        return line(self, plural(len(self.control), "control point"), plural(count(self.start), "parameter"))
 
     @property
     def is_straight(self) -> bool:

@@ -177,25 +177,27 @@ def draw_plane(runs: Sequence[Run], drawn: Sequence[Run], projection: Projection
         figure, axes = new_axes(8.6, 5.2)
         for i, (run, points, knots) in enumerate(zip(drawn, projection.points, projection.knots, strict=True)):
             _draw_path(axes, run, points, knots, palette[run.label], i)
-        for name, place in named_ends(projection).items():
-            axes.annotate(
-                name,
-                place,
-                xytext=(0, 11),
-                textcoords="offset points",
-                ha="center",
-                weight="bold",
-                size=12,
-                zorder=7,
-            )
-            axes.plot(*place, "o", ms=9, color="#1f2328", zorder=6)
-        first, second = (f"{100 * v:.3g} % of the variance" for v in projection.variance)
-        axes.set_xlabel(f"first principal direction ({first})")
-        axes.set_ylabel(f"second principal direction ({second})")
+        draw_ends(axes, projection)
+        name_directions(axes, projection)
         axes.margins(0.09)
         handles = [line for line in axes.get_lines() if line.get_gid() == "path"]
         figure.legend(handles, [legend_text(r.label) for r in drawn], loc="outside right upper", fontsize=9)
     return figure
+
+
+def draw_ends(axes: Axes, projection: Projection) -> None:
+    """The ends of all paths, with their names."""
+    above = {"xytext": (0, 11), "textcoords": "offset points", "ha": "center", "weight": "bold", "size": 12}
+    for name, place in named_ends(projection).items():
+        axes.annotate(name, place, zorder=7, **above)
+        axes.plot(*place, "o", ms=9, color="#1f2328", zorder=6)
+
+
+def name_directions(axes: Axes, projection: Projection) -> None:
+    """The labels of both axes."""
+    first, second = (f"{100 * v:.3g} % of the variance" for v in projection.variance)
+    axes.set_xlabel(f"first principal direction ({first})")
+    axes.set_ylabel(f"second principal direction ({second})")
 
 
 def project_runs(runs: Sequence[Run]) -> tuple[list[Run], Projection]:

@@ -16,7 +16,7 @@ from isthmus import paths
 from isthmus.errors import FileError, InputError
 from isthmus.pipeline import differs
 from isthmus.storage.files import one_line, read_json
-from isthmus.storage.paths import load_connection
+from isthmus.storage.paths import load_connection, path_digest
 from isthmus.verdict import LEVEL, Level
 
 Floats = NDArray[np.float64]
@@ -109,6 +109,9 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     result = _document(folder / "result.json")
     _check_result(folder / "result.json", result)
+    path = folder / "path.safetensors"
+    if "path" in result and path.is_file() and path_digest(path) != result["path"]:
+        raise FileError(path, "is another path than that of result.json", "make the run again")
     profile = certificate = None
     if (folder / "profile.json").is_file():
         profile = _profile(folder / "profile.json", result)
@@ -120,10 +123,13 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _check_same(file: Path, doc: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Refuse a measurement or a proof of another objective: one folder is about one."""
+    """Refuse a measurement or a proof of another objective or path: one folder is about one."""
     _check(file, doc, "objective", dict)
     if different := differs(result.get("objective") or {}, doc.get("objective")):
         why = f"is about another objective than result.json ({one_line(', '.join(different))})"
+        raise FileError(file, why, "measure into a folder of its own, or make the run again")
+    if doc.get("path", result.get("path")) != result.get("path"):
+        why = "is about another path than result.json"
         raise FileError(file, why, "measure into a folder of its own, or make the run again")
 
 

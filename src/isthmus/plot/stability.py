@@ -40,29 +40,33 @@ def dropout_figure(stability: Mapping[str, Any]) -> Figure:
     layers = list(stability.get("layers", ()))
     if not layers:
         raise InputError("stability", expected="at least one entry layer", got="none")
-    entries = [int(row["entry"]) for row in layers]
-    losses, tests = (np.array([_number(row.get(k)) for row in layers]) for k in ("loss", "test_loss"))
-    own, own_test = _number(stability["loss"]), _number(stability.get("test_loss"))
     with settings():
         figure, (left, right) = _panels(2, 2, (10.6, 4.2))
-        left.plot(
-            entries, losses, "o-", color=PALETTE[0], label="after dropping, training set", clip_on=False, zorder=3
-        )
-        left.axhline(own, color=GREY, lw=1.6, label="whole network, training set")
-        if np.isfinite(tests).any():
-            left.plot(entries, tests, "s", ls=DASHED, color=PALETTE[1], mfc="white", label="after dropping, test set")
-        if np.isfinite(own_test):
-            left.axhline(own_test, color=GREY, lw=1.2, ls=DASHED, label="whole network, test set")
-        left.set_xticks(entries)
-        left.set_xlim(entries[0] - 0.4, entries[-1] + 0.4)
-        left.set_xlabel("entry layer (units are dropped from here on)")
-        left.set_ylabel("loss")
-        loss_axis(left, np.concatenate([losses, tests, [own, own_test]]))
-        left.legend(fontsize=9, loc="best")
-        _search_curves(right, layers, own)
+        draw_entry_layers(left, stability)
+        _search_curves(right, layers, _number(stability["loss"]))
         handles, labels = right.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", fontsize=9)
     return figure
+
+
+def draw_entry_layers(axes: Axes, stability: Mapping[str, Any]) -> None:
+    """The loss of theta_i for each entry layer i above the network's own: the left part of ``dropout_figure``."""
+    layers = list(stability["layers"])
+    entries = [int(row["entry"]) for row in layers]
+    losses, tests = (np.array([_number(row.get(k)) for row in layers]) for k in ("loss", "test_loss"))
+    own, own_test = _number(stability["loss"]), _number(stability.get("test_loss"))
+    axes.plot(entries, losses, "o-", color=PALETTE[0], label="after dropping, training set", clip_on=False, zorder=3)
+    axes.axhline(own, color=GREY, lw=1.6, label="whole network, training set")
+    if np.isfinite(tests).any():
+        axes.plot(entries, tests, "s", ls=DASHED, color=PALETTE[1], mfc="white", label="after dropping, test set")
+    if np.isfinite(own_test):
+        axes.axhline(own_test, color=GREY, lw=1.2, ls=DASHED, label="whole network, test set")
+    axes.set_xticks(entries)
+    axes.set_xlim(entries[0] - 0.4, entries[-1] + 0.4)
+    axes.set_xlabel("entry layer (units are dropped from here on)")
+    axes.set_ylabel("loss")
+    loss_axis(axes, np.concatenate([losses, tests, [own, own_test]]))
+    axes.legend(fontsize=9, loc="best")
 
 
 def _search_curves(axes: Axes, layers: Sequence[Mapping[str, Any]], own: float) -> None:

@@ -8,12 +8,10 @@ narrower, and their activations have an inverse. Here every k from 0 to L-1 is c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan, nan
 
 import torch
-from torch import Tensor
 
 from isthmus.evaluate.level_network import (
     RANK,
@@ -21,9 +19,12 @@ from isthmus.evaluate.level_network import (
     rank_of,
     singular_values,
 )
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
 from isthmus.params import cast
 from isthmus.paths.full_rank import ones_column
+from isthmus.shown import one_line
 from isthmus.stability.noise.measure import Condition
 from isthmus.structure.activations import reads_flat
 
@@ -38,6 +39,7 @@ WITHOUT_BIASES = "Lemma 5.2 moves biases, and this layer has none"
 """How the condition on the features of a layer without biases begins."""
 
 
+@one_line
 @dataclass(frozen=True)
 class Theorem:
     """A statement with its premises. `level` is the layer k whose features are the data of the layers above."""
@@ -160,6 +162,7 @@ def narrowing(net: LevelNetwork, k: int) -> list[Condition]:
     return out
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class SublevelConditions:
     """The premises of Nguyen 2019 at given points, numerical ranks with singular values above `tol` of the largest.
@@ -185,7 +188,7 @@ class SublevelConditions:
         return tuple(all(v > self.tol for v in point.values()) for point in self.full_rank)
 
 
-def sublevel_conditions(objective: Objective, *points: Mapping[str, Tensor], tol: float = RANK) -> SublevelConditions:
+def sublevel_conditions(objective: Objective, *points: ParamsLike, tol: float = RANK) -> SublevelConditions:
     """The premises of Nguyen 2019 for a network on its data, and ranks at the given points.
 
     Costs one singular value decomposition of an N x n_l matrix per layer and point. Errors: ``UnsupportedError`` for
@@ -197,6 +200,7 @@ def sublevel_conditions(objective: Objective, *points: Mapping[str, Tensor], tol
     >>> c.rank_data, [(t.name, t.holds) for t in c.connected], c.property_3_1
     (3, [('6.1 (case 2)', True), ('3.2', True)], (True,))
     """
+    check_kinds(sublevel_conditions, locals())
     checked = [cast(objective.check(p), torch.float64) for p in points]
     like = checked[0] if checked else {k: torch.empty_like(v) for k, v in objective._zeros().items()}
     net = LevelNetwork.of(objective, like, *checked)

@@ -13,7 +13,7 @@ from isthmus.storage.files import write_text as write_text
 from isthmus.storage.paths import load_connection as load_connection
 from isthmus.storage.paths import read_header as read_header
 from isthmus.storage.paths import save as save
-from isthmus.storage.state import FileCheckpoint as FileCheckpoint
+from isthmus.storage.state import FolderMemory as FolderMemory
 from isthmus.storage.tensors import digest as digest
 from isthmus.storage.tensors import read_tensors as read_tensors
 from isthmus.storage.tensors import save_tensors as save_tensors

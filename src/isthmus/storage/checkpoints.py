@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import CheckpointError, FileError, IsthmusError, IsthmusWarning
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params
 from isthmus.storage.contents import Contents, Like, owned
 from isthmus.storage.files import PathLike, check_regular, disk_error, one_line, read_json
-from isthmus.storage.pickle_rules import MULTIARRAY, NUMPY, Value
-from isthmus.storage.pickles import Walk
+from isthmus.storage.pickle_rules import MULTIARRAY, NUMPY, StandIn
+from isthmus.storage.pickles import PickleWalk
 from isthmus.storage.tensors import digest, read_tensors, save_tensors, sniff
 
 __all__ = ["load_params", "read_checkpoint", "save_params"]
@@ -69,6 +70,7 @@ def load_params(
     Errors: ``CheckpointError`` with the reason and what to do: among others, several sets of weights that fit equally
     well, with the `key` of each.
     """
+    check_kinds(load_params, locals())
     params, note = read_checkpoint(path, unsafe_pickle=unsafe_pickle).choose(key, like)
     if note:
         warnings.warn(note, IsthmusWarning, stacklevel=2)
@@ -95,6 +97,9 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
 
     `metadata`: further strings for the header. Every safetensors reader can read the file.
     """
+    check_kinds(save_params, locals())
+    for name, value in params.items():
+        check_kind(value, Tensor, f"params[{name!r}]")
     save_tensors(params, path, {"format": "pt", **(metadata or {}), _DIGEST: digest(params)})
 
 
@@ -156,25 +161,29 @@ def _aliases(tensors: Params, metadata: Mapping[str, str]) -> Params:
 
 def _load_shards(path: Path, unsafe_pickle: bool) -> Params:
     """The tensors of all shards that an index names; the shards lie in the folder of the index."""
+    where = _weight_map(path)
+    params: Params = {}
+    for name in sorted(set(where.values())):
+        tensors = _shard_tensors(_shard(path, name), unsafe_pickle)
+        if stray := [k for k in tensors if where.get(k) != name]:
+            why = f"does not say that {one_line(stray[0], 80)!r} is in {one_line(name, 80)}"
+            raise CheckpointError(path, why, _AGAIN)
+        params |= tensors
+    if missing := [k for k in where if k not in params]:
+        why = f"names {one_line(missing[0], 80)!r}, which is not in {one_line(where[missing[0]], 80)}"
+        raise CheckpointError(path, why, _AGAIN)
+    return {k: params[k] for k in where}
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """In which shard each tensor is."""
     if check_regular(path) > _PICKLE_BYTES:
         raise CheckpointError(path, "is an index of more than 20 MB", _AGAIN)
     index = read_json(path)
     where = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
         raise CheckpointError(path, 'is not an index of shards: it has no "weight_map" of file names', _AGAIN)
-    params: Params = {}
-    for name in sorted(set(where.values())):
-        tensors = _shard_tensors(_shard(path, name), unsafe_pickle)
-        if stray := [k for k in tensors if where.get(k) != name]:
-            raise CheckpointError(
-                path, f"does not say that {one_line(stray[0], 80)!r} is in {one_line(name, 80)}", _AGAIN
-            )
-        params |= tensors
-    if missing := [k for k in where if k not in params]:
-        raise CheckpointError(
-            path, f"names {one_line(missing[0], 80)!r}, which is not in {one_line(where[missing[0]], 80)}", _AGAIN
-        )
-    return {k: params[k] for k in where}
+    return where
 
 
 def _shard_tensors(shard: Path, unsafe_pickle: bool) -> Params:
@@ -249,43 +258,55 @@ def _directory(path: Path, size: int) -> tuple[int, int, int, int]:
 
 def _check_records(path: Path, archive: zipfile.ZipFile, size: int, unsafe_pickle: bool) -> None:
     records = archive.infolist()
-    names = [r.filename for r in records]
-    if len({name.lower() for name in names}) < len(names):
+    if len({r.filename.lower() for r in records}) < len(records):
         raise CheckpointError(path, "is a zip archive with two entries of one name", "do not trust it")
     for record in records:
-        if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
-            why = f"holds the compressed entry {one_line(record.filename, 60)!r}, which could unpack to any size"
-            raise CheckpointError(path, why, _SAVE_TENSORS)
-        # torch's reader leaves the memory of such an entry as it finds it, and calls that the tensor
-        if record.external_attr & 0x10 or record.filename.endswith("/"):
-            why = f"holds the entry {one_line(record.filename, 60)!r} as a folder"
-            raise CheckpointError(path, why, _AGAIN)
+        _check_record(path, record)
     if sum(r.file_size for r in records) > size:
         raise CheckpointError(path, "is a zip archive whose entries are larger than the file", "do not trust it")
+    main = _main_record(path, records)
+    if not any(r.CRC for r in records):
+        del main.CRC  # torch.serialization.set_crc32_options(False) leaves them out: let zipfile not look for one
+    elif (bad := archive.testzip()) is not None:  # torch itself does not look at the checksums
+        why = f"is damaged: the entry {one_line(bad, 60)!r} does not match its checksum"
+        raise CheckpointError(path, why, _AGAIN)
+    if not unsafe_pickle:
+        _check_size(path, main.file_size)
+        PickleWalk(path, size, _PICKLE_STEPS + 30 * len(records)).through(BytesIO(archive.read(main)))
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > _PICKLE_BYTES:
+        why = f"holds {size:,} bytes of objects beside its tensors, {_PICKLE_BYTES:,} are allowed"
+        raise CheckpointError(path, why, _SAVE_TENSORS)
+
+
+def _check_record(path: Path, record: zipfile.ZipInfo) -> None:
+    name = one_line(record.filename, 60)
+    if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
+        why = f"holds the compressed entry {name!r}, which could unpack to any size"
+        raise CheckpointError(path, why, _SAVE_TENSORS)
+    # torch's reader leaves the memory of such an entry as it finds it, and calls that the tensor
+    if record.external_attr & 0x10 or record.filename.endswith("/"):
+        raise CheckpointError(path, f"holds the entry {name!r} as a folder", _AGAIN)
+
+
+def _main_record(path: Path, records: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
+    """The pickle, in whose folder all else lies."""
     main = [r for r in records if r.filename.count("/") == 1 and r.filename.endswith("/data.pkl")]
     folder = main[0].filename.removesuffix("data.pkl") if main else ""
-    if len(main) != 1 or not all(name.startswith(folder) for name in names):
+    if len(main) != 1 or not all(r.filename.startswith(folder) for r in records):
         raise CheckpointError(path, "is a zip archive, but not one that torch.save wrote", _SAVE_TENSORS)
-    if any(r.CRC for r in records):
-        if (bad := archive.testzip()) is not None:  # torch itself does not look at the checksums
-            why = f"is damaged: the entry {one_line(bad, 60)!r} does not match its checksum"
-            raise CheckpointError(path, why, _AGAIN)
-    else:  # torch.serialization.set_crc32_options(False) leaves them out: let zipfile not look for one
-        del main[0].CRC
-    if not unsafe_pickle:
-        if main[0].file_size > _PICKLE_BYTES:
-            why = f"holds {main[0].file_size:,} bytes of objects beside its tensors, {_PICKLE_BYTES:,} are allowed"
-            raise CheckpointError(path, why, _SAVE_TENSORS)
-        Walk(path, size, _PICKLE_STEPS + 30 * len(records)).through(BytesIO(archive.read(main[0])))
+    return main[0]
 
 
 def _check_legacy(path: Path, size: int) -> None:
     """The torch format before 1.6: a mark, a version, the system, the objects, the keys, then the bytes."""
-    walk = Walk(path, size, _PICKLE_STEPS)
+    walk = PickleWalk(path, size, _PICKLE_STEPS)
     with open(path, "rb") as file:
         *_, keys = (walk.through(file) for _ in range(5))
     # torch would leave the memory of the other storages as it finds it, and call that the tensors
-    named = keys.parts if isinstance(keys, Value) and keys.kind == "list" else []
+    named = keys.parts if isinstance(keys, StandIn) and keys.kind == "list" else []
     if not all(isinstance(key, str) for key in named) or set(named) != walk.storages.keys():
         raise CheckpointError(path, "is damaged: it does not hold the bytes of all its tensors", _AGAIN)
     if (total := sum(walk.storages.values())) > size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,9 +50,9 @@ class _Found:
     @property
     def rank(self) -> int:
         """0 for the plain weights, 1 under names that say nothing, 2 for running averages."""
-        parts = self.place.split(".") if self.place else []
-        if any(_AVERAGED.search(part) for part in parts):
+        if _is_averaged(self.place):
             return 2
+        parts = self.place.split(".") if self.place else []
         return 0 if all(part in _PLAIN for part in parts) else 1
 
     @property
@@ -84,7 +84,7 @@ class Contents:
         found = [_Found(at, state) for at, state in _mappings(tree)]
         choose = self._choose if like is None else partial(self._choose_like, like=like)
         params, chosen, others, dropped = choose(found, _listed(tree) or "nothing")
-        return params, self._note(chosen, others, dropped, "" if key is None else key)
+        return params, self._note(tree, chosen, others, dropped, "" if key is None else key)
 
     def tensors(self) -> Params:
         """All tensors that stand under names, whatever they are."""
@@ -100,53 +100,59 @@ class Contents:
         for at, state in _mappings(tree):
             if at and not key.startswith(f"{at}."):
                 continue
-            start = (key[len(at) + 1 :] if at else key) + "."
-            names = {k: k if k.startswith(start) else bare(k) for k in state if isinstance(k, str)}
-            rest = {name[len(start) :]: state[k] for k, name in names.items() if name.startswith(start)}
+            rest = _beginning(state, (key[len(at) + 1 :] if at else key) + ".")
             if _tensors(rest):
                 return rest
+        raise self._nothing(tree, key)
+
+    def _nothing(self, tree: Mapping[str, Any], key: str) -> CheckpointError:
         places = [at for at, state in _mappings(tree) if at and _tensors(state)]
         there = ", ".join(map(_quoted, places)) or _listed(tree)
-        raise CheckpointError(self.path, f"holds no tensors under {_quoted(key)}", f"it has {there or 'nothing'}")
+        return CheckpointError(self.path, f"holds no tensors under {_quoted(key)}", f"it has {there or 'nothing'}")
 
     def _choose(self, found: list[_Found], listed: str) -> tuple[Params, _Found, list[_Found], list[str]]:
         """The one dictionary of tensors under the names that people use."""
-        known = [f for f in found if _tensors(f.state) and f.rank != 1]
-        # a number beside the weights, such as the best accuracy, does not make a dictionary one of weights
-        known = [f for f in known if _dotted(f.state) or not any(_is_inside(g.at, f.at) for g in known)]
+        known = _known(found)
         if not known:
-            keys = [f"key={_quoted(f.at)}" for f in found if f.at and _tensors(f.state)]
-            expected = f"expected them here or under {', '.join(map(repr, _PLAIN[:4]))}"
-            where, instead = (" under a usual name", f"write {' or '.join(keys[:6])}") if keys else ("", expected)
-            raise CheckpointError(self.path, f"holds no tensors{where}, only {listed}", instead)
+            raise self._unknown(found, listed)
         chosen = self._best(known)
         state, dropped = (chosen.state, []) if self.ours else _strip(chosen.state, _is_lightning(self.tree))
-        names = {bare(k) for k in chosen.state if isinstance(k, str)}
-        alike = [f for f in found if f.at and f.rank == 1 and names <= {bare(str(k)) for k in f.state}]
+        names = _bare_names(chosen.state)
+        alike = [f for f in found if f.at and f.rank == 1 and names <= _bare_names(f.state)]
         others = [f for f in [*known, *alike] if f.state is not chosen.state]
         return self._checked(state), chosen, others, dropped
+
+    def _unknown(self, found: list[_Found], listed: str) -> CheckpointError:
+        keys = [f"key={_quoted(f.at)}" for f in found if f.at and _tensors(f.state)]
+        expected = f"expected them here or under {', '.join(map(repr, _PLAIN[:4]))}"
+        where, instead = (" under a usual name", f"write {' or '.join(keys[:6])}") if keys else ("", expected)
+        return CheckpointError(self.path, f"holds no tensors{where}, only {listed}", instead)
 
     def _choose_like(
         self, found: list[_Found], listed: str, like: Like
     ) -> tuple[Params, _Found, list[_Found], list[str]]:
         """The weights of a module, wherever they stand and whatever stands before their names."""
         want, ties = _wanted(like)
-        tensors = [[k for k, v in f.state.items() if isinstance(k, str) and isinstance(v, Tensor)] for f in found]
-        pairs = zip(found, tensors, strict=True)
-        fit = [_Found(f.at, f.state, match) for f, names in pairs for match in matches(names, want, ties)]
-        if not fit:
-            raise self._misfit(max(tensors, key=lambda names: len({*names} & {*want})), want, listed)
-        fit = [f for f in fit if all(v.shape == want[k].shape for k, v in f.taken.items())] or fit
+        fit = self._fitting(found, want, ties, listed)
         chosen = self._best(fit)
         params = self._checked(chosen.taken)
         params = {k: params[k] if k in params else torch.zeros((), dtype=torch.int64) for k in want}
-        # copies of the same weights under other prefixes are named as such, the rest of the dictionary one by one
-        used = {name for f in fit if f.match and f.state is chosen.state for name in f.match.names.values()}
-        dropped = [k for k, v in chosen.state.items() if k not in used and isinstance(v, Tensor)]
+        dropped = _left(chosen, fit)
         if chosen.match is not None and (part := _own(dropped, chosen.match)):
             why = f"holds {one_line(part, 80)!r}, a part of the network that the module has not"
             raise CheckpointError(self.path, why, "give the module that was trained")
         return params, chosen, [f for f in fit if f.place != chosen.place], dropped
+
+    def _fitting(
+        self, found: list[_Found], want: Mapping[str, Tensor], ties: Mapping[str, str], listed: str
+    ) -> list[_Found]:
+        """Where the module's names stand; of these the places with its shapes, where there are any."""
+        tensors = [_tensor_names(f.state) for f in found]
+        pairs = zip(found, tensors, strict=True)
+        fit = [_Found(f.at, f.state, match) for f, names in pairs for match in matches(names, want, ties)]
+        if not fit:
+            raise self._misfit(max(tensors, key=lambda names: len({*names} & {*want})), want, listed)
+        return [f for f in fit if all(v.shape == want[k].shape for k, v in f.taken.items())] or fit
 
     def _misfit(self, names: list[str], want: Mapping[str, Tensor], listed: str) -> CheckpointError:
         missing = next((k for k in want if k not in names), "")
@@ -156,25 +162,24 @@ class Contents:
 
     def _best(self, found: list[_Found]) -> _Found:
         """The first in rank. Errors: several different ones of that rank."""
-        best = min(f.rank for f in found)
-        found = [f for f in found if f.rank == best]
+        found = _first_rank(found)
         exact = {f.at for f in found if f.is_exact}
         first, *others = (f for f in found if f.is_exact or f.at not in exact)
-        equal = [f for f in others if not _same(f.taken, first.taken)]
-        if equal:
-            places = [f.place for f in (first, *equal)]
-            instead = " or ".join(f"key={_quoted(p)}" for p in places[:6] if p)
-            names = ", ".join(p or "the top" for p in places)
-            raise CheckpointError(self.path, f"holds several state dicts: {one_line(names, 200)}", f"write {instead}")
+        if equal := [f for f in others if not _same(f.taken, first.taken)]:
+            raise self._several([f.place for f in (first, *equal)])
         return first
 
-    def _note(self, chosen: _Found, others: list[_Found], dropped: list[str], key: str) -> str:
+    def _several(self, places: list[str]) -> CheckpointError:
+        instead = " or ".join(f"key={_quoted(p)}" for p in places[:6] if p)
+        names = ", ".join(p or "the top" for p in places)
+        return CheckpointError(self.path, f"holds several state dicts: {one_line(names, 200)}", f"write {instead}")
+
+    def _note(self, tree: Mapping[str, Any], chosen: _Found, others: list[_Found], dropped: list[str], key: str) -> str:
         lead = f"{key}." if key else ""
         places = dict.fromkeys(lead + f.place for f in others if f.place)
-        left = [f"{_quoted(p)} (key={_quoted(p)} takes it)" for p in list(places)[:4]]
-        left += [f"and {len(places) - 4} more"] if len(places) > 4 else []
-        left += [one_line(name, 60) for name in dropped[:4]]
-        left += [f"and {len(dropped) - 4} more tensors"] if len(dropped) > 4 else []
+        left = _four([f"{_quoted(p)} (key={_quoted(p)} takes it)" for p in places], "more")
+        left += [f"the list of tensors {_quoted(lead + at)}" for at in _averaged_lists(tree)]
+        left += _four([one_line(name, 60) for name in dropped], "more tensors")
         if not left:
             return ""
         place = (lead + chosen.place).strip(".")
@@ -189,6 +194,46 @@ class Contents:
                 )
                 raise CheckpointError(self.path, why, "save the tensors alone, or give the module as like=")
         return owned(self.path, state, self.size)
+
+
+def _known(found: list[_Found]) -> list[_Found]:
+    known = [f for f in found if _tensors(f.state) and f.rank != 1]
+    # a number beside the weights, such as the best accuracy, does not make a dictionary one of weights
+    return [f for f in known if _dotted(f.state) or not any(_is_inside(g.at, f.at) for g in known)]
+
+
+def _first_rank(found: list[_Found]) -> list[_Found]:
+    best = min(f.rank for f in found)
+    return [f for f in found if f.rank == best]
+
+
+def _left(chosen: _Found, fit: list[_Found]) -> list[str]:
+    """The tensors beside the chosen ones, but for copies under other prefixes, which are named as such."""
+    used = {name for f in fit if f.match and f.state is chosen.state for name in f.match.names.values()}
+    return [name for name in _tensor_names(chosen.state) if name not in used]
+
+
+def _bare_names(state: Mapping[Any, Any]) -> set[str]:
+    return {bare(str(k)) for k in state}
+
+
+def _tensor_names(state: Mapping[Any, Any]) -> list[str]:
+    return [k for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)]
+
+
+def _beginning(state: Mapping[Any, Any], start: str) -> dict[str, Any]:
+    """The entries whose names begin so, without that."""
+    names = {k: k if k.startswith(start) else bare(k) for k in state if isinstance(k, str)}
+    return {name[len(start) :]: state[k] for k, name in names.items() if name.startswith(start)}
+
+
+def _four(texts: list[str], what: str) -> list[str]:
+    """The first four, and how many there are beside them."""
+    return texts if len(texts) <= 4 else [*texts[:4], f"and {len(texts) - 4} {what}"]
+
+
+def _joined(at: str, key: Any) -> str:
+    return f"{at}.{key}" if at else str(key)
 
 
 def _quoted(name: str) -> str:
@@ -229,7 +274,18 @@ def _mappings(tree: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]
             fresh = isinstance(key, str) and isinstance(inner, Mapping) and id(inner) not in seen
             if fresh and depth < _DEPTH and len(queue) < _MAPPINGS:
                 seen.add(id(inner))
-                queue.append((f"{at}.{key}" if at else key, inner, depth + 1))
+                queue.append((_joined(at, key), inner, depth + 1))
+
+
+def _is_averaged(place: str) -> bool:
+    return any(_AVERAGED.search(part) for part in place.split("."))
+
+
+def _averaged_lists(tree: Mapping[Any, Any]) -> list[str]:
+    """Where averages stand as lists of tensors without names, as torch_ema writes them."""
+    found = {_joined(at, k): v for at, state in _mappings(tree) for k, v in state.items()}
+    lists = {at: v for at, v in found.items() if isinstance(v, list | tuple) and v and _is_averaged(at)}
+    return [at for at, v in lists.items() if all(isinstance(w, Tensor) for w in v)][:4]
 
 
 def _value(tree: Mapping[str, Any], key: str) -> Any:
@@ -278,20 +334,27 @@ def _strip(state: Mapping[str, Any], lightning: bool) -> tuple[Mapping[str, Any]
     if not all(isinstance(name, str) for name in state):
         return state, dropped
     while True:
-        rest = {k: v for k, v in state.items() if k != "n_averaged"}  # AveragedModel's own counter
-        first = next(iter(rest), "").split(".")
-        wrapper = next((i for i, part in enumerate(first[:-1]) if part in WRAPPERS[1:]), None)
-        if wrapper is None and first[0] in ("module", "model" if lightning else "module"):
-            wrapper = 0
-        prefix = "" if wrapper is None else ".".join(first[: wrapper + 1]) + "."
-        if not prefix or not all(name.startswith(prefix) and name != prefix for name in rest):
-            return {bare(k): v for k, v in state.items()} if _is_distinct(state) else state, dropped
+        names = [k for k in state if k != "n_averaged"]  # AveragedModel's own counter
+        prefix = _prefix(names, lightning)
+        if not prefix:
+            return _bared(state), dropped
         dropped += [k for k in state if k == "n_averaged"]
-        state = {name.removeprefix(prefix): value for name, value in rest.items()}
+        state = {name.removeprefix(prefix): state[name] for name in names}
 
 
-def _is_distinct(names: Collection[str]) -> bool:
-    return len({bare(name) for name in names}) == len(names)
+def _prefix(names: list[str], lightning: bool) -> str:
+    """What a wrapper put before every name, or ""."""
+    first = next(iter(names), "").split(".")
+    wrapper = next((i for i, part in enumerate(first[:-1]) if part in WRAPPERS[1:]), None)
+    if wrapper is None and first[0] in ("module", "model" if lightning else "module"):
+        wrapper = 0
+    prefix = "" if wrapper is None else ".".join(first[: wrapper + 1]) + "."
+    return prefix if all(name.startswith(prefix) and name != prefix for name in names) else ""
+
+
+def _bared(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    names = {k: bare(k) for k in state}
+    return {names[k]: v for k, v in state.items()} if len({*names.values()}) == len(names) else state
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -218,23 +218,31 @@ def plain(value: Any, what: str = "value", *, nonfinite: bool = False) -> Any:
     >>> plain({"t": (0.5, float("nan")), "n": np.int64(3)})
     {'t': [0.5, None], 'n': 3}
     """
-    if value is None or isinstance(value, bool | str):
-        return str(value) if isinstance(value, str) else value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if nonfinite or math.isfinite(value) else None
-    if isinstance(value, np.generic):
-        return plain(value.item(), what, nonfinite=nonfinite)
-    if isinstance(value, Tensor | np.ndarray):
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int | float):
+        return _plain_number(value, nonfinite)
+    if isinstance(value, np.generic | np.ndarray | Tensor):
         return plain(value.tolist(), what, nonfinite=nonfinite)
     if isinstance(value, list | tuple):
         return [plain(v, f"{what}[{i}]", nonfinite=nonfinite) for i, v in enumerate(value)]
-    if isinstance(value, Mapping):
-        if odd := [k for k in value if not isinstance(k, str)]:
-            raise InputError(what, expected="keys that are strings", got=repr(odd[0]))
-        return {str(k): plain(v, f"{what}[{k!r}]", nonfinite=nonfinite) for k, v in value.items()}
-    raise InputError(what, expected="a JSON value (a number, string, list, dict or None)", got=type(value).__name__)
+    if not isinstance(value, Mapping):
+        raise InputError(what, expected="a JSON value (a number, string, list, dict or None)", got=type(value).__name__)
+    return {_plain_key(k, what): plain(v, f"{what}[{k!r}]", nonfinite=nonfinite) for k, v in value.items()}
+
+
+def _plain_number(value: float, nonfinite: bool) -> float | None:
+    if isinstance(value, int):
+        return int(value)
+    return float(value) if nonfinite or math.isfinite(value) else None
+
+
+def _plain_key(key: Any, what: str) -> str:
+    if not isinstance(key, str):
+        raise InputError(what, expected="keys that are strings", got=repr(key))
+    return str(key)
 
 
 def write_json(path: PathLike, value: Any) -> None:

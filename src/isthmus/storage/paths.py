@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path as File
 from typing import Any
 
@@ -24,12 +24,14 @@ from torch import Tensor
 
 from isthmus.connectors.base import Connection, Outcome
 from isthmus.errors import FileError, InputError, IsthmusError, UnsupportedError
+from isthmus.kinds import check_kinds
 from isthmus.params import Params, check_like
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
 from isthmus.storage.files import PathLike, disk_error, one_line, plain, whole
 from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
+from isthmus.version import __version__
 
-__all__ = ["load_connection", "read_header", "save"]
+__all__ = ["load_connection", "path_digest", "read_header", "save"]
 
 _FORMAT = "isthmus connection"
 _VERSIONS = (1, 2)
@@ -94,8 +96,10 @@ def _key(number: int) -> str:
     return f"t/{number:06d}"
 
 
-def save(connection: Connection, path: PathLike) -> None:
+def save(connection: Connection | Path, path: PathLike) -> None:
     """Write a connection to one file, atomically; ``load_connection`` gives it back bit for bit.
+
+    A path alone is written as a connection that was made by no method, with its end as the target.
 
     Tensors shared by points of the path, or equal in dtype, shape and bytes, are written once. The same
     connection gives the same bytes. Costs one pass of SHA-256 over the distinct tensors.
@@ -103,6 +107,9 @@ def save(connection: Connection, path: PathLike) -> None:
     Errors: ``UnsupportedError`` for a segment with no form in the file, ``InputError`` for stats that are not
     JSON values, ``FileError`` for a full disk and for a path too large to be read again.
     """
+    check_kinds(save, locals())
+    if isinstance(connection, Path):
+        connection = Connection(connection, connection.end, Outcome.CONSTRUCTED)
     store = _Store(list(connection.path.start))
     check_like(connection.target, connection.path.end, "target")
     segments = []
@@ -113,7 +120,7 @@ def save(connection: Connection, path: PathLike) -> None:
         control = [store.point(p) for p in _KINDS[kind].points(segment)]
         segments.append({"kind": kind, "control": control, **_KINDS[kind].more(segment, store)})
     manifest = {
-        "isthmus": _own_version(),
+        "isthmus": __version__,
         "outcome": connection.outcome.name,
         "stats": plain(connection.stats, "stats", nonfinite=True),
         "names": store.names,
@@ -139,6 +146,7 @@ def load_connection(path: PathLike) -> Connection:
     missing, damaged (every byte that matters is under a digest), of another kind (the message says which),
     or written by a newer version of the format.
     """
+    check_kinds(load_connection, locals())
     manifest, expected = _open(path)
     tensors, _ = read_tensors(path)
     if digest(tensors) != expected:
@@ -156,6 +164,13 @@ def read_header(path: PathLike) -> dict[str, Any]:
     return _open(path)[0]
 
 
+def path_digest(path: PathLike) -> str:
+    """What tells the path in a file of ``save`` from others, whatever its stats say. Errors: as ``read_header``."""
+    manifest, tensors = _open(path)
+    known = [manifest.get(key) for key in ("names", "points", "segments")]
+    return hashlib.sha256(json.dumps([*known, tensors]).encode()).hexdigest()
+
+
 def _open(path: PathLike) -> tuple[dict[str, Any], str]:
     """The checked manifest, and the digest that the tensors must have."""
     try:
@@ -169,16 +184,7 @@ def _open(path: PathLike) -> tuple[dict[str, Any], str]:
         raise FileError(path, "is a safetensors file, but not a saved connection", "read it with load_params")
     try:
         header = json.loads(metadata["isthmus"], parse_int=whole)
-        if header["format"] != _FORMAT:
-            raise FileError(
-                path, f"is {one_line(header['format'])!r}, not a saved connection", "read it with what wrote it"
-            )
-        if type(header["version"]) is not int or header["version"] not in _VERSIONS:
-            known = " and ".join(map(str, _VERSIONS))
-            why = f"is in version {one_line(header['version'])} of the format, this isthmus reads versions {known}"
-            raise FileError(path, why, "install a newer isthmus")
-        if header["digest"] != _seal(header["version"], header["tensors"], header["manifest"]):
-            raise FileError(path, "is damaged: its manifest does not match its digest", _AGAIN)
+        _check_header(path, header)
         manifest = json.loads(header["manifest"], parse_int=whole)
         return {key: header[key] for key in ("format", "version", "digest")} | manifest, header["tensors"]
     except IsthmusError:
@@ -193,13 +199,6 @@ def _advice(found: str) -> str:
 
 def _seal(format_version: int, tensors: str, manifest: str) -> str:
     return hashlib.sha256(f"{format_version}\n{tensors}\n{manifest}".encode()).hexdigest()
-
-
-def _own_version() -> str:
-    try:
-        return version("isthmus")
-    except PackageNotFoundError:  # run from its source, not installed
-        return "unknown"
 
 
 def _cells(manifest: Mapping[str, Any]) -> int:
@@ -234,23 +233,41 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         ) from error
 
 
+def _check_header(path: PathLike, header: dict[str, Any]) -> None:
+    if header["format"] != _FORMAT:
+        why = f"is {one_line(header['format'])!r}, not a saved connection"
+        raise FileError(path, why, "read it with what wrote it")
+    if type(header["version"]) is not int or header["version"] not in _VERSIONS:
+        known = " and ".join(map(str, _VERSIONS))
+        why = f"is in version {one_line(header['version'])} of the format, this isthmus reads versions {known}"
+        raise FileError(path, why, "install a newer isthmus")
+    if header["digest"] != _seal(header["version"], header["tensors"], header["manifest"]):
+        raise FileError(path, "is damaged: its manifest does not match its digest", _AGAIN)
+
+
 def _points(names: list[str], rows: list[list[int]], tensors: Params, data: set[int]) -> list[Params]:
     """Each point once; `data` are the numbers of tensors that belong to segments.
 
     One tensor under two names is copied: no two parameters of a network share memory.
     """
-    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-        raise ValueError("names are not distinct strings")
-    if {_key(_index(number)) for row in rows for number in row} | {_key(number) for number in data} != set(tensors):
-        raise ValueError("points use tensors that are not there, or there are tensors that no point uses")
+    _check_use(names, rows, tensors, data)
     owner: dict[int, str] = {}
     made: dict[tuple[int, str], Tensor] = {}
     for row in rows:
         for name, number in zip(names, row, strict=True):
-            if (number, name) not in made:
-                tensor = tensors[_key(number)]
-                made[number, name] = tensor if owner.setdefault(number, name) == name else tensor.clone()
+            tensor = tensors[_key(number)]
+            if owner.setdefault(number, name) != name and (number, name) not in made:
+                tensor = tensor.clone()
+            made.setdefault((number, name), tensor)
     return [{name: made[number, name] for name, number in zip(names, row, strict=True)} for row in rows]
+
+
+def _check_use(names: list[str], rows: list[list[int]], tensors: Params, data: set[int]) -> None:
+    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError("names are not distinct strings")
+    used = {_index(number) for number in chain.from_iterable(rows)} | data
+    if {_key(number) for number in used} != set(tensors):
+        raise ValueError("points use tensors that are not there, or there are tensors that no point uses")
 
 
 def _index(number: Any) -> int:

@@ -45,7 +45,7 @@ class Global:
         self.name = name
 
 
-class Value:
+class StandIn:
     """What a pickle makes that is no plain value."""
 
     __slots__ = ("depth", "held", "kind", "parts", "size")
@@ -63,11 +63,11 @@ def refuse(why: str, instead: str = TENSORS) -> RefusedError:
     return RefusedError(why, instead)
 
 
-def hold(holder: Value, items: Iterable[Any]) -> None:
+def hold(holder: StandIn, items: Iterable[Any]) -> None:
     """Count `items` as parts of `holder`. A part is finished: who holds it would not see it grow."""
     depth, size = holder.depth, holder.size
     for item in items:
-        if isinstance(item, Value):
+        if isinstance(item, StandIn):
             item.held = True
             size += item.size
             if item.depth >= depth:
@@ -83,23 +83,23 @@ def hold(holder: Value, items: Iterable[Any]) -> None:
     holder.depth, holder.size = depth, size
 
 
-def holding(kind: str, items: list[Any]) -> Value:
+def holding(kind: str, items: list[Any]) -> StandIn:
     """A new value of these parts."""
-    made = Value(kind, items)
+    made = StandIn(kind, items)
     hold(made, items)
     return made
 
 
-def open_value(target: Any, *kinds: str) -> Value:
+def open_value(target: Any, *kinds: str) -> StandIn:
     """The value that a step fills, of one of these kinds."""
-    if not isinstance(target, Value) or target.kind not in kinds:
+    if not isinstance(target, StandIn) or target.kind not in kinds:
         raise refuse("fills what is not a container", TRUST)
     return target
 
 
 def key_of(key: Any) -> Any:
     """A key of a dictionary or an element of a set: a plain value, which costs nothing to hash."""
-    if isinstance(key, Value) and key.kind not in _LEAVES:
+    if isinstance(key, StandIn) and key.kind not in _LEAVES:
         raise refuse(f"uses a {key.kind} as a key of a dictionary or in a set, where names are expected")
     if isinstance(key, int) and key.bit_length() > _KEY_BITS:
         raise refuse(f"uses a whole number of {key.bit_length()} bits as a key")
@@ -108,17 +108,17 @@ def key_of(key: Any) -> Any:
 
 def parts_of(value: Any) -> list[Any]:
     """The parts of a tuple or list."""
-    if not isinstance(value, Value) or not isinstance(value.parts, list):
+    if not isinstance(value, StandIn) or not isinstance(value.parts, list):
         raise refuse("gives a function other arguments than torch.save writes", AGAIN)
     return value.parts
 
 
 def attributes(state: Any, of: type = torch.Tensor) -> None:
     """Refuse attributes that would hide those of the class."""
-    for part in parts_of(state) if isinstance(state, Value) and state.kind == "tuple" else [state]:
+    for part in parts_of(state) if isinstance(state, StandIn) and state.kind == "tuple" else [state]:
         if part is None:
             continue
-        if not isinstance(part, Value) or part.kind not in ("dict", "OrderedDict"):
+        if not isinstance(part, StandIn) or part.kind not in ("dict", "OrderedDict"):
             raise refuse("gives an object attributes that are not in a dictionary", AGAIN)
         for name in part.parts:
             if not isinstance(name, str) or hasattr(of, name):
@@ -128,29 +128,29 @@ def attributes(state: Any, of: type = torch.Tensor) -> None:
 # -- what the functions that torch allows may be given
 
 
-def _ordered(*items: Any) -> Value:
+def _ordered(*items: Any) -> StandIn:
     pairs = [parts_of(pair) for pair in parts_of(items[0])] if items else []  # Python 2 wrote the pairs as arguments
-    return Value("OrderedDict", {key_of(key): value for key, value in pairs})
+    return StandIn("OrderedDict", {key_of(key): value for key, value in pairs})
 
 
-def _counter(counts: Any = None) -> Value:
-    if counts is None or (isinstance(counts, Value) and counts.kind == "dict"):
-        return Value("Counter", {} if counts is None else dict(counts.parts))
+def _counter(counts: Any = None) -> StandIn:
+    if counts is None or (isinstance(counts, StandIn) and counts.kind == "dict"):
+        return StandIn("Counter", {} if counts is None else dict(counts.parts))
     raise refuse("gives Counter other arguments than torch.save writes", AGAIN)
 
 
-def _set_of(items: Any) -> Value:
-    return Value("set", [key_of(item) for item in parts_of(items)])
+def _set_of(items: Any) -> StandIn:
+    return StandIn("set", [key_of(item) for item in parts_of(items)])
 
 
-def _plain(kind: str) -> Callable[..., Value]:
+def _plain(kind: str) -> Callable[..., StandIn]:
     """A function of plain values, or of one tuple of them, that makes a small object."""
 
-    def rule(*items: Any) -> Value:
-        flat = [part for item in items for part in (parts_of(item) if isinstance(item, Value) else [item])]
-        if len(flat) > 4096 or any(isinstance(part, Value | Global) for part in flat):
+    def rule(*items: Any) -> StandIn:
+        flat = [part for item in items for part in (parts_of(item) if isinstance(item, StandIn) else [item])]
+        if len(flat) > 4096 or any(isinstance(part, StandIn | Global) for part in flat):
             raise refuse(f"gives {kind} other arguments than torch.save writes", AGAIN)
-        return Value("tuple" if kind == "torch.Size" else kind, flat)
+        return StandIn("tuple" if kind == "torch.Size" else kind, flat)
 
     return rule
 
@@ -165,10 +165,10 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _bytearray(*items: Any) -> Value:
+def _bytearray(*items: Any) -> StandIn:
     if items and not isinstance(items[0], str | bytes):
         raise refuse("asks for a bytearray, which could be of any size")
-    return Value("bytearray")
+    return StandIn("bytearray")
 
 
 def _ints(value: Any) -> list[int]:
@@ -178,19 +178,23 @@ def _ints(value: Any) -> list[int]:
     return numbers
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, item: int | None = None) -> Value:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any, item: int | None = None) -> StandIn:
     """A view of a storage. torch would let one that reaches beyond it read memory that nothing was written to."""
-    if not isinstance(storage, Value) or storage.kind != "storage" or type(offset) is not int or offset < 0:
+    if not isinstance(storage, StandIn) or storage.kind != "storage" or type(offset) is not int or offset < 0:
         raise refuse("makes a tensor of what are not its bytes", AGAIN)
     shape, steps = _ints(size), _ints(stride)
     last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     held, own = storage.parts
     if 0 not in shape and last >= held // (item or own):
         raise refuse(f"has a tensor of shape {tuple(shape[:8])} beyond its bytes", "save tensor.contiguous()")
+    _check_rest(rest)
+    return StandIn("tensor")
+
+
+def _check_rest(rest: tuple[Any, ...]) -> None:
     for more in rest:
-        if isinstance(more, Value) and more.kind not in ("dict", "OrderedDict", "tuple"):
+        if isinstance(more, StandIn) and more.kind not in ("dict", "OrderedDict", "tuple"):
             raise refuse("gives a tensor what torch.save does not write", AGAIN)
-    return Value("tensor")
 
 
 def _tensor_3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *more: Any) -> Any:
@@ -198,52 +202,52 @@ def _tensor_3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hook
     return _tensor(storage, offset, size, stride, grad, hooks, *more, item=kind.itemsize)
 
 
-def _parameter(tensor: Any, grad: Any = True, hooks: Any = None, state: Any = None) -> Value:
-    if not isinstance(tensor, Value) or tensor.kind != "tensor":
+def _parameter(tensor: Any, grad: Any = True, hooks: Any = None, state: Any = None) -> StandIn:
+    if not isinstance(tensor, StandIn) or tensor.kind != "tensor":
         raise refuse("makes a parameter of what is not a tensor", AGAIN)
     attributes(state)
-    return Value("tensor")
+    return StandIn("tensor")
 
 
-def _nested(*_: Any) -> Value:
+def _nested(*_: Any) -> StandIn:
     raise refuse("holds a nested tensor", "save the tensors of tensor.unbind()")
 
 
-def _subclass(*_: Any) -> Value:
+def _subclass(*_: Any) -> StandIn:
     raise refuse("holds a tensor of another class (of a distributed or quantised model)", "save the plain tensor")
 
 
-def _dtype(form: Any, *_: Any) -> Value:
+def _dtype(form: Any, *_: Any) -> StandIn:
     if form not in NUMPY:
         raise refuse(f"holds numpy values of the format {one_line(form, 20)!r}", TENSORS)
-    return Value("dtype", form)
+    return StandIn("dtype", form)
 
 
-def _build_dtype(target: Value, state: Any) -> None:
+def _build_dtype(target: StandIn, state: Any) -> None:
     if [*parts_of(state)][:1] != [3] or not re.fullmatch(r"[<>|=]", str(parts_of(state)[1])):
         raise refuse("holds a numpy format that numpy does not write", AGAIN)
     if parts_of(state)[2:] != [None, None, None, -1, -1, 0]:
         raise refuse("holds a numpy format that numpy does not write", AGAIN)
 
 
-def _scalar(dtype: Any, data: Any) -> Value:
+def _scalar(dtype: Any, data: Any) -> StandIn:
     if not _fills(dtype, 1, data):
         raise refuse("holds a numpy number of the wrong size", AGAIN)
-    return Value("number")
+    return StandIn("number")
 
 
 def _fills(dtype: Any, count: int, data: Any) -> bool:
-    known = isinstance(dtype, Value) and dtype.kind == "dtype" and isinstance(data, bytes)
+    known = isinstance(dtype, StandIn) and dtype.kind == "dtype" and isinstance(data, bytes)
     return known and len(data) == count * np.dtype(dtype.parts).itemsize
 
 
-def _array(kind: Any, shape: Any, code: Any) -> Value:
+def _array(kind: Any, shape: Any, code: Any) -> StandIn:
     if not isinstance(kind, Global) or kind.name != "numpy.ndarray" or _ints(shape) != [0] or code != b"b":
         raise refuse("holds an array that numpy does not write", AGAIN)
-    return Value("array")
+    return StandIn("array")
 
 
-def _build_array(target: Value, state: Any) -> None:
+def _build_array(target: StandIn, state: Any) -> None:
     match parts_of(state):
         case [1, shape, dtype, bool(), data] if len(_ints(shape)) <= 32 and _fills(dtype, _count(_ints(shape)), data):
             return
@@ -274,7 +278,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.nn.parameter.Parameter": _parameter,
     "torch._utils._rebuild_sparse_tensor": lambda layout, data: holding("tensor", parts_of(data)),
-    "torch._utils._rebuild_meta_tensor_no_storage": lambda *items: Value("tensor"),
+    "torch._utils._rebuild_meta_tensor_no_storage": lambda *items: StandIn("tensor"),
     "torch._utils._rebuild_nested_tensor": _nested,
     "torch._utils._rebuild_wrapper_subclass": _subclass,
     "torch._utils._rebuild_device_tensor_from_numpy": _subclass,
@@ -291,7 +295,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 CLASSES = {"torch.Tensor", "numpy.ndarray", "argparse.Namespace", "torch._tensor._rebuild_from_type_v2"}
 
-BUILDS: dict[str, Callable[[Value, Any], None]] = {
+BUILDS: dict[str, Callable[[StandIn, Any], None]] = {
     "OrderedDict": lambda target, state: attributes(state, OrderedDict),
     "namespace": lambda target, state: attributes(state, object),
     "dtype": _build_dtype,

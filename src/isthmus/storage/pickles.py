@@ -2,8 +2,8 @@
 
 torch's own reader runs no code, but it trusts the rest: it hashes tuples nested so deep that the interpreter dies, or
 grown by sharing to 2^60 entries, makes tensors of memory that nothing was written to, and sets attributes that hide
-methods. Here every step is done on stand-ins: plain values are themselves, all else is a ``Value`` that knows its kind,
-its parts, how deep they are nested and how many they are. What ``torch.save`` does not write is refused.
+methods. Here every step is done on stand-ins: plain values are themselves, all else is a ``StandIn`` that knows its
+kind, its parts, how deep they are nested and how many they are. What ``torch.save`` does not write is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from isthmus.storage.pickle_rules import (
     TRUST,
     Global,
     RefusedError,
-    Value,
+    StandIn,
     attributes,
     hold,
     holding,
@@ -36,10 +36,10 @@ from isthmus.storage.pickle_rules import (
     refuse,
 )
 
-__all__ = ["Walk"]
+__all__ = ["PickleWalk"]
 
 
-class Walk:
+class PickleWalk:
     """A walk through the pickles of one file of `size` bytes, in at most `steps` steps altogether.
 
     `storages`: after the walk, the bytes that each key of a storage stands for.
@@ -140,21 +140,21 @@ class Walk:
                     size = length * item
                 case _:
                     raise refuse("names a view beyond its bytes", AGAIN)
-        self._stack.append(Value("storage", (size, item)))
+        self._stack.append(StandIn("storage", (size, item)))
 
     def _reduce(self, _: None) -> None:
         arguments = self._stack.pop()
         self._stack.append(self._call(self._stack.pop(), arguments))
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        items = parts_of(arguments) if isinstance(arguments, Value) and arguments.kind == "tuple" else None
+        items = parts_of(arguments) if isinstance(arguments, StandIn) and arguments.kind == "tuple" else None
         if not isinstance(function, Global) or items is None:
             raise refuse("calls what is not a function", AGAIN)
         if function.name == "torch._tensor._rebuild_from_type_v2":
             return self._typed(items)
         if (rule := CALLS.get(function.name)) is not None:
             made = rule(*items)
-            if isinstance(made, Value):
+            if isinstance(made, StandIn):
                 hold(made, items)
             return made
         if function.name in self._trusted:
@@ -164,18 +164,18 @@ class Walk:
     def _new(self, _: None) -> None:
         arguments, kind = self._stack.pop(), self._stack.pop()
         if isinstance(kind, Global) and kind.name == "argparse.Namespace" and not parts_of(arguments):
-            self._stack.append(Value("namespace"))
+            self._stack.append(StandIn("namespace"))
         elif isinstance(kind, Global) and kind.name in self._trusted:
             self._stack.append(holding("trusted", parts_of(arguments)))
         else:
             raise refuse("makes an object of another class than torch.save does", TRUST)
 
-    def _typed(self, items: list[Any]) -> Value:
+    def _typed(self, items: list[Any]) -> StandIn:
         """A tensor with attributes."""
         function, kind, arguments, state = items
         made = self._call(function, arguments)
         plain = isinstance(kind, Global) and kind.name in ("torch.Tensor", "torch.nn.parameter.Parameter")
-        if not plain or not isinstance(made, Value) or made.kind != "tensor":
+        if not plain or not isinstance(made, StandIn) or made.kind != "tensor":
             raise refuse("holds a class of tensors of its own", TRUST)
         attributes(state)
         hold(made, [state])
@@ -205,17 +205,17 @@ def _shown(name: str) -> str:
 
 _CONSTANTS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 
-_STEPS: dict[str, Callable[[Walk, Any], None]] = {
-    "PROTO": Walk._proto,
+_STEPS: dict[str, Callable[[PickleWalk, Any], None]] = {
+    "PROTO": PickleWalk._proto,
     "STOP": lambda walk, _: None,
     "NONE": lambda walk, _: walk._stack.append(None),
     "NEWTRUE": lambda walk, _: walk._stack.append(True),
     "NEWFALSE": lambda walk, _: walk._stack.append(False),
-    "EMPTY_TUPLE": lambda walk, _: walk._stack.append(Value("tuple", [])),
-    "EMPTY_LIST": lambda walk, _: walk._stack.append(Value("list", [])),
-    "EMPTY_SET": lambda walk, _: walk._stack.append(Value("set", [])),
-    "EMPTY_DICT": lambda walk, _: walk._stack.append(Value("dict", {})),
-    "MARK": Walk._mark,
+    "EMPTY_TUPLE": lambda walk, _: walk._stack.append(StandIn("tuple", [])),
+    "EMPTY_LIST": lambda walk, _: walk._stack.append(StandIn("list", [])),
+    "EMPTY_SET": lambda walk, _: walk._stack.append(StandIn("set", [])),
+    "EMPTY_DICT": lambda walk, _: walk._stack.append(StandIn("dict", {})),
+    "MARK": PickleWalk._mark,
     "TUPLE": lambda walk, _: walk._tuple(walk._marked()),
     "TUPLE1": lambda walk, _: walk._tuple(walk._pop(1)),
     "TUPLE2": lambda walk, _: walk._tuple(walk._pop(2)),
@@ -224,14 +224,14 @@ _STEPS: dict[str, Callable[[Walk, Any], None]] = {
     "APPENDS": lambda walk, _: walk._append(walk._marked()),
     "SETITEM": lambda walk, _: walk._set(walk._pop(2)),
     "SETITEMS": lambda walk, _: walk._set(walk._marked()),
-    "BINGET": Walk._get,
-    "LONG_BINGET": Walk._get,
-    "BINPUT": Walk._put,
-    "LONG_BINPUT": Walk._put,
-    "GLOBAL": Walk._global,
-    "BINPERSID": Walk._storage,
-    "REDUCE": Walk._reduce,
-    "NEWOBJ": Walk._new,
-    "BUILD": Walk._build,
+    "BINGET": PickleWalk._get,
+    "LONG_BINGET": PickleWalk._get,
+    "BINPUT": PickleWalk._put,
+    "LONG_BINPUT": PickleWalk._put,
+    "GLOBAL": PickleWalk._global,
+    "BINPERSID": PickleWalk._storage,
+    "REDUCE": PickleWalk._reduce,
+    "NEWOBJ": PickleWalk._new,
+    "BUILD": PickleWalk._build,
 }
 """The steps that torch's reader knows."""

@@ -55,6 +55,10 @@ def _check(name: Any, tensor: Any) -> None:
         raise InputError(what, expected="a string other than '__metadata__' as the name", got=repr(name))
     if not _is_text(name):
         raise InputError(what, expected="a name in Unicode text", got="half a surrogate pair")
+    _check_values(what, tensor)
+
+
+def _check_values(what: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise InputError(what, expected="a torch.Tensor", got=type(tensor).__name__)
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
@@ -163,7 +167,10 @@ def _header(path: PathLike, named: PathLike) -> dict[str, Any]:
             raise FileError(named, f"is {sniff(path)}, not a whole safetensors file", "copy or download it again")
         if length > HEADER_BYTES:
             raise FileError(named, f"has a header of {length:,} bytes, {HEADER_BYTES:,} are allowed", "split the file")
-        data = file.read(length)
+        return _parsed(named, file.read(length))
+
+
+def _parsed(named: PathLike, data: bytes) -> dict[str, Any]:
     try:
         header = strict_json(data, limit=HEADER_KEYS + 2)
     except (ValueError, RecursionError) as error:

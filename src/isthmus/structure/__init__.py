@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from isthmus.kinds import check_kinds
 from isthmus.program.export import trace
 from isthmus.structure.rules import structure_of as structure_of
 from isthmus.structure.units import Group as Group
@@ -32,6 +33,7 @@ def derive_structure(
     ...  for g in derive_structure(net, (torch.zeros(2, 3, 4, 4),)).groups]
     [('0', 4, [(4, 1), (4, 1), (4, 4)])]
     """
+    check_kinds(derive_structure, locals())
     program = trace(module, args, kwargs, every_batch=False)  # units do not depend on the number of examples
     tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     structure = structure_of(program, {k: tuple(v.shape) for k, v in tensors.items()})

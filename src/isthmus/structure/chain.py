@@ -19,12 +19,14 @@ from isthmus.errors import UnsupportedError
 from isthmus.params import Params
 from isthmus.program.export import Node, Program, Ref
 from isthmus.program.ops import Kind
+from isthmus.shown import one_line
 from isthmus.structure.units import Group, Structure
 
 RESHAPE: tuple[Kind, ...] = ("reshape", "squeeze")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+@one_line
 @dataclass(frozen=True)
 class Layer:
     """One affine layer with what is tied to its units. `vectors` are the names of the per-unit tensors in b."""
@@ -54,6 +56,7 @@ class Layer:
         return (self.weight, *(v for v in self.vectors if not v.endswith(STATISTICS)))
 
 
+@one_line
 @dataclass(frozen=True)
 class Weights:
     """The weights of a chain by layer number: A[l] [n_l, n_{l-1}, k_l] and b[l] [n_l, m_l], l = 1..L."""
@@ -66,6 +69,7 @@ class Weights:
         return Weights(dict(self.A), dict(self.b))
 
 
+@one_line
 @dataclass(frozen=True)
 class Chain:
     """A network x -> layer 1 -> ... -> layer L, with separable hidden units between the layers.

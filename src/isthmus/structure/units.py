@@ -11,12 +11,14 @@ from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.params import Params
+from isthmus.shown import one_line
 
 __all__ = ["Group", "Member", "Structure", "Units"]
 
 Units = Sequence[int] | Tensor
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Member:
     """The entries of one tensor that belong to the units of a group.
@@ -37,6 +39,7 @@ class Member:
         return len(self.index)
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Group:
     """A set of interchangeable units: any permutation, made on all members at once, leaves the function unchanged.
@@ -62,6 +65,7 @@ class Group:
         return tuple(m for m in self.members if m.role == "out")
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Structure:
     """The unit groups of a network, in the order in which it computes them, and the tensor shapes they fit.

@@ -1,6 +1,6 @@
 """Many jobs: cells with content keys, a results folder that is the truth, and engines that fill it."""
 
-from isthmus.storage import FileCheckpoint as FileCheckpoint
+from isthmus.storage import FolderMemory as FolderMemory
 from isthmus.sweep.base import Engine as Engine
 from isthmus.sweep.base import Failed as Failed
 from isthmus.sweep.base import Shard as Shard

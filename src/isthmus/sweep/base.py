@@ -100,6 +100,17 @@ class SweepReport:
         """Whether every cell has its result."""
         return self.found + self.computed == self.total
 
+    def note(self, cell: Cell, done: str | Failed) -> None:
+        """Count one cell that is "computed" or "found", or has failed. Errors: ``IsthmusError`` if others would too."""
+        if not isinstance(done, Failed):
+            self.computed += done == "computed"
+            self.found += done == "found"
+            return
+        if done.fatal:
+            raise IsthmusError(done.message)
+        label = cell.label
+        self.failed[label if label not in self.failed else f"{label}, {key_of(identity(cell))}"] = done
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -124,24 +135,31 @@ def run_cells(
     """
     make_folder(store.root)
     plan = with_needs(cells if shard is None else shard.of(cells))
-    missing = [c for c in plan if store.find(c) is None]
+    missing = _missing(plan, store)
     for cell in set(plan).difference(missing):
         sweep_temporaries(store.folder(cell))  # of a process that was killed right after it had renamed its result
     if shard is not None and missing:  # shards that need the same cells start with different ones
         turn = (shard.index - 1) * len(missing) // shard.count
-        missing = with_needs(missing[turn:] + missing[:turn])
-        missing = [c for c in missing if store.find(c) is None]
+        missing = _missing(with_needs(missing[turn:] + missing[:turn]), store)
     report = SweepReport(len(plan), len(plan) - len(missing))
     try:
         for wait in (False, True):  # cells that other processes are doing come last
             progress("cells", report.found + report.computed, report.total)
             missing = _pass(missing, _Place(store.root.absolute(), engine.name, wait), engine, report, progress)
     except BaseException:
-        for cell in missing:
-            if not (store.folder(cell) / "result.json").exists():
-                store.tidy(cell)
+        _tidy(missing, store)
         raise
     return report
+
+
+def _missing(cells: Sequence[Cell], store: Store) -> list[Cell]:
+    return [c for c in cells if store.find(c) is None]
+
+
+def _tidy(cells: Sequence[Cell], store: Store) -> None:
+    for cell in cells:
+        if not (store.folder(cell) / "result.json").exists():
+            store.tidy(cell)
 
 
 def _pass(cells: Sequence[Cell], place: _Place, engine: Engine, report: SweepReport, progress: Progress) -> list[Cell]:
@@ -152,37 +170,20 @@ def _pass(cells: Sequence[Cell], place: _Place, engine: Engine, report: SweepRep
     work = engine.map(do, place, cells, after)
     try:
         for i, done in work:
-            if isinstance(done, Failed):
-                if done.fatal:
-                    raise IsthmusError(done.message)
-                label = cells[i].label
-                report.failed[label if label not in report.failed else f"{label}, {key_of(identity(cells[i]))}"] = done
-            elif done == "busy":
+            if done == "busy":
                 later.add(i)
             else:
-                report.computed += done == "computed"
-                report.found += done == "found"
+                report.note(cells[i], done)
             progress("cells", report.found + report.computed, report.total)
     finally:
         getattr(work, "close", lambda: None)()
-    return [cell for i, cell in enumerate(cells) if i in later]
+    return [cells[i] for i in sorted(later)]
 
 
 def do(place: _Place, cell: Cell) -> str | Failed:
     """One cell: "computed", "found", or "busy" when another process is doing it, or one that it needs."""
-    store = Store(place.root)
     try:
-        if not place.wait and any(store.find(need) is None for need in cell.needs()):
-            return "busy"
-        with one_thread(), store.claim(cell, wait=place.wait):
-            if store.find(cell) is not None:
-                return "found"
-            begin, worked = time.perf_counter(), time.process_time()
-            key = key_of(identity(cell))
-            result = cell.run(Job(store, key, make_folder(store.folder(cell, key))))
-            spent = (time.perf_counter() - begin, time.process_time() - worked)
-            store.write(cell, result, record_of(*spent, place.engine))
-            return "computed"
+        return _do(place, cell)
     except BusyError:
         return "busy"
     except IsthmusError as e:
@@ -191,6 +192,21 @@ def do(place: _Place, cell: Cell) -> str | Failed:
         return Failed(f"{e.filename or 'files'}: {e.strerror or e}", traceback.format_exc(), _is_disk(e))
     except Exception as e:  # a fault in one cell must not end the others
         return Failed(f"{type(e).__name__}: {e}", traceback.format_exc())
+
+
+def _do(place: _Place, cell: Cell) -> str:
+    store = Store(place.root)
+    if not place.wait and _missing(cell.needs(), store):
+        return "busy"
+    with one_thread(), store.claim(cell, wait=place.wait):
+        if store.find(cell) is not None:
+            return "found"
+        begin, worked = time.perf_counter(), time.process_time()
+        key = key_of(identity(cell))
+        result = cell.run(Job(store, key, make_folder(store.folder(cell, key))))
+        spent = (time.perf_counter() - begin, time.process_time() - worked)
+        store.write(cell, result, record_of(*spent, place.engine))
+        return "computed"
 
 
 def _is_disk(error: BaseException | None) -> bool:

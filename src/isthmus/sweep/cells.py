@@ -20,28 +20,60 @@ if TYPE_CHECKING:
 class Cell(ABC):
     """One job: a frozen dataclass whose result is a pure function of its fields and of the data they name.
 
-    `schema` is a number to raise when the meaning of a result changes: old results are then computed anew.
+    A subclass has `run`, and the rest follows from its fields: what one of them reads is read by the job, and a field
+    that is a job, or that has `needs` of its own, is done before. `schema` is a number to raise when the meaning of a
+    result changes: old results are then computed anew.
     """
 
     schema: ClassVar[int] = 1
+    page: ClassVar[str] = ""
+    """The folder that the results of its kind share: a plain name."""
+    what: ClassVar[str] = ""
+    """What it does, as its label says."""
 
     @property
-    @abstractmethod
     def group(self) -> str:
-        """The folder that the results of its kind share: a plain name."""
+        """The folder of its result: `page`."""
+        return self.page
 
     @property
-    @abstractmethod
     def label(self) -> str:
-        """What a person calls it; ``--only`` searches here."""
+        """What a person calls it; ``--only`` searches here. `what`, labels of fields, and what is not the default."""
+        parts = []
+        for entry in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            if hasattr(value, "label"):
+                parts.append(value.label.removeprefix("train "))
+            elif isinstance(value, str | int | float) and value != entry.default:
+                parts.append(f"{entry.name} {value:.3g}" if isinstance(value, float) else f"{entry.name} {value}")
+        return f"{self.what or type(self).__name__} {', '.join(parts)}"
 
-    @abstractmethod
     def digests(self) -> Mapping[str, str]:
         """The digest of everything it reads beside its fields: data sets, files, code."""
+        found: dict[str, str] = {}
+        for value in self._values():
+            for name, read in value.digests().items() if hasattr(value, "digests") else ():
+                while found.setdefault(name, read) != read:
+                    name += "'"  # another one of the same name
+        return found
 
-    @abstractmethod
     def needs(self) -> tuple[Cell, ...]:
         """The cells whose results it reads; they are done first, once for all that need them."""
+        found: list[Cell] = []
+        for value in self._values():
+            if isinstance(value, Cell):
+                found.append(value)
+            elif hasattr(value, "needs"):
+                found += value.needs()
+        return tuple(dict.fromkeys(found))
+
+    def _values(self) -> list[Any]:
+        """The values of the fields, those of tuples one by one."""
+        found: list[Any] = []
+        for entry in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            found += value if isinstance(value, tuple) else (value,)
+        return found
 
     @abstractmethod
     def run(self, job: Job) -> Mapping[str, Any]:
@@ -60,20 +92,32 @@ def canonical(value: Any, what: str = "config") -> Any:
     """
     if value is None or isinstance(value, bool | str | int):
         return value
-    if isinstance(value, float):
-        if not isfinite(value):
-            raise InputError(what, expected="a finite number", got=value)
-        return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, float | Path):
+        return _plain(value, what)
     if is_dataclass(value) and not isinstance(value, type):
-        given = {f.name: getattr(value, f.name) for f in fields(value) if not _is_unused(f, value)}
-        return {"is": type(value).__name__, **{k: canonical(v, f"{what}.{k}") for k, v in given.items()}}
+        return {"is": type(value).__name__, **_fields(value, what)}
     if isinstance(value, list | tuple):
         return [canonical(v, f"{what}[{i}]") for i, v in enumerate(value)]
-    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+    if _has_names(value):
         return {k: canonical(v, f"{what}[{k!r}]") for k, v in value.items()}
     raise InputError(what, expected="plain values, dataclasses of them", got=type(value).__name__)
+
+
+def _plain(value: float | Path, what: str) -> float | str:
+    if isinstance(value, Path):
+        return str(value)
+    if not isfinite(value):
+        raise InputError(what, expected="a finite number", got=value)
+    return value
+
+
+def _has_names(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) for k in value)
+
+
+def _fields(value: Any, what: str) -> dict[str, Any]:
+    given = {f.name: getattr(value, f.name) for f in fields(value) if not _is_unused(f, value)}
+    return {k: canonical(v, f"{what}.{k}") for k, v in given.items()}
 
 
 def _is_unused(entry: Field[Any], value: Any) -> bool:

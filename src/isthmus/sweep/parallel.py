@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from isthmus.paths import Curve, Path, Segment
 from isthmus.sweep.base import Engine, Failed, one_thread
 from isthmus.sweep.local import Local
 from isthmus.training.progress import Progress, no_progress
+
+_EXACT = {"unchanged", "convex"}
 
 
 @dataclass(eq=False)
@@ -68,14 +70,18 @@ def profile_in_parallel(
     """
     shared = _Shared(objective, path, _check(chunk), {"num_points": num_points})
     table = _run(_profile_task, shared, range(len(path)), engine, "measuring", progress)
-    n = len(path)
-    rows_of = [[_mean(shared.weights, [part[k] for part in table[i]]) for k in (0, 1)] for i in range(n)]
-    places = [(i, float(u)) for i in range(n) for k, u in enumerate(table[i][0][2]) if k or not i]
-    loss, error = (torch.cat([rows_of[0][k][:1], *[row[k][1:] for row in rows_of]]) for k in (0, 1))
-    t = torch.tensor([(i + u) / n for i, u in places], dtype=torch.float64)
-    return Profile(
-        t, torch.tensor([i for i, _ in places]), loss, error, num_points, bn=applied(objective, "interpolate")
-    )
+    n, t, segment = len(path), [], []
+    losses, errors = [], []
+    for i in range(n):
+        first = min(i, 1)  # a segment starts where the one before ends
+        places = table[i][0][2][first:]
+        t += [(i + float(u)) / n for u in places]
+        segment += [i] * len(places)
+        losses.append(_mean(shared.weights, [part[0] for part in table[i]])[first:])
+        errors.append(_mean(shared.weights, [part[1] for part in table[i]])[first:])
+    at = torch.tensor(t, dtype=torch.float64)
+    bn = applied(objective, "interpolate")
+    return Profile(at, torch.tensor(segment), torch.cat(losses), torch.cat(errors), num_points, bn=bn)
 
 
 def certify_in_parallel(
@@ -105,28 +111,45 @@ def certify_in_parallel(
     shared = _Shared(objective, path, _check(chunk), options)
     table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
     parts = [table[i] for i in range(len(path))]
-    exact = ("unchanged", "convex", "analytic")
-    open_ = [i for i, several in enumerate(parts) if not all(c.segments[0].claim in exact for c in several)]
+    open_ = [i for i, several in enumerate(parts) if not _is_exact(several)]
     known = evaluation(objective, path.start)  # a widened module does not travel between processes
     wide = shared if known.widened else replace(shared, objective=known.objective)
     sampled = _run(_profile_task, wide, open_, engine, "measuring", progress) if open_ else {}
     segments = []
     for i, segment in enumerate(path.segments):
-        own = [c.segments[0] for c in parts[i]]
-        measured = next((s for s in own if s.claim == "measured"), None)
-        row = _proved(segment, parts[i], shared.weights) if measured is None else measured
-        if i in sampled:
-            samples = _mean(shared.weights, [loss for loss, _, _ in sampled[i]])
-            row = replace(row, witness=float(sampled[i][0][2][samples.argmax()]), value=float(samples.max()))
-        if measured is not None:
-            row = replace(row, bound=row.value, error_bound=None, intervals=())
+        row = _of_all(segment, parts[i], shared.weights, sampled.get(i))
         segments.append(replace(row, index=i, label=str(labels[i]) if labels else ""))
-    ends = (_ends(parts[0], shared.weights)[0], _ends(parts[-1], shared.weights)[1])
-    slack = max(c.slack for several in parts for c in several) + _allowance(len(shared.weights), max(ends))
-    evaluations = sum(c.evaluations for several in parts for c in several)
-    allowed = max(c.budget for several in parts for c in several)
-    spent = any(c.spent for several in parts for c in several)
+    return _certificate(segments, parts, shared.weights, gap)
+
+
+def _certificate(
+    segments: Sequence[SegmentCertificate],
+    parts: Sequence[Sequence[Certificate]],
+    weights: Sequence[float],
+    gap: float,
+) -> Certificate:
+    ends = (_ends(parts[0], weights)[0], _ends(parts[-1], weights)[1])
+    tasks = list(chain.from_iterable(parts))
+    slack = max(c.slack for c in tasks) + _allowance(len(weights), max(ends))
+    evaluations, allowed = sum(c.evaluations for c in tasks), max(c.budget for c in tasks)
+    spent = any(c.spent for c in tasks)
     return Certificate(tuple(segments), ends, "float64", slack, gap, evaluations, allowed, spent)
+
+
+def _is_exact(parts: Sequence[Certificate]) -> bool:
+    return all(c.segments[0].claim in ("unchanged", "convex", "analytic") for c in parts)
+
+
+def _of_all(
+    segment: Segment, parts: Sequence[Certificate], weights: Sequence[float], sampled: list[Any] | None
+) -> SegmentCertificate:
+    """The segment on all data: proved where it is on every chunk; the largest of the losses sampled on all data."""
+    measured = next((c.segments[0] for c in parts if c.segments[0].claim == "measured"), None)
+    row = _proved(segment, parts, weights) if measured is None else measured
+    if sampled is not None:
+        samples = _mean(weights, [loss for loss, _, _ in sampled])
+        row = replace(row, witness=float(sampled[0][2][samples.argmax()]), value=float(samples.max()))
+    return row if measured is None else replace(row, bound=row.value, error_bound=None, intervals=())
 
 
 def _check(chunk: int) -> int:
@@ -193,39 +216,47 @@ def _allowance(chunks: int, value: float) -> float:
 def _proved(segment: Segment, parts: Sequence[Certificate], weights: Sequence[float]) -> SegmentCertificate:
     """The segment on all data, from its proofs on the chunks."""
     own = [c.segments[0] for c in parts]
-    ends = _ends(parts, weights)
-    exact = all(s.claim in ("unchanged", "convex") for s in own)
-    analytic = all(s.claim == "analytic" for s in own)
-    errors = [s.error_bound for s in own if s.error_bound is not None]
-    error = min(1.0, _sum(weights, errors) + _allowance(len(own), 1.0)) if len(errors) == len(own) else None
-    row = max(own, key=lambda s: ("unchanged", "convex", "analytic", "bounded").index(s.claim))
-    intervals: tuple[tuple[float, float, float], ...] = ()
-    if exact and isinstance(segment, Curve) and len(segment.control) == 2:
-        bound = max(ends) + max(c.slack for c in parts)
-    elif analytic:  # no chunk's loss is further above the chord of its ends
-        bound = max(ends) + _sum(weights, [c.slack for c in parts])
-    elif not exact:
-        intervals = _refined(own, weights)
-        bound = max(b for _, _, b in intervals)
-    else:
-        bound = _sum(weights, [s.bound for s in own])
+    a, b = ends = _ends(parts, weights)
+    bound, intervals = _bound(segment, parts, weights)
+    exact = {s.claim for s in own} <= _EXACT
     return replace(
-        row,
+        max(own, key=lambda s: ("unchanged", "convex", "analytic", "bounded").index(s.claim)),
         bound=bound + _allowance(len(own), bound),
-        deviation=abs(ends[1] - ends[0]) if exact else _sum(weights, [s.deviation for s in own]),
-        witness=float(ends[1] > ends[0]),
+        deviation=abs(b - a) if exact else _sum(weights, [s.deviation for s in own]),
+        witness=float(b > a),
         value=max(ends),
-        error_bound=error,
-        intervals=tuple((a, b, v + _allowance(len(own), v)) for a, b, v in intervals),
+        error_bound=_error_bound(own, weights),
+        intervals=tuple((start, end, v + _allowance(len(own), v)) for start, end, v in intervals),
     )
+
+
+def _bound(
+    segment: Segment, parts: Sequence[Certificate], weights: Sequence[float]
+) -> tuple[float, tuple[tuple[float, float, float], ...]]:
+    own = [c.segments[0] for c in parts]
+    claims = {s.claim for s in own}
+    top = max(_ends(parts, weights))
+    if claims <= _EXACT and isinstance(segment, Curve) and len(segment.control) == 2:
+        return top + max(c.slack for c in parts), ()
+    if claims <= _EXACT:
+        return _sum(weights, [s.bound for s in own]), ()
+    if claims == {"analytic"}:  # no chunk's loss is further above the chord of its ends
+        return top + _sum(weights, [c.slack for c in parts]), ()
+    intervals = _refined(own, weights)
+    return max(v for _, _, v in intervals), intervals
+
+
+def _error_bound(own: Sequence[SegmentCertificate], weights: Sequence[float]) -> float | None:
+    errors = [s.error_bound for s in own if s.error_bound is not None]
+    return min(1.0, _sum(weights, errors) + _allowance(len(own), 1.0)) if len(errors) == len(own) else None
 
 
 def _refined(own: Sequence[SegmentCertificate], weights: Sequence[float]) -> tuple[tuple[float, float, float], ...]:
     """The sub-intervals on which no chunk's bound changes, with the weighted mean of the bounds there."""
     pieces = [sorted(s.intervals) or [(0.0, 1.0, s.bound)] for s in own]
     cuts = sorted({t for several in pieces for start, end, _ in several for t in (start, end)})
-    out = []
-    for a, b in pairwise(cuts):
-        over = [max(v for start, end, v in several if start <= a and b <= end) for several in pieces]
-        out.append((a, b, _sum(weights, over)))
-    return tuple(out)
+    return tuple((a, b, _sum(weights, [_over(several, a, b) for several in pieces])) for a, b in pairwise(cuts))
+
+
+def _over(intervals: Sequence[tuple[float, float, float]], a: float, b: float) -> float:
+    return max(v for start, end, v in intervals if start <= a and b <= end)

@@ -71,24 +71,16 @@ class Ray(Engine):
                 num_cpus=self.cpus, num_gpus=self.gpus, resources=dict(self.resources) or None, max_retries=self.retries
             )
             common = [ray.put((function, shared, os.getcwd()))]  # in a list, for the worker to fetch it once
-            unmet = [len(set(after[i])) if after else 0 for i in range(len(items))]
-            followers: dict[int, list[int]] = {}
-            for i in range(len(items) if after else 0):
-                for j in set(after[i]) if after else ():
-                    followers.setdefault(j, []).append(i)
-            ready = deque(i for i, n in enumerate(unmet) if n == 0)
+            queue = _Queue(after or [()] * len(items))
             running: dict[Any, int] = {}
-            while ready or running:
-                while ready and len(running) < _IN_FLIGHT:
-                    i = ready.popleft()
+            while queue.ready or running:
+                while queue.ready and len(running) < _IN_FLIGHT:
+                    i = queue.ready.popleft()
                     running[call.remote(common, items[i])] = i
                 for reference in ray.wait(list(running), num_returns=1)[0]:
                     i = running.pop(reference)
                     value = _value(ray, reference)
-                    for j in followers.pop(i, ()):
-                        unmet[j] -= 1
-                        if unmet[j] == 0:
-                            ready.append(j)
+                    queue.finish(i)
                     del reference
                     yield i, value
 
@@ -122,6 +114,24 @@ class Ray(Engine):
             ray.shutdown()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Queue:
+    """The items that are `ready`; item i becomes so when all of ``after[i]`` are finished."""
+
+    def __init__(self, after: Sequence[Sequence[int]]) -> None:
+        self.unmet = [len(set(before)) for before in after]
+        self.followers: dict[int, list[int]] = {}
+        for i, before in enumerate(after):
+            for j in set(before):
+                self.followers.setdefault(j, []).append(i)
+        self.ready = deque(i for i, n in enumerate(self.unmet) if n == 0)
+
+    def finish(self, i: int) -> None:
+        for j in self.followers.pop(i, ()):
+            self.unmet[j] -= 1
+            if self.unmet[j] == 0:
+                self.ready.append(j)
 
 
 def _session_folder() -> str:

@@ -1,7 +1,7 @@
 """The results folder: ``<root>/<group>/<content key>/result.json``, written once, whole, and never edited.
 
 Beside it stand the further files of the cell and record.json: what may differ between two runs of the same cell
-(seconds, machine, versions). A folder without result.json is unfinished; it may hold a checkpoint.
+(seconds, machine, versions). A folder without result.json is unfinished; it may hold a state.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from isthmus.errors import FileError, InputError, IsthmusError, MissingExtraError
-from isthmus.storage import FileCheckpoint as FileCheckpoint
+from isthmus.storage import FolderMemory as FolderMemory
 from isthmus.storage import make_folder, read_json, write_json
 from isthmus.storage.files import plain
+from isthmus.storage.state import ENDING
 from isthmus.sweep.cells import Cell, identity, key_of
 
 FORMAT = 1
-_CHECKPOINT = ".checkpoint.safetensors"
 
 
 class BusyError(IsthmusError):
@@ -94,8 +94,8 @@ class Store:
         values = plain(result, "result")
         make_folder(folder)
         write_json(folder / "record.json", record)
-        for checkpoint in folder.glob(f"*{_CHECKPOINT}"):
-            checkpoint.unlink()
+        for state in folder.glob(f"*{ENDING}"):
+            state.unlink()
         write_json(folder / "result.json", {"format": FORMAT, "key": key, **known, "result": values})
 
     @contextmanager
@@ -124,19 +124,19 @@ class Store:
             lock.release()
 
     def tidy(self, cell: Cell) -> None:
-        """Remove what a killed process left of an unfinished cell, except its checkpoint."""
+        """Remove what a killed process left of an unfinished cell, except its state."""
         with suppress(BusyError, OSError, FileError), self.claim(cell, wait=False):
             pass
 
 
 def _clear(folder: Path) -> None:
-    """Of an unfinished cell, keep nothing but checkpoints: its other files come again with its result."""
+    """Of an unfinished cell, keep nothing but the state: its other files come again with its result."""
     if not folder.is_dir() or (folder / "result.json").exists():
         return
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
-        elif not entry.name.endswith(_CHECKPOINT):
+        elif not entry.name.endswith(ENDING):
             with suppress(OSError):
                 entry.unlink()
     with suppress(OSError):
@@ -155,9 +155,9 @@ class Job:
         """A finished cell that the running one declared in ``needs``."""
         return self.store.load(need)
 
-    def checkpoint(self, name: str = "state", *, seconds: float = 10.0, steps: int | None = None) -> FileCheckpoint:
+    def memory(self, name: str = "work", *, seconds: float = 10.0, steps: int | None = None) -> FolderMemory:
         """A place for the state of long work inside the cell; removed when the cell is finished."""
-        return FileCheckpoint(self.folder / f"{name}{_CHECKPOINT}", self.key, seconds, steps)
+        return FolderMemory(self.folder, self.key, seconds, steps).part(name)
 
 
 def record_of(seconds: float, processor: float, engine: str) -> dict[str, Any]:

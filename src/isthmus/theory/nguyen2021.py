@@ -55,7 +55,10 @@ def corollary_4_2(pair: Pair) -> list[Row]:
             Row(name, "dropout stability epsilon", end, epsilon, "finite; it enters the bound", isfinite(epsilon))
         )
     epsilon = max(0.0, *(pair.dropout(e).epsilon for e in (0, 1)))
-    return [*rows, conclusion(name, rows, pair.top + epsilon, "path: Subnetwork(init='dropout', subsets='own')")]
+    return [
+        *rows,
+        conclusion(name, rows, pair.top + epsilon, "path: Subnetwork(subsets='own', inner=Trained(init='dropout'))"),
+    ]
 
 
 def corollary_4_3(pair: Pair) -> list[Row]:
@@ -92,9 +95,9 @@ def corollary_4_3(pair: Pair) -> list[Row]:
         for l in range(1, L - 2):
             equal = m.features[l].coinciding
             rows.append(Row(name, f"(A3) equal features in layer {l}", end, equal, "0", equal == 0))
-    bound = conclusion(name, rows, pair.top + epsilon, "path: Subnetwork(xi='memorise')")
+    bound = conclusion(name, rows, pair.top + epsilon, "path: Subnetwork(inner=Memorised())")
     room = min(min(m.room.values()) for m in found)
-    note = f"{room} examples in general position fit the construction of this library: Subnetwork(xi='memorise')"
+    note = f"{room} examples in general position fit the construction of this library: Subnetwork(inner=Memorised())"
     return [*rows, replace(bound, note=note)]
 
 
@@ -119,7 +122,7 @@ def corollary_4_4(pair: Pair) -> list[Row]:
         argmax = pair.separability(e, "argmax", failing)
         for l in range(L):
             rows.append(_separable(name, l, end, each[l], whole.get(l, each[l]), argmax.get(l)))
-    note = "path: Subnetwork(xi='separate'), for which it is enough that own classes have the largest scores"
+    note = "path: Subnetwork(inner=Separated()), for which it is enough that own classes have the largest scores"
     if not has_output_bias(chain):
         note += "; layer L-1 was tested with hyperplanes through the origin, as the output layer has no bias"
     return [*rows, conclusion(name, rows, pair.top, note)]

@@ -16,16 +16,19 @@ from isthmus.params import Params
 from isthmus.premises.memorisation import Memorisation, is_perceptron, memorisation, separability
 from isthmus.premises.separability import Separation
 from isthmus.premises.sublevel import SublevelConditions, sublevel_conditions
+from isthmus.shown import line, one_line, plural, table
 from isthmus.stability.dropout.measure import DropoutStability, dropout_stability
 from isthmus.stability.noise.measure import Condition, NoiseStability, noise_stability
 from isthmus.structure.chain import Chain, chain_of
 from isthmus.training.fit import Recipe
 from isthmus.training.progress import Progress
 
+HEADING = ("theorem", "premise", "end", "measured", "needed", "holds", "bound", "note")
 CONCLUSION = "the path's loss is bounded"
 """The premise column of the row that says what a theorem gives."""
 
 
+@one_line
 @dataclass(frozen=True)
 class Row:
     """One premise of one theorem, or its conclusion.
@@ -53,6 +56,13 @@ class Theory:
 
     rows: tuple[Row, ...]
 
+    def __repr__(self) -> str:
+        theorems = {row.theorem for row in self.rows}
+        return line(self, plural(len(theorems), "theorem"), plural(len(self.bounds), "bound"))
+
+    def _repr_html_(self) -> str:
+        return table(HEADING, [cells(row) for row in self.rows], repr(self))
+
     def of(self, theorem: str) -> tuple[Row, ...]:
         """The rows whose theorem's name ends so: ``of("Theorem 4.1")``."""
         return tuple(row for row in self.rows if row.theorem.endswith(theorem))
@@ -68,8 +78,7 @@ class Theory:
 
     def to_markdown(self) -> str:
         """The table in Markdown: numbers in four digits, bounds rounded up."""
-        heading = ("theorem", "premise", "end", "measured", "needed", "holds", "bound", "note")
-        lines = [heading, ("---",) * len(heading), *(cells(row) for row in self.rows)]
+        lines = [HEADING, ("---",) * len(HEADING), *(cells(row) for row in self.rows)]
         return "".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |\n" for line in lines)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 
-from torch import Tensor
-
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
 from isthmus.params import check_finite
 from isthmus.theory import freeman2017, kuditipudi2019, nguyen2019, nguyen2021, shevchenko2020
 from isthmus.theory.table import Pair, Premises, Row, Settings, Theory, not_convex
@@ -37,8 +37,8 @@ THEOREMS: tuple[tuple[str, Premises], ...] = (
 
 def theory(
     objective: Objective,
-    a: Mapping[str, Tensor],
-    b: Mapping[str, Tensor],
+    a: ParamsLike,
+    b: ParamsLike,
     *,
     theorems: Sequence[str] | None = None,
     masks: int = 50,
@@ -66,6 +66,7 @@ def theory(
     >>> [row.premise for row in table.rows][:2]
     ['loss convex in the outputs', 'dropout stability epsilon']
     """
+    check_kinds(theory, locals())
     for name, value in (("masks", masks), ("draws", draws), ("steps", steps), ("examples", examples)):
         if value is not None and (value != int(value) or value < 1):
             raise InputError(name, expected="a whole number >= 1", got=value)

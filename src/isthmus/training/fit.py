@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from hashlib import sha256
 from math import cos, inf, isfinite, pi
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.params import Params, moves
+from isthmus.training.memory import Memory, forget, named, taken
 from isthmus.training.progress import Progress, no_progress
 
 
@@ -27,13 +29,13 @@ class Recipe:
     is halved after every tenth of the steps ("halving"), or stays ("constant").
     """
 
-    optimizer: str = "adam"
+    optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
     lr: float = 2e-3
     steps: int = 4000
     batch: int = 256
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "halving", "constant"] = "cosine"
     check: int | None = None
 
     def __post_init__(self) -> None:
@@ -77,22 +79,6 @@ class Fitted:
     ended: Ended
 
 
-class Checkpoint(Protocol):
-    """Where a long fit keeps its state, so that a killed process can go on from there."""
-
-    def due(self, step: int) -> bool:
-        """Whether the state after that step shall be saved."""
-        ...
-
-    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
-        """Keep tensors and plain values, replacing what was kept before: whole or not at all."""
-        ...
-
-    def load(self) -> tuple[Params, dict[str, Any]] | None:
-        """What was kept last, or None."""
-        ...
-
-
 def fit(
     batch_loss: Callable[[Params, Tensor], Tensor],
     full_loss: Callable[[Params], float],
@@ -103,7 +89,7 @@ def fit(
     generator: torch.Generator,
     target: float = 0.0,
     buffers: Params | None = None,
-    checkpoint: Checkpoint | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
 ) -> Fitted:
@@ -114,12 +100,12 @@ def fit(
     with ``Ended.NOT_FINITE``. `buffers` go with the parameters into both losses and into the result; the batch
     loss may write into them (running statistics of BatchNorm).
 
-    With a `checkpoint` the state is saved when it is due, and a later call with the same arguments goes on from
-    there to the same result, bit for bit. L-BFGS keeps no state: its fits are short and start again.
+    With a `memory` the state is saved when it is due and at the end, and a later call with the same arguments goes on
+    from there to the same result, bit for bit; a state of other arguments counts as none. L-BFGS keeps its result only.
     """
     (one,) = fit_together(
         batch_loss, lambda p: [full_loss(p)], params, num_examples, recipe,
-        generator=generator, target=target, buffers=buffers, checkpoint=checkpoint, progress=progress, what=what,
+        generator=generator, target=target, buffers=buffers, memory=memory, progress=progress, what=what,
     )  # fmt: skip
     return one
 
@@ -135,7 +121,7 @@ def fit_together(
     target: float = 0.0,
     enough: int | None = None,
     buffers: Params | None = None,
-    checkpoint: Checkpoint | None = None,
+    memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
 ) -> list[Fitted]:
@@ -150,31 +136,37 @@ def fit_together(
     device = next(v for v in params.values() if moves(v)).device
     fitting = _Fitting.start(params, buffers or {}, num_examples, recipe, generator, device)
     lbfgs = recipe.optimizer == "lbfgs"
-    keep = None if lbfgs else checkpoint
-    if keep is None or not fitting.resume(keep.load()):
+    same = {"recipe": asdict(recipe), "examples": num_examples, "target": target, "enough": enough}
+    same |= _begin(params, generator)
+    kept = memory.load()
+    if kept is not None and kept[1].get("same") == same:
+        fitting.resume(*kept)
+        if kept[1]["ended"]:
+            return fitting.results(target)
+    else:
         fitting.note(full_losses(fitting.best))
         if lbfgs and len(fitting.best_losses) > 1:
             raise InputError("optimizer", expected="'adam' or 'sgd' for several problems at once", got="'lbfgs'")
     enough = len(fitting.best_losses) if enough is None else enough
     check = 1 if lbfgs else recipe.check or max(1, num_examples // fitting.batch)
-    stalled = False
-    while fitting.step < recipe.steps and fitting.reached(target) < enough and any(fitting.finite) and not stalled:
+    while fitting.goes_on(target, enough):
         fitting.advance(batch_loss)
         if fitting.step % check == 0 or fitting.step == recipe.steps:
             before = fitting.best_losses[0]
             losses = full_losses({**_detached(fitting.leaves), **fitting.state})
             progress(what, fitting.step, recipe.steps)
-            stalled = lbfgs and losses[0] >= before * (1 - 1e-9)
+            fitting.stalled = lbfgs and losses[0] >= before * (1 - 1e-9)
             fitting.note(losses)
-        if keep is not None and keep.due(fitting.step):
-            keep.save(*fitting.pack())
+        if not lbfgs and memory.due(fitting.step):
+            memory.save(fitting.pack(), {**fitting.values(), "same": same, "ended": False})
+    memory.save(fitting.outcome(), {**fitting.values(), "same": same, "ended": True})
     progress(what, recipe.steps, recipe.steps)
-    return fitting.results(target, stalled)
+    return fitting.results(target)
 
 
 @dataclass(eq=False)
 class _Fitting:
-    """All that changes during a fit; what ``pack`` gives is all that a resumed one needs."""
+    """All that changes during a fit; what ``pack`` and ``values`` give is all that a resumed one needs."""
 
     recipe: Recipe
     generator: torch.Generator
@@ -189,6 +181,7 @@ class _Fitting:
     step: int = 0
     best_losses: list[float] = field(default_factory=list)
     finite: list[bool] = field(default_factory=list)
+    stalled: bool = False
 
     @classmethod
     def start(
@@ -225,15 +218,16 @@ class _Fitting:
             for name, v in self.best.items():
                 v[rows] = now[name][rows]
 
-    def reached(self, target: float) -> int:
-        """How many problems are at the target."""
-        return sum(v <= target for v in self.best_losses)
+    def goes_on(self, target: float, enough: int) -> bool:
+        """Whether there are steps left, and fewer than `enough` problems are at the target."""
+        reached = sum(v <= target for v in self.best_losses)
+        return self.step < self.recipe.steps and reached < enough and any(self.finite) and not self.stalled
 
-    def results(self, target: float, stalled: bool) -> list[Fitted]:
+    def results(self, target: float) -> list[Fitted]:
         """The best of each problem, without the problem axis where there is one problem only."""
         many, out = len(self.best_losses) > 1, []
         for i, (loss, finite) in enumerate(zip(self.best_losses, self.finite, strict=True)):
-            how = Ended.TARGET if loss <= target else Ended.STALLED if stalled else Ended.BUDGET
+            how = Ended.TARGET if loss <= target else Ended.STALLED if self.stalled else Ended.BUDGET
             params = {k: v[i] for k, v in self.best.items()} if many else self.best
             out.append(Fitted(params, loss, self.step, how if finite else Ended.NOT_FINITE))
         return out
@@ -271,39 +265,47 @@ class _Fitting:
         self.position += self.batch
         return self.order[self.position - self.batch : self.position]
 
-    def pack(self) -> tuple[Params, dict[str, Any]]:
-        """The state as tensors and plain values."""
-        kept = self.optimizer.state_dict()["state"]
-        tensors = {
-            **{f"leaf/{k}": v.detach() for k, v in self.leaves.items()},
-            **{f"buffer/{k}": v for k, v in self.state.items()},
-            **{f"best/{k}": v for k, v in self.best.items()},
-            **{f"optimizer/{i}/{k}": v for i, row in kept.items() for k, v in row.items() if isinstance(v, Tensor)},
-            "generator": self.generator.get_state(),
-            "order": self.order,
-        }
-        return tensors, {"step": self.step, "position": self.position, "best_losses": self.best_losses}
+    def values(self) -> dict[str, Any]:
+        """The plain values of the state."""
+        plain = ("step", "position", "best_losses", "finite", "stalled")
+        return {name: getattr(self, name) for name in plain}
 
-    def resume(self, kept: tuple[Params, dict[str, Any]] | None) -> bool:
-        """Take over a packed state; False where there is none."""
-        if kept is None:
-            return False
-        tensors, values = kept
+    def outcome(self) -> Params:
+        """The tensors that are left of a fit that has ended."""
+        return {**named("best", self.best), "generator": self.generator.get_state()}
+
+    def pack(self) -> Params:
+        """The tensors of the state."""
+        kept = self.optimizer.state_dict()["state"]
+        rows = {f"{i}/{k}": v for i, row in kept.items() for k, v in row.items() if isinstance(v, Tensor)}
+        groups = {"leaf": _detached(self.leaves), "buffer": self.state, "optimizer": rows, "order": {"": self.order}}
+        return self.outcome() | {k: v for name, group in groups.items() for k, v in named(name, group).items()}
+
+    def resume(self, tensors: Params, values: Mapping[str, Any]) -> None:
+        """Take over a packed state, or the outcome of a fit that has ended."""
+        for name in self.values():
+            setattr(self, name, values[name])
+        self.generator.set_state(tensors["generator"])
+        ended: bool = values["ended"]
+        groups = {"best": self.best} if ended else {"best": self.best, "leaf": self.leaves, "buffer": self.state}
         with torch.no_grad():  # copied into torch's own memory: kernels may add in another order elsewhere
-            for prefix, into in (("leaf", self.leaves), ("buffer", self.state), ("best", self.best)):
+            for prefix, into in groups.items():
                 for name, v in into.items():
                     v.copy_(tensors[f"{prefix}/{name}"])
+        if ended:
+            return
         rows: dict[int, dict[str, Tensor]] = {}
-        for name, v in tensors.items():
-            if name.startswith("optimizer/"):
-                _, i, key = name.split("/")
-                rows.setdefault(int(i), {})[key] = v.clone()
+        for name, v in taken(tensors, "optimizer").items():
+            i, key = name.split("/")
+            rows.setdefault(int(i), {})[key] = v.clone()
         self.optimizer.load_state_dict({"state": rows, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.generator.set_state(tensors["generator"].clone())
-        self.order = tensors["order"].to(self.everything.device, copy=True)
-        self.step, self.position, self.best_losses = values["step"], values["position"], values["best_losses"]
-        self.finite = [True] * len(self.best_losses)
-        return True
+        self.order = tensors["order/"].to(self.everything.device, copy=True)
+
+
+def _begin(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Any]:
+    """What tells where a fit begins from where another does: the size of its parameters, and its random numbers."""
+    size = sum(float(v.detach().abs().double().square().sum()) for v in params.values())
+    return {"size": size, "random": sha256(generator.get_state().numpy().tobytes()).hexdigest()}
 
 
 def _check_precision(params: Mapping[str, Tensor]) -> None:

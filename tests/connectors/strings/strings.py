@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import isthmus as im
 from isthmus import pipeline as runs
+from isthmus.storage.methods import connector_from
 from isthmus.training.fit import Recipe
+from tests.mortal import Killed as Killed
+from tests.mortal import Mortal as Mortal
+from tests.mortal import to_the_end
 
 LEVEL = 1e-3
 
@@ -36,7 +37,8 @@ def quadratic(level: float = LEVEL, seed: int = 102) -> tuple[im.Objective, im.P
 
 
 def quick(**options: Any) -> im.StringSampling:
-    return im.StringSampling(**{"threshold": LEVEL, "lr": 0.01, "batch": 16, "check": 10, "steps": 3000} | options)
+    known = {"threshold": LEVEL, "lr": 0.01, "batch": 16, "check": 10, "steps": 3000}
+    return connector_from({"name": "StringSampling"} | known | options)
 
 
 def highest(objective: im.Objective, path: im.Path, points: int = 201) -> float:
@@ -44,41 +46,6 @@ def highest(objective: im.Objective, path: im.Path, points: int = 201) -> float:
     return max(objective.loss(s.at(k / (points - 1))) for s in path.segments for k in range(points))
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
-class Mortal:
-    """Keeps a state as a file would, and dies after a random number of questions whether it is due."""
-
-    def __init__(self, seed: int, lives: tuple[int, int] = (3, 60)) -> None:
-        self.random = random.Random(seed)
-        self.lives = lives
-        self.kept: tuple[dict[str, Tensor], str] | None = None
-        self.deaths = 0
-        self.left = self.random.randint(*lives)
-
-    def due(self, step: int) -> bool:
-        self.left -= 1
-        if self.left <= 0:
-            self.left = self.random.randint(*self.lives)
-            self.deaths += 1
-            raise Killed
-        return self.random.random() < 0.5
-
-    def save(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        self.kept = {k: v.detach().clone() for k, v in tensors.items()}, json.dumps(values, allow_nan=False)
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return (
-            None if self.kept is None else ({k: v.clone() for k, v in self.kept[0].items()}, json.loads(self.kept[1]))
-        )
-
-
-def with_deaths(checkpoint: Mortal, *args: Any, **options: Any) -> im.Connection:
+def with_deaths(memory: Mortal, *args: Any, **options: Any) -> im.Connection:
     """``connect``, started again whenever it died."""
-    while True:
-        try:
-            return im.connect(*args, checkpoint=checkpoint, **options)
-        except Killed:
-            continue
+    return to_the_end(lambda: im.connect(*args, memory=memory, **options))

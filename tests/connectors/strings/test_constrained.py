@@ -11,12 +11,13 @@ import torch
 import isthmus as im
 from isthmus.connectors.strings.constrained import SOFT, pull
 from isthmus.params import distance, equal
+from isthmus.storage.methods import connector_from
 from tests.connectors.strings.strings import LEVEL, Mortal, highest, quadratic, with_deaths
 
 
 def quick(**options: Any) -> im.ConstrainedStringSampling:
     known = {"threshold": LEVEL, "lr": 0.01, "batch": 64, "check": 10, "steps": 3000, "schedule": "constant"}
-    return im.ConstrainedStringSampling(**known | options)  # type: ignore[arg-type]
+    return connector_from({"name": "ConstrainedStringSampling"} | known | options)
 
 
 def points(*rows: list[float]) -> list[im.Params]:
@@ -94,7 +95,7 @@ def test_a_search_killed_at_random_moments_ends_with_the_same_string_bit_for_bit
     assert all(equal(p, q) for p, q in zip(alone.path.knots, again.path.knots, strict=True))
     assert again.stats["levels"] == alone.stats["levels"]
     with pytest.raises(im.InputError, match="the state of the same search"):
-        im.connect(objective, a, b, quick(zeta=0.5), checkpoint=checkpoint)
+        im.connect(objective, a, b, quick(zeta=0.5), memory=checkpoint)
 
 
 def test_batching_changes_the_speed_only():
@@ -146,4 +147,4 @@ def test_no_room_for_more_beads_is_a_budget():
 )
 def test_bad_options_are_refused(options, match):
     with pytest.raises(im.InputError, match=match):
-        im.ConstrainedStringSampling(**options)
+        connector_from({"name": "ConstrainedStringSampling"} | options)

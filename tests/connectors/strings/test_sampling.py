@@ -14,8 +14,10 @@ from isthmus.connectors.strings.beads import Trainer
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.params import distance, equal, lerp
 from isthmus.pipeline import train
-from isthmus.sweep.store import FileCheckpoint
+from isthmus.storage.methods import connector_from
+from isthmus.sweep.store import FolderMemory
 from isthmus.training.fit import Recipe
+from isthmus.training.memory import forget
 from tests.connectors.strings.strings import LEVEL, Killed, Mortal, highest, quadratic, quick, with_deaths
 from tests.problems import blobs, perceptron, random_params, small_convnet
 
@@ -96,7 +98,7 @@ def test_a_search_killed_at_random_moments_ends_with_the_same_string_bit_for_bit
 def test_a_killed_search_does_not_start_from_the_beginning(tmp_path):
     objective, a, b = quadratic()
     method = quick(batched=False, lr=0.002)
-    file = FileCheckpoint(tmp_path / "state.safetensors", "test", steps=20)
+    file = FolderMemory(tmp_path, "test", steps=20)
     said: list[list[str]] = [[], [], []]
 
     def dies(what, done, total):
@@ -105,8 +107,8 @@ def test_a_killed_search_does_not_start_from_the_beginning(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        im.connect(objective, a, b, method, checkpoint=file, progress=dies)
-    again = im.connect(objective, a, b, method, checkpoint=file, progress=lambda what, *_: said[1].append(what))
+        im.connect(objective, a, b, method, memory=file, progress=dies)
+    again = im.connect(objective, a, b, method, memory=file, progress=lambda what, *_: said[1].append(what))
     alone = im.connect(objective, a, b, method, progress=lambda what, *_: said[2].append(what))
     first, second, whole = (sum("depth 1" in what for what in row) for row in said)
     assert first == whole > 4
@@ -117,17 +119,29 @@ def test_a_killed_search_does_not_start_from_the_beginning(tmp_path):
 def test_a_search_that_ran_out_of_its_budget_goes_on_with_a_larger_one():
     objective, a, b = quadratic()
     checkpoint = Mortal(seed=0, lives=(10**6, 10**6))
-    short = im.connect(objective, a, b, quick(budget=30), checkpoint=checkpoint)
+    short = im.connect(objective, a, b, quick(budget=30), memory=checkpoint)
     assert short.outcome is im.Outcome.BUDGET_EXHAUSTED
     assert 30 <= short.stats["gradient_steps"] < 60
-    long = im.connect(objective, a, b, quick(), checkpoint=checkpoint)
+    long = im.connect(objective, a, b, quick(), memory=checkpoint)
     assert long.outcome.ok
     assert equal(long.path.knots[0], short.path.knots[0])
-    assert all(any(equal(p, q) for q in long.path.knots) for p in short.path.knots)
+    fresh = im.connect(objective, a, b, quick())
+    assert all(equal(p, q) for p, q in zip(fresh.path.knots, long.path.knots, strict=True))
     with pytest.raises(im.InputError, match="state of the same search, got that of another one"):
-        im.connect(objective, a, b, quick(alpha=0.5), checkpoint=checkpoint)
+        im.connect(objective, a, b, quick(alpha=0.5), memory=checkpoint)
     with pytest.raises(im.InputError, match="that of other networks"):
-        im.connect(objective, a, a, quick(), checkpoint=checkpoint)
+        im.connect(objective, a, a, quick(), memory=checkpoint)
+
+
+@pytest.mark.parametrize("options", [{"steps": 60, "lr": 0.003, "attempts": 2}, {"batched": False, "attempts": 1}])
+def test_budgets_that_grow_end_with_the_string_of_the_largest(options):
+    objective, a, b = quadratic()
+    memory = Mortal(seed=0, lives=(10**6, 10**6))
+    for budget in (10, 35, 110, 300):
+        grown = im.connect(objective, a, b, quick(budget=budget, **options), memory=memory)
+        fresh = im.connect(objective, a, b, quick(budget=budget, **options))
+        assert grown.outcome is fresh.outcome
+        assert all(equal(p, q) for p, q in zip(fresh.path.knots, grown.path.knots, strict=True))
 
 
 def test_with_always_a_line_that_is_below_gets_one_bead():
@@ -209,12 +223,14 @@ def classifiers(module: nn.Module, shape: tuple[int, ...], dtype=torch.float64):
 def test_convolutional_networks_with_batchnorm_and_thresholds_on_a_test_set(dtype):
     objective, test, a, b = classifiers(small_convnet(), (1, 8, 8), dtype)
     larger = max(test.error(a), test.error(b))
-    method = im.StringSampling(larger + 0.051, quantity="error", on="test", lr=0.01, batch=20, steps=300, alpha=1.0)
+    method = im.StringSampling(
+        larger + 0.051, quantity="error", on="test", alpha=1.0, recipe=im.Recipe(lr=0.01, steps=300, batch=20)
+    )
     connection = im.connect(objective, a, b, method, test=test)
     assert connection.outcome.ok
     profile = im.profile(test, connection.path, 41)
     assert profile.barriers["error"].max <= larger + 0.051
-    below = im.connect(objective, a, b, im.StringSampling(0.05, lr=0.01, batch=20, steps=300))
+    below = im.connect(objective, a, b, im.StringSampling(0.05, recipe=im.Recipe(lr=0.01, steps=300, batch=20)))
     assert below.outcome.ok
     assert below.stats["beads"] >= 1
     assert im.profile(objective, below.path, 41).max <= 0.05
@@ -255,9 +271,11 @@ def test_a_recurrent_network_with_its_own_loss_and_tied_weights():
         start = im.models.seeded(lambda: Language().double(), seed).state_dict()
         start = objective.check({k: v.clone() for k, v in start.items()})
         trainer = Trainer.of(objective, limit, recipe, False, start)
-        (end,) = trainer.train([start], 2.4, steps=600, seed=seed, checkpoint=None, progress=lambda *_: None, what="")
+        (end,) = trainer.train([start], 2.4, steps=600, seed=seed, memory=forget, progress=lambda *_: None, what="")
         ends.append(end.params)
-    method = im.StringSampling(2.5, quantity="perplexity", lr=0.02, batch=20, steps=600, points=9, schedule="constant")
+    method = im.StringSampling(
+        2.5, quantity="perplexity", points=9, recipe=im.Recipe(lr=0.02, steps=600, batch=20, schedule="constant")
+    )
     connection = im.connect(objective, ends[0], ends[1], method)
     assert connection.outcome.ok
     assert connection.stats["batched"] is False
@@ -285,7 +303,7 @@ def test_a_module_that_cannot_be_exported():
     objective, _, a, b = classifiers(Branching(), (5,))
     with pytest.raises(im.UnsupportedError):
         objective.program  # noqa: B018
-    connection = im.connect(objective, a, b, im.StringSampling(0.03, lr=0.01, batch=20, steps=500))
+    connection = im.connect(objective, a, b, im.StringSampling(0.03, recipe=im.Recipe(lr=0.01, steps=500, batch=20)))
     assert connection.outcome.ok
     assert highest(objective, connection.path, 41) <= 0.03
     assert connection.stats["batched"] is False
@@ -321,7 +339,7 @@ def test_a_penalty_counts():
 )
 def test_bad_options_are_refused(options, match):
     with pytest.raises(im.InputError, match=match):
-        im.StringSampling(**options)
+        connector_from({"name": "StringSampling"} | options)
 
 
 def test_ends_above_the_threshold_and_sets_that_are_not_there_are_refused():
@@ -395,7 +413,10 @@ def test_ends_without_errors_have_a_default_and_may_have_a_threshold_of_zero(kin
     assert none.outcome.ok or kind is im.ConstrainedStringSampling
     assert none.outcome.ok == (max(im.profile(objective, none.path).error) == 0)
     few = objective.subset(40)
-    assert im.connect(few, a, b, replace(method, steps=20)).stats["threshold"]["value"] == 1 / 40
+    assert (
+        im.connect(few, a, b, replace(method, recipe=replace(method.recipe, steps=20))).stats["threshold"]["value"]
+        == 1 / 40
+    )
 
 
 def test_a_line_that_is_below_from_the_start_is_said_with_a_harder_task():
@@ -418,7 +439,7 @@ def test_the_harder_task_lies_between_the_larger_end_and_the_line():
     ends = weight(-0.5), weight(0.5)  # 1.875 at the ends, 2 in the middle, 2.0625 by default
     notes = im.connect(objective, *ends, im.StringSampling()).stats["notes"]
     assert notes[1].endswith("it rises from 1.875 at the larger end to 2; a harder task: excess=0.062")
-    harder = im.connect(objective, *ends, im.StringSampling(excess=0.062, steps=5))
+    harder = im.connect(objective, *ends, im.StringSampling(excess=0.062, recipe=im.Recipe(steps=5)))
     assert len(harder.path) > 1 or not harder.outcome.ok
     flat = im.connect(objective, weight(0.5), weight(1.0), im.StringSampling()).stats["notes"]
     assert flat[1].endswith("never rises above the larger end, so no threshold for these ends asks for more")

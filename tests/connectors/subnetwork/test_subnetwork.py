@@ -6,6 +6,7 @@ import torch
 import isthmus as im
 from isthmus.params import equal
 from isthmus.stability.dropout.search import search
+from isthmus.storage.methods import connector_from
 from isthmus.structure.chain import chain_of
 from isthmus.training.fit import Recipe, fit
 from tests.problems import classify, convolutional, perceptron
@@ -31,7 +32,13 @@ def pair():
 
 def connect(pair, seed=0, **options):
     objective, a, b = pair
-    return im.connect(objective, a, b, im.Subnetwork(**({"steps": 200, "batch": 24, "lr": 0.005} | options)), seed=seed)
+    return im.connect(
+        objective,
+        a,
+        b,
+        connector_from({"name": "Subnetwork", "steps": 200, "batch": 24, "lr": 0.005} | options),
+        seed=seed,
+    )
 
 
 def judged(pair, connection):
@@ -171,10 +178,10 @@ def test_convolutional_networks_take_all_options():
         ({"fraction": "most"}, "or 'search'"),
         ({"fraction": (0.5, 1.0)}, r"a number in \[1/2, 1\)"),
         ({"subsets": "equal"}, "'same' or 'own'"),
-        ({"xi": "guessed"}, "xi: expected"),
+        ({"inner": "guessed"}, "inner: expected one of Trained, Memorised, Separated"),
         ({"init": "dropout"}, "subsets='own'"),
         ({"draws": 0}, "draws: expected a whole number"),
-        ({"masks": 1.5}, "masks: expected a whole number"),
+        ({"masks": 1.5}, "masks: expected an integer"),
         ({"effort": -1}, "effort: expected a number >= 0"),
         ({"momentum": 1.0}, "momentum"),
         ({"schedule": "step"}, "schedule: expected 'cosine'"),
@@ -182,7 +189,7 @@ def test_convolutional_networks_take_all_options():
 )
 def test_bad_options_are_refused_at_once(bad, message):
     with pytest.raises(im.InputError, match=message):
-        im.Subnetwork(**bad)
+        connector_from({"name": "Subnetwork"} | bad)
 
 
 def test_with_a_penalty_the_vertex_that_limits_the_path_is_named_with_it(pair):

@@ -157,7 +157,11 @@ def test_counters_of_batchnorm_may_differ():
     problem = convolutional()
     name = next(k for k in problem.b if k.endswith("num_batches_tracked"))
     b = problem.b | {name: torch.tensor(7)}
-    for method in (im.Subnetwork(steps=5), im.Subnetwork(steps=5, subsets="own"), im.Dropout(masks=2)):
+    for method in (
+        im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=5))),
+        im.Subnetwork(subsets="own", inner=im.Trained(recipe=im.Recipe(steps=5))),
+        im.Dropout(masks=2),
+    ):
         connection = im.connect(problem.objective, problem.a, b, method)
         assert int(connection.path.start[name]) == 0
         assert int(connection.path.end[name]) == 7

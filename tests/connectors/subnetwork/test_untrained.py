@@ -17,6 +17,8 @@ from tests.problems import Problem, blobs, classify, perceptron, random_params
 
 MAKERS = {"memorise": memorising, "separate": separating}
 
+INNER = {"memorise": im.Memorised(), "separate": im.Separated()}
+
 
 def trained(module: nn.Module, objective: im.Objective, seed: int, target: float) -> Params:
     """A low point, found from He's random weights."""
@@ -73,14 +75,14 @@ def checked(problem: Problem, method: im.Subnetwork, points: int = 41) -> im.Cer
 @pytest.mark.parametrize("xi", ["memorise", "separate"])
 def test_digits_are_connected_without_training_and_without_excess(digits, xi):
     line = im.profile(digits.objective, im.connect(digits.objective, digits.a, digits.b).path, 11).max
-    certificate = checked(digits, im.Subnetwork(xi=xi))
+    certificate = checked(digits, im.Subnetwork(inner=INNER[xi]))
     assert rise(certificate) < 1e-12
     assert line > 20 * certificate.bound
     assert certificate.counts == {"convex": 8, "unchanged": 7}
 
 
 def test_own_subsets_and_the_same_seed(digits):
-    method = im.Subnetwork(xi="separate", subsets="own", draws=2)
+    method = im.Subnetwork(subsets="own", draws=2, inner=im.Separated())
     assert rise(checked(digits, method, 3)) < 1e-12
     one, two = (im.connect(digits.objective, digits.a, digits.b, method, seed=5) for _ in range(2))
     assert all(equal(p, q) for p, q in zip(one.path.knots, two.path.knots, strict=True))
@@ -90,16 +92,16 @@ def test_own_subsets_and_the_same_seed(digits):
 def test_without_biases(xi):
     x, y = blobs(60, (12,), 3)
     problem = pair(perceptron([12, 40, 40, 40, 3], bias=False), (x.abs(), y))
-    assert rise(checked(problem, im.Subnetwork(xi=xi, draws=3), 5)) < 1e-12
+    assert rise(checked(problem, im.Subnetwork(inner=INNER[xi], draws=3), 5)) < 1e-12
 
 
 def test_without_biases_and_with_inputs_on_both_sides():
     """No half-space holds the inputs: scores pass as positive and negative parts; memorising refuses by name."""
     x, y = blobs(24, (12,), 3)
     problem = pair(perceptron([12, 40, 40, 3], bias=False), (torch.cat([x, -x]), torch.cat([y, (y + 1) % 3])))
-    assert rise(checked(problem, im.Subnetwork(xi="separate"), 5)) < 1e-12
+    assert rise(checked(problem, im.Subnetwork(inner=im.Separated()), 5)) < 1e-12
     with pytest.raises(im.InputError, match=r"features of layer 0.*half-space"):
-        im.connect(problem.objective, problem.a, problem.b, im.Subnetwork(xi="memorise"))
+        im.connect(problem.objective, problem.a, problem.b, im.Subnetwork(inner=im.Memorised()))
 
 
 def test_scores_that_are_all_negative_pass_relu_too(monkeypatch):
@@ -115,9 +117,9 @@ def test_scores_that_are_all_negative_pass_relu_too(monkeypatch):
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU, nn.Sigmoid])
 def test_other_activations_separate_and_do_not_memorise(activation):
     problem = pair(perceptron([6, 16, 16, 3], activation), blobs(40, (6,), 3))
-    assert rise(checked(problem, im.Subnetwork(xi="separate", draws=3), 5)) < 1e-12
+    assert rise(checked(problem, im.Subnetwork(draws=3, inner=im.Separated()), 5)) < 1e-12
     with pytest.raises(im.UnsupportedError, match="layer 1: memorising needs linear layers with ReLU"):
-        im.connect(problem.objective, problem.a, problem.b, im.Subnetwork(xi="memorise"))
+        im.connect(problem.objective, problem.a, problem.b, im.Subnetwork(inner=im.Memorised()))
 
 
 class Net(nn.Sequential):
@@ -134,12 +136,12 @@ class Net(nn.Sequential):
 @pytest.mark.parametrize("xi", ["memorise", "separate"])
 def test_convolutional_networks(xi):
     problem = pair(Net(), blobs(60, (1, 8, 8), 3))
-    assert rise(checked(problem, im.Subnetwork(xi=xi, draws=3), 5)) < 1e-12
+    assert rise(checked(problem, im.Subnetwork(inner=INNER[xi], draws=3), 5)) < 1e-12
 
 
 def test_memorising_reads_the_last_convolution_directly():
     module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 30), nn.ReLU(), nn.Linear(30, 3))
-    assert rise(checked(pair(module, blobs(60, (1, 8, 8), 3)), im.Subnetwork(xi="memorise"), 5)) < 1e-12
+    assert rise(checked(pair(module, blobs(60, (1, 8, 8), 3)), im.Subnetwork(inner=im.Memorised()), 5)) < 1e-12
 
 
 def test_regression_is_memorised_to_rounding():
@@ -149,7 +151,7 @@ def test_regression_is_memorised_to_rounding():
         module = perceptron([3, 20, 30, 60, 2], bias=bias).double()
         objective = im.Objective(module, "mse", data if bias else (x.abs(), data[1]))
         ends = random_params(module, 1), random_params(module, 2)
-        connection = im.connect(objective, *ends, im.Subnetwork(xi="memorise", draws=3))
+        connection = im.connect(objective, *ends, im.Subnetwork(draws=3, inner=im.Memorised()))
         losses = {row["layer"]: row["loss"] for row in connection.stats["subnetworks"]}
         assert max(losses[l] for l in (0, 1, 2)) < 1e-10
         assert im.certify(objective, connection.path).proved
@@ -198,8 +200,8 @@ def test_a_precision_that_does_not_suffice_is_refused_by_name(digits):
     objective = digits.objective.cast(torch.float32)
     a, b = cast(digits.a, torch.float32), cast(digits.b, torch.float32)
     with pytest.raises(im.InputError, match=r"xi_0 in float32: expected a loss.*write objective.cast\(torch.float64\)"):
-        im.connect(objective, a, b, im.Subnetwork(xi="memorise"))
-    assert rise(im.certify(objective, im.connect(objective, a, b, im.Subnetwork(xi="separate")).path)) < 1e-12
+        im.connect(objective, a, b, im.Subnetwork(inner=im.Memorised()))
+    assert rise(im.certify(objective, im.connect(objective, a, b, im.Subnetwork(inner=im.Separated())).path)) < 1e-12
 
 
 def test_what_cannot_be_separated_is_refused_with_the_proof():
@@ -207,13 +209,13 @@ def test_what_cannot_be_separated_is_refused_with_the_proof():
     objective = im.Objective(perceptron([5, 9, 9, 2]).double(), data=(x, torch.tensor([0, 1, 0, 1, 0, 1])))
     problem = classify("inseparable", perceptron([5, 9, 9, 2]), (5,), 2)
     with pytest.raises(im.InputError, match=r"features of layer 0: expected linearly separable.*no margin exceeds"):
-        im.connect(objective, problem.a, problem.b, im.Subnetwork(xi="separate"))
+        im.connect(objective, problem.a, problem.b, im.Subnetwork(inner=im.Separated()))
 
 
 def test_too_few_units_for_the_classes():
     problem = classify("thin", perceptron([5, 12, 6, 12, 4]), (5,))
     with pytest.raises(im.InputError, match="free units of layer 2: expected at least 4 to pass the classes on, got 3"):
-        im.connect(problem.objective, problem.a, problem.b, im.Subnetwork(xi="separate"))
+        im.connect(problem.objective, problem.a, problem.b, im.Subnetwork(inner=im.Separated()))
 
 
 def test_losses_and_fields_that_do_not_fit_are_refused():
@@ -222,10 +224,8 @@ def test_losses_and_fields_that_do_not_fit_are_refused():
     soft = im.Objective(problem.objective.skeleton, data=(x, torch.nn.functional.one_hot(y, 4).double()))
     for xi in ("memorise", "separate"):
         with pytest.raises(im.UnsupportedError, match="cross_entropy with class labels"):
-            im.connect(soft, problem.a, problem.b, im.Subnetwork(xi=xi))
-    with pytest.raises(im.InputError, match="lr, steps: expected the default with xi='memorise'"):
-        im.Subnetwork(xi="memorise", lr=0.1, steps=5)
+            im.connect(soft, problem.a, problem.b, im.Subnetwork(inner=INNER[xi]))
     with pytest.raises(im.InputError, match="fraction: expected numbers"):
-        im.Subnetwork(xi="separate", fraction="search")
-    with pytest.raises(im.InputError, match="xi: expected 'trained' or 'memorise' or 'separate'"):
-        im.Subnetwork(xi="guess")
+        im.Subnetwork(fraction="search", inner=im.Separated())
+    with pytest.raises(im.InputError, match="inner: expected Trained"):
+        im.Subnetwork(inner="guess")  # type: ignore[arg-type]

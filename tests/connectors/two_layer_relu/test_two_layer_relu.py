@@ -9,6 +9,7 @@ from torch import nn
 
 import isthmus as im
 from isthmus.analysis.gap_by_width import gap_by_width, schedule
+from isthmus.connectors.base import Task
 from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, cap, compress
 from isthmus.connectors.two_layer_relu.method import TwoLayerReLU, deviation, deviation_bound, margin
 from isthmus.connectors.two_layer_relu.oracle import scaled_to, train_oracle
@@ -26,7 +27,7 @@ from tests.connectors.subnetwork.sparse import (
 )
 from tests.problems import Problem, perceptron, random_params
 
-QUICK = TwoLayerReLU(units=3, steps=60, attempts=0)
+QUICK = TwoLayerReLU(units=3, attempts=0, recipe=Recipe(lr=1e-2, steps=60))
 
 
 def measured(problem, connection, points=15):
@@ -43,7 +44,7 @@ def test_the_oracle_learns_rows_of_the_given_length_and_beats_its_starts():
     start = compress(two, layer, 3, 0.0, problem.a)
     oracle = train_oracle(
         two, 3, 1.0, [start], problem.a, Recipe(lr=1e-2, steps=300),
-        attempts=1, generator=torch.Generator().manual_seed(0), progress=lambda *_: None,
+        attempts=1, task=Task(two.objective, problem.a, problem.b, torch.Generator().manual_seed(0)),
     )  # fmt: skip
     torch.testing.assert_close(oracle.W.norm(dim=1), torch.ones(3, dtype=torch.float64))
     assert oracle.value < 0.98 * start.value
@@ -66,7 +67,7 @@ def test_the_oracle_learns_rows_of_the_given_length_and_beats_its_starts():
 @pytest.mark.parametrize("units", [1, 3, 5, 7])
 def test_9_segments_whose_maximum_is_an_end_or_a_vertex_of_equation_10(bias, kappa, units):
     problem = regression(bias=bias, kappa=kappa)
-    method = TwoLayerReLU(units=units, steps=20, attempts=0)
+    method = TwoLayerReLU(units=units, attempts=0, recipe=Recipe(lr=1e-2, steps=20))
     connection = im.connect(problem.objective, problem.a, problem.b, method)
     assert [label.split("(")[-1][:-1] for label in connection.stats["segments"]] == list("ababmbaba")
     certificate = im.certify(problem.objective, connection.path, budget=0)
@@ -93,7 +94,9 @@ def test_9_segments_whose_maximum_is_an_end_or_a_vertex_of_equation_10(bias, kap
 
 def test_the_least_epsilon_of_several_n_is_taken():
     problem = regression(m=12)
-    connection = im.connect(problem.objective, problem.a, problem.b, TwoLayerReLU(units=(1, 4, 8), steps=50))
+    connection = im.connect(
+        problem.objective, problem.a, problem.b, TwoLayerReLU(units=(1, 4, 8), recipe=Recipe(lr=1e-2, steps=50))
+    )
     tried = connection.stats["tried"]
     assert [row["n"] for row in tried] == [1, 4, 8]
     best = min(tried, key=lambda row: row["vertex"])
@@ -101,13 +104,17 @@ def test_the_least_epsilon_of_several_n_is_taken():
     assert connection.stats["theorem"]["vertex"] == best["vertex"]
     # more units: a better oracle, less room beside it
     assert tried[0]["e"] > tried[1]["e"]
-    default = im.connect(problem.objective, problem.a, problem.b, TwoLayerReLU(steps=5, attempts=0))
+    default = im.connect(
+        problem.objective, problem.a, problem.b, TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=5))
+    )
     assert [row["n"] for row in default.stats["tried"]] == [1, 3, 6]
 
 
 def test_rows_stay_in_the_ball_of_both_ends():
     problem = regression(m=10)
-    connection = im.connect(problem.objective, problem.a, problem.b, TwoLayerReLU(units=4, alpha=0.3, steps=30))
+    connection = im.connect(
+        problem.objective, problem.a, problem.b, TwoLayerReLU(units=4, alpha=0.3, recipe=Recipe(lr=1e-2, steps=30))
+    )
     assert connection.stats["theorem"]["radius"] == pytest.approx(1.0)
     for segment in connection.path.segments:
         for t in (0.0, 0.3, 0.7, 1.0):
@@ -121,7 +128,7 @@ def test_rows_stay_in_the_ball_of_both_ends():
 @pytest.mark.parametrize("out", [1, 2])
 def test_11_segments_where_rows_may_move_and_the_bound_of_the_theorem_holds(alpha, out):
     problem = regression(m=10, out=out, kappa=1e-2)
-    method = TwoLayerReLU(units=4, alpha=alpha, steps=50, attempts=0)
+    method = TwoLayerReLU(units=4, alpha=alpha, attempts=0, recipe=Recipe(lr=1e-2, steps=50))
     connection = im.connect(problem.objective, problem.a, problem.b, method)
     assert len(connection.path) == 11
     theorem = connection.stats["theorem"]
@@ -135,9 +142,9 @@ def test_11_segments_where_rows_may_move_and_the_bound_of_the_theorem_holds(alph
     assert (
         theorem["vertex"]
         <= 1.0001
-        * im.connect(problem.objective, problem.a, problem.b, TwoLayerReLU(units=4, steps=50, attempts=0)).stats[
-            "theorem"
-        ]["vertex"]
+        * im.connect(
+            problem.objective, problem.a, problem.b, TwoLayerReLU(units=4, attempts=0, recipe=Recipe(lr=1e-2, steps=50))
+        ).stats["theorem"]["vertex"]
     )
     losses = [problem.objective.loss(p) for p in connection.path.knots]
     assert losses[1] == pytest.approx(theorem["a"]["delta(m, 0)"], rel=1e-9)
@@ -190,7 +197,7 @@ def test_the_margin_from_kappa_and_alpha_alone_is_above_that_of_the_path():
 @pytest.mark.parametrize(("loss", "alpha"), [("mse", 0.0), ("mse", 0.2), ("cross_entropy", 0.0)])
 def test_convolutional_networks_by_channel(loss, alpha):
     problem = convolutional(loss)
-    method = TwoLayerReLU(units=3, alpha=alpha, steps=20, attempts=0)
+    method = TwoLayerReLU(units=3, alpha=alpha, attempts=0, recipe=Recipe(lr=1e-2, steps=20))
     connection = im.connect(problem.objective, problem.a, problem.b, method)
     theorem = connection.stats["theorem"]
     certificate = im.certify(problem.objective, connection.path)
@@ -210,7 +217,9 @@ def test_other_losses_have_no_bound_where_rows_move_but_a_certificate():
     module = perceptron([3, 6, 2]).double()
     objective = im.Objective(module, "cross_entropy", (x, y), penalty=im.L1(1e-2, WEIGHT))
     a, b = random_params(module, 1), random_params(module, 2)
-    connection = im.connect(objective, a, b, TwoLayerReLU(units=2, alpha=0.2, steps=20, attempts=0))
+    connection = im.connect(
+        objective, a, b, TwoLayerReLU(units=2, alpha=0.2, attempts=0, recipe=Recipe(lr=1e-2, steps=20))
+    )
     assert connection.stats["theorem"]["bound"] is None
     assert connection.stats["theorem"]["epsilon"] is None
     certificate = im.certify(objective, connection.path)
@@ -279,12 +288,12 @@ def random_layers(m):
 
 
 def test_the_gap_closes_as_the_width_grows():
-    rows = gap_by_width(random_layers, (6, 24, 72), TwoLayerReLU(steps=100, attempts=0))
+    rows = gap_by_width(random_layers, (6, 24, 72), TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=100)))
     assert [row.m for row in rows] == [6, 24, 72]
     bounds = [row.epsilon for row in rows if row.epsilon is not None]
     assert all(row.measured <= max(*row.ends, e) * (1 + 1e-9) for row, e in zip(rows, bounds, strict=True))
     assert rows[-1].gap <= 1e-9
-    narrow = gap_by_width(random_layers, (6,), TwoLayerReLU(units=4, steps=100, attempts=0))[0]
+    narrow = gap_by_width(random_layers, (6,), TwoLayerReLU(units=4, attempts=0, recipe=Recipe(lr=1e-2, steps=100)))[0]
     assert narrow.gap > 1e-4
     assert narrow.excess == pytest.approx(narrow.gap, abs=1e-9)
     assert bounds[0] > bounds[1] > bounds[2]
@@ -298,7 +307,7 @@ def test_the_schedule_of_the_corollary():
     for dim in (1, 3, 10):
         n, alpha = schedule(10**6, dim)
         assert n * alpha < schedule(10**3, dim)[0] * schedule(10**3, dim)[1] or n == 1
-    row = gap_by_width(random_layers, (8,), TwoLayerReLU(steps=20, attempts=0), dim=2)[0]
+    row = gap_by_width(random_layers, (8,), TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=20)), dim=2)[0]
     assert (row.n, row.alpha) == schedule(8, 2)
     for bad in ({"m": 1, "dim": 1}, {"m": 9, "dim": 0}, {"m": 9, "dim": 1, "eta": 0.5}):
         with pytest.raises(im.InputError):

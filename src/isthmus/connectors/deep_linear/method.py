@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.deep_linear.one_layer import Sizes, clear_biases, one_layer_path
 from isthmus.connectors.deep_linear.two_factors import TwoFactors
 from isthmus.errors import InputError, UnsupportedError
@@ -17,7 +17,6 @@ from isthmus.objective.losses import L1
 from isthmus.params import Params, cast
 from isthmus.paths import Curve, Path
 from isthmus.structure.chain import Chain, chain_of, factor
-from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,9 @@ class DeepLinear(Connector):
         if self.max_segments != int(self.max_segments) or self.max_segments < 8:
             raise InputError("max_segments", expected="a whole number >= 8", got=self.max_segments)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Check the premises, then the construction that they allow."""
+        objective, a, b = task.objective, task.a, task.b
         chain = linear_chain(objective)
         wide = objective.cast(torch.float64)
         ends = (cast(a, torch.float64), cast(b, torch.float64))
@@ -95,7 +93,7 @@ class DeepLinear(Connector):
             raise UnsupportedError("the hidden widths", sizes.too_narrow())
         build = TwoFactors(
             chain, wide, ends, penalised, self.tolerance, self.max_segments,
-            lambda done: progress("laying down curves", done, max(done, self.max_segments)),
+            lambda done: task.progress("laying down curves", done, max(done, self.max_segments)),
         )  # fmt: skip
         build.build()
         excess = build.bound - build.top

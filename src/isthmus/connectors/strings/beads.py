@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.func import vmap
 
 from isthmus.connectors.strings.threshold import Threshold
-from isthmus.errors import UnsupportedError
+from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, stack
-from isthmus.training.fit import Checkpoint, Ended, Recipe, fit, fit_together
+from isthmus.training.fit import Ended, Recipe, fit, fit_together
+from isthmus.training.memory import Beside, Memory, State
 from isthmus.training.progress import Progress
 
 PAYS = 1 << 23
@@ -27,13 +28,19 @@ Extra = Callable[[Params, list[int]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class TrainedBead:
     """A bead after training: its best point at a check, the value of the judged quantity there, and the steps."""
 
     params: Params
     value: float
     steps: int
     ended: Ended
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse an optimiser that cannot train beads."""
+    if recipe.optimizer == "lbfgs":
+        raise InputError("optimizer", expected="'adam' or 'sgd'", got="'lbfgs'")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,30 +130,25 @@ class Trainer:
         *,
         steps: int,
         seed: int,
-        checkpoint: Checkpoint | None,
+        memory: Memory,
         progress: Progress,
         what: str,
         extra: Extra | None = None,
-    ) -> list[Trained]:
+    ) -> list[TrainedBead]:
         """Train all points until each is at the target or `steps` steps were made.
 
         With `extra` they move at the same time whatever `together` says. A start whose value is not finite fails.
         """
         if extra is None and (not self.together or len(starts) == 1):
-            return self._in_turn(starts, target, steps, seed, checkpoint, progress, what)
+            return self._in_turn(starts, target, steps, seed, memory, progress, what)
         if extra is not None:
-            return self._at_once(list(starts), target, steps, seed, checkpoint, progress, what, extra)
+            return self._at_once(list(starts), target, steps, seed, memory, progress, what, extra)
         room = max(1, self.objective.memory // (3 * self.bytes_each))
-        groups = [list(starts[i : i + room]) for i in range(0, len(starts), room)]
-        done, kept = self._resumed(checkpoint)
-        for i in range(len(done), len(starts), room):
-            inner = None if checkpoint is None else Part(checkpoint, "group", lambda d=done: pack(d), kept)
-            done += self._at_once(groups[i // room], target, steps, seed, inner, progress, what, None)
+        done: list[TrainedBead] = []
+        for i in range(0, len(starts), room):
+            part = memory.part(f"beads{i}")
+            done += self._at_once(list(starts[i : i + room]), target, steps, seed, part, progress, what, None)
         return done
-
-    def _resumed(self, checkpoint: Checkpoint | None) -> tuple[list[Trained], tuple[Params, dict[str, Any]] | None]:
-        kept = None if checkpoint is None else checkpoint.load()
-        return ([] if kept is None else unpack(*kept)), kept
 
     def _in_turn(
         self,
@@ -154,22 +156,21 @@ class Trainer:
         target: float,
         steps: int,
         seed: int,
-        checkpoint: Checkpoint | None,
+        memory: Memory,
         progress: Progress,
         what: str,
-    ) -> list[Trained]:
-        done, kept = self._resumed(checkpoint)
-        for i in range(len(done), len(starts)):
-            weights, fixed = self._split(starts[i])
+    ) -> list[TrainedBead]:
+        done = []
+        for i, start in enumerate(starts):
+            weights, fixed = self._split(start)
             fitted = fit(
                 lambda p, index, fixed=fixed: self.objective.batch_loss(self._whole(p, fixed), index),
                 lambda p, fixed=fixed: self.limit.of(self._whole(p, fixed)),
                 weights, self.objective.num_examples, replace(self.recipe, steps=steps),
                 generator=torch.Generator().manual_seed(seed), target=target, progress=progress,
-                checkpoint=None if checkpoint is None else Part(checkpoint, "bead", lambda d=done: pack(d), kept),
-                what=f"{what}, bead {i + 1} of {len(starts)}",
+                memory=memory.part(f"bead{i}"), what=f"{what}, bead {i + 1} of {len(starts)}",
             )  # fmt: skip
-            done.append(Trained(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.ended))
+            done.append(TrainedBead(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.ended))
         return done
 
     def _at_once(
@@ -178,11 +179,11 @@ class Trainer:
         target: float,
         steps: int,
         seed: int,
-        checkpoint: Checkpoint | None,
+        memory: Memory,
         progress: Progress,
         what: str,
         extra: Extra | None,
-    ) -> list[Trained]:
+    ) -> list[TrainedBead]:
         weights, fixed = self._split(stack([*starts, starts[0]] if len(starts) == 1 else starts))
         count = len(starts)
         watch = _Watch(count, target, self.recipe.check or 1)
@@ -202,7 +203,7 @@ class Trainer:
         fitted = fit_together(
             batch_loss, full_losses, weights, self.objective.num_examples, replace(self.recipe, steps=steps),
             generator=torch.Generator().manual_seed(seed), target=target, progress=progress, what=what,
-            checkpoint=None if checkpoint is None else _Watched(checkpoint, watch),
+            memory=Beside(memory, watch.give, watch.take),
         )[:count]  # fmt: skip
         out = []
         for i, found in enumerate(fitted):
@@ -210,7 +211,9 @@ class Trainer:
             arrived = watch.reached[i]
             made = found.steps if arrived is None else min(arrived, found.steps)
             out.append(
-                Trained(self._whole(own, {k: v[i].clone() for k, v in fixed.items()}), found.loss, made, found.ended)
+                TrainedBead(
+                    self._whole(own, {k: v[i].clone() for k, v in fixed.items()}), found.loss, made, found.ended
+                )
             )
         return out
 
@@ -236,82 +239,10 @@ class _Watch:
         self.looks += 1
         return list(self.values)
 
+    def give(self) -> State:
+        """The watch, for a memory."""
+        return {}, {"values": self.values, "reached": self.reached, "looks": self.looks}
 
-def _nulls(values: Sequence[float]) -> list[float | None]:
-    return [v if isfinite(v) else None for v in values]  # JSON has no infinity
-
-
-def _infinite(values: Sequence[float | None]) -> list[float]:
-    return [float("inf") if v is None else v for v in values]
-
-
-@dataclass(eq=False)
-class _Watched:
-    """A checkpoint that also keeps a watch."""
-
-    inner: Checkpoint
-    watch: _Watch
-
-    def due(self, step: int) -> bool:
-        return self.inner.due(step)
-
-    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
-        watch = self.watch
-        own = {"values": _nulls(watch.values), "reached": watch.reached, "looks": watch.looks}
-        self.inner.save(tensors, {**values, "best_losses": _nulls(values["best_losses"]), "watch": own})
-
-    def load(self) -> tuple[Params, dict[str, Any]] | None:
-        kept = self.inner.load()
-        if kept is None:
-            return None
-        own = kept[1]["watch"]
-        self.watch.values, self.watch.reached, self.watch.looks = _infinite(own["values"]), own["reached"], own["looks"]
-        return kept[0], {**kept[1], "best_losses": _infinite(kept[1]["best_losses"])}
-
-
-@dataclass(eq=False)
-class Part:
-    """A checkpoint inside another: the state of some work, saved with all that stands `around` it.
-
-    `kept` is what the outer one held; the part of it is handed out once, to the first that asks.
-    """
-
-    outer: Checkpoint
-    name: str
-    around: Callable[[], tuple[Params, dict[str, Any]]]
-    kept: tuple[Params, dict[str, Any]] | None
-
-    def due(self, step: int) -> bool:
-        """As the outer one says."""
-        return self.outer.due(step)
-
-    def save(self, tensors: Params, values: Any) -> None:
-        """Replace the whole state."""
-        outside, more = self.around()
-        self.outer.save({**outside, **{f"{self.name}/{k}": v for k, v in tensors.items()}}, {**more, self.name: values})
-
-    def load(self) -> tuple[Params, dict[str, Any]] | None:
-        """The part that was kept last, or None."""
-        kept = self.kept
-        if kept is None or self.name not in kept[1]:
-            return None
-        values = kept[1].pop(self.name)
-        prefix = f"{self.name}/"
-        return {k.removeprefix(prefix): v for k, v in kept[0].items() if k.startswith(prefix)}, values
-
-
-def pack(done: Sequence[Trained]) -> tuple[Params, dict[str, Any]]:
-    """Trained beads as tensors and plain values."""
-    tensors = {f"done/{i}/{k}": v for i, bead in enumerate(done) for k, v in bead.params.items()}
-    return tensors, {"done": [[*_nulls([b.value]), b.steps, b.ended.name] for b in done]}
-
-
-def unpack(tensors: Params, values: dict[str, Any]) -> list[Trained]:
-    """What was packed, bit for bit."""
-    out = []
-    for i, (value, steps, how) in enumerate(values["done"]):
-        prefix = f"done/{i}/"
-        # copied into torch's own memory: kernels may add in another order elsewhere
-        params = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-        out.append(Trained(params, float("inf") if value is None else value, steps, Ended[how]))
-    return out
+    def take(self, _: Params, values: Mapping[str, Any]) -> None:
+        """What a memory kept."""
+        self.values, self.reached, self.looks = values["values"], values["reached"], values["looks"]

@@ -1,99 +1,73 @@
-"""What the two forms of string sampling share: how their beads are trained, and the search piece by piece."""
+"""What the two forms of string sampling share: the threshold, how beads are trained, and the state of a search."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from isthmus.connectors.base import Connection, Search
+from isthmus.connectors.base import Task, lasting
 from isthmus.connectors.strings.beads import Trainer
-from isthmus.connectors.strings.threshold import Threshold, threshold_for
+from isthmus.connectors.strings.threshold import Scan, Threshold, threshold_for
 from isthmus.errors import InputError
-from isthmus.objective import Objective
-from isthmus.params import Params
-from isthmus.training.fit import Checkpoint, Recipe
-from isthmus.training.progress import Progress
+from isthmus.params import distance, equal, norm
+from isthmus.paths import Curve
+from isthmus.training.memory import Memory, named, recalled, taken
+
+if TYPE_CHECKING:
+    from isthmus.connectors.strings.constrained import ConstrainedStringSampling
+    from isthmus.connectors.strings.sampling import StringSampling
 
 
-class Job(Protocol):
-    """A search on its way, which may be left after every step."""
+@dataclass(eq=False)
+class Tools:
+    """What a search works with: each look at a segment and each training is kept in a part of the task's memory.
 
-    def begin(self, a: Params, b: Params) -> None:
-        """Start, or take over the state that is kept."""
-        ...
+    A search that was killed takes the same steps again, and finds there what they gave.
+    """
 
-    def step(self) -> bool:
-        """The next piece of work; False where there is none."""
-        ...
+    task: Task
+    limit: Threshold
+    trainer: Trainer
+    seed: int
+    count: int = 0
 
-    def connection(self) -> Connection:
-        """What was found."""
-        ...
-
-
-class Strings(Search):
-    """A method whose path is a string of beads; the fields are those of its dataclass."""
-
-    threshold: float | None
-    excess: float | None
-    quantity: str
-    on: str
-    points: int
-    optimizer: str
-    lr: float
-    batch: int
-    steps: int
-    check: int | None
-    schedule: str
-    batched: bool | None
-
-    def recipe(self) -> Recipe:
-        """How beads are trained."""
-        if self.optimizer == "lbfgs":
-            raise InputError("optimizer", expected="'adam' or 'sgd'", got="'lbfgs'")
-        return Recipe(
-            optimizer=self.optimizer, lr=self.lr, steps=self.steps, batch=self.batch, schedule=self.schedule,
-            check=self.check,
-        )  # fmt: skip
-
-    @property
-    def judged_by_test(self) -> bool:
-        """Whether the second data set judges the path; else none may be given."""
-        return self.on == "test"
-
-    @abstractmethod
-    def job(
-        self,
-        limit: Threshold,
-        trainer: Trainer,
-        generator: torch.Generator,
-        progress: Progress,
-        checkpoint: Checkpoint | None,
-    ) -> Job:
-        """The search below `limit`, not yet begun."""
-
-    def search(
-        self,
-        objective: Objective,
-        a: Params,
-        b: Params,
-        generator: torch.Generator,
-        progress: Progress,
-        *,
-        test: Objective | None = None,
-        checkpoint: Checkpoint | None = None,
-    ) -> Connection:
-        """The string from `a` to `b`."""
+    @classmethod
+    def of(cls, method: StringSampling | ConstrainedStringSampling, task: Task, seed: int) -> Tools:
+        """The threshold and the trainer of a method. Errors: a memory that holds the state of another search."""
         limit = threshold_for(
-            objective, test, (a, b),
-            quantity=self.quantity, value=self.threshold, excess=self.excess, on=self.on, points=self.points,
+            task.objective, task.test, (task.a, task.b),
+            quantity=method.quantity, value=method.threshold, excess=method.excess, on=method.on, points=method.points,
         )  # fmt: skip
-        progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
-        trainer = Trainer.of(objective, limit, self.recipe(), self.batched, a)
-        job = self.job(limit, trainer, generator, progress, checkpoint)
-        job.begin(a, b)
-        while job.step():
-            pass
-        return job.connection()
+        task.progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
+        trainer = Trainer.of(task.objective, limit, method.recipe, method.batched, task.a)
+        tools = cls(task, limit, trainer, seed)
+        tools._claim({"method": lasting(method), "limit": limit.value, "seed": seed})
+        return tools
+
+    def _claim(self, search: dict[str, Any]) -> None:
+        a, b = ({k: v.cpu() for k, v in end.items()} for end in (self.task.a, self.task.b))
+        ends = {**named("a", a), **named("b", b)}
+        tensors, values = recalled(self.task.memory, lambda: (ends, search))
+        if values != search:
+            raise InputError("memory", expected="the state of the same search", got="that of another one")
+        if not equal(taken(tensors, "a"), a) or not equal(taken(tensors, "b"), b):
+            raise InputError("memory", expected="the state of the same search", got="that of other networks")
+
+    def next_part(self, what: str) -> Memory:
+        """The memory of the next piece of work."""
+        self.count += 1
+        return self.task.memory.part(f"{what}{self.count}")
+
+    def scan(self, curve: Curve, limit: Threshold) -> Scan:
+        """What is seen on a segment."""
+        return Scan(**self.once("look", curve, limit.value, lambda: asdict(limit.scan(curve))))
+
+    def once(self, what: str, curve: Curve, level: float, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `compute` gives for a segment, or gave before; with a larger budget another segment may come here."""
+        part, size = self.next_part(what), [norm(curve.start), norm(curve.end), distance(curve.start, curve.end)]
+        kept = part.load()
+        if kept is None or kept[1]["about"] != [level, *size]:
+            kept = {}, {"about": [level, *size], "found": compute()}
+            part.save(*kept)
+        return kept[1]["found"]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from math import inf, isfinite
-from typing import Any
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Outcome, describe
-from isthmus.connectors.strings.beads import Part, Trainer
-from isthmus.connectors.strings.common import Strings
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.connectors.checks import check_at_least_zero, check_choices, check_whole
+from isthmus.connectors.strings.beads import check_recipe
+from isthmus.connectors.strings.common import Tools
 from isthmus.connectors.strings.search import PERSISTS, beside
-from isthmus.connectors.strings.threshold import Threshold, check_fields
+from isthmus.connectors.strings.threshold import check_fields
 from isthmus.errors import InputError
-from isthmus.params import Params, equal, lerp
+from isthmus.params import Params, lerp
 from isthmus.paths import Curve, Path
-from isthmus.training.fit import Checkpoint
-from isthmus.training.progress import Progress
+from isthmus.training.fit import Recipe
 
 SOFT = 0.01
 """Nearer to the middle of its neighbours than this part of their distance, a bead feels the hyperplane less."""
@@ -28,7 +28,7 @@ HIGHEST = 1e6
 
 
 @dataclass(frozen=True)
-class ConstrainedStringSampling(Strings):
+class ConstrainedStringSampling(Connector):
     """Appendix A of Freeman and Bruna 2017, corrected: a string with springs that is pulled down level by level.
 
     It starts as the straight line at the level of its largest value. The level falls by the factor `fall`, down to
@@ -51,24 +51,19 @@ class ConstrainedStringSampling(Strings):
     """
 
     threshold: float | None = None
-    quantity: str = "loss"
-    on: str = "train"
+    quantity: Literal["loss", "error", "perplexity"] = "loss"
+    on: Literal["train", "test"] = "train"
     zeta: float = 1e-4
     kappa: float = 1e-4
     fall: float = 0.7
-    position: str = "maximum"
+    position: Literal["maximum", "half"] = "maximum"
     alpha: float = 0.9
     beads: int = 100
     patience: int = 5
     budget: int = 200_000
     points: int = 21
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    batch: int = 256
-    steps: int = 2000
+    recipe: Recipe = Recipe(steps=2000)  # noqa: RUF009 - frozen
     attempts: int = 3
-    check: int | None = None
-    schedule: str = "cosine"
     batched: bool | None = None
     excess: float | None = None
 
@@ -78,35 +73,31 @@ class ConstrainedStringSampling(Strings):
         needs="any module",
         cost="a training of all beads at every level",
         convex=False,
+        grows=("budget", "beads"),
     )
 
     def __post_init__(self) -> None:
         check_fields(self.quantity, self.threshold, self.excess, self.on, self.points)
-        if self.position not in ("maximum", "half"):
-            raise InputError("position", expected="'maximum' or 'half'", got=repr(self.position))
-        for name in ("zeta", "kappa"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(name, expected="a number >= 0", got=getattr(self, name))
+        check_choices(self)
+        check_at_least_zero(self, "zeta", "kappa")
         if not 0 < self.fall < 1:
             raise InputError("fall", expected="a number in (0, 1)", got=self.fall)
         if not 0 < self.alpha <= 1:
             raise InputError("alpha", expected="a number in (0, 1]", got=self.alpha)
-        for name in ("beads", "patience", "budget", "attempts"):
-            if getattr(self, name) < 1:
-                raise InputError(name, expected="a whole number >= 1", got=getattr(self, name))
-        self.recipe()
+        check_whole(self, "beads", "patience", "budget", "attempts")
+        check_recipe(self.recipe)
 
-    def job(
-        self,
-        limit: Threshold,
-        trainer: Trainer,
-        generator: torch.Generator,
-        progress: Progress,
-        checkpoint: Checkpoint | None,
-    ) -> _Descent:
-        """The string on its way down."""
-        seed = int(torch.randint(2**62, (), generator=generator))
-        return _Descent(self, limit, trainer, seed, progress, checkpoint)
+    @property
+    def judged(self) -> bool:
+        """Whether test data judge the path."""
+        return self.on == "test"
+
+    def find(self, task: Task) -> Connection:
+        """The string on its way down, to its end."""
+        descent = _Descent(self, task)
+        while descent.step():
+            pass
+        return descent.connection()
 
 
 def pull(weights: Params, rows: list[int], a: Params, b: Params, zeta: float, kappa: float) -> Tensor:
@@ -159,49 +150,19 @@ class _State:
 class _Descent:
     """The string on its way down, one piece of work at a time."""
 
-    def __init__(
-        self,
-        method: ConstrainedStringSampling,
-        limit: Threshold,
-        trainer: Trainer,
-        seed: int,
-        progress: Progress,
-        checkpoint: Checkpoint | None,
-    ) -> None:
-        self.method, self.limit, self.trainer, self.seed, self.progress = method, limit, trainer, seed, progress
-        self.checkpoint, self.kept = checkpoint, None if checkpoint is None else checkpoint.load()
-        self.beads: list[Params] = []
-        self.best: list[Params] = []
-        self.now = _State(0.0, [], [], [])
-        self.ticks = 0
-
-    def begin(self, a: Params, b: Params) -> None:
-        """Start with the straight line, or where the checkpoint stands."""
-        if self.kept is None:
-            self.beads = self.best = [a, b]
-            line = self.limit.scan(Curve((a, b)))
-            level = min(max(line.max, self.limit.value), HIGHEST * (self.limit.value or 1.0))
-            top = line.max if isfinite(line.max) else 1e300  # JSON has no infinity
-            self.now = _State(level, [self.limit.of(a), self.limit.of(b)], [top], [line.t])
-            self.now.samples = line.samples
-            return
-        tensors, values = self.kept
-        if any(values.get(k) != v for k, v in self._same().items()):
-            raise InputError("checkpoint", expected="the state of the same search", got="that of another one")
-        self.beads, self.best = (_unpack(tensors, name, self.trainer.order) for name in ("bead", "best"))
-        if not equal(self.beads[0], a) or not equal(self.beads[-1], b):
-            raise InputError("checkpoint", expected="the state of the same search", got="that of other networks")
-        for string in (self.beads, self.best):
-            string[0], string[-1] = a, b
-        self.now = _State(**values["now"])
-        if self.now.outcome == Outcome.BUDGET_EXHAUSTED.name and values.get("room") != self._room():
-            self.now.outcome = ""
+    def __init__(self, method: ConstrainedStringSampling, task: Task) -> None:
+        self.seed = int(torch.randint(2**62, (), generator=task.generator))
+        self.tools = Tools.of(method, task, self.seed)
+        self.method, self.progress = method, task.progress
+        self.limit, self.trainer = self.tools.limit, self.tools.trainer
+        self.beads = self.best = [task.a, task.b]
+        line = self.tools.scan(Curve((task.a, task.b)), self.limit)
+        level = min(max(line.max, self.limit.value), HIGHEST * (self.limit.value or 1.0))
+        self.now = _State(level, [self.limit.of(p) for p in self.beads], [line.max], [line.t], samples=line.samples)
 
     def step(self) -> bool:
         """Train the beads, look at one segment, go a level down, or put new beads; False at the end."""
         now, more = self.now, True
-        if now.outcome:  # the state of a search that had ended
-            return False
         if any(v > now.level for v in now.values):
             more = now.steps < self.method.budget and self._train()
         elif None in now.maxima:
@@ -212,14 +173,11 @@ class _Descent:
             more = now.steps < self.method.budget and self._insert()
         if not more:
             now.outcome = now.outcome or Outcome.BUDGET_EXHAUSTED.name
-        self.ticks += 1
-        if self.checkpoint is not None and (now.outcome or self.checkpoint.due(self.ticks)):
-            self.checkpoint.save(*self._pack())
         return not now.outcome
 
     def _look(self, i: int) -> None:
-        seen = self.limit.at(self.now.level).scan(Curve((self.beads[i], self.beads[i + 1])))
-        self.now.maxima[i], self.now.places[i] = seen.max if isfinite(seen.max) else 1e300, seen.t
+        seen = self.tools.scan(Curve((self.beads[i], self.beads[i + 1])), self.limit.at(self.now.level))
+        self.now.maxima[i], self.now.places[i] = seen.max, seen.t
         self.now.samples += seen.samples
         self.progress("looking at segments", i + 1, len(self.now.maxima))
 
@@ -241,7 +199,7 @@ class _Descent:
         """Every segment above the level gets a bead. False: a maximum persists, or there is no room for more beads."""
         now, method = self.now, self.method
         now.excess.append(max(v for v in now.maxima if v is not None) - now.level)
-        if len(now.excess) > method.patience and now.excess[-1] > PERSISTS * now.excess[-1 - method.patience]:
+        if len(now.excess) > method.patience and now.excess[-1] >= PERSISTS * now.excess[-1 - method.patience]:
             now.outcome = Outcome.SUSPECTED_DISCONNECTION.name
             return False
         before = len(self.beads)
@@ -252,7 +210,7 @@ class _Descent:
                 point = Curve((self.beads[i], self.beads[i + 1])).at(t)
                 value = self.limit.of(point)
                 self.beads.insert(i + 1, point)
-                now.values.insert(i + 1, value if isfinite(value) else 1e300)
+                now.values.insert(i + 1, value)
                 # above the level, both halves are; else they are looked at
                 now.maxima[i : i + 1] = [None, None] if value <= now.level else [top, top]
                 now.places[i : i + 1] = [0.5, 0.5]
@@ -263,7 +221,6 @@ class _Descent:
         """All beads go down to the level together. False: one could not."""
         now, method = self.now, self.method
         inner, a, b = self.beads[1:-1], self.beads[0], self.beads[-1]
-        part = None if self.checkpoint is None else Part(self.checkpoint, "training", self._pack, self.kept)
         high = [i for i, v in enumerate(now.values) if v > now.level]
         starts = list(inner)
         if now.attempt:
@@ -272,8 +229,9 @@ class _Descent:
                 seed, names = self.seed + now.round, self.trainer.objective.parameter_names
                 starts[i - 1] = beside(lerp(left, right, 0.5), left, right, seed, names)
         trained = self.trainer.train(
-            starts, method.alpha * now.level, steps=min(method.steps, -(-(method.budget - now.steps) // len(inner))),
-            seed=self.seed + now.round, checkpoint=part, progress=self.progress,
+            starts, method.alpha * now.level,
+            steps=min(method.recipe.steps, -(-(method.budget - now.steps) // len(inner))),
+            seed=self.seed + now.round, memory=self.tools.next_part("training"), progress=self.progress,
             what=f"training {len(inner)} beads to {now.level:.3g}",
             extra=lambda weights, rows: pull(weights, rows, a, b, method.zeta, method.kappa),
         )  # fmt: skip
@@ -281,7 +239,7 @@ class _Descent:
         now.steps += sum(found.steps for found in trained)
         for i, found in enumerate(trained, start=1):
             if found.steps or i in high:
-                self.beads[i], now.values[i] = found.params, found.value if isfinite(found.value) else 1e300
+                self.beads[i], now.values[i] = found.params, found.value
                 now.maxima[i - 1] = now.maxima[i] = None
         now.attempt += 1
         if any(v > now.level for v in now.values) and now.attempt >= method.attempts:
@@ -289,20 +247,7 @@ class _Descent:
             return False
         return True
 
-    # -- the state as tensors and plain values, and the result
-
-    def _same(self) -> dict[str, Any]:
-        method = {k: v for k, v in describe(self.method).items() if k not in ("budget", "beads")}
-        return {"method": method, "limit": self.limit.value, "seed": self.seed}
-
-    def _pack(self) -> tuple[Params, dict[str, Any]]:
-        strings = {"bead": self.beads, "best": self.best}
-        tensors = {f"{n}/{i}/{k}": v for n, s in strings.items() for i, p in enumerate(s) for k, v in p.items()}
-        return tensors, {**self._same(), "room": self._room(), "now": asdict(self.now)}
-
-    def _room(self) -> list[int]:
-        """What may be larger when a search goes on."""
-        return [self.method.budget, self.method.beads]
+    # -- the result
 
     def connection(self) -> Connection:
         """The last string below its level, with what was seen."""
@@ -332,9 +277,3 @@ class _Descent:
                 "bead_values": now.values,
             }  # fmt: skip
         return Connection(path, self.best[-1], outcome, stats)
-
-
-def _unpack(tensors: Params, name: str, order: tuple[str, ...]) -> list[Params]:
-    count = 1 + max(int(k.split("/")[1]) for k in tensors if k.startswith(f"{name}/"))
-    # copied into torch's own memory: kernels may add in another order elsewhere
-    return [{k: tensors[f"{name}/{i}/{k}"].clone() for k in order} for i in range(count)]

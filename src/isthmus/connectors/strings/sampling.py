@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
-
-from isthmus.connectors.base import About
-from isthmus.connectors.strings.beads import Trainer
-from isthmus.connectors.strings.common import Strings
+from isthmus.connectors.base import About, Connection, Connector, Task
+from isthmus.connectors.checks import check_choices, check_whole
+from isthmus.connectors.strings.beads import check_recipe
 from isthmus.connectors.strings.search import Work
-from isthmus.connectors.strings.threshold import Threshold, check_fields
+from isthmus.connectors.strings.threshold import check_fields
 from isthmus.errors import InputError
-from isthmus.training.fit import Checkpoint
-from isthmus.training.progress import Progress
+from isthmus.training.fit import Recipe
 
 
 @dataclass(frozen=True)
-class StringSampling(Strings):
+class StringSampling(Connector):
     """Algorithm 1 of Freeman and Bruna 2017, corrected: beads are put where the loss is high, and trained down.
 
     A segment between two neighbours on which the `quantity` ("loss", "error", "perplexity"; on the training objective
@@ -37,7 +35,7 @@ class StringSampling(Strings):
     where that is faster) or depth first; the string is the same. It ends with ``CONSTRUCTED``; ``BEAD_FAILED``;
     ``SUSPECTED_DISCONNECTION``, when on a chain of halved segments the excess over the threshold has fallen by less
     than a fifth in `patience` generations; ``BUDGET_EXHAUSTED``, at `depth` generations or `budget` gradient steps in
-    all (`steps` for one training). None but the first proves anything.
+    all (``recipe.steps`` for one training). None but the first proves anything.
 
     When to use: on any module, when you want to know from which loss on two solutions are connected, and how much
     longer than the straight line the way between them is. Cost: some hundred gradient steps per bead, `points`
@@ -45,25 +43,20 @@ class StringSampling(Strings):
     """
 
     threshold: float | None = None
-    quantity: str = "loss"
-    on: str = "train"
-    position: str = "maximum"
+    quantity: Literal["loss", "error", "perplexity"] = "loss"
+    on: Literal["train", "test"] = "train"
+    position: Literal["maximum", "half"] = "maximum"
     alpha: float = 0.9
     always: bool = False
-    order: str = "breadth"
+    order: Literal["breadth", "depth"] = "breadth"
     depth: int = 10
     patience: int = 5
     budget: int = 100_000
     points: int = 21
     certify: bool = False
     effort: int = 100
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    batch: int = 256
-    steps: int = 2000
+    recipe: Recipe = Recipe(steps=2000)  # noqa: RUF009 - frozen
     attempts: int = 3
-    check: int | None = None
-    schedule: str = "cosine"
     batched: bool | None = None
     excess: float | None = None
 
@@ -73,29 +66,27 @@ class StringSampling(Strings):
         needs="any module",
         cost="a short training per bead",
         convex=False,
+        grows=("budget", "depth"),
     )
 
     def __post_init__(self) -> None:
         check_fields(self.quantity, self.threshold, self.excess, self.on, self.points)
-        for name, allowed in (("position", ("maximum", "half")), ("order", ("breadth", "depth"))):
-            if getattr(self, name) not in allowed:
-                raise InputError(name, expected=f"one of {allowed}", got=repr(getattr(self, name)))
+        check_choices(self)
         if not 0 < self.alpha <= 1:
             raise InputError("alpha", expected="a number in (0, 1]", got=self.alpha)
-        for name in ("depth", "patience", "budget", "effort", "attempts"):
-            if getattr(self, name) < 1:
-                raise InputError(name, expected="a whole number >= 1", got=getattr(self, name))
+        check_whole(self, "depth", "patience", "budget", "effort", "attempts")
         if self.certify and self.quantity == "error":
             raise InputError("certify", expected="a threshold on the loss or the perplexity", got="quantity='error'")
-        self.recipe()
+        check_recipe(self.recipe)
 
-    def job(
-        self,
-        limit: Threshold,
-        trainer: Trainer,
-        generator: torch.Generator,
-        progress: Progress,
-        checkpoint: Checkpoint | None,
-    ) -> Work:
-        """The work list of the algorithm."""
-        return Work(self, limit, trainer, generator, progress, checkpoint)
+    @property
+    def judged(self) -> bool:
+        """Whether test data judge the path."""
+        return self.on == "test"
+
+    def find(self, task: Task) -> Connection:
+        """The work list of the algorithm, to its end."""
+        work = Work(self, task)
+        while work.step():
+            pass
+        return work.connection()

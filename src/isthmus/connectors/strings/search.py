@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from isthmus.certify import certify
-from isthmus.connectors.base import Connection, Outcome, describe
-from isthmus.connectors.strings.beads import Part, Trained, Trainer, pack, unpack
-from isthmus.connectors.strings.threshold import Threshold
-from isthmus.errors import InputError, UnsupportedError
-from isthmus.params import Params, distance, equal, lerp, norm
+from isthmus.connectors.base import Connection, Outcome, Task
+from isthmus.connectors.strings.beads import TrainedBead
+from isthmus.connectors.strings.common import Tools
+from isthmus.errors import UnsupportedError
+from isthmus.params import Params, distance, lerp, norm
 from isthmus.paths import Curve, Path
-from isthmus.training.fit import Checkpoint
-from isthmus.training.progress import Progress
 
 if TYPE_CHECKING:
     from isthmus.connectors.strings.sampling import StringSampling
@@ -63,54 +60,30 @@ class Span:
 
 
 class Work:
-    """The work list: beads, spans, and one piece of work at a time, so that it can be stopped and go on."""
+    """The work list: beads, spans, and one piece of work at a time."""
 
-    def __init__(
-        self,
-        method: StringSampling,
-        limit: Threshold,
-        trainer: Trainer,
-        generator: torch.Generator,
-        progress: Progress,
-        checkpoint: Checkpoint | None,
-    ) -> None:
-        self.method, self.limit, self.trainer, self.progress = method, limit, trainer, progress
+    def __init__(self, method: StringSampling, task: Task) -> None:
         # one seed per depth: what becomes of a bead does not depend on when its turn is
-        self.seeds = [int(torch.randint(2**62, (), generator=generator)) for _ in range(method.depth)]
-        self.checkpoint, self.kept = checkpoint, None if checkpoint is None else checkpoint.load()
-        self.beads: list[Bead] = []
-        self.order: list[int] = []
-        self.spans: list[Span] = []
-        self.pending: list[Trained] = []
-        self.attempt = self.ticks = self.lost = 0
-
-    def begin(self, a: Params, b: Params) -> None:
-        """Start with the straight line, or where the checkpoint stands."""
-        if self.kept is not None:
-            self._restore(*self.kept)
-            if not equal(self.beads[0].params, a) or not equal(self.beads[1].params, b):
-                raise InputError("checkpoint", expected="the state of the same search", got="that of other networks")
-            self.beads[0].params, self.beads[1].params = a, b
-            return
-        self.beads = [Bead(p, self.limit.of(p), 0) for p in (a, b)]
+        self.seeds = [int(torch.randint(2**62, (), generator=task.generator)) for _ in range(method.depth)]
+        self.tools = Tools.of(method, task, self.seeds[0])
+        self.method, self.progress = method, task.progress
+        self.limit, self.trainer = self.tools.limit, self.tools.trainer
+        self.beads = [Bead(p, self.limit.of(p), 0) for p in (task.a, task.b)]
         self.order = [0, 1]
-        self.spans = [Span(0, 1, 0, distance(a, b))]
+        self.spans = [Span(0, 1, 0, distance(task.a, task.b))]
+        self.pending: list[TrainedBead] = []
+        self.attempt = self.lost = 0
 
     def step(self) -> bool:
         """Look at one new segment, or train the beads of the next group; False when nothing is left to do."""
         fresh = next((s for s in self.spans if s.state == "new"), None)
         if fresh is not None:
             self._look(fresh)
-        else:
-            group = self._group()
-            if not group or (self.spent >= self.method.budget and not self.pending):
-                if self.checkpoint is not None:
-                    self.checkpoint.save(*self._pack())
-                return False
-            self._insert(group)
-        self.ticks += 1
-        if self.checkpoint is not None and self.checkpoint.due(self.ticks):
-            self.checkpoint.save(*self._pack())
+            return True
+        group = self._group()
+        if not group or (self.spent >= self.method.budget and not self.pending):
+            return False
+        self._insert(group)
         return True
 
     # -- looking at a segment
@@ -118,9 +91,9 @@ class Work:
     def _look(self, span: Span) -> None:
         left, right = self.beads[span.left].params, self.beads[span.right].params
         curve = Curve((left, right))
-        seen = self.limit.scan(curve)
+        seen = self.tools.scan(curve, self.limit)
         span.max, span.t, span.samples, span.spacing = seen.max, seen.t, seen.samples, seen.spacing
-        span.chain = [*span.chain, [span.depth, span.length, seen.max if isfinite(seen.max) else 1e300]]
+        span.chain = [*span.chain, [span.depth, span.length, seen.max]]
         done = sum(s.state != "new" for s in self.spans)
         self.progress("looking at segments", done, len(self.spans))
         if seen.max <= self.limit.value and not (self.method.always and span.depth == 0):
@@ -139,24 +112,29 @@ class Work:
         goal, top = self.limit.loss, self.limit.objective.loss
         seen = max(top(p) for p in (curve.start, curve.at(span.t), curve.end))
         gap = (goal - seen) / seen if seen > 0 else 1.0
-        proof = certify(self.limit.objective, Path((curve,)), max(gap, 1e-6), budget=self.method.effort)
-        if not proof.proved:
+
+        def prove() -> dict[str, Any]:
+            proof = certify(self.limit.objective, Path((curve,)), max(gap, 1e-6), budget=self.method.effort)
+            return {"proved": proof.proved, "bound": proof.bound}
+
+        proof = self.tools.once("proof", curve, goal, prove)
+        if not proof["proved"]:
             raise UnsupportedError(
                 type(self.limit.objective.skeleton).__name__,
                 "the loss on a segment can only be measured for this network, not bounded",
                 "write certify=False",
             )
-        span.bound = self.limit.value * proof.bound / goal if self.limit.quantity == "loss" else None
-        if proof.bound <= goal:
+        span.bound = self.limit.value * proof["bound"] / goal if self.limit.quantity == "loss" else None
+        if proof["bound"] <= goal:
             span.state = "proved"
-        return proof.bound <= goal
+        return proof["bound"] <= goal
 
     def _persists(self, span: Span) -> bool:
         """Whether most of the excess of `patience` generations ago is still there."""
         if len(span.chain) <= self.method.patience:
             return False
         now, then = (span.chain[i][2] - self.limit.value for i in (-1, -1 - self.method.patience))
-        return now > 0 and now > PERSISTS * then
+        return now > 0 and now >= PERSISTS * then  # both may be infinite
 
     # -- putting beads
 
@@ -177,12 +155,12 @@ class Work:
     def _insert(self, group: list[Span]) -> None:
         """Train the beads of a group, or once more those that failed; when that is over, put them into the string."""
         method, limit, depth = self.method, self.limit.value, group[0].depth
+        part = self.tools.next_part("training")
         rows = [i for i in range(len(group)) if not self.pending or self.pending[i].value > limit]
-        part = None if self.checkpoint is None else Part(self.checkpoint, "training", self._pack, self.kept)
         trained = self.trainer.train(
             [self._start(group[i]) for i in rows], method.alpha * limit,
-            steps=min(method.steps, -(-(method.budget - self.spent) // len(rows))), seed=self.seeds[depth],
-            checkpoint=part, progress=self.progress, what=f"training beads at depth {depth + 1}",
+            steps=min(method.recipe.steps, -(-(method.budget - self.spent) // len(rows))), seed=self.seeds[depth],
+            memory=part, progress=self.progress, what=f"training beads at depth {depth + 1}",
         )  # fmt: skip
         for i, found in zip(rows, trained, strict=True):
             if not self.attempt:
@@ -210,7 +188,7 @@ class Work:
             return point
         return beside(point, left, right, self.seeds[span.depth] + self.attempt, self.trainer.objective.parameter_names)
 
-    def _halve(self, span: Span, found: Trained) -> None:
+    def _halve(self, span: Span, found: TrainedBead) -> None:
         number = len(self.beads)
         self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.ended.word))
         self.order.insert(self.order.index(span.left) + 1, number)
@@ -218,40 +196,6 @@ class Work:
         for left, right in ((span.left, number), (number, span.right)):
             length = distance(self.beads[left].params, self.beads[right].params)
             self.spans.append(Span(left, right, span.depth + 1, length, span.chain))
-
-    # -- the state as tensors and plain values
-
-    def _pack(self) -> tuple[Params, dict[str, Any]]:
-        tensors = {f"bead/{i}/{k}": v for i, bead in enumerate(self.beads) for k, v in bead.params.items()}
-        beads = [[b.value if isfinite(b.value) else None, b.depth, b.steps, b.training] for b in self.beads]
-        spans = [asdict(s) | {"max": s.max if s.max is None or isfinite(s.max) else "inf"} for s in self.spans]
-        pending, more = pack(self.pending)
-        values = {**self._same(), "beads": beads, "order": self.order, "spans": spans, "attempt": self.attempt}
-        values["lost"] = self.lost
-        return {**tensors, **pending}, {**values, **more}
-
-    def _same(self) -> dict[str, Any]:
-        """What must be the same to go on; a search may go on with a larger budget or depth."""
-        method = {k: v for k, v in describe(self.method).items() if k not in ("budget", "depth")}
-        return {"method": method, "limit": self.limit.value, "seed": self.seeds[0]}
-
-    def _restore(self, tensors: Params, values: dict[str, Any]) -> None:
-        if any(values.get(k) != v for k, v in self._same().items()):
-            raise InputError("checkpoint", expected="the state of the same search", got="that of another one")
-        for i, (value, depth, steps, training) in enumerate(values["beads"]):
-            prefix = f"bead/{i}/"
-            # copied into torch's own memory: kernels may add in another order elsewhere
-            params = {k.removeprefix(prefix): v.clone() for k, v in tensors.items() if k.startswith(prefix)}
-            params = {k: params[k] for k in self.trainer.order}
-            self.beads.append(Bead(params, float("inf") if value is None else value, depth, steps, training))
-        self.order, self.attempt, self.lost = values["order"], values["attempt"], values["lost"]
-        self.pending = unpack(tensors, values)
-        self.spans = [
-            Span(**row | {"max": float("inf") if row["max"] == "inf" else row["max"]}) for row in values["spans"]
-        ]
-        for span in self.spans:
-            if span.state == "deep" and span.depth < self.method.depth:
-                span.state = "open"
 
     # -- the result
 

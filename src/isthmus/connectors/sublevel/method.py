@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.sublevel.columns import Unreachable
 from isthmus.connectors.sublevel.judge import default_tolerance, measure, prove
 from isthmus.connectors.sublevel.trail import Trail
@@ -78,10 +78,9 @@ class Sublevel(Connector):
         if not self.limit > 1:
             raise InputError("limit", expected="a condition number > 1", got=self.limit)
 
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Choose the theorem, build both halves, join them, measure what rounding did."""
+        objective, a, b = task.objective, task.a, task.b
         try:
             plain_premises(objective)
             net = LevelNetwork.of(objective, a, b)
@@ -95,7 +94,7 @@ class Sublevel(Connector):
                 failing += [f"Theorem {theorem.name}: {text}" for text in theorem.failing]
                 continue
             try:
-                return self._build(net, theorem, objective, a, b, generator, progress)
+                return self._build(net, theorem, objective, a, b, task.generator, task.progress)
             except Unreachable as e:
                 failing.append(f"Theorem {theorem.name}: {e}")
                 unreachable.add(theorem.name)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.connectors.base import Task
+from isthmus.connectors.subnetwork.inner import Trained
 from isthmus.connectors.subnetwork.train import (
     Draw,
     Start,
@@ -20,13 +22,11 @@ from isthmus.connectors.subnetwork.train import (
     sizes,
     widened,
 )
-from isthmus.objective import Objective
 from isthmus.params import Params
+from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units, random_units
-from isthmus.training.fit import Recipe
-from isthmus.training.progress import Progress
 
 GAIN = 0.95
 """A search or a further training that leaves more than this share of the loss has not helped."""
@@ -42,12 +42,8 @@ class Options:
     fractions: Mapping[int, float]
     own: bool
     draws: int
-    init: str
-    masks: int
-    recipe: Recipe
-    hub_steps: int
+    inner: Trained
     slack: float
-    attempts: int
 
 
 @dataclass(eq=False)
@@ -64,34 +60,20 @@ class Choice:
     xi: list[dict[int, Subnet]] = field(default_factory=lambda: [{}, {}])
 
     @classmethod
-    def start(
-        cls,
-        options: Options,
-        objective: Objective,
-        chain: Chain,
-        params: tuple[Params, Params],
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> Choice:
+    def start(cls, options: Options, task: Task, chain: Chain) -> Choice:
         """The first sets: random, or around the units that a search for half-width networks keeps."""
         widths = {l: chain.widths[l] for l in range(1, chain.L)}
         K = sizes(widths, options.fractions)
+        params = (task.a, task.b)
         dropped: list[dict[int, Dropped]] = [{}, {}]
-        if options.init == "dropout":
-            share = 1 - max(options.fractions.values())
-            dropped = [
-                search(
-                    objective, chain, p, keep=share, masks=options.masks, scale="output", generator=generator,
-                    progress=lambda n: progress("searching subnetworks", n, options.masks * (chain.L - 1)),
-                )
-                for p in params
-            ]  # fmt: skip
-            held = [{l: filled(d[l].kept[l], widths[l], K[l], generator) for l in widths} for d in dropped]
+        if options.inner.init == "dropout":
+            dropped = [_half_width(options, task, chain, e) for e in (0, 1)]
+            held = [{l: filled(d[l].kept[l], widths[l], K[l], task.generator) for l in widths} for d in dropped]
         else:
-            first = random_units(widths, K, generator)
-            held = [first, random_units(widths, K, generator) if options.own else dict(first)]
-        target = max(objective.loss(p) for p in params) + options.slack
-        training = Training(objective, chain, options.recipe, generator, progress)
+            first = random_units(widths, K, task.generator)
+            held = [first, random_units(widths, K, task.generator) if options.own else dict(first)]
+        target = max(task.objective.loss(p) for p in params) + options.slack
+        training = Training(task.objective, chain, options.inner.recipe, task.generator, task.progress, task.memory)
         return cls(options, chain, params, training, target, held, dropped)
 
     # -- the first training of every subnetwork
@@ -119,7 +101,7 @@ class Choice:
         """xi_l at the end for each of these sets, restarted from random weights while even the best is far off."""
         what = "training the hub xi_0" if l == 0 else f"training xi_{l} at {'AB'[e]}"
         out: list[Subnet] = []
-        for attempt in range(1 if self.training.convex(l) else self.options.attempts):
+        for attempt in range(1 if self.training.convex(l) else self.options.inner.attempts):
             draws = [self._draw(l, e, units, t == 0, attempt > 0) for t, units in enumerate(sets)]
             found = self._run(l, e, draws, what + " again" * bool(attempt))
             out = [p if p.loss <= q.loss else q for p, q in zip(out, found, strict=True)] if out else found
@@ -129,7 +111,7 @@ class Choice:
 
     def _draw(self, l: int, e: int, units: Tensor, first: bool, at_random: bool) -> Draw:
         start = Start(self.chain, self.params[e], l, {**self.held[e], **({l: units} if l else {})})
-        if at_random or self.options.init == "random":
+        if at_random or self.options.inner.init == "random":
             return start.random(self.training.generator)
         return start.dropout(self.dropped[e][max(l, 1)]) if self.dropped[e] and first else start.theta()
 
@@ -141,7 +123,8 @@ class Choice:
         )  # fmt: skip
 
     def _steps(self, l: int) -> int:
-        return self.options.recipe.steps if l else self.options.hub_steps
+        inner = self.options.inner
+        return inner.recipe.steps if l else inner.hub_steps or 2 * inner.recipe.steps
 
     def _put(self, e: int, subnet: Subnet) -> None:
         """Take a subnetwork; a hub that the ends share is replaced at both."""
@@ -229,3 +212,17 @@ class Choice:
             | {"training": s.ended.word, "held": len(s.held)}
             for e, l, s in sorted(every, key=lambda row: (row[1] > 0, row[0], row[1]))
         ]
+
+
+def _half_width(options: Options, task: Task, chain: Chain, e: int) -> dict[int, Dropped]:
+    """The half-width networks of Theorem 1 of Kuditipudi et al. at the end e."""
+    share = 1 - max(options.fractions.values())
+
+    def compute() -> dict[int, Dropped]:
+        return search(
+            task.objective, chain, (task.a, task.b)[e], keep=share, masks=options.inner.masks, scale="output",
+            generator=task.generator,
+            progress=lambda n: task.progress("searching subnetworks", n, options.inner.masks * (chain.L - 1)),
+        )  # fmt: skip
+
+    return search_recalled(task.memory.part(f"dropout{e}"), task.generator, compute)

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.connectors.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.connectors.subnetwork.choose import Choice, Options
+from isthmus.connectors.subnetwork.inner import Memorised, Separated, Trained
 from isthmus.connectors.subnetwork.path import build as build
-from isthmus.connectors.subnetwork.untrained import MAKERS, fill
+from isthmus.connectors.subnetwork.untrained import fill
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
-from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain
-from isthmus.training.fit import Ended, Recipe
-from isthmus.training.progress import Progress
-
-TRAINING = (
-    "init",
-    "masks",
-    "optimizer",
-    "lr",
-    "momentum",
-    "schedule",
-    "batch",
-    "steps",
-    "hub_steps",
-    "attempts",
-    "effort",
-)
-"""The fields that say how the xi_l are trained."""
+from isthmus.structure.network_units import require_hidden_chain
+from isthmus.training.fit import Ended
 
 
 @dataclass(frozen=True)
@@ -53,19 +37,10 @@ class Subnetwork(Connector):
     ends, or each its "own". `draws` sets per layer (T_A) are trained together as one batched problem, and the best is
     kept (for "same", the one of the lowest larger loss).
 
-    How each xi_l is trained: from the end's own weights on the free units (``init="theta"``), at random
-    (``"random"``), or from the best of `masks` half-width networks of Theorem 1 of Kuditipudi et al.
-    (``"dropout"``, with own subsets; by Corollary 4.2 the path is then never above the losses of those), with
-    `optimizer`, `lr`, `momentum`, `schedule`, `batch` for at most `steps` steps (`hub_steps` for xi_0, default twice
-    as many) until its loss on all examples is at most the larger end's loss + `slack`; xi_{L-1}, a convex problem, by
-    L-BFGS. A training that ends above twice that target is repeated from random weights, up to `attempts` trainings
-    in all, and the best is kept. `effort` times `steps` further steps go to whichever subnetwork limits the path
-    (equation 4's maximum): first it is trained on, then on other sets.
-
-    `xi`: "trained"; or built without training, in seconds: "memorise" (Corollary 4.3: ReLU, class labels or mse, layers
-    L-2 and L-1 wide enough; xi_{L-1}, convex, is solved) or "separate" (Corollary 4.4: features in which a linear
-    classifier is right on all examples, n_L free units per layer). The excess is then 0 or as small as the output
-    layer's problem allows; `draws` sets are tried where one does not do, and what does not fit is refused by name.
+    How each xi_l is made: ``inner=Trained(...)`` trains it until its loss is at most the larger end's loss + `slack`;
+    ``Memorised()`` (Corollary 4.3) and ``Separated()`` (Corollary 4.4) build it without training, in seconds. The
+    excess is then 0 or as small as the output layer's problem allows; `draws` sets are tried where one does not do, and
+    what does not fit is refused by name.
 
     When to use: whenever the network is a chain of layers with a few spare units; the path is as low as half-width
     networks can be trained. Needs a loss that is convex in the outputs. Cost: 2L - 1 trainings of
@@ -74,22 +49,11 @@ class Subnetwork(Connector):
     together are the largest, with both: on no segment are they larger.
     """
 
-    fraction: float | str | Sequence[float] = 0.5
-    subsets: str = "same"
+    fraction: float | Literal["search"] | tuple[float, ...] = 0.5
+    subsets: Literal["same", "own"] = "same"
     draws: int = 1
-    xi: str = "trained"
-    init: str = "theta"
-    masks: int = 30
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    momentum: float = 0.9
-    schedule: str = "cosine"
-    batch: int = 256
-    steps: int = 4000
-    hub_steps: int | None = None
+    inner: Trained | Memorised | Separated = Trained()  # noqa: RUF009 - frozen
     slack: float = 0.0
-    attempts: int = 2
-    effort: float = 2.0
 
     about = About(
         makes="4L - 1 straight segments through trained half-width subnetworks",
@@ -107,52 +71,30 @@ class Subnetwork(Connector):
             raise InputError(
                 "fraction", expected="a number in [1/2, 1), one per hidden layer, or 'search'", got=self.fraction
             )
-        for name, words in (
-            ("subsets", ("same", "own")),
-            ("xi", ("trained", *MAKERS)),
-            ("init", ("theta", "random", "dropout")),
-        ):
-            if getattr(self, name) not in words:
-                raise InputError(name, expected=" or ".join(map(repr, words)), got=repr(getattr(self, name)))
-        if self.init == "dropout" and self.subsets == "same":
+        check_choices(self)
+        check_whole(self, "draws")
+        check_at_least_zero(self, "slack")
+        if not isinstance(self.inner, Trained | Memorised | Separated):
+            raise InputError("inner", expected="Trained(...), Memorised() or Separated()", got=repr(self.inner))
+        if self.fraction == "search" and not isinstance(self.inner, Trained):
+            raise InputError("fraction", expected=f"numbers with inner={self.inner}", got="'search'")
+        if isinstance(self.inner, Trained) and self.inner.init == "dropout" and self.subsets == "same":
             raise InputError(
                 "init='dropout'", expected="subsets='own': each end's sets hold its kept units", got="'same'"
             )
-        if self.xi != "trained" and (set_ := [n for n in TRAINING if getattr(self, n) != getattr(Subnetwork, n)]):
-            raise InputError(
-                ", ".join(set_), expected=f"the default with xi={self.xi!r}: nothing is trained", got="set"
-            )
-        if self.xi != "trained" and self.fraction == "search":
-            raise InputError("fraction", expected=f"numbers with xi={self.xi!r}", got="'search'")
-        for name in ("slack", "effort"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(name, expected="a number >= 0", got=getattr(self, name))
-        for name in ("hub_steps", "attempts", "draws", "masks"):
-            value = getattr(self, name)
-            if value is not None and (value != int(value) or value < 1):
-                raise InputError(name, expected="a whole number >= 1", got=value)
-        self.recipe()
 
-    def recipe(self) -> Recipe:
-        """How the xi_l are trained."""
-        return Recipe(
-            optimizer=self.optimizer, lr=self.lr, batch=self.batch, steps=self.steps,
-            momentum=self.momentum, schedule=self.schedule,
-        )  # fmt: skip
-
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Train the subnetworks, then build the path of the theorem."""
+        objective, a, b = task.objective, task.a, task.b
         chain = require_hidden_chain(objective, instead="Linear()")
-        choice = Choice.start(self._options(chain), objective, chain, (a, b), generator, progress)
-        if self.xi == "trained":
+        choice = Choice.start(self._options(chain), task, chain)
+        if isinstance(self.inner, Trained):
             choice.train()
             if self.fraction == "search":
                 choice.search()
-            choice.spend(round(self.effort * self.steps))
+            choice.spend(round(self.inner.effort * self.inner.recipe.steps))
         else:
-            fill(choice, self.xi, objective)
+            fill(choice, "memorise" if isinstance(self.inner, Memorised) else "separate", objective)
         weights = [{l: s.weights for l, s in end.items()} for end in choice.xi]
         path, labels = build(chain, choice.held[0], choice.held[1], a, b, weights)
         finite = all(s.ended is not Ended.NOT_FINITE for end in choice.xi for s in end.values())
@@ -171,12 +113,8 @@ class Subnetwork(Connector):
             fractions={l: 0.5 if isinstance(f, str) else f for l, f in zip(hidden, fractions, strict=True)},
             own=self.subsets == "own",
             draws=self.draws,
-            init=self.init,
-            masks=self.masks,
-            recipe=self.recipe(),
-            hub_steps=self.hub_steps or 2 * self.steps,
+            inner=self.inner if isinstance(self.inner, Trained) else Trained(),
             slack=self.slack,
-            attempts=self.attempts,
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from math import ceil
 
 import torch
@@ -19,6 +20,7 @@ from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import Units, complement
 from isthmus.training.fit import Ended, Fitted, Recipe, fit, fit_together
+from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress
 
 CONVEX = Recipe("lbfgs", steps=200)
@@ -153,6 +155,8 @@ class Training:
     recipe: Recipe
     generator: torch.Generator
     progress: Progress
+    memory: Memory = forget
+    _count: Iterator[int] = field(default_factory=count, repr=False)
     _last: dict[tuple[int, int], tuple[Params, Tensor]] = field(default_factory=dict, repr=False)
 
     def features(self, params: Params, l: int) -> Tensor:
@@ -196,6 +200,10 @@ class Training:
                 break
         return out
 
+    def _place(self, l: int) -> Memory:
+        """Where the next training keeps its state: they come in the same order whenever the work is done again."""
+        return self.memory.part(f"xi{l}-{next(self._count)}")
+
     def _names(self, l: int) -> list[str]:
         return [n for p in range(l + 1, self.chain.L + 1) for n in self.chain.layer(p).trainable]
 
@@ -213,7 +221,7 @@ class Training:
 
         fitted = fit(
             batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, recipe,
-            generator=self.generator, target=target, progress=self.progress, what=what,
+            generator=self.generator, target=target, memory=self._place(l), progress=self.progress, what=what,
         )  # fmt: skip
         return self._subnet(l, draw, fixed, fitted)
 
@@ -251,7 +259,8 @@ class Training:
 
         fitted = fit_together(
             batch_loss, full_losses, {n: start[n] for n in names}, objective.num_examples, recipe,
-            generator=self.generator, target=target, enough=enough, progress=self.progress, what=what,
+            generator=self.generator, target=target, enough=enough, memory=self._place(l), progress=self.progress,
+            what=what,
         )  # fmt: skip
         kept = [{n: v for n, v in small.items() if n not in names} for small in starts]
         return [self._subnet(l, d, own, f) for d, own, f in zip(draws, kept, fitted, strict=True)]

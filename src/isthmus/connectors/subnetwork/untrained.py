@@ -321,4 +321,4 @@ def _through_any(wires: Wires, W: Tensor, c: Tensor, C: int) -> None:
 
 
 MAKERS = {"memorise": memorising, "separate": separating}
-"""The constructions by the names that ``Subnetwork(xi=...)`` gives them."""
+"""The constructions by name."""

@@ -8,6 +8,7 @@ algorithm (``compress``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from isthmus.params import Params
 from isthmus.program.export import Node
 from isthmus.structure.activations import reads_flat
 from isthmus.structure.chain import RESHAPE, Chain, Weights, chain_of
+from isthmus.training.memory import Memory, State, recalled
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,17 @@ class Layer:
     def live(self) -> Tensor:
         """The units with outgoing weights, ascending."""
         return self.A.abs().sum((0, 2)).nonzero().flatten()
+
+
+def layer_recalled(memory: Memory, compute: Callable[[], Layer]) -> Layer:
+    """The layer that `compute` gives, or gave before this work was killed."""
+
+    def packed() -> State:
+        layer = compute()
+        return {"W": layer.W, "A": layer.A, "b": layer.b}, {"value": layer.value, "gap": layer.gap}
+
+    tensors, values = recalled(memory, packed)
+    return Layer(**tensors, **values)
 
 
 class TwoLayers:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import pi, sin
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import About, Connection, Connector, Outcome
+from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.connectors.checks import check_whole
 from isthmus.connectors.moves.units import Label, WeightWalk, labels_as_text
-from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress
+from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress, layer_recalled
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
 from isthmus.errors import InputError
-from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import Path
 from isthmus.structure.network_units import common_places, complement
 from isthmus.training.fit import Recipe
-from isthmus.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TwoLayerReLU(Connector):
 
     `units`: n, or several to choose the least epsilon from (default: an eighth, a quarter and half of the m units).
     `radius`: all rows of first layers, biases included, stay in the ball of this radius (default: the longest row of
-    both ends; the paper has 1). The oracle is trained by `steps` steps of Adam from the compressed ends and from
+    both ends; the paper has 1). The oracle is trained by `recipe` from the compressed ends and from
     `attempts` random starts.
 
     When to use: two-layer ReLU networks (with pooling: one convolution) with ``penalty=im.L1(kappa, names=(the second
@@ -47,9 +47,7 @@ class TwoLayerReLU(Connector):
     alpha: float = 0.0
     radius: float | None = None
     attempts: int = 1
-    lr: float = 1e-2
-    batch: int = 256
-    steps: int = 1000
+    recipe: Recipe = Recipe(lr=1e-2, steps=1000)  # noqa: RUF009 - frozen
 
     about = About(
         makes="9 straight segments through sparse networks and a small oracle (11 for alpha > 0)",
@@ -67,30 +65,31 @@ class TwoLayerReLU(Connector):
             raise InputError("alpha", expected="an angle in [0, pi / 2)", got=self.alpha)
         if self.radius is not None and not 0 < self.radius < float("inf"):
             raise InputError("radius", expected="a number > 0", got=self.radius)
-        if self.attempts != int(self.attempts) or self.attempts < 0:
-            raise InputError("attempts", expected="a whole number >= 0", got=self.attempts)
-        self.recipe()
+        check_whole(self, "attempts", least=0)
 
-    def recipe(self) -> Recipe:
-        """How the oracle is trained."""
-        return Recipe(lr=self.lr, batch=self.batch, steps=self.steps)
-
-    def find(
-        self, objective: Objective, a: Params, b: Params, generator: torch.Generator, progress: Progress
-    ) -> Connection:
+    def find(self, task: Task) -> Connection:
         """Solve, compress and train for each n, keep the n of least epsilon, and build the path."""
+        objective, a, b = task.objective, task.a, task.b
         problem = TwoLayers(objective)
         wide = [cast(p, torch.float64) for p in (a, b)]
         layers = [problem.read(p) for p in wide]
         radius = self._radius(layers)
-        best = [problem.solved(problem.readout(x.W, wide[0]), x) for x in layers]
+
+        def solved(e: int) -> Layer:
+            return problem.solved(problem.readout(layers[e].W, wide[0]), layers[e])
+
+        def compressed(e: int, keep: int, alpha: float) -> Layer:
+            part = task.memory.part(f"compressed{e}-{keep}-{'turned' if alpha else 'still'}")
+            return layer_recalled(part, lambda: compress(problem, best[e], keep, alpha, wide[0]))
+
+        best = [layer_recalled(task.memory.part(f"solved{e}"), partial(solved, e)) for e in (0, 1)]
         found: list[_Try] = []
         for n in self._sizes(problem.m):
-            sparse = [compress(problem, x, problem.m - n, self.alpha, wide[0]) for x in best]
-            starts = [compress(problem, x, n, 0.0, wide[0]) for x in best]
+            sparse = [compressed(e, problem.m - n, self.alpha) for e in (0, 1)]
+            starts = [compressed(e, n, 0.0) for e in (0, 1)]
             oracle = train_oracle(
-                problem, n, radius, starts, wide[0], self.recipe(),
-                attempts=self.attempts, generator=generator, progress=progress,
+                problem, n, radius, starts, wide[0], self.recipe,
+                attempts=self.attempts, task=task,
             )  # fmt: skip
             found.append(_Try(n, oracle, sparse, *self._margins(problem, best, sparse, radius, wide[0])))
         chosen = min(found, key=lambda x: (x.vertex(best) + (x.after or 0.0), x.n))

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers
+from isthmus.connectors.base import Task
+from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, layer_recalled
 from isthmus.errors import IsthmusError
 from isthmus.params import Params
 from isthmus.training.fit import Recipe, fit
-from isthmus.training.progress import Progress
 
 NAMES = ("W", "A", "b")
 
@@ -26,8 +26,7 @@ def train_oracle(
     recipe: Recipe,
     *,
     attempts: int,
-    generator: torch.Generator,
-    progress: Progress,
+    task: Task,
 ) -> Layer:
     """An upper bound on e(n), with the network that reaches it: rows of length `radius`, l1 on the last layer.
 
@@ -36,10 +35,11 @@ def train_oracle(
     is what is trained. Then the rows get their length and the last layer is solved for.
     """
     chosen = [_compact(start, n) for start in starts]
-    chosen += [_random(problem, n, like, generator) for _ in range(attempts)]
+    chosen += [_random(problem, n, like, task.generator) for _ in range(attempts)]
     best: Layer | None = None
     for i, start in enumerate(chosen):
-        layer = _train(problem, start, radius, like, recipe, generator, progress, f"training the oracle, start {i + 1}")
+        place = replace(task, memory=task.memory.part(f"oracle{n}-{i}"))
+        layer = _train(problem, start, radius, like, recipe, place, f"training the oracle, start {i + 1}")
         if best is None or layer.value < best.value:
             best = layer
     if best is None:
@@ -79,8 +79,7 @@ def _train(
     radius: float,
     like: Params,
     recipe: Recipe,
-    generator: torch.Generator,
-    progress: Progress,
+    task: Task,
     what: str,
 ) -> Layer:
     losses, x, y = problem.objective.example_losses, problem.x, problem.y
@@ -109,8 +108,18 @@ def _train(
     params = {"W": rows, "A": start.A * lengths, "b": start.b}
     trained = {k: params[k] for k in NAMES if k not in fixed}
     fitted = fit(
-        batch_loss, full_loss, trained, len(y), recipe, generator=generator, target=-1.0, progress=progress, what=what
+        batch_loss,
+        full_loss,
+        trained,
+        len(y),
+        recipe,
+        generator=task.generator,
+        target=-1.0,
+        memory=task.memory,
+        progress=task.progress,
+        what=what,
     )
     found = {**fitted.params, **fixed}
     layer = scaled_to(Layer(found["W"], found["A"], found["b"], fitted.loss), radius)
-    return problem.solved(problem.readout(layer.W, like), layer)
+    part = task.memory.part("solved")
+    return layer_recalled(part, lambda: problem.solved(problem.readout(layer.W, like), layer))

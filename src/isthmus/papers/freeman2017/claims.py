@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp, inf
 from typing import NamedTuple
 
 import numpy as np
 
-from isthmus.experiments.page import Finding, Row
+from isthmus.experiments.claims import Claim
+from isthmus.experiments.tables import Row
 from isthmus.stability.dropout.pattern import log_slope
 
 NEAR = 1.1
@@ -60,154 +61,162 @@ def where_beads_grow(table: Sequence[Row]) -> list[Row]:
     return [r for r in table if r["beads"] > ALWAYS + 0.5]
 
 
-def findings(rows: Sequence[Row]) -> list[Finding]:
-    """Every statement that the rows can decide."""
-    figures = ("2", "3", "4", "5", "6")
-    curves = {f: [r for r in rows if r["figure"] == f and "length" in r] for f in figures}
-    out = [finding for table in curves.values() if len(table) > 1 for finding in _curve(table)]
-    out += _spike(curves["3"])
-    if curves["4"]:
-        worst = max(curves["4"], key=lambda r: r["length"])
-        text = f"at most {worst['length']:.3f}, at {worst['L0']:g} %"
-        out.append(Finding(f"{worst['task']}: the length stays near 1 at every level", worst["length"] <= NEAR, text))
-    out += _lstm(curves["6"])
-    out += _connected([r for r in rows if r["figure"] in figures])
-    out += _below([r for f in (*figures, "squared error", "show") for r in rows if r["figure"] == f and "length" in r])
-    out += _proofs([r for r in rows if r["figure"] == "squared error" and "largest bound" in r])
-    for name in ("permutation", "mixture"):
-        out += _apart(name, [r for r in rows if r["task"] == name and r["method"] == "StringSampling"])
-    return [*out, *_gaps([r for r in rows if r["figure"] == "Corollary 2.5"])]
+FIGURES = ("2", "3", "4", "5", "6")
 
 
-def _curve(table: list[Row]) -> list[Finding]:
-    """Near 1 at the highest level, growing towards the lowest, and the beads a power law."""
+def _curve(*figures: str) -> Callable[[Row], bool]:
+    """The levels of these figures at which pairs were connected."""
+    return lambda row: row["figure"] in (figures or FIGURES) and row.get("length") is not None
+
+
+def _downwards(rows: list[Row]) -> list[Row]:
+    """From the highest level to the lowest."""
+    return sorted(rows, key=lambda r: -r["L0"])
+
+
+def _near_one(rows: list[Row]) -> tuple[bool | None, str]:
+    if len(rows) < 2:
+        return None, "one level alone"
+    top = _downwards(rows)[0]
+    return top["length"] <= NEAR, f"{top['length']:.3f} at {top['L0']:g}"
+
+
+def _in_spike(row: Row) -> bool:
+    return row["figure"] == "3" and AROUND[0] <= row["L0"] <= AROUND[1]
+
+
+def _grows(rows: list[Row]) -> tuple[bool | None, str]:
     from scipy.stats import spearmanr
 
-    table = sorted(table, key=lambda r: -r["L0"])
-    name, top = table[0]["task"], table[0]
-    out = [
-        Finding(
-            f"{name}: at the highest level the length is near 1, at most {NEAR:g}",
-            top["length"] <= NEAR,
-            f"{top['length']:.3f} at {top['L0']:g}",
-        )
-    ]
-    rest = [r for r in table if not (r["figure"] == "3" and AROUND[0] <= r["L0"] <= AROUND[1])]
-    if len(rest) > 2:
-        rank = float(spearmanr([r["L0"] for r in rest], [r["length"] for r in rest])[0])  # type: ignore[arg-type]
-        low = rest[-1]
-        text = (
-            f"{top['length']:.3f} at {top['L0']:g}, {low['length']:.3f} at {low['L0']:g}, rank correlation {rank:.2f}"
-        )
-        out.append(Finding(f"{name}: the length grows as the level falls", rank <= GROWS, text))
-    growing = where_beads_grow(table)
+    rest = [r for r in _downwards(rows) if not _in_spike(r)]
+    if len(rest) < 3:
+        return None, "fewer than three levels"
+    rank = float(spearmanr([r["L0"] for r in rest], [r["length"] for r in rest])[0])  # type: ignore[arg-type]
+    top, low = _downwards(rows)[0], rest[-1]
+    ends = ", ".join(f"{r['length']:.3f} at {r['L0']:g}" for r in (top, low))
+    return rank <= GROWS, f"{ends}, rank correlation {rank:.2f}"
+
+
+def _beads(rows: list[Row]) -> tuple[bool | None, str]:
+    growing = where_beads_grow(rows)
     found = power_law([r["L0"] for r in growing], [r["beads"] for r in growing])
-    if found is not None:
-        theirs = [(r["L0"], r["paper beads"]) for r in growing if "paper beads" in r]
-        like = power_law(*zip(*theirs, strict=True)) if len(theirs) > 2 else None
-        text = f"exponent {found.exponent:.2f} ± {found.half:.2f}, {100 * found.explained:.0f} % of the variance"
-        text += "" if like is None else f"; the paper's values at these levels {like.exponent:.2f} ± {like.half:.2f}"
-        good = found.exponent + found.half < 0 and found.explained >= FIT
-        out.append(Finding(f"{name}: the beads grow about as a power of the level", good, text))
-    return out
+    if found is None:
+        return None, "too few levels at which they grow"
+    text = f"exponent {found.exponent:.2f} ± {found.half:.2f}, {100 * found.explained:.0f} % of the variance"
+    known = [r for r in growing if r.get("paper beads") is not None]
+    like = power_law([r["L0"] for r in known], [r["paper beads"] for r in known])
+    if like is not None:
+        text += f"; the paper's values at these levels {like.exponent:.2f} ± {like.half:.2f}"
+    return found.exponent + found.half < 0 and found.explained >= FIT, text
 
 
-def _spike(table: list[Row]) -> list[Finding]:
-    inside = [r for r in table if AROUND[0] <= r["L0"] <= AROUND[1]]
-    above = [r for r in table if r["L0"] > AROUND[1] + 0.004]
-    below = [r for r in table if 0.1 <= r["L0"] < AROUND[0]]
-    if not (inside and above and below):
-        return []
-    out = []
-    for column, words in (
-        ("length", "around 0.15 the length has a spike"),
-        ("length, line kept", "the spike is there too when a straight line that is below needs no bead"),
-    ):
+def _spike(column: str) -> Callable[[list[Row]], tuple[bool | None, str]]:
+    def judge(rows: list[Row]) -> tuple[bool | None, str]:
+        inside = [r for r in rows if _in_spike(r)]
+        above = [r[column] for r in rows if r["L0"] > AROUND[1] + 0.004]
+        below = [r[column] for r in rows if 0.1 <= r["L0"] < AROUND[0]]
+        if not (inside and above and below):
+            return None, "no levels on one side"
         top = max(inside, key=lambda r: r[column])
-        sides = [max(r[column] for r in side) for side in (above, below)]
-        text = f"{top[column]:.2f} at {top['L0']:g}, at most {sides[0]:.2f} above and {sides[1]:.2f} below"
-        out.append(Finding(f"cubic: {words}", top[column] >= SPIKE * max(sides), text))
-    return out
+        text = f"{top[column]:.2f} at {top['L0']:g}, at most {max(above):.2f} above and {max(below):.2f} below"
+        return top[column] >= SPIKE * max(*above, *below), text
+
+    return judge
 
 
-def _lstm(table: list[Row]) -> list[Finding]:
+def _lstm(rows: list[Row]) -> tuple[bool, str]:
     """The paper's own run cannot say this: its program put one bead everywhere and looked no further."""
-    if not table:
-        return []
-    low = min(table, key=lambda r: r["L0"])
+    low = _downwards(rows)[-1]
     text = f"{low['beads'] - 2:.1f} between the ends, mean of {low['connected']} pairs, at perplexity {low['L0']:g}"
-    return [Finding("Penn Treebank: at a low perplexity one bead is not enough", low["beads"] > 3, text)]
+    return low["beads"] > ALWAYS, text
 
 
-def _connected(table: list[Row]) -> list[Finding]:
-    pairs, good = sum(r["pairs"] for r in table), sum(r["connected"] for r in table)
+def _all_connected(rows: list[Row]) -> tuple[bool | None, str]:
+    pairs, good = sum(r["pairs"] for r in rows), sum(r["connected"] for r in rows)
     if not pairs:
-        return []
-    missing = [f"{r['task']} at {r['L0']:g}: {r['others']}" for r in table if r["connected"] < r["pairs"]]
-    text = f"{good} of {pairs}" + (f"; {'; '.join(missing)}" if missing else "")
-    return [Finding("every pair of every task is connected", good == pairs, text)]
+        return None, "no pairs"
+    missing = [f"{r['task']} at {r['L0']:g}: {r['others']}" for r in rows if r["connected"] < r["pairs"]]
+    return good == pairs, "; ".join((f"{good} of {pairs}", *missing))
 
 
-def _below(table: list[Row]) -> list[Finding]:
-    """Samples of another grid than the one on which the search judged, where they were taken."""
-    table = [r for r in table if r[".dense"]]
-    if not table:
-        return []
-    worst = max(table, key=lambda r: r["largest"] / r["limit"])
-    ratio = worst["largest"] / worst["limit"]
-    text = f"at most {ratio:.4f} times the limit, {worst['task']} at {worst['L0']:g}"
-    return [Finding("no connected string is above its limit", ratio <= 1 + ROUNDING, text)]
+def _proofs(rows: list[Row]) -> tuple[bool, str]:
+    proved, connected = sum(r["proved"] for r in rows), sum(r["connected"] for r in rows)
+    worst = max((r["largest bound"] or inf) / r["limit"] for r in rows)
+    return proved == connected and worst <= PROVED, f"{proved} of {connected}, at most {worst:.4f} times"
 
 
-def _proofs(table: list[Row]) -> list[Finding]:
-    if not table:
-        return []
-    proved, connected = sum(r["proved"] for r in table), sum(r["connected"] for r in table)
-    worst = max((r["largest bound"] or inf) / r["limit"] for r in table)
-    return [
-        Finding(
-            f"squared error: every connected string is proved below {PROVED:g} times its limit",
-            proved == connected and worst <= PROVED,
-            f"{proved} of {connected}, at most {worst:.4f} times",
-        )
-    ]
+def _apart(example: str, below: bool) -> Callable[[Row], bool]:
+    """Levels on one side of the one below which there is no path."""
+
+    def chosen(row: Row) -> bool:
+        if row["task"] != example or row.get("method") != "StringSampling":
+            return False
+        return (row["L0"] < row["no path below"]) is below
+
+    return chosen
 
 
-def _apart(name: str, table: list[Row]) -> list[Finding]:
-    if not table:
-        return []
-    level = table[0]["no path below"]
-    low, high = ([r for r in table if (r["L0"] < level) is side] for side in (True, False))
-    out = []
-    if low:
-        good = not any(r["connected"] for r in low)
-        out.append(Finding(f"{name}: never connected below {level:.4g}", good, _outcomes(low)))
-    if high:
-        good = any(r["connected"] for r in high)
-        out.append(Finding(f"{name}: connected at some level above {level:.4g}", good, _outcomes(high)))
-    return out
+def _outcomes(rows: list[Row]) -> str:
+    return ", ".join(f"{r['L0']:g}: {r['outcome']}" for r in rows)
 
 
-def _outcomes(table: list[Row]) -> str:
-    return ", ".join(f"{r['L0']:g}: {r['outcome']}" for r in table)
-
-
-def _gaps(table: list[Row]) -> list[Finding]:
-    if len(table) < 2:
-        return []
-    table = sorted(table, key=lambda r: r["m"])
-    first, last = table[0], table[-1]
-    text = f"{first['gap']:.2g} at m = {first['m']}, {last['gap']:.2g} at m = {last['m']}"
-    above = max(r[".above"] for r in table)
-    return [
-        Finding(
-            f"Corollary 2.5: the gap falls with the width, to at most {SMALL:g}",
-            last["gap"] <= SMALL and last["gap"] <= first["gap"],
-            text,
+def _sides(example: str) -> tuple[Claim, Claim]:
+    level = ("no path below",)
+    return (
+        Claim(
+            f"{example}: never connected below {{no path below:.4g}}", _apart(example, True), level,
+            judge=lambda rows: (not any(r["connected"] for r in rows), _outcomes(rows)),
         ),
-        Finding(
-            "Theorem 2.4: no loss on a path is above its ends and epsilon",
-            above <= ROUNDING,
-            f"{sum(r['pairs'] for r in table)} paths, at most {above:.1g} above",
+        Claim(
+            f"{example}: connected at some level above {{no path below:.4g}}", _apart(example, False), level,
+            judge=lambda rows: (any(r["connected"] for r in rows), _outcomes(rows)),
         ),
-    ]
+    )  # fmt: skip
+
+
+def _gap_falls(rows: list[Row]) -> tuple[bool | None, str]:
+    if len(rows) < 2:
+        return None, "one width alone"
+    (m, first), *_, (M, last) = sorted((r["m"], r["gap"]) for r in rows)
+    return last <= SMALL and last <= first, f"{first:.2g} at m = {m}, {last:.2g} at m = {M}"
+
+
+def _corollary(row: Row) -> bool:
+    return row["figure"] == "Corollary 2.5"
+
+
+CLAIMS = (
+    Claim(
+        f"{{task}}: at the highest level the length is near 1, at most {NEAR:g}", _curve(), ("task",), judge=_near_one
+    ),
+    Claim("{task}: the length grows as the level falls", _curve(), ("task",), judge=_grows),
+    Claim("{task}: the beads grow about as a power of the level", _curve(), ("task",), judge=_beads),
+    Claim("cubic: around 0.15 the length has a spike", _curve("3"), judge=_spike("length")),
+    Claim(
+        "cubic: the spike is there too when a straight line that is below needs no bead", _curve("3"),
+        judge=_spike("length, line kept"),
+    ),
+    Claim(
+        "{task}: the length stays near 1 at every level", _curve("4"), ("task",),
+        value="length", at_most=NEAR, says="at most {value:.3f}, at {L0:g} %",
+    ),
+    Claim("Penn Treebank: at a low perplexity one bead is not enough", _curve("6"), judge=_lstm),
+    Claim("every pair of every task is connected", lambda row: row["figure"] in FIGURES, judge=_all_connected),
+    Claim(
+        "no connected string is above its limit", _curve(*FIGURES, "squared error", "show"),
+        value=lambda row: row["largest"] / row["limit"] if row[".dense"] else None, at_most=1 + ROUNDING,
+        says="at most {value:.4f} times the limit, {task} at {L0:g}",
+    ),
+    Claim(
+        f"squared error: every connected string is proved below {PROVED:g} times its limit",
+        lambda row: row["figure"] == "squared error", needs=("proved", "limit"), judge=_proofs,
+    ),
+    *_sides("permutation"),
+    *_sides("mixture"),
+    Claim(f"Corollary 2.5: the gap falls with the width, to at most {SMALL:g}", _corollary, judge=_gap_falls),
+    Claim(
+        "Theorem 2.4: no loss on a path is above its ends and epsilon", _corollary,
+        value=".above", at_most=ROUNDING, says="{count} paths, at most {value:.1g} above",
+    ),
+)  # fmt: skip
+"""Every statement of the paper about its figures."""

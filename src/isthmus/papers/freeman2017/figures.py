@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from isthmus.experiments.page import Row
+from isthmus.experiments.tables import Row
 from isthmus.papers.freeman2017 import drawing as draw
 from isthmus.papers.freeman2017.claims import power_law, where_beads_grow
 from isthmus.plot import draw_frames, strings
@@ -18,7 +18,7 @@ def curves(figure: str, task: str = "") -> Callable[[list[Row]], Figure]:
     """Length and beads against the level, of one figure of the paper; of one task where it has several."""
 
     def drawn(rows: list[Row]) -> Figure:
-        table = [r for r in rows if r["figure"] == figure and task in r["task"] and "length" in r]
+        table = [r for r in rows if r["figure"] == figure and task in r["task"] and r.get("length") is not None]
         if not table:
             return draw.nothing(f"no connected pair for Figure {figure}")
         table.sort(key=lambda r: r["L0"])
@@ -47,7 +47,7 @@ def frames(figure: str) -> Callable[[list[Row]], Figure]:
     """The algorithm at work on the string that stands for this figure: the lowest level that has one."""
 
     def drawn(rows: list[Row]) -> Figure:
-        kept = [r for r in rows if r["figure"] == figure and ".frames" in r]
+        kept = [r for r in rows if r["figure"] == figure and r.get(".frames")]
         if not kept:
             return draw.nothing("no string to show")
         objective, connection = min(kept, key=lambda r: r["L0"])[".frames"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from isthmus.params import Params, distance
 from isthmus.paths import Path
 from isthmus.storage import load_connection, load_params, save, save_params
 from isthmus.sweep import Cell, Job
-from isthmus.training.fit import Checkpoint, Recipe, fit
+from isthmus.training.fit import Recipe, fit
+from isthmus.training.memory import Beside, State, named, taken
 
 PAGE = "freeman2017"
 COEFFICIENTS = {"quadratic": (0.1, 0.25, 0.5), "cubic": (0.0, 3.0, -10.0, 8.0)}
@@ -56,10 +57,6 @@ class Polynomial:
     def label(self) -> str:
         """For people."""
         return f"{self.name}, {self.loss} error"
-
-    def digests(self) -> dict[str, str]:
-        """Nothing is read."""
-        return {}
 
     def module(self, seed: int) -> nn.Sequential:
         """The network with the weights of that seed."""
@@ -111,6 +108,8 @@ class Judge:
 class Ends(Cell):
     """One training from `seed`: its weights at the first check at or below each of the `levels`, from high to low."""
 
+    page: ClassVar[str] = PAGE
+
     problem: Problem | Polynomial
     judge: Judge
     levels: tuple[float, ...]
@@ -118,22 +117,9 @@ class Ends(Cell):
     seed: int
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"train {self.problem.label} to {self.judge.quantity} {min(self.levels):g}, seed {self.seed}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem."""
-        return self.problem.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing."""
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train to the lowest level; the weights of level i, where it was reached, are in level-i.safetensors."""
@@ -144,7 +130,7 @@ class Ends(Cell):
         fitted = fit(
             objective.batch_loss, watch.value, start, objective.num_examples, replace(self.recipe, check=check),
             generator=torch.Generator().manual_seed(self.seed), target=min(self.levels),
-            checkpoint=WithCrossings(job.checkpoint("training"), watch),
+            memory=Beside(job.memory("training"), watch.give, watch.take),
         )  # fmt: skip
         for i, params in watch.found.items():
             save_params(params, job.folder / f"level-{i}.safetensors", {"seed": str(self.seed)})
@@ -176,38 +162,15 @@ class Crossings:
         self.looks += 1
         return value
 
+    def give(self) -> State:
+        """What was crossed, for a memory."""
+        crossed = {k: v for i, p in self.found.items() for k, v in named(str(i), p).items()}
+        return crossed, {"looks": self.looks, "rows": {str(i): row for i, row in self.rows.items()}}
 
-@dataclass(frozen=True)
-class WithCrossings:
-    """A checkpoint of a fit that also keeps what was crossed on the way."""
-
-    inner: Checkpoint
-    watch: Crossings
-
-    def due(self, step: int) -> bool:
-        """As the inner one says."""
-        return self.inner.due(step)
-
-    def save(self, tensors: Params, values: Mapping[str, Any]) -> None:
-        """Both states, whole or not at all."""
-        watch = self.watch
-        crossed = {f"crossed/{i}/{k}": v for i, p in watch.found.items() for k, v in p.items()}
-        rows = {str(i): row for i, row in watch.rows.items()}
-        self.inner.save({**tensors, **crossed}, {**values, "crossed": {"looks": watch.looks, "rows": rows}})
-
-    def load(self) -> tuple[Params, dict[str, Any]] | None:
-        """The state of the fit; what was crossed goes back to where it was."""
-        kept = self.inner.load()
-        if kept is None:
-            return None
-        tensors, values = dict(kept[0]), dict(kept[1])
-        crossed, watch = values.pop("crossed"), self.watch
-        watch.looks, watch.rows = crossed["looks"], {int(i): row for i, row in crossed["rows"].items()}
-        watch.found = {i: {} for i in watch.rows}
-        for name in [k for k in tensors if k.startswith("crossed/")]:
-            _, i, key = name.split("/", 2)
-            watch.found[int(i)][key] = tensors.pop(name).clone()
-        return tensors, values
+    def take(self, tensors: Params, values: Mapping[str, Any]) -> None:
+        """What a memory kept."""
+        self.looks, self.rows = values["looks"], {int(i): row for i, row in values["rows"].items()}
+        self.found = {i: taken(tensors, str(i)) for i in self.rows}
 
 
 @dataclass(frozen=True)
@@ -217,6 +180,8 @@ class String(Cell):
     `method` holds the rest; its beads go to alpha * reach * level. With `dense` the judged quantity is also measured at
     so many points of each segment of the result, and with `passes` the string is straightened.
     """
+
+    page: ClassVar[str] = PAGE
 
     figure: str
     task: str
@@ -229,22 +194,9 @@ class String(Cell):
     passes: int = 0
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"string {self.figure}, {self.task}, level {self.level:g}, seeds {self.a.seed} - {self.b.seed}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem."""
-        return self.a.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Both ends."""
-        return (self.a, self.b)
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Connect and measure; a search that was killed goes on. The string is in string.safetensors."""
@@ -256,8 +208,8 @@ class String(Cell):
         method = replace(
             self.method, threshold=limit.value, quantity=judge.quantity, on=judge.on, points=judge.points
         )  # fmt: skip
-        test = limit.objective if method.judged_by_test else None
-        found = connect(objective, a, b, method, seed=self.a.seed, test=test, checkpoint=job.checkpoint("search"))
+        test = limit.objective if method.judged else None
+        found = connect(objective, a, b, method, seed=self.a.seed, test=test, memory=job.memory("search"))
         # without the seconds, which are no part of the result
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         save(replace(found, stats=stats), job.folder / "string.safetensors")
@@ -299,27 +251,12 @@ def weights_length(path: Path) -> float:
 class Proof(Cell):
     """A stored string of a loss that can be bounded, proved: the certified bound of the training loss on all of it."""
 
+    page: ClassVar[str] = PAGE
+    what: ClassVar[str] = "proof of"
+
     string: String
     gap: float = 0.01
     budget: int = 200
-
-    @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"proof of {self.string.label}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the problem."""
-        return self.string.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The string."""
-        return (self.string,)
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """``certify``; nothing where no string was found."""

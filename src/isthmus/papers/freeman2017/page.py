@@ -13,7 +13,7 @@ from typing import Any
 from isthmus.connectors import ConstrainedStringSampling, StringSampling, TwoLayerReLU
 from isthmus.experiments.jobs import Problem
 from isthmus.experiments.page import Experiment
-from isthmus.papers.freeman2017.claims import findings
+from isthmus.papers.freeman2017.claims import CLAIMS
 from isthmus.papers.freeman2017.figures import FIGURES
 from isthmus.papers.freeman2017.jobs import PAGE, Ends, Judge, Polynomial, Proof, String
 from isthmus.papers.freeman2017.tables import PAPER, rows
@@ -72,7 +72,7 @@ class Scale:
         """The cheap parts first, then pair after pair of every task."""
         out: list[Cell] = []
         for example, levels, lr in (("permutation", self.permutation, 0.01), ("mixture", self.mixture, 0.05)):
-            size: dict[str, Any] = {"lr": lr, "steps": self.steps, "attempts": 2, "batch": 512}
+            size: dict[str, Any] = {"attempts": 2, "recipe": Recipe(lr=lr, steps=self.steps, batch=512)}
             out += [Disconnected(example, level, StringSampling(depth=self.depth, **size)) for level in levels]
             out.append(Disconnected(example, min(levels), ConstrainedStringSampling(beads=3 * self.depth, **size)))
         turns = range(max(task.pairs for task in self.tasks))
@@ -89,9 +89,13 @@ SQUARED = {"quadratic": (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5), "cubic": (8e
 """Levels of the mean squared error, at which a plain implementation was run before."""
 
 
-def published(bead: float, reach: float, **options: Any) -> StringSampling:
+def published(
+    bead: float, reach: float, *,
+    lr: float = 2e-3, batch: int = 256, steps: int = 2000, check: int | None = None, **options: Any,
+) -> StringSampling:  # fmt: skip
     """The search as the authors' program does it: one bead always, beads to `bead` times the level."""
-    return StringSampling(always=True, alpha=bead / reach, schedule="constant", **options)
+    recipe = Recipe(lr=lr, batch=batch, steps=steps, check=check, schedule="constant")
+    return StringSampling(always=True, alpha=bead / reach, recipe=recipe, **options)
 
 
 def polynomial(name: str, pairs: int, levels: tuple[float, ...], lr: float, steps: int, **options: Any) -> Task:
@@ -111,7 +115,9 @@ def squares(pairs: int, levels: slice) -> list[Task]:
     out = []
     for name, all_levels in SQUARED.items():
         ends = Recipe(lr=0.01, steps=60_000, batch=64, check=10, schedule="constant")
-        method = StringSampling(depth=12, lr=0.01, batch=64, steps=6000, check=10, schedule="constant", attempts=2)
+        method = StringSampling(
+            depth=12, attempts=2, recipe=Recipe(lr=0.01, steps=6000, batch=64, schedule="constant", check=10)
+        )
         problem = Polynomial(name, "squared", False, 64)
         out.append(
             Task("squared error", f"{name}, squared", problem, Judge(), all_levels[levels], ends, pairs, method, (), 41)
@@ -134,7 +140,9 @@ def _smoke() -> Scale:
             images,
         ),
         (0.3, 0.03), (1.0, 0.2),
-        tuple(Gap(m, 0, steps=300, method=TwoLayerReLU(steps=100, attempts=0)) for m in (4, 16)),
+        tuple(
+            Gap(m, 0, steps=300, method=TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=100))) for m in (4, 16)
+        ),
         150, 4,
     )  # fmt: skip
 
@@ -171,7 +179,11 @@ def _laptop() -> Scale:
         *race(mnist, 2000, 0.1, images, 1),
         polynomial("quadratic", 1, LEVELS_2[-1:], 3e-3, 20_000),
     )  # fmt: skip
-    gaps = tuple(Gap(m, seed, method=TwoLayerReLU(steps=500)) for m in (4, 8, 16, 32, 64, 128) for seed in range(3))
+    gaps = tuple(
+        Gap(m, seed, method=TwoLayerReLU(recipe=Recipe(lr=1e-2, steps=500)))
+        for m in (4, 8, 16, 32, 64, 128)
+        for seed in range(3)
+    )
     return Scale(tasks, (0.3, 0.2, 0.1, 0.08, 0.03, 0.01), (1.0, 0.8, 0.6, 0.4, 0.2, 0.05), gaps)
 
 
@@ -213,7 +225,9 @@ def _paper() -> Scale:
 def race(problem: Problem, examples: int, level: float, ends: Recipe, pairs: int) -> list[Task]:
     """Pairs below a training loss, connected by the library's search and by the sequential one."""
     small = replace(problem, examples=examples, tests=0)
-    method = StringSampling(alpha=0.95 / 1.1, lr=1e-3, batch=100, steps=2000, check=20, schedule="constant", depth=8)
+    method = StringSampling(
+        alpha=0.95 / 1.1, depth=8, recipe=Recipe(lr=1e-3, steps=2000, batch=100, schedule="constant", check=20)
+    )
     kinds = {"as it is": method, "one problem": replace(method, batched=True), "sequential": sequential(method)}
     return [
         Task("show", name, small, Judge("loss", "train", 11), (level,), ends, pairs, kind, reach=1.1)
@@ -235,9 +249,9 @@ EXPERIMENT = Experiment(
     title="Dynamic String Sampling: how long and how bent the ways between networks are",
     reference="Freeman & Bruna 2017, Figures 2 to 8, appendix D.1, section 2.3.1, Corollary 2.5",
     cells=cells,
-    rows=rows,
+    tables=(rows,),
     figures=FIGURES,
     paper=PAPER,
-    findings=findings,
+    claims=CLAIMS,
 )
 """The page."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import log
-from statistics import fmean, stdev
 from typing import Any
 
 from isthmus.connectors import Connection, StringSampling
 from isthmus.counterexamples import permutation
-from isthmus.experiments.page import Done, PaperValue, Row, ended
+from isthmus.experiments.page import PaperValue, ended
+from isthmus.experiments.tables import Column, Done, Entry, Row, Table, count, first, largest, mean
+from isthmus.objective import Objective
 from isthmus.papers.freeman2017.jobs import Proof, String
 from isthmus.papers.freeman2017.theory import Disconnected, Gap
 from isthmus.storage import load_connection
-from isthmus.sweep import Stored
 
 ENDS = 2
 """The paper counts the two ends among the beads."""
-
-Found = list[tuple[Any, Stored]]
 
 _FIGURE_2 = {
     0.001: (1.863, 62.4), 0.0025: (1.753, 38.3), 0.005: (1.661, 23.5), 0.0075: (1.650, 18.8), 0.01: (1.476, 13.8),
@@ -70,132 +68,174 @@ PAPER = tuple(_values())
 
 def rows(done: Done) -> list[Row]:
     """One row per task and level, one per counterexample and level, one per width of Theorem 2.4."""
-    strings: dict[tuple[str, str, float], Found] = {}
-    widths: dict[int, Found] = {}
-    bounds: dict[tuple[str, str, float], list[float | None]] = {}
-    apart: list[Row] = []
-    for cell, stored in done:
-        if isinstance(cell, String):
-            strings.setdefault((cell.figure, cell.task, cell.level), []).append((cell, stored))
-        elif isinstance(cell, Proof) and "claims" in stored.result:
-            key = (cell.string.figure, cell.string.task, cell.string.level)
-            bounds.setdefault(key, []).append(stored.result["bound"])
-        elif isinstance(cell, Gap):
-            widths.setdefault(cell.m, []).append((cell, stored))
-        elif isinstance(cell, Disconnected):
-            apart.append(_apart(cell, stored))
-    out = [_strings(*key, found) | _proved(bounds.get(key, [])) for key, found in strings.items()]
-    return [*_with_frames(out, strings), *apart, *(_width(m, found) for m, found in widths.items())]
+    return [*_with_frames(_STRINGS.rows(done)), *_APART.rows(done), *_WIDTHS.rows(done)]
 
 
-def spread(values: list[float]) -> float | None:
-    """The standard deviation over the pairs; None for one."""
-    return stdev(values) if len(values) > 1 else None
+def _string(entry: Entry) -> String:
+    """That was searched, or proved."""
+    return entry.cell.string if isinstance(entry.cell, Proof) else entry.cell
 
 
-def _strings(figure: str, task: str, level: float, found: Found) -> Row:
-    """Means over the connected pairs; `without the first bead`: a straight line below the limit counts as it is."""
-    cell = found[0][0]
-    percent = 100 if cell.a.judge.quantity == "error" else 1
-    trained = [s for _, s in found if s.result["outcome"] != "END_NOT_TRAINED"]
-    good = [s.result for s in trained if ended(s.result["outcome"]) == "CONSTRUCTED"]
-    row: Row = {
-        "figure": figure,
-        "task": task,
-        "quantity": f"{cell.a.judge.on} {cell.a.judge.quantity}" + (", %" if percent == 100 else ""),
-        "L0": round(percent * level, 9),
-        "pairs": len(trained),
-        "connected": len(good),
-        "others": ", ".join(sorted({ended(s.result["outcome"]).lower() for s in trained} - {"constructed"})) or None,
-    }
-    if not good:
-        return row
-    lengths, beads = [r["length"] for r in good], [float(r["beads"] + ENDS) for r in good]
-    straight = [r["line"] <= r["limit"] for r in good]
-    row |= {
-        "length": fmean(lengths),
-        "length sd": spread(lengths),
-        "length of the weights": fmean(r["weights_length"] for r in good),
-        "beads": fmean(beads),
-        "beads sd": spread(beads),
-        "lines below": sum(straight),
-        "length, line kept": fmean(1.0 if s else n for s, n in zip(straight, lengths, strict=True)),
-        "beads, line kept": fmean(float(ENDS) if s else n for s, n in zip(straight, beads, strict=True)),
-        "gradient steps": fmean(r["gradient_steps"] for r in good),
-        "limit": percent * good[0]["limit"],
-        "largest": percent * max(r.get("dense", r["maximum"]) for r in good),
-        "processor seconds": fmean(s.record.get("processor_seconds", float("nan")) for s in trained),
-        ".beads": beads,
-        ".dense": all("dense" in r for r in good),
-    }
-    if short := [r["straightened"] for r in good if r.get("straightened") is not None]:
-        both = [r["length"] for r in good if r.get("straightened") is not None]
-        row |= {"length of these": fmean(both), "straightened": fmean(short), "straightened pairs": len(short)}
-    return row
+def _trained(entries: Sequence[Entry]) -> list[Entry]:
+    """The searches whose ends reached the level."""
+    return [e for e in entries if isinstance(e.cell, String) and e["outcome"] != "END_NOT_TRAINED"]
 
 
-def _proved(bounds: list[float | None]) -> Row:
-    """How many of the connected strings are proved, and the largest bound; nothing where none was tried."""
-    known = [b for b in bounds if b is not None]
-    return {"proved": len(known), "largest bound": max(known, default=None)} if bounds else {}
+def _connected(entry: Entry) -> bool:
+    return ended(entry["outcome"]) == "CONSTRUCTED"
 
+
+def _good(column: Column) -> Column:
+    """A column of the connected pairs alone; nothing without any."""
+
+    def of_good(entries: Sequence[Entry]) -> Any:
+        good = [e for e in _trained(entries) if _connected(e)]
+        return column(good) if good else None
+
+    return of_good
+
+
+def _short(column: Column) -> Column:
+    """A column of the straightened ones; nothing without any."""
+
+    def of_short(entries: Sequence[Entry]) -> Any:
+        short = [e for e in entries if e["straightened?"] is not None]
+        return column(short) if short else None
+
+    return _good(of_short)
+
+
+def _others(entries: Sequence[Entry]) -> str | None:
+    return ", ".join(sorted({ended(e["outcome"]).lower() for e in _trained(entries)} - {"constructed"})) or None
+
+
+def _percent(entry: Entry) -> int:
+    """What levels are multiplied by."""
+    return 100 if _string(entry).a.judge.quantity == "error" else 1
+
+
+def _quantity(entry: Entry) -> str:
+    judge = _string(entry).a.judge
+    return f"{judge.on} {judge.quantity}" + (", %" if judge.quantity == "error" else "")
+
+
+def _beads(entry: Entry) -> float:
+    return float(entry["beads"] + ENDS)
+
+
+def _line_kept(entry: Entry) -> bool:
+    """Whether the straight line is below the limit as it is."""
+    return entry["line"] <= entry["limit"]
+
+
+def _largest(entry: Entry) -> float:
+    """On the string, by the samples of another grid where there are some."""
+    dense = entry["dense?"]
+    return _percent(entry) * (entry["maximum"] if dense is None else dense)
+
+
+def _proofs(column: Callable[[list[float]], Any]) -> Column:
+    """Of the bounds of the connected strings; nothing where none was tried."""
+
+    def bounds(entries: Sequence[Entry]) -> Any:
+        tried = [e for e in entries if isinstance(e.cell, Proof) and e["claims?"] is not None]
+        return column([e["bound"] for e in tried if e["bound"] is not None]) if tried else None
+
+    return bounds
+
+
+_STRINGS = Table(
+    of=(String, Proof),
+    by={
+        "figure": lambda e: _string(e).figure,
+        "task": lambda e: _string(e).task,
+        "quantity": _quantity,
+        "L0": lambda e: round(_percent(e) * _string(e).level, 9),
+    },
+    columns={
+        "pairs": lambda entries: len(_trained(entries)),
+        "connected": lambda entries: sum(map(_connected, _trained(entries))),
+        "others": _others,
+        "length": _good(mean("length", "sd")),
+        "length of the weights": _good(mean("weights_length")),
+        "beads": _good(mean(_beads, "sd")),
+        "lines below": _good(count(_line_kept)),
+        "length, line kept": _good(mean(lambda e: 1.0 if _line_kept(e) else e["length"])),
+        "beads, line kept": _good(mean(lambda e: float(ENDS) if _line_kept(e) else _beads(e))),
+        "gradient steps": _good(mean("gradient_steps")),
+        "limit": _good(first(lambda e: _percent(e) * e["limit"])),
+        "largest": _good(largest(_largest)),
+        "processor seconds": lambda entries: mean("record.processor_seconds?")(_trained(entries)),
+        ".dense": _good(lambda entries: all(e["dense?"] is not None for e in entries)),
+        "length of these": _short(mean("length")),
+        "straightened": _short(mean("straightened")),
+        "straightened pairs": _short(len),
+        "proved": _proofs(len),
+        "largest bound": _proofs(lambda bounds: max(bounds, default=None)),
+        ".first": lambda entries: next((e for e in entries if isinstance(e.cell, String)), None),
+    },
+)
+"""Means over the connected pairs; `line kept`: a straight line below the limit counts as it is."""
 
 FRAMES = 0.01
 """The level of the quadratic string that stands for Figure 7."""
 
 
-def _with_frames(out: list[Row], strings: dict[tuple[str, str, float], Found]) -> list[Row]:
+def _with_frames(table: list[Row]) -> list[Row]:
     """Figure 7: the string of the first pair of networks of the quadratic task, at the level nearest to ``FRAMES``."""
-    levels = [key for key in strings if key[0] == "2"]
-    if levels:
-        key = min(levels, key=lambda k: abs(log(k[2] / FRAMES)))
-        cell, stored = strings[key][0]
-        if ended(stored.result["outcome"]) == "CONSTRUCTED":
-            (row,) = [r for r in out if (r["figure"], r["task"], r["L0"]) == key]
-            row[".frames"] = (cell.a.problem.objectives()[0], _connection(stored))
-    return out
+    quadratic = [r for r in table if r["figure"] == "2" and r[".first"] is not None]
+    if quadratic:
+        row = min(quadratic, key=lambda r: abs(log(r["L0"] / FRAMES)))
+        shown = row[".first"]
+        if _connected(shown):
+            row[".frames"] = (shown.cell.a.problem.objectives()[0], _connection(shown))
+    return table
 
 
-def _connection(stored: Stored) -> Connection:
-    return load_connection(stored.folder / "string.safetensors")
+def _connection(entry: Entry) -> Connection:
+    return load_connection(entry.stored.folder / "string.safetensors")
 
 
-def _apart(cell: Disconnected, stored: Stored) -> Row:
-    r, method = stored.result, type(cell.method).__name__
-    row: Row = {
-        "figure": "8, D.1" if cell.example == "permutation" else "2.3.1",
-        "task": cell.example,
-        "method": method,
-        "L0": cell.level,
-        "outcome": ended(r["outcome"]).lower().replace("_", " "),
-        "connected": int(ended(r["outcome"]) == "CONSTRUCTED"),
-        "beads": float(r["beads"] + ENDS),
-        "length": r["length"],
-        "largest": r["dense"],
-        "gradient steps": r["gradient_steps"],
-        "no path below": r["threshold"],
-        "proved": r["proved"],
-        "level reached": r["reached"],
-    }
-    if isinstance(cell.method, StringSampling) and cell.example == "permutation" and not row["connected"]:
-        row[".frames"] = (permutation().objective, _connection(stored))
-    return row
+def _frames(entry: Entry) -> tuple[Objective, Connection] | None:
+    """Figure 8: a string that found no way between the permuted solutions."""
+    cell = entry.cell
+    if _connected(entry) or cell.example != "permutation" or not isinstance(cell.method, StringSampling):
+        return None
+    return permutation().objective, _connection(entry)
 
 
-def _width(m: int, found: Found) -> Row:
-    results = [s.result for _, s in found]
-    bounds = [r["epsilon"] for r in results]
-    return {
-        "figure": "Corollary 2.5",
-        "task": "gap of Theorem 2.4",
-        "m": m,
-        "pairs": len(results),
-        "ends": fmean(max(r["ends"]) for r in results),
-        "e(n)": fmean(r["oracle"] for r in results),
-        "largest epsilon, bound": max(bounds),
-        "gap": fmean(r["gap"] for r in results),
-        "gap sd": spread([r["gap"] for r in results]),
-        "largest gap": max(r["gap"] for r in results),
-        "largest excess": max(r["excess"] for r in results),
-        ".above": max(r["measured"] - max(*r["ends"], r["epsilon"]) for r in results),
-    }
+_APART = Table(
+    of=Disconnected,
+    by={
+        "figure": lambda e: "8, D.1" if e.cell.example == "permutation" else "2.3.1",
+        "task": "cell.example",
+        "method": lambda e: type(e.cell.method).__name__,
+        "L0": "cell.level",
+    },
+    columns={
+        "outcome": first(lambda e: ended(e["outcome"]).lower().replace("_", " ")),
+        "connected": count(_connected),
+        "beads": first(_beads),
+        "length": first("length"),
+        "largest": first("dense"),
+        "gradient steps": first("gradient_steps"),
+        "no path below": first("threshold"),
+        "proved": first("proved"),
+        "level reached": first("reached"),
+        ".frames": first(_frames),
+    },
+)
+_WIDTHS = Table(
+    of=Gap,
+    by={"figure": lambda e: "Corollary 2.5", "task": lambda e: "gap of Theorem 2.4", "m": "cell.m"},
+    columns={
+        "pairs": len,
+        "ends": mean(lambda e: max(e["ends"])),
+        "e(n)": mean("oracle"),
+        "largest epsilon, bound": largest("epsilon"),
+        "gap": mean("gap", "sd"),
+        "largest gap": largest("gap"),
+        "largest excess": largest("excess"),
+        ".above": largest(lambda e: e["measured"] - max(*e["ends"], e["epsilon"])),
+    },
+)

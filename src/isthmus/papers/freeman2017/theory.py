@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -26,35 +26,24 @@ from isthmus.training.fit import Recipe, fit
 class Disconnected(Cell):
     """A string asked for between the two solutions of a counterexample: "permutation" (D.1) or "mixture" (2.3.1)."""
 
+    page: ClassVar[str] = PAGE
+
     example: str
     level: float
     method: StringSampling | ConstrainedStringSampling
     seed: int = 0
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"{type(self.method).__name__} counterexample {self.example}, level {self.level:g}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Nothing is read."""
-        return {}
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing: the solutions are known in closed form."""
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """How it ended, and whether the string changes sides, as every path must."""
         example = permutation() if self.example == "permutation" else gaussian_mixture()
         method = replace(self.method, threshold=self.level)
-        checkpoint = job.checkpoint("search")
-        found = connect(example.objective, *example.minima, method, seed=self.seed, checkpoint=checkpoint)
+        memory = job.memory("search")
+        found = connect(example.objective, *example.minima, method, seed=self.seed, memory=memory)
         stats = {k: v for k, v in found.stats.items() if k != "seconds"}
         save(replace(found, stats=stats), job.folder / "string.safetensors")
         out = {k: stats[k] for k in ("beads", "gradient_steps", "maximum")}
@@ -77,6 +66,8 @@ class Gap(Cell):
     sin(x_1 + x_2) on `examples` normal points, squared error, kappa |output weights|_1, first layers free.
     """
 
+    page: ClassVar[str] = PAGE
+
     m: int
     seed: int
     kappa: float = 1e-3
@@ -85,22 +76,9 @@ class Gap(Cell):
     method: TwoLayerReLU = TwoLayerReLU()  # noqa: RUF009 - frozen
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"Theorem 2.4, m = {self.m}, seed {self.seed}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Nothing is read."""
-        return {}
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing."""
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """``gap_by_width`` at this width."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from isthmus.experiments.page import Finding, Row
+from isthmus.experiments.claims import Claim
+from isthmus.experiments.tables import Row
 
 STABLE = 90.0
 """The accuracy, in percent, that counts as "fairly dropout stable"; the paper names no number."""
@@ -22,114 +23,65 @@ ROUNDING = 1e-5
 """By how much a loss in float32 may exceed its bound, which is computed in float64."""
 
 
-def findings(rows: Sequence[Row]) -> list[Finding]:
-    """Every statement that the rows can decide."""
-    left = {row[".p"]: row for row in rows if row["figure"] == "2 left"}
-    paths = {
-        part: {row["method"]: row for row in rows if row.get("method") and where(row) == part}
-        for part in ("filters", "channels", "perceptrons")
-    }
-    return [
-        *_subnetworks(left),
-        *_centre(rows),
-        *_narrow(rows, max((row.get("units kept", 0) for row in left.values()), default=0)),
-        *_below_the_line("filters", paths["filters"]),
-        *_noise(rows),
-        *_below_the_line("channels", paths["channels"]),
-        *_chance(paths["channels"]),
-        *_order(paths["perceptrons"]),
-        *_proved([row for found in paths.values() for row in found.values()]),
-    ]
-
-
 def where(row: Row) -> str:
     """The part of the page that a row of a path belongs to."""
     return row["figure"].removeprefix("paths, ") if row["figure"].startswith("paths") else "channels"
 
 
-def _subnetworks(left: dict[float, Row]) -> list[Finding]:
-    if not {0.2, 0.5} <= left.keys():
-        return []
-    half, fifth = left[0.5], left[0.2]
-    return [
-        Finding(
-            f"without dropout in training, half of the filters keep an accuracy of {STABLE:g} %",
-            half["accuracy %"] >= STABLE,
-            f"{half['accuracy %']:.1f} %, loss {half['loss']:.3g}",
-        ),
-        Finding(
-            "subnetworks of four fifths of the filters do better than those of half",
-            fifth["loss"] < half["loss"],
-            f"loss {fifth['loss']:.3g} against {half['loss']:.3g}",
-        ),
-    ]
+def _of(part: str) -> Callable[[Row], bool]:
+    """The rows of the paths of one part."""
+    return lambda row: row.get("method") is not None and where(row) == part
 
 
-def _centre(rows: Sequence[Row]) -> list[Finding]:
-    found = [row for row in rows if row["figure"] == "2 centre"]
-    return [
-        Finding(
-            f"the {row['what']}, rises at most {FLAT} above its ends",
-            row["largest excess"] <= FLAT,
-            f"{row['largest excess']:.2g} in {row['trials']} trials",
-        )
-        for row in found
-    ]
+def _four_fifths(rows: list[Row]) -> tuple[bool | None, str]:
+    loss = {row[".p"]: row["loss"] for row in rows}
+    if not {0.2, 0.5} <= loss.keys():
+        return None, "one of them is missing"
+    return loss[0.2] < loss[0.5], f"loss {loss[0.2]:.3g} against {loss[0.5]:.3g}"
 
 
-def _narrow(rows: Sequence[Row], kept: int) -> list[Finding]:
-    """The narrowest network that learns, against the units that p = 0.2 drops."""
-    found = sorted((row[".width"], row["accuracy %"], row["loss"]) for row in rows if row["figure"] == "2 right")
-    if not found:
-        return []
+def _few_filters(rows: list[Row]) -> tuple[bool, str]:
+    """The narrowest network that learns, else the best one."""
+    found = sorted((row[".width"], row["accuracy %"], row["loss"]) for row in rows)
     enough = next((f for f in found if f[1] >= LOW), None)
     width, accuracy, loss = enough or max(found, key=lambda f: f[1])
-    return [
-        Finding(
-            f"networks of a few filters reach {LOW:g} %",
-            enough is not None,
-            f"{width} filters: {accuracy:.1f} %, loss {loss:.3g}",
-        )
-    ]
+    return enough is not None, f"{width} filters: {accuracy:.1f} %, loss {loss:.3g}"
 
 
-def _below_the_line(part: str, found: dict[str, Row]) -> list[Finding]:
+def _below_the_line(rows: list[Row]) -> tuple[bool | None, str]:
+    found = {row["method"]: row for row in rows}
     if not {"Narrow", "Linear"} <= found.keys():
-        return []
-    narrow, line = found["Narrow"], found["Linear"]
-    return [
-        Finding(
-            f"{part}: the path of Theorem 3 has a lower loss and a higher accuracy than the straight line",
-            narrow["loss"] < line["loss"] and narrow["accuracy %"] > line["accuracy %"],
-            f"loss {narrow['loss']:.3g} against {line['loss']:.3g}, "
-            f"accuracy {narrow['accuracy %']:.1f} % against {line['accuracy %']:.1f} %",
-        )
-    ]
+        return None, "one path is missing"
+    (a, p), (b, q) = ((found[name]["loss"], found[name]["accuracy %"]) for name in ("Narrow", "Linear"))
+    return a < b and p > q, f"loss {a:.3g} against {b:.3g}, accuracy {p:.1f} % against {q:.1f} %"
 
 
-def _noise(rows: Sequence[Row]) -> list[Finding]:
-    """Medians without dropout in training over those with it: how much less stable each layer is."""
-    tables: dict[bool, dict[int, Row]] = {}
+def _without_dropout(rows: list[Row]) -> dict[bool, tuple[float, str]]:
+    """By how much, at worst, medians are worse without dropout in training: of the first layers, and of the others."""
+    tables: dict[bool, dict[int, Row]] = {True: {}, False: {}}
     for row in rows:
-        if "layer" in row:
-            tables.setdefault("dropout" in row["network"], {})[row["layer"]] = row
-    if len(tables) < 2:
-        return []
-    worst = {layer: _worse(tables[False][layer], tables[True][layer]) for layer in sorted(tables[True])}
-    first = max((w for layer, w in worst.items() if layer <= FIRST), key=lambda w: w[0])
-    rest = max((w for layer, w in worst.items() if layer > FIRST), key=lambda w: w[0])
-    return [
-        Finding(
-            f"without dropout in training, layers above {FIRST} are as noise stable within a factor of {SIMILAR:g}",
-            rest[0] <= SIMILAR,
-            f"at worst {rest[0]:.2f} times, {rest[1]}",
-        ),
-        Finding(
-            f"without dropout in training, one of the first {FIRST} layers is less noise stable than all others",
-            first[0] > rest[0],
-            f"{first[0]:.2f} times, {first[1]}, against {rest[0]:.2f} times",
-        ),
-    ]
+        tables["dropout" in row["network"]][row["layer"]] = row
+    worst: dict[bool, tuple[float, str]] = {}
+    for layer, row in sorted(tables[True].items()):
+        if layer in tables[False]:
+            early = layer <= FIRST
+            worst[early] = max(worst.get(early, (0.0, "")), _worse(tables[False][layer], row))
+    return worst
+
+
+def _late_layers(rows: list[Row]) -> tuple[bool | None, str]:
+    worst = _without_dropout(rows)
+    if False not in worst:
+        return None, "not of both networks"
+    return worst[False][0] <= SIMILAR, "at worst {:.2f} times, {}".format(*worst[False])
+
+
+def _early_layers(rows: list[Row]) -> tuple[bool | None, str]:
+    worst = _without_dropout(rows)
+    if len(worst) < 2:
+        return None, "not of both networks"
+    (early, what), (late, _) = worst[True], worst[False]
+    return early > late, f"{early:.2f} times, {what}, against {late:.2f} times"
 
 
 def _worse(plain: Row, dropped: Row) -> tuple[float, str]:
@@ -144,46 +96,65 @@ def _worse(plain: Row, dropped: Row) -> tuple[float, str]:
     return max(out)
 
 
-def _chance(found: dict[str, Row]) -> list[Finding]:
-    if "Linear" not in found:
-        return []
-    accuracy = found["Linear"]["accuracy %"]
-    return [
-        Finding(
-            f"channels: the accuracy on the straight line falls to chance, at most {CHANCE:g} %",
-            accuracy <= CHANCE,
-            f"{accuracy:.1f} %, loss {found['Linear']['loss']:.3g}",
-        )
-    ]
+def _order(rows: list[Row]) -> tuple[bool | None, str]:
+    found = {row["method"]: row["loss"] for row in rows}
+    losses = [found[name] for name in ("Narrow", "NoiseDropout", "Linear") if name in found]
+    if len(losses) < 3:
+        return None, "one path is missing"
+    return losses[0] < losses[1] < losses[2], "loss " + ", ".join(f"{v:.2g}" for v in losses)
 
 
-def _order(found: dict[str, Row]) -> list[Finding]:
-    names = ("Narrow", "NoiseDropout", "Linear")
-    if not set(names) <= found.keys():
-        return []
-    losses = [found[n]["loss"] for n in names]
-    return [
-        Finding(
-            "perceptrons: Theorem 3 stays below Theorem 2, and Theorem 2 below the straight line",
-            losses[0] < losses[1] < losses[2],
-            "loss " + ", ".join(f"{v:.2g}" for v in losses),
-        )
-    ]
-
-
-def _proved(paths: Sequence[Row]) -> list[Finding]:
+def _proved(rows: list[Row]) -> tuple[bool, str]:
     """Constructed segments: proved, and never above their bound."""
-    made = [row for row in paths if row["method"] != "Linear"]
-    if not made:
-        return []
     # all but the straight segments to theta_1 and back, of which Theorems 2 and 3 have one at each end
-    missing = [row for row in made if row["exact segments"] < row["segments"] - 2 * (row["method"] != "Dropout")]
-    above = [row for row in made if row["their loss"] > row["their largest bound"] * (1 + ROUNDING)]
-    count = sum(row["exact segments"] for row in made)
-    return [
-        Finding(
-            "every segment that Theorems 1 to 3 construct is proved, and no measured loss is above its bound",
-            not missing and not above,
-            f"{count} segments on {len(made)} kinds of paths",
-        )
-    ]
+    missing = [row for row in rows if row["exact segments"] < row["segments"] - 2 * (row["method"] != "Dropout")]
+    above = [row for row in rows if row["their loss"] > row["their largest bound"] * (1 + ROUNDING)]
+    count = sum(row["exact segments"] for row in rows)
+    return not missing and not above, f"{count} segments on {len(rows)} kinds of paths"
+
+
+def _theorem_3(part: str) -> Claim:
+    words = "the path of Theorem 3 has a lower loss and a higher accuracy than the straight line"
+    return Claim(f"{part}: {words}", _of(part), judge=_below_the_line)
+
+
+CLAIMS = (
+    Claim(
+        f"without dropout in training, half of the filters keep an accuracy of {STABLE:g} %",
+        lambda row: row["figure"] == "2 left" and row[".p"] == 0.5,
+        value="accuracy %", at_least=STABLE, says="{value:.1f} %, loss {loss:.3g}",
+    ),
+    Claim(
+        "subnetworks of four fifths of the filters do better than those of half",
+        lambda row: row["figure"] == "2 left", judge=_four_fifths,
+    ),
+    Claim(
+        f"the {{what}}, rises at most {FLAT} above its ends", lambda row: row["figure"] == "2 centre", ("what",),
+        value="largest excess", at_most=FLAT, says="{value:.2g} in {trials} trials",
+    ),
+    Claim(f"networks of a few filters reach {LOW:g} %", lambda row: row["figure"] == "2 right", judge=_few_filters),
+    _theorem_3("filters"),
+    Claim(
+        f"without dropout in training, layers above {FIRST} are as noise stable within a factor of {SIMILAR:g}",
+        lambda row: row.get("layer") is not None, judge=_late_layers,
+    ),
+    Claim(
+        f"without dropout in training, one of the first {FIRST} layers is less noise stable than all others",
+        lambda row: row.get("layer") is not None, judge=_early_layers,
+    ),
+    _theorem_3("channels"),
+    Claim(
+        f"channels: the accuracy on the straight line falls to chance, at most {CHANCE:g} %",
+        lambda row: _of("channels")(row) and row["method"] == "Linear",
+        value="accuracy %", at_most=CHANCE, says="{value:.1f} %, loss {loss:.3g}",
+    ),
+    Claim(
+        "perceptrons: Theorem 3 stays below Theorem 2, and Theorem 2 below the straight line",
+        _of("perceptrons"), judge=_order,
+    ),
+    Claim(
+        "every segment that Theorems 1 to 3 construct is proved, and no measured loss is above its bound",
+        lambda row: row.get("method") not in (None, "Linear"), judge=_proved,
+    ),
+)  # fmt: skip
+"""Every statement of the paper about its figures."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from isthmus.experiments.page import Row
+from isthmus.experiments.tables import Row
 from isthmus.papers.kuditipudi2019 import drawing as draw
 from isthmus.papers.kuditipudi2019.claims import where
 from isthmus.papers.kuditipudi2019.jobs import TABLES
@@ -33,15 +33,19 @@ def noise(rows: Sequence[Row], layer: int | None = None) -> Figure:
     found = [row for row in rows if "layer" in row]
     if layer is not None:
         deepest = max(row["layer"] for row in found)
-        found = [row for row in found if row["layer"] == (layer if layer <= deepest else (deepest + 1) // 2)]
-    tables: dict[str, dict[int, dict[str, list[float]]]] = {}
-    for name in TABLES:
-        table = tables.setdefault(name.replace("_", " "), {})
-        for row in found:
-            if name in row[".values"]:
-                trained = "with" if "dropout" in row["network"] else "without"
-                table.setdefault(row["layer"], {})[f"trained {trained} dropout"] = row[".values"][name]
-    return draw.distributions(tables)
+        shown = layer if layer <= deepest else (deepest + 1) // 2
+        found = [row for row in found if row["layer"] == shown]
+    return draw.distributions({name.replace("_", " "): _by_layer(found, name) for name in TABLES})
+
+
+def _by_layer(rows: Sequence[Row], name: str) -> dict[int, dict[str, list[float]]]:
+    """The numbers of one quantity, by layer and network."""
+    table: dict[int, dict[str, list[float]]] = {}
+    for row in rows:
+        if name in row[".values"]:
+            trained = "with" if "dropout" in row["network"] else "without"
+            table.setdefault(row["layer"], {})[f"trained {trained} dropout"] = row[".values"][name]
+    return table
 
 
 def paths(part: str, title: str) -> Callable[[list[Row]], Figure]:

@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from isthmus.connectors.noise_dropout import End
 from isthmus.evaluate import profile
-from isthmus.evaluate.chain import losses_of, require_hidden_chain
-from isthmus.experiments.jobs import Network, On, trained
+from isthmus.evaluate.chain import losses_of
+from isthmus.experiments.jobs import Network, On
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Path
@@ -30,40 +30,17 @@ TABLES = ("layer_cushion", "minimal_interlayer_cushion", "activation_contraction
 
 
 @dataclass(frozen=True)
-class _OfOneNetwork(Cell):
-    """Something measured on one trained network."""
-
-    what: ClassVar[str]
-    end: Network | On
-
-    @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.what} of {self.end.label}".replace("train ", "")
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the end."""
-        return self.end.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The network."""
-        return trained((self.end,))
-
-
-@dataclass(frozen=True)
-class Subnetworks(_OfOneNetwork):
+class Subnetworks(Cell):
     """Figure 2, left and centre: for each p the best of `draws` subnetworks with floor(n (1 - p)) units per layer.
 
     The outgoing weights of kept units are multiplied by 1 / (1 - p), those of dropped ones are zero. For the p in
     `lines` the straight segment to the best one is measured at `num_points` points.
     """
 
-    what: ClassVar[str] = "subnetworks"
+    page: ClassVar[str] = PAGE
+    what: ClassVar[str] = "subnetworks of"
+
+    end: Network | On
     ps: tuple[float, ...]
     draws: int = 20
     lines: tuple[float, ...] = (0.2,)
@@ -116,13 +93,16 @@ def smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Losses(_OfOneNetwork):
+class Losses(Cell):
     """Loss and error of a network on training and test examples; with `passes`, also while its dropout is active.
 
     `figure`: what the row is for, "2 right" or "text" (of section 6).
     """
 
-    what: ClassVar[str] = "losses"
+    page: ClassVar[str] = PAGE
+    what: ClassVar[str] = "losses of"
+
+    end: Network | On
     figure: str
     passes: int = 0
 
@@ -158,10 +138,13 @@ class Losses(_OfOneNetwork):
 
 
 @dataclass(frozen=True)
-class Noise(_OfOneNetwork):
+class Noise(Cell):
     """Figure 3, left, and D.3: the four quantities of noise stability for every layer and example."""
 
-    what: ClassVar[str] = "noise stability"
+    page: ClassVar[str] = PAGE
+    what: ClassVar[str] = "noise stability of"
+
+    end: Network | On
     p: float = 0.5
     draws: int = 20
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from isthmus.connectors import Connector, Dropout, Linear, Narrow, NoiseDropout
 from isthmus.experiments.jobs import Network, On, Pair, Problem
 from isthmus.experiments.page import Experiment, PaperValue
-from isthmus.papers.kuditipudi2019.claims import findings
+from isthmus.papers.kuditipudi2019.claims import CLAIMS
 from isthmus.papers.kuditipudi2019.figures import FIGURES
 from isthmus.papers.kuditipudi2019.jobs import PAGE, Losses, Noise, Subnetworks
-from isthmus.papers.kuditipudi2019.tables import rows
+from isthmus.papers.kuditipudi2019.tables import tables
 from isthmus.sweep import Cell
 from isthmus.training.fit import Recipe
 
@@ -129,28 +129,40 @@ SCALES = {
         Filters(
             "digits", 8, Recipe(lr=1e-2, steps=120, batch=64), 2, (0.2, 0.5), 3, (1, 2),
             Recipe(lr=1e-2, steps=120, batch=64), 200,
-            Paths((Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, steps=60)), 200, 3, 6),
+            Paths(
+                (Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, recipe=Recipe(steps=60))),
+                200, 3, 6,
+            ),
         ),
         Channels(
             "digits", "convnet:8", "0.1x2-0.25", Recipe(lr=1e-2, steps=150, batch=64), 60, 3, 1,
-            Paths((Linear(), Narrow(width=2, draws=2, steps=60)), 200, 3, 0),
+            Paths((Linear(), Narrow(width=2, draws=2, recipe=Recipe(steps=60))), 200, 3, 0),
         ),
         Perceptrons(
             "mlp:64-20x2-10:dropout=0.25", Recipe(lr=1e-2, steps=200, batch=128), 1,
-            Paths((Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, steps=300, attempts=1)), None, 5, 20),
+            Paths(
+                (Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, attempts=1, recipe=Recipe(steps=300))),
+                None, 5, 20,
+            ),
         ),
     ),
     "laptop": (
         Filters(
             "mnist", 32, replace(_SGD, steps=2000, check=2000), 5, _PS, 20,
             (1, 2, 4, 6), replace(_SGD, steps=1500, check=1500), 2048,
-            Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2, steps=1500, attempts=1)), 2048, 11, 0),
+            Paths(
+                (Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2, attempts=1, recipe=Recipe(steps=1500))),
+                2048, 11, 0,
+            ),
         ),
         Channels(
             # p / ((1 - p) n), the relative noise of dropout in a layer of n channels, is that of the paper
             "cifar10", "vgg11:16", "0.08x3-0.2x7", Recipe(lr=1e-3, steps=9 * _EPOCH, batch=128, check=3 * _EPOCH),
             64, 20, 1,
-            Paths((Linear(), Dropout(masks=10), NoiseDropout(), Narrow(p=0.2, steps=1500, attempts=1)), 2500, 11, 0),
+            Paths(
+                (Linear(), Dropout(masks=10), NoiseDropout(), Narrow(p=0.2, attempts=1, recipe=Recipe(steps=1500))),
+                2500, 11, 0,
+            ),
         ),
         Perceptrons(
             "mlp:64-60x4-10:dropout=0.25", _DIGITS, 3,
@@ -197,7 +209,7 @@ EXPERIMENT = Experiment(
     title="Dropout stability, noise stability and the paths they give",
     reference="Kuditipudi et al. 2019, Figures 2, 3, 5 and D.3",
     cells=cells,
-    rows=lambda done: rows(done, _PAPER),
+    tables=tables(_PAPER),
     figures=FIGURES,
     paper=(
         PaperValue({"figure": "text", "what": "training set, dropout off"}, "accuracy %", 99, "section 6"),
@@ -207,6 +219,6 @@ EXPERIMENT = Experiment(
         PaperValue({"figure": "5", "method": "Linear"}, "loss", 2.34, "section 6 and Figure 5"),
         PaperValue({"figure": "5", "method": "Linear"}, "accuracy %", 10, "section 6 and Figure 5"),
     ),
-    findings=findings,
+    claims=CLAIMS,
 )
 """The page."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
+from math import nan
 
-from isthmus.experiments.page import Finding, Row
+from isthmus.experiments.claims import Claim
+from isthmus.experiments.tables import Row
 from isthmus.papers.nguyen2019.sketches import NEAR
 
 CONDITION = 1e6
@@ -23,116 +25,55 @@ SQUARED = 1e-20
 """What a descent of the squared loss has to reach."""
 
 
-def findings(rows: Sequence[Row]) -> list[Finding]:
-    """Every statement that the rows can decide."""
-    out: list[Finding] = []
-    for theorem in ("3.2", "5.1", "6.1"):
-        out += _theorem(theorem, [r for r in rows if r["part"] == f"Theorem {theorem}"])
-    out += _descents([r for r in rows if r["part"] == "descend"])
-    for theorem in ("3.2", "5.1"):
-        out += _rays(theorem, [r for r in rows if r["part"] == "ray" and r["theorem"] == theorem])
-    sketches = {r["part"]: r for r in rows if r["part"].startswith("Figure")}
-    return out + [
-        Finding(f"{name}: {sketches[name]['sketch']}", test(sketches[name]), _counts(sketches[name]))
-        for name, test in _FIGURES.items()
-        if name in sketches
-    ]
+def _path(row: Row) -> bool:
+    return row["part"].startswith("Theorem")
 
 
-def _theorem(name: str, found: Sequence[Row]) -> list[Finding]:
-    if not found:
-        return []
-    refused = [r for r in found if "condition" not in r]
-    kept = [r for r in found if "condition" in r and r["condition"] < CONDITION]
-    pairs = sum(r["pairs"] for r in kept)
-    what = f"Theorem {name}, condition numbers below {CONDITION:.0e}"
-    out = [
-        Finding(
-            f"Theorem {name}: its premises hold wherever they should",
-            not refused,
-            f"{sum(r['pairs'] for r in found)} pairs, {len(refused)} kinds refused",
-        )
-    ]
-    if not kept:
-        return out
-    excess = max(r["excess"] for r in kept)
-    moved = max((r["invariance"] for r in kept if r["invariance"] is not None), default=None)
-    certain = [r["proved excess"] for r in kept if r["proved"]]
-    return [
-        *out,
-        Finding(
-            f"{what}: the loss rises at most {EXCESS:.0e} above the higher end",
-            excess <= EXCESS,
-            f"{excess:.1e} on {pairs} paths",
-        ),
-        Finding(
-            f"{what}: outputs that stay move by at most {INVARIANT:.0e}",
-            None if moved is None else moved <= INVARIANT,
-            "no such segment" if moved is None else f"{moved:.1e}",
-        ),
-        Finding(
-            f"{what}: every path is proved",
-            len(certain) == len(kept),
-            f"{len(certain)} of {len(kept)} kinds",
-        ),
-        Finding(
-            f"{what}: the proofs allow for at most {PROVED:.0e} above the higher end",
-            bool(certain) and max(certain) <= PROVED,
-            f"{max(certain, default=float('nan')):.1e} at most",
-        ),
-    ]
+def _good(row: Row) -> bool:
+    """A path that is asked to keep its digits."""
+    return _path(row) and row.get("condition") is not None and row["condition"] < CONDITION
 
 
-def _descents(found: Sequence[Row]) -> list[Finding]:
-    if not found:
-        return []
-    there = [r for r in found if r.get("theorem") is not None]
-    squared = [r for r in there if r["loss"] == "mse"]
-    worst = max((r["rise"] for r in there), default=float("nan"))
-    lost = [r for r in there if r["loss at the end"] > r["tolerance"]]
-    out = [
-        Finding(
-            f"from every start a path leads down to the tolerance and rises by at most {RISE:.0e}",
-            len(there) == len(found) and not lost and worst <= RISE,
-            f"{len(there)} of {len(found)} descents, the largest rise {worst:.1e}",
-        ),
-        Finding(
-            f"no descent exceeds the loss it starts from by more than {PROVED:.0e}, by proof",
-            bool(there) and all(r["proved"] and r["proved excess"] <= PROVED for r in there),
-            f"{sum(bool(r['proved']) for r in there)} of {len(there)} proved",
-        ),
-    ]
-    if squared:
-        reached = max(r["loss at the end"] for r in squared)
-        out.append(
-            Finding(
-                f"the squared loss comes below {SQUARED:.0e}",
-                reached < SQUARED,
-                f"at most {reached:.1e} in {len(squared)} descents",
-            )
-        )
-    return out
+def _descent(row: Row) -> bool:
+    return row["part"] == "descend"
 
 
-def _rays(name: str, found: Sequence[Row]) -> list[Finding]:
-    if not found:
-        return []
-    change = max(r["change"] for r in found)
-    what = f"on a ray to any norm the loss stays within {EXCESS:.0e}, by proof within {PROVED:.0e}"
-    return [
-        Finding(
-            f"Theorem {name}, second part: {what}",
-            change <= EXCESS
-            and all(r["norm at the end"] >= r["wanted"] for r in found)
-            and all(r["proved"] and r["proved excess"] <= PROVED for r in found),
-            f"{change:.1e} on {len(found)} rays, to norms of at least {min(r['norm at the end'] for r in found):.1e}",
-        )
-    ]
+def _premises(rows: list[Row]) -> tuple[bool, str]:
+    refused = [r for r in rows if r.get("condition") is None]
+    return not refused, f"{sum(r['pairs'] for r in rows)} pairs, {len(refused)} kinds refused"
+
+
+def _proved(rows: list[Row]) -> tuple[bool, str]:
+    proved = sum(bool(r["proved"]) for r in rows)
+    return proved == len(rows), f"{proved} of {len(rows)} kinds"
+
+
+def _leads_down(rows: list[Row]) -> tuple[bool, str]:
+    there = [r for r in rows if r.get("theorem") is not None]
+    worst = max((r["rise"] for r in there), default=nan)
+    down = all(r["loss at the end"] <= r["tolerance"] for r in there)
+    good = len(there) == len(rows) and down and worst <= RISE
+    return good, f"{len(there)} of {len(rows)} descents, the largest rise {worst:.1e}"
+
+
+def _certain(rows: list[Row]) -> bool:
+    return all(r["proved"] and r["proved excess"] <= PROVED for r in rows)
+
+
+def _descents_proved(rows: list[Row]) -> tuple[bool, str]:
+    return _certain(rows), f"{sum(bool(r['proved']) for r in rows)} of {len(rows)} proved"
+
+
+def _far(rows: list[Row]) -> tuple[bool, str]:
+    change, norm = max(r["change"] for r in rows), min(r["norm at the end"] for r in rows)
+    far = all(r["norm at the end"] >= r["wanted"] for r in rows)
+    text = f"{change:.1e} on {len(rows)} rays, to norms of at least {norm:.1e}"
+    return change <= EXCESS and far and _certain(rows), text
 
 
 def _counts(row: Row) -> str:
     text = f"up to {row['most components']} components, {row['most bad components']} bad, {row['local minima']} minima"
-    return text + (f", descent ends at {row['descent ends at']}" if "descent ends at" in row else "")
+    return text + (f", descent ends at {row['descent ends at']}" if row.get("descent ends at") else "")
 
 
 def _connected(row: Row) -> bool:
@@ -141,11 +82,14 @@ def _connected(row: Row) -> bool:
 
 def _stuck(row: Row) -> bool:
     """Gradient descent from y < 1 stays above 1 and keeps falling, from above it comes near the infimum."""
-    runs = row[".survey"]["runs"]
+    runs, near = row[".survey"]["runs"], row[".infimum"] + NEAR
     low = [r["f"] for r in runs if r["y"][0] < 1]
-    falling = all(p > q for f in low for p, q in pairwise(f))
-    free = all(r["f"][-1] < row[".infimum"] + NEAR for r in runs if r["y"][0] > 1)
-    return bool(low) and falling and free and all(f[-1] > 1 for f in low) and row[".infimum"] + NEAR < 1
+    high = [r["f"] for r in runs if r["y"][0] > 1]
+    return bool(low) and near < 1 and all(map(_stays_above_one, low)) and all(f[-1] < near for f in high)
+
+
+def _stays_above_one(values: list[float]) -> bool:
+    return values[-1] > 1 and all(p > q for p, q in pairwise(values))
 
 
 _FIGURES: dict[str, Callable[[Row], bool]] = {
@@ -160,3 +104,49 @@ _FIGURES: dict[str, Callable[[Row], bool]] = {
     "Figure 5": lambda r: _connected(r) and _stuck(r),
 }
 """What each figure says, of its row."""
+
+
+def _figure(name: str, says: Callable[[Row], bool]) -> Claim:
+    return Claim(
+        "{part}: {sketch}",
+        lambda row: row["part"] == name,
+        ("part", "sketch"),
+        judge=lambda rows: (says(rows[0]), _counts(rows[0])),
+    )
+
+
+_KEPT = f"{{part}}, condition numbers below {CONDITION:.0e}"
+CLAIMS = (
+    Claim("{part}: its premises hold wherever they should", _path, ("part",), judge=_premises),
+    Claim(
+        f"{_KEPT}: the loss rises at most {EXCESS:.0e} above the higher end", _good, ("part",),
+        value="excess", at_most=EXCESS, says="{value:.1e} on {count} paths",
+    ),
+    Claim(
+        f"{_KEPT}: outputs that stay move by at most {INVARIANT:.0e}", _good, ("part",),
+        value="invariance", at_most=INVARIANT, says="{value:.1e}",
+    ),
+    Claim(f"{_KEPT}: every path is proved", _good, ("part",), judge=_proved),
+    Claim(
+        f"{_KEPT}: the proofs allow for at most {PROVED:.0e} above the higher end", _good, ("part",),
+        value=lambda row: row["proved excess"] if row["proved"] else None, at_most=PROVED, says="{value:.1e} at most",
+    ),
+    Claim(
+        f"from every start a path leads down to the tolerance and rises by at most {RISE:.0e}", _descent,
+        judge=_leads_down,
+    ),
+    Claim(
+        f"no descent exceeds the loss it starts from by more than {PROVED:.0e}, by proof", _descent,
+        needs=("theorem",), judge=_descents_proved,
+    ),
+    Claim(
+        f"the squared loss comes below {SQUARED:.0e}", lambda row: _descent(row) and row["loss"] == "mse",
+        value="loss at the end", at_most=SQUARED, says="at most {value:.1e} in {count} descents",
+    ),
+    Claim(
+        f"Theorem {{theorem}}, second part: on a ray to any norm the loss stays within {EXCESS:.0e}, "
+        f"by proof within {PROVED:.0e}", lambda row: row["part"] == "ray", ("theorem",), judge=_far,
+    ),
+    *(_figure(name, says) for name, says in _FIGURES.items()),
+)  # fmt: skip
+"""Every statement of the paper."""

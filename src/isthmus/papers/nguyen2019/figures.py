@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from isthmus.experiments.page import Row
+from isthmus.experiments.tables import Row
 from isthmus.papers.nguyen2019 import drawing as draw
 
 if TYPE_CHECKING:
@@ -20,27 +20,39 @@ def sketches(rows: Sequence[Row]) -> Figure:
 
 def paths(rows: Sequence[Row]) -> Figure:
     """The losses along one path per theorem and start, with the straight line; at the largest N that all have."""
-    found = [r for r in rows if ".key" in r and r["loss"] == "cross-entropy" and r["from"] in ("random", "trained")]
+    found = [r for r in _by_theorem(rows) if r["from"] in ("random", "trained")]
     panels: dict[str, dict[str, draw.Curve]] = {}
-    for theorem in dict.fromkeys(r[".key"][0] for r in found):
-        of = [r for r in found if r[".key"][0] == theorem]
-        common = [n for n in {r["N"] for r in of} if {r["from"] for r in of if r["N"] == n} == {r["from"] for r in of}]
-        for row in of:
-            if row["N"] == max(common):
-                name = f"Theorem {theorem}, N = {row['N']}, {row['from']} ends"
-                panels.setdefault(name, {"straight line": row[".line"], "path": row[".curve"]})
+    for theorem in dict.fromkeys(r["part"] for r in found):
+        own = [r for r in found if r["part"] == theorem]
+        largest = _common(own)
+        for row in (r for r in own if r["N"] == largest):
+            name = f"{theorem}, N = {row['N']}, {row['from']} ends"
+            panels.setdefault(name, {"straight line": row[".line"], "path": row[".curve"]})
     return draw.paths(panels)
+
+
+def _by_theorem(rows: Sequence[Row]) -> list[Row]:
+    """The paths that were made, with the cross-entropy."""
+    return [r for r in rows if r["part"].startswith("Theorem") and r["loss"] == "cross-entropy" and r[".curve"]]
+
+
+def _common(rows: Sequence[Row]) -> int:
+    """The largest N that has ends of every kind."""
+    kinds: dict[int, set[str]] = {}
+    for row in rows:
+        kinds.setdefault(row["N"], set()).add(row["from"])
+    return max(n for n, found in kinds.items() if found == {row["from"] for row in rows})
 
 
 def digits(rows: Sequence[Row]) -> Figure:
     """Against N: proved excess, invariance, condition numbers, growth, by theorem."""
-    found = [r for r in rows if ".key" in r and r["loss"] == "cross-entropy" and r["proved"]]
+    found = [r for r in _by_theorem(rows) if r["proved"]]
     table: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for column in ("proved excess", "invariance", "condition", "growth"):
         for row in found:
             if not row[column]:  # no segment on which the outputs stay
                 continue
-            points = table.setdefault(column, {}).setdefault(f"Theorem {row['.key'][0]}", [])
+            points = table.setdefault(column, {}).setdefault(row["part"], [])
             points.append((row["N"], row[column]))
     return draw.against_samples(table)
 
@@ -49,7 +61,7 @@ def descents(rows: Sequence[Row]) -> Figure:
     """The losses on the way down, by network."""
     panels: dict[str, dict[str, draw.Curve]] = {}
     for row in rows:
-        if row["part"] == "descend" and ".curve" in row:
+        if row["part"] == "descend" and row[".curve"]:
             panels.setdefault(row["network"], {})[f"{row['loss']}, from {row['from']}"] = row[".curve"]
     return draw.descents(panels)
 

@@ -18,12 +18,12 @@ from isthmus.connectors import Connection, connect
 from isthmus.connectors.sublevel import Sublevel
 from isthmus.errors import InputError
 from isthmus.evaluate import Profile, profile
+from isthmus.experiments.jobs import Network
 from isthmus.objective import Objective
 from isthmus.papers.nguyen2019.problems import BAD, PAGE, STARTS, Setting, spoil
 from isthmus.papers.nguyen2019.sketches import SKETCHES, survey
 from isthmus.params import Params
 from isthmus.paths import Curve, Path
-from isthmus.storage import digest, load_params, save_params
 from isthmus.sweep import Cell, Job
 from isthmus.training.fit import Recipe
 
@@ -32,46 +32,12 @@ INSIDE = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class Trained(Cell):
-    """A network trained on all N examples until its loss is at most `target`."""
-
-    setting: Setting
-    seed: int
-    recipe: Recipe
-    target: float = 1e-3
-
-    @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"train {self.setting.label}, seed {self.seed}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the data."""
-        return self.setting.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing."""
-        return ()
-
-    def run(self, job: Job) -> Mapping[str, Any]:
-        """Train; the weights are in params.safetensors."""
-        fitted = self.setting.trained(self.seed, self.recipe, self.target)
-        save_params(fitted.params, job.folder / "params.safetensors", {"seed": str(self.seed)})
-        found = {"loss": fitted.loss, "steps": fitted.steps, "outcome": fitted.ended.name}
-        return found | {"params": digest(fitted.params)}
-
-
-@dataclass(frozen=True)
 class _OnSamples(Cell):
     """Something constructed from one or two points of a perceptron. `start`: what they are, one of ``STARTS``."""
 
-    what: ClassVar[str]
+    page: ClassVar[str] = PAGE
     ends: ClassVar[int]
+
     setting: Setting
     start: str = "random"
     seed: int = 0
@@ -82,24 +48,16 @@ class _OnSamples(Cell):
             raise InputError("start", expected=f"one of {', '.join(STARTS)}", got=repr(self.start))
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"{self.what} {self.setting.label}, {self.start}, seed {self.seed}"
 
-    def digests(self) -> Mapping[str, str]:
-        """Of the data."""
-        return self.setting.digests()
-
-    def needs(self) -> tuple[Trained, ...]:
+    def needs(self) -> tuple[Network, ...]:
         """The ends that must be trained."""
         if self.start != "trained":
             return ()
-        return tuple(Trained(self.setting, s, self.recipe) for s in self._seeds)
+        setting: Any = self.setting  # trains itself as a Problem does
+        return tuple(Network(setting, seed, self.recipe) for seed in self._seeds)
 
     @property
     def _seeds(self) -> list[int]:
@@ -108,7 +66,7 @@ class _OnSamples(Cell):
     def points(self, job: Job) -> list[Params]:
         """The points to start from."""
         if self.start == "trained":
-            return [load_params(job.load(n).folder / "params.safetensors") for n in self.needs()]
+            return [network.params(job) for network in self.needs()]
         found = [self.setting.random(s) for s in self._seeds]
         return [spoil(p, self.start) for p in found] if self.start in BAD else found
 
@@ -273,6 +231,8 @@ def _square(v: Tensor) -> Tensor:
 class Sketch(Cell):
     """One of the functions sketched in Figures 1 to 5, on a grid: minima, and components of its sublevel sets."""
 
+    page: ClassVar[str] = PAGE
+
     figure: str
     points: int = 401
 
@@ -281,22 +241,9 @@ class Sketch(Cell):
             raise InputError("figure", expected=f"one of {', '.join(SKETCHES)}", got=repr(self.figure))
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"Figure {self.figure}, {self.points} points"
-
-    def digests(self) -> Mapping[str, str]:
-        """It reads nothing."""
-        return {}
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing."""
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Levels, components, minima, convexity; where gradient descent goes."""

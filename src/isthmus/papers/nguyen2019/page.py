@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from isthmus.experiments.page import Experiment
-from isthmus.papers.nguyen2019.claims import findings
+from isthmus.papers.nguyen2019.claims import CLAIMS
 from isthmus.papers.nguyen2019.figures import FIGURES
 from isthmus.papers.nguyen2019.jobs import Descent, Far, Joined, Sketch
 from isthmus.papers.nguyen2019.problems import BAD, PAGE, STARTS, Setting
 from isthmus.papers.nguyen2019.sketches import SKETCHES as FUNCTIONS
-from isthmus.papers.nguyen2019.tables import rows
+from isthmus.papers.nguyen2019.tables import TABLES
 from isthmus.sweep import Cell
 from isthmus.training.fit import Recipe
 
@@ -152,8 +152,8 @@ EXPERIMENT = Experiment(
     title="Paths inside sublevel sets, descents and rays, exact but for rounding",
     reference="Nguyen 2019, Theorems 3.2, 4.2, 5.1, 6.1 and Figures 1 to 5",
     cells=cells,
-    rows=rows,
+    tables=TABLES,
     figures=FIGURES,
-    findings=findings,
+    claims=CLAIMS,
 )
 """The page."""

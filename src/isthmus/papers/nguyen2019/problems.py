@@ -16,6 +16,7 @@ from isthmus.objective import Objective
 from isthmus.objective.data import rows
 from isthmus.params import Params
 from isthmus.training.fit import Fitted, Recipe, fit
+from isthmus.training.memory import Memory, forget
 
 PAGE = "nguyen2019"
 LOSSES = ("cross_entropy", "mse", "hinge")
@@ -54,6 +55,11 @@ class Setting:
         """The widths and the activation."""
         activation = "ReLU" if self.slope is None else f"leaky ReLU of slope {self.slope:g}"
         return "-".join(map(str, self.widths)) + f", {activation}" + ("" if self.bias else ", no biases")
+
+    @property
+    def model(self) -> str:
+        """As `network`."""
+        return self.network
 
     @property
     def label(self) -> str:
@@ -98,7 +104,7 @@ class Setting:
             out[name] = torch.randn(v.shape, generator=g, dtype=torch.float64) * scale
         return out
 
-    def trained(self, seed: int, recipe: Recipe, target: float) -> Fitted:
+    def train(self, seed: int, recipe: Recipe, target: float, memory: Memory = forget) -> Fitted:
         """Trained from the random weights of that seed until the loss is at most `target`."""
         objective = self.objective()
         x, y = objective.data
@@ -106,8 +112,10 @@ class Setting:
         def batch_loss(state: Params, index: Tensor) -> Tensor:
             return objective.example_losses(objective.forward(state, rows(x, index)), y[index]).mean()
 
-        generator = torch.Generator().manual_seed(seed)
-        return fit(batch_loss, objective.loss, self.random(seed), self.N, recipe, generator=generator, target=target)
+        return fit(
+            batch_loss, objective.loss, self.random(seed), self.N, recipe,
+            generator=torch.Generator().manual_seed(seed), target=target, memory=memory,
+        )  # fmt: skip
 
 
 def hinge(z: Tensor, y: Tensor) -> Tensor:

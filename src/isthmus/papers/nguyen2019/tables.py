@@ -1,71 +1,68 @@
-"""The rows of the page on Nguyen 2019, from stored results."""
+"""The tables of the page on Nguyen 2019: paths by theorem, start and size; descents; rays; sketches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import nan
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from isthmus.experiments.page import Done, Row, ended
+from isthmus.experiments.page import ended
+from isthmus.experiments.tables import Column, Entry, Reader, Table, first, largest, read
 from isthmus.papers.nguyen2019.jobs import Descent, Far, Joined, Sketch
-from isthmus.papers.nguyen2019.problems import Setting
 from isthmus.papers.nguyen2019.sketches import SKETCHES
-from isthmus.sweep import Stored
-
-Found = list[tuple[Any, Stored]]
 
 
-def rows(done: Done) -> list[Row]:
-    """Paths by theorem, start and size; descents; rays; sketches."""
-
-    def of(kind: type) -> Found:
-        return [(cell, stored) for cell, stored in done if isinstance(cell, kind)]
-
-    groups: dict[tuple[Any, ...], Found] = {}
-    for cell, stored in of(Joined):
-        groups.setdefault((cell.theorem, cell.setting, cell.start), []).append((cell, stored))
-    out = [_path(group) for group in groups.values()]
-    out += [_descent(c, s) for c, s in of(Descent)]
-    out += [_ray(c, s) for c, s in of(Far)]
-    return out + [_sketch(c, s) for c, s in of(Sketch)]
-
-
-def _setting(part: str, setting: Setting, start: str) -> Row:
-    loss = "cross-entropy" if setting.loss == "cross_entropy" else setting.loss
-    return {"part": part, "network": setting.network, "data": setting.data, "N": setting.N, "loss": loss, "from": start}
-
-
-def _path(group: Found) -> Row:
-    """The worst of the pairs in every column; excesses relative to the larger of 1 and the higher end's loss."""
-    cell = group[0][0]
-    start = {"part": f"Theorem {cell.theorem}", "pairs": len(group)} | _setting(
-        f"Theorem {cell.theorem}", cell.setting, cell.start
-    )
-    results = [s.result for _, s in group]
-    if any(r["theorem"] is None for r in results):
-        failing = next(r["premises"] for r in results if r["theorem"] is None)
-        return start | {"outcome": "PREMISE_FAILS", "premise": "; ".join(failing)}
-    tops = [max(1.0, *r["certificate"]["ends"]) for r in results]
-    certificates = [r["certificate"] for r in results]
-    proved = all(c["proved"] for c in certificates)
-    return start | {
-        "outcome": " ".join(sorted({ended(r["outcome"]) for r in results})),
-        "segments": max(len(r["segments"]) for r in results),
-        "condition": max(condition(r["conditions"]) for r in results),
-        "higher end": max(max(c["ends"]) for c in certificates),
-        "excess of the line": max(max(r["line"]["loss"]) - max(r["certificate"]["ends"]) for r in results),
-        "excess": max(r["excess"] / top for r, top in zip(results, tops, strict=True)),
-        "proved": proved,
-        "proved excess": max((c["bound"] - max(c["ends"])) / top for c, top in zip(certificates, tops, strict=True))
-        if proved
-        else None,
-        "invariance": max((v for r in results if (v := r["invariance"]) is not None), default=None),
-        "growth": max(r["growth"] for r in results),
-        "seconds": max(s.record.get("seconds", nan) for _, s in group),
-        ".curve": results[0]["curve"],
-        ".line": results[0]["line"],
-        ".key": (cell.theorem, cell.start),
+def _start(part: Reader) -> dict[str, Reader]:
+    """What a row of a path, a descent or a ray is about."""
+    return {
+        "part": part,
+        "network": "cell.setting.network",
+        "data": "cell.setting.data",
+        "N": "cell.setting.N",
+        "loss": lambda e: e.cell.setting.loss.replace("cross_entropy", "cross-entropy"),
+        "from": "cell.start",
     }
+
+
+def _made(entry: Entry) -> bool:
+    """Whether the premises held."""
+    return entry["theorem"] is not None
+
+
+def _worst(what: Reader) -> Column:
+    """The largest of all; nothing where a premise failed."""
+    return lambda entries: largest(what)(entries) if all(map(_made, entries)) else None
+
+
+def _outcome(entries: Sequence[Entry]) -> str:
+    names = {ended(e["outcome"]) for e in entries}
+    return " ".join(sorted(names)) if len(entries) == 1 or all(map(_made, entries)) else "PREMISE_FAILS"
+
+
+def _premise(entries: Sequence[Entry]) -> str | None:
+    return next(("; ".join(e["premises"]) for e in entries if not _made(e)), None)
+
+
+def _top(entry: Entry) -> float:
+    """The loss of the higher end."""
+    return max(entry["certificate.ends"])
+
+
+def _unit(loss: float) -> float:
+    """What excesses are relative to: the larger of 1 and the loss that they start from."""
+    return max(1.0, loss)
+
+
+def _all_proved(entries: Sequence[Entry]) -> bool | None:
+    return all(e["certificate.proved"] for e in entries) if all(map(_made, entries)) else None
+
+
+def _proved_excess(start: Reader) -> Column:
+    """Of the bound above the loss at the start; nothing unless all are proved."""
+
+    def excess(entry: Entry) -> float:
+        loss = read(entry, start)
+        return (entry["certificate.bound"] - loss) / _unit(loss)
+
+    return lambda entries: largest(excess)(entries) if _all_proved(entries) else None
 
 
 def condition(found: Mapping[str, Mapping[str, float]]) -> float:
@@ -74,66 +71,85 @@ def condition(found: Mapping[str, Mapping[str, float]]) -> float:
     return max(needed)
 
 
-def _descent(cell: Descent, stored: Stored) -> Row:
-    """One descent."""
-    row, r = _setting("descend", cell.setting, cell.start), stored.result
-    if r["theorem"] is None:
-        return row | {"outcome": ended(r["outcome"]), "premise": "; ".join(r["premises"])}
-    first, last = r["loss"]
-    certificate = r["certificate"]
-    top = max(1.0, first)
-    return row | {
-        "theorem": r["theorem"],
-        "outcome": ended(r["outcome"]),
-        "segments": len(r["segments"]),
-        "condition": max(v for k, v in r["conditions"].items() if k.startswith("F")),
-        "loss at the start": first,
-        "loss at the end": last,
-        "tolerance": cell.tolerance,
-        "rise": r["rise"] / top,
-        "proved": certificate["proved"],
-        "proved excess": (certificate["bound"] - first) / top if certificate["proved"] else None,
-        "growth": r["growth"],
-        "seconds": stored.record.get("seconds"),
-        ".curve": r["curve"],
-    }
+_PATHS = Table(
+    of=Joined,
+    by=_start(lambda e: f"Theorem {e.cell.theorem}"),
+    columns={
+        "pairs": len,
+        "outcome": _outcome,
+        "premise": _premise,
+        "segments": _worst(lambda e: len(e["segments"])),
+        "condition": _worst(lambda e: condition(e["conditions"])),
+        "higher end": _worst(_top),
+        "excess of the line": _worst(lambda e: max(e["line.loss"]) - _top(e)),
+        "excess": _worst(lambda e: e["excess"] / _unit(_top(e))),
+        "proved": _all_proved,
+        "proved excess": _proved_excess(_top),
+        "invariance": _worst("invariance?"),
+        "growth": _worst("growth?"),
+        "seconds": _worst("record.seconds?"),
+        ".curve": first("curve?"),
+        ".line": first("line?"),
+    },
+)
+_DESCENTS = Table(
+    of=Descent,
+    by=_start(lambda e: "descend"),
+    columns={
+        "theorem": first("theorem"),
+        "outcome": _outcome,
+        "premise": _premise,
+        "segments": _worst(lambda e: len(e["segments"])),
+        "condition": _worst(lambda e: max(v for k, v in e["conditions"].items() if k.startswith("F"))),
+        "loss at the start": _worst(lambda e: e["loss"][0]),
+        "loss at the end": _worst(lambda e: e["loss"][1]),
+        "tolerance": first("cell.tolerance"),
+        "rise": _worst(lambda e: e["rise"] / _unit(e["loss"][0])),
+        "proved": _all_proved,
+        "proved excess": _proved_excess(lambda e: e["loss"][0]),
+        "growth": _worst("growth?"),
+        "seconds": _worst("record.seconds?"),
+        ".curve": first("curve?"),
+    },
+)
+_RAYS = Table(
+    of=Far,
+    by=_start(lambda e: "ray"),
+    columns={
+        "theorem": first("theorem"),
+        "outcome": _outcome,
+        "segments": first(lambda e: len(e["segments"])),
+        "norm at the start": first(lambda e: e["norms"][0]),
+        "norm at the end": first(lambda e: e["norms"][-1]),
+        "wanted": first("cell.size"),
+        "change": first(lambda e: e["change"] / _unit(e["loss"])),
+        "drift": first("drift"),
+        "proved": _all_proved,
+        "proved excess": _proved_excess("loss"),
+        "seconds": first("record.seconds?"),
+    },
+)
 
 
-def _ray(cell: Far, stored: Stored) -> Row:
-    """One ray."""
-    r = stored.result
-    top, certificate = max(1.0, r["loss"]), r["certificate"]
-    return _setting("ray", cell.setting, cell.start) | {
-        "theorem": r["theorem"],
-        "outcome": ended(r["outcome"]),
-        "segments": len(r["segments"]),
-        "norm at the start": r["norms"][0],
-        "norm at the end": r["norms"][-1],
-        "wanted": cell.size,
-        "change": r["change"] / top,
-        "drift": r["drift"],
-        "proved": certificate["proved"],
-        "proved excess": (certificate["bound"] - r["loss"]) / top if certificate["proved"] else None,
-        "seconds": stored.record.get("seconds"),
-    }
+def _ends(entry: Entry) -> str | None:
+    return ", ".join(f"{run['f'][-1]:.3g}" for run in entry["runs"]) or None
 
 
-def _sketch(cell: Sketch, stored: Stored) -> Row:
-    """What the grid shows of one function."""
-    r, sketch = stored.result, SKETCHES[cell.figure]
-    ends = [(run["y"][0], run["f"][-1]) for run in r["runs"]]
-    return {
-        "part": f"Figure {cell.figure}",
-        "sketch": sketch.says,
-        "levels": len(r["levels"]),
-        "most components": max(r["components"]),
-        "most bad components": max(r["bad"]),
-        "local minima": len(r["minima"]),
-        "most in a bad component": max(r["bad_minima"]),
-        "lowest minimum": min(r["minima"], default=None),
-        "highest minimum": max(r["minima"], default=None),
-        "midpoint excess": r["convexity"],
-        **({"descent ends at": ", ".join(f"{f:.3g}" for _, f in ends)} if ends else {}),
-        ".survey": r,
-        ".infimum": sketch.infimum,
-    }
+_SKETCHES = Table(
+    of=Sketch,
+    by={"part": lambda e: f"Figure {e.cell.figure}", "sketch": lambda e: SKETCHES[e.cell.figure].says},
+    columns={
+        "levels": first(lambda e: len(e["levels"])),
+        "most components": first(lambda e: max(e["components"])),
+        "most bad components": first(lambda e: max(e["bad"])),
+        "local minima": first(lambda e: len(e["minima"])),
+        "most in a bad component": first(lambda e: max(e["bad_minima"])),
+        "lowest minimum": first(lambda e: min(e["minima"], default=None)),
+        "highest minimum": first(lambda e: max(e["minima"], default=None)),
+        "midpoint excess": first("convexity"),
+        "descent ends at": first(_ends),
+        ".survey": first(lambda e: dict(e.stored.result)),
+        ".infimum": first(lambda e: SKETCHES[e.cell.figure].infimum),
+    },
+)
+TABLES = (_PATHS, _DESCENTS, _RAYS, _SKETCHES)

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
 from typing import Any
 
-from isthmus.connectors import Connector, Dropout, Linear, Subnetwork
+from isthmus.connectors import Connector, Dropout, Linear, Subnetwork, Trained
+from isthmus.experiments.claims import Claim
 from isthmus.experiments.jobs import Network, Pair, Problem
-from isthmus.experiments.page import Done, Experiment, Finding, Row
-from isthmus.papers.nguyen2021 import figures
+from isthmus.experiments.page import Experiment
+from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, mean
+from isthmus.papers.nguyen2021.figures import FIGURES
 from isthmus.papers.nguyen2021.jobs import PAGE, ExperimentA, ExperimentB
 from isthmus.storage import read_json
 from isthmus.sweep import Cell
-from isthmus.sweep.store import Stored
 from isthmus.training.fit import Recipe
 
 NEAR_ZERO = 0.05
@@ -83,7 +83,7 @@ def _smoke() -> list[Task]:
         subnets=Recipe(lr=5e-3, steps=200, batch=64), hub_steps=600, masks=8,
     )  # fmt: skip
     digits = Problem("mlp:64-40x3-10", "digits", 500, dtype="float32")
-    methods = _methods(8, Subnetwork(steps=400, batch=64, lr=5e-3))
+    methods = _methods(8, _trained(lr=5e-3, steps=400, batch=64))
     task = Task(
         "3(a)", "digits, 3 x 40", digits, 2, **brief, others=(1 / 3, 1 / 4), other_draws=2, methods=methods, budget=100
     )
@@ -117,16 +117,21 @@ def _laptop() -> list[Task]:
     images = Problem("vgg11:16:he", "cifar10", 2000, dtype="float32", tests=2000)
     return [
         _fcn("3(b)", "CIFAR-10, 5 x 500", "mlp:3072-500x5-10", "cifar10", networks=3, **cifar, **ratios,
-             methods=_methods(50, Subnetwork(lr=2e-3, steps=50 * 195, hub_steps=50 * 195))),
+             methods=_methods(50, _trained(lr=2e-3, steps=50 * 195, hub_steps=50 * 195))),
         Task("like 3(a)", "digits, 4 x 60", Problem("mlp:64-60x4-10", "digits"), 3, **small,
-             methods=_methods(200, Subnetwork(lr=5e-3, steps=2000, batch=64, hub_steps=4000)), budget=100),
+             methods=_methods(200, _trained(lr=5e-3, steps=2000, batch=64, hub_steps=4000)), budget=100),
         _fcn("3(a)", "MNIST, 10 x 245", "mlp:784-245x10-10", "mnist", networks=3, **mnist,
-             methods=_methods(50, Subnetwork(lr=1e-3, steps=30 * 234, hub_steps=40 * 234))),
+             methods=_methods(50, _trained(lr=1e-3, steps=30 * 234, hub_steps=40 * 234))),
         Task("3(c)", "CIFAR-10, VGG-11", images, 2, **vgg,
-             methods=_methods(30, Subnetwork(lr=1e-3, steps=1000, hub_steps=3000, batch=64, slack=0.01))),
+             methods=_methods(30, _trained(lr=1e-3, steps=1000, batch=64, hub_steps=3000, slack=0.01))),
         *_widths("MNIST", 784, "mnist", (25, 50, 200, 400), networks=1, **mnist | {"draws": 1}),
         *_widths("CIFAR-10", 3072, "cifar10", (50, 250, 500), networks=1, **cifar | {"draws": 1}),
     ]  # fmt: skip
+
+
+def _trained(*, hub_steps: int | None = None, slack: float = 0.0, **recipe: Any) -> Subnetwork:
+    """Theorem 4.1 with subnetworks trained by that recipe."""
+    return Subnetwork(slack=slack, inner=Trained(recipe=Recipe(**recipe), hub_steps=hub_steps))
 
 
 def _methods(masks: int, trained: Subnetwork) -> tuple[Connector, ...]:
@@ -149,7 +154,7 @@ def _paper() -> list[Task]:
     two_c = options(sgd(5e-4, 0.95, 400, 50000), sgd(5e-3, 0.95, 400, 50000))
     vgg = options(sgd(5e-3, 0.9, 400, 50000, 5e-4), sgd(5e-3, 0.9, 400, 50000, 5e-4))
     thirds = (1 / 3, 1 / 4)
-    paths = _methods(200, Subnetwork(steps=400 * 195, hub_steps=400 * 195))
+    paths = _methods(200, _trained(steps=400 * 195, hub_steps=400 * 195))
     images = Problem("vgg11", "cifar10", dtype="float32")
     return [
         _fcn("3(a)", "MNIST, 10 x 245", "mlp:784-245x10-10", "mnist", networks=10, **deep_m, others=thirds),
@@ -169,186 +174,162 @@ def cells(scale: str) -> Sequence[Cell]:
     return [cell for task in _SCALES[scale]() for cell in task.cells()]
 
 
-def rows(done: Done) -> list[Row]:
-    """Per task and dropout ratio one row for each layer; per width one row; per method one row of Figure 3(d)."""
-    tasks = {t.problem: t for scale in _SCALES.values() for t in scale()}
-    found: dict[tuple[Problem, float], dict[str, list[Any]]] = {}
-    paths = []
-    for cell, stored in done:
-        if isinstance(cell, ExperimentA | ExperimentB):
-            kind = type(cell).__name__[-1]
-            found.setdefault((cell.network.problem, cell.p), {"A": [], "B": []})[kind].append(stored.result)
-        elif isinstance(cell, Pair):
-            paths.append(_path_row(tasks[cell.a.problem], cell, stored))
-    layers, widths = [], []
-    for (problem, p), both in found.items():
-        task = tasks[problem]
-        if task.width is not None:
-            widths.append(_width_row(task, both))
-        else:
-            layers += _layer_rows(task, p, both)
-    return [*layers, *widths, *paths]
+_TASKS = {task.problem: task for scale in _SCALES.values() for task in scale()}
+_RATIOS = {1 / 3: "7", 1 / 4: "8"}
+"""The figures of appendix B."""
 
 
-def _layer_rows(task: Task, p: float, both: dict[str, list[Any]]) -> list[Row]:
-    count = max(len(r["layers"]) for kind in both.values() for r in kind) + (not both["A"])
-    return [
-        {
-            "figure": task.figure if p == 0.5 else {1 / 3: "7", 1 / 4: "8"}[p],
-            "task": task.name,
-            "p": round(p, 4),
-            "layer": l,
-            **_columns(both, "reference", "test_reference_error", l),
-        }
-        for l in range(count)
-    ]
+def _of_task(name: str) -> Reader:
+    """What is said of the task of a network."""
+    return lambda entry: getattr(_TASKS[entry.cell.network.problem], name)
 
 
-def _width_row(task: Task, both: dict[str, list[Any]]) -> Row:
+def _numbers(loss: Reader, error: Reader) -> dict[str, Column]:
+    """Means over the networks with their 95 % intervals; both experiments measure the network itself."""
     return {
-        "figure": task.figure,
-        "task": task.name,
-        "p": 0.5,
-        "width": task.width,
-        **_columns(both, "reference", "test_reference_error", None),
+        "networks": lambda entries: len({e.cell.network for e in entries}),
+        "reference": _once("reference"),
+        "A": mean(loss, "±", of=ExperimentA),
+        "B": mean(loss, "±", of=ExperimentB),
+        "reference test error": _once("test_reference_error"),
+        "A test error": mean(error, "±", of=ExperimentA),
+        "B test error": mean(error, "±", of=ExperimentB),
     }
 
 
-def _columns(both: dict[str, list[Any]], loss: str, error: str, l: int | None) -> Row:
-    """Means and half widths of their 95 % intervals over the networks; l None: the largest over the layers."""
-    results = both["A"] or both["B"]
-    out: Row = {"networks": len(results)}
-    out |= _mean("reference", [r[loss] for r in results])
-    for kind in ("A", "B"):
-        out |= _mean(kind, [v for r in both[kind] if (v := _at(r, "loss", l)) is not None])
-    out |= _mean("reference test error", [r[error] for r in results])
-    for kind in ("A", "B"):
-        out |= _mean(f"{kind} test error", [v for r in both[kind] if (v := _at(r, "test_error", l)) is not None])
-    return out
+def _once(what: str) -> Column:
+    """The mean over the networks, each once."""
+    return lambda entries: mean(what, "±")(list({e.cell.network: e for e in entries}.values()))
 
 
-def _at(result: Any, what: str, l: int | None) -> float | None:
-    values = [row[what] for row in result["layers"] if l is None or row["layer"] == l]
-    return max(values) if values else None
+def _top(what: str) -> Reader:
+    """The largest over the layers."""
+    return lambda entry: max(layer[what] for layer in entry["layers"])
 
 
-def _mean(name: str, values: list[float]) -> Row:
-    if not values:
-        return {}
-    return {name: fmean(values)} | ({f"{name} ±": half_width(values)} if len(values) > 1 else {})
+def _curve(name: str) -> Column:
+    """A column of the profile along the path."""
+    return lambda entries: read_json(entries[0].stored.folder / "run" / "profile.json")[name]
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half the 95 % interval of the mean, by Student's t.
-
-    >>> round(half_width([1.0, 2.0, 3.0]), 4)
-    2.4841
-    """
-    from scipy.stats import t
-
-    n = len(values)
-    return float(t.ppf(0.975, n - 1)) * stdev(values) / n**0.5
-
-
-def _path_row(task: Task, cell: Pair, stored: Stored) -> Row:
-    profile = read_json(stored.folder / "run" / "profile.json")
-    r = stored.result
-    return {
-        "figure": "3(d)",
-        "task": task.name,
-        "method": _name(cell.method),
-        "segments": r["segments"],
-        "max training loss": r["max_loss"],
-        "excess": r["excess"],
-        "bound": r["bound"],
-        "max test error": r.get("test_error_max"),
-        "processor seconds": stored.record.get("processor_seconds"),
-        ".t": profile["t"],
-        ".loss": profile["loss"],
-    }
-
-
-def _name(method: Connector) -> str:
+def _name(entry: Entry) -> str:
     """Of a row; the subsets of path (B) in the paper are random."""
+    method = entry.cell.method
     name = type(method).__name__
     return f"{name}, searched" if isinstance(method, Dropout) and method.search != "random" else name
 
 
-def findings(table: list[Row]) -> list[Finding]:
-    """What section 6 says of Figures 3, 4 and 3(d), as far as it was measured."""
-    out = []
-    for task in dict.fromkeys(r["task"] for r in table if r["figure"].endswith(("3(a)", "3(b)", "3(c)"))):
-        layers = [r for r in table if r["task"] == task and "layer" in r and r["p"] == 0.5]
-        both = [r for r in layers if "A" in r and "B" in r]
-        if not both:
-            continue
-        worst = max(r["A"] - r["reference"] for r in layers if "A" in r)
-        out.append(Finding(f"{task}: A is close to the reference at every layer", worst <= NEAR_ZERO,
-                           f"at most {worst:.3g} above it"))  # fmt: skip
-        first = both[0]
-        a, b = (max(first[k] - first["reference"], 0.0) for k in "AB")
-        out.append(Finding(f"{task}: B is far above it at the first layers", b >= 10 * max(a, 1e-3),
-                           f"layer {first['layer']}: A {a:.3g}, B {b:.3g} above"))  # fmt: skip
-    for task, p in dict.fromkeys((r["task"], r["p"]) for r in table if "layer" in r and r["p"] != 0.5):
-        both = [r for r in table if r["task"] == task and r.get("p") == p and "layer" in r and "A" in r and "B" in r]
-        if both:
-            out.append(_ratio_finding(task, p, both))
-    for task in dict.fromkeys(r["task"] for r in table if "width" in r):
-        out += _width_findings(task, sorted((r for r in table if r["task"] == task), key=lambda r: r["width"]))
-    for task in dict.fromkeys(r["task"] for r in table if "method" in r):
-        excess = {r["method"]: r["excess"] for r in table if r["task"] == task and "method" in r}
-        if {"Dropout", "Subnetwork"} <= set(excess):
-            d, s = excess["Dropout"], excess["Subnetwork"]
-            out.append(Finding(f"{task}: the excess of path (A) is at least 20 times below that of (B)",
-                               20 * s <= d, f"A {s:.3g}, B {d:.3g}"))  # fmt: skip
-    return out
+_LAYERS = Table(
+    of=(ExperimentA, ExperimentB),
+    where=lambda cell: _TASKS[cell.network.problem].width is None,
+    each="layers",
+    by={
+        "figure": lambda e: _RATIOS.get(e.cell.p) or _TASKS[e.cell.network.problem].figure,
+        "task": _of_task("name"),
+        "p": lambda e: round(e.cell.p, 4),
+        "layer": "layer",
+    },
+    columns=_numbers("loss", "test_error"),
+)
+_WIDTHS = Table(
+    of=(ExperimentA, ExperimentB),
+    where=lambda cell: _TASKS[cell.network.problem].width is not None,
+    by={"figure": _of_task("figure"), "task": _of_task("name"), "p": "cell.p", "width": _of_task("width")},
+    columns=_numbers(_top("loss"), _top("test_error")),
+)
+_PATHS = Table(
+    of=Pair,
+    by={"figure": lambda e: "3(d)", "task": lambda e: _TASKS[e.cell.a.problem].name, "method": _name},
+    columns={
+        "segments": first("segments"),
+        "max training loss": first("max_loss"),
+        "excess": first("excess"),
+        "bound": first("bound"),
+        "max test error": first("test_error_max?"),
+        "processor seconds": first("record.processor_seconds?"),
+        ".t": _curve("t"),
+        ".loss": _curve("loss"),
+    },
+)
 
 
-def _ratio_finding(task: str, p: float, both: list[Row]) -> Finding:
-    """What appendix B says of Figures 7 and 8."""
-    gaps = [[max(r[k] - r["reference"], 0.0) for k in "AB"] for r in both]
-    text = "; ".join(f"layer {r['layer']}: {a:.2g} and {b:.2g}" for r, (a, b) in zip(both, gaps, strict=True))
-    return Finding(f"{task}, dropout ratio {p:.3g}: A is at no layer further above the reference than B",
-                   all(a <= b for a, b in gaps), text)  # fmt: skip
+def _above(row: Row, kind: str) -> float:
+    """How far an experiment is above the network itself."""
+    return max(row[kind] - row["reference"], 0.0)
 
 
-_ENOUGH = {"MNIST": (200, 2000), "CIFAR-10": (500, 3000)}
-"""From which width the paper finds A near zero, and up to which B is not (section 6 on Figure 4)."""
+def _far(rows: list[Row]) -> tuple[bool, str]:
+    a, b = (_above(rows[0], kind) for kind in "AB")
+    return b >= 10 * max(a, 1e-3), f"layer {rows[0]['layer']}: A {a:.3g}, B {b:.3g} above"
 
 
-def _width_findings(task: str, table: list[Row]) -> list[Finding]:
-    name = task.split(",")[0]
-    if name not in _ENOUGH:
-        return []
-    low, high = _ENOUGH[name]
-    wide = [r for r in table if r["width"] >= low and "A" in r]
-    rest = [r for r in table if r["width"] < high and "B" in r]
-    tops = {"A": max((r["A"] for r in wide), default=None), "B": min((r["B"] for r in rest), default=None)}
-    text = ", ".join(f"{r['width']}: {r['A']:.2g} / {r['B']:.2g}" for r in table if "A" in r and "B" in r)
-    return [
-        Finding(f"{task}: A is near zero from about {low} neurons",
-                None if tops["A"] is None else tops["A"] <= NEAR_ZERO, f"width: A / B {text}"),
-        Finding(f"{task}: B is not near zero below {high}",
-                None if tops["B"] is None else tops["B"] > NEAR_ZERO,
-                f"smallest B {tops['B']:.3g}, widths up to {rest[-1]['width']}" if rest else "no widths"),
-    ]  # fmt: skip
+def _nowhere_above(rows: list[Row]) -> tuple[bool, str]:
+    gaps = {r["layer"]: (_above(r, "A"), _above(r, "B")) for r in rows}
+    text = "; ".join(f"layer {layer}: {a:.2g} and {b:.2g}" for layer, (a, b) in gaps.items())
+    return all(a <= b for a, b in gaps.values()), text
 
+
+def _far_below(rows: list[Row]) -> tuple[bool | None, str]:
+    excess = {r["method"]: r["excess"] for r in rows}
+    if not {"Dropout", "Subnetwork"} <= excess.keys():
+        return None, "one path is missing"
+    a, b = excess["Subnetwork"], excess["Dropout"]
+    return 20 * a <= b, f"A {a:.3g}, B {b:.3g}"
+
+
+def _by_width(rows: list[Row]) -> str:
+    known = sorted((r for r in rows if r.get("B") is not None), key=lambda r: r["width"])
+    return "width: A / B " + ", ".join(f"{r['width']}: {r['A']:.2g} / {r['B']:.2g}" for r in known)
+
+
+def _half(row: Row) -> bool:
+    return "layer" in row and row["p"] == 0.5 and row["figure"].endswith(("3(a)", "3(b)", "3(c)"))
+
+
+def _widths_of(data: str, low: int, high: int) -> tuple[Claim, Claim]:
+    """From which width the paper finds A near zero, and up to which B is not (section 6 on Figure 4)."""
+
+    def wide(row: Row) -> bool:
+        return "width" in row and row["task"].startswith(f"{data},")
+
+    return (
+        Claim(
+            f"{{task}}: A is near zero from about {low} neurons", wide, ("task",), needs=("A",),
+            value=lambda row: row["A"] if row["width"] >= low else None, at_most=NEAR_ZERO, says=_by_width,
+        ),
+        Claim(
+            f"{{task}}: B is not near zero below {high}", wide, ("task",), needs=("B",),
+            value=lambda row: row["B"] if row["width"] < high else None, at_least=NEAR_ZERO,
+            says="smallest B {value:.3g} of {count} widths, at {width}",
+        ),
+    )  # fmt: skip
+
+
+CLAIMS = (
+    Claim(
+        "{task}: A is close to the reference at every layer", _half, ("task",), needs=("A",),
+        value=lambda row: row["A"] - row["reference"], at_most=NEAR_ZERO, says="at most {value:.3g} above it",
+    ),
+    Claim("{task}: B is far above it at the first layers", _half, ("task",), needs=("A", "B"), judge=_far),
+    Claim(
+        "{task}, dropout ratio {p:.3g}: A is at no layer further above the reference than B",
+        lambda row: "layer" in row and row["p"] != 0.5, ("task", "p"), needs=("A", "B"), judge=_nowhere_above,
+    ),
+    *_widths_of("MNIST", 200, 2000),
+    *_widths_of("CIFAR-10", 500, 3000),
+    Claim(
+        "{task}: the excess of path (A) is at least 20 times below that of (B)",
+        lambda row: "method" in row, ("task",), judge=_far_below,
+    ),
+)  # fmt: skip
+"""What section 6 says of Figures 3, 4 and 3(d), and appendix B of Figures 7 and 8."""
 
 EXPERIMENT = Experiment(
     name=PAGE,
     title="Bounds of Theorem 4.1 by trained subnetworks (A) against dropout stability (B)",
     reference="Nguyen, Brechet, Mondelli 2021, section 6 and appendix B",
     cells=cells,
-    rows=rows,
-    figures={
-        "fig3": figures.layers_linear,
-        "fig3d": figures.paths,
-        "fig4": figures.widths_linear,
-        "fig5": figures.layers_log,
-        "fig6": figures.layers_test_error,
-        "fig7": figures.third,
-        "fig8": figures.quarter,
-        "fig9": figures.widths_log,
-    },
-    findings=findings,
+    tables=(_LAYERS, _WIDTHS, _PATHS),
+    figures=FIGURES,
+    claims=CLAIMS,
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from isthmus.experiments.page import Finding, Row
+from isthmus.experiments.claims import Claim
+from isthmus.experiments.tables import Row
 from isthmus.papers.shevchenko2020.tables import TIMES
 from isthmus.papers.shevchenko2020.tasks import Task
 
@@ -24,86 +25,59 @@ ROUNDING = 1e-5
 """By how much a loss in float32 may exceed its bound, which is computed in float64."""
 
 
-def findings(rows: Sequence[Row]) -> list[Finding]:
-    """Every statement that the rows can decide."""
-    out: list[Finding] = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own = [row for row in rows if row["task"] == task]
-        widths = [row for row in own if row["what"] == "widths"]
-        slopes = [row for row in own if row["what"] == "change against N"]
-        paths = [row for row in own if row["what"] == "paths"]
-        out += [*_falls(task, slopes), *_near_the_rate(task, slopes), *_mild(task, widths), *_only_what_is_left(own)]
-        out += [*_errors(task, widths), *_fewer_errors(task, widths)]
-        out += [*_constructed(task, paths), *_along(task, paths), *_excess(task, own)]
-    return out
-
-
 def _slope(row: Row) -> str:
     return f"{row['slope']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
-def _falls(task: str, slopes: Sequence[Row]) -> list[Finding]:
-    """Figure 2: one statement per task, for all times."""
-    if not slopes:
-        return []
-    return [
-        Finding(
-            f"{task}: the change in loss falls with N, nearly linearly on log-log axes, at every time",
-            all(row["high"] < 0 and row["correlation"] <= LINEAR for row in slopes),
-            "; ".join(f"{row['time']}: slope {_slope(row)}, correlation {row['correlation']:.3f}" for row in slopes),
-        )
-    ]
+def _what(name: str) -> Callable[[Row], bool]:
+    return lambda row: row["what"] == name
 
 
-def _near_the_rate(task: str, slopes: Sequence[Row]) -> list[Finding]:
-    """The Gaussian task, on which nothing but N differs."""
-    if not slopes or not task.startswith("gaussians"):
-        return []
+def _gaussians(what: str) -> Callable[[Row], bool]:
+    """The slopes of the task on which nothing but N differs."""
+    return lambda row: row["what"].startswith(what) and row["task"].startswith("gaussians")
+
+
+def _images(row: Row) -> bool:
+    return row["what"] == "widths" and not row["task"].startswith("gaussians")
+
+
+def _falls(rows: list[Row]) -> tuple[bool, str]:
+    text = "; ".join(f"{r['time']}: slope {_slope(r)}, correlation {r['correlation']:.3f}" for r in rows)
+    return all(r["high"] < 0 and r["correlation"] <= LINEAR for r in rows), text
+
+
+def _near_the_rate(rows: list[Row]) -> tuple[bool, str]:
     low, high = SLOPES
-    return [
-        Finding(
-            f"{task}: the slopes lie between {low:g} and {high:g}",
-            all(low <= row["slope"] <= high for row in slopes),
-            "; ".join(f"{row['time']}: {_slope(row)}" for row in slopes),
-        )
-    ]
+    return all(low <= r["slope"] <= high for r in rows), "; ".join(f"{r['time']}: {_slope(r)}" for r in rows)
 
 
-def _mild(task: str, widths: Sequence[Row]) -> list[Finding]:
-    """Figure 2: the three curves lie close together."""
-    found = [(row["N"], [row[f"change {name}"] for name in TIMES]) for row in widths]
-    ratios = [(max(v) / min(v), N) for N, v in found if min(v) > 0]
+def _ratio(row: Row) -> float | None:
+    """Of the changes in loss at the three times, the largest over the smallest."""
+    changes = [row[f"change {time}"] for time in TIMES]
+    return max(changes) / min(changes) if min(changes) > 0 else None
+
+
+_CHANGES = ("change against N", "change against M")
+
+
+def _means(row: Row) -> dict[float, float]:
+    """The mean changes by N or M."""
+    return dict(zip(row[".curve"]["x"], row[".curve"]["mean"], strict=True))
+
+
+def _only_what_is_left(rows: list[Row]) -> tuple[bool | None, str]:
+    """Halves of networks of 2M units beside M units of the widest network."""
+    of_N, of_M = ([r for r in rows if r["what"] == what and r["time"] == "end"] for what in _CHANGES)
+    if not of_N or not of_M:
+        return None, "one of them is missing"
+    many, half = _means(of_M[0]), _means(of_N[0])
+    ratios = {M: many[M] / half[2 * M] for M in many if 2 * M in half}
     if not ratios:
-        return []
-    worst, N = max(ratios)
-    return [
-        Finding(
-            f"{task}: at every width the changes in loss at the three times agree within a factor of {MILD:g}",
-            worst <= MILD,
-            f"at worst {worst:.1f} times, N = {N}",
-        )
-    ]
-
-
-def _only_what_is_left(own: Sequence[Row]) -> list[Finding]:
-    """Abstract: the change does not depend on N, only on the number M of units left."""
-    kept = [row for row in own if row["what"] == "change against M"]
-    end = [row for row in own if row["what"] == "change against N" and row["time"] == "end"]
-    if not kept or not end:
-        return []
-    half = {N / 2: v for N, v in zip(end[0][".curve"]["x"], end[0][".curve"]["mean"], strict=True)}
-    many = dict(zip(kept[0][".curve"]["x"], kept[0][".curve"]["mean"], strict=True))
-    ratios = {M: many[M] / half[M] for M in many if M in half}
-    if not ratios:
-        return []
+        return None, "no M in common"
     worst = max(ratios, key=lambda M: max(ratios[M], 1 / ratios[M]))
-    return [
-        Finding(
-            f"{own[0]['task']}: M units left of {kept[0]['N']} and of 2M cost the same within a factor of {SAME:g}",
-            max(ratios[worst], 1 / ratios[worst]) <= SAME,
-            f"at worst {ratios[worst]:.2f} times, M = {worst:g}",
-        )
-    ]
+    good = max(ratios[worst], 1 / ratios[worst]) <= SAME
+    return good, f"at worst {ratios[worst]:.2f} times, M = {worst:g} of {of_M[0]['N']}"
 
 
 _LIMITS = {
@@ -112,76 +86,82 @@ _LIMITS = {
 }
 
 
-def _errors(task: str, widths: Sequence[Row]) -> list[Finding]:
+def _errors(task: str) -> Claim:
     """Figure 1: the errors that the text prints."""
-    if task not in _LIMITS:
-        return []
     N, whole, half = _LIMITS[task]
-    return [
-        Finding(
-            f"{task}, N = {N}: an error below {whole:g} %, of the halved network at most {half:g} %",
-            row["error %"] < whole and row["half error %"] <= half,
-            f"{row['error %']:.2f} % and {row['half error %']:.2f} %",
-        )
-        for row in widths
-        if row["N"] == N
-    ]
+
+    def judge(rows: list[Row]) -> tuple[bool, str]:
+        a, b = rows[0]["error %"], rows[0]["half error %"]
+        return a < whole and b <= half, f"{a:.2f} % and {b:.2f} %"
+
+    text = f"{task}, N = {N}: an error below {whole:g} %, of the halved network at most {half:g} %"
+    return Claim(text, lambda row: (row["what"], row["task"], row.get("N")) == ("widths", task, N), judge=judge)
 
 
-def _fewer_errors(task: str, widths: Sequence[Row]) -> list[Finding]:
-    """Figure 4: the degradation of the error falls with the width."""
-    if len(widths) < 2 or task.startswith("gaussians"):
-        return []
-    first, last = widths[0], widths[-1]
-    return [
-        Finding(
-            f"{task}: halving costs the widest network at most half of the error that it costs the narrowest",
-            last["error change %"] <= first["error change %"] / 2,
-            f"{first['error change %']:.2f} % at N = {first['N']}, {last['error change %']:.2f} % at N = {last['N']}",
-        )
-    ]
+def _fewer_errors(rows: list[Row]) -> tuple[bool | None, str]:
+    if len(rows) < 2:
+        return None, "one width alone"
+    (n, first), (N, last) = ((row["N"], row["error change %"]) for row in (rows[0], rows[-1]))
+    return last <= first / 2, f"{first:.2f} % at N = {n}, {last:.2f} % at N = {N}"
 
 
-def _constructed(task: str, paths: Sequence[Row]) -> list[Finding]:
+def _constructed(layers: int) -> Claim:
     """Theorems 1 (B) and 2 (B): the segments, and no loss above the ends and the halved networks."""
-    judged = [j for row in paths for j in row[".judged"]]
-    if not judged:
-        return []
-    count = 4 * int(task.split()[-2]) - 1  # "..., 3 layers"
-    right = all(row["segments"] == count for row in paths)
-    below = all(j["path loss"] <= j["allowed loss"] * (1 + ROUNDING) for j in judged)
-    bounded = all(j["proved"] and j["bound"] <= j["allowed loss"] * (1 + ROUNDING) for j in judged)
-    return [
-        Finding(
-            f"{task}: {count} segments are proved to stay below the ends and the halved networks",
-            right and below and bounded,
-            f"{sum(j['proved'] for j in judged)} of {len(judged)} paths",
-        )
-    ]
+    count = 4 * layers - 1
+
+    def judge(rows: list[Row]) -> tuple[bool, str]:
+        judged = [j for row in rows for j in row[".judged"]]
+        right = all(row["segments"] == count for row in rows)
+        below = all(j["path loss"] <= j["allowed loss"] * (1 + ROUNDING) for j in judged)
+        bounded = all(j["proved"] and j["bound"] <= j["allowed loss"] * (1 + ROUNDING) for j in judged)
+        return right and below and bounded, f"{sum(j['proved'] for j in judged)} of {len(judged)} paths"
+
+    text = f"{{task}}: {count} segments are proved to stay below the ends and the halved networks"
+    return Claim(
+        text, lambda r: r["what"] == "paths" and r["task"].endswith(f" {layers} layers"), ("task",), judge=judge
+    )
 
 
-def _along(task: str, paths: Sequence[Row]) -> list[Finding]:
-    """Figure 3: blue under red."""
-    return [
-        Finding(
-            f"{task}, N = {row['N']}: from a bimodal to a unimodal start, the error stays below that of the ends plus "
-            "what halving adds",
-            all(j["path error"] <= j["allowed error"] for j in row[".judged"]),
-            f"{row['path error %']:.2f} % against {row['allowed error %']:.2f} %, ends {row['end error %']:.2f} %",
-        )
-        for row in paths
-        if row["starts"] == "bimodal to unimodal"
-    ]
+def _along(rows: list[Row]) -> tuple[bool, str]:
+    row = rows[0]
+    text = f"{row['path error %']:.2f} % against {row['allowed error %']:.2f} %, ends {row['end error %']:.2f} %"
+    return all(j["path error"] <= j["allowed error"] for j in row[".judged"]), text
 
 
-def _excess(task: str, own: Sequence[Row]) -> list[Finding]:
-    """Theorem 1 (B): what the path adds vanishes as N grows."""
-    return [
-        Finding(
-            f"{task}: the path's excess of loss falls with N",
-            row["high"] < 0 and row[".curve"]["mean"][-1] < row[".curve"]["mean"][0],
-            f"slope {_slope(row)}, {row['.curve']['mean'][0]:.3g} to {row['.curve']['mean'][-1]:.2g}",
-        )
-        for row in own
-        if row["what"] == "excess against N"
-    ]
+def _excess(rows: list[Row]) -> tuple[bool, str]:
+    first, *_, last = rows[0][".curve"]["mean"]
+    return rows[0]["high"] < 0 and last < first, f"slope {_slope(rows[0])}, {first:.3g} to {last:.2g}"
+
+
+CLAIMS = (
+    Claim(
+        "{task}: the change in loss falls with N, nearly linearly on log-log axes, at every time",
+        _what("change against N"), ("task",), judge=_falls,
+    ),
+    Claim(
+        "{{task}}: the slopes lie between {:g} and {:g}".format(*SLOPES),
+        _gaussians("change against N"), ("task",),
+        judge=_near_the_rate,
+    ),
+    Claim(
+        f"{{task}}: at every width the changes in loss at the three times agree within a factor of {MILD:g}",
+        _what("widths"), ("task",), value=_ratio, at_most=MILD, says="at worst {value:.1f} times, N = {N}",
+    ),
+    Claim(
+        f"{{task}}: M units left of the widest network and of 2M cost the same within a factor of {SAME:g}",
+        _gaussians("change against"), ("task",),
+        judge=_only_what_is_left,
+    ),
+    *(_errors(task) for task in _LIMITS),
+    Claim(
+        "{task}: halving costs the widest network at most half of the error that it costs the narrowest",
+        _images, ("task",), judge=_fewer_errors,
+    ),
+    *(_constructed(layers) for layers in (2, 3, 4)),
+    Claim(
+        "{task}, N = {N}: from a bimodal to a unimodal start, the error stays below that of the ends plus what "
+        "halving adds", lambda row: row.get("starts") == "bimodal to unimodal", ("task", "N"), judge=_along,
+    ),
+    Claim("{task}: the path's excess of loss falls with N", _what("excess against N"), ("task",), judge=_excess),
+)  # fmt: skip
+"""Figure 2, the abstract, Figures 1 and 4, Theorems 1 (B) and 2 (B), Figure 3, in this order."""

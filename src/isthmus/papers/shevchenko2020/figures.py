@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError
-from isthmus.experiments.page import Row
+from isthmus.experiments.tables import Row
 from isthmus.papers.shevchenko2020 import drawing as draw
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ COLUMNS = {"loss": "loss", "half loss": "dropped_loss", "error": "error", "half 
 
 def figure_1(rows: Sequence[Row]) -> Figure:
     """A column for every width that was judged on a grid of times."""
-    panels = {f"{row['task']}\nN = {row['N']}": _training(row[".grid"]) for row in rows if ".grid" in row}
+    panels = {f"{row['task']}\nN = {row['N']}": _training(row[".grid"]) for row in rows if row.get(".grid")}
     return draw.during_training(panels)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class Trials(Cell):
     files, for paths. Losses are population risks, estimated on test examples.
     """
 
+    page: ClassVar[str] = PAGE
+
     task: Task
     N: int
     schedule: Schedule
@@ -64,24 +66,11 @@ class Trials(Cell):
         return tuple(sorted({0.0, self.middle, 1.0, *self.grid}))
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         first, last = self.seeds[0], self.seeds[-1]
         seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
         return f"train {self.task.label}, N = {self.N}, {self.init}, {seeds}"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the task."""
-        return self.task.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The features, where a network makes them."""
-        return () if self.task.cached is None else (self.task.cached,)
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train all trials as one problem, judge each, keep the weights of the first."""
@@ -121,28 +110,17 @@ class Trials(Cell):
 class Starts(Cell):
     """The beginning of training alone, for more seeds than are trained: there half of the units change little."""
 
+    page: ClassVar[str] = PAGE
+
     task: Task
     N: int
     seeds: tuple[int, ...]
     init: str = "unimodal"
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"starts of {self.task.label}, N = {self.N}, {self.init}, {len(self.seeds)} seeds"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the task."""
-        return self.task.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The features, where a network makes them."""
-        return () if self.task.cached is None else (self.task.cached,)
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Judge the weights that training from these seeds begins with."""
@@ -170,6 +148,8 @@ class Paths(Cell):
     first pair the curves and, layer by layer, the histograms of the weights are kept.
     """
 
+    page: ClassVar[str] = PAGE
+
     a: Trials
     b: Trials
     pairs: tuple[tuple[int, int], ...]
@@ -184,23 +164,10 @@ class Paths(Cell):
                 raise InputError("pairs", expected=f"saved seeds of {trials.label}", got=sorted(missing))
 
     @property
-    def group(self) -> str:
-        """The experiment's folder."""
-        return PAGE
-
-    @property
     def label(self) -> str:
         """For people."""
         ends = f"{self.a.init} to {self.b.init}"
         return f"paths {self.a.task.label}, N = {self.a.N}, {ends}, {len(self.pairs)} pairs"
-
-    def digests(self) -> Mapping[str, str]:
-        """Of the task."""
-        return self.a.digests()
-
-    def needs(self) -> tuple[Cell, ...]:
-        """The trainings, and the features they need."""
-        return tuple(dict.fromkeys((*self.a.needs(), self.a, self.b)))
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Connect, measure and prove every pair."""

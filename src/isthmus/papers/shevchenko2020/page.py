@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from isthmus.experiments.page import Experiment, PaperValue
 from isthmus.models.extractors import EXTRACTORS
-from isthmus.papers.shevchenko2020.claims import findings
+from isthmus.papers.shevchenko2020.claims import CLAIMS
 from isthmus.papers.shevchenko2020.figures import FIGURES
 from isthmus.papers.shevchenko2020.jobs import PAGE, Paths, Starts, Trials
 from isthmus.papers.shevchenko2020.tables import rows
@@ -175,9 +175,9 @@ EXPERIMENT = Experiment(
     title="Dropout stability and connectivity of wide mean-field networks",
     reference="Shevchenko and Mondelli 2020, Figures 1 to 4 and appendix D",
     cells=cells,
-    rows=rows,
+    tables=(rows,),
     figures=FIGURES,
     paper=_values(),
-    findings=findings,
+    claims=CLAIMS,
 )
 """The page."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class Features(Cell):
     Pixel values are rescaled to [-1, 1], images to `side` x `side`, as in section 5 of the paper.
     """
 
+    page: ClassVar[str] = "cache"
+
     data: str
     extractor: str
     side: int
@@ -47,11 +49,6 @@ class Features(Cell):
             raise InputError("features", expected=f"{PIXELS} or one of {', '.join(EXTRACTORS)}", got=self.extractor)
 
     @property
-    def group(self) -> str:
-        """Shared by all experiments."""
-        return "cache"
-
-    @property
     def label(self) -> str:
         """For people."""
         return f"{self.extractor} features of {self.examples or 'all'} examples of {self.data}, {self.side} pixels"
@@ -60,10 +57,6 @@ class Features(Cell):
         """Of the images and of the network's weights."""
         file = EXTRACTORS[self.extractor].file()
         return {**Problem("mlp", self.data).digests(), "weights": _file_digest(str(file), file.stat().st_mtime_ns)}
-
-    def needs(self) -> tuple[Cell, ...]:
-        """Nothing."""
-        return ()
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """The features and labels, in features.safetensors."""
@@ -155,6 +148,10 @@ class Task:
         if self.gaussian:
             return {}
         return self.cached.digests() if self.cached else Problem("mlp", self.data).digests()
+
+    def needs(self) -> tuple[Cell, ...]:
+        """The features, where a network makes them."""
+        return () if self.cached is None else (self.cached,)
 
     def read(self, job: Job) -> Examples:
         """The examples, ready for training."""

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from math import inf, nan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import require_hidden_chain
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
+from isthmus.shown import brief, draw, line, one_line, plural, table
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.search import search as search_subsets
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Progress = Callable[[str, int, int], None]
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class StableLayer:
     """theta_i of Definition 1 for the entry layer i, the best that was found.
@@ -84,6 +89,18 @@ class DropoutStability:
     chain: Chain
     params: Params
 
+    def __repr__(self) -> str:
+        found = f"epsilon {brief(self.epsilon)}", f"keep {self.keep:g}", f"search {self.search}"
+        return line(self, *found, plural(len(self.layers), "entry layer"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The loss after dropping, by entry layer, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        rows = [(s.entry, s.loss, s.epsilon, s.error, sum(map(len, s.kept.values()))) for s in self.layers]
+        return table(("entry layer", "loss", "epsilon", "error", "units kept"), rows, repr(self))
+
     @property
     def epsilon(self) -> float:
         """The largest over the entry layers."""
@@ -114,7 +131,7 @@ class DropoutStability:
 
 def dropout_stability(
     objective: Objective,
-    params: Mapping[str, Tensor],
+    params: ParamsLike,
     keep: float = 0.5,
     masks: int = 200,
     scale: str = "output",
@@ -146,6 +163,7 @@ def dropout_stability(
     >>> s.epsilon, s.layers[0].factors, s.layers[0].scale
     (0.0, {1: 2.0}, 1.0)
     """
+    check_kinds(dropout_stability, locals())
     theta = objective.check(params)
     check_finite(theta, "params")
     if masks < 1:

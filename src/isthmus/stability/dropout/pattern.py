@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log, nan, sqrt
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,13 +14,19 @@ from scipy.stats import t
 from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import losses_of, require_hidden_chain
+from isthmus.evaluate.chain import losses_of
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
 from isthmus.params import Params
+from isthmus.shown import brief, draw, line, one_line, table
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Pattern = int | Mapping[int, Sequence[int] | Tensor]
 """M: the first M units of every hidden layer; or for each hidden layer (from 1) the numbers of the units that stay."""
@@ -38,6 +45,17 @@ class PatternStability:
     dropped_loss: float
     dropped_error: float
 
+    def __repr__(self) -> str:
+        return line(self, f"change {brief(self.change)}", f"kept {brief(self.kept)}")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The loss before and after dropping, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        rows = [("whole network", self.loss, self.error), ("kept units only", self.dropped_loss, self.dropped_error)]
+        return table(("network", "loss", "error"), rows, repr(self))
+
     @property
     def change(self) -> float:
         """|L_N(theta) - L_|A|(theta_S)|, the epsilon_D of Definition 3.1."""
@@ -49,7 +67,7 @@ class PatternStability:
         return self.dropped_error - self.error
 
 
-def pattern_stability(objective: Objective, params: Mapping[str, Tensor], keep: Pattern) -> PatternStability:
+def pattern_stability(objective: Objective, params: ParamsLike, keep: Pattern) -> PatternStability:
     """The change in loss and error when each hidden layer keeps only the units of a pattern.
 
     Units that are not kept output 0; outgoing weights of the others are multiplied by n / |kept| of their layer,
@@ -66,6 +84,7 @@ def pattern_stability(objective: Objective, params: Mapping[str, Tensor], keep: 
     >>> found.loss, found.dropped_loss, found.change
     (0.0, 1.0, 1.0)
     """
+    check_kinds(pattern_stability, locals())
     theta = objective.check(params)
     chain = require_hidden_chain(objective)
     kept = kept_units(chain, keep)
@@ -107,6 +126,7 @@ def without(chain: Chain, params: Params, kept: Units, entry: int = 1) -> Params
 # -- curves over trials
 
 
+@one_line
 @dataclass(frozen=True)
 class Slope:
     """y is about exp(`intercept`) * x^`value`; the interval [`low`, `high`] has this `confidence`."""

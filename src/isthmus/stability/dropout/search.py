@@ -20,17 +20,9 @@ from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.stability.dropout.scales import best_scales, mean_losses, smallest_scale
-from isthmus.stability.dropout.subsets import (
-    SEARCHES,
-    Budget,
-    Scores,
-    Search,
-    Units,
-    check_choice,
-    random_subsets,
-    rescaling,
-)
+from isthmus.stability.dropout.subsets import SEARCHES, Budget, Scores, Search, check_choice, random_subsets, rescaling
 from isthmus.structure.chain import RESHAPE, Chain, Weights
+from isthmus.structure.network_units import Units
 
 WORTH_SCREENING = 1e9
 """Multiply-adds per mask above which a search asks whether bfloat16 is faster on this machine."""

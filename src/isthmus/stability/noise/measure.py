@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import require_hidden_chain
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.data import single
+from isthmus.objective.given import ParamsLike
+from isthmus.shown import brief, draw, line, one_line, plural, table
 from isthmus.stability.noise.cushions import Piece, Work
 from isthmus.stability.noise.jacobian import Layered
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Progress = Callable[[str, int, int], None]
 
 
+@one_line
 @dataclass(frozen=True)
 class Condition:
     """One premise with its number. `holds` is None where the paper only says O(.) and names no constant."""
@@ -66,6 +72,18 @@ class NoiseStability:
     concentration: dict[int, Tensor]
     column_share: dict[int, Tensor]
     accuracy: float
+
+    def __repr__(self) -> str:
+        found = f"epsilon {brief(self.epsilon)}", f"p {self.p:g}"
+        return line(self, *found, plural(self.d, "layer"), plural(len(self.output_norm), "example"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The cushions of every layer, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def _repr_html_(self) -> str:
+        rows = [(c.name, float(c.value), c.needed, c.holds) for c in self.conditions]
+        return table(("condition", "found", "needed", "holds"), rows, repr(self))
 
     @property
     def d(self) -> int:
@@ -161,7 +179,7 @@ def _half(draws: Tensor) -> Tensor:
 
 def noise_stability(
     objective: Objective,
-    params: Mapping[str, Tensor],
+    params: ParamsLike,
     p: float = 0.5,
     *,
     draws: int = 20,
@@ -192,6 +210,7 @@ def noise_stability(
     >>> round(float(n.layer_cushion[2]), 6), round(float(n.interlayer_cushion[1, 2]), 6)
     (1.0, 1.0)
     """
+    check_kinds(noise_stability, locals())
     theta = objective.check(params)
     times = tuple(float(t) for t in times)
     if not 0 < p < 1:

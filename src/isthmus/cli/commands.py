@@ -1,23 +1,18 @@
-"""The command line: thin, options are fields of the dataclasses they fill.
-
-Exit codes: 0 done; 1 the method did not succeed (its result is written all the same); 2 misuse. They speak of what was
-done, not of how good a path is: a straight line over a barrier was constructed as well. That is what the verdict says.
-"""
+"""The commands that make: train networks, connect them, say which methods there are, write a report, the demo."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.table import Column, Table
 
 from isthmus import pipeline as runs
-from isthmus.cli.asked import TYPED, command
 from isthmus.cli.common import (
     Budget,
     Checkpoint,
@@ -43,72 +38,17 @@ from isthmus.cli.common import (
     opened,
 )
 from isthmus.cli.console import console, number, progress_bar, show
-from isthmus.cli.experiments import app as experiments
-from isthmus.cli.experiments import sweep
-from isthmus.cli.paths import certify, profile
-from isthmus.cli.stability import stability
-from isthmus.cli.theory import theory
-from isthmus.connectors import METHODS, Connector
+from isthmus.cli.typed import command
+from isthmus.connectors import METHODS
 from isthmus.data import DATASETS, load
-from isthmus.errors import IsthmusError
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
 from isthmus.storage import make_folder, save_params
+from isthmus.storage.methods import options_of
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
-app = typer.Typer(
-    name="isthmus",
-    help="Are two trained networks connected by a low-loss path? Construct it, measure it, prove it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
-
-@app.callback()
-def settings(
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch (default: all).", min=1)] = None,
-) -> None:
-    """Are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-app.add_typer(experiments)
-app.command()(sweep)
-app.command()(theory)
-app.command()(profile)
-app.command()(certify)
-app.command()(stability)
-
-
-def run_app(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code; every foreseen error is one line on stderr."""
-    TYPED.set(sys.argv[1:] if arguments is None else arguments)
-    try:
-        code = app(args=arguments, standalone_mode=False, prog_name="isthmus")
-        return int(code) if isinstance(code, int) else 0
-    except IsthmusError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"error: {e.filename or 'files'}: {e.strerror or e}", file=sys.stderr)
-        return 2
-    except typer.Exit as e:
-        return e.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; results that were complete are on disk", file=sys.stderr)
-        return 130
-    except Exception as e:
-        message = getattr(e, "format_message", None)  # typer's usage errors, whose base class it does not export
-        if message is None:
-            raise
-        print(f"error: {message()} (see isthmus --help)", file=sys.stderr)
-        return 2
-
-
-@app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", help="Where to write the weights (.safetensors).")],
     model: Annotated[
@@ -155,7 +95,6 @@ def train(
     return 1 if fitted.ended.name == "NOT_FINITE" else 0
 
 
-@app.command()
 def connect(
     a: Checkpoint,
     b: Checkpoint,
@@ -183,8 +122,8 @@ def connect(
 ) -> int:
     """Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.
 
-    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. A method that
-    searches keeps its state there: after a kill, the same command goes on with it.
+    Whether the path is low, the verdict says; exit code 0 only means that the method did what it does. Long work
+    keeps its state there: after a kill, the same command goes on with it.
     """
     chosen = method_of(method, option or [])
     Level.read(level)
@@ -205,16 +144,15 @@ def connect(
     about["examples"] = examples
     about |= {"key": key} if key else {}
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
-    if state is not None and state.load() is not None and not quiet:
-        print(f"going on from the state of the search in {state.path}", file=sys.stderr)
+    if state.begun() and not quiet:
+        print(f"going on from the state of the search in {state.folder}", file=sys.stderr)
     with progress_bar(quiet) as progress:
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
             test=test, num_points=num_points, gap=gap, budget=budget, level=level, seed=seed, about=about,
-            checkpoint=state, progress=progress,
+            memory=state, progress=progress,
         )  # fmt: skip
-    if state is not None:
-        state.remove()
+    state.remove()
     show([done.result], as_json)
     if not as_json:
         for note in done.result["notes"]:
@@ -223,17 +161,16 @@ def connect(
     return 0 if done.connection.outcome.ok else 1
 
 
-@app.command()
 def methods(as_json: Json = False) -> int:
     """The methods: where they come from, what each makes, needs and costs, and its options."""
     if as_json:
-        rows = {m.__name__: asdict(m.about) | {"options": _defaults(m)} for m in METHODS}
+        rows = {m.__name__: asdict(m.about) | {"options": options_of(m)} for m in METHODS}
         print(json.dumps(rows, indent=2))
         return 0
     name = Column("method", no_wrap=True)
     table = Table(name, "makes", "needs", "cost", Column("options", no_wrap=True), show_lines=True)
     for m in METHODS:
-        options = "\n".join(f"{k}={v}" for k, v in _defaults(m).items())
+        options = "\n".join(f"{k}={v}" for k, v in options_of(m).items())
         table.add_row(
             f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.premises, m.about.cost, options
         )
@@ -244,11 +181,6 @@ def methods(as_json: Json = False) -> int:
     return 0
 
 
-def _defaults(kind: type[Connector]) -> dict[str, Any]:
-    return {f.name: getattr(kind(), f.name) for f in fields(kind)}  # type: ignore[arg-type]
-
-
-@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder of results.")],
     out: Annotated[Path | None, typer.Option("--out", help="Default: report.html in the folder.")] = None,
@@ -260,7 +192,6 @@ def report(
     return 0
 
 
-@app.command()
 def demo(
     out: OutOption = Path("demo-results"),
     num_points: Points = 61,

@@ -1,0 +1,37 @@
+"""What the fields of methods have in common: choices, whole numbers, ranges."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import inf
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from isthmus.errors import InputError
+
+
+def check_choices(method: Any) -> None:
+    """Refuse a value that is not among those of a field typed ``Literal``."""
+    for name, choices in _choices(type(method)).items():
+        value = getattr(method, name)
+        if value not in choices:
+            raise InputError(name, expected=" or ".join(map(repr, choices)), got=repr(value))
+
+
+def check_whole(method: Any, *names: str, least: int = 1) -> None:
+    """Refuse what is no whole number >= `least`; None is left to the method."""
+    for name in names:
+        value = getattr(method, name)
+        if value is not None and (isinstance(value, bool) or value != int(value) or value < least):
+            raise InputError(name, expected=f"a whole number >= {least}", got=value)
+
+
+def check_at_least_zero(method: Any, *names: str) -> None:
+    """Refuse what is no finite number >= 0."""
+    for name in names:
+        if not 0 <= getattr(method, name) < inf:
+            raise InputError(name, expected="a number >= 0", got=getattr(method, name))
+
+
+@cache
+def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
+    return {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}

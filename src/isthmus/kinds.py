@@ -1,0 +1,123 @@
+"""Arguments of the wrong kind are refused where they enter, in the house's words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from inspect import Parameter, signature
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+from torch import Tensor, nn
+
+from isthmus.errors import InputError
+
+_WORDS = {
+    Mapping[str, Tensor]: "a state_dict (tensors by name)",
+    Mapping: "a state_dict (tensors by name)",
+    nn.Module: "a torch.nn.Module",
+    str: "text",
+    os.PathLike[str]: "the path of a file",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    NoneType: "None",
+}
+_NAMES = {
+    "Callable": "a function",
+    "Sequence": "a sequence",
+    "Mapping": "a mapping",
+    "HasPath": "a result that has one, such as a Connection",
+}
+
+
+def check_kinds(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Refuse arguments of another kind than the annotations of `function` say; its first statement.
+
+    `given`: its ``locals()``. Numbers may be of any library. Of a sequence all entries are looked at, of a mapping
+    its keys.
+
+    >>> def half(x: float) -> float:
+    ...     check_kinds(half, locals())
+    ...     return x / 2
+    >>> half("1")
+    Traceback (most recent call last):
+    isthmus.errors.InputError: x: expected a number, got str
+    """
+    for name, hint in _hints(function).items():
+        if name in given:
+            check_kind(given[name], hint, name)
+
+
+def check_kind(value: Any, hint: Any, what: str) -> None:
+    """Refuse a value that is none of what `hint` says, as an annotation does.
+
+    >>> check_kind([], str | None, "name")
+    Traceback (most recent call last):
+    isthmus.errors.InputError: name: expected text or None, got list
+    """
+    if not _fits(value, hint):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise InputError(what, expected=_said(hint), got=got)
+
+
+@cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    one = [name for name, parameter in signature(function).parameters.items() if parameter.kind not in several]
+    hints = get_type_hints(function)
+    return {name: hints[name] for name in one if name in hints}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one kind itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    return any(_is(value, option) for option in _options(hint))
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind in (int, float, bool):
+        return _is_number(value, whole=kind is not float)
+    origin = get_origin(kind) or kind
+    if origin is Callable or kind is Callable:
+        return callable(value)
+    if origin is Sequence:
+        several = isinstance(value, Sequence | np.ndarray | Tensor) and not isinstance(value, str)
+        return several and all(_fits(entry, inner) for inner in get_args(kind) for entry in value)
+    if origin is Mapping and get_args(kind):
+        return isinstance(value, Mapping) and all(_fits(key, get_args(kind)[0]) for key in value)
+    try:
+        return not isinstance(origin, type) or isinstance(value, origin)
+    except TypeError:  # a protocol, which cannot be asked
+        return True
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    """Whether it is one number, as an array or a tensor of one entry is too."""
+    if isinstance(value, str | bytes):
+        return False
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+    return not whole or number.is_integer()
+
+
+def _said(hint: Any) -> str:
+    words = list(dict.fromkeys(_word(kind) for kind in _options(hint)))
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _word(kind: Any) -> str:
+    if kind in _WORDS:
+        return _WORDS[kind]
+    origin = get_origin(kind) or kind
+    name = getattr(origin, "__name__", str(origin))
+    if origin is Sequence and get_args(kind):
+        return f"a sequence (each entry {_said(get_args(kind)[0])})"
+    return _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

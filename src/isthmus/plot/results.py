@@ -1,0 +1,131 @@
+"""The picture of one result on one pair of axes: what ``result.plot(ax=None)`` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isthmus.certify import Certificate
+from isthmus.connectors import Connection
+from isthmus.evaluate import Profile
+from isthmus.plot.curves import DASHED, highest
+from isthmus.plot.figures import GREY, PALETTE, ground, settings
+from isthmus.plot.plane import draw_ends, name_directions, project
+from isthmus.plot.runs import Floats
+from isthmus.plot.stability import QUANTITIES, draw_entry_layers, loss_axis, noise_values
+from isthmus.stability.dropout.measure import DropoutStability
+from isthmus.stability.dropout.pattern import PatternStability
+from isthmus.stability.noise.measure import NoiseStability
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK = "#3b4046"
+
+
+def draw(value: Any, ax: Axes | None) -> Axes:
+    """The picture of `value` on `ax`, by default on new axes of pyplot. Errors: ``MissingExtraError``."""
+    with settings():
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+            ground(ax)
+        _DRAWINGS[type(value)](value, ax)
+    return ax
+
+
+def _profile(profile: Profile, ax: Axes) -> None:
+    """The loss over t, with the maximum marked; the test data dashed."""
+    t, loss = profile.t.numpy(), profile.loss.numpy()
+    ax.plot(t, loss, color=PALETTE[0], lw=1.9, label="training set")
+    seen = [loss]
+    if profile.test is not None:
+        seen.append(profile.test.loss.numpy())
+        ax.plot(t, seen[1], color=PALETTE[1], lw=1.4, linestyle=DASHED, label="test set")
+    where, top = highest(t, loss)
+    ax.plot([where], [top], "o", ms=6, mfc="white", mec=PALETTE[0], mew=1.8, zorder=5, label=f"largest: {top:.4g}")
+    _along_path(ax, np.concatenate(seen))
+
+
+def _certificate(certificate: Certificate, ax: Axes) -> None:
+    """The bound on every sub-interval of t, and the largest losses that were seen; what is only measured is dashed."""
+    n, seen = len(certificate.segments), []
+    shown: set[bool] = set()
+    for row in certificate.segments:
+        proved = row.claim != "measured"
+        label = "" if proved in shown else ("proved bound" if proved else "only measured")
+        shown.add(proved)
+        for start, end, bound in row.intervals or ((0.0, 1.0, row.bound),):
+            style = {"color": PALETTE[1], "lw": 1.9} if proved else {"color": GREY, "lw": 1.5, "linestyle": DASHED}
+            ax.plot([(row.index + start) / n, (row.index + end) / n], [bound, bound], label=label, **style)
+            label = ""
+            seen.append(bound)
+    t = [(row.index + row.witness) / n for row in certificate.segments]
+    values = [row.value for row in certificate.segments]
+    ax.plot(t, values, "o", ms=4.5, color=PALETTE[0], label="largest loss seen on a segment")
+    _along_path(ax, np.array([*seen, *values]))
+
+
+def _along_path(ax: Axes, losses: Floats) -> None:
+    ax.set_xlim(0, 1)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["A", "0.25", "0.5", "0.75", "B"])
+    ax.set_xlabel("t, from network A to network B")
+    ax.set_ylabel("loss")
+    loss_axis(ax, losses)
+    ax.legend(fontsize=9, loc="best")
+
+
+def _connection(connection: Connection, ax: Axes) -> None:
+    """The path in weight space, on the two directions along which it spreads most."""
+    projection = project([connection.path])
+    x, y = projection.points[0].T
+    ax.plot(x, y, color=PALETTE[0], lw=1.8, zorder=3)
+    ax.plot(x[projection.knots[0]], y[projection.knots[0]], "o", ms=4.5, color=PALETTE[0], zorder=4)
+    draw_ends(ax, projection)
+    name_directions(ax, projection)
+    ax.margins(0.12)
+
+
+def _dropout(stability: DropoutStability, ax: Axes) -> None:
+    draw_entry_layers(ax, stability.to_dict())
+
+
+def _pattern(stability: PatternStability, ax: Axes) -> None:
+    """The loss of the whole network beside that of its kept units."""
+    losses = [stability.loss, stability.dropped_loss]
+    bars = ax.bar(["whole network", "kept units only"], losses, color=[GREY, PALETTE[0]], width=0.5)
+    ax.bar_label(bars, [f"{loss:.4g}" for loss in losses], fontsize=9)
+    ax.set_ylabel("loss")
+    ax.set_ylim(min(0.0, *losses), max(*losses, 1e-12) * 1.12)
+
+
+def _noise(stability: NoiseStability, ax: Axes) -> None:
+    """Over the layers, the median over the examples of each quantity, and from the smallest to the largest a band."""
+    for colour, (name, table) in zip(PALETTE, noise_values(stability).items(), strict=False):
+        layers = sorted(table)
+        finite = [_finite(table[layer]) for layer in layers]
+        ax.fill_between(layers, [v.min() for v in finite], [v.max() for v in finite], color=colour, alpha=0.15, lw=0)
+        ax.plot(layers, [np.median(v) for v in finite], "o-", ms=4.5, color=colour, label=QUANTITIES[name])
+    ax.set_yscale("log")
+    ax.set_xticks(range(1, stability.d + 1))
+    ax.set_xlabel("layer")
+    ax.set_ylabel("median and range over the examples")
+    ax.legend(fontsize=9, loc="best")
+
+
+def _finite(values: Floats) -> Floats:
+    kept = values[np.isfinite(values)]
+    return kept if len(kept) else np.array([np.nan])
+
+
+_DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
+    Connection: _connection,
+    Profile: _profile,
+    Certificate: _certificate,
+    DropoutStability: _dropout,
+    PatternStability: _pattern,
+    NoiseStability: _noise,
+}
