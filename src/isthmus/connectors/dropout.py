@@ -10,12 +10,13 @@ from torch import Tensor
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.checks import check_choices
-from isthmus.connectors.moves.units import Units, WeightWalk, join, labels_as_text
+from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
+from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Dropped, search
 from isthmus.structure.chain import Weights
-from isthmus.structure.network_units import Units, complement, places, require_hidden_chain
+from isthmus.structure.network_units import Units, complement, places
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import torch
 
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.checks import check_choices
-from isthmus.connectors.moves.units import Units, WeightWalk, join, labels_as_text
-from isthmus.evaluate.chain import losses_of
+from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
+from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.stability.dropout.pattern import without
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
-from isthmus.structure.network_units import Units, require_hidden_chain
+from isthmus.structure.network_units import Units
 
 
 @dataclass(frozen=True)

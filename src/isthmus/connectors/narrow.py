@@ -14,7 +14,7 @@ from isthmus.connectors.checks import check_at_least_zero, check_whole
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, check_draws, report
 from isthmus.errors import InputError
-from isthmus.evaluate.chain import losses_of
+from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.objective.data import single
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.subsets import rescaling

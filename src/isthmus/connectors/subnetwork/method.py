@@ -17,7 +17,6 @@ from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.objective import Objective
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain
-from isthmus.structure.network_units import require_hidden_chain
 from isthmus.training.fit import Ended
 
 

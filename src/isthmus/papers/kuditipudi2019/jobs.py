@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from isthmus.connectors.noise_dropout import End
 from isthmus.evaluate import profile
-from isthmus.evaluate.chain import losses_of
+from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.experiments.jobs import Network, On
 from isthmus.objective import Objective
 from isthmus.params import Params
