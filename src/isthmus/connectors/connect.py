@@ -32,7 +32,7 @@ def connect(
     memory: Memory | PathLike[str] | str = forget,
     progress: Progress = no_progress,
 ) -> Connection:
-    """A path from `a` to `b` (two state_dicts of the objective's module) by `method` (default ``Linear()``).
+    """A path from `a` to `b` (state_dicts, modules or checkpoint files) by `method` (default ``Linear()``).
 
     Both ends are checked first: keys, shapes, dtypes, finite values; integers that differ cannot move. The result has
     ``connection.path.start`` = a and ``connection.path.end`` = ``connection.target`` bit for bit, and

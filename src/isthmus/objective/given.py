@@ -23,9 +23,9 @@ def tensors_of(given: ParamsLike, objective: Objective, what: str) -> Mapping[st
 
     Errors: ``InputError`` for anything else, ``CheckpointError`` for a file that cannot be used.
     """
-    check_kind(given, ParamsLike, what)
     if isinstance(given, Mapping):
         return given
+    check_kind(given, ParamsLike, what)
     if isinstance(given, nn.Module):
         return given.state_dict()
     # upwards, and only for a file: its names are matched with those of the objective, so the reader stands above

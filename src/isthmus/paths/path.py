@@ -8,8 +8,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
-
 from isthmus.errors import InputError
 from isthmus.kinds import check_kind
 from isthmus.params import Params, distance, equal, lerp, share
@@ -66,7 +64,7 @@ class Path:
     @classmethod
     def through(cls, points: Sequence[Params]) -> Path:
         """The piecewise-linear path through the given points, with their equal tensors shared."""
-        check_kind(points, Sequence[Mapping[str, Tensor]], "points")
+        check_kind(points, Sequence[Mapping], "points")
         if len(points) < 2:
             raise InputError("points", expected="at least 2 points", got=len(points))
         shared = [points[0]]

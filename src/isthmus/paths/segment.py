@@ -74,7 +74,7 @@ class Curve(Segment):
     control: tuple[Params, ...]
 
     def __post_init__(self) -> None:
-        check_kind(self.control, Sequence[Mapping[str, Tensor]], "control")
+        check_kind(self.control, Sequence[Mapping], "control")
         if len(self.control) < 2:
             raise InputError("control", expected="at least 2 control points", got=len(self.control))
         first = self.control[0]
