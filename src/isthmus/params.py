@@ -39,7 +39,6 @@ __all__ = [
     "stack",
     "widen",
     "widened",
-    "widens",
 ]
 
 
@@ -117,10 +116,10 @@ def not_dense(tensor: Tensor) -> tuple[str, str] | None:
     return None
 
 
-def widens(narrow: torch.dtype, wide: torch.dtype) -> bool:
+def _widens(narrow: torch.dtype, wide: torch.dtype) -> bool:
     """Whether `wide` holds every number of the floating-point type `narrow`.
 
-    >>> widens(torch.float8_e4m3fn, torch.float32), widens(torch.bfloat16, torch.float16)
+    >>> _widens(torch.float8_e4m3fn, torch.float32), _widens(torch.bfloat16, torch.float16)
     (True, False)
     """
     if narrow.itemsize == 1:  # float8, which torch does not promote
@@ -138,7 +137,7 @@ def widen(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
         return value
     if odd := not_dense(value):
         raise InputError(what, expected="a dense tensor of ordinary numbers", got=odd[0], instead=odd[1])
-    if moves(value) and not widens(value.dtype.to_real(), dtype):
+    if moves(value) and not _widens(value.dtype.to_real(), dtype):
         real = torch.float64 if value.dtype == torch.complex128 else value.dtype
         raise InputError(
             what, expected=f"{dtype}, the objective's precision", got=value.dtype, instead=f"objective.cast({real})"

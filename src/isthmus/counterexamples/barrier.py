@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from isthmus.shown import one_line
 
-Rows = Sequence[Sequence[int]]
+_Rows = Sequence[Sequence[int]]
 _Vector = list[Fraction]
 
 
@@ -52,7 +52,7 @@ def analytic_bound(h: int, k: int, l: int, m: int, n: int) -> Fraction:
     return 1 / (n * worst)
 
 
-def one_unit(x: Rows, y: Sequence[int]) -> Barrier:
+def one_unit(x: _Rows, y: Sequence[int]) -> Barrier:
     """The global minimum over one unit, as a rational number.
 
     Points with y = 0 contribute relu(z)^2, which is convex. For a point with y = 1, (relu(z) - 1)^2 is at least the
@@ -192,7 +192,7 @@ def _dot(row: _Vector, a: _Vector) -> Fraction:
     return sum((p * q for p, q in zip(row, a, strict=True)), Fraction(0))
 
 
-def multistart(x: Rows, y: Sequence[int], units: int, starts: int = 500, rounds: int = 4, seed: int = 0) -> Barrier:
+def multistart(x: _Rows, y: Sequence[int], units: int, starts: int = 500, rounds: int = 4, seed: int = 0) -> Barrier:
     """The smallest of many local minima: at least B_h, so an estimate of it from above.
 
     Levenberg-Marquardt steps on the piecewise linear residuals from random starts, then, in further rounds, from

@@ -24,7 +24,7 @@ _TEST_LABELS = {
 
 
 @dataclass(frozen=True)
-class Raw:
+class _Raw:
     """Pixels 0..255 [n, c, h, w] and labels, as they stand in the files."""
 
     x_train: Array
@@ -43,7 +43,7 @@ def roots(root: str | Path | None) -> list[Path]:
     return [*([Path(given).expanduser()] if given else []), cache, Path("/usr/share/datasets")]
 
 
-def find(name: str, root: str | Path | None) -> Raw:
+def find(name: str, root: str | Path | None) -> _Raw:
     """The first complete copy of `name` under the roots; its absence names every place that was looked at."""
     looked: list[str] = []
     for folder in roots(root):
@@ -76,7 +76,7 @@ _FILES = {
 }
 
 
-def _from_npz(name: str, path: Path) -> Raw:
+def _from_npz(name: str, path: Path) -> _Raw:
     arrays = read_npz(path)
     if missing := [k for k in _SPLITS if k not in arrays]:
         raise FileError(path, f"has no array {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
@@ -84,7 +84,7 @@ def _from_npz(name: str, path: Path) -> Raw:
         if arrays[key].dtype.kind not in "iu":
             raise FileError(path, f"{key} has dtype {arrays[key].dtype}, not whole numbers 0..255")
     x_train, x_test = (_images(name, path, key, arrays[key]) for key in ("x_train", "x_test"))
-    return checked(name, Raw(x_train, arrays["y_train"], x_test, arrays["y_test"], str(path)))
+    return checked(name, _Raw(x_train, arrays["y_train"], x_test, arrays["y_test"], str(path)))
 
 
 def _images(name: str, path: Path, key: str, x: Array) -> Array:
@@ -97,7 +97,7 @@ def _images(name: str, path: Path, key: str, x: Array) -> Array:
     raise FileError(path, f"{key} has shape {list(x.shape)}, expected [n, {side}, {side}{', 3' * (channels == 3)}]")
 
 
-def _idx(name: str, folder: Path, looked: list[str]) -> Raw | None:
+def _idx(name: str, folder: Path, looked: list[str]) -> _Raw | None:
     found = {f: p for f in IDX for p in (folder / f"{f}.gz", folder / f) if p.is_file()}
     looked.append(f"{folder / IDX[0]}[.gz]")
     if not found:
@@ -107,7 +107,7 @@ def _idx(name: str, folder: Path, looked: list[str]) -> Raw | None:
     images, labels, test_images, test_labels = (found[file] for file in IDX)
     return checked(
         name,
-        Raw(_grey(images), _array(labels, 1), _grey(test_images), _array(test_labels, 1), source=str(folder)),
+        _Raw(_grey(images), _array(labels, 1), _grey(test_images), _array(test_labels, 1), source=str(folder)),
     )
 
 
@@ -123,7 +123,7 @@ def _array(path: Path, ndim: int) -> np.ndarray:
     return array
 
 
-def _cifar(folder: Path, looked: list[str]) -> Raw | None:
+def _cifar(folder: Path, looked: list[str]) -> _Raw | None:
     looked.append(str(folder / BATCHES[0]))
     names = (*BATCHES, "test_batch.bin")
     missing = [n for n in names if not (folder / n).is_file()]
@@ -141,10 +141,10 @@ def _cifar(folder: Path, looked: list[str]) -> Raw | None:
     batches = [read_cifar_batch(folder / n) for n in BATCHES]
     x_test, y_test = read_cifar_batch(folder / "test_batch.bin")
     x, y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return checked("cifar10", Raw(x, y, x_test, y_test, str(folder)))
+    return checked("cifar10", _Raw(x, y, x_test, y_test, str(folder)))
 
 
-def checked(name: str, raw: Raw) -> Raw:
+def checked(name: str, raw: _Raw) -> _Raw:
     """Refuse shapes that disagree, pixels and labels out of range, and one MNIST in place of the other."""
     for part, x, y in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
         _check_part(raw.source, part, x, y)

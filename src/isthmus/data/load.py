@@ -17,7 +17,7 @@ from isthmus.data.text import find_text, sequences, vocabulary
 from isthmus.errors import FileError, InputError, MissingExtraError
 
 _DIGITS_TRAIN = 1437
-DELTA = 0.2
+_DELTA = 0.2
 """Half the gap between the two standard deviations of ``gaussians``."""
 _CENTRE = 4.0
 """Distance of a class centre from the origin when ``gaussians`` has more than two classes."""
@@ -161,7 +161,7 @@ def _gaussians(options: str, root: str | Path | None) -> Dataset:
     y = (torch.arange(n) % classes).repeat(2)
     noise = torch.randn(2 * n, d, generator=generator)
     if classes == 2:
-        x = noise * (1 + DELTA * (2 * y[:, None] - 1))
+        x = noise * (1 + _DELTA * (2 * y[:, None] - 1))
     else:
         centres = torch.randn(classes, d, generator=generator)
         x = noise + _CENTRE * (centres / centres.norm(dim=1, keepdim=True))[y]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from isthmus.errors import FileError, InputError
 
-PARTS = ("train", "test")
+_PARTS = ("train", "test")
 UNKNOWN, END = "<unk>", "<eos>"
-LARGEST = 64 * 2**20
+_LARGEST = 64 * 2**20
 """More bytes than this in one file are refused: the files have 5 MB and 0.5 MB."""
 
 
@@ -25,7 +25,7 @@ def find_text(folders: Sequence[Path]) -> tuple[list[list[str]], str]:
     """
     looked = []
     for folder in (place for root in folders for place in (root / "ptb", root)):
-        files = [folder / f"ptb.{part}.txt" for part in PARTS]
+        files = [folder / f"ptb.{part}.txt" for part in _PARTS]
         looked.append(str(files[0]))
         missing = [f.name for f in files if not f.is_file()]
         if not missing:
@@ -42,8 +42,8 @@ def find_text(folders: Sequence[Path]) -> tuple[list[list[str]], str]:
 
 def _words(file: Path) -> list[str]:
     try:
-        if file.stat().st_size > LARGEST:
-            raise FileError(file, f"has more than the limit of {LARGEST:,} bytes")
+        if file.stat().st_size > _LARGEST:
+            raise FileError(file, f"has more than the limit of {_LARGEST:,} bytes")
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         raise FileError(file, f"cannot be read as text ({exc})") from exc

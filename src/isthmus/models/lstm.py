@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from isthmus.errors import InputError
 
-START = 0.1
-"""All weights start from the uniform distribution on [-START, START] (Zaremba et al. 2014, small)."""
+_START = 0.1
+"""All weights start from the uniform distribution on [-_START, _START] (Zaremba et al. 2014, small)."""
 
 
 class LanguageModel(nn.Module):
@@ -34,7 +34,7 @@ class LanguageModel(nn.Module):
         self.lstm = nn.LSTM(width, width, layers, batch_first=True)
         self.output = nn.Linear(width, vocabulary)
         for p in self.parameters():
-            nn.init.uniform_(p, -START, START)
+            nn.init.uniform_(p, -_START, _START)
 
     def forward(self, words: Tensor) -> Tensor:
         """The scores of the next words."""

@@ -18,7 +18,7 @@ from isthmus.models.mean_field import MEAN_FIELD_ACTIVATIONS, mean_field, mean_f
 from isthmus.models.networks import ACTIVATIONS, convnet, mlp, vgg11
 from isthmus.models.user_code import from_code
 
-WIDTHS = "whole numbers >= 1 joined by '-', with NxK for N repeated K times"
+_WIDTHS = "whole numbers >= 1 joined by '-', with NxK for N repeated K times"
 _MAX_LAYERS = 10_000
 _MAX_PARAMETERS = 2**30
 """A network with a name has at most so many parameters: 4 GB in float32, 200 times the largest of the papers."""
@@ -140,12 +140,9 @@ def _outline(name: str, options: tuple[str, ...], wanted: _Wanted) -> int:
         if wanted.like is not None:
             _check_fits(module, wanted.like, wanted.spec)
     if count > _MAX_PARAMETERS:
-        raise InputError(
-            f"model {wanted.spec!r}",
-            expected=f"at most {_MAX_PARAMETERS:,} parameters",
-            got=got,
-            instead="a larger network in a file of your own, FILE.py:FACTORY",
-        )
+        expected = f"at most {_MAX_PARAMETERS:,} parameters"
+        instead = "a larger network in a file of your own, FILE.py:FACTORY"
+        raise InputError(f"model {wanted.spec!r}", expected=expected, got=got, instead=instead)
     return count
 
 
@@ -163,7 +160,8 @@ def _parse_widths(text: str, spec: str) -> tuple[int, ...]:
     widths: list[int] = []
     for part in text.split("-"):
         if not (match := re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,4}))?", part, flags=re.ASCII)):
-            raise InputError(f"model {spec!r}", expected=WIDTHS, got=repr(part), instead="for example 'mlp:64-60x4-10'")
+            instead = "for example 'mlp:64-60x4-10'"
+            raise InputError(f"model {spec!r}", expected=_WIDTHS, got=repr(part), instead=instead)
         widths += [int(match[1])] * int(match[2] or 1)
         if len(widths) > _MAX_LAYERS:
             raise InputError(f"model {spec!r}", expected=f"at most {_MAX_LAYERS} layers", got=f"{len(widths)} or more")
@@ -235,7 +233,7 @@ def _activation_and_bias(
     """The activation among the words (default "relu"), and whether "nobias" is not."""
     named = [w for w in words if w != "nobias"]
     if unknown := [w for w in named if w not in activations]:
-        expected = f"{WIDTHS}, then {others} or one of {', '.join(activations)}"
+        expected = f"{_WIDTHS}, then {others} or one of {', '.join(activations)}"
         raise InputError(f"model {spec!r}", expected=expected, got=repr(unknown[0]))
     if len(named) > 1:
         raise InputError(f"model {spec!r}", expected="one activation", got=" and ".join(named))
@@ -302,7 +300,7 @@ def _he(words: Collection[str]) -> bool:
 def _build_conv5(options: tuple[str, ...], wanted: _Wanted) -> nn.Module:
     widths = [o for o in options if o != "lrn"]
     if len(widths) > 1:
-        raise InputError(f"model {wanted.spec!r}", expected=f"{WIDTHS}, then lrn", got=repr(":".join(options)))
+        raise InputError(f"model {wanted.spec!r}", expected=f"{_WIDTHS}, then lrn", got=repr(":".join(options)))
     chosen = _parse_widths(widths[0], wanted.spec) if widths else (32, 64, 1024)
     return conv5(chosen, normalise="lrn" in options, **wanted.image)
 

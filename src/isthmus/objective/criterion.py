@@ -66,10 +66,10 @@ class _OverEntries:
         return per_example(values) if self.factor is None else values.view(len(y), -1).sum(1) * self.factor
 
 
-def wrong_sign(outputs: Tensor, y: Tensor) -> Tensor:
+def _wrong_sign(outputs: Tensor, y: Tensor) -> Tensor:
     """The share of an example's logits that are on the wrong side of 0, for targets 0 and 1.
 
-    >>> wrong_sign(torch.tensor([[2.0], [-1.0]]), torch.tensor([[1.0], [1.0]]))
+    >>> _wrong_sign(torch.tensor([[2.0], [-1.0]]), torch.tensor([[1.0], [1.0]]))
     tensor([0., 1.])
     """
     return per_example(((outputs > 0) != (y > 0.5)).to(outputs.dtype))
@@ -272,7 +272,7 @@ def _of_entries(loss: Any, outputs: Tensor, y: Tensor) -> _Criterion:
         return _Criterion(NAMED["mse"], None, True, "mse")
     if (weight := getattr(loss, "weight", None)) is not None and weight.dim() >= outputs.dim() and len(weight) > 1:
         raise InputError("loss", expected="weights that do not depend on the example", got=tuple(weight.shape))
-    errors = wrong_sign if type(loss) in _OF_LOGITS else None
+    errors = _wrong_sign if type(loss) in _OF_LOGITS else None
     factor = {"sum": float(len(y)), "batchmean": 1.0}.get(loss.reduction)
     return _Criterion(_OverEntries(_each(loss, outputs), factor), errors, _ENTRIES[type(loss)](loss))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from isthmus.program.copied import REGISTERED
 
-GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 
 _LONGEST = 100
 """Entries of a container that are looked at."""
@@ -27,12 +27,12 @@ def outside(module: nn.Module) -> dict[str, tuple[Any, bool]]:
     >>> sorted(outside(module).keys() - before.keys())
     ['self.draws']
     """
-    return {name: (_mark(v), isinstance(v, GENERATORS)) for part in module.modules() for name, v in _reached(part)}
+    return {name: (_mark(v), isinstance(v, _GENERATORS)) for part in module.modules() for name, v in _reached(part)}
 
 
 def _reached(part: nn.Module) -> Iterator[tuple[str, Any]]:
     own = {k: v for k, v in vars(part).items() if k not in REGISTERED}
-    yield from ((f"self.{k}", v) for k, v in own.items() if isinstance(v, GENERATORS))
+    yield from ((f"self.{k}", v) for k, v in own.items() if isinstance(v, _GENERATORS))
     kinds = [kind for kind in type(part).__mro__ if not _foreign(kind)]
     functions = _functions(own)
     for kind in kinds:
@@ -88,7 +88,7 @@ def _foreign(thing: Any) -> bool:
 
 def _mark(v: Any, depth: int = 3) -> Any:
     """Plain values that change when what `v` holds does; None for what cannot be looked into."""
-    if isinstance(v, (*GENERATORS, Tensor)):
+    if isinstance(v, (*_GENERATORS, Tensor)):
         return _state(v)
     if isinstance(v, bool | int | float | complex | str | bytes | np.ndarray | np.generic | itertools.count):
         return repr(v)

@@ -25,7 +25,7 @@ from isthmus.program.export import plain_attention
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 """The errors by which a forward pass says that it cannot take its arguments."""
 
-BATCHES = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 40, 50, 64, 100, 128, 200, 256, 512)
+_BATCHES = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 40, 50, 64, 100, 128, 200, 256, 512)
 """Numbers of examples that somebody may have written into a forward pass."""
 
 
@@ -211,8 +211,8 @@ def _refused(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, erro
             f"its forward does not run in float64: {_reason(error)}",
             "write dtype=x.dtype where it makes a tensor, or Objective(..., dtype=torch.float32)",
         )
-    index = torch.arange(max(n, *BATCHES), device=tree_leaves(x)[0].device)
-    for size in BATCHES:
+    index = torch.arange(max(n, *_BATCHES), device=tree_leaves(x)[0].device)
+    for size in _BATCHES:
         if size != n and runs(tensors, rows(x, index[:size] % n)):
             if runs(tensors, rows(x, index[:n] % size)):
                 break  # as many of other examples: it is what they hold

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-QUANTITIES = {"loss": "loss", "error": "error rate"}
+_QUANTITIES = {"loss": "loss", "error": "error rate"}
 DASHED, LONG_DASHED, DOTTED = (0, (3, 2)), (0, (7, 2)), (0, (1, 1.5))
 _LOG_RATIO = 50.0
 """Values that differ by more than this factor are drawn on a logarithmic axis."""
@@ -29,8 +29,8 @@ def loss_along_paths(runs: Sequence[StoredRun], *, quantity: str = "loss", log: 
     logarithmic axis for losses that differ by more than a factor of 50; values of exactly 0 then stand on its
     bottom line. Errors: an unknown quantity, no run with a profile, ``log=True`` with negative values.
     """
-    if quantity not in QUANTITIES:
-        raise InputError("quantity", expected=" or ".join(map(repr, QUANTITIES)), got=repr(quantity))
+    if quantity not in _QUANTITIES:
+        raise InputError("quantity", expected=" or ".join(map(repr, _QUANTITIES)), got=repr(quantity))
     drawn = [(r, r.profile, c) for r, c in zip(runs, colours(runs), strict=True) if r.profile is not None]
     if not drawn:
         raise InputError("runs", expected="at least one run with a profile.json", got=f"{len(runs)} without")
@@ -109,7 +109,7 @@ def _finish(axes: Axes, values: Floats, quantity: str, log: bool) -> None:
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["A", "0.25", "0.5", "0.75", "B"])
     axes.set_xlabel("t, from network A to network B")
-    axes.set_ylabel(QUANTITIES[quantity])
+    axes.set_ylabel(_QUANTITIES[quantity])
     if not log:
         low, high = (min(0.0, float(values.min())), float(values.max())) if len(values) else (0.0, 1.0)
         axes.set_ylim(low, high + 0.06 * (high - low) if high > low else low + 1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SAMPLES = 24
+_SAMPLES = 24
 """Points drawn on each curved segment, besides its start."""
 
 
@@ -81,7 +81,7 @@ def _shapes(path: paths.Path) -> dict[str, tuple[int, ...]]:
 
 
 def _samples(segment: paths.Segment) -> int:
-    return 1 if isinstance(segment, Curve) and segment.is_straight else SAMPLES
+    return 1 if isinstance(segment, Curve) and segment.is_straight else _SAMPLES
 
 
 def _knots(path: paths.Path) -> np.ndarray[Any, np.dtype[np.bool_]]:

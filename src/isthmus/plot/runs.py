@@ -20,7 +20,7 @@ from isthmus.storage.paths import load_connection, path_digest
 from isthmus.verdict import LEVEL, Level
 
 Floats = NDArray[np.float64]
-FORMAT = 1
+_FORMAT = 1
 _BASELINE = "Linear"
 
 
@@ -137,8 +137,8 @@ def _document(file: Path) -> dict[str, Any]:
     doc = read_json(file)
     if not isinstance(doc, dict):
         raise FileError(file, f"expected a JSON object, got {type(doc).__name__}")
-    if doc.get("format") != FORMAT:
-        raise FileError(file, f"has format {doc.get('format')!r}, this version reads format {FORMAT}")
+    if doc.get("format") != _FORMAT:
+        raise FileError(file, f"has format {doc.get('format')!r}, this version reads format {_FORMAT}")
     return doc
 
 

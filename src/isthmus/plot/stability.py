@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Values = Mapping[str, Mapping[int, Sequence[float] | Floats]]
+_Values = Mapping[str, Mapping[int, Sequence[float] | Floats]]
 """For each quantity of noise stability and each layer, one number per example."""
 
 QUANTITIES = {
@@ -114,7 +114,7 @@ def loss_axis(axes: Axes, values: Floats) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def noise_histograms(values: Values, quantity: str) -> Figure:
+def noise_histograms(values: _Values, quantity: str) -> Figure:
     """One histogram over the examples per layer, as in appendix D.3 of Kuditipudi et al. 2019.
 
     `values[quantity][i]`: the numbers of layer i; ``noise_values`` makes them of a ``NoiseStability``. Infinite
@@ -135,7 +135,7 @@ def noise_histograms(values: Values, quantity: str) -> Figure:
     return figure
 
 
-def layer_histograms(values: Values, layer: int) -> Figure:
+def layer_histograms(values: _Values, layer: int) -> Figure:
     """The four distributions of one layer side by side, as in Figure 3 (left) of Kuditipudi et al. 2019.
 
     Errors: a layer for which no quantity is there.

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from isthmus.plot.figures import svg_text
+from isthmus.plot.html import data_and_script, html_page
 from isthmus.plot.string import COLOURS, Strings, draw_string
 from isthmus.storage.files import write_text
 
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
-)
-
-CSS = """
+_CSS = """
 :root { color-scheme: light dark; --ground: #f6f7f8; --card: #ffffff; --ink: #1d2329; --soft: #59636e;
   --line: #dde1e6; --wall: #c3c9cf; --accent: #0b6bb0; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14181c; --card: #1c2127; --ink: #e4e8ec; --soft: #a1abb6;
@@ -42,7 +37,7 @@ button { font: inherit; color: inherit; background: var(--ground); border: 1px s
 noscript svg { width: 100%; height: auto; background: #ffffff; }
 """
 
-SCRIPT = """
+_SCRIPT = """
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -189,14 +184,9 @@ def _page(found: Strings, title: str) -> str:
         place = 100 * (log(found.threshold) - log(low)) / (log(high) - log(low))
         mark = f"<div class='mark' style='left: {min(100, max(0, place)):.2f}%' title='threshold'></div>"
     said = "" if found.threshold is None else f"; the mark on it is the threshold, {found.threshold:.4g}"
-    text = json.dumps(_data(found), allow_nan=False, separators=(",", ":"))
-    text = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     name = escape(title)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n<h1>{name}</h1>\n<section>\n"
+    main = (
+        f"<h1>{name}</h1>\n<section>\n"
         "<div id='app' hidden><canvas id='view' aria-label='the string in three dimensions'></canvas>\n"
         "<p class='title' id='title'></p>\n<div class='controls' id='controls'>"
         f"<input type='range' id='frame' min='0' max='{len(found.frames) - 1}' value='{len(found.frames) - 1}' "
@@ -206,9 +196,9 @@ def _page(found: Strings, title: str) -> str:
         f"<noscript>{svg_text(draw_string(found))}</noscript>\n"
         "<p class='note'>The networks on the string, on the three directions in weight space along which the beads of "
         "the last string spread most; its shadows are drawn on the walls. The colour is the loss, on a logarithmic "
-        f"scale{said}. Dots are the beads. Drag to turn, use the wheel to come nearer.</p>\n</section>\n</main>\n"
-        f'<script type="application/json" id="data">{text}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n'
+        f"scale{said}. Dots are the beads. Drag to turn, use the wheel to come nearer.</p>\n</section>"
     )
+    return html_page(name, _CSS, main, data_and_script(_data(found), _SCRIPT))
 
 
 def _data(found: Strings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 _SAFETY = 0.5
 """delta |q| stays below this share of |g|."""
 
-CLOSE = 1e-9
+_CLOSE = 1e-9
 """Projections nearer to each other than this share of their range are not told apart."""
 
 _AT_ONCE = 16
@@ -79,7 +79,7 @@ def gates(x: Tensor, g: tuple[Tensor, Tensor], q: tuple[Tensor, Tensor], wanted:
 # -- one hidden layer: slabs between parallel hyperplanes
 
 
-def slabs(x: Tensor, wanted: Tensor, units: int, directions: Tensor, miss: float = CLOSE) -> Gates | None:
+def slabs(x: Tensor, wanted: Tensor, units: int, directions: Tensor, miss: float = _CLOSE) -> Gates | None:
     """One hidden layer of at most `units` units through ``wanted`` [N, m] at points x [N, d]; None where it fails.
 
     Along each of the `directions` [n, d] the points are cut into slabs, and each slab gets the affine function of
@@ -110,7 +110,7 @@ def _cut_slabs(
     order = z.argsort()
     z, points, values = z[order], x[order], wanted[order]
     runs = _run_ends(values)
-    low, high = 1, min(x.shape[1] if miss <= CLOSE else _AT_ONCE * x.shape[1], len(x))
+    low, high = 1, min(x.shape[1] if miss <= _CLOSE else _AT_ONCE * x.shape[1], len(x))
     found = _slabs_of(z, points, values, runs, high, most, miss)
     if found is None:
         return None
@@ -148,7 +148,7 @@ def _slabs_of(
     c: list[Tensor] = []
     i, N = 0, len(z)
     while i < N:
-        if len(starts) == most or (i and float(z[i] - z[i - 1]) <= CLOSE):
+        if len(starts) == most or (i and float(z[i] - z[i - 1]) <= _CLOSE):
             return None
         end, fitted = _slab_from(z, points, values, runs[i], i, min(i + size, N), miss)
         starts.append(i)
@@ -172,7 +172,7 @@ def _slab_from(
         else:
             low, best = middle, (middle, fitted)
     cut = best[0]
-    while cut < len(z) and cut > i + 1 and float(z[cut] - z[cut - 1]) <= CLOSE:
+    while cut < len(z) and cut > i + 1 and float(z[cut] - z[cut - 1]) <= _CLOSE:
         cut -= 1  # points that are not told apart stay together
     return cut, best[1]
 
@@ -219,7 +219,7 @@ def line(z: Tensor, wanted: Tensor, first: int, units: int) -> Line | None:
     knots = [float(z[0]) - 0.1]
     for before, after in pairwise(groups):
         end, start = float(z[before[-1][1] - 1]), float(z[after[0][0]])
-        if start - end <= CLOSE:
+        if start - end <= _CLOSE:
             return None
         knots += [end + 0.25 * (start - end), end + 0.75 * (start - end)]
     t = torch.tensor(knots, dtype=z.dtype, device=z.device)
@@ -260,7 +260,7 @@ def _gate_lines(
         for k, (start, end) in enumerate(items):
             if k:
                 gap = (z[start] - z[start - 1]) / 2
-                if float(gap) <= CLOSE:
+                if float(gap) <= _CLOSE:
                     return None, lines
                 g[k, p, 0], g[k, p, 1] = 1 / gap, -(z[start] + z[start - 1]) / 2 / gap
             if end - start == 2 and bool((values[start] != values[start + 1]).any()):

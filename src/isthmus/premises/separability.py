@@ -17,16 +17,16 @@ from isthmus.errors import InputError
 TOLERANCE = 1e-9
 """Examples are called inseparable when no separator of unit size (largest entry 1) has a larger relative margin."""
 
-STEPS = 400
+_STEPS = 400
 """Steps of the margin solver before linear programs take over."""
 
-FIRST = 50
+_FIRST = 50
 """Steps after which a linear program may already refute."""
 
 _VARIABLES = 1200
 """The largest linear program; "argmax" problems beyond it can only be refuted by two classes that overlap."""
 
-ROUNDS = 30
+_ROUNDS = 30
 """Linear programs per problem; each adds the examples that the separator of the one before gets wrong."""
 
 
@@ -85,7 +85,7 @@ def separate(
     """
     _check_asked(features, labels, kind)
     problem = _Problem.of(features, labels, classes or int(labels.max()) + 1, kind, bias)
-    for steps in (FIRST, STEPS):
+    for steps in (_FIRST, _STEPS):
         W = problem.solve(steps)
         margin = problem.margin(W)
         if margin > 0:
@@ -260,7 +260,7 @@ class _Problem:
 
     # -- linear programs
 
-    def decide(self, W: Tensor, rounds: int = ROUNDS) -> tuple[Tensor | None, dict[str, Any]]:
+    def decide(self, W: Tensor, rounds: int = _ROUNDS) -> tuple[Tensor | None, dict[str, Any]]:
         """Separators, or a refutation, by linear programs on a growing set of (example, rival class) pairs."""
         chosen: Tensor | None = None
         for _ in range(rounds):

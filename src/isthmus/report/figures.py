@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 from math import isfinite
@@ -70,16 +69,6 @@ def plane_data(runs: Sequence[StoredRun], drawn: Sequence[StoredRun], projection
         )
     ends = [[name, *_numbers(np.array(place))] for name, place in named_ends(projection).items()]
     return {"runs": entries, "ends": ends, "variance": [f"{100 * v:.3g} %" for v in projection.variance]}
-
-
-def in_script(value: Any) -> str:
-    """JSON for a script element: no character that HTML could take for markup.
-
-    >>> in_script("</script>&")
-    '"\\\\u003c/script\\\\u003e\\\\u0026"'
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _numbers(values: Floats) -> list[float | None]:

@@ -10,18 +10,13 @@ from typing import Any
 from isthmus.errors import FileError, MissingExtraError
 from isthmus.plot.curves import loss_along_paths
 from isthmus.plot.figures import svg_text
+from isthmus.plot.html import data_and_script, html_page
 from isthmus.plot.plane import draw_plane, project_runs
 from isthmus.plot.runs import StoredRun, read_runs
 from isthmus.report.assets import CSS, SCRIPT
-from isthmus.report.figures import MAX_POINTS, curves_data, in_script, plane_data
+from isthmus.report.figures import MAX_POINTS, curves_data, plane_data
 from isthmus.report.words import failures, introduction, proofs, repeat, table, verdict
 from isthmus.storage.files import write_text
-
-# nothing may be fetched, submitted or framed; blob: is how the figures hand their picture to "save as"
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
-    "base-uri 'none'; form-action 'none'"
-)
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -53,11 +48,8 @@ def _page(runs: tuple[StoredRun, ...]) -> str:
     library = _plotly()
     data: dict[str, Any] = {"curves": None, "plane": None}
     figures = [_curves_section(runs, data), _plane_section(runs, data)]
-    script = (
-        f"<script>{library}</script>\n"
-        f'<script type="application/json" id="data">{in_script(data)}</script>\n<script>{SCRIPT}</script>'
-    )
-    script = script if data["curves"] or data["plane"] else ""
+    drawn = data["curves"] or data["plane"]
+    scripts = f"<script>{library}</script>\n{data_and_script(data, SCRIPT)}" if drawn else ""
     verdicts = "\n".join(f"<li>{verdict(run)}</li>" for run in runs)
     body = "\n".join(
         [
@@ -70,14 +62,7 @@ def _page(runs: tuple[StoredRun, ...]) -> str:
             f"<section><h2>To repeat this</h2>\n{repeat(runs)}</section>",
         ]
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="referrer" content="no-referrer">\n'
-        f"<title>Isthmus report</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        f"{script}\n</body>\n</html>\n"
-    )
+    return html_page("Isthmus report", CSS, body, scripts)
 
 
 def _missing(runs: Sequence[StoredRun], file: str) -> str:

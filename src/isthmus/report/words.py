@@ -28,7 +28,7 @@ _CLAIMS = {
 }
 """One sentence per kind of claim, strongest first."""
 
-NONE = "–"
+_NONE = "–"
 
 
 def num(value: float) -> str:
@@ -38,7 +38,7 @@ def num(value: float) -> str:
     ('0.002593', '1220', '–')
     """
     if not isfinite(value):
-        return NONE
+        return _NONE
     return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e+").replace("e+", "e")
 
 
@@ -49,13 +49,13 @@ def bound_num(value: float) -> str:
     ('0.002593', '0.002594', '0.25')
     """
     if not isfinite(value):
-        return NONE
+        return _NONE
     return num(upward(value))
 
 
 def whole(value: float) -> str:
     """A whole number, or a dash."""
-    return f"{value:.0f}" if isfinite(value) else NONE
+    return f"{value:.0f}" if isfinite(value) else _NONE
 
 
 def _seconds_of(run: StoredRun) -> float:
@@ -102,7 +102,7 @@ def _pair_of(run: StoredRun) -> tuple[object, ...]:
     return (run.result.get("model"), run.result.get("data"), *objective, *ends)
 
 
-def objective_of(run: StoredRun) -> str:
+def _objective_of(run: StoredRun) -> str:
     """The loss, how many examples it is the mean over, and the penalty, in words; empty where not recorded."""
     held = run.result.get("objective") or {}
     if "loss" not in held or "examples" not in held:
@@ -123,7 +123,7 @@ def introduction(runs: tuple[StoredRun, ...]) -> str:
     model, data = _text_of(run, "model") or "not recorded", _text_of(run, "data") or "not recorded"
     return (
         f"<p>Two trained networks, A and B, of the kind <code>{model}</code> on the data <code>{data}</code>. "
-        f"Their training losses{objective_of(run)} are "
+        f"Their training losses{_objective_of(run)} are "
         f"{num(run.number('loss_a'))} (A) and {num(run.number('loss_b'))} (B). "
         "Each method below joins A to B by a path in weight space; "
         "the question is how high the loss rises on the way.</p>"
@@ -161,7 +161,7 @@ def _numbers(run: StoredRun) -> str:
     top = num(run.number("max_loss"))
     points = f"the {len(run.profile.t):,} points" if run.profile is not None else "the points"
     said = f"The training loss is at most <strong>{top}</strong> at {points} measured"
-    said = "The loss was not measured" if top == NONE else said
+    said = "The loss was not measured" if top == _NONE else said
     if run.certificate is None:
         return f"{said}; nothing was proved (there is no certificate)."
     if _is_proved(run):
@@ -176,7 +176,7 @@ def _numbers(run: StoredRun) -> str:
     return f"{said}; <strong>not proved</strong>: {left} of {total} segments {verb} only measured."
 
 
-COLUMNS = (
+_COLUMNS = (
     ("Method", "the connector; its source stands below its name"),
     ("Segments", "how many smooth pieces the path has"),
     ("Length / distance", "length of the path divided by the Euclidean distance of its ends; 1 for a straight line"),
@@ -196,9 +196,9 @@ COLUMNS = (
 def table(runs: tuple[StoredRun, ...]) -> str:
     """The comparison, with the definition of every column under it."""
     top, several = best(runs), len({_pair_of(r) for r in runs}) > 1
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in COLUMNS)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _ in _COLUMNS)
     rows = "\n".join(_row(run, top, several) for run in runs)
-    notes = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(what)}</dd></div>" for name, what in COLUMNS)
+    notes = "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(what)}</dd></div>" for name, what in _COLUMNS)
     mark = "<p class='note'>The smallest excess is highlighted.</p>" if isfinite(top) else ""
     return (
         f"<div class='scroll'><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>\n"
@@ -216,7 +216,7 @@ def _row(run: StoredRun, top: float, several: bool) -> str:
         whole(run.number("segments")),
         num(run.number("normalized_length")),
         num(run.number("max_loss")),
-        NONE if found is None else ANSWERS[found.how].removesuffix(", rises to "),
+        _NONE if found is None else ANSWERS[found.how].removesuffix(", rises to "),
         num(excess),
         bound_num(_bound_of(run)) + (f"<small>{escape(far_from(run).split(':')[0])}</small>" if far_from(run) else ""),
         num(run.number("test_error_max")),
@@ -285,8 +285,8 @@ def _segment_row(segment: dict[str, object], labels: list[object]) -> str:
     i = segment["index"]
     label = segment.get("label") or (labels[i] if isinstance(i, int) and 0 <= i < len(labels) else "")
     bound = segment.get("bound")
-    cells = (i, label or NONE, segment["claim"], bound_num(float(str(bound))) if bound is not None else NONE)
-    tds = "".join(f"<td>{escape(str(c))}</td>" for c in (*cells, segment.get("why") or NONE))
+    cells = (i, label or _NONE, segment["claim"], bound_num(float(str(bound))) if bound is not None else _NONE)
+    tds = "".join(f"<td>{escape(str(c))}</td>" for c in (*cells, segment.get("why") or _NONE))
     return f"<tr>{tds}</tr>"
 
 
@@ -314,7 +314,7 @@ def repeat(runs: tuple[StoredRun, ...]) -> str:
     shown = f"<pre>{commands}</pre>" if commands else "<p>No command was recorded.</p>"
     rows = "\n".join(
         f"<tr><th scope='row'>{escape(r.label)}</th><td>{whole(r.number('seed'))}</td>"
-        + "".join(f"<td>{_text_of(r, key) or NONE}</td>" for key in ("dtype", "version", "torch"))
+        + "".join(f"<td>{_text_of(r, key) or _NONE}</td>" for key in ("dtype", "version", "torch"))
         + "</tr>"
         for r in runs
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from isthmus.errors import InputError
 
@@ -111,7 +111,7 @@ def _plain(value: float | Path, what: str) -> float | str:
     return value
 
 
-def _has_names(value: Any) -> bool:
+def _has_names(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping) and all(isinstance(k, str) for k in value)
 
 

@@ -27,7 +27,7 @@ from isthmus.storage.files import plain
 from isthmus.storage.state import ENDING
 from isthmus.sweep.cells import Cell, identity, key_of
 
-FORMAT = 1
+_FORMAT = 1
 
 
 class BusyError(IsthmusError):
@@ -66,7 +66,7 @@ class Store:
         if not file.exists():
             return None
         document = read_json(file)
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
             raise FileError(file, "is not a result of this version", "move its folder away")
         if document.get("key") != key or {k: document.get(k) for k in known} != known:
             raise FileError(file, "holds another configuration under the same key", "move its folder away")
@@ -96,7 +96,7 @@ class Store:
         write_json(folder / "record.json", record)
         for state in folder.glob(f"*{ENDING}"):
             state.unlink()
-        write_json(folder / "result.json", {"format": FORMAT, "key": key, **known, "result": values})
+        write_json(folder / "result.json", {"format": _FORMAT, "key": key, **known, "result": values})
 
     @contextmanager
     def claim(self, cell: Cell, *, wait: bool) -> Iterator[None]:
@@ -163,7 +163,7 @@ class Job:
 def record_of(seconds: float, processor: float, engine: str) -> dict[str, Any]:
     """How a cell was computed: what may differ from run to run. `processor`: seconds of processor time."""
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "seconds": seconds,
         "processor_seconds": processor,
         "engine": engine,

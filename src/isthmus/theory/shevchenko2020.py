@@ -16,7 +16,7 @@ from isthmus.theory.kuditipudi2019 import convex_rows
 from isthmus.theory.table import MeasuredPair, Row, conclusion, rounded_up, rows_of
 
 PAPER = "Shevchenko and Mondelli 2020"
-TRAINING = ("time T", "max xi", "Lipschitz constant of xi", "max |a| at the start", "movement of the first and last")
+_TRAINING = ("time T", "max xi", "Lipschitz constant of xi", "max |a| at the start", "movement of the first and last")
 """Conditions on the training, which two networks do not show."""
 
 
@@ -42,7 +42,7 @@ def _halved(pair: MeasuredPair, theorem: str, conditions: Sequence[Condition], t
     """The premises that a pair shows, and the losses that make the bound; layers 1..L have weights, the paper's L+1."""
     name, chain, L = f"{PAPER}, {theorem}", pair.chain, pair.chain.L
     rows = convex_rows(pair, name)
-    rows += rows_of(name, [c for c in conditions if not c.name.startswith(TRAINING)])
+    rows += rows_of(name, [c for c in conditions if not c.name.startswith(_TRAINING)])
     kept = {l: torch.arange(chain.widths[l] // 2) for l in range(1, L)}
     largest = pair.top
     for e, end in enumerate("ab"):
