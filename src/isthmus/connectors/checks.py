@@ -14,7 +14,9 @@ def check_choices(method: Any) -> None:
     for name, choices in _choices(type(method)).items():
         value = getattr(method, name)
         if value not in choices:
-            raise InputError(name, expected=" or ".join(map(repr, choices)), got=repr(value))
+            words = [repr(c) for c in choices]
+            expected = " or ".join(words) if len(words) < 4 else f"one of {', '.join(words)}"
+            raise InputError(name, expected=expected, got=repr(value))
 
 
 def check_whole(method: Any, *names: str, least: int = 1) -> None:
