@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.connectors.strings.strings import LEVEL, Killed, Mortal, quadratic
 
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
 OPTIONS = {"threshold": 0.3, "steps": 200, "check": 5, "batch": 20, "lr": 0.01, "attempts": 1}
-METHODS = {
+METHODS: dict[str, Any] = {
     "StringSampling": connector_from({"name": "StringSampling", **OPTIONS, "depth": 3}),
     "ConstrainedStringSampling": connector_from({"name": "ConstrainedStringSampling", **OPTIONS, "beads": 6}),
 }
@@ -99,12 +100,8 @@ def test_a_killed_command_goes_on_to_the_same_bytes(ends, tmp_path, monkeypatch,
     assert again[0] < saves[0] / 2
     assert f"going on from the state of the search in {killed / runs.STATE}" in capsys.readouterr().err
     assert not (killed / runs.STATE).exists()
-    paths = [im.load_connection(f / "path.safetensors") for f in (whole, killed)]
-    assert len(paths[0].path) > 1
-    for p, q in zip(paths[0].path.knots, paths[1].path.knots, strict=True):
-        assert all(torch.equal(p[k], q[k]) for k in p)
-    first, second = (dict(p.stats) | {"seconds": 0} for p in paths)
-    assert first == second
+    assert len(im.load_connection(whole / "path.safetensors").path) > 1
+    assert (whole / "path.safetensors").read_bytes() == (killed / "path.safetensors").read_bytes()
     assert (whole / "profile.csv").read_bytes() == (killed / "profile.csv").read_bytes()
 
 
@@ -126,7 +123,7 @@ def test_killed_after_the_search_it_is_not_done_again(ends, tmp_path, monkeypatc
     run_app(command(ends, tmp_path, name))
     assert not any("training" in what or "looking" in what for what in said)
     after = im.load_connection(tmp_path / "path.safetensors")
-    assert {**before.stats, "seconds": 0} == {**after.stats, "seconds": 0}
+    assert before.stats == after.stats
     assert not (tmp_path / runs.STATE).exists()
 
 
@@ -249,5 +246,5 @@ def test_a_constrained_search_without_room_stays_so_and_goes_on_with_more(small)
     kept = Mortal(seed=0, lives=(10**6, 10**6))
     first, second = (im.connect(objective, a, b, replace(method, **small), memory=kept) for _ in range(2))
     assert first.outcome is second.outcome is im.Outcome.BUDGET_EXHAUSTED
-    assert {**first.stats, "seconds": 0} == {**second.stats, "seconds": 0}
+    assert first.stats == second.stats
     assert im.connect(objective, a, b, method, memory=kept).outcome.ok

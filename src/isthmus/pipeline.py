@@ -6,7 +6,7 @@ import copy
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path as FilePath
 from typing import Any
@@ -139,7 +139,7 @@ def run(
     connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
     stats["test"] = examples_of(test)
-    connection = Connection(connection.path, connection.target, connection.outcome, stats)
+    connection = replace(connection, stats=stats)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
     measured = profile(objective, connection.path, num_points, test=test, progress=progress)
@@ -151,7 +151,7 @@ def run(
     )
     write_certificate(proved, folder, objective, folder / "path.safetensors")
     seconds = {
-        "connect": connection.stats["seconds"],
+        "connect": connection.seconds,
         "profile": middle - begin,
         "certify": time.perf_counter() - middle,
     }

@@ -194,12 +194,12 @@ def test_convolutional_networks_with_batchnorm_and_flatten():
     [
         (lambda: im.Dropout(keep=0.6), r"keep: expected a number in \(0, 1/2\]"),
         (lambda: im.Dropout(masks=0), "at least 1 subset"),
-        (lambda: im.Dropout(scale="best"), "'output', 'each', 'layer', 'none'"),
+        (lambda: im.Dropout(scale="best"), "'output', 'each', 'layer', 'none'"),  # type: ignore[arg-type]
         (lambda: im.Subnetwork(fraction=0.4), r"fraction: expected a number in \[1/2, 1\)"),
         (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=0))), "steps: expected a whole number"),
         (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(lr=-1))), "lr: expected a positive number"),
-        (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(optimizer="adagrad"))), "'adam', 'sgd' or 'lbfgs'"),
-        (lambda: im.Subnetwork(inner=im.Trained(init="zeros")), "'theta' or 'random'"),
+        (lambda: im.Recipe(optimizer="adagrad"), "'adam', 'sgd' or 'lbfgs'"),  # type: ignore[arg-type]
+        (lambda: im.Trained(init="zeros"), "'theta' or 'random'"),  # type: ignore[arg-type]
         (lambda: im.Subnetwork(slack=-1), "slack: expected"),
         (lambda: im.Subnetwork(inner=im.Trained(attempts=0)), "attempts: expected"),
         (lambda: im.Subnetwork(inner=im.Trained(hub_steps=0)), "hub_steps: expected"),

@@ -199,8 +199,8 @@ def test_paths_of_trained_networks_in_float64_and_float32():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: im.MeanField(mask="last"), "mask: expected 'first' or 'random'"),
-        (lambda: im.MeanField(halves="both"), "halves: expected 'same' or 'opposite'"),
+        (lambda: im.MeanField(mask="last"), "mask: expected 'first' or 'random'"),  # type: ignore[arg-type]
+        (lambda: im.MeanField(halves="both"), "halves: expected 'same' or 'opposite'"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_fields_are_refused_at_once(make, message):

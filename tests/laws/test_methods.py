@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tests.problems import (
     wide_then_narrow,
 )
 
-QUICK: dict[type, im.Connector] = {
+QUICK: dict[type, Any] = {
     im.Dropout: im.Dropout(masks=3),
     im.NoiseDropout: im.NoiseDropout(draws=3),
     im.Narrow: im.Narrow(draws=3, recipe=im.Recipe(steps=30, batch=8)),

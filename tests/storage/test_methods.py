@@ -23,7 +23,7 @@ def test_options_of_a_value_inside_may_stand_beside_or_within():
     assert connector_from({"name": "subnetwork", "fraction": [0.5, 0.75], "inner": within}) == wanted
     beside = {"lr": "1e-3", "steps": 5, "init": "random"}
     assert connector_from({"name": "Subnetwork", "fraction": [0.5, "0.75"], **beside}) == wanted
-    assert connector_from({"name": "Narrow", "lr": 0.1}).recipe == im.Recipe(lr=0.1, steps=8000)
+    assert connector_from({"name": "Narrow", "lr": 0.1}) == im.Narrow(recipe=im.Recipe(lr=0.1, steps=8000))
     assert connector_from({"name": "Subnetwork", "inner": "Memorised"}) == im.Subnetwork(inner=im.Memorised())
 
 

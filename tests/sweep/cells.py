@@ -98,7 +98,8 @@ class Training(Cell):
             time.sleep(self.pause)
 
         fitted = runs.train(
-            seeded(make, 3), blobs(90, (5,), 4), Recipe(self.optimizer, lr=0.02, steps=self.steps, batch=32),
+            seeded(make, 3), blobs(90, (5,), 4),
+            Recipe(self.optimizer, lr=0.02, steps=self.steps, batch=32),  # type: ignore[arg-type]
             seed=5, memory=job.memory(steps=self.every), progress=progress,
         )  # fmt: skip
         save_params(fitted.params, job.folder / "params.safetensors")

@@ -72,8 +72,8 @@ def descend(
     begin, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     method = {"name": "descend", "tolerance": tolerance, "limit": limit, "rounding": rounding, "prove": prove}
     found = _descend(objective, start, method, generator, progress)
-    stats = {"method": method, "seed": seed, "seconds": time.perf_counter() - begin, "objective": objective.describe()}
-    connection = Connection(found.path, found.target, found.outcome, {**stats, **found.stats})
+    stats = {"method": method, "seed": seed, "objective": objective.describe(), **found.stats}
+    connection = Connection(found.path, found.target, found.outcome, stats, time.perf_counter() - begin)
     if throw and not connection.outcome.ok:
         raise OutcomeError(f"descend: {connection.outcome}")
     return connection

@@ -15,6 +15,7 @@ from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.data import Data
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
 from isthmus.shown import one_line
@@ -25,8 +26,6 @@ from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Recipe
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
-
-Data = tuple[Any, Tensor]
 
 
 @one_line

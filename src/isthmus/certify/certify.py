@@ -53,7 +53,8 @@ def certify(
     the curve's own points are measured at 33 of them. A network with an operation that has no rule, a loss not declared
     convex, or a segment of another kind, is sampled at `num_points` points and "measured", and `why` names the
     operation; so is a segment with an exact claim whose network has an operation without a rule, because the rounding
-    of its losses is then unknown. `labels` are copied to the segments for reading, never used.
+    of its losses is then unknown. `labels` (default: those of a connection) are copied to the segments for
+    reading, never used.
 
     Cost: about four passes over the data per control point of exact claims, one per end of others, `num_points` per
     measured segment, about six to thirty per sub-interval (a line between two small trained networks takes 30 to 80
@@ -74,6 +75,7 @@ def certify(
     (True, 'convex', 1.3133, 0.0)
     """
     check_kinds(certify, locals())
+    labels = labels or getattr(path, "labels", ())
     path = path_of(path)
     if not gap > 0:
         raise InputError("gap", expected="a number > 0", got=gap)

@@ -79,7 +79,7 @@ def train(
     module = module.to(device=where, dtype=kind)
     x, y = dataset.cast(kind).x_train.to(where), dataset.y_train.to(where)
     steps = epochs * max(1, len(y) // min(batch, len(y)))
-    recipe = Recipe(optimizer, lr, steps, batch, momentum, weight_decay)
+    recipe = Recipe(optimizer, lr, steps, batch, momentum, weight_decay)  # type: ignore[arg-type]
     with progress_bar(quiet) as progress:
         fitted = runs.train(module, (x, y), recipe, seed=seed, loss=loss, target=until, progress=progress)
     about = {

@@ -78,13 +78,15 @@ class Connection:
     `target` is `b` or, for methods that end at a permutation of b, that permutation: ``path.end`` equals
     `target`, and f(target) = f(b). `labels`: one per segment, or none. `info`: what the method says of its path (see
     ``isthmus.connectors.info``), `cost`: what it cost. They are read from `stats`, which holds plain JSON values, as
-    files do: these, the method with its fields, the seed, and the objective's description.
+    files do: these, the method with its fields, the seed, and the objective's description. `seconds`: by the clock; no
+    file keeps them, so that the same seed gives the same file.
     """
 
     path: Path
     target: Params
     outcome: Outcome
     stats: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
 
     def __repr__(self) -> str:
         made = [name for name in (name_of(self.stats), self.outcome.name.lower()) if name]
@@ -111,7 +113,7 @@ class Connection:
     @cached_property
     def cost(self) -> Cost:
         """What making the path cost."""
-        return Cost.of(self.stats)
+        return Cost.of(self.stats, self.seconds)
 
 
 @dataclass(frozen=True)

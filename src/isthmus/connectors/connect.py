@@ -82,11 +82,10 @@ def connect(
     stats = {
         "method": describe(method),
         "seed": seed,
-        "seconds": seconds,
         "objective": objective.describe(),
         **found.stats,
     }
-    connection = Connection(found.path, found.target, found.outcome, stats)
+    connection = Connection(found.path, found.target, found.outcome, stats, seconds)
     if throw and not connection.outcome.ok:
         raise OutcomeError(f"{type(method).__name__}: {connection.outcome}")
     return connection

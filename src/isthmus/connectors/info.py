@@ -30,16 +30,16 @@ class Cost:
     seconds: float | None = None
 
     @classmethod
-    def of(cls, stats: Mapping[str, Any]) -> Cost:
+    def of(cls, stats: Mapping[str, Any], seconds: float | None = None) -> Cost:
         """As the stats of a connection say.
 
-        >>> Cost.of({"seconds": 0.5, "subnetworks": [{"steps": 10}, {"steps": 20}]})
+        >>> Cost.of({"subnetworks": [{"steps": 10}, {"steps": 20}]}, 0.5)
         Cost(gradient_steps=30, evaluations=None, seconds=0.5)
         """
         trained = [*stats.get("subnetworks", ()), *([stats["network"]] if "network" in stats else [])]
         counted = [row["steps"] for row in trained if "steps" in row]
         steps = stats.get("gradient_steps", sum(counted) if counted else None)
-        return cls(steps, stats.get("evaluations"), stats.get("seconds"))
+        return cls(steps, stats.get("evaluations"), seconds)
 
 
 @one_line

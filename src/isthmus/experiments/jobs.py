@@ -251,9 +251,8 @@ class Pair(Cell):
         check_ends(objective.check(a, "a"), objective.check(b, "b"))
         judge = runs.judge_of(self.method, test)
         found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.memory("search"))
-        stats = {k: v for k, v in found.stats.items() if k != "seconds"}
-        stats |= {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
-        found = Connection(found.path, found.target, found.outcome, stats)
+        about = {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
+        found = Connection(found.path, found.target, found.outcome, {**found.stats, **about})
         measured = profile(objective, found.path, self.num_points, test=test)
         labels = found.stats.get("segments", ())
         proved = certify(objective, found.path, self.gap, labels=labels, budget=self.budget)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
@@ -21,9 +21,10 @@ from isthmus.connectors.base import Connector, lasting
 from isthmus.errors import FileError, InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.storage.files import PathLike, make_folder
+from isthmus.storage.files import make_folder
 from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
 from isthmus.training.memory import Memory, State
+from isthmus.version import __version__
 
 ENDING = "state.safetensors"
 """How the names of all files of a ``FolderMemory`` end."""
@@ -130,12 +131,12 @@ class FolderMemory(Memory):
         return owners
 
     def _seal(self, tensors: Params, text: str) -> str:
-        parts = (self.owner, *self.names, version("isthmus"), torch.__version__, digest(tensors), text)
+        parts = (self.owner, *self.names, __version__, torch.__version__, digest(tensors), text)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def memory_in(
-    folder: PathLike,
+    folder: str | os.PathLike[str],
     objective: Objective,
     a: Mapping[str, Tensor],
     b: Mapping[str, Tensor],

@@ -38,7 +38,7 @@ def quadratic(level: float = LEVEL, seed: int = 102) -> tuple[im.Objective, im.P
 
 def quick(**options: Any) -> im.StringSampling:
     known = {"threshold": LEVEL, "lr": 0.01, "batch": 16, "check": 10, "steps": 3000}
-    return connector_from({"name": "StringSampling"} | known | options)
+    return connector_from({"name": "StringSampling"} | known | options)  # type: ignore[return-value]
 
 
 def highest(objective: im.Objective, path: im.Path, points: int = 201) -> float:

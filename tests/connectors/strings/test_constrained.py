@@ -17,7 +17,7 @@ from tests.connectors.strings.strings import LEVEL, Mortal, highest, quadratic, 
 
 def quick(**options: Any) -> im.ConstrainedStringSampling:
     known = {"threshold": LEVEL, "lr": 0.01, "batch": 64, "check": 10, "steps": 3000, "schedule": "constant"}
-    return connector_from({"name": "ConstrainedStringSampling"} | known | options)
+    return connector_from({"name": "ConstrainedStringSampling"} | known | options)  # type: ignore[return-value]
 
 
 def points(*rows: list[float]) -> list[im.Params]:

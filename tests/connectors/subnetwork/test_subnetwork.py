@@ -102,7 +102,7 @@ def test_one_fraction_per_layer(pair):
     assert len(sets_in_use(connection, objective, 0)) == 17
     with pytest.raises(im.InputError, match="3 numbers, one per hidden layer"):
         connect(pair, fraction=(0.5, 0.5))
-    assert im.Subnetwork(fraction=[0.5, 0.75]) == im.Subnetwork(fraction=(0.5, 0.75))
+    assert im.Subnetwork(fraction=[0.5, 0.75]) == im.Subnetwork(fraction=(0.5, 0.75))  # type: ignore[arg-type]
 
 
 def test_a_search_for_the_fractions_lowers_what_a_hidden_layer_limits():

@@ -210,15 +210,13 @@ class String(Cell):
         )  # fmt: skip
         test = limit.objective if method.judged else None
         found = connect(objective, a, b, method, seed=self.a.seed, test=test, memory=job.memory("search"))
-        # without the seconds, which are no part of the result
-        stats = {k: v for k, v in found.stats.items() if k != "seconds"}
-        save(replace(found, stats=stats), job.folder / "string.safetensors")
-        out = {k: stats[k] for k in ("beads", "depth", "gradient_steps", "evaluations", "maximum", "rounds")}
+        save(found, job.folder / "string.safetensors")
+        out = {k: found.stats[k] for k in ("beads", "depth", "gradient_steps", "evaluations", "maximum", "rounds")}
         out |= {
             "outcome": found.outcome.name,
             "limit": limit.value,
             "ends": [limit.of(a), limit.of(b)],
-            "line": stats["rounds"][0]["maximum"],
+            "line": found.stats["rounds"][0]["maximum"],
             "distance": distance(a, b),
             "length": found.path.normalized_length,
             "weights_length": weights_length(found.path),

@@ -44,9 +44,8 @@ class Disconnected(Cell):
         method = replace(self.method, threshold=self.level)
         memory = job.memory("search")
         found = connect(example.objective, *example.minima, method, seed=self.seed, memory=memory)
-        stats = {k: v for k, v in found.stats.items() if k != "seconds"}
-        save(replace(found, stats=stats), job.folder / "string.safetensors")
-        out = {k: stats[k] for k in ("beads", "gradient_steps", "maximum")}
+        save(found, job.folder / "string.safetensors")
+        out = {k: found.stats[k] for k in ("beads", "gradient_steps", "maximum")}
         sides = [example.side(p) for p in example.minima]
         return out | {
             "outcome": found.outcome.name,
@@ -55,7 +54,7 @@ class Disconnected(Cell):
             "sides": sides,
             "length": found.path.normalized_length,
             "dense": float(profile(example.objective, found.path, 101).max),
-            "reached": stats.get("level"),
+            "reached": found.stats.get("level"),
         }
 
 
