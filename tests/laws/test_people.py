@@ -111,7 +111,7 @@ def test_what_a_method_says_is_typed_and_kept_in_files(kind, tmp_path):
     assert type(found.info) is (NoneType if own is None else own)
     assert set(found.stats) - COMMON <= {f.name for f in ([] if own is None else fields(own))}
     assert len(found.labels) == len(found.path)
-    assert found.cost.seconds == found.seconds > 0
+    assert found.cost.seconds == found.seconds is not None
     assert len(repr(found.info)) <= LIMIT
     im.save(found, tmp_path / "path.safetensors")
     again = im.load_connection(tmp_path / "path.safetensors")

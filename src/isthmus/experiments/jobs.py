@@ -261,7 +261,7 @@ class Pair(Cell):
         runs.write_profile(measured, folder, objective)
         runs.write_certificate(proved, folder, objective)
         row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
-        write_json(folder / "result.json", row | {"model": stats["model"], "data": stats["data"], "seed": self.seed})
+        write_json(folder / "result.json", row | {"model": about["model"], "data": about["data"], "seed": self.seed})
         barriers = {k: asdict(v) for k, v in measured.barriers.items()}
         if measured.test is not None:
             barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}
