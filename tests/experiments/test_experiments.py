@@ -150,7 +150,9 @@ def test_the_papers_values_stand_beside_ours(tmp_path):
 
 
 def test_markdown_cells_cannot_break_the_table():
-    text = as_markdown([{"a": "x|y\nz", "b": None, "c": float("nan"), "d": True}])
+    text = as_markdown(
+        [{"a": "x|y\nz", "b": None, "c": float("nan"), "d": True}, {"a": "", "b": 1, "c": 2, "d": False}]
+    )
     assert text.splitlines()[2] == "| x\\|y z |  |  | yes |"
 
 

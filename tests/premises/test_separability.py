@@ -89,8 +89,8 @@ def test_hyperplanes_through_the_origin():
 @pytest.mark.parametrize("kind", KINDS)
 def test_thin_margins_are_found_by_the_linear_programs(kind, monkeypatch):
     """With no steps for the margin solver, linear programs on growing subsets decide alone."""
-    monkeypatch.setattr(module, "FIRST", 1)
-    monkeypatch.setattr(module, "STEPS", 1)
+    monkeypatch.setattr(module, "_FIRST", 1)
+    monkeypatch.setattr(module, "_STEPS", 1)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2000, 6, generator=g, dtype=torch.float64)
     w = torch.randn(3, 6, generator=g, dtype=torch.float64)

@@ -403,7 +403,7 @@ def test_ends_without_errors_have_a_default_and_may_have_a_threshold_of_zero(kin
     )  # fmt: skip
     assert objective.error(a) == objective.error(b) == 0
     assert max(im.profile(objective, im.Path.through([a, b])).error) > 0.01
-    method = kind(quantity="error", lr=0.03, batch=200, check=20, steps=1000)
+    method = kind(quantity="error", recipe=Recipe(lr=0.03, batch=200, check=20, steps=1000))
     connection = im.connect(objective, a, b, method)
     assert connection.outcome.ok
     assert connection.stats["threshold"]["value"] == 0.01

@@ -16,7 +16,17 @@ WIDE = (5, 2 * N + 1, 2 * N, 3)
 NARROWING = (5, 2 * N, 9, 6, 3)
 
 
-@pytest.mark.parametrize("activation", [nn.Mish, nn.Hardswish, nn.LogSigmoid, nn.Hardsigmoid])
+class Erf(nn.Module):
+    def forward(self, x):
+        return torch.erf(x)
+
+
+class Atan(nn.Module):
+    def forward(self, x):
+        return torch.atan(x)
+
+
+@pytest.mark.parametrize("activation", [Erf, Atan])
 def test_a_missing_rule_of_certify_is_said_and_is_no_failure(activation):
     objective, a, b = setting(WIDE, activation)
     connection = im.connect(objective, a, b, im.Sublevel(), throw=True)
@@ -27,12 +37,12 @@ def test_a_missing_rule_of_certify_is_said_and_is_no_failure(activation):
     below(objective, connection.path)
     assert not im.certify(objective, connection.path).proved
     low = im.descend(objective, a)
-    assert low.outcome is im.Outcome.CONNECTED  # it moves what stands above the activations alone
+    assert low.outcome is im.Outcome.UNPROVED  # what it moves stands above the activations, but they round too
     assert falls(objective, low.path) < 1e-12
 
 
 def test_without_a_rule_what_is_measured_still_decides():
-    objective, a, b = setting(WIDE, nn.Mish)
+    objective, a, b = setting(WIDE, Erf)
     narrow, a, b = objective.cast(torch.float32), cast(a, torch.float32), cast(b, torch.float32)
     assert im.connect(narrow, a, b, im.Sublevel(tolerance=1e-12)).outcome is im.Outcome.IMPRECISE
     exact = im.connect(objective, cast(a, F64), cast(b, F64), im.Sublevel(prove=False))

@@ -106,8 +106,8 @@ def test_without_biases_and_with_inputs_on_both_sides():
 
 def test_scores_that_are_all_negative_pass_relu_too(monkeypatch):
     """Separators from a linear program give class 0 the score 0 and its examples no positive one."""
-    monkeypatch.setattr(separability, "FIRST", 1)
-    monkeypatch.setattr(separability, "STEPS", 1)
+    monkeypatch.setattr(separability, "_FIRST", 1)
+    monkeypatch.setattr(separability, "_STEPS", 1)
     problem = classify("random", perceptron([5, 24, 24, 4]), (5,))
     chain = chain_of(problem.objective.program, problem.objective.structure)
     begin = Start(chain, problem.a, 0, {l: torch.arange(12) for l in (1, 2)})

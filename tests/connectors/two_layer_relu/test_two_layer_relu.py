@@ -265,10 +265,12 @@ def test_other_networks_and_penalties_are_refused_by_name():
     refused(im.InputError, "l1 on the second layer", network, penalty=im.Ridge(0.1))
     refused(im.InputError, "convex", network, loss=lambda z, y: (z - y).square().mean(1))
     refused(im.InputError, "fewer than the 3 hidden units", perceptron([3, 3, 2]))
-    wrong: list[dict[str, Any]] = [{"units": 0}, {"alpha": 2.0}, {"radius": -1.0}, {"attempts": -1}, {"lr": 0.0}]
+    wrong: list[dict[str, Any]] = [{"units": 0}, {"alpha": 2.0}, {"radius": -1.0}, {"attempts": -1}]
     for bad in wrong:
         with pytest.raises(im.InputError, match=next(iter(bad))):
             TwoLayerReLU(**bad)
+    with pytest.raises(im.InputError, match="lr: expected a positive number"):
+        TwoLayerReLU(recipe=im.Recipe(lr=0.0))
 
 
 # -- Corollary 2.5
