@@ -186,7 +186,10 @@ def test_a_key_that_is_not_there_says_what_is(tmp_path):
         load_params(tmp_path / "w.pt", key="emma")
     with pytest.raises(CheckpointError, match="no tensors under 'epoch'"):
         load_params(tmp_path / "w.pt", key="epoch")
-    with pytest.raises(InputError, match="like: expected a module, an objective or a dictionary of tensors, got int"):
+    with pytest.raises(
+        InputError,
+        match=r"like: expected a torch.nn.Module, an Objective, a state_dict \(tensors by name\) or None, got int",
+    ):
         load_params(tmp_path / "w.pt", like=3)  # pyright: ignore
 
 

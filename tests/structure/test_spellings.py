@@ -156,12 +156,12 @@ FUNCTIONS: dict[str, Callable[[im.Objective, im.Params, im.Params], Any]] = {
 SHORT: dict[type[im.Connector], dict[str, Any]] = {
     im.Dropout: {"masks": 5},
     im.NoiseDropout: {"draws": 3},
-    im.Narrow: {"width": 2, "steps": 20, "draws": 3},
-    im.Subnetwork: {"steps": 20, "hub_steps": 20, "draws": 2, "effort": 0.0},
+    im.Narrow: {"width": 2, "recipe": Recipe(steps=20), "draws": 3},
+    im.Subnetwork: {"inner": im.Trained(Recipe(steps=20), hub_steps=20, effort=0.0), "draws": 2},
     im.MeanField: {},
     im.Sublevel: {},
     im.DeepLinear: {},
-    im.TwoLayerReLU: {"units": 2, "steps": 20},
+    im.TwoLayerReLU: {"units": 2, "recipe": Recipe(steps=20)},
 }
 """The methods that read chains, with options that make them quick."""
 
@@ -184,9 +184,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Chain | im.Objective | Enum) or value is None:
         return type(value).__name__
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name != "seconds"}
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items() if k not in ("seconds", "objective")}
+        return {str(k): plain(v) for k, v in value.items() if k != "objective"}
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
