@@ -145,7 +145,6 @@ evaluate/routes.py:Penalty.along
 evaluate/sample.py:adaptively
 evaluate/sample.py:screened
 kinds.py:_is
-papers/freeman2017/jobs.py:String.run
 papers/kuditipudi2019/drawing.py:distributions
 papers/kuditipudi2019/jobs.py:Subnetworks._at
 papers/nguyen2019/sketches.py:survey

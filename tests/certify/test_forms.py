@@ -256,11 +256,11 @@ def test_rounding_of_averages_is_in_the_radius():
 # -- whole networks
 
 
-@pytest.mark.parametrize("degree", [1, 2, 3])
+@pytest.mark.parametrize("degree", [1, 3])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_no_sample_leaves_its_form_or_exceeds_its_bound(case, degree):
     """Random networks and paths on which all tensors move: outputs, mean loss and error rate at dense samples."""
-    objective = case.objective(penalty=im.Ridge(0.01) if degree == 2 else None)
+    objective = case.objective(penalty=im.Ridge(0.01) if degree == 3 else None)
     g = torch.Generator().manual_seed(degree)
     for seed in range(2):
         control = case.control(degree, seed)
