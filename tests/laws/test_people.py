@@ -206,7 +206,7 @@ def test_a_connection_is_a_path(objective, connection):
     measured = im.profile(objective, connection, 5)
     assert torch.equal(measured.loss, im.profile(objective, connection.path, 5).loss)
     proved = im.certify(objective, connection, budget=0)
-    assert proved == im.certify(objective, connection.path, budget=0)
+    assert proved == im.certify(objective, connection.path, budget=0, labels=connection.labels)
     assert im.verify_certificate(objective, connection, proved) == []
 
 
