@@ -257,7 +257,7 @@ def test_rounding_of_averages_is_in_the_radius():
 
 
 @pytest.mark.parametrize("degree", [1, 3])
-@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.xdist_group(c.name), id=c.name) for c in CASES])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_no_sample_leaves_its_form_or_exceeds_its_bound(case, degree):
     """Random networks and paths on which all tensors move: outputs, mean loss and error rate at dense samples."""
     objective = case.objective(penalty=im.Ridge(0.01) if degree == 3 else None)

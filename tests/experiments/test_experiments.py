@@ -24,8 +24,6 @@ from isthmus.sweep import Local, Store, canonical, identity, key_of, run_cells, 
 from isthmus.training.fit import Recipe
 from tests.sweep.cells import ended, forked, results, temporaries
 
-pytestmark = pytest.mark.xdist_group("experiments")  # one worker runs the smoke scale, once
-
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
 RECIPE = Recipe(lr=0.02, steps=40, batch=20)
 

@@ -48,10 +48,9 @@ REFUSED = [(make, kind) for kind, own in ONLY.items() for make in PROBLEMS if ma
 
 
 def over(pairs: Iterable[tuple[Callable[[], Problem], type]]) -> pytest.MarkDecorator:
-    """One worker gets all laws of a pair, which share what it constructs."""
-    named = [(f"{make.__name__}-{kind.__name__}", make, kind) for make, kind in pairs]
-    params = [pytest.param(*pair, marks=pytest.mark.xdist_group(name), id=name) for name, *pair in named]
-    return pytest.mark.parametrize(("make", "kind"), params)
+    pairs = list(pairs)
+    names = [f"{make.__name__}-{kind.__name__}" for make, kind in pairs]
+    return pytest.mark.parametrize(("make", "kind"), pairs, ids=names)
 
 
 exam = over(EXAM)

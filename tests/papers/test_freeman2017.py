@@ -35,8 +35,6 @@ from isthmus.training.fit import Recipe, fit
 from isthmus.training.memory import Beside, forget
 from tests.connectors.strings.strings import Killed, Mortal
 
-pytestmark = pytest.mark.xdist_group("freeman2017")  # one worker runs the smoke scale, once
-
 PAGE = by_name("freeman2017")
 
 

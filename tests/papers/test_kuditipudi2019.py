@@ -21,8 +21,6 @@ from isthmus.storage.tensors import read_tensors
 from isthmus.sweep import Local, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe
 
-pytestmark = pytest.mark.xdist_group("kuditipudi2019")  # one worker runs the smoke scale, once
-
 PAGE = by_name("kuditipudi2019")
 
 

@@ -38,8 +38,6 @@ from isthmus.papers.nguyen2019.sketches import (
 from isthmus.papers.nguyen2019.tables import condition
 from isthmus.sweep import Local, Store, run_cells, with_needs
 
-pytestmark = pytest.mark.xdist_group("nguyen2019")  # one worker runs the smoke scale, once
-
 F64 = torch.float64
 PAGE = by_name("nguyen2019")
 SMALL = Setting("digits", 10, (64, 24, 12, 10), loss="mse")

@@ -13,8 +13,6 @@ from isthmus.papers.nguyen2021 import page
 from isthmus.papers.nguyen2021.jobs import ExperimentA, ExperimentB
 from isthmus.sweep import Local, Store, run_cells
 
-pytestmark = pytest.mark.xdist_group("nguyen2021")  # one worker runs the smoke scale, once
-
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):

@@ -22,8 +22,6 @@ from isthmus.papers.shevchenko2020.tasks import Features, Schedule, Task, colour
 from isthmus.sweep import Job, Local, Store, identity, key_of, run_cells, with_needs
 from tests.models.test_extractors import PUBLISHED, published
 
-pytestmark = pytest.mark.xdist_group("shevchenko2020")  # one worker runs the smoke scale, once
-
 PAGE = by_name("shevchenko2020")
 
 
