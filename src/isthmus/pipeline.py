@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -31,6 +30,7 @@ from isthmus.training.fit import Fitted, Recipe, fit
 from isthmus.training.memory import Beside, Memory, State, forget
 from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level, verdict
+from isthmus.version import __version__
 
 STATE = "state"
 """The folder in a run's folder that holds the state of unfinished work."""
@@ -145,10 +145,7 @@ def run(
     measured = profile(objective, connection.path, num_points, test=test, progress=progress)
     write_profile(measured, folder, objective, folder / "path.safetensors")
     middle = time.perf_counter()
-    labels = connection.stats["segments"]
-    proved = certify(
-        objective, connection.path, gap, budget=budget, labels=labels, num_points=num_points, progress=progress
-    )
+    proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
     write_certificate(proved, folder, objective, folder / "path.safetensors")
     seconds = {
         "connect": connection.seconds,
@@ -215,7 +212,7 @@ def summary(
         "notes": list(connection.stats.get("notes", [])),
         "dtype": connection.stats.get("objective", {}).get("dtype"),
         "objective": connection.stats.get("objective"),
-        "version": version("isthmus"),
+        "version": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),

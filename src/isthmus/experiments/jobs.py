@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ import torch
 from isthmus import pipeline as runs
 from isthmus.certify import certify
 from isthmus.certify.certify import BUDGET
-from isthmus.connectors import Connection, Connector, connect
+from isthmus.connectors import Connector, connect
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
@@ -252,10 +252,9 @@ class Pair(Cell):
         judge = runs.judge_of(self.method, test)
         found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.memory("search"))
         about = {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
-        found = Connection(found.path, found.target, found.outcome, {**found.stats, **about})
+        found = replace(found, stats={**found.stats, **about})
         measured = profile(objective, found.path, self.num_points, test=test)
-        labels = found.stats.get("segments", ())
-        proved = certify(objective, found.path, self.gap, labels=labels, budget=self.budget)
+        proved = certify(objective, found, self.gap, budget=self.budget)
         folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
         save(found, folder / "path.safetensors")
         runs.write_profile(measured, folder, objective)

@@ -22,8 +22,6 @@ from isthmus.stability.noise.measure import NoiseStability
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK = "#3b4046"
-
 
 def draw(value: Any, ax: Axes | None) -> Axes:
     """The picture of `value` on `ax`, by default on new axes of pyplot. Errors: ``MissingExtraError``."""

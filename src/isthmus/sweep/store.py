@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from isthmus.storage import make_folder, read_json, write_json
 from isthmus.storage.files import plain
 from isthmus.storage.state import ENDING
 from isthmus.sweep.cells import Cell, identity, key_of
+from isthmus.version import __version__
 
 _FORMAT = 1
 
@@ -171,7 +171,7 @@ def record_of(seconds: float, processor: float, engine: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "isthmus": version("isthmus"),
+        "isthmus": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

@@ -94,8 +94,7 @@ class Joined(_OnSamples):
         out = about(found)
         if found.stats["theorem"] is None:
             return out
-        labels = found.stats["segments"]
-        proved = certify(objective, found.path, labels=labels, budget=BUDGET)
+        proved = certify(objective, found, budget=BUDGET)
         measured = profile(objective, found.path, self.num_points)
         line = profile(objective, Path((Curve((a, b)),)), 4 * self.num_points)
         stats = found.stats
@@ -103,7 +102,7 @@ class Joined(_OnSamples):
             "growth": stats["growth"],
             "conditions": stats["conditions"],
             "excess": max(stats["excess"], measured.excess),
-            "invariance": invariance(objective, found.path, _joining(labels)),
+            "invariance": invariance(objective, found.path, _joining(stats["segments"])),
             "certificate": of_certificate(proved),
             "curve": of_profile(measured),
             "line": of_profile(line),
