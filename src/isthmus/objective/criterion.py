@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import loss as torchs
+from torch.utils._pytree import tree_map
 
 from isthmus.errors import InputError
+from isthmus.objective.data import rows
 from isthmus.objective.labels import IGNORED, Labels, check_classes, find_axis
 from isthmus.objective.losses import NAMED, LossFunction, per_example
 from isthmus.params import in_dtype, moves
@@ -131,8 +133,17 @@ def is_torchs(loss: Any) -> bool:
     return type(loss) in _CLASSES or type(loss) in _ENTRIES
 
 
-def targets(loss: Any, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """`y` as the loss takes it: whole numbers as int64 labels or as numbers; for a callable loss as they are."""
+def targets(loss: Any, y: Any, dtype: torch.dtype) -> Any:
+    """`y` as the loss takes it: whole numbers as int64 labels or as numbers; for a callable loss as they are.
+
+    Errors: ``InputError`` for a loss of one tensor where `y` is a whole batch.
+    """
+    if not isinstance(y, Tensor):
+        if isinstance(loss, str) or is_torchs(loss):
+            raise InputError(
+                "targets", expected="the name of the targets in a batch, or a loss of (outputs, batch)", got="None"
+            )
+        return tree_map(lambda v: in_dtype(v, dtype), y)
     if moves(y):
         return in_dtype(y, dtype)
     if loss == "mse" or type(loss) in _ENTRIES:
@@ -173,7 +184,7 @@ def read(
     if convex is not None:
         _check_convex(convex, found, loss)
         found = replace(found, convex=convex)
-    few = y[: len(outputs)]
+    few = rows(y, slice(0, len(outputs)))
     _check_values("loss", found.values, outputs, few)
     if error is None:
         return found
@@ -303,7 +314,7 @@ def _of_callable(
     ignore_index: int | None,
     class_axis: int | None,
 ) -> _Criterion:
-    if error is not None or moves(y):
+    if error is not None or not isinstance(y, Tensor) or moves(y):
         _no_options(f"a callable loss, {'error=' if error else 'no labels'}", ignore_index, class_axis)
         return _Criterion(loss, error, False)
     ignored = IGNORED if ignore_index is None else ignore_index
@@ -312,15 +323,19 @@ def _of_callable(
     return _Criterion(loss, labels.wrong, False, None, labels)
 
 
+def _said(y: Any) -> str:
+    return f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else f"a batch, {type(y).__name__}"
+
+
 def _check_values(what: str, function: LossFunction, outputs: Tensor, y: Tensor) -> None:
     """The function must give one value per example, whatever other examples stand beside it."""
     n = len(outputs)
     try:
-        values, alone = function(outputs, y), function(outputs[:1], y[:1])
+        values, alone = function(outputs, y), function(outputs[:1], rows(y, slice(0, 1)))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as e:
         got = next(iter(str(e).strip().splitlines()), type(e).__name__)
         raise InputError(
-            what, expected=f"a function of outputs {tuple(outputs.shape)} and y {tuple(y.shape)}, {y.dtype}", got=got
+            what, expected=f"a function of outputs {tuple(outputs.shape)} and y {_said(y)}", got=got
         ) from e
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if shape != (n,):

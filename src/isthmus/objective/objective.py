@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, final
 
@@ -16,13 +17,16 @@ from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import criterion
 from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
-from isthmus.objective.data import Data, Inputs
+from isthmus.objective.adapt import adapted, positional
+from isthmus.objective.batches import Data, Examples, Reading, read
+from isthmus.objective.data import Inputs
 from isthmus.objective.given import ParamsLike, tensors_of
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.objective.matching import renamed, tied
 from isthmus.objective.probe import accepts, check_together, examine
 from isthmus.objective.writes import Writes, call, without_extra
 from isthmus.params import Params, check_like, check_moves, widen
+from isthmus.program.adapted import Adapted, Forward, Manner
 from isthmus.program.copied import name_of
 from isthmus.program.export import Program, trace
 from isthmus.shown import count, line, plural
@@ -80,6 +84,9 @@ class Objective:
         error: LossFunction | None = None,
         ignore_index: int | None = None,
         class_axis: int | None = None,
+        targets: str | int | None = None,
+        forward: Forward | None = None,
+        output: str | int | None = None,
         dtype: torch.dtype | None = None,
         memory: int = 1 << 28,
         structure: Structure | None = None,
@@ -90,11 +97,16 @@ class Objective:
         criterion.check_loss(loss)
         if memory <= 0:
             raise InputError("memory", expected="a positive number of bytes", got=memory)
-        x, y = datasets.as_tensors(data)
+        self._reading = Reading(targets, forward is not None)
+        self._called = {"targets": targets, "forward": forward, "output": output}
+        given = read(data, self._reading)
+        x = positional(module, given.x)
         self.dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(x)[0]])
         if not self.dtype.is_floating_point:
             raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
-        self._data = (datasets.cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
+        self._data = (datasets.cast_inputs(x, self.dtype), criterion.targets(loss, given.y, self.dtype))
+        manner = module.manner if isinstance(module, Adapted) else Manner(forward, None, output)
+        self._manner = replace(manner, batch=given.batch)
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
         self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
         self.penalty = penalty
@@ -131,12 +143,12 @@ class Objective:
     @property
     def num_examples(self) -> int:
         """The number of examples, N."""
-        return len(self._data[1])
+        return datasets.number(self._data[1])
 
     @property
     def device(self) -> torch.device:
         """Where the data live; parameters must live there too."""
-        return self._data[1].device
+        return tree_flatten(self._data[1])[0][0].device
 
     @property
     def has_error(self) -> bool:
@@ -225,21 +237,24 @@ class Objective:
         check_kind(n, int, "n")
         if not 1 <= n <= self.num_examples:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
-        return self.on((datasets.rows(self._data[0], slice(0, n)), self._data[1][:n]))
+        return self._vary(data=self._examples(slice(0, n)))
 
     def part(self, index: slice) -> Objective:
         """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
         new = copy.copy(self)
         new._programs = self._programs
-        new._data = (datasets.rows(self._data[0], index), self._data[1][index])
+        new._data = datasets.rows(self._data, index)
         new.__dict__.pop("chunk", None)
         new.__dict__.pop("_digest", None)
         return new
 
+    def _examples(self, index: slice) -> Examples:
+        return Examples(*datasets.rows(self._data, index), self._manner.batch)
+
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
-            "loss": self._loss, "data": self._data, "convex": self.convex, "penalty": self.penalty, **self._labelled,
-            "dtype": self.dtype, "memory": self.memory, "structure": self._hand_written, "_writes": self._writes,
+            "loss": self._loss, "data": self._examples(slice(None)), "convex": self.convex, "penalty": self.penalty,
+            **self._labelled, **self._called, "dtype": self.dtype, "memory": self.memory, "structure": self._hand_written, "_writes": self._writes,
         }  # fmt: skip
         new = Objective(self.skeleton, **(options | changes))
         new._programs = self._programs
@@ -320,7 +335,7 @@ class Objective:
             loss += float(self.example_losses(outputs, y).double().sum())
             errors = self.criterion.errors
             error += float("nan") if errors is None else float(errors(outputs, y).double().sum())
-            n += len(y)
+            n += len(outputs)
         return loss / n, error / n
 
     def penalty_of(self, params: Mapping[str, Tensor]) -> float:
@@ -329,7 +344,7 @@ class Objective:
 
     def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
-        x, y = datasets.rows(self._data[0], index), self._data[1][index]
+        x, y = datasets.rows(self._data, index)
         loss = self.example_losses(self.forward(params, x), y).mean()
         return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
 
@@ -344,7 +359,7 @@ class Objective:
 
     def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
         for i in range(0, self.num_examples, self.chunk):
-            yield datasets.rows(self._data[0], slice(i, i + self.chunk)), self._data[1][i : i + self.chunk]
+            yield datasets.rows(self._data, slice(i, i + self.chunk))
 
     @cached_property
     def chunk(self) -> int:
@@ -370,6 +385,7 @@ class Objective:
         some = {*range(min(4, n)), n // 2, n - 1} | datasets.extremes(self._data[0])
         few = datasets.rows(self._data[0], torch.tensor(sorted(some), device=self.device))
         untied = {k: v for k, v in self._zeros().items() if k not in self._ties}
+        self.skeleton = adapted(self.skeleton, self._manner, {**self._fixed, **untied}, few)
         if state is None:
             return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4]
         own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}

@@ -1,0 +1,54 @@
+"""Any module as one that takes the tensors of examples and returns one tensor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from isthmus.objective.data import Inputs
+from isthmus.objective.probe import REFUSALS, generators, restore, with_same_weights
+from isthmus.objective.writes import Writes, call
+from isthmus.program.adapted import Adapted, Manner, choose
+from isthmus.program.copied import name_of
+
+
+def positional(module: nn.Module, x: Any) -> Any:
+    """`x` without the name of its only part, where the module's forward has no argument of that name."""
+    if not isinstance(x, Mapping) or len(x) != 1:
+        return x
+    known = inspect.signature((module.own if isinstance(module, Adapted) else module).forward).parameters
+    name, value = next(iter(x.items()))
+    named = name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+    return x if named else value
+
+
+@torch.no_grad()
+def adapted(module: nn.Module, manner: Manner, tensors: Mapping[str, Tensor], x: Inputs) -> nn.Module:
+    """The module itself where it returns one tensor already, else one that gives the chosen entry.
+
+    Numbers that forward makes without a type get that of `tensors` where it does not run otherwise. What else keeps
+    forward from running is for others to say. Errors: as ``choose``.
+    """
+    wanted = manner.output
+    bare = replace(manner, output=None)
+    dtypes = {v.dtype for v in tensors.values() if v.is_floating_point()} - {torch.get_default_dtype()}
+    for constants in (None, *dtypes):
+        manner = replace(bare, constants=constants)
+        new = module if manner == Manner() else Adapted(module, manner)
+        states = generators()
+        try:
+            trial = with_same_weights(new)
+            found = call(trial, {k: v.clone() for k, v in tensors.items()}, tree_map(torch.clone, x), Writes())
+        except REFUSALS:
+            continue
+        finally:
+            restore(states)
+        key = choose(found, wanted, name_of(module))
+        return new if key is None else Adapted(module, replace(manner, output=key))
+    return module if bare == Manner() else Adapted(module, bare)
