@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from isthmus.objective.data import Inputs
 from isthmus.objective.probe import REFUSALS, generators, restore, with_same_weights
 from isthmus.objective.writes import Writes, call
-from isthmus.program.adapted import Adapted, Manner, choose
+from isthmus.program.adapted import Adapted, Manner, adapted, choose
 from isthmus.program.copied import name_of
 
 
@@ -29,26 +29,28 @@ def positional(module: nn.Module, x: Any) -> Any:
 
 
 @torch.no_grad()
-def adapted(module: nn.Module, manner: Manner, tensors: Mapping[str, Tensor], x: Inputs) -> nn.Module:
+def fitted(module: nn.Module, manner: Manner, tensors: Mapping[str, Tensor], x: Inputs) -> nn.Module:
     """The module itself where it returns one tensor already, else one that gives the chosen entry.
 
     Numbers that forward makes without a type get that of `tensors` where it does not run otherwise. What else keeps
     forward from running is for others to say. Errors: as ``choose``.
     """
-    wanted = manner.output
-    bare = replace(manner, output=None)
     dtypes = {v.dtype for v in tensors.values() if v.is_floating_point()} - {torch.get_default_dtype()}
     for constants in (None, *dtypes):
-        manner = replace(bare, constants=constants)
-        new = module if manner == Manner() else Adapted(module, manner)
-        states = generators()
+        whole = replace(manner, output=None, constants=constants)
         try:
-            trial = with_same_weights(new)
-            found = call(trial, {k: v.clone() for k, v in tensors.items()}, tree_map(torch.clone, x), Writes())
+            found = _result(adapted(module, whole), tensors, x)
         except REFUSALS:
             continue
-        finally:
-            restore(states)
-        key = choose(found, wanted, name_of(module))
-        return new if key is None else Adapted(module, replace(manner, output=key))
-    return module if bare == Manner() else Adapted(module, bare)
+        return adapted(module, replace(whole, output=choose(found, manner.output, name_of(module))))
+    return adapted(module, replace(manner, output=None))
+
+
+def _result(module: nn.Module, tensors: Mapping[str, Tensor], x: Inputs) -> Any:
+    """What a copy of the module gives; neither it nor a generator is left changed."""
+    states = generators()
+    try:
+        copies = {k: v.clone() for k, v in tensors.items()}
+        return call(with_same_weights(module), copies, tree_map(torch.clone, x), Writes())
+    finally:
+        restore(states)

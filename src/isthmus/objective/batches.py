@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from isthmus.errors import InputError
 from isthmus.objective.data import Inputs, all_tensors, check_examples, is_array, is_numbers, kind, tensor_of
-from isthmus.program.leaves import filled, opened
+from isthmus.program.leaves import opened
 
 Data = Any
 """A pair (x, y), a dict, a ``Dataset`` or a loader, of tensors, arrays or lists."""
@@ -27,7 +27,8 @@ TARGETS = ("labels", "label", "targets", "target", "y")
 class Examples:
     """A data set in memory: the arguments of the module and the targets, batch first in each.
 
-    `batch`: the user's batch with places for the tensors of `x` (``leaves.opened``), where forward= takes it whole.
+    `batch`: the user's batch with places for the tensors of `x` (``leaves.opened``), where forward= takes it whole;
+    then `y` is `x` again where no part of the batch is called targets.
     """
 
     x: Inputs
@@ -51,9 +52,8 @@ class Reading:
         if not leaves:
             raise InputError("data", expected="batches with tensors in them", got=kind(batch))
         tensors = tuple(tensor_of(v) for v in leaves)
-        known = self.targets is not None or self._target(batch) is not None
-        y = tensor_of(self._pair(batch)[1]) if known else filled(template, tensors)
-        return Examples(tensors, y, template)
+        named = isinstance(batch, Mapping | tuple | list) and self._target(batch) is not None
+        return Examples(tensors, self._pair(batch)[1] if named else tensors, template)
 
     def _pair(self, batch: Any) -> tuple[Any, Any]:
         key = self._target(batch)
@@ -66,7 +66,7 @@ class Reading:
             rest = parts[0] if len(parts) == 1 else tuple(parts)
         y = tensor_of(batch[key])
         if not isinstance(y, Tensor) or y.dim() == 0:
-            raise _no_batch(batch, y)
+            raise _no_batch(y)
         return inputs(rest), y
 
     def _target(self, batch: Any) -> str | int | None:
@@ -81,7 +81,9 @@ class Reading:
         else:
             key, there = None, self.targets is None
         if not there:
-            raise InputError("targets", expected=f"one of the parts of a batch, {_parts(batch)}", got=repr(self.targets))
+            raise InputError(
+                "targets", expected=f"one of the parts of a batch, {_parts(batch)}", got=repr(self.targets)
+            )
         return key
 
 
@@ -152,11 +154,9 @@ def _one_pass(loader: Iterable[Any], reading: Reading) -> Examples:
     if not batches:
         raise InputError("data", expected="at least one batch", got="an empty loader")
     check_layouts(batches)
-    first = batches[0]
-    x, y = (
-        tree_map(lambda *parts: _joined(parts), *several) for several in ([b.x for b in batches], [b.y for b in batches])
-    )
-    return Examples(x, y, first.batch)
+    x = tree_map(lambda *parts: _joined(parts), *(b.x for b in batches))
+    y = tree_map(lambda *parts: _joined(parts), *(b.y for b in batches))
+    return Examples(x, y, batches[0].batch)
 
 
 def check_layouts(batches: Iterable[Examples]) -> None:
@@ -198,7 +198,7 @@ def _parts(batch: Any) -> str:
     return f"0 to {len(batch) - 1}" if isinstance(batch, tuple | list) else type(batch).__name__
 
 
-def _no_batch(batch: Any, y: Any) -> InputError:
+def _no_batch(y: Any) -> InputError:
     if isinstance(y, Tensor) or np.isscalar(y):
         instead = "DataLoader(dataset, batch_size=256)"
         return InputError("data", expected="batches (x, y)", got="single examples", instead=instead)

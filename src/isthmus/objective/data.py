@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,9 @@ def _named(x: Any, name: str) -> list[tuple[str, Tensor]]:
     if isinstance(x, Tensor):
         return [(name, x)]
     parts = tree_flatten(x)[0]
-    return [(name + k, v) for k, v in zip(x if isinstance(x, dict) else map(str, range(len(parts))), parts, strict=True)]
+    return [
+        (name + k, v) for k, v in zip(x if isinstance(x, dict) else map(str, range(len(parts))), parts, strict=True)
+    ]
 
 
 def check_examples(parts: list[Tensor], targets: list[Tensor]) -> None:

@@ -14,21 +14,23 @@ from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.kinds import check_kind, check_kinds
-from isthmus.objective import criterion
+from isthmus.objective import criterion, named
 from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
-from isthmus.objective.adapt import adapted, positional
+from isthmus.objective.adapt import fitted, positional
 from isthmus.objective.batches import Data, Examples, Reading, read
 from isthmus.objective.data import Inputs
 from isthmus.objective.given import ParamsLike, tensors_of
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.objective.matching import renamed, tied
+from isthmus.objective.named import CrossEntropy
 from isthmus.objective.probe import accepts, check_together, examine
 from isthmus.objective.writes import Writes, call, without_extra
 from isthmus.params import Params, check_like, check_moves, widen
 from isthmus.program.adapted import Adapted, Forward, Manner
 from isthmus.program.copied import name_of
 from isthmus.program.export import Program, trace
+from isthmus.program.leaves import filled
 from isthmus.shown import count, line, plural
 from isthmus.structure import Structure, derive_structure, verify
 
@@ -76,7 +78,7 @@ class Objective:
     def __init__(
         self,
         module: nn.Module,
-        loss: str | LossFunction = "cross_entropy",
+        loss: str | CrossEntropy | LossFunction = "cross_entropy",
         data: Data | None = None,
         *,
         convex: bool | None = None,
@@ -94,7 +96,7 @@ class Objective:
     ) -> None:
         check_kinds(Objective.__init__, locals(), but=["loss", "data"])
         skeletons.check_kind(module)
-        criterion.check_loss(loss)
+        named.check_loss(loss)
         if memory <= 0:
             raise InputError("memory", expected="a positive number of bytes", got=memory)
         self._reading = Reading(targets, forward is not None)
@@ -104,7 +106,8 @@ class Objective:
         self.dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(x)[0]])
         if not self.dtype.is_floating_point:
             raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
-        self._data = (datasets.cast_inputs(x, self.dtype), criterion.targets(loss, given.y, self.dtype))
+        y = given.y if given is data else named.targets(loss, given.y, self.dtype)  # those at hand are what it takes
+        self._data = (datasets.cast_inputs(x, self.dtype), datasets.cast_inputs(y, self.dtype))
         manner = module.manner if isinstance(module, Adapted) else Manner(forward, None, output)
         self._manner = replace(manner, batch=given.batch)
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
@@ -117,7 +120,10 @@ class Objective:
         views = self._take_structure(module)
         self._writes = Writes() if _writes is None else _writes
         few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
-        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
+        self.criterion = criterion.read(
+            self._of_targets(self._loss), few, self._data[1], convex=convex,
+            **self._labelled | {"error": self._of_targets(error)},
+        )  # fmt: skip
 
     def _take_structure(self, module: nn.Module) -> set[int]:
         """The module on meta tensors, without weights, and its names; gives the memory of views of its weights."""
@@ -129,11 +135,18 @@ class Objective:
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
         return views
 
+    def _of_targets(self, function: Any) -> Any:
+        """A function of outputs and the user's whole batch as one of the tensors in that."""
+        batch = self._manner.batch
+        if isinstance(self._data[1], Tensor) or function is None:
+            return function
+        return lambda outputs, y: function(outputs, filled(batch, y))
+
     # -- what it is
 
     def __repr__(self) -> str:
         size = plural(self.num_examples, "example"), plural(count(self._like), "parameter")
-        return line(self, name_of(self.skeleton), str(criterion.describe(self._loss)["loss"]), *size)
+        return line(self, name_of(self.skeleton), str(named.describe(self._loss)["loss"]), *size)
 
     @property
     def data(self) -> tuple[Inputs, Tensor]:
@@ -170,9 +183,9 @@ class Objective:
         given = {k: v for k, v in self._labelled.items() if v is not None and k != "error"}
         return {
             "module": name_of(self.skeleton),
-            **criterion.describe(self._loss),
+            **named.describe(self._loss),
             **given,
-            "named": isinstance(self._loss, str),
+            "named": named.is_named(self._loss),
             "convex": self.convex,
             "examples": self.num_examples,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -254,7 +267,8 @@ class Objective:
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
             "loss": self._loss, "data": self._examples(slice(None)), "convex": self.convex, "penalty": self.penalty,
-            **self._labelled, **self._called, "dtype": self.dtype, "memory": self.memory, "structure": self._hand_written, "_writes": self._writes,
+            **self._labelled, **self._called, "dtype": self.dtype, "memory": self.memory,
+            "structure": self._hand_written, "_writes": self._writes,
         }  # fmt: skip
         new = Objective(self.skeleton, **(options | changes))
         new._programs = self._programs
@@ -385,7 +399,7 @@ class Objective:
         some = {*range(min(4, n)), n // 2, n - 1} | datasets.extremes(self._data[0])
         few = datasets.rows(self._data[0], torch.tensor(sorted(some), device=self.device))
         untied = {k: v for k, v in self._zeros().items() if k not in self._ties}
-        self.skeleton = adapted(self.skeleton, self._manner, {**self._fixed, **untied}, few)
+        self.skeleton = fitted(self.skeleton, self._manner, {**self._fixed, **untied}, few)
         if state is None:
             return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4]
         own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.program.leaves import filled
 
-__all__ = ["Adapted", "Forward", "Manner", "choose", "floats"]
+__all__ = ["Adapted", "Forward", "Manner", "adapted", "choose", "floats"]
 
 Forward = Callable[[nn.Module, Any], Any]
 """How a module is called with a batch: (module, batch) -> outputs."""
@@ -78,13 +78,20 @@ class Adapted(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Adapted:
         memo[id(self.manner)] = self.manner
-        return Adapted(deepcopy(self.own, memo), self.manner)
+        return type(self)(deepcopy(self.own, memo), self.manner)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Adapted, (self.own, self.manner)
 
     def __repr__(self) -> str:
         return repr(self.own)
+
+
+def adapted(module: nn.Module, manner: Manner) -> nn.Module:
+    """The module, called in that manner; itself where there is nothing to it."""
+    if isinstance(module, Adapted):
+        return type(module)(module, manner)
+    return module if manner == Manner() else Adapted(module, manner)
 
 
 @contextmanager
