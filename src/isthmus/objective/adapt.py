@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from isthmus.objective.data import Inputs
+from isthmus.objective.losses import LossFunction
 from isthmus.objective.probe import REFUSALS, generators, restore, with_same_weights
 from isthmus.objective.writes import Writes, call
 from isthmus.program.adapted import Adapted, Manner, adapted, choose
 from isthmus.program.copied import name_of
+from isthmus.program.leaves import filled
 
 
 def positional(module: nn.Module, x: Any) -> Any:
@@ -26,6 +28,22 @@ def positional(module: nn.Module, x: Any) -> Any:
     name, value = next(iter(x.items()))
     named = name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
     return x if named else value
+
+
+@dataclass(frozen=True, eq=False)
+class _OfBatch:
+    """A function of outputs and the user's batch as one of outputs and the tensors in that."""
+
+    function: LossFunction
+    batch: Any
+
+    def __call__(self, outputs: Tensor, y: Any) -> Tensor:
+        return self.function(outputs, filled(self.batch, y))
+
+
+def of_targets(function: Any, y: Any, batch: Any) -> Any:
+    """A loss or an error as a function of outputs and `y`, which is all tensors of a `batch` where it is several."""
+    return function if function is None or isinstance(y, Tensor) else _OfBatch(function, batch)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from isthmus.errors import InputError
 from isthmus.objective.data import Inputs, all_tensors, check_examples, is_array, is_numbers, kind, tensor_of
+from isthmus.objective.writes import alike
 from isthmus.program.leaves import opened
 
 Data = Any
@@ -159,13 +160,17 @@ def _one_pass(loader: Iterable[Any], reading: Reading) -> Examples:
     return Examples(x, y, batches[0].batch)
 
 
-def check_layouts(batches: Iterable[Examples]) -> None:
+def check_layouts(batches: Sequence[Examples]) -> None:
     """Refuse batches that do not hold the same tensors, in the same places."""
-    batches = list(batches)
+    first, *others = batches
     whole = all(all_tensors(tree_flatten((b.x, b.y))[0]) for b in batches)
-    if not whole or len({(str(tree_flatten((b.x, b.y))[1]), str(b.batch)) for b in batches}) > 1:
+    if not whole or not all(_layout(b) == _layout(first) and alike(b.batch, first.batch) for b in others):
         expected = "batches whose x is a tensor, a tuple or a dict of tensors, all alike"
-        raise InputError("data", expected=expected, got=kind(batches[0].x))
+        raise InputError("data", expected=expected, got=kind(first.x))
+
+
+def _layout(examples: Examples) -> str:
+    return str(tree_flatten((examples.x, examples.y))[1])
 
 
 def _same_examples(a: Any, b: Any) -> bool:

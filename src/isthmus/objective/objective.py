@@ -17,7 +17,7 @@ from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import criterion, named
 from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
-from isthmus.objective.adapt import fitted, positional
+from isthmus.objective.adapt import fitted, of_targets, positional
 from isthmus.objective.batches import Data, Examples, Reading, read
 from isthmus.objective.data import Inputs
 from isthmus.objective.given import ParamsLike, tensors_of
@@ -30,7 +30,6 @@ from isthmus.params import Params, check_like, check_moves, widen
 from isthmus.program.adapted import Adapted, Forward, Manner
 from isthmus.program.copied import name_of
 from isthmus.program.export import Program, trace
-from isthmus.program.leaves import filled
 from isthmus.shown import count, line, plural
 from isthmus.structure import Structure, derive_structure, verify
 
@@ -121,8 +120,8 @@ class Objective:
         self._writes = Writes() if _writes is None else _writes
         few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
         self.criterion = criterion.read(
-            self._of_targets(self._loss), few, self._data[1], convex=convex,
-            **self._labelled | {"error": self._of_targets(error)},
+            of_targets(self._loss, self._data[1], given.batch), few, self._data[1], convex=convex,
+            **self._labelled | {"error": of_targets(error, self._data[1], given.batch)},
         )  # fmt: skip
 
     def _take_structure(self, module: nn.Module) -> set[int]:
@@ -134,13 +133,6 @@ class Objective:
         self._ties = skeletons.ties_of(self.skeleton)
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
         return views
-
-    def _of_targets(self, function: Any) -> Any:
-        """A function of outputs and the user's whole batch as one of the tensors in that."""
-        batch = self._manner.batch
-        if isinstance(self._data[1], Tensor) or function is None:
-            return function
-        return lambda outputs, y: function(outputs, filled(batch, y))
 
     # -- what it is
 
