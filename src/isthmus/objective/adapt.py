@@ -20,14 +20,14 @@ from isthmus.program.copied import name_of
 from isthmus.program.leaves import filled
 
 
-def positional(module: nn.Module, x: Any) -> Any:
-    """`x` without the name of its only part, where the module's forward has no argument of that name."""
+def nameless(module: nn.Module, x: Any) -> str | None:
+    """The name of the only part of `x`, where the module's forward has no argument of that name."""
     if not isinstance(x, Mapping) or len(x) != 1:
-        return x
+        return None
     known = inspect.signature((module.own if isinstance(module, Adapted) else module).forward).parameters
-    name, value = next(iter(x.items()))
+    (name,) = x
     named = name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
-    return x if named else value
+    return None if named else name
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,11 +90,13 @@ class Reading:
 
 def read(data: Data, reading: Reading) -> Examples:
     """All examples in memory, checked: dense tensors, not empty, equal lengths, one device, finite."""
-    if isinstance(data, Examples):
-        return data
     if data is None:
         raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
-    found = reading.split(data) if _is_batch(data) else _read_loader(loader_of(data), reading)
+    return checked(reading.split(data) if is_batch(data) else _read_loader(loader_of(data), reading))
+
+
+def checked(found: Examples) -> Examples:
+    """The examples, without a history. Errors: tensors that hold no data set."""
     parts = tree_flatten(found.x)[0]
     if not parts or not all_tensors(parts):
         raise InputError("data", expected="x as a tensor, a tuple or a dict of tensors", got=kind(found.x))
@@ -102,7 +104,7 @@ def read(data: Data, reading: Reading) -> Examples:
     return Examples(*(tree_map(lambda v: v.detach(), part) for part in (found.x, found.y)), found.batch)
 
 
-def _is_batch(data: Any) -> bool:
+def is_batch(data: Any) -> bool:
     """Whether all examples are at hand, as one batch."""
     if isinstance(data, Mapping):
         return True
@@ -154,6 +156,11 @@ def _one_pass(loader: Iterable[Any], reading: Reading) -> Examples:
     batches = [reading.split(batch) for batch in loader]
     if not batches:
         raise InputError("data", expected="at least one batch", got="an empty loader")
+    return joined(batches)
+
+
+def joined(batches: Sequence[Examples]) -> Examples:
+    """Batches one after the other. Errors: batches that are not alike."""
     check_layouts(batches)
     x = tree_map(lambda *parts: _joined(parts), *(b.x for b in batches))
     y = tree_map(lambda *parts: _joined(parts), *(b.y for b in batches))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isthmus.errors import InputError
+from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective.data import rows
 from isthmus.objective.labels import IGNORED, Labels, check_classes, find_axis
 from isthmus.objective.losses import NAMED, LossFunction, hinge, per_example
@@ -35,6 +35,14 @@ class _Criterion:
     labels: Labels | None = None
     positions: Labels | None = None
     rises: float | None = None
+
+
+def _unseen(outputs: Tensor, y: Any) -> Tensor:
+    raise UnsupportedError("the objective", "it has no outputs", "give loss= and data= in place of evaluate=")
+
+
+UNSEEN = _Criterion(_unseen, None, False)
+"""That of an objective which is a function of the parameters alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +101,10 @@ def read(
     """
     own = as_torchs(loss, ignore_index)
     if type(own) in CLASSES:
+        _check_ignored(own, loss, ignore_index)
+        axis = _class_axis(outputs, y, class_axis, own.ignore_index)
         together = getattr(loss, "mean", "tokens") == "tokens"
-        found = _of_classes(own, outputs, y, _axis_for(own, outputs, y, ignore_index, class_axis), together)
+        found = _of_classes(own, outputs, y, axis, together)
     elif isinstance(own, str) or is_torchs(own):
         _no_options(f"{describe(loss)['loss']} has no classes to ignore or to find", ignore_index, class_axis)
         margin = type(own) in MARGINS or (own == "hinge" and y.shape[1:] != outputs.shape[1:])
@@ -123,13 +133,13 @@ def _no_options(why: str, ignore_index: int | None, class_axis: int | None) -> N
             raise InputError(name, expected=f"None: {why}", got=value)
 
 
-def _axis_for(own: Any, outputs: Tensor, y: Tensor, ignore_index: int | None, class_axis: int | None) -> int:
+def _check_ignored(own: Any, loss: Any, ignore_index: int | None) -> None:
     if ignore_index not in (None, own.ignore_index):
+        name = "im.CrossEntropy" if is_named(loss) else f"nn.{type(own).__name__}"
         raise InputError(
             "ignore_index", expected=f"None or that of the loss, {own.ignore_index}", got=ignore_index,
-            instead=f"{type(own).__name__}(ignore_index={ignore_index})",
+            instead=f"{name}(ignore_index={ignore_index})",
         )  # fmt: skip
-    return _class_axis(outputs, y, class_axis, own.ignore_index)
 
 
 def _class_axis(outputs: Tensor, y: Tensor, given: int | None, ignored: int, error_of: str = "") -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,11 @@ def cast_inputs(x: Inputs, dtype: torch.dtype) -> Inputs:
     return tree_map(lambda v: in_dtype(v, dtype), x)
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of targets, outputs and losses: at least float32."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
 def precision(tensors: Iterable[Tensor]) -> torch.dtype:
     """float64 if one of the tensors has it, else float32.
 
@@ -63,11 +68,22 @@ def digest_of_data(x: Inputs, y: Any, dtype: torch.dtype) -> str:
 
     Images and the same images as flat rows have the same digest, and so have all devices.
     """
-    sha = hashlib.sha256()
-    for name, value in (*_named(x, ""), *_named(y, "y")):
-        value = value.detach().to(dtype if value.is_floating_point() else value.dtype)
-        sha.update(repr((name, str(value.dtype), len(value), value.numel())).encode())
-        sha.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest_of(lambda: [(x, y)], number(y), dtype)
+
+
+def digest_of(batches: Callable[[], Iterable[tuple[Any, Any]]], n: int, dtype: torch.dtype) -> str:
+    """``digest_of_data`` of `n` examples that come in batches (x, y); one pass over them for each tensor of a batch."""
+    sha, i, parts = hashlib.sha256(), 0, 1
+    while i < parts:
+        for k, (x, y) in enumerate(batches()):
+            named = [*_named(x, ""), *_named(y, "y")]
+            name, value = named[i]
+            value = value.detach().to(dtype if value.is_floating_point() else value.dtype)
+            if k == 0:
+                sha.update(repr((name, str(value.dtype), n, n * value[0].numel())).encode())
+            sha.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            parts = len(named)
+        i += 1
     return sha.hexdigest()
 
 

@@ -17,21 +17,25 @@ from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import criterion, named
 from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
-from isthmus.objective.adapt import fitted, of_targets, positional
-from isthmus.objective.batches import Data, Examples, Reading, read
+from isthmus.objective.adapt import fitted, nameless, of_targets
+from isthmus.objective.batches import Data, Reading
 from isthmus.objective.data import Inputs
 from isthmus.objective.given import ParamsLike, tensors_of
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.objective.matching import renamed, tied
 from isthmus.objective.named import CrossEntropy
 from isthmus.objective.probe import accepts, check_together, examine
+from isthmus.objective.source import Evaluate, Held, Numbers, Prepare, Source, Streamed, check_alone, open_source
 from isthmus.objective.writes import Writes, call, without_extra
-from isthmus.params import Params, check_like, check_moves, widen
+from isthmus.params import Params, check_like, check_moves, in_dtype, widen
 from isthmus.program.adapted import Adapted, Forward, Manner
 from isthmus.program.copied import name_of
 from isthmus.program.export import Program, trace
 from isthmus.shown import count, line, plural
 from isthmus.structure import Structure, derive_structure, verify
+
+MEMORY = 1 << 28
+"""Bytes of activations per chunk of examples, unless other ones are given."""
 
 
 @final
@@ -89,40 +93,62 @@ class Objective:
         forward: Forward | None = None,
         output: str | int | None = None,
         dtype: torch.dtype | None = None,
-        memory: int = 1 << 28,
+        memory: int | None = None,
+        evaluate: Evaluate | None = None,
+        stream: bool | None = None,
         structure: Structure | None = None,
         _writes: Writes | None = None,
     ) -> None:
         check_kinds(Objective.__init__, locals(), but=["loss", "data"])
         skeletons.check_kind(module)
         named.check_loss(loss)
-        if memory <= 0:
+        if memory is not None and memory <= 0:
             raise InputError("memory", expected="a positive number of bytes", got=memory)
-        self._reading = Reading(targets, forward is not None)
-        self._called = {"targets": targets, "forward": forward, "output": output}
-        given = read(data, self._reading)
-        x = positional(module, given.x)
-        self.dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(x)[0]])
-        if not self.dtype.is_floating_point:
-            raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
-        y = given.y if given is data else named.targets(loss, given.y, self.dtype)  # those at hand are what it takes
-        self._data = (datasets.cast_inputs(x, self.dtype), datasets.cast_inputs(y, self.dtype))
-        manner = module.manner if isinstance(module, Adapted) else Manner(forward, None, output)
-        self._manner = replace(manner, batch=given.batch)
+        self._called = {"targets": targets, "forward": forward, "output": output, "stream": stream}
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
         self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
         self.penalty = penalty
-        self.memory = memory
+        self._limit = memory
         self._hand_written = structure
         self._programs: dict[Any, Program | UnsupportedError] = {}
+        self.dtype, self.source = self._open(module, data, dtype, evaluate)
         skeletons.check_modes(module)
         views = self._take_structure(module)
         self._writes = Writes() if _writes is None else _writes
+        if evaluate is not None:
+            self.criterion = criterion.UNSEEN
+            return
+        manner = module.manner if isinstance(module, Adapted) else Manner(forward, None, output)
+        self._manner = replace(manner, batch=self.source.batch)
+        y = self.source.targets()
         few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
         self.criterion = criterion.read(
-            of_targets(self._loss, self._data[1], given.batch), few, self._data[1], convex=convex,
-            **self._labelled | {"error": of_targets(error, self._data[1], given.batch)},
+            of_targets(self._loss, y, self.source.batch), few, y, convex=convex,
+            **self._labelled | {"error": of_targets(error, y, self.source.batch)},
         )  # fmt: skip
+
+    def _open(
+        self, module: nn.Module, data: Any, dtype: torch.dtype | None, evaluate: Evaluate | None
+    ) -> tuple[torch.dtype, Source]:
+        """The precision, and where the examples are."""
+        if dtype is not None and not dtype.is_floating_point:
+            raise InputError("dtype", expected="a floating-point dtype", got=dtype)
+        if evaluate is not None:
+            check_alone(evaluate, data, self._called | self._labelled | {"loss": self._loss})
+            weights = list(module.parameters())
+            device = weights[0].device if weights else torch.device("cpu")
+            return dtype or datasets.precision(weights), Numbers(evaluate, device)
+        if isinstance(data, Source):
+            dtype = dtype or self.dtype
+            return dtype, data.cast(dtype)
+        reading = Reading(self._called["targets"], self._called["forward"] is not None)
+        given = open_source(data, reading, stream=self._called["stream"], limit=self._limit)
+        start = given.start if isinstance(given, Streamed) else given
+        dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(start.x)[0]])
+        prepare = Prepare(self._loss, dtype, nameless(module, start.x))
+        if isinstance(given, Streamed):
+            return dtype, replace(given, prepare=prepare)
+        return dtype, Held(*prepare(given), given.batch)
 
     def _take_structure(self, module: nn.Module) -> set[int]:
         """The module on meta tensors, without weights, and its names; gives the memory of views of its weights."""
@@ -137,23 +163,37 @@ class Objective:
     # -- what it is
 
     def __repr__(self) -> str:
-        size = plural(self.num_examples, "example"), plural(count(self._like), "parameter")
-        return line(self, name_of(self.skeleton), str(named.describe(self._loss)["loss"]), *size)
+        parameters = plural(count(self._like), "parameter")
+        if isinstance(self.source, Numbers):
+            return line(self, name_of(self.skeleton), self.source.describe()["evaluate"], parameters)
+        where = ["streamed"] if self.source.describe() else []
+        examples = plural(self.num_examples, "example")
+        return line(self, name_of(self.skeleton), str(named.describe(self._loss)["loss"]), examples, parameters, *where)
 
     @property
     def data(self) -> tuple[Inputs, Tensor]:
-        """The data set, (x, y)."""
-        return self._data
+        """The data set, (x, y). Errors: ``UnsupportedError`` where it is not in memory."""
+        return self.source.held()
 
     @property
     def num_examples(self) -> int:
         """The number of examples, N."""
-        return datasets.number(self._data[1])
+        return self.source.number
+
+    @property
+    def passes(self) -> int:
+        """How often streamed data were read to their end; 0 for data in memory."""
+        return self.source.passes
+
+    @property
+    def memory(self) -> int:
+        """Bytes of activations per chunk of examples."""
+        return MEMORY if self._limit is None else self._limit
 
     @property
     def device(self) -> torch.device:
         """Where the data live; parameters must live there too."""
-        return tree_flatten(self._data[1])[0][0].device
+        return self.source.device
 
     @property
     def has_error(self) -> bool:
@@ -185,11 +225,16 @@ class Objective:
             "penalty": describe_penalty(self.penalty),
             "error": None if error is None else getattr(error, "__name__", "callable"),
             "digest": self._digest,
+            **self.source.describe(),
         }
 
     @cached_property
-    def _digest(self) -> str:
-        return datasets.digest_of_data(*self._data, self.dtype)
+    def _digest(self) -> str | None:
+        return None if self._only_numbers else self.source.digest(self.dtype)
+
+    @property
+    def _only_numbers(self) -> bool:
+        return isinstance(self.source, Numbers)
 
     @property
     def named_loss(self) -> str | None:
@@ -221,7 +266,7 @@ class Objective:
 
     @property
     def _example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        return datasets.arguments(datasets.rows(self._data[0], slice(0, min(4, self.num_examples))))
+        return datasets.arguments(datasets.rows(self.source.few()[0], slice(0, min(4, self.num_examples))))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the exported graphs, which cannot travel; they are made again when they are needed."""
@@ -242,26 +287,25 @@ class Objective:
         check_kind(n, int, "n")
         if not 1 <= n <= self.num_examples:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
-        return self._vary(data=self._examples(slice(0, n)))
+        return self._vary(data=self.source.first(n))
 
     def part(self, index: slice) -> Objective:
         """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
         new = copy.copy(self)
         new._programs = self._programs
-        new._data = datasets.rows(self._data, index)
+        new.source = Held(*datasets.rows(self.data, index), self.source.batch)
         new.__dict__.pop("chunk", None)
         new.__dict__.pop("_digest", None)
         return new
 
-    def _examples(self, index: slice) -> Examples:
-        return Examples(*datasets.rows(self._data, index), self._manner.batch)
-
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
-            "loss": self._loss, "data": self._examples(slice(None)), "convex": self.convex, "penalty": self.penalty,
-            **self._labelled, **self._called, "dtype": self.dtype, "memory": self.memory,
+            "loss": self._loss, "data": self.source, "convex": self.convex, "penalty": self.penalty,
+            **self._labelled, **self._called, "dtype": self.dtype, "memory": self._limit,
             "structure": self._hand_written, "_writes": self._writes,
         }  # fmt: skip
+        if isinstance(self.source, Numbers):
+            options = {k: options[k] for k in ("dtype", "penalty", "_writes")} | {"evaluate": self.source.evaluate}
         new = Objective(self.skeleton, **(options | changes))
         new._programs = self._programs
         if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
@@ -329,9 +373,15 @@ class Objective:
     def measure(self, params: ParamsLike) -> tuple[float, float]:
         """(loss, error) from one pass over the data."""
         params = self.check(params)
+        loss, error = self.means(params)
+        return loss + self.penalty_of(params), error
+
+    def means(self, params: Params) -> tuple[float, float]:
+        """(mean loss without penalty, error rate) at checked parameters, from one pass over the data."""
+        if isinstance(self.source, Numbers):
+            return self.source.measure(params)
         with torch.no_grad():
-            total = self.of_outputs((self.forward(params, x), y) for x, y in self._chunks())
-        return total[0] + self.penalty_of(params), total[1]
+            return self.of_outputs((self.forward(params, x), y) for x, y in self._chunks())
 
     def of_outputs(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """(mean loss without penalty, error rate) of outputs that were computed elsewhere, chunk by chunk."""
@@ -340,7 +390,7 @@ class Objective:
         for outputs, y in parts:
             loss += float(self.example_losses(outputs, y).double().sum())
             errors = self.criterion.errors
-            error += float("nan") if errors is None else float(errors(outputs, y).double().sum())
+            error += float("nan") if errors is None else float(errors(self._wide(outputs), y).double().sum())
             n += len(outputs)
         return loss / n, error / n
 
@@ -350,13 +400,16 @@ class Objective:
 
     def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
-        x, y = datasets.rows(self._data, index)
+        x, y = self.source.at(index)
         loss = self.example_losses(self.forward(params, x), y).mean()
         return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
 
     def example_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The per-example losses [n] of given outputs; carries gradients."""
-        return self.criterion.values(outputs, y)
+        return self.criterion.values(self._wide(outputs), y)
+
+    def _wide(self, outputs: Tensor) -> Tensor:
+        return in_dtype(outputs, datasets.wide(self.dtype))
 
     def forward(self, params: Mapping[str, Tensor], x: Inputs, module: nn.Module | None = None) -> Tensor:
         """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
@@ -364,8 +417,7 @@ class Objective:
         return call(module or self.skeleton, {**self._fixed, **once}, x, self._writes)
 
     def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
-        for i in range(0, self.num_examples, self.chunk):
-            yield datasets.rows(self._data, slice(i, i + self.chunk))
+        return self.source.chunks(self.chunk)
 
     @cached_property
     def chunk(self) -> int:
@@ -376,10 +428,10 @@ class Objective:
     def bytes_each(self) -> int:
         """The bytes that one example's forward pass makes, all operations together."""
         zeros, index = self._zeros(), torch.zeros(4, dtype=torch.int64, device=self.device)
-        totals = []
+        x, totals = self.source.few()[0], []
         for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
             with torch.no_grad(), skeletons.CountBytes() as counter:
-                self.forward(zeros, datasets.rows(self._data[0], index[:n]))
+                self.forward(zeros, datasets.rows(x, index[:n]))
             totals.append(counter.total)
         return max(1, (totals[1] - totals[0]) // 2)
 
@@ -387,20 +439,20 @@ class Objective:
 
     def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
         """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
-        n = self.num_examples
-        some = {*range(min(4, n)), n // 2, n - 1} | datasets.extremes(self._data[0])
-        few = datasets.rows(self._data[0], torch.tensor(sorted(some), device=self.device))
+        few = self.source.few()[0]
         untied = {k: v for k, v in self._zeros().items() if k not in self._ties}
         self.skeleton = fitted(self.skeleton, self._manner, {**self._fixed, **untied}, few)
         if state is None:
-            return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4]
+            return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4].to(
+                datasets.wide(self.dtype)
+            )
         own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}
         drawn = skeletons.drawn(untied, self.parameter_names)
         points = [{**self._fixed, **untied, **own, **drawn, **last} for last in (own, {})]
         self._writes, first = examine(self.skeleton, points, few, memory)
-        if self.chunk > len(some):
-            check_together(self.skeleton, points, datasets.rows(self._data[0], slice(0, self.chunk)), self._writes)
-        return first[:4]
+        if self.chunk > len(first):
+            check_together(self.skeleton, points, self.source.head(self.chunk)[0], self._writes)
+        return self._wide(first[:4])
 
     def _zeros(self) -> Params:
         return {
