@@ -182,6 +182,8 @@ def profile(
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
+    if screen is not None and not all(s.in_memory for s in sets):
+        raise UnsupportedError(f"screen={screen!r}", "it needs the data in memory", "leave screen out")
     if screen == "auto" and not bf16_pays(objective, objective.check(path.start, "path")):
         screen = None
     if tol is not None:

@@ -191,6 +191,23 @@ class Plain(Route):
 
 
 @dataclass(frozen=True, eq=False)
+class ByValue(Route):
+    """The objective at every point: the route for data that are not in memory, and for objectives without any."""
+
+    objective: Objective
+    segment: Segment
+    kind = "plain"
+
+    def pairs(self, ts: list[float], tick: Tick) -> list[Pair]:
+        """One pass over the data for every t."""
+        out = []
+        for t in ts:
+            out.append(self.objective.means(self.objective.check(self.segment.at(t), "path")))
+            tick()
+        return out
+
+
+@dataclass(frozen=True, eq=False)
 class Once:
     """The values that do not depend on t, for some examples: held ones as they are, mixed ones per control point."""
 

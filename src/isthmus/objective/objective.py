@@ -17,15 +17,15 @@ from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import criterion, named
 from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
-from isthmus.objective.adapt import fitted, nameless, of_targets
-from isthmus.objective.batches import Data, Reading
+from isthmus.objective.adapt import fitted, of_targets
+from isthmus.objective.batches import Data
 from isthmus.objective.data import Inputs
 from isthmus.objective.given import ParamsLike, tensors_of
 from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
 from isthmus.objective.matching import renamed, tied
 from isthmus.objective.named import CrossEntropy
 from isthmus.objective.probe import accepts, check_together, examine
-from isthmus.objective.source import Evaluate, Held, Numbers, Prepare, Source, Streamed, check_alone, open_source
+from isthmus.objective.source import Evaluate, Held, Numbers, check_alone, open_source
 from isthmus.objective.writes import Writes, call, without_extra
 from isthmus.params import Params, check_like, check_moves, in_dtype, widen
 from isthmus.program.adapted import Adapted, Forward, Manner
@@ -111,11 +111,15 @@ class Objective:
         self._limit = memory
         self._hand_written = structure
         self._programs: dict[Any, Program | UnsupportedError] = {}
-        self.dtype, self.source = self._open(module, data, dtype, evaluate)
+        if evaluate is not None:
+            check_alone(evaluate, data, self._called | self._labelled | {"loss": loss})
+            weights = list(module.parameters())
+            data = Numbers(evaluate, weights[0].device if weights else torch.device("cpu"))
+        self.dtype, self.source = open_source(module, data, self._loss, self._called, dtype=dtype, limit=memory)
         skeletons.check_modes(module)
         views = self._take_structure(module)
         self._writes = Writes() if _writes is None else _writes
-        if evaluate is not None:
+        if isinstance(self.source, Numbers):
             self.criterion = criterion.UNSEEN
             return
         manner = module.manner if isinstance(module, Adapted) else Manner(forward, None, output)
@@ -126,29 +130,6 @@ class Objective:
             of_targets(self._loss, y, self.source.batch), few, y, convex=convex,
             **self._labelled | {"error": of_targets(error, y, self.source.batch)},
         )  # fmt: skip
-
-    def _open(
-        self, module: nn.Module, data: Any, dtype: torch.dtype | None, evaluate: Evaluate | None
-    ) -> tuple[torch.dtype, Source]:
-        """The precision, and where the examples are."""
-        if dtype is not None and not dtype.is_floating_point:
-            raise InputError("dtype", expected="a floating-point dtype", got=dtype)
-        if evaluate is not None:
-            check_alone(evaluate, data, self._called | self._labelled | {"loss": self._loss})
-            weights = list(module.parameters())
-            device = weights[0].device if weights else torch.device("cpu")
-            return dtype or datasets.precision(weights), Numbers(evaluate, device)
-        if isinstance(data, Source):
-            dtype = dtype or self.dtype
-            return dtype, data.cast(dtype)
-        reading = Reading(self._called["targets"], self._called["forward"] is not None)
-        given = open_source(data, reading, stream=self._called["stream"], limit=self._limit)
-        start = given.start if isinstance(given, Streamed) else given
-        dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(start.x)[0]])
-        prepare = Prepare(self._loss, dtype, nameless(module, start.x))
-        if isinstance(given, Streamed):
-            return dtype, replace(given, prepare=prepare)
-        return dtype, Held(*prepare(given), given.batch)
 
     def _take_structure(self, module: nn.Module) -> set[int]:
         """The module on meta tensors, without weights, and its names; gives the memory of views of its weights."""
@@ -164,11 +145,8 @@ class Objective:
 
     def __repr__(self) -> str:
         parameters = plural(count(self._like), "parameter")
-        if isinstance(self.source, Numbers):
-            return line(self, name_of(self.skeleton), self.source.describe()["evaluate"], parameters)
-        where = ["streamed"] if self.source.describe() else []
-        examples = plural(self.num_examples, "example")
-        return line(self, name_of(self.skeleton), str(named.describe(self._loss)["loss"]), examples, parameters, *where)
+        told = named.describe(self._loss) | self.source.describe()
+        return line(self, name_of(self.skeleton), str(told["loss"]), *self.source.words(), parameters)
 
     @property
     def data(self) -> tuple[Inputs, Tensor]:
@@ -179,6 +157,11 @@ class Objective:
     def num_examples(self) -> int:
         """The number of examples, N."""
         return self.source.number
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the examples are."""
+        return isinstance(self.source, Held)
 
     @property
     def passes(self) -> int:
@@ -230,11 +213,7 @@ class Objective:
 
     @cached_property
     def _digest(self) -> str | None:
-        return None if self._only_numbers else self.source.digest(self.dtype)
-
-    @property
-    def _only_numbers(self) -> bool:
-        return isinstance(self.source, Numbers)
+        return None if isinstance(self.source, Numbers) else self.source.digest(self.dtype)
 
     @property
     def named_loss(self) -> str | None:
@@ -280,6 +259,8 @@ class Objective:
 
     def on(self, data: Data) -> Objective:
         """The same module and loss on another data set (a test set, a subset)."""
+        if isinstance(self.source, Numbers):
+            self.source.held()
         return self._vary(data=data)
 
     def subset(self, n: int) -> Objective:
@@ -304,8 +285,6 @@ class Objective:
             **self._labelled, **self._called, "dtype": self.dtype, "memory": self._limit,
             "structure": self._hand_written, "_writes": self._writes,
         }  # fmt: skip
-        if isinstance(self.source, Numbers):
-            options = {k: options[k] for k in ("dtype", "penalty", "_writes")} | {"evaluate": self.source.evaluate}
         new = Objective(self.skeleton, **(options | changes))
         new._programs = self._programs
         if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
@@ -427,13 +406,9 @@ class Objective:
     @cached_property
     def bytes_each(self) -> int:
         """The bytes that one example's forward pass makes, all operations together."""
-        zeros, index = self._zeros(), torch.zeros(4, dtype=torch.int64, device=self.device)
-        x, totals = self.source.few()[0], []
-        for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
-            with torch.no_grad(), skeletons.CountBytes() as counter:
-                self.forward(zeros, datasets.rows(x, index[:n]))
-            totals.append(counter.total)
-        return max(1, (totals[1] - totals[0]) // 2)
+        zeros, x = self._zeros(), self.source.few()[0]
+        index = torch.zeros(4, dtype=torch.int64, device=self.device)
+        return skeletons.bytes_each(lambda n: self.forward(zeros, datasets.rows(x, index[:n])))
 
     # -- checks
 

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import data as datasets
+from isthmus.objective.adapt import nameless
 from isthmus.objective.batches import Examples, Reading, check_layouts, checked, is_batch, joined, loader_of, read
 from isthmus.objective.data import rows
 from isthmus.objective.named import targets
+from isthmus.shown import plural
 
 Pair = tuple[Any, Any]
 """(x, y) of some examples, as the module and the loss take them."""
@@ -85,6 +87,10 @@ class Source(ABC):
     def describe(self) -> dict[str, Any]:
         """Plain values that say where they are; nothing where they are in memory."""
         return {}
+
+    def words(self) -> list[str]:
+        """What a line about them says."""
+        return [plural(self.number, "example")]
 
 
 @dataclass(eq=False)
@@ -158,6 +164,7 @@ class Streamed(Source):
     passes: int = 0
     number: int = 0
     _few: list[Examples] = field(default_factory=list)
+    _largest: int = 0
 
     def __post_init__(self) -> None:
         self.batch, self.device = self.start.batch, tree_flatten(self.start.y)[0][0].device
@@ -225,8 +232,14 @@ class Streamed(Source):
         return datasets.digest_of(lambda: self.chunks(self.number), self.number, dtype)
 
     def describe(self) -> dict[str, Any]:
-        """The bytes of the first examples say how large all are."""
-        return {"streamed": True, "bytes": bytes_of(self.start) * self.number // datasets.number(self.start.y)}
+        """`bytes`: of all examples, and `bytes_held` of a batch, as the first ones have them."""
+        each = bytes_of(self.start) // datasets.number(self.start.y)
+        return {"streamed": True, "bytes": each * self.number, "bytes_held": each * self._largest}
+
+    def words(self) -> list[str]:
+        """With the memory that they take."""
+        told = self.describe()
+        return [*super().words(), f"streamed, {told['bytes_held'] / 1e6:.3g} of {told['bytes'] / 1e6:.3g} MB in memory"]
 
     def _batches(self) -> Iterator[Examples]:
         n, few = 0, slice(0, datasets.number(self.start.y))
@@ -235,7 +248,8 @@ class Streamed(Source):
             check_layouts([self.start, found])
             if n == 0 and not _same(_part(found, few), self.start):
                 raise _differ("other examples at the beginning of a pass")
-            n += datasets.number(found.y)
+            size = datasets.number(found.y)
+            n, self._largest = n + size, max(self._largest, size)
             yield found
         self.passes += 1
         if self.number not in (0, n):
@@ -276,8 +290,12 @@ class Numbers(Source):
         return self
 
     def describe(self) -> dict[str, Any]:
-        """The name of the function."""
-        return {"evaluate": getattr(self.evaluate, "__name__", "callable")}
+        """The name of the function, in place of a loss."""
+        return {"loss": getattr(self.evaluate, "__name__", "callable"), "named": False, "examples": None}
+
+    def words(self) -> list[str]:
+        """Nothing."""
+        return []
 
 
 def check_alone(evaluate: Evaluate, data: Any, others: Mapping[str, Any]) -> None:
@@ -288,7 +306,30 @@ def check_alone(evaluate: Evaluate, data: Any, others: Mapping[str, Any]) -> Non
         raise InputError(odd[0], expected=f"nothing beside evaluate=, where {name} does it", got="a value")
 
 
-def open_source(data: Any, reading: Reading, *, stream: bool | None, limit: int | None) -> Examples | Streamed:
+def open_source(
+    module: nn.Module,
+    data: Any,
+    loss: Any,
+    called: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None,
+    limit: int | None,
+) -> tuple[torch.dtype, Source]:
+    """The precision, and the examples as `module` and `loss` take them. `called`: options of ``Objective``."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError("dtype", expected="a floating-point dtype", got=dtype)
+    if isinstance(data, Source):
+        dtype = dtype or datasets.precision(module.parameters())
+        return dtype, data.cast(dtype)
+    given = _opened(data, Reading(called["targets"], called["forward"] is not None), called["stream"], limit)
+    start = given.start if isinstance(given, Streamed) else given
+    dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(start.x)[0]])
+    prepare = Prepare(loss, dtype, nameless(module, start.x))
+    streamed = isinstance(given, Streamed)
+    return dtype, replace(given, prepare=prepare) if streamed else Held(*prepare(given), given.batch)
+
+
+def _opened(data: Any, reading: Reading, stream: bool | None, limit: int | None) -> Examples | Streamed:
     """The examples in memory; those of a loader streamed when asked, or when their bytes exceed the `limit`."""
     if data is None or is_batch(data):
         if stream:
