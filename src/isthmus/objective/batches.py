@@ -25,7 +25,7 @@ TARGETS = ("labels", "label", "targets", "target", "y")
 
 
 @dataclass(frozen=True, eq=False)
-class Examples:
+class Batch:
     """A data set in memory: the arguments of the module and the targets, batch first in each.
 
     `batch`: the user's batch with places for the tensors of `x` (``leaves.opened``), where forward= takes it whole;
@@ -44,17 +44,17 @@ class Reading:
     targets: str | int | None = None
     whole: bool = False
 
-    def split(self, batch: Any) -> Examples:
+    def split(self, batch: Any) -> Batch:
         """One batch as tensors."""
-        return self._whole(batch) if self.whole else Examples(*self._pair(batch))
+        return self._whole(batch) if self.whole else Batch(*self._pair(batch))
 
-    def _whole(self, batch: Any) -> Examples:
+    def _whole(self, batch: Any) -> Batch:
         leaves, template = opened(batch)
         if not leaves:
             raise InputError("data", expected="batches with tensors in them", got=kind(batch))
         tensors = tuple(tensor_of(v) for v in leaves)
         named = isinstance(batch, Mapping | tuple | list) and self._target(batch) is not None
-        return Examples(tensors, self._pair(batch)[1] if named else tensors, template)
+        return Batch(tensors, self._pair(batch)[1] if named else tensors, template)
 
     def _pair(self, batch: Any) -> tuple[Any, Any]:
         key = self._target(batch)
@@ -73,35 +73,36 @@ class Reading:
     def _target(self, batch: Any) -> str | int | None:
         """Where the targets stand in a batch; None where that is not said. Errors: not where `targets` says."""
         if isinstance(batch, Mapping):
-            key = next((k for k in TARGETS if k in batch), None) if self.targets is None else self.targets
-            there = key is None or (key in batch and len(batch) > 1)
-        elif isinstance(batch, tuple | list) and len(batch) > 1:
-            key = len(batch) - 1 if self.targets is None else self.targets
-            there = isinstance(key, int) and -len(batch) <= key < len(batch)
-            key = key % len(batch) if there else key
+            places: list[Any] = list(batch)
+            usual = next((k for k in TARGETS if k in batch), None)
+        elif isinstance(batch, tuple | list):
+            places = list(range(len(batch)))
+            usual = places[-1] if len(batch) > 1 else None
         else:
-            key, there = None, self.targets is None
-        if not there:
+            places, usual = [], None
+        if self.targets is None:
+            return usual
+        if self.targets not in places or len(places) == 1:
             raise InputError(
                 "targets", expected=f"one of the parts of a batch, {_parts(batch)}", got=repr(self.targets)
             )
-        return key
+        return self.targets
 
 
-def read(data: Data, reading: Reading) -> Examples:
+def read(data: Data, reading: Reading) -> Batch:
     """All examples in memory, checked: dense tensors, not empty, equal lengths, one device, finite."""
     if data is None:
         raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
     return checked(reading.split(data) if is_batch(data) else _read_loader(loader_of(data), reading))
 
 
-def checked(found: Examples) -> Examples:
+def checked(found: Batch) -> Batch:
     """The examples, without a history. Errors: tensors that hold no data set."""
     parts = tree_flatten(found.x)[0]
     if not parts or not all_tensors(parts):
         raise InputError("data", expected="x as a tensor, a tuple or a dict of tensors", got=kind(found.x))
     check_examples(parts, tree_flatten(found.y)[0])
-    return Examples(*(tree_map(lambda v: v.detach(), part) for part in (found.x, found.y)), found.batch)
+    return Batch(*(tree_map(lambda v: v.detach(), part) for part in (found.x, found.y)), found.batch)
 
 
 def is_batch(data: Any) -> bool:
@@ -136,7 +137,7 @@ def inputs(x: Any) -> Any:
     return tensor_of(x)
 
 
-def _read_loader(loader: Iterable[Any], reading: Reading) -> Examples:
+def _read_loader(loader: Iterable[Any], reading: Reading) -> Batch:
     """Read a loader into memory, twice: passes that differ by more than the order are refused."""
     first = _one_pass(loader, reading)
     if isinstance(loader, list):
@@ -152,22 +153,22 @@ def _read_loader(loader: Iterable[Any], reading: Reading) -> Examples:
     return first
 
 
-def _one_pass(loader: Iterable[Any], reading: Reading) -> Examples:
+def _one_pass(loader: Iterable[Any], reading: Reading) -> Batch:
     batches = [reading.split(batch) for batch in loader]
     if not batches:
         raise InputError("data", expected="at least one batch", got="an empty loader")
     return joined(batches)
 
 
-def joined(batches: Sequence[Examples]) -> Examples:
+def joined(batches: Sequence[Batch]) -> Batch:
     """Batches one after the other. Errors: batches that are not alike."""
     check_layouts(batches)
     x = tree_map(lambda *parts: _joined(parts), *(b.x for b in batches))
     y = tree_map(lambda *parts: _joined(parts), *(b.y for b in batches))
-    return Examples(x, y, batches[0].batch)
+    return Batch(x, y, batches[0].batch)
 
 
-def check_layouts(batches: Sequence[Examples]) -> None:
+def check_layouts(batches: Sequence[Batch]) -> None:
     """Refuse batches that do not hold the same tensors, in the same places."""
     first, *others = batches
     whole = all(all_tensors(tree_flatten((b.x, b.y))[0]) for b in batches)
@@ -176,7 +177,7 @@ def check_layouts(batches: Sequence[Examples]) -> None:
         raise InputError("data", expected=expected, got=kind(first.x))
 
 
-def _layout(examples: Examples) -> str:
+def _layout(examples: Batch) -> str:
     return str(tree_flatten((examples.x, examples.y))[1])
 
 

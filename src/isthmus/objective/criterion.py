@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,16 @@ class _Criterion:
     labels: Labels | None = None
     positions: Labels | None = None
     rises: float | None = None
+
+    def means(self, parts: Iterable[tuple[Tensor, Any]]) -> tuple[float, float]:
+        """(mean loss, mean error) of (outputs, y), part by part; sums are added in float64."""
+        loss = error = 0.0
+        n = 0
+        for outputs, y in parts:
+            loss += float(self.values(outputs, y).double().sum())
+            error += float("nan") if self.errors is None else float(self.errors(outputs, y).double().sum())
+            n += len(outputs)
+        return loss / n, error / n
 
 
 def _unseen(outputs: Tensor, y: Any) -> Tensor:

@@ -151,11 +151,7 @@ def targets(loss: Any, y: Any, dtype: torch.dtype) -> Any:
     `y` is a whole batch.
     """
     if not isinstance(y, Tensor):
-        if is_named(loss) or is_torchs(loss):
-            raise InputError(
-                "targets", expected="the name of the targets in a batch, or a loss of (outputs, batch)", got="None"
-            )
-        return tree_map(lambda v: in_dtype(v, dtype), y)
+        return _whole(loss, y, dtype)
     if isinstance(loss, CrossEntropy) and loss.shift:
         y = _next(y, loss.ignore_index)
     if moves(y):
@@ -164,6 +160,13 @@ def targets(loss: Any, y: Any, dtype: torch.dtype) -> Any:
     if own == "mse" or type(own) in ENTRIES:
         return y.to(dtype)
     return y.long() if isinstance(own, str) or is_torchs(own) else y
+
+
+def _whole(loss: Any, y: Any, dtype: torch.dtype) -> Any:
+    if is_named(loss) or is_torchs(loss):
+        expected = "the name of the targets in a batch, or a loss of (outputs, batch)"
+        raise InputError("targets", expected=expected, got="None")
+    return tree_map(lambda v: in_dtype(v, dtype), y)
 
 
 def _next(y: Tensor, ignored: int) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.kinds import check_kind, check_kinds
@@ -20,17 +19,19 @@ from isthmus.objective import skeleton as skeletons
 from isthmus.objective.adapt import fitted, of_targets
 from isthmus.objective.batches import Data
 from isthmus.objective.data import Inputs
+from isthmus.objective.described import describe
 from isthmus.objective.given import ParamsLike, tensors_of
-from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
+from isthmus.objective.graphs import Programs
+from isthmus.objective.losses import L1, LossFunction, Ridge
 from isthmus.objective.matching import renamed, tied
 from isthmus.objective.named import CrossEntropy
 from isthmus.objective.probe import accepts, check_together, examine
-from isthmus.objective.source import Evaluate, Held, Numbers, check_alone, open_source
+from isthmus.objective.source import Evaluate, Held, Numbers, open_source
 from isthmus.objective.writes import Writes, call, without_extra
 from isthmus.params import Params, check_like, check_moves, in_dtype, widen
 from isthmus.program.adapted import Adapted, Forward, Manner
 from isthmus.program.copied import name_of
-from isthmus.program.export import Program, trace
+from isthmus.program.export import Program
 from isthmus.shown import count, line, plural
 from isthmus.structure import Structure, derive_structure, verify
 
@@ -44,30 +45,35 @@ class Objective:
 
     loss(params) = mean over the examples of loss(f(x; params), y) + penalty(params).
 
-    `module`: any ``nn.Module`` that returns one tensor, batch first; its mode (train / eval) is taken as it is, and
-    refused where training mode changes the outputs or may. What forward writes (into its inputs, parameters, buffers
-    or attributes) is written into copies and forgotten: every evaluation is that of a first call. Buffers that hold
-    numbers (running statistics, the u and v of spectral norm) are moved along paths like weights.
+    `module`: any ``nn.Module``, batch first; its mode (train / eval) is taken as it is, and refused where training mode
+    changes the outputs or may. What forward writes (into its inputs, parameters, buffers or attributes) is written
+    into copies and forgotten: every evaluation is that of a first call. Buffers that hold numbers (running statistics,
+    the u and v of spectral norm) are moved along paths like weights. `output`: the entry of what it returns that is
+    f, by name or place; default: the ``logits``, the first tensor of a tuple, the only tensor of anything else.
 
-    `data`: (x, y), where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments), or a
-    ``DataLoader`` of such pairs, which is read into memory; arrays of numpy and lists are taken for tensors.
-    `penalty`: ``Ridge`` or ``L1``. `dtype`: default float64 if the module or x has it, else float32 (half precisions
-    are widened, which is exact). `memory`: bytes of activations per chunk of examples (a bound, not a reservation).
-    `structure`: a hand-written unit structure, verified before use.
+    `data`: (x, y), where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments); a
+    dict or a tuple of inputs and targets; a ``Dataset`` or ``DataLoader`` of such. `targets`: the name or place of the
+    targets, which the module does not get; default: labels, label, targets, target or y in a dict, else the last part.
+    `forward`: (module, batch) -> what the module returns, for any other batches; a callable loss then gets the whole
+    batch in place of targets, unless these are named. Arrays and lists are taken for tensors, and loaders are read
+    into memory. `stream`: read them again at every pass instead, in one order; default: where `memory` is given and
+    they are larger. `memory`: bytes of activations per chunk of examples (a bound, not a reservation), default 256 MiB.
+    `dtype`: default float64 if the module or x has it, else float32 (half precisions are widened, which is exact);
+    in a half precision the module is evaluated as it is and its outputs are compared in float32.
+    `evaluate`: params -> {"loss": ..., "error": ...} in place of loss and data, where only numbers can be had.
+    `penalty`: ``Ridge`` or ``L1``. `structure`: a hand-written unit structure, verified before use.
 
     `loss`, one of
-    - "cross_entropy" (labels [n, ...] or probabilities, outputs [n, classes, ...]) and "mse": of an example, the mean
-      over its positions that count or its entries;
-    - a loss of torch, ``nn.CrossEntropyLoss(weight, ignore_index=255)``, say. The objective is what it gives on the
-      whole data set at once: for reduction="mean" every position that counts weighs the same (or its class's weight),
-      however many an example has; for "sum" it is the sum over everything; "none" averages as the names do;
+    - a name of ``NAMES``, "cross_entropy" (labels [n, ...] or probabilities, outputs [n, classes, ...]) or "mse", say:
+      of an example, the mean over its positions that count or its entries; or a ``CrossEntropy`` with options;
+    - a loss of torch. The objective is what it gives on the whole data set at once: for reduction="mean" every position
+      that counts weighs the same (or its class's weight), however many an example has; "none" averages as names do;
     - a callable (outputs, y) -> losses [n], with ``convex=True`` if it is convex in the outputs.
 
     `error`: a callable (outputs, y) -> errors in [0, 1], [n]; default: the wrong class where y holds labels, averaged
-    as the loss is, and the wrong sign for ``nn.BCEWithLogitsLoss``. `ignore_index`: the label that counts nowhere, -100
-    as in torch; examples without any other label have no weight. Other labels outside 0 .. classes - 1 are refused.
-    `class_axis`: of the outputs; default 1 (as in torch) or -1, whichever the labels fit. Both hold for the named loss
-    and for the default error.
+    as the loss is, and the wrong sign for logits. `ignore_index`: the label that counts nowhere, -100 as in torch;
+    examples without any other label have no weight. `class_axis`: of the outputs; default 1 (as in torch) or -1,
+    whichever the labels fit. Both hold for the named loss and for the default error.
 
     Errors: ``InputError`` for data that do not fit, ``UnsupportedError`` for a module whose output changes
     between two passes or depends on the other examples of the batch.
@@ -110,11 +116,9 @@ class Objective:
         self.penalty = penalty
         self._limit = memory
         self._hand_written = structure
-        self._programs: dict[Any, Program | UnsupportedError] = {}
+        self._programs = Programs()
         if evaluate is not None:
-            check_alone(evaluate, data, self._called | self._labelled | {"loss": loss})
-            weights = list(module.parameters())
-            data = Numbers(evaluate, weights[0].device if weights else torch.device("cpu"))
+            data = Numbers.of(module, evaluate, {"data": data, "loss": loss, **self._called, **self._labelled})
         self.dtype, self.source = open_source(module, data, self._loss, self._called, dtype=dtype, limit=memory)
         skeletons.check_modes(module)
         views = self._take_structure(module)
@@ -194,22 +198,7 @@ class Objective:
         With the module they are all that is needed to make the objective again, if its loss is a named one ("named")
         and its error the default (None). "digest": of the examples, see ``digest_of_data``.
         """
-        error = self._labelled["error"]
-        given = {k: v for k, v in self._labelled.items() if v is not None and k != "error"}
-        return {
-            "module": name_of(self.skeleton),
-            **named.describe(self._loss),
-            **given,
-            "named": named.is_named(self._loss),
-            "convex": self.convex,
-            "examples": self.num_examples,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "penalty": describe_penalty(self.penalty),
-            "error": None if error is None else getattr(error, "__name__", "callable"),
-            "digest": self._digest,
-            **self.source.describe(),
-        }
+        return describe(self)
 
     @cached_property
     def _digest(self) -> str | None:
@@ -217,23 +206,13 @@ class Objective:
 
     @property
     def named_loss(self) -> str | None:
-        """ "cross_entropy" or "mse" when the loss is that function of this library, and nothing else, else None."""
+        """Its name when the loss is "cross_entropy" or "mse" as this library has them, else None."""
         return self.criterion.named
 
     @property
     def program(self) -> Program:
         """The module's exported graph. ``UnsupportedError`` when it cannot be exported."""
-        args, kwargs = self._example
-        key = (self.dtype, *((v.shape[1:], v.dtype) for v in tree_flatten((args, kwargs))[0]))
-        if key not in self._programs:  # shared with the same objective on other data
-            try:
-                self._programs[key] = trace(self._materialised(), args, kwargs)
-            except UnsupportedError as e:
-                self._programs[key] = e
-        found = self._programs[key]
-        if isinstance(found, UnsupportedError):
-            raise found.with_traceback(None)
-        return found
+        return self._programs.of(self.dtype, self._example, self._materialised)
 
     @cached_property
     def structure(self) -> Structure:
@@ -249,7 +228,7 @@ class Objective:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the exported graphs, which cannot travel; they are made again when they are needed."""
-        return self.__dict__ | {"_programs": {}}
+        return self.__dict__ | {"_programs": Programs()}
 
     # -- variations
 
@@ -324,8 +303,7 @@ class Objective:
 
     @cached_property
     def _expected(self) -> Params:
-        # meta tensors cannot carry the device that is wanted, so stand-ins with no memory do
-        return {k: torch.empty((), dtype=v.dtype, device=self.device).expand(v.shape) for k, v in self._like.items()}
+        return skeletons.stand_ins(self._like, self.device)
 
     # -- values
 
@@ -364,14 +342,7 @@ class Objective:
 
     def of_outputs(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """(mean loss without penalty, error rate) of outputs that were computed elsewhere, chunk by chunk."""
-        loss = error = 0.0
-        n = 0
-        for outputs, y in parts:
-            loss += float(self.example_losses(outputs, y).double().sum())
-            errors = self.criterion.errors
-            error += float("nan") if errors is None else float(errors(self._wide(outputs), y).double().sum())
-            n += len(outputs)
-        return loss / n, error / n
+        return self.criterion.means((self._wide(outputs), y) for outputs, y in parts)
 
     def penalty_of(self, params: Mapping[str, Tensor]) -> float:
         """The penalty alone; 0 where there is none."""
@@ -416,24 +387,20 @@ class Objective:
         """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
         few = self.source.few()[0]
         untied = {k: v for k, v in self._zeros().items() if k not in self._ties}
-        self.skeleton = fitted(self.skeleton, self._manner, {**self._fixed, **untied}, few)
+        whole = {**self._fixed, **untied}
+        self.skeleton = fitted(self.skeleton, self._manner, whole, few)
         if state is None:
-            return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4].to(
-                datasets.wide(self.dtype)
-            )
+            return self._wide(accepts(self.skeleton, whole, few, self._writes)[:4])
         own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}
         drawn = skeletons.drawn(untied, self.parameter_names)
-        points = [{**self._fixed, **untied, **own, **drawn, **last} for last in (own, {})]
+        points = [{**whole, **own, **drawn, **last} for last in (own, {})]
         self._writes, first = examine(self.skeleton, points, few, memory)
         if self.chunk > len(first):
             check_together(self.skeleton, points, self.source.head(self.chunk)[0], self._writes)
         return self._wide(first[:4])
 
     def _zeros(self) -> Params:
-        return {
-            k: torch.full(v.shape, int(k.endswith("running_var")), dtype=v.dtype, device=self.device)
-            for k, v in self._like.items()
-        }
+        return skeletons.zeros(self._like, self.device)
 
     def _materialised(self) -> nn.Module:
         return skeletons.materialised(self.skeleton, self._zeros())

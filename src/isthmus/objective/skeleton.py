@@ -170,6 +170,18 @@ def drawn(like: Mapping[str, Tensor], parameters: Iterable[str]) -> Params:
     return out
 
 
+def zeros(like: Mapping[str, Tensor], device: torch.device) -> Params:
+    """Tensors of the shapes in `like`, 0 everywhere; variances 1."""
+    return {
+        k: torch.full(v.shape, int(k.endswith("running_var")), dtype=v.dtype, device=device) for k, v in like.items()
+    }
+
+
+def stand_ins(like: Mapping[str, Tensor], device: torch.device) -> Params:
+    """Tensors of the shapes in `like` with no memory: those on the meta device cannot carry the one that is wanted."""
+    return {k: torch.empty((), dtype=v.dtype, device=device).expand(v.shape) for k, v in like.items()}
+
+
 def materialised(skeleton: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the skeleton that holds the tensors of `state`."""
     memo: dict[int, Any] = {id(p): nn.Parameter(state[k], p.requires_grad) for k, p in skeleton.named_parameters()}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import data as datasets
 from isthmus.objective.adapt import nameless
-from isthmus.objective.batches import Examples, Reading, check_layouts, checked, is_batch, joined, loader_of, read
+from isthmus.objective.batches import Batch, Reading, check_layouts, checked, is_batch, joined, loader_of, read
 from isthmus.objective.data import rows
 from isthmus.objective.named import targets
 from isthmus.shown import plural
@@ -34,14 +34,14 @@ class Prepare:
     dtype: torch.dtype
     nameless: str | None = None
 
-    def __call__(self, examples: Examples) -> Pair:
+    def __call__(self, examples: Batch) -> Pair:
         """(x, y)."""
         x = examples.x if self.nameless is None else examples.x[self.nameless]
         return datasets.cast_inputs(x, self.dtype), targets(self.loss, examples.y, datasets.wide(self.dtype))
 
 
 class Source(ABC):
-    """The examples of one data set. `number`: how many; `device`: where; `batch`: see ``Examples``."""
+    """The examples of one data set. `number`: how many; `device`: where; `batch`: see ``Batch``."""
 
     number: int
     device: torch.device
@@ -160,10 +160,10 @@ class Streamed(Source):
     loader: Iterable[Any]
     reading: Reading
     prepare: Prepare
-    start: Examples
+    start: Batch
     passes: int = 0
     number: int = 0
-    _few: list[Examples] = field(default_factory=list)
+    _few: list[Batch] = field(default_factory=list)
     _largest: int = 0
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class Streamed(Source):
 
     def first(self, n: int) -> Held:
         """Costs the part of a pass that it needs."""
-        found: list[Examples] = []
+        found: list[Batch] = []
         for batch in self._batches():
             found.append(batch)
             if sum(datasets.number(b.y) for b in found) >= n:
@@ -241,7 +241,7 @@ class Streamed(Source):
         told = self.describe()
         return [*super().words(), f"streamed, {told['bytes_held'] / 1e6:.3g} of {told['bytes'] / 1e6:.3g} MB in memory"]
 
-    def _batches(self) -> Iterator[Examples]:
+    def _batches(self) -> Iterator[Batch]:
         n, few = 0, slice(0, datasets.number(self.start.y))
         for batch in self.loader:
             found = checked(self.reading.split(batch))
@@ -265,6 +265,15 @@ class Numbers(Source):
     device: torch.device
     number: int = 0
     batch: Any = None
+
+    @classmethod
+    def of(cls, module: nn.Module, evaluate: Evaluate, others: Mapping[str, Any]) -> Numbers:
+        """On the device of the module. Errors: ``InputError`` for `others`, which say how outputs are made and judged."""
+        for name, value in others.items():
+            if value is not None and (name, value) != ("loss", "cross_entropy"):
+                what = getattr(evaluate, "__name__", "the function")
+                raise InputError(name, expected=f"nothing beside evaluate=: {what} gives the loss", got="a value")
+        return cls(evaluate, next((p.device for p in module.parameters()), torch.device("cpu")))
 
     def measure(self, params: dict[str, Tensor]) -> tuple[float, float]:
         """(loss, error); NaN for an error that is not given. Errors: ``InputError`` for anything but numbers."""
@@ -298,14 +307,6 @@ class Numbers(Source):
         return []
 
 
-def check_alone(evaluate: Evaluate, data: Any, others: Mapping[str, Any]) -> None:
-    """Refuse options that say how outputs are made and judged, beside a function of the parameters."""
-    given = {"data": data, **others, "loss": None if others["loss"] == "cross_entropy" else others["loss"]}
-    if odd := [name for name, value in given.items() if value is not None]:
-        name = getattr(evaluate, "__name__", "the function")
-        raise InputError(odd[0], expected=f"nothing beside evaluate=, where {name} does it", got="a value")
-
-
 def open_source(
     module: nn.Module,
     data: Any,
@@ -329,7 +330,7 @@ def open_source(
     return dtype, replace(given, prepare=prepare) if streamed else Held(*prepare(given), given.batch)
 
 
-def _opened(data: Any, reading: Reading, stream: bool | None, limit: int | None) -> Examples | Streamed:
+def _opened(data: Any, reading: Reading, stream: bool | None, limit: int | None) -> Batch | Streamed:
     """The examples in memory; those of a loader streamed when asked, or when their bytes exceed the `limit`."""
     if data is None or is_batch(data):
         if stream:
@@ -343,14 +344,14 @@ def _opened(data: Any, reading: Reading, stream: bool | None, limit: int | None)
     return Streamed(loader, reading, Prepare(None, torch.float32), start)
 
 
-def first_batch(loader: Iterable[Any], reading: Reading) -> Examples:
+def first_batch(loader: Iterable[Any], reading: Reading) -> Batch:
     """The examples in the first batch."""
     for batch in loader:
         return checked(reading.split(batch))
     raise InputError("data", expected="at least one batch", got="an empty loader")
 
 
-def bytes_of(examples: Examples) -> int:
+def bytes_of(examples: Batch) -> int:
     """The bytes of the tensors."""
     return sum(v.numel() * v.element_size() for v in tree_flatten((examples.x, examples.y))[0])
 
@@ -371,11 +372,11 @@ def _exceeds(loader: Iterable[Any], reading: Reading, limit: int) -> bool:
     return False
 
 
-def _part(examples: Examples, index: slice | Tensor) -> Examples:
-    return Examples(rows(examples.x, index), rows(examples.y, index), examples.batch)
+def _part(examples: Batch, index: slice | Tensor) -> Batch:
+    return Batch(rows(examples.x, index), rows(examples.y, index), examples.batch)
 
 
-def _same(a: Examples, b: Examples) -> bool:
+def _same(a: Batch, b: Batch) -> bool:
     pairs = zip(tree_flatten((a.x, a.y))[0], tree_flatten((b.x, b.y))[0], strict=True)
     return all(torch.equal(v, w) for v, w in pairs)
 

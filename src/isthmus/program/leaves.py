@@ -51,10 +51,14 @@ def _mapped(v: Any, kind: Any, function: Any) -> Any:
         return function(v)
     if isinstance(v, Mapping):
         return {k: _mapped(part, kind, function) for k, part in v.items()}
-    if hasattr(v, "_fields"):  # a named tuple
-        return type(v)(*(_mapped(part, kind, function) for part in v))
     if isinstance(v, tuple | list):
-        return type(v)(_mapped(part, kind, function) for part in v)
+        parts = [_mapped(part, kind, function) for part in v]
+        return type(v)(*parts) if hasattr(v, "_fields") else type(v)(parts)
+    return _object(v, kind, function)
+
+
+def _object(v: Any, kind: Any, function: Any) -> Any:
+    """A copy of what is no container, with its attributes mapped; what has none as it is."""
     if not hasattr(v, "__dict__") or isinstance(v, type) or callable(v):
         return v
     new = copy.copy(v)
