@@ -186,6 +186,7 @@ class Plain(Route):
             point = network.cast(objective.check(self.segment.at(t), "path"))
             outputs = (network.forward(point, part) for part in chunks)
             out.append(objective.of_outputs(_with_targets(objective, outputs, chunks)))
+            del point, outputs  # before the next one is made
             tick()
         return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, final
@@ -238,8 +238,7 @@ class Objective:
 
     def on(self, data: Data) -> Objective:
         """The same module and loss on another data set (a test set, a subset)."""
-        if isinstance(self.source, Numbers):
-            self.source.held()
+        self.source.few()  # there must be some
         return self._vary(data=data)
 
     def subset(self, n: int) -> Objective:
@@ -311,13 +310,14 @@ class Objective:
         """f(x; params) for every example, [N, ...]."""
         params = self.check(params)
         with torch.no_grad():
-            return torch.cat([self.forward(params, x) for x, _ in self._chunks()])
+            return torch.cat([self.forward(params, x) for x, _ in self.source.chunks(self.chunk)])
 
     def losses(self, params: ParamsLike) -> Tensor:
         """The loss of every example, [N], without the penalty."""
         params = self.check(params)
         with torch.no_grad():
-            return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in self._chunks()])
+            parts = self.source.chunks(self.chunk)
+            return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in parts])
 
     def loss(self, params: ParamsLike) -> float:
         """The mean loss plus the penalty; chunk sums are added in float64."""
@@ -338,7 +338,7 @@ class Objective:
         if isinstance(self.source, Numbers):
             return self.source.measure(params)
         with torch.no_grad():
-            return self.of_outputs((self.forward(params, x), y) for x, y in self._chunks())
+            return self.of_outputs((self.forward(params, x), y) for x, y in self.source.chunks(self.chunk))
 
     def of_outputs(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """(mean loss without penalty, error rate) of outputs that were computed elsewhere, chunk by chunk."""
@@ -365,9 +365,6 @@ class Objective:
         """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
         once = {k: v for k, v in params.items() if k not in self._ties}  # functional_call ties the rest itself
         return call(module or self.skeleton, {**self._fixed, **once}, x, self._writes)
-
-    def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
-        return self.source.chunks(self.chunk)
 
     @cached_property
     def chunk(self) -> int:

@@ -268,7 +268,7 @@ class Numbers(Source):
 
     @classmethod
     def of(cls, module: nn.Module, evaluate: Evaluate, others: Mapping[str, Any]) -> Numbers:
-        """On the device of the module. Errors: ``InputError`` for `others`, which say how outputs are made and judged."""
+        """On the device of the module. Errors: ``InputError`` for `others`: how outputs are made and judged."""
         for name, value in others.items():
             if value is not None and (name, value) != ("loss", "cross_entropy"):
                 what = getattr(evaluate, "__name__", "the function")
