@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -134,7 +135,7 @@ class Profile:
 
 def profile(
     objective: Objective,
-    path: Path | HasPath,
+    path: Path | HasPath | str | os.PathLike[str],
     num_points: int = 61,
     *,
     test: Objective | None = None,
@@ -145,9 +146,11 @@ def profile(
 ) -> Profile:
     """Measure the loss and the error at `num_points` equidistant points of every segment, both ends included.
 
-    Segment i of n covers t in [i/n, (i+1)/n]; points shared by two segments are measured once. Cost: what changes,
-    computed once (see ``Engine``): nothing beyond its ends for a segment that moves dead or equal units, one or two
-    passes over the data for one that moves the last layer, at most num_points - 1 for any other; the same for `test`.
+    `path`: a path, a result that has one, or a file of ``save``, of which one point at a time is in memory. Segment i
+    of n covers t in [i/n, (i+1)/n]; points shared by two segments are measured once. Cost: what changes, computed once
+    (see ``Engine``): nothing beyond its ends for a segment that moves dead or equal units, one or two passes over the
+    data for one that moves the last layer, at most num_points - 1 for any other; the same for `test`. One pass for
+    every point where the data are streamed, or the path stays in its file.
 
     `bn`: BatchNorm's running statistics are moved along the segments like weights ("interpolate"; what ``path.at``
     holds and what ``certify`` speaks about), stay those of the start ("keep"), or are computed again at every point
@@ -170,7 +173,7 @@ def profile(
     ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0], 0.0)
     """
     check_kinds(profile, locals())
-    path = path_of(path)
+    path = _opened(path)
     if num_points < 2:
         raise InputError("num_points", expected="at least 2 points per segment", got=num_points)
     if screen is not None and screen not in SCREENS:
@@ -198,6 +201,15 @@ def profile(
     else:
         sampled = on_grid(sets, segments, num_points, progress)
     return _profile(sampled, len(path), num_points, policy, screen, tol)
+
+
+def _opened(path: Path | HasPath | str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        return path_of(path)
+    # upwards, and only for a file, as for the checkpoints of an objective
+    from isthmus.storage.on_file import open_path
+
+    return open_path(path)
 
 
 def _profile(

@@ -111,8 +111,8 @@ class Curve(Segment):
     def at(self, t: float) -> Params:
         """The point at t, by de Casteljau's scheme (stable, and exact at both ends)."""
         check_t(t)
-        point = dict(self.start)
-        for name in point if len(self.control) > 1 else ():  # tensor by tensor: no second point is in memory
+        point: Params = {}
+        for name in self.start:  # tensor by tensor: no second point is in memory
             values = [{name: p[name]} for p in self.control]
             while len(values) > 1:
                 values = [lerp(p, q, t) for p, q in pairwise(values)]
