@@ -108,8 +108,6 @@ class Objective:
         check_kinds(Objective.__init__, locals(), but=["loss", "data"])
         skeletons.check_kind(module)
         named.check_loss(loss)
-        if memory is not None and memory <= 0:
-            raise InputError("memory", expected="a positive number of bytes", got=memory)
         self._called = {"targets": targets, "forward": forward, "output": output, "stream": stream}
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
         self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
@@ -118,7 +116,8 @@ class Objective:
         self._hand_written = structure
         self._programs = Programs()
         if evaluate is not None:
-            data = Numbers.of(module, evaluate, {"data": data, "loss": loss, **self._called, **self._labelled})
+            told = {"data": data, "loss": loss, "convex": convex, "structure": structure}
+            data = Numbers.of(module, evaluate, told | self._called | self._labelled)
         self.dtype, self.source = open_source(module, data, self._loss, self._called, dtype=dtype, limit=memory)
         skeletons.check_modes(module)
         views = self._take_structure(module)
@@ -128,12 +127,10 @@ class Objective:
             return
         manner = module.manner if isinstance(module, Adapted) else Manner(forward, None, output)
         self._manner = replace(manner, batch=self.source.batch)
-        y = self.source.targets()
+        y, batch = self.source.targets(), self.source.batch
         few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
-        self.criterion = criterion.read(
-            of_targets(self._loss, y, self.source.batch), few, y, convex=convex,
-            **self._labelled | {"error": of_targets(error, y, self.source.batch)},
-        )  # fmt: skip
+        judged = self._labelled | {"error": of_targets(error, y, batch)}
+        self.criterion = criterion.read(of_targets(self._loss, y, batch), few, y, convex=convex, **judged)
 
     def _take_structure(self, module: nn.Module) -> set[int]:
         """The module on meta tensors, without weights, and its names; gives the memory of views of its weights."""
@@ -244,6 +241,7 @@ class Objective:
     def subset(self, n: int) -> Objective:
         """The same objective on the first `n` examples."""
         check_kind(n, int, "n")
+        self.source.few()  # there must be some
         if not 1 <= n <= self.num_examples:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
         return self._vary(data=self.source.first(n))
@@ -377,8 +375,6 @@ class Objective:
         zeros, x = self._zeros(), self.source.few()[0]
         index = torch.zeros(4, dtype=torch.int64, device=self.device)
         return skeletons.bytes_each(lambda n: self.forward(zeros, datasets.rows(x, index[:n])))
-
-    # -- checks
 
     def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
         """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""

@@ -319,6 +319,8 @@ def open_source(
     """The precision, and the examples as `module` and `loss` take them. `called`: options of ``Objective``."""
     if dtype is not None and not dtype.is_floating_point:
         raise InputError("dtype", expected="a floating-point dtype", got=dtype)
+    if limit is not None and limit <= 0:
+        raise InputError("memory", expected="a positive number of bytes", got=limit)
     if isinstance(data, Source):
         dtype = dtype or datasets.precision(module.parameters())
         return dtype, data.cast(dtype)
