@@ -122,25 +122,26 @@ def choose(result: Any, wanted: str | int | None, what: str) -> str | int | None
             raise InputError("output", expected=f"None: {what} returns one tensor", got=repr(wanted))
         return None
     found = [k for k, v in _entries(result).items() if isinstance(v, Tensor)]
-    if wanted in found or (wanted is None and "logits" in found):
-        return "logits" if wanted is None else wanted
+    if wanted is None:
+        return "logits" if "logits" in found else _only(found, result, what)
+    if wanted not in found:
+        raise InputError("output", expected=f"one of {found}, which {what} returns", got=repr(wanted))
+    return wanted
+
+
+def _only(found: list[Any], result: Any, what: str) -> str | int:
+    """The first of a tuple's tensors, or the only one of what has names."""
     if not found:
         raise UnsupportedError(
             what, f"its forward returns {type(result).__name__}, without a tensor in it",
             "name the tensor with forward=lambda module, batch: ...",
         )  # fmt: skip
-    if wanted is not None:
-        raise InputError("output", expected=f"one of {found}, which {what} returns", got=repr(wanted))
-    _check_one(found, what)
-    return found[0]
-
-
-def _check_one(found: list[Any], what: str) -> None:
     if len(found) > 1 and not isinstance(found[0], int):
         raise InputError(
             "output", expected=f"one of the tensors {found} that {what} returns", got="None",
             instead=f"output={found[0]!r}, say",
         )  # fmt: skip
+    return found[0]
 
 
 def _entries(result: Any) -> dict[Any, Any]:
