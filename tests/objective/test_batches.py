@@ -193,6 +193,13 @@ def by_example(z: Tensor, y: Tensor) -> Tensor:
     return torch.stack([F.cross_entropy(a[b != -100], b[b != -100]) for a, b in zip(z, y, strict=True)]).mean()
 
 
+def weighted(z: Tensor, y: Tensor) -> Tensor:
+    """Each text's mean, with the weights of its words; the texts weigh as their words do on average."""
+    weight, rows = z.new_tensor(WEIGHT), [(a[b != -100], b[b != -100]) for a, b in zip(z, y, strict=True)]
+    losses = [(weight[b] * F.cross_entropy(a, b, reduction="none")).mean() for a, b in rows]
+    return torch.stack(losses).sum() / sum(weight[b].mean() for _, b in rows)
+
+
 LOSSES: dict[str, tuple[Any, Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]] = {
     "weight": (im.CrossEntropy(WEIGHT), scores(N, 4), Y, lambda z, y: F.cross_entropy(z, y, z.new_tensor(WEIGHT))),
     "smoothing": (
@@ -202,6 +209,7 @@ LOSSES: dict[str, tuple[Any, Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]
         im.CrossEntropy(WEIGHT, 0.2, mean="tokens"), scores(N, 5, 4), TEXT,
         lambda z, y: F.cross_entropy(z.movedim(-1, 1), y, z.new_tensor(WEIGHT), label_smoothing=0.2),
     ),
+    "weight, examples": (im.CrossEntropy(WEIGHT), scores(N, 5, 4), TEXT, weighted),
     "examples": ("cross_entropy", scores(N, 5, 4), TEXT, by_example),
     "tokens": (im.CrossEntropy(mean="tokens"), scores(N, 5, 4), TEXT, lambda z, y: F.cross_entropy(z.mT, y)),
     "shift": (
