@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.strings.beads import Trainer
+from isthmus.connectors.strings.beads import Goal, Trainer
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.params import distance, equal, lerp
 from isthmus.pipeline import train
 from isthmus.storage.methods import connector_from
 from isthmus.sweep.store import FolderMemory
 from isthmus.training.fit import Recipe
-from isthmus.training.memory import forget
 from tests.connectors.strings.strings import LEVEL, Killed, Mortal, highest, quadratic, quick, with_deaths
 from tests.problems import blobs, perceptron, random_params, small_convnet
 
@@ -271,7 +270,7 @@ def test_a_recurrent_network_with_its_own_loss_and_tied_weights():
         start = im.models.seeded(lambda: Language().double(), seed).state_dict()
         start = objective.check({k: v.clone() for k, v in start.items()})
         trainer = Trainer.of(objective, limit, recipe, False, start)
-        (end,) = trainer.train([start], 2.4, steps=600, seed=seed, memory=forget, progress=lambda *_: None, what="")
+        (end,) = trainer.train([start], Goal(2.4, 600, seed))
         ends.append(end.params)
     method = im.StringSampling(
         2.5, quantity="perplexity", points=9, recipe=im.Recipe(lr=0.02, steps=600, batch=20, schedule="constant")

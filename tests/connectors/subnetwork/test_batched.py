@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
+from isthmus.connectors.subnetwork.batched import forward_stacked, gather
 from isthmus.connectors.subnetwork.train import Start, Training, sizes
 from isthmus.models import convnet, vgg11
+from isthmus.params import stack
 from isthmus.structure.chain import chain_of
 from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Ended, Recipe, fit, fit_together

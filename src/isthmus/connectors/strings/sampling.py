@@ -9,7 +9,7 @@ from isthmus.connectors.base import About, Connection, Connector, Task
 from isthmus.connectors.checks import check_choices, check_whole
 from isthmus.connectors.strings.beads import check_recipe
 from isthmus.connectors.strings.search import Work
-from isthmus.connectors.strings.threshold import check_fields
+from isthmus.connectors.strings.threshold import Asked
 from isthmus.errors import InputError
 from isthmus.training.fit import Recipe
 
@@ -70,7 +70,7 @@ class StringSampling(Connector):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self.quantity, self.threshold, self.excess, self.on, self.points)
+        Asked.of(self)
         check_choices(self)
         if not 0 < self.alpha <= 1:
             raise InputError("alpha", expected="a number in (0, 1]", got=self.alpha)

@@ -10,11 +10,11 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
+from isthmus.connectors.subnetwork.batched import forward_stacked, gather
 from isthmus.evaluate.chain import losses_of
 from isthmus.objective import Objective
 from isthmus.objective.data import single
-from isthmus.params import Params
+from isthmus.params import Params, stack
 from isthmus.stability.dropout.search import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
@@ -189,13 +189,13 @@ class Training:
         L-BFGS solves at different speeds, one after another until enough of them are at the target (then fewer
         subnetworks than draws are returned).
         """
-        h = self.features(params, l)
         recipe = CONVEX if self.convex(l) else replace(self.recipe, steps=steps or self.recipe.steps)
+        wanted = _Wanted(l, params, self.features(params, l), recipe, target, what)
         if len(draws) > 1 and recipe.optimizer != "lbfgs":
-            return self._together(l, params, h, draws, recipe, target, what, enough)
+            return self._together(wanted, draws, enough)
         out: list[Subnet] = []
         for draw in draws:
-            out.append(self._alone(l, params, h, draw, recipe, target, what))
+            out.append(self._alone(wanted, draw))
             if sum(s.loss <= target for s in out) >= (len(draws) if enough is None else enough):
                 break
         return out
@@ -207,10 +207,10 @@ class Training:
     def _names(self, l: int) -> list[str]:
         return [n for p in range(l + 1, self.chain.L + 1) for n in self.chain.layer(p).trainable]
 
-    def _alone(self, l: int, params: Params, h: Tensor, draw: Draw, recipe: Recipe, target: float, what: str) -> Subnet:
-        objective, chain, y = self.objective, self.chain, self.objective.data[1]
-        h = h[:, draw.held].contiguous() if l else h
-        start, names = chain.compact(draw.weights, params), self._names(l)
+    def _alone(self, wanted: _Wanted, draw: Draw) -> Subnet:
+        objective, chain, y, l = self.objective, self.chain, self.objective.data[1], wanted.l
+        h = wanted.h[:, draw.held].contiguous() if l else wanted.h
+        start, names = chain.compact(draw.weights, wanted.params), self._names(l)
         fixed = {n: v for n, v in start.items() if n not in names}
 
         def batch_loss(small: Params, index: Tensor) -> Tensor:
@@ -220,27 +220,17 @@ class Training:
             return losses_of(objective, chain, {**fixed, **small}, h, l + 1)[0]
 
         fitted = fit(
-            batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, recipe,
-            generator=self.generator, target=target, memory=self._place(l), progress=self.progress, what=what,
+            batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, wanted.recipe,
+            generator=self.generator, target=wanted.target, memory=self._place(l), progress=self.progress,
+            what=wanted.what,
         )  # fmt: skip
         return self._subnet(l, draw, fixed, fitted)
 
-    def _together(
-        self,
-        l: int,
-        params: Params,
-        h: Tensor,
-        draws: Sequence[Draw],
-        recipe: Recipe,
-        target: float,
-        what: str,
-        enough: int | None,
-    ) -> list[Subnet]:
-        objective, y, T = self.objective, self.objective.data[1], len(draws)
-        every = torch.arange(h.shape[1])  # inputs that are flattened later have fewer channels than entries
-        units = torch.stack([d.held if l else every for d in draws]).to(h.device)
-        starts, names = [self.chain.compact(d.weights, params) for d in draws], self._names(l)
-        start = stack(starts)
+    def _together(self, wanted: _Wanted, draws: Sequence[Draw], enough: int | None) -> list[Subnet]:
+        objective, y, T, l = self.objective, self.objective.data[1], len(draws), wanted.l
+        every = torch.arange(wanted.h.shape[1])  # inputs that are flattened later have fewer channels than entries
+        units = torch.stack([d.held if l else every for d in draws]).to(wanted.h.device)
+        start, names = stack([self.chain.compact(d.weights, wanted.params) for d in draws]), self._names(l)
         fixed = {n: v for n, v in start.items() if n not in names}
 
         def losses(small: Params, h: Tensor, y: Tensor) -> Tensor:
@@ -248,26 +238,38 @@ class Training:
             return objective.example_losses(z.flatten(0, 1), y.expand(T, *y.shape).flatten(0, 1)).unflatten(0, (T, -1))
 
         def batch_loss(small: Params, index: Tensor) -> Tensor:
-            return losses(small, h[index], y[index]).mean(1).sum()
+            return losses(small, wanted.h[index], y[index]).mean(1).sum()
 
         def full_losses(small: Params) -> list[float]:
             chunk = max(1, min(objective.chunk, ROWS) // T)
             with torch.no_grad():
-                parts = zip(h.split(chunk), y.split(chunk), strict=True)
+                parts = zip(wanted.h.split(chunk), y.split(chunk), strict=True)
                 sums: Tensor = sum(losses(small, p, q).double().sum(1) for p, q in parts)  # type: ignore[assignment]
             return (sums / len(y)).tolist()
 
         fitted = fit_together(
-            batch_loss, full_losses, {n: start[n] for n in names}, objective.num_examples, recipe,
-            generator=self.generator, target=target, enough=enough, memory=self._place(l), progress=self.progress,
-            what=what,
+            batch_loss, full_losses, {n: start[n] for n in names}, objective.num_examples, wanted.recipe,
+            generator=self.generator, target=wanted.target, enough=enough, memory=self._place(l),
+            progress=self.progress, what=wanted.what,
         )  # fmt: skip
-        kept = [{n: v for n, v in small.items() if n not in names} for small in starts]
-        return [self._subnet(l, d, own, f) for d, own, f in zip(draws, kept, fitted, strict=True)]
+        own = [{n: v[i] for n, v in fixed.items()} for i in range(T)]
+        return [self._subnet(l, *found) for found in zip(draws, own, fitted, strict=True)]
 
     def _subnet(self, l: int, draw: Draw, fixed: Params, fitted: Fitted) -> Subnet:
         weights = self.chain.read({**fixed, **fitted.params}, l + 1, len(draw.held))
         return Subnet(l, draw.held, weights, fitted.loss, fitted.steps, fitted.ended)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """xi_l on the features h of `params`, trained by `recipe` to the target."""
+
+    l: int
+    params: Params
+    h: Tensor
+    recipe: Recipe
+    target: float
+    what: str
 
 
 def widened(subnet: Subnet, held: Tensor) -> Draw:
