@@ -81,16 +81,7 @@ class _Exchange:
 
     def round(self) -> Iterator[Pair]:
         """One exchange of as many columns as there is room for."""
-        spare = [j for j in range(self.n) if j not in self.live]
-        slots = [j for j in self.open if j in spare]
-        if slots:
-            columns = self.scale * torch.eye(self.D).to(self.V)[:, slots]
-            may_leave = [i for i in self.live if i not in self.done]
-            self.done += slots
-        else:  # every place that is still wanted is taken: its unit moves to a spare one first
-            may_leave = [j for j in self.open if j in self.live][: len(spare)]
-            slots = spare[: len(may_leave)]
-            columns = self.V[:, may_leave]
+        slots, columns, may_leave = self._room()
         self.V = self.V.clone()
         self.V[:, slots] = columns
         yield self._pair("write columns of spare units")
@@ -100,6 +91,18 @@ class _Exchange:
         self.live = [i for i in self.live if i not in leave] + slots
         self._put(torch.linalg.solve(self.V[:, self.live], self.product))
         yield self._pair("hand the product over to them")
+
+    def _room(self) -> tuple[list[int], Tensor, list[int]]:
+        """Spare units, the columns that they are given, and the live units that may leave for them."""
+        spare = [j for j in range(self.n) if j not in self.live]
+        slots = [j for j in self.open if j in spare]
+        if slots:
+            may_leave = [i for i in self.live if i not in self.done]
+            self.done += slots
+            return slots, self.scale * torch.eye(self.D).to(self.V)[:, slots], may_leave
+        # every place that is still wanted is taken: its unit moves to a spare one first
+        may_leave = [j for j in self.open if j in self.live][: len(spare)]
+        return spare[: len(may_leave)], self.V[:, may_leave], may_leave
 
     def clear(self) -> Iterator[Pair]:
         """Zero columns at the units that carry nothing."""

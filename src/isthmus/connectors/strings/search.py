@@ -226,20 +226,14 @@ class Work:
         return Connection(path, self.beads[1].params, outcome, self._stats(spans, path) | {"segments": labels})
 
     def _stats(self, spans: list[_Span], path: Path) -> dict[str, Any]:
-        beads = [self.beads[i] for i in self.order]
-        values = [b.value for b in beads]
-        top = _highest(spans)
-        stats = self.tools.stats(path, values, top)
+        top, string = _highest(spans), _said([self.beads[i] for i in self.order])
+        stats = self.tools.stats(path, string["values"], top) | string
         stats["sampling"]["largest_spacing"] = max(s.spacing for s in spans)
         stats |= {
-            "depth": max(b.depth for b in beads),
             "gradient_steps": self.spent,
             "evaluations": sum(s.samples for s in self.spans),
             "maximum": top,
             "rounds": self._rounds(),
-            "values": values,
-            "born": [b.depth for b in beads],
-            "trainings": [b.training for b in beads],
         }
         if self.method.certify:
             stats["bounds"] = [s.bound for s in spans]
@@ -256,6 +250,12 @@ class Work:
         above = [s for s in spans if s.state not in _BELOW]
         row = {"depth": depth, "beads": len(beads), "steps": sum(b.steps for b in beads), "segments": len(spans)}
         return row | {"above": len(above), "maximum": _highest(spans)}
+
+
+def _said(beads: Sequence[_Bead]) -> dict[str, Any]:
+    born = [b.depth for b in beads]
+    values, trainings = [b.value for b in beads], [b.training for b in beads]
+    return {"depth": max(born), "values": values, "born": born, "trainings": trainings}
 
 
 def _highest(spans: Sequence[_Span]) -> float:

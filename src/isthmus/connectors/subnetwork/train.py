@@ -204,14 +204,15 @@ class Training:
         """Where the next training keeps its state: they come in the same order whenever the work is done again."""
         return self.memory.part(f"xi{l}-{next(self._count)}")
 
-    def _names(self, l: int) -> list[str]:
-        return [n for p in range(l + 1, self.chain.L + 1) for n in self.chain.layer(p).trainable]
+    def _parted(self, params: Params, l: int) -> tuple[Params, Params]:
+        """What of the layers above l is trained, and the rest."""
+        names = [n for p in range(l + 1, self.chain.L + 1) for n in self.chain.layer(p).trainable]
+        return {n: params[n] for n in names}, {n: v for n, v in params.items() if n not in names}
 
     def _alone(self, wanted: _Wanted, draw: Draw) -> Subnet:
         objective, chain, y, l = self.objective, self.chain, self.objective.data[1], wanted.l
         h = wanted.h[:, draw.held].contiguous() if l else wanted.h
-        start, names = chain.compact(draw.weights, wanted.params), self._names(l)
-        fixed = {n: v for n, v in start.items() if n not in names}
+        moving, fixed = self._parted(chain.compact(draw.weights, wanted.params), l)
 
         def batch_loss(small: Params, index: Tensor) -> Tensor:
             return objective.example_losses(chain.forward({**fixed, **small}, h[index], l + 1), y[index]).mean()
@@ -220,7 +221,7 @@ class Training:
             return losses_of(objective, chain, {**fixed, **small}, h, l + 1)[0]
 
         fitted = fit(
-            batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, wanted.recipe,
+            batch_loss, full_loss, moving, objective.num_examples, wanted.recipe,
             generator=self.generator, target=wanted.target, memory=self._place(l), progress=self.progress,
             what=wanted.what,
         )  # fmt: skip
@@ -230,8 +231,7 @@ class Training:
         objective, y, T, l = self.objective, self.objective.data[1], len(draws), wanted.l
         every = torch.arange(wanted.h.shape[1])  # inputs that are flattened later have fewer channels than entries
         units = torch.stack([d.held if l else every for d in draws]).to(wanted.h.device)
-        start, names = stack([self.chain.compact(d.weights, wanted.params) for d in draws]), self._names(l)
-        fixed = {n: v for n, v in start.items() if n not in names}
+        moving, fixed = self._parted(stack([self.chain.compact(d.weights, wanted.params) for d in draws]), l)
 
         def losses(small: Params, h: Tensor, y: Tensor) -> Tensor:
             z = forward_stacked(self.chain, {**fixed, **small}, gather(h, units), l + 1, T)
@@ -248,7 +248,7 @@ class Training:
             return (sums / len(y)).tolist()
 
         fitted = fit_together(
-            batch_loss, full_losses, {n: start[n] for n in names}, objective.num_examples, wanted.recipe,
+            batch_loss, full_losses, moving, objective.num_examples, wanted.recipe,
             generator=self.generator, target=wanted.target, enough=enough, memory=self._place(l),
             progress=self.progress, what=wanted.what,
         )  # fmt: skip

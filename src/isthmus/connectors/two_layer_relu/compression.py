@@ -129,9 +129,9 @@ def two_layer_chain(objective: Objective) -> Chain:
     if chain.L != 2:
         raise UnsupportedError("the network", f"Theorem 2.4 is about one hidden layer, and this has {chain.L - 1}")
     first, second = chain.layers
-    other = [n for n in first.before if n.kind not in RESHAPE] + [n for n in first.behind if not _fits(n)]
-    if other:
-        raise UnsupportedError(other[0].where or other[0].op, "Theorem 2.4 is about ReLU networks")
+    for node in (*first.before, *first.behind):
+        if not (node.kind in RESHAPE if node in first.before else _fits(node)):
+            raise UnsupportedError(node.where or node.op, "Theorem 2.4 is about ReLU networks")
     if all(n.base != "relu" for n in first.behind):
         raise UnsupportedError("the network", "it has no ReLU", "use im.DeepLinear()")
     if second.nodes[-1].base != "linear":
