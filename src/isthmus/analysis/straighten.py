@@ -13,6 +13,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params, distance, equal, lerp
 from isthmus.paths import Curve, HasPath, Path, path_of
 from isthmus.shown import one_line
+from isthmus.training.progress import Progress, no_progress
 
 PULLS = (0.5, 0.25, 0.125)
 """Parts of the way that are tried, the largest first."""
@@ -43,7 +44,7 @@ def straighten(
     points: int = 21,
     passes: int = 20,
     tol: float = 1e-3,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> Straightened:
     """Shorten a piecewise-linear path that is below `threshold`, keeping it below (a geodesic of the level set).
 
@@ -68,11 +69,7 @@ def straighten(
     if passes < 1 or not 0 < tol < 1:
         raise InputError("passes, tol", expected=">= 1 and in (0, 1)", got=(passes, tol))
     limit = Threshold(objective, quantity, threshold, points)
-    for i, segment in enumerate(path.segments):
-        if not isinstance(segment, Curve) or not segment.is_straight:
-            raise InputError("path", expected="straight segments", got=f"segment {i}, which is curved")
-        if (top := limit.scan(segment).max) > threshold:
-            raise InputError("path", expected=f"segments below {threshold:g}", got=f"{top:.6g} on segment {i}")
+    _check_below(path, limit)
     string = _String(limit, list(path.knots))
     length, done = string.length, 0
     while done < passes and len(string.knots) > 2:
@@ -84,6 +81,14 @@ def straighten(
     after = Path.through(string.knots)
     top = max(limit.scan(s).max for s in after.segments)
     return Straightened(after, path.normalized_length, after.normalized_length, top, done)
+
+
+def _check_below(path: Path, limit: Threshold) -> None:
+    for i, segment in enumerate(path.segments):
+        if not isinstance(segment, Curve) or not segment.is_straight:
+            raise InputError("path", expected="straight segments", got=f"segment {i}, which is curved")
+        if (top := limit.scan(segment).max) > limit.value:
+            raise InputError("path", expected=f"segments below {limit.value:g}", got=f"{top:.6g} on segment {i}")
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
+from isthmus.checks import check_choices
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_choices
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.stability.dropout.pattern import without

@@ -9,8 +9,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from isthmus.checks import check_at_least_zero, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_at_least_zero, check_whole
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, check_draws, report
 from isthmus.errors import InputError

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.connectors.strings.beads import Goal, check_recipe
 from isthmus.connectors.strings.common import Tools
 from isthmus.connectors.strings.search import PERSISTS, beside

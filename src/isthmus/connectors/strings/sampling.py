@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from isthmus.checks import check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Task
-from isthmus.connectors.checks import check_choices, check_whole
 from isthmus.connectors.strings.beads import check_recipe
 from isthmus.connectors.strings.search import Work
 from isthmus.connectors.strings.threshold import Asked

@@ -23,8 +23,9 @@ from isthmus.connectors.subnetwork.train import (
     widened,
 )
 from isthmus.params import Params
+from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.recall import search_recalled
-from isthmus.stability.dropout.search import Dropped, search
+from isthmus.stability.dropout.search import Sought
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units, random_units
 
@@ -122,14 +123,10 @@ class Choice:
 
     def _run(self, l: int, e: int, draws: Sequence[Draw], what: str, steps: int | None = None) -> list[Subnet]:
         enough = 1 if self.options.own or len(draws) == 1 else None
-        steps = steps or self._steps(l)
+        steps = steps or self.options.inner.steps(l)
         return self.training.train(
             l, self.params[e], draws, target=self.target, what=what, steps=steps, enough=enough
         )  # fmt: skip
-
-    def _steps(self, l: int) -> int:
-        inner = self.options.inner
-        return inner.recipe.steps if l else inner.hub_steps or 2 * inner.recipe.steps
 
     def _put(self, e: int, subnet: Subnet) -> None:
         """Take a subnetwork; a hub that the ends share is replaced at both."""
@@ -162,7 +159,7 @@ class Choice:
             tries = failures.get((e, l), 0)
             if old.loss <= self.target or not (draws := self._further(e, old, tries)):
                 return
-            steps = min(budget, self._steps(l))
+            steps = min(budget, self.options.inner.steps(l))
             found = self._run(l, e, draws, f"training xi_{l}, which limits the path, further", steps)
             budget -= max(1, max(s.steps for s in found))
             new = found[best(found)]
@@ -223,13 +220,6 @@ class Choice:
 
 def _half_width(options: Options, task: Task, chain: Chain, e: int) -> dict[int, Dropped]:
     """The half-width networks of Theorem 1 of Kuditipudi et al. at the end e."""
-    share = 1 - max(options.fractions.values())
-
-    def compute() -> dict[int, Dropped]:
-        return search(
-            task.objective, chain, (task.a, task.b)[e], keep=share, masks=options.inner.masks, scale="output",
-            generator=task.generator,
-            progress=lambda n: task.progress("searching subnetworks", n, options.inner.masks * (chain.L - 1)),
-        )  # fmt: skip
-
-    return search_recalled(task.memory.part(f"dropout{e}"), task.generator, compute)
+    sought = Sought(1 - max(options.fractions.values()), options.inner.masks)
+    part, end = task.memory.part(f"dropout{e}"), (task.a, task.b)[e]
+    return search_recalled(part, task.objective, chain, end, sought, task.generator, task.progress)

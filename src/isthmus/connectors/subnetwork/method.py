@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.connectors.subnetwork.choose import Choice, Options
 from isthmus.connectors.subnetwork.inner import Memorised, Separated, Trained
 from isthmus.connectors.subnetwork.path import build as build

@@ -15,7 +15,7 @@ from isthmus.evaluate.chain import losses_of
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params, stack
-from isthmus.stability.dropout.search import Dropped
+from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import Units, complement

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.checks import check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_whole
 from isthmus.connectors.moves.units import Label, WeightWalk, labels_as_text
 from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress, layer_recalled
 from isthmus.connectors.two_layer_relu.oracle import train_oracle

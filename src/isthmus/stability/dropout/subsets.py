@@ -258,9 +258,8 @@ def _exchange(budget: Budget, together: int = 8) -> None:
     most = largest = max(1, sum(free.values()) // 10)
     slopes: Scores | None = None
     while budget.left > 0 and free:
-        if slopes is None and (n := min(budget.examples(0.1, passes=3), 256)) >= min(16, budget.num_examples):
-            found = budget.slopes(now.kept, now.scale, budget.sample(n, passes=3))
-            slopes = {j: g / max(float(g.abs().mean()), 1e-300) for j, g in found.items()}
+        if slopes is None:
+            slopes = _slopes_at(budget, now)
         proposals = _nearby(budget, now.kept, free, most, slopes, min(together, budget.left))
         if not proposals:
             again = budget.measure(_elsewhere(budget, min(together, budget.left)))
@@ -271,6 +270,15 @@ def _exchange(budget: Budget, together: int = 8) -> None:
             now, slopes = best, None
         else:
             most = max(1, most // 2)
+
+
+def _slopes_at(budget: Budget, now: Trial) -> Scores | None:
+    """The derivative of the loss in every unit's membership, of mean size 1; None where the budget has no room."""
+    n = min(budget.examples(0.1, passes=3), 256)
+    if n < min(16, budget.num_examples):
+        return None
+    found = budget.slopes(now.kept, now.scale, budget.sample(n, passes=3))
+    return {j: g / max(float(g.abs().mean()), 1e-300) for j, g in found.items()}
 
 
 TRIES = 16

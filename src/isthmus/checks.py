@@ -1,4 +1,4 @@
-"""What the fields of methods have in common: choices, whole numbers, ranges."""
+"""What the fields of methods and recipes have in common: choices, whole numbers, ranges."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def check_choices(method: Any) -> None:
     for name, choices in _choices(type(method)).items():
         value = getattr(method, name)
         if value not in choices:
-            words = [repr(c) for c in choices]
-            expected = " or ".join(words) if len(words) < 4 else f"one of {', '.join(words)}"
+            *most, last = (repr(c) for c in choices)
+            expected = f"{', '.join(most)} or {last}" if len(most) < 3 else f"one of {', '.join(most)}, {last}"
             raise InputError(name, expected=expected, got=repr(value))
 
 
