@@ -43,7 +43,8 @@ def confirm(screened: dict[float, float], everything: Callable[[float], float]) 
     """
     places = sorted(screened)
     best = max(((screened[t], t) for t in (0.0, 1.0)), key=lambda found: (not isfinite(found[0]), found[0]))
-    peaks = [t for s, t, u in zip(places, places[1:], places[2:]) if not screened[t] < max(screened[s], screened[u])]
+    between = zip(places, places[1:], places[2:], strict=False)
+    peaks = [t for s, t, u in between if not screened[t] < max(screened[s], screened[u])]
     off = 0.0
     for t in sorted(peaks, key=lambda t: (isfinite(screened[t]), -screened[t]))[:_MOST]:
         if off and screened[t] + _TIMES * off + _SHARE * abs(best[0]) < best[0]:

@@ -45,7 +45,10 @@ class Losses:
     def _runs_low(self) -> bool:
         """Whether the network runs in bfloat16 at all."""
         try:
-            zeros = {k: torch.zeros_like(v, device=self.objective.device) for k, v in self.objective.skeleton.state_dict().items()}
+            zeros = {
+                k: torch.zeros_like(v, device=self.objective.device)
+                for k, v in self.objective.skeleton.state_dict().items()
+            }
             self.batch(zeros, torch.arange(min(4, self.objective.num_examples), device=self.objective.device))
         except (RuntimeError, NotImplementedError):
             return False
