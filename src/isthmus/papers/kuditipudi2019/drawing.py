@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,30 +59,39 @@ def distributions(tables: Mapping[str, Mapping[int, Mapping[str, Sequence[float]
     is written into the panel. Errors: nothing to draw.
     """
     layers = sorted({layer for table in tables.values() for layer in table})
-    names = list(dict.fromkeys(n for table in tables.values() for row in table.values() for n in row))
+    rows = [row for table in tables.values() for row in table.values()]
     if not layers:
         raise InputError("tables", expected="at least one quantity of one layer", got="none")
-    colours = dict(zip(names, PALETTE, strict=False))
+    colours = dict(zip(dict.fromkeys(chain.from_iterable(rows)), PALETTE, strict=False))
     with settings():
-        if len(layers) == 1:
-            figure, axes = grid_of_axes(1, len(tables), 2.4 * len(tables) + 0.6, 2.6)
-            axes = axes.T
-        else:
-            figure, axes = grid_of_axes(len(tables), len(layers), 1.45 * len(layers) + 1, 1.55 * len(tables) + 0.6)
-        for panels, (quantity, table) in zip(axes, tables.items(), strict=True):
+        figure, axes = (_row if len(layers) == 1 else _rows)(list(tables), layers)
+        for panels, table in zip(axes, tables.values(), strict=True):
             for panel, layer in zip(panels, layers, strict=True):
                 _histogram(panel, table.get(layer, {}), colours)
                 panel.set_yticks([])
                 panel.tick_params(labelsize=7)
-            if len(layers) == 1:
-                panels[0].set_title(f"{quantity}, layer {layers[0]}", fontsize=9)
-            else:
-                panels[0].set_ylabel(quantity.replace(" ", "\n"), fontsize=9)
-        for panel, layer in zip(axes[0], layers, strict=True) if len(layers) > 1 else ():
-            panel.set_title(f"layer {layer}", fontsize=9)
         handles = [_patch(colour, name) for name, colour in colours.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
     return figure
+
+
+def _row(quantities: Sequence[str], layers: Sequence[int]) -> tuple[Figure, Any]:
+    """A panel per quantity, of one layer."""
+    figure, axes = grid_of_axes(1, len(quantities), 2.4 * len(quantities) + 0.6, 2.6)
+    for panel, quantity in zip(axes[0], quantities, strict=True):
+        panel.set_title(f"{quantity}, layer {layers[0]}", fontsize=9)
+    return figure, axes.T
+
+
+def _rows(quantities: Sequence[str], layers: Sequence[int]) -> tuple[Figure, Any]:
+    """A row per quantity, a column per layer."""
+    height = 1.55 * len(quantities) + 0.6
+    figure, axes = grid_of_axes(len(quantities), len(layers), 1.45 * len(layers) + 1, height)
+    for panels, quantity in zip(axes, quantities, strict=True):
+        panels[0].set_ylabel(quantity.replace(" ", "\n"), fontsize=9)
+    for panel, layer in zip(axes[0], layers, strict=True):
+        panel.set_title(f"layer {layer}", fontsize=9)
+    return figure, axes
 
 
 def _patch(colour: str, name: str) -> Any:

@@ -148,21 +148,23 @@ def survey(sketch: Sketch, points: int) -> Survey:
     axes = [np.linspace(low, high, n) for low, high in sketch.box]
     values = np.asarray(sketch.function(*np.meshgrid(*axes, indexing="ij")))
     at = local_minima(values)
-    components, bad, inside = [], [], []
-    for level in sketch.levels:
-        labels = label(values <= level)
-        lowest = [float(values[labels == k].min()) for k in range(1, labels.max() + 1)]
-        high = [k + 1 for k, v in enumerate(lowest) if v > sketch.infimum + NEAR]
-        components.append(len(lowest))
-        bad.append(len(high))
-        where = [int(labels[i]) for i in at]
-        inside.append(max((where.count(k) for k in high), default=0))
+    found = [_valleys(values, level, sketch.infimum + NEAR, at) for level in sketch.levels]
+    components, bad, inside = (list(column) for column in zip(*found, strict=True))
     shown = [axis[:: max(1, (n - 1) // (SHOWN - 1) if len(axes) > 1 else (n - 1) // 400)] for axis in axes]
     return Survey(
         list(sketch.levels), components, bad, [float(values[i]) for i in at], inside, curvature(values),
         [axis.tolist() for axis in shown], np.asarray(sketch.function(*np.meshgrid(*shown, indexing="ij"))).tolist(),
         [descend_from(start) for start in sketch.flow],
     )  # fmt: skip
+
+
+def _valleys(values: Floats, level: float, near: float, minima: Sequence[tuple[int, ...]]) -> tuple[int, int, int]:
+    """The components below a level, those of them that stay above `near`, and the most local minima in one of these."""
+    labels = label(values <= level)
+    lowest = [float(values[labels == k].min()) for k in range(1, labels.max() + 1)]
+    high = [k for k, v in enumerate(lowest, start=1) if v > near]
+    where = [int(labels[i]) for i in minima]
+    return len(lowest), len(high), max((where.count(k) for k in high), default=0)
 
 
 def label(inside: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -42,18 +42,19 @@ class Part:
 
     def cells(self) -> list[Cell]:
         """Trainings first, then the paths between them."""
-        out: list[Cell] = []
-        for N, trials in self.trials:
-            groups = [(s,) for s in range(trials)] if N >= self.single else [tuple(range(trials))]
-            jobs = [self._job(N, seeds) for seeds in groups]
-            out += jobs
-            if self.starts:
-                out.append(Starts(self.task, N, tuple(range(self.starts))))
-            if self.pairs and trials > 1:
-                out.append(Paths(jobs[0], jobs[0], tuple((s, s + 1) for s in range(0, trials - 1, 2))))
-            if N in self.bimodal:
-                other = self._job(N, (0,), "bimodal")
-                out += [other, Paths(other, jobs[0], ((0, 0),))]
+        return [cell for N, trials in self.trials for cell in self._of_width(N, trials)]
+
+    def _of_width(self, N: int, trials: int) -> list[Cell]:
+        groups = [(s,) for s in range(trials)] if N >= self.single else [tuple(range(trials))]
+        jobs = [self._job(N, seeds) for seeds in groups]
+        out: list[Cell] = [*jobs]
+        if self.starts:
+            out.append(Starts(self.task, N, tuple(range(self.starts))))
+        if self.pairs and trials > 1:
+            out.append(Paths(jobs[0], jobs[0], tuple((s, s + 1) for s in range(0, trials - 1, 2))))
+        if N in self.bimodal:
+            other = self._job(N, (0,), "bimodal")
+            out += [other, Paths(other, jobs[0], ((0, 0),))]
         return out
 
     def _job(self, N: int, seeds: tuple[int, ...], init: str = "unimodal") -> Trials:

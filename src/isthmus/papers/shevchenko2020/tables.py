@@ -211,8 +211,7 @@ _PATHS = Table(
 
 def _excess_slope(task: str, joined: Sequence[Row]) -> list[Row]:
     """The slope of the paths' mean excess against N, over widths joined from the same kind of start."""
-    same = [row for row in joined if row["starts"] == "unimodal to unimodal" and row["excess sd"] is not None]
-    found = sorted((row for row in same if row["excess"] > 0), key=lambda row: row["N"])
+    found = sorted(filter(_comparable, joined), key=lambda row: row["N"])
     if len(found) < 3:
         return []
     x, mean = [float(row["N"]) for row in found], [row["excess"] for row in found]
@@ -220,3 +219,8 @@ def _excess_slope(task: str, joined: Sequence[Row]) -> list[Row]:
     slope["rate's slope"] = log_slope(x, [rate(v) for v in x]).value
     slope[".curve"] = {"x": x, "mean": mean, "deviation": [row["excess sd"] for row in found]}
     return [slope]
+
+
+def _comparable(row: Row) -> bool:
+    """Whether a mean excess over several pairs of the same kind of start has a logarithm."""
+    return row["starts"] == "unimodal to unimodal" and row["excess sd"] is not None and row["excess"] > 0
