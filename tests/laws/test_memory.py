@@ -50,6 +50,8 @@ TRAINED: dict[str, tuple[Connector, Callable[[], Problem]]] = {
     "ConstrainedStringSampling": (replace(QUICK[im.ConstrainedStringSampling], excess=0.005), tanh_regression),
     "TwoLayerReLU": (QUICK[im.TwoLayerReLU], two_layers),
     "Dropout": (QUICK[im.Dropout], odd_widths),
+    "Bezier": (im.Bezier(bends=4, recipe=im.Recipe(lr=None, epochs=8, batch=8)), odd_widths),
+    "PolyChain": (replace(QUICK[im.PolyChain], draws=2), odd_widths),
 }
 
 

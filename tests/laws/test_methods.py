@@ -23,6 +23,8 @@ from tests.problems import (
 )
 
 QUICK: dict[type, Any] = {
+    im.Bezier: im.Bezier(recipe=im.Recipe(lr=None, steps=20, batch=8)),
+    im.PolyChain: im.PolyChain(bends=4, recipe=im.Recipe(lr=None, steps=20, batch=8)),
     im.Dropout: im.Dropout(masks=3),
     im.NoiseDropout: im.NoiseDropout(draws=3),
     im.Narrow: im.Narrow(draws=3, recipe=im.Recipe(steps=30, batch=8)),

@@ -29,18 +29,16 @@ class Coordinates:
 
     @classmethod
     def between(cls, objective: Objective, a: Params, b: Params) -> Coordinates:
-        """Errors: ``UnsupportedError`` for ends that differ in no parameter, and for complex ones."""
+        """Errors: ``UnsupportedError`` for complex parameters."""
         ties = ties_of(objective.skeleton)
         names = tuple(k for k in objective.parameter_names if k not in ties and a[k] is not b[k])
         if any(a[k].is_complex() for k in names):
             raise UnsupportedError("a trained curve", "complex weights", "Linear() or StringSampling()")
-        if not names:
-            raise UnsupportedError("a trained curve", "ends that differ in no parameter", "Linear()")
         return cls(a, b, names, {k: own for k, own in ties.items() if own in names})
 
     def flat(self, params: Params) -> Tensor:
         """The trained tensors of a point as one vector, a copy."""
-        return torch.cat([params[k].detach().flatten() for k in self.names])
+        return torch.cat([params[k].detach().flatten() for k in self.names] or [torch.empty(0)])
 
     def views(self, vector: Tensor) -> Params:
         """The trained tensors by name, as views of the vector that carry gradients to it."""

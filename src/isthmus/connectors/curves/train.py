@@ -16,6 +16,7 @@ from isthmus.connectors.curves.focus import Focus
 from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen
 from isthmus.connectors.curves.losses import Losses
 from isthmus.connectors.curves.shape import Shape
+from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import statistics
 from isthmus.params import Params, in_dtype
 from isthmus.training.fit import Ended, Fitted, Recipe, fit
@@ -71,8 +72,10 @@ class Training:
         coordinates = Coordinates.between(task.objective, task.a, {**task.b, **kept})
         ends = losses.all(coordinates.a), losses.all(coordinates.b)
         goal = target if target is not None else max(ends) + (_ABOVE - 1) * abs(max(ends))
+        if goal < max(ends):
+            raise InputError("target", expected=f"at least the larger end's loss, {max(ends):.6g}", got=target)
         a, b = coordinates.flat(task.a), coordinates.flat(task.b)
-        rate = _RATE * float((b - a).double().square().mean().sqrt())
+        rate = _RATE * float((b - a).double().square().mean().sqrt()) if len(a) else 1.0
         resolved = recipe.for_curve(task.objective.num_examples, rate)
         return cls(task, shape, resolved, draws, coordinates, losses, Focus(focus), ends, goal, (a, b))
 
@@ -80,6 +83,10 @@ class Training:
         """From the straight line; the curve is never above it."""
         a, b = self.vectors
         last = self.shape.bends - 1
+        if not len(a):
+            at = float(self.ends[1] > self.ends[0])
+            line = self.shape.straight(self.task.a, self.task.b)
+            return self._trained(line, Highest(max(self.ends), at, True), Ended.TARGET, 0)
         bends = {f"bend {i}": torch.lerp(a, b, i / last) for i in range(1, last)}
         fitted = fit(
             self._batch_loss, self._check, bends, self.task.objective.num_examples, self.recipe,
@@ -145,16 +152,16 @@ class Training:
             straight = {f"bend {i}": self.coordinates.flat(line[i]) for i in range(1, last)}
             on_line = confirm(self._screen(straight), lambda t: self.losses.all(self._at(straight, t)))
             if highest is None or on_line.loss <= highest.loss:
-                return self._trained(line, on_line, fitted)
-        return self._trained([self.task.a, *control, self.task.b], highest, fitted)
+                return self._trained(line, on_line, fitted.ended, fitted.steps)
+        return self._trained([self.task.a, *control, self.task.b], highest, fitted.ended, fitted.steps)
 
-    def _trained(self, control: list[Params], highest: Highest, fitted: Fitted[Params]) -> TrainedCurve:
+    def _trained(self, control: list[Params], highest: Highest, ended: Ended, steps: int) -> TrainedCurve:
         stats = {
             "max": highest.loss, "t": highest.t, "target": self.target, "ends": list(self.ends), "lr": self.recipe.lr,
             "precision": str(self.losses.dtype).removeprefix("torch."), "history": self.history,
-            "gradient_steps": fitted.steps * self.draws, "evaluations": round(self.losses.passes),
+            "gradient_steps": steps * self.draws, "evaluations": round(self.losses.passes),
         }  # fmt: skip
-        return TrainedCurve(control, highest, fitted.ended, stats)
+        return TrainedCurve(control, highest, ended, stats)
 
     def _give(self) -> State:
         changes = {
