@@ -68,6 +68,11 @@ class Focus:
         return not any(map(isnan, self.losses))
 
     @property
+    def profile(self) -> list[float | None]:
+        """The running mean of each bin, from t = 0 to 1; None where nothing is known."""
+        return [None if isnan(v) else v for v in self.losses]
+
+    @property
     def highest(self) -> float:
         """The largest running mean: a free estimate of the maximum along the curve, from batches."""
         return max((v for v in self.losses if not isnan(v)), default=nan)

@@ -129,7 +129,7 @@ class Training:
         self.last = 0 if begin else self.step
         seen = self.last * self.recipe.batch * self.draws
         row = {"step": self.last, "gradient_samples": seen, "max": found.loss, "t": found.t}
-        self.history.append({**row, "confirmed": found.confirmed, "profile": list(self.focus.losses)})
+        self.history.append({**row, "confirmed": found.confirmed, "profile": self.focus.profile})
         return found.loss
 
     def _screen(self, bends: Mapping[str, Tensor]) -> dict[float, float]:
