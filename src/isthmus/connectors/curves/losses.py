@@ -21,7 +21,7 @@ _LARGE = 100_000
 
 
 @dataclass(eq=False)
-class Losses:
+class CurveLosses:
     """`bn`: "recompute" for networks whose batch statistics are those of each batch; `low`: train in bfloat16.
 
     `passes` counts evaluations of all examples.
@@ -33,7 +33,7 @@ class Losses:
     passes: float = field(default=0.0)
 
     @classmethod
-    def of(cls, objective: Objective, bn: str, precision: str) -> Losses:
+    def of(cls, objective: Objective, bn: str, precision: str) -> CurveLosses:
         """`precision`: "own", "bf16", or "auto": bfloat16 where the processor has it and the network is large."""
         size = sum(v.numel() for v in objective.skeleton.parameters())
         pays = objective.dtype == torch.float32 and size >= _LARGE and has_bf16(objective.device)

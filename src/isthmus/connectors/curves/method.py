@@ -99,9 +99,9 @@ class Bezier(_CurveMethod):
 
 @dataclass(frozen=True)
 class PolyChain(_CurveMethod):
-    """Straight segments between trained control points; else as ``Bezier``, which is mostly lower at the same cost.
+    """Straight segments between trained control points (Garipov et al. 2018); else as ``Bezier``, which has the fields.
 
-    The fields are those of ``Bezier``. When to use: where every segment shall be straight, as for proofs.
+    At the same cost a Bezier curve is mostly lower. When to use: where every segment shall be straight, as for proofs.
     """
 
     about = About(

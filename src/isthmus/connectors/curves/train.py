@@ -14,7 +14,7 @@ from isthmus.connectors.base import Task
 from isthmus.connectors.curves.coordinates import Coordinates, combine
 from isthmus.connectors.curves.focus import Focus
 from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen
-from isthmus.connectors.curves.losses import Losses
+from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.connectors.curves.shape import Shape
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import statistics
@@ -53,7 +53,7 @@ class Training:
     recipe: Recipe
     draws: int
     coordinates: Coordinates
-    losses: Losses
+    losses: CurveLosses
     focus: Focus
     ends: tuple[float, float]
     target: float
@@ -67,7 +67,7 @@ class Training:
         cls, task: Task, shape: Shape, recipe: Recipe, *, focus: float, draws: int, target: float | None, bn: str
     ) -> Training:
         """Measures the ends; `target` None: a little above the larger one."""
-        losses = Losses.of(task.objective, bn, recipe.precision)
+        losses = CurveLosses.of(task.objective, bn, recipe.precision)
         kept = {k: task.a[k] for k in statistics(task.objective)} if bn == "keep" else {}
         coordinates = Coordinates.between(task.objective, task.a, {**task.b, **kept})
         ends = losses.all(coordinates.a), losses.all(coordinates.b)
