@@ -21,7 +21,7 @@ from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import Units, complement, kept_count, random_units
 from isthmus.training.progress import Progress
 
-COUNTS = ("fixed", "bernoulli")
+_COUNTS = ("fixed", "bernoulli")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def check_draws(draws: int, counts: str, num_points: int) -> None:
     """Refuse what no draw can be made with."""
     if draws < 1:
         raise InputError("draws", expected="at least 1 draw of Algorithm 1", got=draws)
-    if counts not in COUNTS:
+    if counts not in _COUNTS:
         raise InputError("counts", expected="'fixed' or 'bernoulli'", got=repr(counts))
     if num_points < 2:
         raise InputError("num_points", expected="at least 2 points per straight segment", got=num_points)

@@ -29,7 +29,7 @@ from isthmus.stability.dropout.search import Sought
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units, random_units
 
-GAIN = 0.95
+_GAIN = 0.95
 """A search or a further training that leaves more than this share of the loss has not helped."""
 
 _MOVES = 8
@@ -163,7 +163,7 @@ class Choice:
             found = self._run(l, e, draws, f"training xi_{l}, which limits the path, further", steps)
             budget -= max(1, max(s.steps for s in found))
             new = found[best(found)]
-            if not new.loss < GAIN * old.loss:
+            if not new.loss < _GAIN * old.loss:
                 failures[e, l] = 2 if self.training.convex(l) else tries + 1
             if new.loss < old.loss:
                 self._put(e, replace(new, steps=old.steps + new.steps))
@@ -197,12 +197,12 @@ class Choice:
             wider = self._run(l, e, [widened(old, held)], f"training xi_{l} on {len(held)} units")[0]
             changed = [wider]
             for p in range(l):
-                if changed[-1].loss > GAIN * old.loss:
+                if changed[-1].loss > _GAIN * old.loss:
                     return
                 below = self.xi[e][p]
                 what = f"training xi_{p} with {left} units in layer {l}"
                 changed.append(self._run(p, e, [narrowed(below, l, left)], what)[0])
-            if changed[-1].loss > GAIN * old.loss:
+            if changed[-1].loss > _GAIN * old.loss:
                 return
             self.held[e][l] = held
             for s in changed:

@@ -14,7 +14,7 @@ from isthmus.errors import IsthmusError
 from isthmus.params import Params
 from isthmus.training.fit import Recipe, fit
 
-NAMES = ("W", "A", "b")
+_NAMES = ("W", "A", "b")
 
 
 def train_oracle(
@@ -106,7 +106,7 @@ def _train(
     rows = start.W / start.W.norm(dim=1, keepdim=True).clamp_min(1e-300)  # Adam's steps fit rows of length 1
     lengths = start.W.norm(dim=1)[None, :, None]
     params = {"W": rows, "A": start.A * lengths, "b": start.b}
-    trained = {k: params[k] for k in NAMES if k not in fixed}
+    trained = {k: params[k] for k in _NAMES if k not in fixed}
     fitted = fit(
         batch_loss,
         full_loss,
