@@ -15,7 +15,7 @@ from isthmus.paths import Curve, HasPath, Path, path_of
 from isthmus.shown import one_line
 from isthmus.training.progress import Progress, no_progress
 
-PULLS = (0.5, 0.25, 0.125)
+_PULLS = (0.5, 0.25, 0.125)
 """Parts of the way that are tried, the largest first."""
 
 
@@ -118,7 +118,7 @@ class _String:
     def _pulled(self, left: Params, here: Params, right: Params) -> list[Params]:
         p, q = distance(left, here), distance(here, right)
         goal, old = lerp(left, right, p / (p + q)), p + q
-        for part in PULLS:
+        for part in _PULLS:
             point = lerp(here, goal, part)
             if distance(left, point) + distance(point, right) < old and self.below(left, point, right):
                 return [point]
@@ -126,7 +126,7 @@ class _String:
 
     def _cut(self, left: Params, here: Params, right: Params) -> list[Params]:
         """Two points on the segments instead of the corner between them; only the line between them is new."""
-        for part in PULLS:
+        for part in _PULLS:
             p, q = lerp(here, left, part), lerp(here, right, part)
             if distance(p, q) < (1 - 1e-6) * (distance(p, here) + distance(here, q)) and self.below(p, q):
                 return [p, q]
