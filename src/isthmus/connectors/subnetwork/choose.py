@@ -15,7 +15,7 @@ from isthmus.connectors.subnetwork.train import (
     Draw,
     Start,
     Subnet,
-    Training,
+    SubnetTraining,
     best,
     filled,
     narrowed,
@@ -54,7 +54,7 @@ class Choice:
     options: Options
     chain: Chain
     params: tuple[Params, Params]
-    training: Training
+    training: SubnetTraining
     target: float
     held: list[Units]
     dropped: list[dict[int, Dropped]]
@@ -74,7 +74,9 @@ class Choice:
             first = random_units(widths, K, task.generator)
             held = [first, random_units(widths, K, task.generator) if options.own else dict(first)]
         target = max(task.objective.loss(p) for p in params) + options.slack
-        training = Training(task.objective, chain, options.inner.recipe, task.generator, task.progress, task.memory)
+        training = SubnetTraining(
+            task.objective, chain, options.inner.recipe, task.generator, task.progress, task.memory
+        )
         return cls(options, chain, params, training, target, held, dropped)
 
     # -- the first training of every subnetwork

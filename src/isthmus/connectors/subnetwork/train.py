@@ -147,7 +147,7 @@ class Start:
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class SubnetTraining:
     """The one way in which the xi_l are trained: by `recipe`, and by L-BFGS where the problem is convex."""
 
     objective: Objective
