@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.checks import check_whole
+from isthmus.checks import check_several, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import Label, WeightWalk, labels_as_text
 from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers, compress, layer_recalled
@@ -58,9 +58,7 @@ class TwoLayerReLU(Connector):
     )
 
     def __post_init__(self) -> None:
-        several = (self.units,) if isinstance(self.units, int) else self.units or ()
-        if any(isinstance(n, bool) or n != int(n) or n < 1 for n in several):
-            raise InputError("units", expected="whole numbers >= 1", got=self.units)
+        check_several(self, "units")
         if not 0 <= self.alpha < pi / 2:
             raise InputError("alpha", expected="an angle in [0, pi / 2)", got=self.alpha)
         if self.radius is not None and not 0 < self.radius < float("inf"):
