@@ -31,7 +31,7 @@ _DIRECTIONS = 24
 """Random directions along which memorising networks try to order the examples."""
 
 _INTERVAL = 0.5
-"""Activations other than ReLU are used on [-_INTERVAL, _INTERVAL], where the usual ones are strictly monotonic."""
+"""Activations other than ReLU are used at most so far from 0, where the usual ones are strictly monotonic."""
 
 
 def memorising(objective: Objective, start: Start, generator: torch.Generator, target: float = 0.0) -> Subnet:
