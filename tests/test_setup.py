@@ -152,21 +152,12 @@ Claim
 Disconnected
 Engine
 Entry
-Layer
 Level
-Measured
 Network
-Pair
-Paths
 Piece
 Proof
-Reading
-Scale
-Sketch
 Task
-Training
 Weights
-Work
 """
 """The public classes of which there are two or more; the list may only shrink."""
 

@@ -27,6 +27,14 @@ def check_whole(method: Any, *names: str, least: int = 1) -> None:
             raise InputError(name, expected=f"a whole number >= {least}", got=value)
 
 
+def check_several(method: Any, name: str) -> None:
+    """Refuse what is neither a whole number >= 1 nor several of them; None is left to the method."""
+    value = getattr(method, name)
+    several = (value,) if isinstance(value, int) else value or ()
+    if any(isinstance(n, bool) or n != int(n) or n < 1 for n in several):
+        raise InputError(name, expected="whole numbers >= 1", got=value)
+
+
 def check_at_least_zero(method: Any, *names: str) -> None:
     """Refuse what is no finite number >= 0."""
     for name in names:

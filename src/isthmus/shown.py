@@ -130,17 +130,17 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[object]], title: str =
     """
     rows = list(rows)
     head = "".join(f"<th>{escape(text)}</th>" for text in heading)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell(v))}</td>" for v in row) + "</tr>" for row in rows[:most])
+    body = "".join("<tr>" + "".join(f"<td>{escape(_cell(v))}</td>" for v in row) + "</tr>" for row in rows[:most])
     if len(rows) > most:
         body += f'<tr><td colspan="{len(heading)}">and {len(rows) - most:,} more</td></tr>'
     caption = f"<caption>{escape(title)}</caption>" * bool(title)
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def cell(value: object) -> str:
+def _cell(value: object) -> str:
     """A value as a cell of a table: numbers in four digits, nothing for what is not there.
 
-    >>> cell(0.123456), cell(None), cell(True), cell("a")
+    >>> _cell(0.123456), _cell(None), _cell(True), _cell("a")
     ('0.1235', '', 'yes', 'a')
     """
     if value is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from isthmus.connectors.strings.threshold import Asked, Threshold
+from isthmus.connectors.strings.threshold import Given, Threshold
 from isthmus.errors import InputError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
@@ -15,7 +15,7 @@ from isthmus.paths import Curve, HasPath, Path, path_of
 from isthmus.shown import one_line
 from isthmus.training.progress import Progress, no_progress
 
-PULLS = (0.5, 0.25, 0.125)
+_PULLS = (0.5, 0.25, 0.125)
 """Parts of the way that are tried, the largest first."""
 
 
@@ -65,7 +65,7 @@ def straighten(
     """
     check_kinds(straighten, locals())
     path = path_of(path)
-    Asked(quantity, threshold, points=points)
+    Given(quantity, threshold, points=points)
     if passes < 1 or not 0 < tol < 1:
         raise InputError("passes, tol", expected=">= 1 and in (0, 1)", got=(passes, tol))
     limit = Threshold(objective, quantity, threshold, points)
@@ -118,7 +118,7 @@ class _String:
     def _pulled(self, left: Params, here: Params, right: Params) -> list[Params]:
         p, q = distance(left, here), distance(here, right)
         goal, old = lerp(left, right, p / (p + q)), p + q
-        for part in PULLS:
+        for part in _PULLS:
             point = lerp(here, goal, part)
             if distance(left, point) + distance(point, right) < old and self.below(left, point, right):
                 return [point]
@@ -126,7 +126,7 @@ class _String:
 
     def _cut(self, left: Params, here: Params, right: Params) -> list[Params]:
         """Two points on the segments instead of the corner between them; only the line between them is new."""
-        for part in PULLS:
+        for part in _PULLS:
             p, q = lerp(here, left, part), lerp(here, right, part)
             if distance(p, q) < (1 - 1e-6) * (distance(p, here) + distance(here, q)) and self.below(p, q):
                 return [p, q]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.connectors.base import check_convex
 from isthmus.connectors.subnetwork.inner import Trained
-from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, filled, measure, sizes
+from isthmus.connectors.subnetwork.train import Draw, Start, SubnetTraining, best, filled, measure, sizes
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
@@ -142,7 +142,7 @@ def subnetwork_bounds(
     if init == "dropout":
         part, sought = memory.part("dropout"), Sought(1 - fraction, masks)
         dropped = search_recalled(part, objective, chain, theta, sought, generator, progress)
-    training = Training(objective, chain, recipe, generator, progress, memory)
+    training = SubnetTraining(objective, chain, recipe, generator, progress, memory)
     rows = []
     for l in wanted:
         starts = frame.starts(l, draws if l else 1, init, generator)

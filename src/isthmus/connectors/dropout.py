@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from isthmus.checks import check_choices
+from isthmus.checks import check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
@@ -55,9 +55,8 @@ class Dropout(Connector):
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 0.5:
             raise InputError("keep", expected="a number in (0, 1/2], as Definition 1 asks", got=self.keep)
-        if self.masks < 1:
-            raise InputError("masks", expected="at least 1 subset per layer", got=self.masks)
         check_choices(self)
+        check_whole(self, "masks")
 
     def find(self, task: Task) -> Connection:
         """Search the subsets at both ends, then build the path of the theorem."""

@@ -9,10 +9,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from isthmus.checks import check_at_least_zero, check_whole
+from isthmus.checks import check_at_least_zero, check_choices, check_several, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
-from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, check_draws, report
+from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, report
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.objective.data import single
@@ -68,21 +68,17 @@ class Narrow(Connector):
 
     def __post_init__(self, network: Mapping[str, Any] | None) -> None:
         object.__setattr__(self, "network", None if network is None else dict(network))
-        self._check_width(network is not None)
+        if self.width is not None and network is not None:
+            raise InputError("width, network", expected="one of them", got="both")
+        check_several(self, "width")
         if self.p is not None and not 0 < self.p < 1:
             raise InputError("p", expected="a dropout probability in (0, 1)", got=self.p)
         if self.counts == "bernoulli" and self.p is None:
             raise InputError("p", expected="a number, for counts='bernoulli'", got=None)
         check_at_least_zero(self, "slack")
-        check_whole(self, "attempts")
-        check_draws(self.draws, self.counts, self.num_points)
-
-    def _check_width(self, given: bool) -> None:
-        if self.width is not None and given:
-            raise InputError("width, network", expected="one of them", got="both")
-        widths = (self.width,) if isinstance(self.width, int) else self.width or ()
-        if any(isinstance(w, bool) or w != int(w) or w < 1 for w in widths):
-            raise InputError("width", expected="whole numbers >= 1", got=self.width)
+        check_choices(self)
+        check_whole(self, "attempts", "draws")
+        check_whole(self, "num_points", least=2)
 
     def find(self, task: Task) -> Connection:
         """Choose how many units to drop, train or read theta*, draw at both ends, then build the path."""

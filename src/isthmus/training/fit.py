@@ -348,7 +348,7 @@ def _flat(params: Mapping[str, Any]) -> Params:
     """Tensors by one name each: those of a group have its name before theirs."""
     flat: Params = {}
     for name, v in params.items():
-        flat |= named(name, v) if isinstance(v, Mapping) else {name: v}
+        flat |= named(name, dict(v)) if isinstance(v, Mapping) else {name: v}
     return flat
 
 

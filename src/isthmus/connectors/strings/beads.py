@@ -23,7 +23,7 @@ from isthmus.training.progress import Progress, no_progress
 _PAYS = 1 << 23
 """Bytes of weights and activations per bead and step up to which one stacked problem was measured to be faster."""
 
-Extra = Callable[[Params, list[int]], Tensor]
+_Extra = Callable[[Params, list[int]], Tensor]
 """``extra(weights, rows)``: what is added to the sum of the losses of the beads with those numbers."""
 
 
@@ -140,7 +140,7 @@ class Trainer:
 
     # -- training
 
-    def train(self, starts: Sequence[Params], goal: Goal, extra: Extra | None = None) -> list[TrainedBead]:
+    def train(self, starts: Sequence[Params], goal: Goal, extra: _Extra | None = None) -> list[TrainedBead]:
         """Train all points until each is at the target or the steps were made.
 
         With `extra` they move at the same time whatever `together` says. A start whose value is not finite fails.
@@ -166,7 +166,7 @@ class Trainer:
         )  # fmt: skip
         return TrainedBead(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.ended)
 
-    def _at_once(self, starts: Sequence[Params], goal: Goal, extra: Extra | None = None) -> list[TrainedBead]:
+    def _at_once(self, starts: Sequence[Params], goal: Goal, extra: _Extra | None = None) -> list[TrainedBead]:
         count = len(starts)
         # a single problem would have no axis of its own
         weights, fixed = self._split(stack([*starts, starts[0]] if count == 1 else starts))

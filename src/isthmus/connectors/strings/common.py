@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.connectors.base import Task, lasting
 from isthmus.connectors.strings.beads import Trainer
-from isthmus.connectors.strings.threshold import Asked, Scan, Threshold
+from isthmus.connectors.strings.threshold import Given, Scan, Threshold
 from isthmus.errors import InputError
 from isthmus.params import distance, equal, norm
 from isthmus.paths import Curve, Path
@@ -27,7 +27,7 @@ class Tools:
     """
 
     task: Task
-    asked: Asked
+    given: Given
     limit: Threshold
     trainer: Trainer
     seed: int
@@ -36,11 +36,11 @@ class Tools:
     @classmethod
     def of(cls, method: StringSampling | ConstrainedStringSampling, task: Task, seed: int) -> Tools:
         """The threshold and the trainer of a method. Errors: a memory that holds the state of another search."""
-        asked = Asked.of(method)
-        limit = asked.limit(asked.judge(task.objective, task.test), (task.a, task.b))
+        given = Given.of(method)
+        limit = given.limit(given.judge(task.objective, task.test), (task.a, task.b))
         task.progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
         trainer = Trainer.of(task.objective, limit, method.recipe, method.batched, task.a)
-        tools = cls(task, asked, limit, trainer, seed)
+        tools = cls(task, given, limit, trainer, seed)
         tools._claim({"method": lasting(method), "limit": limit.value, "seed": seed})
         return tools
 
@@ -56,12 +56,12 @@ class Tools:
     def stats(self, path: Path, values: Sequence[float], top: float) -> dict[str, Any]:
         """What both forms say of a string; `values` of its beads, `top` the largest value on it."""
         return {
-            "threshold": {"quantity": self.limit.quantity, "value": self.limit.value, "on": self.asked.on},
+            "threshold": {"quantity": self.limit.quantity, "value": self.limit.value, "on": self.given.on},
             "threshold_from": self.limit.origin,
             "notes": self.limit.notes(values, top),
             "beads": len(path) - 1,
             "normalized_length": path.normalized_length,
-            "sampling": {"points": self.asked.points},
+            "sampling": {"points": self.given.points},
             "batched": self.trainer.together,
         }
 

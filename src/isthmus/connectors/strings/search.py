@@ -62,7 +62,7 @@ class _Span:
     bound: float | None = None
 
 
-class Work:
+class StringSearch:
     """The work list: beads, spans, and one piece of work at a time."""
 
     def __init__(self, method: StringSampling, task: Task) -> None:

@@ -28,7 +28,7 @@ _DEFAULT_ERROR = 0.01
 """The default excess between two ends without errors; one example where there are fewer than 100."""
 
 
-Measure = Callable[[Sequence[float]], list[float]]
+_Measure = Callable[[Sequence[float]], list[float]]
 """The quantity at some places of a segment."""
 
 
@@ -128,7 +128,7 @@ class Threshold:
         top = max(range(len(seen.t)), key=seen.value.__getitem__)
         return Scan(seen.value[top], seen.t[top], len(seen.t), max(q - p for p, q in pairwise(seen.t)))
 
-    def _on_grid(self, measure: Measure) -> Samples:
+    def _on_grid(self, measure: _Measure) -> Samples:
         grid = [k / (self.points - 1) for k in range(self.points)]
         coarse = sorted({*grid[::4], grid[-1]})
         known = dict(zip(coarse, measure(coarse), strict=True))
@@ -138,7 +138,7 @@ class Threshold:
         return Samples(sorted(known), [known[t] for t in sorted(known)])
 
 
-def _closer(seen: Samples, measure: Measure) -> None:
+def _closer(seen: Samples, measure: _Measure) -> None:
     """Halve the intervals beside the largest sample, twice."""
     for _ in range(2):
         top = max(range(len(seen.t)), key=seen.value.__getitem__)
@@ -149,7 +149,7 @@ def _closer(seen: Samples, measure: Measure) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Given:
     """What a method says of its threshold, in fields of these names; refuses what no threshold can be."""
 
     quantity: str
@@ -174,7 +174,7 @@ class Asked:
             raise InputError("points", expected="at least 3 samples of each segment", got=self.points)
 
     @classmethod
-    def of(cls, method: Any) -> Asked:
+    def of(cls, method: Any) -> Given:
         """The fields of a method."""
         return cls(**{f.name: getattr(method, f.name) for f in fields(cls)})
 

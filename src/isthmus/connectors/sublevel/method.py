@@ -125,7 +125,7 @@ class Sublevel(Connector):
                 trail.note_condition(k)
                 trail.make_weights_full(k)
         progress("adopting layers", k, k)
-        segments, labels, joined = join(net, k, there, back)
+        segments, labels, joined = _join(net, k, there, back)
         path = Path(tuple(segments))
         stats = {"theorem": theorem.name, "segments": labels, "premises": premises(theorem)}
         stats |= {"conditions": {"a": there.conditions, "b": back.conditions}}
@@ -159,7 +159,7 @@ class Sublevel(Connector):
         return Connection(path, b, outcome, stats)
 
 
-def join(net: LevelNetwork, k: int, there: Trail, back: Trail) -> tuple[list[Segment], list[str], int]:
+def _join(net: LevelNetwork, k: int, there: Trail, back: Trail) -> tuple[list[Segment], list[str], int]:
     """The segments and labels of both trails and of what joins them, and the number of that segment."""
     first, last = there.segments(), back.segments()
     p, q = (s[-1].end if s else t.start for s, t in ((first, there), (last, back)))

@@ -15,7 +15,7 @@ from isthmus.connectors.subnetwork.train import (
     Draw,
     Start,
     Subnet,
-    Training,
+    SubnetTraining,
     best,
     filled,
     narrowed,
@@ -29,7 +29,7 @@ from isthmus.stability.dropout.search import Sought
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units, random_units
 
-GAIN = 0.95
+_GAIN = 0.95
 """A search or a further training that leaves more than this share of the loss has not helped."""
 
 _MOVES = 8
@@ -54,7 +54,7 @@ class Choice:
     options: Options
     chain: Chain
     params: tuple[Params, Params]
-    training: Training
+    training: SubnetTraining
     target: float
     held: list[Units]
     dropped: list[dict[int, Dropped]]
@@ -74,7 +74,9 @@ class Choice:
             first = random_units(widths, K, task.generator)
             held = [first, random_units(widths, K, task.generator) if options.own else dict(first)]
         target = max(task.objective.loss(p) for p in params) + options.slack
-        training = Training(task.objective, chain, options.inner.recipe, task.generator, task.progress, task.memory)
+        training = SubnetTraining(
+            task.objective, chain, options.inner.recipe, task.generator, task.progress, task.memory
+        )
         return cls(options, chain, params, training, target, held, dropped)
 
     # -- the first training of every subnetwork
@@ -163,7 +165,7 @@ class Choice:
             found = self._run(l, e, draws, f"training xi_{l}, which limits the path, further", steps)
             budget -= max(1, max(s.steps for s in found))
             new = found[best(found)]
-            if not new.loss < GAIN * old.loss:
+            if not new.loss < _GAIN * old.loss:
                 failures[e, l] = 2 if self.training.convex(l) else tries + 1
             if new.loss < old.loss:
                 self._put(e, replace(new, steps=old.steps + new.steps))
@@ -197,12 +199,12 @@ class Choice:
             wider = self._run(l, e, [widened(old, held)], f"training xi_{l} on {len(held)} units")[0]
             changed = [wider]
             for p in range(l):
-                if changed[-1].loss > GAIN * old.loss:
+                if changed[-1].loss > _GAIN * old.loss:
                     return
                 below = self.xi[e][p]
                 what = f"training xi_{p} with {left} units in layer {l}"
                 changed.append(self._run(p, e, [narrowed(below, l, left)], what)[0])
-            if changed[-1].loss > GAIN * old.loss:
+            if changed[-1].loss > _GAIN * old.loss:
                 return
             self.held[e][l] = held
             for s in changed:

@@ -23,10 +23,10 @@ from isthmus.training.fit import Ended, Fitted, Recipe, fit, fit_together
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress
 
-CONVEX = Recipe("lbfgs", steps=200)
+_CONVEX = Recipe("lbfgs", steps=200)
 """How xi_{L-1}, a convex problem, is solved: L-BFGS until a step of 20 iterations gains less than 1e-9 of the loss."""
 
-ROWS = 8192
+_ROWS = 8192
 """Rows (examples x draws) that a check of stacked networks takes at a time: what stays in the processor's cache."""
 
 
@@ -147,7 +147,7 @@ class Start:
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class SubnetTraining:
     """The one way in which the xi_l are trained: by `recipe`, and by L-BFGS where the problem is convex."""
 
     objective: Objective
@@ -189,7 +189,7 @@ class Training:
         L-BFGS solves at different speeds, one after another until enough of them are at the target (then fewer
         subnetworks than draws are returned).
         """
-        recipe = CONVEX if self.convex(l) else replace(self.recipe, steps=steps or self.recipe.steps)
+        recipe = _CONVEX if self.convex(l) else replace(self.recipe, steps=steps or self.recipe.steps)
         wanted = _Wanted(l, params, self.features(params, l), recipe, target, what)
         if len(draws) > 1 and recipe.optimizer != "lbfgs":
             return self._together(wanted, draws, enough)
@@ -241,7 +241,7 @@ class Training:
             return losses(small, wanted.h[index], y[index]).mean(1).sum()
 
         def full_losses(small: Params) -> list[float]:
-            chunk = max(1, min(objective.chunk, ROWS) // T)
+            chunk = max(1, min(objective.chunk, _ROWS) // T)
             with torch.no_grad():
                 parts = zip(wanted.h.split(chunk), y.split(chunk), strict=True)
                 sums: Tensor = sum(losses(small, p, q).double().sum(1) for p, q in parts)  # type: ignore[assignment]

@@ -31,7 +31,7 @@ _DIRECTIONS = 24
 """Random directions along which memorising networks try to order the examples."""
 
 _INTERVAL = 0.5
-"""Activations other than ReLU are used on [-_INTERVAL, _INTERVAL], where the usual ones are strictly monotonic."""
+"""Activations other than ReLU are used at most so far from 0, where the usual ones are strictly monotonic."""
 
 
 def memorising(objective: Objective, start: Start, generator: torch.Generator, target: float = 0.0) -> Subnet:
@@ -102,7 +102,7 @@ def fill(choice: Choice, kind: str, objective: Objective) -> None:
     Where xi_l cannot be built at both ends, further sets I_l are tried, ``draws`` in all. xi_{L-1} of a memorising path
     is the convex problem of assumption (A1-b), solved to its minimum.
     """
-    make, chain, generator = MAKERS[kind], choice.chain, choice.training.generator
+    make, chain, generator = _MAKERS[kind], choice.chain, choice.training.generator
 
     def build(l: int, e: int) -> Subnet:
         start = Start(chain, choice.params[e], l, choice.held[e])
@@ -349,5 +349,5 @@ def _through_any(wires: Wires, W: Tensor, c: Tensor, C: int) -> None:
     wires.put(wires.L, W)
 
 
-MAKERS = {"memorise": memorising, "separate": separating}
+_MAKERS = {"memorise": memorising, "separate": separating}
 """The constructions by name."""

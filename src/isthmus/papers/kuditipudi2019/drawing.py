@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Curve = Mapping[str, Sequence[float]]
+_Curve = Mapping[str, Sequence[float]]
 """Equally long columns "t", "loss" and "error"."""
 Points = Mapping[str, Sequence[float]]
 """Equally long columns "x", "loss", "loss sd", "accuracy" and "accuracy sd", in percent."""
-BINS = 30
+_BINS = 30
 
 
-def subnetworks(left: Points, centre: Sequence[Curve], right: Points, p: float) -> Figure:
+def subnetworks(left: Points, centre: Sequence[_Curve], right: Points, p: float) -> Figure:
     """Figure 2: loss above, accuracy below; subnetworks against p, straight segments, narrow networks.
 
     `left`, `right`: means and standard deviations over the trials, against p and against the number of filters;
@@ -111,7 +111,7 @@ def _histogram(panel: Axes, networks: Mapping[str, Sequence[float]], colours: Ma
         panel.set_xticks([])
         return
     low, high = float(together.min()), float(np.quantile(together, 0.99))
-    edges = np.linspace(low, high if high > low else low + max(abs(low), 1e-6), BINS + 1)
+    edges = np.linspace(low, high if high > low else low + max(abs(low), 1e-6), _BINS + 1)
     for name, values in finite.items():
         panel.hist(
             np.clip(values, edges[0], edges[-1]), bins=edges.tolist(), density=True, color=colours[name], alpha=0.55
@@ -121,7 +121,7 @@ def _histogram(panel: Axes, networks: Mapping[str, Sequence[float]], colours: Ma
             panel.text(0.97, 0.9, f"{100 * missing:.0f} % inf", ha="right", transform=panel.transAxes, fontsize=6)
 
 
-def paths(curves: Mapping[str, Curve], title: str = "") -> Figure:
+def paths(curves: Mapping[str, _Curve], title: str = "") -> Figure:
     """Figures 3, right, and 5: loss and accuracy along paths by name; the straight line ("Linear") is grey.
 
     Losses that differ by more than a factor of 50 stand on a logarithmic axis, those below a millionth of the

@@ -63,7 +63,7 @@ class Subnetworks(Cell):
         factors = dict.fromkeys(sizes, 1 / (1 - p))
         subsets = [random_units(chain.widths, sizes, generator) for _ in range(self.draws)]
         draws = [End(chain, theta, kept, factors, (0, 0)) for kept in subsets]
-        measured = [smaller_measure(objective, d) for d in draws]
+        measured = [_smaller_measure(objective, d) for d in draws]
         losses, errors = (list(column) for column in zip(*measured, strict=True))
         best = min(range(self.draws), key=lambda k: losses[k] if isfinite(losses[k]) else float("inf"))
         row = {
@@ -81,7 +81,7 @@ class Subnetworks(Cell):
         return {"t": found.t.tolist(), "loss": found.loss.tolist(), "error": found.error.tolist()}
 
 
-def smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
+def _smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
     """Loss and error of theta_1, computed by the smaller network on its kept units alone."""
     chain, kept = end.chain, end.kept
     theta_1 = end.dropped()

@@ -19,10 +19,10 @@ Points = Mapping[str, Sequence[float]]
 """Equally long columns "x", "mean" and "deviation" (NaN where there is none)."""
 Training = Mapping[str, Sequence[float]]
 """Equally long columns "t", "loss", "half loss", "error", "half error" and their standard deviations, "loss sd" etc."""
-Curve = Mapping[str, Sequence[float]]
+_Curve = Mapping[str, Sequence[float]]
 """Equally long columns "t", "loss" and "error"."""
 
-TAIL = 0.005
+_TAIL = 0.005
 """What histograms of weights leave out on each side."""
 _WHOLE, _HALF = PALETTE[0], PALETTE[1]
 
@@ -77,7 +77,7 @@ def _band(axes: Axes, found: Training, name: str, factor: float, colour: str, la
     axes.fill_between(t, np.maximum(mean - sd, mean / 10), mean + sd, color=colour, alpha=0.2, linewidth=0)
 
 
-WIDE = 300.0
+_WIDE = 300.0
 """Logarithmic axes over more than this factor have numbers at powers of ten alone."""
 
 
@@ -86,7 +86,7 @@ def _plain_ticks(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high > WIDE * low else (1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > _WIDE * low else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -153,7 +153,7 @@ def _rate(axes: Axes, points: Points) -> None:
 
 
 def path_and_weights(
-    curve: Curve, line: Curve, allowed: float, weights: Sequence[Mapping[str, Any]], title: str = ""
+    curve: _Curve, line: _Curve, allowed: float, weights: Sequence[Mapping[str, Any]], title: str = ""
 ) -> Figure:
     """Figure 3: the error along the path under what the paper allows, and the weights of both ends, layer by layer.
 
@@ -195,7 +195,7 @@ def path_and_weights(
 def _bulk(edges: Any, counts: Any) -> tuple[float, float]:
     """The edges between which all but half a percent of the weights lie on each side."""
     below = np.concatenate([[0.0], np.cumsum(counts)]) / counts.sum()
-    return float(edges[below <= TAIL][-1]), float(edges[below >= 1 - TAIL][0])
+    return float(edges[below <= _TAIL][-1]), float(edges[below >= 1 - _TAIL][0])
 
 
 def changes_of_error(curves: Mapping[str, Points]) -> Figure:
