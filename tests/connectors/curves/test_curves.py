@@ -14,7 +14,7 @@ from isthmus.connectors.curves.coordinates import Coordinates, combine
 from isthmus.connectors.curves.focus import Focus
 from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen
 from isthmus.connectors.curves.shape import Bernstein, Polygon
-from isthmus.connectors.curves.train import Training
+from isthmus.connectors.curves.train import CurveTraining
 from isthmus.data import load
 from isthmus.params import distance, equal
 from isthmus.pipeline import train
@@ -110,7 +110,7 @@ def test_gradients_are_those_through_the_combination(shape, t):
     inner = points[1:-1]
     wanted = torch.autograd.grad(p.objective.batch_loss(coordinates.views(slow), index), inner, retain_graph=True)
     fast = combine(shape.weights(t), points, torch.float64)
-    training = Training.start(im_task(p), shape, RECIPE, focus=1.0, draws=1, target=None, bn="recompute")
+    training = CurveTraining.start(im_task(p), shape, RECIPE, focus=1.0, draws=1, target=None, bn="recompute")
     loss = training.losses.batch(coordinates.views(fast), index)
     assert float(loss) == pytest.approx(float(p.objective.batch_loss(coordinates.views(slow), index)), rel=1e-13)
     loss.backward()

@@ -9,7 +9,7 @@ from isthmus.checks import check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.curves.shape import Bernstein, Polygon, Shape
 from isthmus.connectors.curves.statistics import settle
-from isthmus.connectors.curves.train import Training
+from isthmus.connectors.curves.train import CurveTraining
 from isthmus.errors import InputError
 from isthmus.training.fit import Ended, Recipe
 
@@ -49,7 +49,7 @@ class _CurveMethod(Connector):
     def find(self, task: Task) -> Connection:
         """Train the control points, then state how high the loss is on the best curve."""
         shape = self._shape()
-        training = Training.start(
+        training = CurveTraining.start(
             task, shape, self.recipe, focus=self.focus, draws=self.draws, target=self.target, bn=self.bn
         )
         found = training.run()

@@ -1,4 +1,4 @@
-"""Training the control points of a curve."""
+"""CurveTraining the control points of a curve."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TrainedCurve:
 
 
 @dataclass(eq=False)
-class Training:
+class CurveTraining:
     """What stays the same while a curve is trained; `history`, `last` and the focus are what changes beside a fit."""
 
     task: Task
@@ -65,7 +65,7 @@ class Training:
     @classmethod
     def start(
         cls, task: Task, shape: Shape, recipe: Recipe, *, focus: float, draws: int, target: float | None, bn: str
-    ) -> Training:
+    ) -> CurveTraining:
         """Measures the ends; `target` None: a little above the larger one."""
         losses = CurveLosses.of(task.objective, bn, recipe.precision)
         kept = {k: task.a[k] for k in statistics(task.objective)} if bn == "keep" else {}
