@@ -195,8 +195,8 @@ class CurveInfo:
     `target`, `ends`: what was to be reached, and the losses of the ends; `lr`, `precision`: of the training. `history`:
     a row per check, with "max" and "t" of that moment, whether it was "confirmed" on all examples, and the "profile":
     running means of the losses of batches in equal parts of t (None: nothing known). `gradient_steps`, `evaluations`:
-    in all. `statistics`: of BatchNorm, in how many "pieces" they move, and the largest "deviation" of the loss from that
-    with recomputed ones.
+    in all. `statistics`: of BatchNorm, in how many "pieces" they move, and the largest "deviation" of the loss from
+    that with recomputed ones.
     """
 
     max: float
@@ -205,7 +205,7 @@ class CurveInfo:
     ends: list[float]
     lr: float
     precision: str
-    history: Rows
+    history: _Rows
     gradient_steps: int
     evaluations: int
     statistics: dict[str, Any] | None = None
