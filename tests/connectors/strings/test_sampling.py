@@ -232,7 +232,8 @@ def test_convolutional_networks_with_batchnorm_and_thresholds_on_a_test_set(dtyp
     below = im.connect(objective, a, b, im.StringSampling(0.05, recipe=im.Recipe(lr=0.01, steps=300, batch=20)))
     assert below.outcome.ok
     assert below.stats["beads"] >= 1
-    assert im.profile(objective, below.path, 41).max <= 0.05
+    # the threshold is on the statistics that the path holds
+    assert im.profile(objective, below.path, 41, bn="interpolate").max <= 0.05
     # running statistics move on the line, and are not trained
     left, bead, right = (p["4.running_var"] for p in below.path.knots[:3])
     assert bool((bead >= torch.minimum(left, right) - 1e-6).all()) or len(below.path) > 2
