@@ -284,7 +284,7 @@ def _about(objective: Objective | None, path: FilePath | None) -> dict[str, Any]
     return about if path is None else {**about, "path": path_digest(path)}
 
 
-_SAME = ("loss", "named", "examples", "penalty", "error")
+_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error")
 """The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
 
 LABELLED = ("ignore_index", "class_axis")

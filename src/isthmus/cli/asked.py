@@ -14,6 +14,7 @@ from isthmus.data import Dataset, load
 from isthmus.errors import FileError, InputError
 from isthmus.objective.data import digest_of_data
 from isthmus.objective.losses import L1, PENALTIES, Ridge, describe_penalty
+from isthmus.objective.named import CrossEntropy, describe
 from isthmus.pipeline import LABELLED, inputs_of
 from isthmus.storage.files import one_line
 from isthmus.stored import StoredSetup, shown
@@ -44,7 +45,7 @@ class Parts:
     model: str
     data: str
     dataset: Dataset
-    loss: str
+    loss: str | CrossEntropy
     penalty: Ridge | L1 | None
     dtype: torch.dtype | None = None
     notes: tuple[str, ...] = ()
@@ -131,9 +132,10 @@ class _Said:
         held = self.stats.get("test")
         return held if isinstance(held, dict) else {}
 
-    def loss(self) -> str:
+    def loss(self) -> str | CrossEntropy:
         held = self.objective
-        return self.gate.loss(held.get("loss") if held.get("named", True) is True else f"function {held.get('loss')}")
+        name = held.get("loss") if held.get("named", True) is True else f"function {held.get('loss')}"
+        return self.gate.loss(name, held.get("loss_options"))
 
     def labelled(self) -> dict[str, int]:
         held = {k: self.objective[k] for k in LABELLED if k in self.objective}
@@ -191,7 +193,7 @@ def of_path(source: Path, stats: Mapping[str, Any], asked: Asked) -> Parts:
     loss = asked.loss or said.loss()
     penalty = said.penalty() if asked.penalty is None else parse_penalty(asked.penalty)
     dataset, notes = _examples(said, model, data, asked)
-    notes += _contradicted(said, {"model": model, "loss": loss, "penalty": describe_penalty(penalty)}, asked.dtype)
+    notes += _contradicted(said, {"model": model, **describe(loss), "penalty": describe_penalty(penalty)}, asked.dtype)
     labelled = said.labelled() if asked.loss in (None, said.objective.get("loss")) else {}
     return Parts(model, data, dataset, loss, penalty, said.dtype(), tuple(notes), labelled)
 
