@@ -64,7 +64,7 @@ RESIDUAL = {"wte": -12, "block.qkv.heads": 3, "block.qkv.head_dim": -4, "block.q
 ENCODER = {"embedding": -8} | {
     f"encoder.layers.{i}.{k}": n
     for i in (0, 1)
-    for k, n in (("self_attn.heads", 2), ("self_attn.head_dim", -4), ("linear1", 16))
+    for k, n in (("self_attn.heads", 2), ("self_attn.head_dim", -4), ("self_attn.value_dim", 4), ("linear1", 16))
 }
 
 CASES = [
@@ -170,7 +170,7 @@ CASES = [
         (SEQUENCE,),
         ENCODER,
     ),
-    Case("ViT", s.ViT, (noise(3, 3, 4, 4),), {"patch": 8, "attention.heads": 2, "attention.head_dim": -4}),
+    Case("ViT", s.ViT, (noise(3, 3, 4, 4),), {"patch": 8} | {f"attention.{k}": n for k, n in (("heads", 2), ("head_dim", -4), ("value_dim", 4))}),
     Case("cat and split", m.Branches, (X,), {"left": 3, "right": 5, "join": 2, "join#2": 4}),
     Case("SwiGLU, RMSNorm", m.Gated, (X,), {"gate": 6, "down": -5}),
     Case("low rank", m.LowRank, (X,), {"A": 2, "W": 6}),

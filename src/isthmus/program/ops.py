@@ -33,6 +33,9 @@ Kind = Literal[
     "cast",  # the same numbers in another type
     "constant",  # one number everywhere
     "table",  # made from numbers alone
+    "along",  # each line of one axis by itself: running sums, differences, sorting
+    "look up",  # entries of the first argument at places that whole numbers name
+    "write",  # the first argument with entries overwritten, or added to, at such places
     "size",
     "embedding",
     "recurrent",
@@ -75,9 +78,9 @@ def _each(op: Op, several: str) -> dict[str, Op]:
 
 
 _MOVES = """unflatten permute transpose t unsqueeze expand slice select movedim swapaxes narrow index_select flip roll
-repeat im2col index tril triu diag diagonal unfold"""
+repeat repeat_interleave im2col index tril triu diag diagonal unfold"""
 _FUNCTIONS = """acos addcmul bitwise_and bitwise_not bitwise_or cos cosh eq erfc exp exp2 fill ge gt hardsigmoid
-isfinite isinf isnan le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill
+__and__ __or__ __xor__ bitwise_xor isfinite isinf isnan le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill
 maximum minimum ne pow reciprocal remainder rsqrt threshold where xlogy"""
 
 OPS: dict[str, Op] = {
@@ -140,6 +143,11 @@ OPS: dict[str, Op] = {
     **_each(Op("constant"), "full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like"),
     **_each(Op("table"), "arange eye linspace"),
     "sym_size": Op("size"),
+    **_each(Op("along", linear="jointly"), "cumsum diff"),
+    **_each(Op("along"), "cummax cummin cumprod logcumsumexp sort topk argsort argmax argmin"),
+    "gather": Op("look up", linear="first"),
+    "one_hot": Op("look up"),
+    **_each(Op("write", linear="jointly"), "scatter scatter_add index_add index_copy index_put"),
     "embedding": Op("embedding"),
     **_each(Op("recurrent"), "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     "scaled_dot_product_attention": Op("attention"),

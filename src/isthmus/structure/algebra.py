@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -162,6 +163,8 @@ def _reduce(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     axes = [ax.fixed(1) if d in dims else axis for d, axis in enumerate(x.axes) if keep or d not in dims]
     origins = [NONE if d in dims else o for d, o in enumerate(x.origins) if keep or d not in dims]
     out = Value(axes, origins, active=x.active, bent=not x.active)
+    if base in ("max", "min") and node.shapes:
+        return out, replace(out, numbers=x.axes[min(dims)])
     return tuple(out for _ in node.shapes) if node.shapes else out
 
 

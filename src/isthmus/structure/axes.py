@@ -16,7 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "find", "fix", "fixed", "label", "labels", "leaves", "mark", "product", "split", "total", "unify"]
+__all__ = [
+    *("GIVEN", "Axis", "factored", "find", "fix", "fixed", "label", "labels", "leaves", "mark", "product", "split"),
+    *("total", "unify"),
+]
+
+GIVEN = "its positions have a meaning of their own"
+"""Why inputs, outputs, places and the rows of a table are fixed: they are no units that something made."""
 
 Kind = Literal["atom", "product", "sum"]
 
@@ -24,12 +30,12 @@ Kind = Literal["atom", "product", "sum"]
 class Axis:
     """A node of the union-find; mutable, private to one derivation. Compare by ``find(a) is find(b)``."""
 
-    __slots__ = ("fixed", "kind", "label", "mixed", "parent", "parts", "size")
+    __slots__ = ("fixed", "kind", "label", "mixed", "parent", "parts", "size", "why")
 
     def __init__(self, size: int, kind: Kind = "atom", parts: Sequence[Axis] = ()) -> None:
         self.size, self.kind, self.parts = size, kind, tuple(parts)
         self.parent: Axis | None = None
-        self.fixed, self.mixed, self.label = False, "", ""
+        self.fixed, self.why, self.mixed, self.label = False, "", "", ""
 
     def __repr__(self) -> str:
         root = find(self)
@@ -47,10 +53,10 @@ def find(a: Axis) -> Axis:
     return a
 
 
-def fixed(size: int) -> Axis:
+def fixed(size: int, why: str = "") -> Axis:
     """A new axis whose positions cannot be exchanged."""
     a = Axis(size)
-    a.fixed = True
+    a.fixed, a.why = True, why
     return a
 
 
@@ -95,11 +101,11 @@ def leaves(a: Axis) -> Iterator[Axis]:
         yield from leaves(p)
 
 
-def fix(*axes: Axis) -> None:
-    """Forbid any permutation of the positions."""
+def fix(*axes: Axis, why: str = "") -> None:
+    """Forbid any permutation of the positions, and say why. The first reason is kept."""
     for a in axes:
         for leaf in leaves(a):
-            leaf.fixed = True
+            leaf.fixed, leaf.why = True, leaf.why or why
 
 
 def mark(a: Axis, why: str) -> None:
@@ -144,13 +150,14 @@ def _bind(atom: Axis, to: Axis) -> None:
     atom.parent = to
     for leaf in leaves(to):
         leaf.fixed = leaf.fixed or atom.fixed
+        leaf.why = leaf.why or atom.why
         leaf.mixed = leaf.mixed or atom.mixed
         leaf.label = leaf.label or (atom.label if to.kind == "atom" else "")
 
 
 def _like(atom: Axis, size: int) -> Axis:
     part = Axis(size)
-    part.fixed, part.mixed, part.label = atom.fixed, atom.mixed, atom.label
+    part.fixed, part.why, part.mixed, part.label = atom.fixed, atom.why, atom.mixed, atom.label
     return part
 
 
@@ -245,6 +252,13 @@ def split(a: Axis, sizes: Sequence[int]) -> list[Axis]:
     pieces = [Axis(n) for n in sizes]
     unify(a, total(pieces))
     return [piece if piece.size else fixed(0) for piece in pieces]
+
+
+def factored(a: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """The factors of an axis, the first one slowest; those of size 1 hold no units."""
+    parts = [fixed(1) if n == 1 else Axis(n) for n in sizes]
+    unify(a, product(parts))
+    return parts
 
 
 def labels(a: Axis) -> dict[Axis, Tensor]:

@@ -27,8 +27,9 @@ class Value:
 
     `axes`, one per dimension; `origins`, for each axis the axes of parameters that it is a view of. An `active` value
     depends on the input; a `uniform` one is the same number everywhere, so that its axes tie nothing; a `bent` one
-    is a function of weights that does not keep zeros. `stack` holds the slices along axis 0 when they are known one
-    by one (the last states of a recurrent network, layer by layer).
+    is a function of weights that does not keep zeros. `stack` holds the slices along the axis `along` (each with that
+    axis, of size 1) when they are known one by one: the last states of a recurrent network, packed projections.
+    `numbers`: the axis whose positions the entries number (what topk and argmax say was chosen).
     """
 
     axes: Sequence[Axis]
@@ -37,6 +38,8 @@ class Value:
     uniform: bool = False
     bent: bool = False
     stack: Sequence[Value] = ()
+    along: int = 0
+    numbers: Axis | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(self.axes))
@@ -70,11 +73,15 @@ Rule = Callable[["Propagation", Node, dict[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Rules:
-    """What each operation does to axes: by its name, else by its kind. Those in `raw` see values as they stand."""
+    """What each operation does to axes: by its name, else by its kind.
+
+    Those in `raw` see values as they stand; those in `numbering` know what to do with numbers of units.
+    """
 
     named: Mapping[str, Rule]
     kinds: Mapping[Kind, Rule]
     raw: frozenset[str]
+    numbering: frozenset[str]
 
     def of(self, node: Node) -> Rule | None:
         """The rule of a node's operation, if it has one."""
@@ -92,19 +99,19 @@ class Propagation:
         self.order = {name: i for i, name in enumerate(program.tensors.values())}
         # names of the groups that a tensor is the first to make, after that of its layer
         self.labels: dict[str, str] = {}
+        self.flow = Flow(program)
 
     # ------------------------------------------------------------------ what rules call
 
     def read(self, value: Any) -> Any:
-        """A value ready for a rule: new axes for a uniform one, one tensor for a stack."""
+        """A value ready for a rule: new axes for a uniform one, one tensor for a stack, nothing chosen by number."""
         if not isinstance(value, Value):
             return value
         if value.uniform:
             return replace(value, axes=[Axis(n) for n in value.shape], origins=())
-        if value.stack:
-            for part in value.stack[1:]:
-                self.tie(value.stack[0], part)
-        return value
+        for part in value.stack[1:]:
+            self.tie(value.stack[0], part)
+        return replace(value, stack=())
 
     def tie(self, one: Value, other: Value) -> None:
         """Make the axes of two values of equal shape the same."""
@@ -125,13 +132,13 @@ class Propagation:
 
     def run(self, rules: Rules) -> None:
         """Apply the rule of each operation on which an output depends; errors name the operation and its line."""
-        env: dict[str, Any] = {k: Value([ax.fixed(n) for n in self.program.shapes[k]]) for k in self.program.inputs}
+        env: dict[str, Any] = {k: Value([ax.fixed(n, ax.GIVEN) for n in self.program.shapes[k]]) for k in self.program.inputs}
         for place, constant in self.program.constants.items():
             env[place] = Value([ax.fixed(n) for n in constant.shape], active=False)
         for place, name in self.program.tensors.items():
             env[place] = self._weight(name)
         for out in self.program.interpret(partial(self._apply, rules), env):
-            ax.fix(*self.read(out).axes)
+            ax.fix(*self.read(out).axes, why=ax.GIVEN)
         live = self.program.live()
         canonical = {self.program.tied.get(n, n) for p, n in self.program.tensors.items() if p in live}
         for name in self.program.tensors.values():
@@ -152,20 +159,37 @@ class Propagation:
     def _apply(self, rules: Rules, node: Node, values: Mapping[str, Any]) -> Any:
         if node.hint is not None:
             return node.hint
-        rule = rules.of(node)
-        if rule is None:
-            raise UnsupportedError(f"operation {node.op} ({node.where})", "no rule says which units it keeps apart")
-        keep = node.base in rules.raw
-        args = node.given({k: values[k] if keep else self.read(values[k]) for k in node.refs()})
+        if node.name not in self.flow.told:
+            return _constant(node, active=False)
         try:
-            return rule(self, node, args)
+            return self._ruled(rules, node, values)
+        except IsthmusError:
+            if node.name in self.flow.moving:
+                raise
+            # constant in the weights: what becomes of which position does not matter to them
+            return _constant(node, any(values[k].active for k in node.refs() if isinstance(values[k], Value)))
+
+    def _ruled(self, rules: Rules, node: Node, values: Mapping[str, Any]) -> Any:
+        rule, place = rules.of(node), f"operation {node.op} ({node.where})"
+        if rule is None:
+            raise UnsupportedError(place, "no rule says which units it keeps apart")
+        raw, numbering = node.base in rules.raw, node.base in rules.numbering
+        given = {k: values[k] if raw else self.read(values[k]) for k in node.refs()}
+        operands = [v for v in given.values() if isinstance(v, Value)]
+        free = [leaf for v in operands for axis in v.axes for leaf in ax.leaves(axis) if not leaf.fixed]
+        for v in operands:
+            if v.numbers is not None and not numbering:
+                ax.fix(v.numbers, why=f"{place} computes with the numbers of the units chosen")
+        try:
+            out = rule(self, node, node.given(given))
         except IsthmusError as error:
-            error.add_note(f"in operation {node.op} ({node.where})")
+            error.add_note(f"in {place}")
             raise
         except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-            raise UnsupportedError(
-                f"operation {node.op} ({node.where})", f"its axes cannot be followed: {error}"
-            ) from error
+            raise UnsupportedError(place, f"its axes cannot be followed: {error}") from error
+        for leaf in (leaf for axis in free for leaf in ax.leaves(axis) if leaf.fixed):
+            leaf.why = leaf.why or f"{place} treats each position in its own way"
+        return out
 
     # ------------------------------------------------------------------ the result
 
@@ -211,6 +235,38 @@ class Propagation:
                     else:
                         ax.fix(atom)
         return {key: role for key, role in roles.items() if not key[2].fixed}
+
+
+class Flow:
+    """What flows where in a program, before anything is known of axes."""
+
+    def __init__(self, program: Program) -> None:
+        self.users: dict[str, list[Node]] = {}
+        # values on which a weight has an influence
+        self.moving = {place for place, name in program.tensors.items() if name not in program.integers}
+        for node in program.needed:
+            for name in node.refs():
+                self.users.setdefault(name, []).append(node)
+            if self.moving.intersection(node.refs()) and not _blind(node):
+                self.moving.add(node.name)
+        self.outputs = {out.name for out in program.outputs}
+        # values of which more than the shape is read
+        self.told = set(self.outputs)
+        for node in reversed(program.needed):
+            if node.name in self.told and not _blind(node):
+                self.told.update(node.refs())
+
+
+def _blind(node: Node) -> bool:
+    """Whether an operation reads no more than the shapes of its arguments, as zeros_like does."""
+    return op_named(node.base).kind in ("constant", "size")
+
+
+def _constant(node: Node, active: bool) -> Any:
+    """The result of an operation into which no weight flows."""
+    if node.shapes:
+        return tuple(None if s is None else Value(list(map(ax.fixed, s)), active=active) for s in node.shapes)
+    return None if node.shape is None else Value(list(map(ax.fixed, node.shape)), active=active)
 
 
 def _group(name: str, members: list[Member], atom: Axis) -> Group:
