@@ -39,7 +39,9 @@ def tokens(*shape: int, high: int = 11) -> Tensor:
 # -- images
 
 
-def conv(n: int, m: int, kernel: int = 3, stride: int = 1, act: Callable[[], nn.Module] | None = nn.ReLU, **options: Any):
+def conv(
+    n: int, m: int, kernel: int = 3, stride: int = 1, act: Callable[[], nn.Module] | None = nn.ReLU, **options: Any
+):
     own = nn.Conv2d(n, m, kernel, stride, kernel // 2, bias=False, **options)
     return nn.Sequential(own, nn.BatchNorm2d(m), *([act()] if act else []))
 
@@ -288,7 +290,7 @@ class ViT(nn.Module):
 
 
 class T5(nn.Module):
-    """An encoder and a decoder that looks at it, with biases for relative positions, keys and values of their own width."""
+    """An encoder and a decoder that looks at it, biases for relative positions, narrow keys and values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -425,9 +427,7 @@ HAND_WRITTEN = [
         lambda: pooled(conv(3, 4, act=nn.SiLU), Inverted(4, 6, nn.SiLU, 3), Inverted(4, 6, nn.SiLU, 2), width=4),
         image,
     ),
-    Architecture(
-        "ConvNeXt", lambda: pooled(nn.Conv2d(3, 6, 2, 2), ConvNeXtBlock(6), ConvNeXtBlock(6), width=6), image
-    ),
+    Architecture("ConvNeXt", lambda: pooled(nn.Conv2d(3, 6, 2, 2), ConvNeXtBlock(6), ConvNeXtBlock(6), width=6), image),
     Architecture("U-Net", UNet, image),
     Architecture("autoencoder", autoencoder, lambda: (noise(2, 1, 8, 8),)),
     Architecture("ViT", lambda: ViT(by_hand=True), lambda: (noise(2, 3, 4, 4),)),
@@ -509,7 +509,10 @@ HUGGING_FACE = [
     Architecture(
         "MixtralForCausalLM",
         lambda: hugging_face(
-            *("MixtralForCausalLM", "MixtralConfig"), **GROUPED, num_local_experts=3, experts_implementation="batched_mm"
+            *("MixtralForCausalLM", "MixtralConfig"),
+            **GROUPED | {"num_hidden_layers": 1},
+            num_local_experts=3,
+            experts_implementation="batched_mm",
         ),
         words,
     ),

@@ -79,9 +79,9 @@ def _each(op: Op, several: str) -> dict[str, Op]:
 
 _MOVES = """unflatten permute transpose t unsqueeze expand slice select movedim swapaxes narrow index_select flip roll
 repeat repeat_interleave im2col index tril triu diag diagonal unfold"""
-_FUNCTIONS = """acos addcmul bitwise_and bitwise_not bitwise_or cos cosh eq erfc exp exp2 fill ge gt hardsigmoid
-__and__ __or__ __xor__ bitwise_xor isfinite isinf isnan le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill
-maximum minimum ne pow reciprocal remainder rsqrt threshold where xlogy"""
+_FUNCTIONS = """__and__ __or__ __xor__ acos addcmul bitwise_and bitwise_not bitwise_or bitwise_xor cos cosh eq erfc exp
+exp2 fill ge gt hardsigmoid isfinite isinf isnan le lerp log log10 log1p log2 log_sigmoid logical_and logical_not
+logical_or logical_xor lt masked_fill maximum minimum ne pow reciprocal remainder rsqrt threshold where xlogy"""
 
 OPS: dict[str, Op] = {
     # layers and products

@@ -115,10 +115,9 @@ def mark(a: Axis, why: str) -> None:
 
 
 def label(a: Axis, name: str) -> None:
-    """Give the atom a name that helps to tell groups apart."""
-    a = find(a)
-    if a.kind == "atom":
-        a.label = a.label or name
+    """Give the atoms a name that helps to tell groups apart. The first name is kept."""
+    for leaf in leaves(a):
+        leaf.label = leaf.label or name
 
 
 def unify(a: Axis, b: Axis) -> None:

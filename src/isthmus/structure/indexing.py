@@ -125,7 +125,7 @@ def _one_hot(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
 
 
 def _chosen(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
-    """The largest, or all in order: their values do not depend on the order of the units, and their numbers name them."""
+    """The largest, or all in order: values that do not depend on the order of the units, and the units' numbers."""
     x, d = a["x"], a["dim"] % len(a["x"].axes)
     axis = x.axes[d]
     ax.mark(axis, f"{node.base} chooses among these units")

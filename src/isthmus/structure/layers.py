@@ -53,7 +53,9 @@ def _factored(x: Value, dim: int, groups: int) -> Value:
 
 def _with_tail(x: Value, sizes: Sequence[int]) -> Value:
     """The value with further axes, whose positions have a meaning of their own."""
-    return replace(x, axes=[*x.axes, *map(ax.fixed, sizes)], origins=[*x.origins, *[NONE] * len(sizes)])
+    return replace(
+        x, axes=[*x.axes, *(ax.fixed(n, ax.GIVEN) for n in sizes)], origins=[*x.origins, *[NONE] * len(sizes)]
+    )
 
 
 def _spatial(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
@@ -153,7 +155,7 @@ def _recurrent(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
 
 def _cell(walk: Propagation, gates: int, features: Axis, hidden: Axis, weights: Sequence[Value]) -> None:
     w_in, w_hidden, *biases = weights
-    rows = ax.product([ax.fixed(gates), hidden])
+    rows = ax.product([ax.fixed(gates, ax.GIVEN), hidden])
     for w in weights:
         ax.unify(w.axes[0], rows)
     ax.unify(w_in.axes[1], features)
@@ -181,9 +183,9 @@ def _attention(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     batch, repeats = [f"b{i}" for i in range(n)], []
     if a.get("enable_gqa") and (q.shape[-3], k.shape[-3]) != (k.shape[-3], v.shape[-3]):
         q, repeats = _grouped_queries(q, k, v), ["r"]
-    if n > 1:
-        ax.label(q.axes[n - 1], "heads")
     scores = contract(walk, q, [*batch, *repeats, "t", "d"], k, [*batch, "s", "d"], [*batch, *repeats, "t", "s"])
+    if n > 1:
+        ax.label(scores.axes[n - 1], "heads")
     ax.label(q.axes[-1], "head_dim")
     ax.fix(q.axes[-2], k.axes[-2], why=ax.GIVEN)
     if a["attn_mask"] is not None:
@@ -197,7 +199,9 @@ def _grouped_queries(q: Value, k: Value, v: Value) -> Value:
     """The queries by the keys and values that they share."""
     heads, shared = q.shape[-3], k.shape[-3]
     if v.shape[-3] != shared or heads % shared:
-        raise UnsupportedError("attention", f"{heads} heads of queries do not share {shared} keys, {v.shape[-3]} values")
+        raise UnsupportedError(
+            "attention", f"{heads} heads of queries do not share {shared} keys, {v.shape[-3]} values"
+        )
     q = _factored(q, -3, shared)
     ax.label(q.axes[-3], "queries")
     return q
@@ -205,7 +209,9 @@ def _grouped_queries(q: Value, k: Value, v: Value) -> Value:
 
 def _with_heads(x: Value, n: int) -> Value:
     """Queries that share keys, as heads of one axis."""
-    return x if len(x.axes) == n + 2 else reshaped(x, (*x.shape[: n - 1], x.shape[n - 1] * x.shape[n], *x.shape[n + 1 :]))
+    return (
+        x if len(x.axes) == n + 2 else reshaped(x, (*x.shape[: n - 1], x.shape[n - 1] * x.shape[n], *x.shape[n + 1 :]))
+    )
 
 
 def _step(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -132,7 +132,9 @@ class Propagation:
 
     def run(self, rules: Rules) -> None:
         """Apply the rule of each operation on which an output depends; errors name the operation and its line."""
-        env: dict[str, Any] = {k: Value([ax.fixed(n, ax.GIVEN) for n in self.program.shapes[k]]) for k in self.program.inputs}
+        env: dict[str, Any] = {
+            k: Value([ax.fixed(n, ax.GIVEN) for n in self.program.shapes[k]]) for k in self.program.inputs
+        }
         for place, constant in self.program.constants.items():
             env[place] = Value([ax.fixed(n) for n in constant.shape], active=False)
         for place, name in self.program.tensors.items():
@@ -195,12 +197,30 @@ class Propagation:
 
     def structure(self) -> Structure:
         """The groups: the atoms that may be permuted and that some weight makes."""
-        roles = self._roles()
+        found = self._members()
+        groups: list[Group] = []
+        for tensor, atom in self._made():
+            if atom in found:
+                name = _name(tensor, atom.label or self.labels.get(tensor, ""), {g.name for g in groups})
+                groups.append(_group(name, found.pop(atom), atom))
+        # a single unit that cannot be removed alone leaves nothing to do
+        groups = [g for g in groups if g.size > 1 or g.separable]
+        return Structure(tuple(groups), self.shapes, self._fixed({g.name for g in groups}))
+
+    def _made(self) -> Iterator[tuple[str, Axis]]:
+        """The atoms that weights make, in the order of the program, each with the tensor."""
+        for tensor, _, axis, role in self.uses:
+            if role == "in":
+                for atom in ax.leaves(axis):
+                    yield tensor, atom
+
+    def _members(self) -> dict[Axis, list[Member]]:
+        """For each free atom the entries that make and read its units."""
         found: dict[Axis, list[Member]] = {}
         aliases: dict[str, list[str]] = {}
         for alias, name in self.program.tied.items():
             aliases.setdefault(name, []).append(alias)
-        for (tensor, dim, atom), role in roles.items():
+        for (tensor, dim, atom), role in self._roles().items():
             unit = ax.labels(self.weights[tensor][dim])[atom]
             # positions sorted by unit, in order within each; those of no unit (-1) come first
             index = unit.argsort(stable=True)[int((unit < 0).sum()) :].reshape(atom.size, -1)
@@ -208,33 +228,35 @@ class Propagation:
                 found.setdefault(atom, []).append(Member(name, dim, "in" if "in" in role else "out", index))
             if len(role) > 1:
                 ax.mark(atom, f"{tensor!r} both makes and reads these units along axis {dim}")
-        groups: list[Group] = []
-        for tensor, _, axis, role in self.uses:
-            for atom in ax.leaves(axis):
-                if role == "in" and atom in found:
-                    name = _name(tensor, atom.label or self.labels.get(tensor, ""), groups)
-                    groups.append(_group(name, found.pop(atom), atom))
-        # a single unit that cannot be removed alone leaves nothing to do
-        return Structure(tuple(g for g in groups if g.size > 1 or g.separable), self.shapes)
+        return found
+
+    def _fixed(self, taken: set[str]) -> dict[str, str]:
+        """The units that weights make and that are no group, and why."""
+        out: dict[str, str] = {}
+        seen: set[Axis] = set()
+        for tensor, atom in self._made():
+            if atom.fixed and atom.size > 1 and atom.why not in ("", ax.GIVEN) and atom not in seen:
+                seen.add(atom)
+                name = _name(tensor, atom.label or self.labels.get(tensor, ""), taken | out.keys())
+                out[name] = f"{atom.size} units: {atom.why}"
+        return out
 
     def _roles(self) -> dict[tuple[str, int, Axis], set[Role]]:
         """The roles of each free atom on each weight axis; an atom that some axis holds without a role is fixed."""
-        used: dict[tuple[str, int], list[tuple[Axis, Role]]] = {}
+        seen: dict[tuple[str, int, Axis], set[Role]] = {}
         for tensor, dim, axis, role in self.uses:
-            used.setdefault((tensor, dim), []).append((axis, role))
-        roles: dict[tuple[str, int, Axis], set[Role]] = {}
-        for tensor, axes in self.weights.items():
-            for dim, axis in enumerate(axes):
-                seen: dict[Axis, set[Role]] = {}
-                for used_axis, role in used.get((tensor, dim), ()):
-                    for atom in ax.leaves(used_axis):
-                        seen.setdefault(atom, set()).add(role)
-                for atom in ax.labels(axis):
-                    if atom in seen:
-                        roles[tensor, dim, atom] = seen[atom]
-                    else:
-                        ax.fix(atom)
-        return {key: role for key, role in roles.items() if not key[2].fixed}
+            for atom in ax.leaves(axis):
+                seen.setdefault((tensor, dim, atom), set()).add(role)
+        held = [
+            (name, d, atom)
+            for name, axes in self.weights.items()
+            for d, axis in enumerate(axes)
+            for atom in ax.labels(axis)
+        ]
+        for key in held:
+            if key not in seen:
+                ax.fix(key[2], why=f"no rule says what {key[0]!r} does with them along axis {key[1]}")
+        return {key: seen[key] for key in held if not key[2].fixed}
 
 
 class Flow:
@@ -275,9 +297,8 @@ def _group(name: str, members: list[Member], atom: Axis) -> Group:
     return Group(name, atom.size, tuple(members), separable=not why, why=why)
 
 
-def _name(tensor: str, label: str, groups: Sequence[Group]) -> str:
+def _name(tensor: str, label: str, taken: Collection[str]) -> str:
     """The layer that first makes the units, with a label where its axis holds several groups."""
     layer = tensor.rpartition(".")[0] or tensor
     name = f"{layer}.{label}" if label else layer
-    taken = {g.name for g in groups}
     return next(n for n in (name, *(f"{name}#{i}" for i in range(2, len(taken) + 3))) if n not in taken)
