@@ -118,6 +118,15 @@ CASES = [
         (IMAGE,),
         {"0": 4, "1": 5},
     ),
+    *(
+        Case(name, lambda conv=conv, n=n: between_convs(conv, nn.ReLU(), read=n), (IMAGE,), groups)
+        for name, conv, n, groups in (
+            ("grouped conv", nn.Conv2d(4, 6, 3, groups=2), 6, {"0": 2, "0#2": 2, "1": 3}),
+            ("grouped transposed conv", nn.ConvTranspose2d(4, 6, 2, 2, groups=2), 6, {"0": 2, "0#2": 2, "1": 3}),
+            ("depthwise conv", nn.Conv2d(4, 4, 3, groups=4), 4, {"0": 4}),
+            ("two filters for each channel", nn.Conv2d(4, 8, 3, groups=4, bias=False), 8, {"0": 4, "1": 2}),
+        )
+    ),
     Case("GroupNorm", lambda: between_convs(nn.GroupNorm(2, 4), nn.ReLU()), (IMAGE,), {"0.groups": 2, "0": -2}),
     Case(
         "InstanceNorm",
@@ -233,5 +242,31 @@ CASES = [
     Case("moves", s.Moves, (SEQUENCE,), {"inp": 6, "wide": 4}),
     Case("dense and U-shaped", m.Skips, (IMAGE,), {"a": 4, "b": 6, "up": 4}),
     Case("squeeze and excitation", m.Squeezed, (IMAGE,), {"conv": 6, "down": 4}),
+    Case(
+        "packed, repeated keys",
+        lambda: s.Packed(2),
+        (SEQUENCE,),
+        {"qkv.heads": 2, "qkv.heads#2": 2, "qkv.head_dim": -3, "qkv.value_dim": 3},
+    ),
+    Case(
+        "packed, shared keys",
+        lambda: s.Packed(2, fused=True),
+        (SEQUENCE,),
+        {"qkv.heads": 2, "qkv.queries": 2, "qkv.head_dim": -3, "qkv.value_dim": 3},
+    ),
+    Case(
+        "packed, one key",
+        lambda: s.Packed(1, fused=True),
+        (SEQUENCE,),
+        {"qkv.queries": 4, "qkv.head_dim": -3, "qkv.value_dim": 3},
+    ),
+    Case("units that win", s.Winners, (SEQUENCE,), {"inp": -6}),
+    Case("along time", s.Along, (SEQUENCE,), {"inp": 6}),
+    Case(
+        "two axes looked up",
+        lambda: between_convs(Lambda(lambda x: x[[0, 2], :, [1, 3]]), Lambda(lambda x: x[..., None])),
+        (IMAGE,),
+        {"0": 4},
+    ),
     Case("several inputs and outputs", m.Several, (X, noise(3, 2)), {"a": 6}),
 ]

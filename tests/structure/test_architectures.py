@@ -38,7 +38,7 @@ GROUPS: dict[str, dict[str, int]] = {
     "ViT by TransformerEncoder": {"patch": -8} | layers("encoder.layers.{}", 2, **ENCODER),
     "GPT-2": {"wte": -12, "attn.heads": 3, "attn.head_dim": -4, "attn.value_dim": 4, "fc": 16},
     "Llama": LLAMA | {"feed.gate": 6},
-    "experts": LLAMA | layers("feed.experts.{}", 3, gate=6),
+    "experts": LLAMA | {"feed.router": -3, "feed": 6},
     "BERT": {"words": -12, "q.heads": 3, "q.head_dim": -4, "v.value_dim": 4, "up": 16, "pooler": 12},
     "T5": {"words": -12, "near": 2, "own.0": -3, "own.2": 3, "up": 10}
     | {"own.3": 2, "own.3#2": -3, "own.5": 3, "cross.0": 2, "cross.0#2": -3, "cross.2": 3},
@@ -66,7 +66,7 @@ GROUPS: dict[str, dict[str, int]] = {
     | layers("inner.resnet.encoder.stages.1.layers.{}", 2, **RESNET)
     | layers("inner.resnet.encoder.stages.1.layers.0", 1, layer__2__convolution=12),
     "MixtralForCausalLM": {"inner.model.embed_tokens": -16}
-    | layers("inner.model.layers.{}", 1, **DECODER, mlp__gate=-3, mlp__experts=20),
+    | layers("inner.model.layers.{}", 1, **DECODER, mlp__experts=20),
 }
 """Name and size of the groups of each, negative if they are not separable."""
 

@@ -51,12 +51,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], Tensor, str]] = [
     (lambda: between(Lambda(lambda x: torch.einsum("...i->...i", x))), X, "einsum: the equation '...i->...i' is not"),
     (lambda: between(Lambda(lambda x: torch.einsum("ii,bj->bj", x[:, :3], x))), X, "repeats an index"),
     (lambda: between(Lambda(lambda x: attend(x, dropout_p=0.5))), X, "attention: its dropout is in training mode"),
-    (
-        lambda: between(Lambda(lambda x: x.repeat_interleave(torch.tensor([1, 2] * 3), 1)[:, :6])),
-        X,
-        "number of repeats",
-    ),
-    (lambda: between(Lambda(lambda x: x[x > 0].sum() + x)), X, "operation aten"),
+    (lambda: between(Lambda(lambda x: x[x > 0].sum() + x)), X, "how many entries its result has depends on the data"),
 ]
 
 

@@ -114,8 +114,13 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     raise UnsupportedError(
         type(module).__name__,
         f"torch.export cannot follow its forward pass: {found}",
-        "methods that need only loss and gradient still work; the unit structure can be written by hand",
+        (_BRANCH if "data-dependent" in found else "")
+        + "methods that need only loss and gradient still work; the unit structure can be written by hand",
     )
+
+
+_BRANCH = """which operations it makes depends on the data: compute all branches and choose with torch.where
+(experts of transformers: call model.set_experts_implementation("batched_mm")); """.replace("\n", " ")
 
 
 def _try_export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram | str:
@@ -269,6 +274,12 @@ def _meta(program: ExportedProgram, name: str) -> Any:
 def _node(node: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
     result = node.meta.get("val")
     several = isinstance(result, (tuple, list))
+    if any(_hint(n) is None for v in (result if several else [result]) if isinstance(v, Tensor) for n in v.shape):
+        raise UnsupportedError(
+            f"operation {node.target} ({_where(node)})",
+            "how many entries its result has depends on the data",
+            "keep all of them and multiply by a mask, or use torch.where",
+        )
     target: Any = _pure(node.target) if _writes(node) else node.target
     if isinstance(result, Tensor) and result.is_floating_point() and _creates(node):
         # written down, so that it is not the default type of the day

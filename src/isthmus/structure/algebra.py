@@ -138,6 +138,15 @@ def _addmm(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return elementwise(walk, [a["x"], _matmul(walk, node, {"mat2": two, "x": one})])
 
 
+def _grouped_product(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
+    """Rows in the order of the experts, each times the matrix of its expert: a row is read by one matrix."""
+    x, w = a["x"], a["weight"] if "weight" in a else a["mat2"]
+    ax.fix(x.axes[0], w.axes[0])
+    walk.use(w, 0, "in")
+    y = contract(walk, x, ["s", "i"], w.at([1, 2]), ["i", "o"], ["s", "o"])
+    return y if a.get("bias") is None else elementwise(walk, [y, a["bias"]])
+
+
 def _einsum(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     equation, operands = a["equation"].replace(" ", ""), a["tensors"]
     if "->" not in equation or "..." in equation or len(operands) != 2:
@@ -200,6 +209,7 @@ KINDS: dict[Kind, Rule] = {
 RULES: dict[str, Rule] = (
     dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul)
     | dict.fromkeys(("addmm", "baddbmm"), _addmm)
+    | dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), _grouped_product)
     | dict.fromkeys(("tril", "triu"), _triangle)
     | {"linear": _linear, "outer": _outer, "einsum": _einsum, "prelu": _prelu, "glu": _glu}
 )

@@ -87,15 +87,19 @@ def _scatter(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, d, index = a["x"], a["dim"] % len(a["x"].axes), a["index"]
     sources = [v for v in (a.get("src"), a.get("source")) if isinstance(v, Value)]
     _looked_up(x, d, index)
-    _tied(d, x, *sources, *([index] if node.base.startswith("scatter") else []))
-    ax.fix(*(v.axes[d] for v in sources), *index.axes[-1:])
-    return _written(walk, x, *sources, *([index] if node.base.startswith("scatter") else []))
+    if node.base.startswith("scatter"):
+        sources.append(index)
+    else:
+        ax.fix(*index.axes)
+    _tied(d, x, *sources)
+    ax.fix(*(v.axes[d] for v in sources))
+    return _written(walk, x, *sources)
 
 
 def _written(walk: Propagation, x: Value, *sources: Value) -> Value:
+    if x.numbers is not None:
+        ax.fix(x.numbers)
     for v in (x, *sources):
-        if v.numbers is not None and v is x:
-            ax.fix(v.numbers)
         if v.is_weight:
             walk.absorb(v)
     active = any(v.active for v in (x, *sources))
@@ -165,6 +169,12 @@ def _along(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     return tuple(out for _ in node.shapes) if node.shapes else out
 
 
+def _counted(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
+    """How often each number is there."""
+    ax.fix(*a["x"].axes)
+    return Value([ax.fixed(n) for n in node.shape or ()], active=a["x"].active)
+
+
 def _roll(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, dims = a["x"], a["dims"]
     ax.fix(*(x.axes[d] for d in dims or range(len(x.axes))))
@@ -186,6 +196,8 @@ RULES: dict[str, Rule] = {
     "argmax": _best,
     "argmin": _best,
     "roll": _roll,
+    "histc": _counted,
+    "bincount": _counted,
 }
 NUMBERING = frozenset(
     {"embedding", "index", "index_select", "gather", "scatter", "scatter_add", "index_add", "index_copy", "index_put"}

@@ -181,7 +181,7 @@ def _attention(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
         raise UnsupportedError("attention", "its dropout is in training mode", "call module.eval() first")
     n = len(q.axes) - 2
     batch, repeats = [f"b{i}" for i in range(n)], []
-    if a.get("enable_gqa") and (q.shape[-3], k.shape[-3]) != (k.shape[-3], v.shape[-3]):
+    if a.get("enable_gqa") and q.shape[-3] != k.shape[-3]:
         q, repeats = _grouped_queries(q, k, v), ["r"]
     scores = contract(walk, q, [*batch, *repeats, "t", "d"], k, [*batch, "s", "d"], [*batch, *repeats, "t", "s"])
     if n > 1:
