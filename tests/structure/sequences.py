@@ -277,7 +277,8 @@ class Packed(nn.Module):
 
     def __init__(self, shared: int, fused: bool = False) -> None:
         super().__init__()
-        self.qkv, self.kv, self.out = nn.Linear(5, 36), nn.Linear(5, 6 * shared), nn.Linear(12, 2)
+        self.qkv, self.out = nn.Linear(5, 36), nn.Linear(12, 2)
+        self.kv = nn.Linear(5, 6 * shared, bias=False)  # what is added to all keys alike, softmax does not see
         self.shared, self.fused = shared, fused
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,21 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    *("GIVEN", "Axis", "factored", "find", "fix", "fixed", "label", "labels", "leaves", "mark", "product", "split"),
+    *(
+        "GIVEN",
+        "Axis",
+        "explain",
+        "factored",
+        "find",
+        "fix",
+        "fixed",
+        "label",
+        "labels",
+        "leaves",
+        "mark",
+        "product",
+        "split",
+    ),
     *("total", "unify"),
 ]
 
@@ -108,6 +122,12 @@ def fix(*axes: Axis, why: str = "") -> None:
             leaf.fixed, leaf.why = True, leaf.why or why
 
 
+def explain(a: Axis, why: str) -> None:
+    """Say why the atoms that are fixed are so. The first reason is kept."""
+    for leaf in leaves(a):
+        leaf.why = leaf.why or (why if leaf.fixed else "")
+
+
 def mark(a: Axis, why: str) -> None:
     """Say that no unit of the axis can be removed alone, and why. The first reason is kept."""
     for leaf in leaves(a):
@@ -148,10 +168,14 @@ def _bind(atom: Axis, to: Axis) -> None:
         return
     atom.parent = to
     for leaf in leaves(to):
-        leaf.fixed = leaf.fixed or atom.fixed
-        leaf.why = leaf.why or atom.why
-        leaf.mixed = leaf.mixed or atom.mixed
-        leaf.label = leaf.label or (atom.label if to.kind == "atom" else "")
+        _inherit(leaf, atom, label=to.kind == "atom")
+
+
+def _inherit(leaf: Axis, atom: Axis, label: bool) -> None:
+    leaf.fixed = leaf.fixed or atom.fixed
+    leaf.why = leaf.why or atom.why
+    leaf.mixed = leaf.mixed or atom.mixed
+    leaf.label = leaf.label or (atom.label if label else "")
 
 
 def _like(atom: Axis, size: int) -> Axis:
@@ -163,21 +187,30 @@ def _like(atom: Axis, size: int) -> Axis:
 def _unify_products(xs: list[Axis], ys: list[Axis]) -> None:
     """Match factors from the slow end; split the larger atom where the smaller one ends."""
     while xs and ys:
-        xs, ys = [f for x in xs for f in factors(x)], [f for y in ys for f in factors(y)]
+        xs, ys = _flat(xs), _flat(ys)
         if xs[0].size > ys[0].size:
             xs, ys = ys, xs
-        x, y = xs[0], ys[0]
-        if x.size == y.size:
-            unify(x, y)
-            xs, ys = xs[1:], ys[1:]
-        elif x.size == 1:
-            fix(x)
-            xs = xs[1:]
-        elif y.kind == "atom" and y.size % x.size == 0:
-            _bind(y, Axis(y.size, "product", (_like(y, x.size), _like(y, y.size // x.size))))
-        else:
-            xs, ys = _unify_block(xs, ys)
+        xs, ys = _unify_first(xs, ys)
     fix(*xs, *ys)
+
+
+def _flat(axes: Sequence[Axis]) -> list[Axis]:
+    return [factor for axis in axes for factor in factors(axis)]
+
+
+def _unify_first(xs: list[Axis], ys: list[Axis]) -> tuple[list[Axis], list[Axis]]:
+    """One step: the first factors, of which that of xs is not the larger, and what is left."""
+    x, y = xs[0], ys[0]
+    if x.size == y.size:
+        unify(x, y)
+        return xs[1:], ys[1:]
+    if x.size == 1:
+        fix(x)
+        return xs[1:], ys
+    if y.kind == "atom" and y.size % x.size == 0:
+        _bind(y, Axis(y.size, "product", (_like(y, x.size), _like(y, y.size // x.size))))
+        return xs, ys
+    return _unify_block(xs, ys)
 
 
 def _unify_block(xs: list[Axis], ys: list[Axis]) -> tuple[list[Axis], list[Axis]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,7 @@ from isthmus.errors import UnsupportedError
 from isthmus.program.export import Node
 from isthmus.program.ops import Kind
 from isthmus.structure import axes as ax
-from isthmus.structure.algebra import elementwise
-from isthmus.structure.axes import Axis
+from isthmus.structure.algebra import elementwise, reduced
 from isthmus.structure.propagation import NONE, Propagation, Rule, Value
 
 __all__ = ["KINDS", "NUMBERING", "RULES"]
@@ -36,25 +36,29 @@ def _index(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
 
     What was looked up stands where the indexed axes stood, or in front if they are not next to each other.
     """
-    x, indices = a["x"], a["indices"]
-    at = [d for d, index in enumerate(indices) if index is not None]
-    if node.shape is None:
-        raise UnsupportedError(node.op, "the number of its results depends on the data")
-    for d in at:
-        _looked_up(x, d, indices[d])
-        ax.fix(*indices[d].axes)
+    x, indices = a["x"], {d: index for d, index in enumerate(a["indices"]) if index is not None}
+    for d, index in indices.items():
+        _looked_up(x, d, index)
+        ax.fix(*index.axes)
         walk.use(x, d, "in")
-    new = len(node.shape) - (len(x.axes) - len(at))
-    rest = [d for d in range(len(x.axes)) if d not in at]
-    place = at[0] if at[-1] - at[0] == len(at) - 1 else 0
-    axes, origins = [x.axes[d] for d in rest], [x.origins[d] for d in rest]
-    axes[place:place] = map(ax.fixed, node.shape[place : place + new])
-    origins[place:place] = [NONE] * new
-    active = any(indices[d].active for d in at)
-    if active and x.is_weight and len(rest) == 1:  # a table of vectors, as an embedding is
-        walk.absorb(x)
-        return Value(axes)
-    return replace(x, axes=axes, origins=origins, stack=())
+    rest = _vectors(walk, x.at([d for d in range(len(x.axes)) if d not in indices]), indices.values())
+    first, last = min(indices), max(indices)
+    return _put_in(rest, first if last - first < len(indices) else 0, node.shape or ())
+
+
+def _vectors(walk: Propagation, rest: Value, indices: Iterable[Value]) -> Value:
+    """What is found in a weight: where that is one vector for each number in the data, the units of an embedding."""
+    if len(rest.axes) != 1 or not rest.is_weight or not any(index.active for index in indices):
+        return rest
+    walk.absorb(rest)
+    return Value(rest.axes)
+
+
+def _put_in(x: Value, place: int, shape: Sequence[int]) -> Value:
+    """The value with as many new axes, of which the positions are fixed, at one place as the shape has more."""
+    new = [ax.fixed(n) for n in shape[place : place + len(shape) - len(x.axes)]]
+    origins = [*x.origins[:place], *[NONE] * len(new), *x.origins[place:]]
+    return replace(x, axes=[*x.axes[:place], *new, *x.axes[place:]], origins=origins)
 
 
 def _index_select(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
@@ -100,8 +104,7 @@ def _written(walk: Propagation, x: Value, *sources: Value) -> Value:
     if x.numbers is not None:
         ax.fix(x.numbers)
     for v in (x, *sources):
-        if v.is_weight:
-            walk.absorb(v)
+        walk.absorb(v)
     active = any(v.active for v in (x, *sources))
     return Value(x.axes, () if active else x.origins, active=active, bent=not active)
 
@@ -145,16 +148,13 @@ def _best(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
         return Value(list(map(ax.fixed, node.shape or ())), active=x.active)
     d = dim % len(x.axes)
     ax.mark(x.axes[d], f"{node.base} chooses among these units")
-    keep = len(node.shape or ()) == len(x.axes)
-    axes = [ax.fixed(1) if k == d else axis for k, axis in enumerate(x.axes) if keep or k != d]
-    return Value(axes, active=x.active, numbers=x.axes[d])
+    return replace(reduced(x, {d}, bool(a["keepdim"])), numbers=x.axes[d])
 
 
 def _order(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, d = a["x"], a["dim"] % len(a["x"].axes)
     ax.mark(x.axes[d], f"{node.base} orders these units")
-    axes: list[Axis] = [ax.fixed(axis.size) if k == d else axis for k, axis in enumerate(x.axes)]
-    return Value(axes, active=x.active, numbers=x.axes[d])
+    return Value(x.with_axis(d, ax.fixed(x.axes[d].size)).axes, active=x.active, numbers=x.axes[d])
 
 
 def _along(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:

@@ -122,35 +122,42 @@ def _group_norm(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
 
 def _recurrent(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     """LSTM, GRU and plain recurrent layers: the gates are a fixed factor in front of the units of each direction."""
-    kind = node.base
-    if a["train"] and a["dropout"] and a["num_layers"] > 1:
-        raise UnsupportedError(kind, "its dropout is in training mode", "call module.eval() first")
-    weights = [walk.read(w) for w in a["params"]]
-    directions = 2 if a["bidirectional"] else 1
-    per_cell = len(weights) // (a["num_layers"] * directions)
-    if per_cell != (4 if a["has_biases"] else 2):
-        raise UnsupportedError(kind, "a projection of the hidden state (proj_size) has no rule")
     x = walk.read(a["x"])
-    features, batch = x.axes[-1], x.axes[0 if a["batch_first"] else 1] if len(x.axes) == 3 else None
     ax.fix(x.axes[1 if a["batch_first"] else 0])
-    states, cells = [], iter(range(0, len(weights), per_cell))
-    for layer in range(a["num_layers"]):
-        outs = []
-        for direction in range(directions):
-            i = next(cells)
-            hidden = weights[i + 1].axes[1]
-            label = f"hidden.{layer}" + (".reverse" if direction else "")
-            walk.labels |= {tensor: label for w in weights[i : i + per_cell] for tensor, _ in w.origins[0]}
-            _cell(walk, _GATES[kind], features, hidden, weights[i : i + per_cell])
-            states.append(Value([ax.fixed(1), hidden] if batch is None else [ax.fixed(1), batch, hidden]))
-            outs.append(hidden)
+    batch = [x.axes[0 if a["batch_first"] else 1]] if len(x.axes) == 3 else []
+    features, states = x.axes[-1], []
+    for layer, cells in enumerate(_cells(walk, node.base, a)):
+        outs = _directions(walk, node, features, f"hidden.{layer}", cells)
+        states += [Value([ax.fixed(1), *batch, hidden]) for hidden in outs]
         features = ax.total(outs)
-    for given in a["hx"] if kind == "lstm" else [a["hx"]]:
+    for given in a["hx"] if node.base == "lstm" else [a["hx"]]:
         if not given.uniform:
             _initial(walk, walk.read(given), states)
-    out = x.with_axis(len(x.axes) - 1, features)
+    out = replace(x.with_axis(len(x.axes) - 1, features), active=True)
     last = Value([ax.fixed(len(states)), *states[0].axes[1:]], stack=states)
-    return (replace(out, active=True), *[last] * (2 if kind == "lstm" else 1))
+    return (out, last, last) if node.base == "lstm" else (out, last)
+
+
+def _cells(walk: Propagation, kind: str, a: dict[str, Any]) -> list[list[list[Value]]]:
+    """The weights of each direction of each layer."""
+    weights, directions = [walk.read(w) for w in a["params"]], 2 if a["bidirectional"] else 1
+    each = len(weights) // (a["num_layers"] * directions)
+    if a["train"] and a["dropout"] and a["num_layers"] > 1:
+        raise UnsupportedError(kind, "its dropout is in training mode", "call module.eval() first")
+    if each != (4 if a["has_biases"] else 2):
+        raise UnsupportedError(kind, "a projection of the hidden state (proj_size) has no rule", "use a linear layer")
+    cells = [weights[i : i + each] for i in range(0, len(weights), each)]
+    return [cells[i : i + directions] for i in range(0, len(cells), directions)]
+
+
+def _directions(
+    walk: Propagation, node: Node, features: Axis, label: str, cells: Sequence[Sequence[Value]]
+) -> list[Axis]:
+    """The units of one layer, by direction."""
+    for cell, name in zip(cells, (label, f"{label}.reverse"), strict=False):
+        walk.labels |= {tensor: name for w in cell for tensor, _ in w.origins[0]}
+        _cell(walk, _GATES[node.base], features, cell[1].axes[1], cell)
+    return [cell[1].axes[1] for cell in cells]
 
 
 def _cell(walk: Propagation, gates: int, features: Axis, hidden: Axis, weights: Sequence[Value]) -> None:

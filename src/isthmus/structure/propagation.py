@@ -125,36 +125,28 @@ class Propagation:
 
     def absorb(self, value: Value) -> None:
         """Record a weight that acts on its own units, entry by entry (a bias, a gain, an embedding of positions)."""
-        for dim in range(len(value.axes)):
+        for dim in range(len(value.axes) if value.is_weight else 0):
             self.use(value, dim, "in")
 
     # ------------------------------------------------------------------ the walk
 
     def run(self, rules: Rules) -> None:
         """Apply the rule of each operation on which an output depends; errors name the operation and its line."""
-        env: dict[str, Any] = {
-            k: Value([ax.fixed(n, ax.GIVEN) for n in self.program.shapes[k]]) for k in self.program.inputs
-        }
-        for place, constant in self.program.constants.items():
-            env[place] = Value([ax.fixed(n) for n in constant.shape], active=False)
-        for place, name in self.program.tensors.items():
-            env[place] = self._weight(name)
-        for out in self.program.interpret(partial(self._apply, rules), env):
+        program = self.program
+        env: dict[str, Any] = {k: _held(program.shapes[k], why=ax.GIVEN) for k in program.inputs}
+        env |= {place: _held(constant.shape, active=False) for place, constant in program.constants.items()}
+        env |= {place: self._weight(name) for place, name in program.tensors.items()}
+        for out in program.interpret(partial(self._apply, rules), env):
             ax.fix(*self.read(out).axes, why=ax.GIVEN)
-        live = self.program.live()
-        canonical = {self.program.tied.get(n, n) for p, n in self.program.tensors.items() if p in live}
-        for name in self.program.tensors.values():
-            if name not in self.program.integers and self.program.tied.get(name, name) not in canonical:
-                raise UnsupportedError(
-                    f"parameter {name!r}",
-                    "it is not used by the forward pass",
-                    "remove it, or write its groups by hand",
-                )
+        unused = (k for k in program.tensors.values() if k not in program.integers and not program.reads(k))
+        if (name := next(unused, None)) is not None:
+            instead = "remove it, or write its groups by hand"
+            raise UnsupportedError(f"parameter {name!r}", "it is not used by the forward pass", instead)
 
     def _weight(self, name: str) -> Value:
         shape = self.shapes[name]
         if name in self.program.integers:
-            return Value([ax.fixed(n) for n in shape], active=False)
+            return _held(shape, active=False)
         self.weights[name] = tuple(Axis(n) for n in shape)
         return Value(self.weights[name], [frozenset({(name, d)}) for d in range(len(shape))], active=False)
 
@@ -162,7 +154,7 @@ class Propagation:
         if node.hint is not None:
             return node.hint
         if node.name not in self.flow.told:
-            return _constant(node, active=False)
+            return _constant(node, active=False)  # only its shape is asked for
         try:
             return self._ruled(rules, node, values)
         except IsthmusError:
@@ -175,23 +167,25 @@ class Propagation:
         rule, place = rules.of(node), f"operation {node.op} ({node.where})"
         if rule is None:
             raise UnsupportedError(place, "no rule says which units it keeps apart")
-        raw, numbering = node.base in rules.raw, node.base in rules.numbering
+        raw = node.base in rules.raw
         given = {k: values[k] if raw else self.read(values[k]) for k in node.refs()}
         operands = [v for v in given.values() if isinstance(v, Value)]
-        free = [leaf for v in operands for axis in v.axes for leaf in ax.leaves(axis) if not leaf.fixed]
-        for v in operands:
-            if v.numbers is not None and not numbering:
-                ax.fix(v.numbers, why=f"{place} computes with the numbers of the units chosen")
+        free = _free(operands)
+        if node.base not in rules.numbering:
+            _fix_chosen(operands, place)
+        out = self._called(rule, node, given, place)
+        for axis in free:
+            ax.explain(axis, f"{place} treats each position in its own way")
+        return out
+
+    def _called(self, rule: Rule, node: Node, given: Mapping[str, Any], place: str) -> Any:
         try:
-            out = rule(self, node, node.given(given))
+            return rule(self, node, node.given(given))
         except IsthmusError as error:
             error.add_note(f"in {place}")
             raise
         except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
             raise UnsupportedError(place, f"its axes cannot be followed: {error}") from error
-        for leaf in (leaf for axis in free for leaf in ax.leaves(axis) if leaf.fixed):
-            leaf.why = leaf.why or f"{place} treats each position in its own way"
-        return out
 
     # ------------------------------------------------------------------ the result
 
@@ -260,35 +254,54 @@ class Propagation:
 
 
 class Flow:
-    """What flows where in a program, before anything is known of axes."""
+    """What flows where in a program, before anything is known of axes.
+
+    `users`: the nodes that read each value. `moving`: the values on which a weight has an influence. `told`: those of
+    which more than the shape is read.
+    """
 
     def __init__(self, program: Program) -> None:
+        self.outputs = {out.name for out in program.outputs}
         self.users: dict[str, list[Node]] = {}
-        # values on which a weight has an influence
-        self.moving = {place for place, name in program.tensors.items() if name not in program.integers}
         for node in program.needed:
             for name in node.refs():
                 self.users.setdefault(name, []).append(node)
-            if self.moving.intersection(node.refs()) and not _blind(node):
-                self.moving.add(node.name)
-        self.outputs = {out.name for out in program.outputs}
-        # values of which more than the shape is read
+        telling = [node for node in program.needed if op_named(node.base).kind not in ("constant", "size")]
+        self.moving = _after(telling, {k for k, name in program.tensors.items() if name not in program.integers})
         self.told = set(self.outputs)
-        for node in reversed(program.needed):
-            if node.name in self.told and not _blind(node):
+        for node in reversed(telling):
+            if node.name in self.told:
                 self.told.update(node.refs())
 
 
-def _blind(node: Node) -> bool:
-    """Whether an operation reads no more than the shapes of its arguments, as zeros_like does."""
-    return op_named(node.base).kind in ("constant", "size")
+def _after(nodes: Sequence[Node], start: set[str]) -> set[str]:
+    """The values that depend on one of `start`, and these."""
+    for node in nodes:
+        if start.intersection(node.refs()):
+            start.add(node.name)
+    return start
+
+
+def _free(values: Sequence[Value]) -> list[Axis]:
+    return [leaf for v in values for axis in v.axes for leaf in ax.leaves(axis) if not leaf.fixed]
+
+
+def _fix_chosen(values: Sequence[Value], place: str) -> None:
+    for v in values:
+        if v.numbers is not None:
+            ax.fix(v.numbers, why=f"{place} computes with the numbers of the units chosen")
+
+
+def _held(shape: Sequence[int], active: bool = True, why: str = "") -> Value:
+    """A value of which no position can be exchanged with another."""
+    return Value([ax.fixed(n, why) for n in shape], active=active)
 
 
 def _constant(node: Node, active: bool) -> Any:
     """The result of an operation into which no weight flows."""
     if node.shapes:
-        return tuple(None if s is None else Value(list(map(ax.fixed, s)), active=active) for s in node.shapes)
-    return None if node.shape is None else Value(list(map(ax.fixed, node.shape)), active=active)
+        return tuple(None if shape is None else _held(shape, active) for shape in node.shapes)
+    return None if node.shape is None else _held(node.shape, active)
 
 
 def _group(name: str, members: list[Member], atom: Axis) -> Group:

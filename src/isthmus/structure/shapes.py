@@ -53,17 +53,21 @@ def _regrouped(ins: Sequence[Axis], sizes: Sequence[int], cut: int | None) -> tu
     """New axes for one block; and, where one of them is to be cut, those of each slice along it."""
     if len(ins) == len(sizes) == 1:
         return list(ins), []
+    if cut is not None and 0 <= cut < len(sizes):
+        return _cut(ins, sizes, cut)
     outs = [Axis(size) for size in sizes]
-    if not ins or not outs:
-        ax.fix(*ins, *outs)
-    elif cut is None or not 0 <= cut < len(sizes):
+    if ins and outs:
         ax.unify(ax.product(ins), ax.product(outs))
     else:
-        behind = [[Axis(n) for n in sizes[cut + 1 :]] for _ in range(sizes[cut])]
-        ax.unify(ax.product(ins), ax.product([*outs[:cut], ax.total([ax.product(b) for b in behind])]))
-        parts = [[*outs[:cut], ax.fixed(1), *b] for b in behind]
-        return [*outs[:cut], ax.fixed(sizes[cut]), *behind[0]], parts
+        ax.fix(*ins, *outs)
     return outs, []
+
+
+def _cut(ins: Sequence[Axis], sizes: Sequence[int], cut: int) -> tuple[list[Axis], list[list[Axis]]]:
+    before = [Axis(n) for n in sizes[:cut]]
+    behind = [[Axis(n) for n in sizes[cut + 1 :]] for _ in range(sizes[cut])]
+    ax.unify(ax.product(ins), ax.product([*before, ax.total([ax.product(slice_) for slice_ in behind])]))
+    return [*before, ax.fixed(sizes[cut]), *behind[0]], [[*before, ax.fixed(1), *slice_] for slice_ in behind]
 
 
 def _reshape(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
@@ -245,8 +249,7 @@ def _cat_checked(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     parts = a["tensors"] if "tensors" in a else a["x"]
     if any(v.active for v in parts):
         for v in parts:
-            if v.is_weight:
-                walk.absorb(v)
+            walk.absorb(v)
     out = _cat(walk, node, a)
     return Value(out.axes, active=True) if out.active else out
 
