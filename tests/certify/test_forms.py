@@ -11,7 +11,8 @@ import isthmus as im
 from isthmus.certify import smooth as sm
 from isthmus.certify.affine import Interval, Motion, Reading
 from isthmus.certify.bounds import Bounds
-from isthmus.certify.forms import Form, add, average, contract, maximum, multiply, piecewise, rectified, scaled
+from isthmus.certify.forms import Form, add, average, contract, multiply, scaled
+from isthmus.certify.kinks import maximum, piecewise, rectified
 from isthmus.certify.rules import RULES
 from isthmus.certify.smooth import smooth
 from tests.certify.cases import CASES
