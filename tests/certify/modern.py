@@ -76,6 +76,8 @@ def padded(m: Layers, h: Tensor) -> Tensor:
 
 SCALES = {"special functions": 0.1, "deviations": 0.3}
 """Where a wide interval would reach numbers that a function is not defined for."""
+
+
 def written(m: Layers, h: Tensor) -> Tensor:
     """Through a view, so that the graph is rewritten."""
     h = m.parts["own"](h).clone()

@@ -45,7 +45,7 @@ def _attention(node: Node, a: Arguments) -> Form:
 def averaged(p: Form, v: Form) -> Form:
     """p v for rows p that sum to 1: v less anything that all keys share is averaged, and that is added again."""
     shared = Form(v.centre.mean(-2, keepdim=True))
-    return add(contract(_matmul, v.centre.shape[-2], p, add(v, shared, -1.0).settled()), shared)
+    return add(contract(_matmul, v.centre.shape[-2], p, add(v, shared, -1.0)), shared)
 
 
 def _masked(scores: Form, mask: Any, causal: bool) -> tuple[Form, Tensor | None]:
@@ -75,8 +75,4 @@ def _matmul(p: Tensor, q: Tensor, b: Tensor | None) -> Tensor:
     return torch.matmul(p, q)
 
 
-ATTENTION = (
-    dict.fromkeys(("softmax", "_softmax"), _softmax)
-    | dict.fromkeys(("log_softmax", "_log_softmax"), _log_softmax)
-    | {"scaled_dot_product_attention": _attention}
-)
+ATTENTION = {"softmax": _softmax, "log_softmax": _log_softmax, "scaled_dot_product_attention": _attention}

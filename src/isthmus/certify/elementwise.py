@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.certify import smooth as s
-from isthmus.certify.forms import Form, Refused, add, divided, joined, moved, multiply, squared
+from isthmus.certify.forms import Form, Refused, add, divided, joined, moved, multiply, squared, times
 from isthmus.certify.forms import scaled as _scaled
 from isthmus.certify.kinks import maximum, piecewise, rectified
 from isthmus.certify.made import form
@@ -125,11 +125,11 @@ def _where(node: Node, a: Arguments) -> Form:
 
 def reciprocal(x: Form) -> Form:
     """1 / v, where every entry keeps its sign: sign / |v|."""
-    x = x.settled()
+    x = x.rounded()
     sign = torch.where(x.centre < 0, -1.0, 1.0)
 
     def turned(y: Form) -> Form:
-        return Form(y.centre * sign, None if y.slope is None else y.slope * sign, y.radius, y.ulps)
+        return Form(y.centre * sign, times(y.slope, sign), y.radius, y.ulps, times(y.bend, sign))
 
     return turned(smooth(s.RECIPROCAL, turned(x)))
 

@@ -6,7 +6,7 @@ On [t0, t1] put t = tm + rho s with s in [-1, 1]. A form encloses a tensor v tha
 
 entry by entry, where u = 2^-53 and `ulps` counts roundings that were not yet added to the radius: multiplication by a
 weight matrix adds them in the same product that carries the radius, so that most rounding is free. A negative `ulps`
-is headroom: the next elementwise operations may round as often without saying so. Only weights on curves have a `bend`.
+is headroom: the next elementwise operations may round as often without saying so.
 A slope, bend or radius that is None is zero. All tensors are float64. Sums of products may be taken in any order, with
 or without fused operations; matrix products by Strassen's or Winograd's scheme are not covered (torch uses neither in
 float64 on the CPU).
@@ -93,7 +93,8 @@ class Form:
         """The same, with the zeros that stand in the place of dropped entries."""
         return self if self.dropped is None else Form(self.centre, self.slope, self.radius, self.ulps, self.bend)
 
-    def _whole(self) -> None:
+    def refuse_dropped(self) -> None:
+        """Masks are no numbers."""
         if self.dropped is not None:
             raise Refused("entries of -infinity have a rule only where a softmax reads them")
 
@@ -108,7 +109,7 @@ class Form:
     def reach(self) -> Tensor:
         """|centre| + |slope| + |bend| / 2 + FAINT, above all values but for the radius; computed once, for weights."""
         if self._size is None:
-            self._whole()
+            self.refuse_dropped()
             out = self.centre.abs().add_(FAINT)
             for part, share in ((self.slope, 1.0), (self.bend, 0.5)):
                 if part is not None:
@@ -118,7 +119,7 @@ class Form:
 
     def flat(self) -> Form:
         """The same without a bend: |s^2 - 1/2| <= 1/2."""
-        self._whole()
+        self.refuse_dropped()
         if self.bend is None:
             return self
         # the bend's share of m goes from 1 to at most 1, in the radius, so that the ulps stay
@@ -128,11 +129,16 @@ class Form:
 
     def settled(self) -> Form:
         """The same without a bend, with all rounding in the radius and headroom for one more operation."""
-        x = self.flat()
-        if x.ulps <= HEADROOM / 2 and x.radius is not None:
-            return x
-        radius = x.size().mul_((max(x.ulps, 0.0) + 16) * UNIT).add_(TINY)
-        return Form(x.centre, x.slope, radius if x.radius is None else radius.add_(x.radius), HEADROOM)
+        return self.flat().rounded()
+
+    def rounded(self) -> Form:
+        """The same with all rounding in the radius and headroom for one more operation."""
+        self.refuse_dropped()
+        if self.ulps <= HEADROOM / 2 and self.radius is not None:
+            return self
+        radius = self.size().mul_((max(self.ulps, 0.0) + 16) * UNIT).add_(TINY)
+        radius = radius if self.radius is None else radius.add_(self.radius)
+        return Form(self.centre, self.slope, radius, HEADROOM, self.bend)
 
 
 def plus(*terms: Tensor | None) -> Tensor | None:
@@ -155,28 +161,36 @@ def times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None) -> Form:
     """A sum of `terms` products x w, plus b: a linear layer or a convolution, or two activations multiplied.
 
-    With w = W + s D + (s^2 - 1/2) Q + e and x = c0 + s c1 + rho, |e| <= E, |rho| <= r:
+    With w = W + s D + (s^2 - 1/2) Q + e and x = c0 + s c1 + (s^2 - 1/2) q + rho, |e| <= E, |rho| <= r:
 
-        centre = W c0 + D c1 / 2 + b,    slope = W c1 + D c0 + b',
-        radius = |D c1 + Q c0| / 2 + |Q c1| / 2 + (|W| + |D| + |Q| / 2)(r + g m + TINY) + E m + (the bias's own) + TINY,
+        centre = W c0 + D c1 / 2 + Q q / 8 + b,    slope = W c1 + D c0 + (D q + Q c1) / 4 + b',
+        bend = W q + D c1 + Q c0 + b'',
+        radius = |D q + Q c1| / 4 + |Q q| / 8 + (|W| + |D| + |Q| / 2)(r + g m + TINY) + E m + (the bias's own) + TINY,
 
-    because s^2 - 1/2 and s (s^2 - 1/2) stay within 1/2 of zero. g holds every rounding: 2 `terms` u for the four
-    products and the radius, the ulps of the arguments, and 64 u for the sums and for the headroom of the result.
+    because s (s^2 - 1/2) = s / 4 + (4 s^3 - 3 s) / 4 and (s^2 - 1/2)^2 = 1/8 + (8 s^4 - 8 s^2 + 1) / 8, and polynomials
+    of Chebyshev stay within 1. g holds every rounding: 2 `terms` u for the products and the radius, the ulps of the
+    arguments, and 64 u for the sums and for the headroom of the result.
     """
-    x, b = x.flat(), None if b is None else b.flat()
-    b0, b1, spread = (None, None, None) if b is None else (b.centre, b.slope, b.radius)
+    x.refuse_dropped()
+    b0, b1, b2, spread = (None,) * 4 if b is None else (b.centre, b.slope, b.bend, b.radius)
     g = (2 * terms + max(x.ulps, 0.0) + max(w.ulps, 0.0) + (0.0 if b is None else max(b.ulps, 0.0)) + 64) * UNIT
-    centre = f(x.centre, w.centre, b0)
-    slope = bent = None
-    if x.slope is not None:
-        slope = f(x.slope, w.centre, b1)
-    elif w.slope is None and b1 is not None:
-        slope = f(torch.zeros_like(x.centre), w.centre, b1)
-    if w.slope is not None:
-        slope = f(x.centre, w.slope, b1) if slope is None else slope.add_(f(x.centre, w.slope, None))
-        if x.slope is not None:
-            bent = f(x.slope, w.slope, None)
-            centre.add_(bent, alpha=0.5)
+
+    def summed(bias: Tensor | None, *pairs: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
+        total = None
+        for p, q in pairs:
+            if p is not None and q is not None:
+                total = f(p, q, bias) if total is None else total.add_(f(p, q, None))
+        return f(torch.zeros_like(x.centre), w.centre, bias) if total is None and bias is not None else total
+
+    centre = present(summed(b0, (x.centre, w.centre)))
+    slope = summed(b1, (x.slope, w.centre), (x.centre, w.slope))
+    bend = summed(b2, (x.bend, w.centre), (x.centre, w.bend))
+    second = summed(None, (x.slope, w.slope))
+    third = summed(None, (x.bend, w.slope), (x.slope, w.bend))
+    fourth = summed(None, (x.bend, w.bend))
+    if second is not None:
+        centre.add_(second, alpha=0.5)
+        bend = second if bend is None else bend.add_(second)
     size = x.size()
     rounding = (size * g if x.radius is None else torch.add(x.radius, size, alpha=g)).add_(TINY)
     if b is not None:
@@ -185,28 +199,32 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     radius = f(rounding, w.reach(), spread)
     if b is None:
         radius.add_(TINY)
-    if w.bend is not None:
-        bent = f(x.centre, w.bend, None) if bent is None else bent.add_(f(x.centre, w.bend, None))
-        if x.slope is not None:
-            radius.add_(f(x.slope, w.bend, None).abs_(), alpha=0.5)
-    if bent is not None:
-        radius.add_(bent.abs_(), alpha=0.5)
+    if third is not None:
+        slope = third * 0.25 if slope is None else slope.add_(third, alpha=0.25)
+        radius.add_(third.abs_(), alpha=0.25)
+    if fourth is not None:
+        centre.add_(fourth, alpha=0.125)
+        radius.add_(fourth.abs_(), alpha=0.125)
     if w.radius is not None:
         # the factor: the ulps of w, over its radius; the term: what is lost of either where they are denormal
         radius.add_(f(size, (w.radius * (1 + 2.0**-20)).add_(TINY), None))
-    return Form(centre, slope, radius, HEADROOM)
+    return Form(centre, slope, radius, HEADROOM, bend)
 
 
 def add(a: Form, b: Form, scale: float = 1.0) -> Form:
     """a + scale b, with broadcasting. The sum rounds away part of the smaller headroom of its settled arguments."""
     b = scaled(b, scale)
     marks = [x.dropped for x in (a, b) if x.dropped is not None]
-    a, b = a.kept().settled(), b.kept().settled()
-    centre, slope = a.centre + b.centre, plus(a.slope, b.slope)
-    if slope is not None and slope.shape != centre.shape:  # one argument is broadcast, and the other has no slope
-        slope = slope.expand(centre.shape).contiguous()
+    a, b = a.kept().rounded(), b.kept().rounded()
+    centre = a.centre + b.centre
+    slope, bend = (_spread(plus(p, q), centre) for p, q in ((a.slope, b.slope), (a.bend, b.bend)))
     dropped = None if not marks else torch.stack([m.expand(centre.shape) for m in marks]).any(0)
-    return Form(centre, slope, plus(a.radius, b.radius), max(a.ulps, b.ulps) + 2, None, dropped)
+    return Form(centre, slope, plus(a.radius, b.radius), max(a.ulps, b.ulps) + 2, bend, dropped)
+
+
+def _spread(part: Tensor | None, centre: Tensor) -> Tensor | None:
+    """A part of full shape, where one argument is broadcast and the other has no such part."""
+    return part if part is None or part.shape == centre.shape else part.expand(centre.shape).contiguous()
 
 
 def scaled(x: Form, factor: float) -> Form:
@@ -243,46 +261,57 @@ def present(part: Tensor | None) -> Tensor:
 
 
 def multiply(a: Form, b: Form) -> Form:
-    """a b, entry by entry with broadcasting; s^2 = 1/2 + (s^2 - 1/2) puts half of slope x slope into the centre."""
-    a, b = a.settled(), b.settled()
+    """a b, entry by entry with broadcasting; s^2 = 1/2 + (s^2 - 1/2) puts half of slope x slope into the centre.
+
+    What else s makes of slopes and bends is bounded: |s (s^2 - 1/2)| <= 1/2 and (s^2 - 1/2)^2 <= 1/4.
+    """
+    a, b = a.rounded(), b.rounded()
     centre, both = a.centre * b.centre, times(a.slope, b.slope)
     if both is not None:
         centre.add_(both, alpha=0.5)
     size = b.size()
     radius = torch.mul(a.size(), size).mul_(32 * UNIT).add_(TINY)
-    if a.radius is not None:
-        radius.add_(a.radius * size)
-    if b.radius is not None:
-        radius.add_(a.reach() * b.radius)
-    if both is not None:
-        radius.add_(both.abs(), alpha=0.5)
+    radius.add_(present(a.radius) * size).add_(a.reach() * present(b.radius))
+    for p, q, share in ((a.slope, b.bend, 0.5), (a.bend, b.slope, 0.5), (a.bend, b.bend, 0.25)):
+        if p is not None and q is not None:
+            radius.add_((p * q).abs_(), alpha=share)
     slope = plus(times(a.slope, b.centre), times(a.centre, b.slope))
-    return Form(centre, slope, radius, HEADROOM / 2)
+    bend = plus(times(a.bend, b.centre), times(a.centre, b.bend), both)
+    return Form(centre, slope, radius, HEADROOM / 2, bend)
 
 
 def half_width(x: Form) -> Tensor:
-    """How far a settled form strays from its centre."""
-    radius = present(x.radius)
-    return radius if x.slope is None else x.slope.abs().add_(radius)
+    """How far a settled or rounded form strays from its centre."""
+    out = present(x.radius)
+    for part, share in ((x.slope, 1.0), (x.bend, 0.5)):
+        if part is not None:
+            out = torch.add(out, part.abs(), alpha=share)
+    return out
+
+
+def beyond(x: Form) -> tuple[Tensor, Tensor]:
+    """With x = c + d of a rounded form: how far d may be from slope s, and d^2 from slope^2 s^2."""
+    own = present(x.radius) if x.bend is None else torch.add(present(x.radius), x.bend.abs(), alpha=0.5)
+    return own, own.square() if x.slope is None else own * (2 * x.slope.abs() + own)
 
 
 def squared(x: Form) -> Form:
-    """x^2: with x = c + d and |d| <= w, c^2 + 2 c d and something in [0, w^2]."""
-    x = x.settled()
-    radius, half = present(x.radius), half_width(x).square_().mul_(0.5)
-    size, twice = x.size(), 2 * x.centre
-    rounding = size.square_().mul_(32 * UNIT).add_(TINY)
-    out = torch.addcmul(half, x.centre, x.centre)
-    slope = None if x.slope is None else twice * x.slope
-    return Form(out, slope, rounding.addcmul_(twice.abs_(), radius).add_(half), HEADROOM / 2)
+    """x^2 = c^2 + 2 c d + d^2 with x = c + d; d^2 is s^2 slope^2 and what else there is."""
+    x = x.rounded()
+    twice, flat = 2 * x.centre, times(x.slope, x.slope)
+    rounding = x.size().square_().mul_(32 * UNIT).add_(TINY)
+    radius = rounding.addcmul_(twice.abs(), present(x.radius)).add_(beyond(x)[1])
+    out = x.centre.square() if flat is None else torch.add(x.centre.square(), flat, alpha=0.5)
+    return Form(out, times(twice, x.slope), radius, HEADROOM / 2, plus(times(twice, x.bend), flat))
 
 
 def average(f: Callable[[Tensor], Tensor], terms: int, x: Form) -> Form:
     """A sum of `terms` entries with fixed weights of one sign: a mean, a sum, an average pooling."""
-    x = x.flat()
+    x.refuse_dropped()
     rounding = x.size().mul_((terms + max(x.ulps, 0.0) + 32) * UNIT).add_(TINY)
     radius = f(rounding if x.radius is None else rounding.add_(x.radius)).abs().add_(TINY)
-    return Form(f(x.centre), None if x.slope is None else f(x.slope), radius, HEADROOM)
+    slope, bend = (None if p is None else f(p) for p in (x.slope, x.bend))
+    return Form(f(x.centre), slope, radius, HEADROOM, bend)
 
 
 def moved(f: Callable[[Tensor], Tensor], x: Form, padded: Callable[[Tensor], Tensor] | None = None) -> Form:
@@ -317,10 +346,10 @@ def cut(x: Form, low: Tensor | float, high: Tensor | float) -> Form:
     >>> float(x.centre), round(float(x.radius), 9)
     (0.5, 0.5)
     """
-    x = x.settled()
+    x = x.rounded()
     low, high = (torch.as_tensor(v, dtype=torch.float64, device=x.centre.device) for v in (low, high))
     middle, half = (low + high) * 0.5, (high - low) * 0.5 + (low.abs() + high.abs()) * (8 * UNIT) + TINY
     better = ~(present(x.radius) <= half)  # also where nothing is known
-    slope = None if x.slope is None else x.slope.masked_fill(better, 0.0)
+    slope, bend = (None if p is None else p.masked_fill(better, 0.0) for p in (x.slope, x.bend))
     radius = torch.where(better, half, present(x.radius))
-    return Form(torch.where(better, middle, x.centre), slope, radius, x.ulps)
+    return Form(torch.where(better, middle, x.centre), slope, radius, x.ulps, bend)

@@ -16,7 +16,7 @@ def rectified(x: Form, leak: float = 0.0) -> Form:
     On [lo, hi] with lo < 0 < hi the chord of max(v, 0) has the slope k = hi / (hi - lo), and max(v, 0) - k v is between
     0 and -k lo; the middle is taken, and half of it added to the radius.
     """
-    x = x.settled()
+    x = x.rounded()
     if x.constant:
         return _monotone(lambda v: torch.where(v > 0, v, leak * v), x)
     factor, offset = _chord(x.centre, half_width(x))
@@ -43,10 +43,9 @@ def _chord(centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
 
 def _lined(x: Form, factor: Tensor, offset: Tensor) -> Form:
     """factor x + offset +- offset; both terms are at most the new size, so that their rounding is a few ulps."""
-    slope = None if x.slope is None else factor * x.slope
     centre = torch.addcmul(offset, factor, x.centre)
-    radius = offset.add_(TINY)
-    return Form(centre, slope, radius if x.radius is None else radius.addcmul_(factor, x.radius), 12)
+    radius = offset.add_(TINY).addcmul_(factor, present(x.radius))
+    return Form(centre, times(factor, x.slope), radius, 12, times(factor, x.bend))
 
 
 def _monotone(f: Callable[[Tensor], Tensor], x: Form) -> Form:
@@ -56,7 +55,7 @@ def _monotone(f: Callable[[Tensor], Tensor], x: Form) -> Form:
 
 def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -> Form:
     """A continuous function that is linear between `breaks`: the chord over the range, and its exact deviation."""
-    x = x.settled()
+    x = x.rounded()
     width = half_width(x)
     lo, hi = x.centre - width, x.centre + width
     low, high = f(lo), f(hi)
@@ -69,10 +68,9 @@ def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -
     top, bottom = torch.stack(gaps).amax(0), torch.stack(gaps).amin(0)
     rounding = (lo.abs() + hi.abs()) * (1 + factor.abs()) + low.abs() + high.abs()
     radius = (top - bottom) * 0.5 + rounding * (32 * UNIT) + TINY
-    if x.radius is not None:
-        radius.addcmul_(factor.abs(), x.radius)
-    slope = None if x.slope is None else factor * x.slope
-    return Form(torch.addcmul((top + bottom) * 0.5, factor, x.centre), slope, radius, HEADROOM / 2)
+    radius.addcmul_(factor.abs(), present(x.radius))
+    centre = torch.addcmul((top + bottom) * 0.5, factor, x.centre)
+    return Form(centre, times(factor, x.slope), radius, HEADROOM / 2, times(factor, x.bend))
 
 
 def maximum(a: Form, b: Form) -> Form:

@@ -35,7 +35,7 @@ __all__ = ["NORMS", "centred"]
 
 def centred(x: Form, dim: int) -> Form:
     """x less its mean along an axis: an entry's own remainder counts (1 - 1/n) times, those of the others 1/n times."""
-    x, n = x.settled(), x.centre.shape[dim]
+    x, n = x.rounded(), x.centre.shape[dim]
 
     def less_mean(v: Tensor) -> Tensor:
         return v - v.mean(dim, keepdim=True)
@@ -43,7 +43,8 @@ def centred(x: Form, dim: int) -> Form:
     radius, size = present(x.radius), x.size()
     out = (radius * (1 - 2 / n)).add_(radius.mean(dim, keepdim=True)).clamp_(min=0)
     out.add_((size + size.mean(dim, keepdim=True)).mul_((n + 32) * UNIT)).add_(TINY)
-    return Form(less_mean(x.centre), None if x.slope is None else less_mean(x.slope), out, HEADROOM)
+    slope, bend = (None if p is None else less_mean(p) for p in (x.slope, x.bend))
+    return Form(less_mean(x.centre), slope, out, HEADROOM, bend)
 
 
 def normalised(x: Form, dim: int, eps: float) -> Form:
@@ -71,12 +72,11 @@ def _channels(x: Form) -> Callable[[Tensor], Tensor]:
     return lambda p: p.reshape(shape)
 
 
-def _layer_norm(node: Node, a: Arguments) -> Any:
+def _layer_norm(node: Node, a: Arguments) -> Form:
     x, k = a["x"], len(a["normalized_shape"])
     flat = moved(lambda p: p.flatten(-k), x)
     out = normalised(centred(flat, -1), -1, float(a["eps"]))
-    out = _affine(moved(lambda p: p.reshape(x.centre.shape), out), a)
-    return (out, None, None) if node.shapes else out
+    return _affine(moved(lambda p: p.reshape(x.centre.shape), out), a)
 
 
 def _rms_norm(node: Node, a: Arguments) -> Form:
@@ -143,12 +143,13 @@ def _variance(node: Node, a: Arguments) -> Form:
 
 def _root(x: Form) -> Form:
     """The root of what is nowhere below 0, whatever its form allows."""
-    x = x.settled()
+    x = x.rounded()
     above = (x.centre + half_width(x)).clamp_(min=0) * (1 + 8 * UNIT)
     return cut(smooth(ROOT, x), 0.0, above.sqrt() * (1 + 4 * UNIT))
 
 
-NORMS = dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm) | {
+NORMS = {
+    "layer_norm": _layer_norm,
     "batch_norm": _batch_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,

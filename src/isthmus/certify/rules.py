@@ -215,6 +215,18 @@ def _joined(node: Node, a: Arguments) -> Form:
     return joined(lambda parts: node.target(list(parts), a["dim"]), several)
 
 
+def _filled(node: Node, a: Arguments) -> Form:
+    like = a["x"] if isinstance(a["x"], Form) else a["value"]
+    return moved(lambda p: p.expand(like.centre.shape), form(a["value"], like))
+
+
+def _scattered(node: Node, a: Arguments) -> Form:
+    """One tensor written into a part of another."""
+    like = a["x"] if isinstance(a["x"], Form) else a["src"]
+    later = {k: v for k, v in a.items() if k not in ("x", "src")}
+    return joined(lambda pair: node.target(*pair, **later), [form(a["x"], like), form(a["src"], like)])
+
+
 def _parted(node: Node, a: Arguments) -> list[Form]:
     f = calls(node, a)
     count = len(f(a["x"].centre))  # type: ignore[arg-type]
@@ -264,6 +276,7 @@ RULES: dict[str, Rule] = (
     | dict.fromkeys(("mean", "sum"), mean)
     | dict.fromkeys(("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution)
     | dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _compared)
+    | dict.fromkeys(("slice_scatter", "select_scatter"), _scattered)
     | dict.fromkeys(("amax", "amin"), _greatest)
     | ATTENTION
     | ELEMENTWISE
@@ -285,6 +298,7 @@ RULES: dict[str, Rule] = (
         "pad": _padded,
         "embedding": _embedding,
         "gather": _moved,
+        "fill": _filled,
         "getitem": _item,
         "sym_size": _count,
     }

@@ -5,6 +5,9 @@ For a function f and a value v in [lo, hi], at most w from the centre c:
     f(v) = f(c) + f'(c) (v - c) + f''(x) (v - c)^2 / 2     for some x in [lo, hi], and
     f(v) = f(c) + k (v - c) + (f'(x) - k)(v - c)           for any k.
 
+In the first f''(x) is taken for the middle of its range, and (v - c)^2 for s^2 slope^2, which is carried on; what
+either may be off is of third order in the length of the interval.
+
 The ranges of f' and f'' over [lo, hi] follow from their values at lo, hi and at their turning points between. torch's
 exp, log, tanh and erf are assumed to be within 1e-13 of the true values, relative to max(1, |argument|, |value|).
 """
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, Form, cut, half_width, present
+from isthmus.certify.forms import HEADROOM, Form, beyond, cut, half_width, plus, present, times
 
 ASSUMED = 1e-13
 """The error allowed for torch's elementary functions in float64."""
@@ -53,29 +56,31 @@ def smooth(f: Smooth, x: Form) -> Form:
     >>> form.slope, bool(form.radius < 1e-8)
     (tensor([0.0010], dtype=torch.float64), True)
     """
-    x = x.settled()
+    x = x.rounded()
     width, left = half_width(x), present(x.radius)
     lo, hi = x.centre - width, x.centre + width
     value, slope = f.value(x.centre), f.slope(x.centre)
     least, most = _range(f.curvature, f.curvature_turns, lo, hi)
-    square = width.square()
-    below, above = least.clamp_(max=0) * square, most.clamp_(min=0) * square
-    radius = (above - below).mul_(0.25).addcmul_(slope.abs(), left)
+    curved, open_ = (least + most) * 0.25, (most - least) * 0.25
+    radius = (open_ * width.square()).addcmul_(slope.abs(), left).addcmul_(curved.abs(), beyond(x)[1])
     low, high = _range(f.slope, f.slope_turns, lo, hi)
     middle = (low + high) * 0.5
     wide = ((high - low) * 0.5).mul_(width).addcmul_(middle.abs(), left)
     taylor = radius < wide
-    centre = torch.where(taylor, value + (above + below) * 0.25, value)
-    slope = torch.where(taylor, slope, middle)
-    radius = torch.where(taylor, radius, wide)
-    rounding = (1 + width).square_().add_(value.abs()).add_(x.centre.abs()).addcmul_(slope.abs(), width)
+    slope, radius = torch.where(taylor, slope, middle), torch.where(taylor, radius, wide)
+    bend, centre = times(slope, x.bend), value
+    if x.slope is not None:
+        square = torch.where(taylor, curved, 0.0) * x.slope.square()
+        centre, bend = torch.add(value, square, alpha=0.5), plus(bend, square)
+    rounding = (1 + width).square_().add_(centre.abs() + value.abs()).add_(x.centre.abs()).addcmul_(slope.abs(), width)
     radius = radius * (1 + 10 * ASSUMED) + rounding * (4 * ASSUMED)
     if f.cut < inf:
         radius = torch.where(hi > f.cut - 1e-6 - 1e-12 * abs(f.cut), radius + f.jump, radius)
     if f.domain > -inf:
         radius = torch.where(lo > f.domain, radius, inf)
         centre, slope = centre.nan_to_num(0, 0, 0), slope.nan_to_num(0, 0, 0)
-    out = Form(centre, None if x.slope is None else slope * x.slope, radius, HEADROOM / 2)
+        bend = None if bend is None else bend.nan_to_num(0, 0, 0)
+    out = Form(centre, times(slope, x.slope), radius, HEADROOM / 2, bend)
     return cut(out, *_ends(f.value, lo, hi)) if f.rising else out
 
 
@@ -143,7 +148,11 @@ def _gelu_tanh_curvature(x: Tensor) -> Tensor:
 
 
 TANH = Smooth(
-    torch.tanh, lambda x: 1 - x.tanh().square(), _tanh_curvature, (0.0,), (-0.6584789484624084, 0.6584789484624084),
+    torch.tanh,
+    lambda x: 1 - x.tanh().square(),
+    _tanh_curvature,
+    (0.0,),
+    (-0.6584789484624084, 0.6584789484624084),
     rising=True,
 )
 SIGMOID = Smooth(

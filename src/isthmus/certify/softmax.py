@@ -1,27 +1,31 @@
 """Affine forms through softmax: one probability against all others, which is what cancels common motion.
 
-With x = c + s k + e and |e| <= r, log p_i = x_i - logsumexp(x). A multiple of s that all entries share changes nothing,
-so k is taken less its mean under p. Then, for probabilities of points in the box that x runs over,
+With x = c + s k + (s^2 - 1/2) q + e and |e| <= r, log p_i = x_i - logsumexp(x). What all entries share changes nothing, so
+k and q are taken less their means under p(c). Then, for probabilities of points in the box that x runs over,
 
-    logsumexp(c + s k) = logsumexp(c) + s (p . k) + s^2 Var(k) / 2,   Var(k) <= min(range(k)^2 / 4, sum_j p_j k_j^2),
-    |what e adds to log p_i| <= (1 - p_i) r_i + sum over the others of p_j r_j,
+    logsumexp(c + h) = logsumexp(c) + p(c) . h + Var(h) / 2     for h = s k + (s^2 - 1/2) q, p(c) . h = 0,
+    |what e adds to log p_i| <= (1 - p_i) r_i + sum over the others of p_j r_j.
 
-and every p_j lies between e^lo_j / (e^lo_j + sum e^hi) and e^hi_j / (e^hi_j + sum e^lo), the sums over the others.
+Var(h) is s^2 sum_j p_j(c) k_j^2, which is carried on, and what else p and h allow; neither is above range(h)^2 / 4.
+Every p_j lies between e^lo_j / (e^lo_j + sum e^hi) and e^hi_j / (e^hi_j + sum e^lo), the sums over the others.
 Entries that are dropped take no part. Besides what ``smooth.py`` assumes, torch's exp is assumed to be within 1e-13
 max(1, |x|) of the true value, relative to it, for x from -700 to 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, present
+from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, moved, present
 from isthmus.certify.smooth import ASSUMED, EXP, smooth
 
+Masked = Callable[[Tensor, float], Tensor]
+"""Puts a number in the place of what is dropped."""
 LEAST = -700.0
 """exp is not taken below: it is at most exp(LEAST), and at least 0."""
 EXPONENT = 1e-10
@@ -39,7 +43,7 @@ class _Simplex:
 
 def log_softmax(x: Form, dim: int) -> Form:
     """log p along an axis; nothing may be dropped from it."""
-    return _simplex(x.settled(), None, dim).logs
+    return _simplex(x.rounded(), None, dim).logs
 
 
 def softmax(x: Form, dim: int) -> Form:
@@ -52,50 +56,73 @@ def softmax(x: Form, dim: int) -> Form:
     dropped = x.dropped
     if dropped is not None and bool(dropped.all(dim).any()):
         raise Refused("the softmax of nothing but -infinity is no number")
-    found = _simplex(x.kept().settled(), dropped, dim)
+    found = _simplex(x.kept().rounded(), dropped, dim)
     p = cut(smooth(EXP, found.logs), found.low, found.high)
     if dropped is None:
         return p
-    slope, radius = (None if v is None else v.masked_fill(dropped, 0.0) for v in (p.slope, p.radius))
-    return Form(p.centre.masked_fill(dropped, 0.0), slope, radius, p.ulps)
+    return moved(lambda v: v.masked_fill(dropped, 0.0), p)
 
 
 def _simplex(x: Form, dropped: Tensor | None, dim: int) -> _Simplex:
     def masked(v: Tensor, instead: float) -> Tensor:
         return v if dropped is None else v.masked_fill(dropped, instead)
 
+    def total(v: Tensor) -> Tensor:
+        return v.sum(dim, keepdim=True)
+
     n, top = x.centre.shape[dim], masked(x.centre, -inf).amax(dim, keepdim=True)
-    centre, k = x.centre - top, torch.zeros_like(x.centre) if x.slope is None else masked(x.slope, 0.0)
+    centre, parts = x.centre - top, []
     share = masked(centre, -inf).softmax(dim)
-    common = (share * k).sum(dim, keepdim=True)
-    own = k - common
-    rounding = (x.centre.abs() + top.abs() + k.abs() + common.abs()).mul_(8 * UNIT).add_(TINY)
+    rounding = (x.size() + top.abs()).mul_(8 * UNIT).add_(TINY)
+    off = torch.zeros_like(top)
+    for part in (x.slope, x.bend):
+        part = torch.zeros_like(centre) if part is None else masked(part, 0.0)
+        common = total(share * part)
+        part = part - common
+        parts.append(masked(part, 0.0))
+        off += total(share * parts[-1]).abs_() + parts[-1].abs().amax(dim, keepdim=True) * (10 * n * ASSUMED)
+        rounding += common.abs() * (8 * UNIT)
+    k, q = parts
     radius = masked(present(x.radius) + rounding, 0.0)
-    low, high = _range(Form(centre, own, radius, HEADROOM), masked, dim)
-    spread = (masked(own, -inf).amax(dim, keepdim=True) - masked(own, inf).amin(dim, keepdim=True)).square_() / 4
-    spread = torch.minimum(spread, (high * own.square()).sum(dim, keepdim=True)).mul_(1 + (n + 16) * UNIT).add_(TINY)
-    others = (high * radius).sum(dim, keepdim=True).mul_(1 + (2 * n + 64) * UNIT)
-    total = masked(centre, -inf).logsumexp(dim, keepdim=True)
-    off = masked(share * own, 0.0).sum(dim, keepdim=True).abs_() + own.abs().amax(dim, keepdim=True) * (
-        10 * n * ASSUMED
-    )
-    off += (n + total.abs()) * (10 * ASSUMED)
-    moved = ((1 - low) * radius).add_((others - high * radius).clamp_(min=0)).add_(spread / 4).add_(off)
-    moved.add_((centre.abs() + total.abs() + own.abs() + spread).mul_(32 * UNIT))
-    slope = None if x.slope is None else own
-    return _Simplex(Form(centre - total - spread / 4, slope, moved, HEADROOM), low, high)
+    low, high = _range(Form(centre, k, radius, HEADROOM, q), masked, dim)
+    others = total(high * radius).mul_(1 + (2 * n + 64) * UNIT)
+    spread, left = _variance(share, low, high, k, q, masked, dim)
+    logarithm = masked(centre, -inf).logsumexp(dim, keepdim=True)
+    off += (n + logarithm.abs()) * (10 * ASSUMED) + left * 0.5
+    rest = ((1 - low) * radius).add_((others - high * radius).clamp_(min=0)).add_(off)
+    rest.add_((centre.abs() + logarithm.abs() + k.abs() + q.abs() + spread).mul_(32 * UNIT))
+    slope, bend = (None, None) if x.constant else (k, q - spread * 0.5)
+    return _Simplex(Form(centre - logarithm - spread * 0.25, slope, rest, HEADROOM, bend), low, high)
 
 
-def _range(x: Form, masked: object, dim: int) -> tuple[Tensor, Tensor]:
+def _variance(
+    share: Tensor, low: Tensor, high: Tensor, k: Tensor, q: Tensor, masked: Masked, dim: int
+) -> tuple[Tensor, Tensor]:
+    """V = sum of p_j(c) k_j^2, and how far Var(h) may be from s^2 V, anywhere in the box."""
+
+    def total(v: Tensor) -> Tensor:
+        return v.sum(dim, keepdim=True)
+
+    def spread(v: Tensor) -> Tensor:
+        return masked(v, -inf).amax(dim, keepdim=True) - masked(v, inf).amin(dim, keepdim=True)
+
+    n, loose, half = k.shape[dim], (high - low).add_(high, alpha=100 * k.shape[dim] * ASSUMED), q.abs() * 0.5
+    own = total(share * k.square())
+    left = total(loose * k.square() + high * half * (2 * k.abs() + half)) + total(loose * (k.abs() + half)).square()
+    most = torch.maximum((spread(k) + spread(q) * 0.5).square() * 0.25, own)
+    return own, torch.minimum(left, most).mul_(1 + (4 * n + 64) * UNIT).add_(TINY)
+
+
+def _range(x: Form, masked: Masked, dim: int) -> tuple[Tensor, Tensor]:
     """The least and the greatest probabilities that entries can have, whatever the others are."""
     width, n = half_width(x), x.centre.shape[dim]
     width = width.mul_(1 + 8 * UNIT).add_(x.centre.abs(), alpha=8 * UNIT)
     lo, hi = x.centre - width, x.centre + width
-    top = masked(hi, -inf).amax(dim, keepdim=True)  # type: ignore[operator]
+    top = masked(hi, -inf).amax(dim, keepdim=True)
     lo, hi = lo - top, hi - top
-    below = masked(torch.where(lo < LEAST, 0.0, lo.exp() * (1 - EXPONENT)), 0.0)  # type: ignore[operator]
-    above = masked(hi.clamp(min=LEAST).exp_() * (1 + EXPONENT), 0.0)  # type: ignore[operator]
+    below = masked(torch.where(lo < LEAST, 0.0, lo.exp() * (1 - EXPONENT)), 0.0)
+    above = masked(hi.clamp(min=LEAST).exp_() * (1 + EXPONENT), 0.0)
     sums, rest = [v.sum(dim, keepdim=True) for v in (below, above)], (n + 16) * UNIT
     high = above / (above + (sums[0] * (1 - rest) - below).clamp_(min=0)) * (1 + 8 * UNIT)
     low = below / (below + (sums[1] * (1 + rest) - above)) * (1 - 8 * UNIT)
-    return low.nan_to_num(0.0, 0.0, 0.0), masked(high.nan_to_num(1.0, 1.0, 1.0).clamp_(max=1), 0.0)  # type: ignore[operator]
+    return low.nan_to_num(0.0, 0.0, 0.0), masked(high.nan_to_num(1.0, 1.0, 1.0).clamp_(max=1), 0.0)
