@@ -58,7 +58,7 @@ Budget = Annotated[
     int | None,
     typer.Option(
         "--budget",
-        help="Sub-intervals that may be bounded; 0: exact claims only; default: what costs ten times the measuring.",
+        help="Sub-intervals that may be bounded; 0: exact claims only; default: what costs 30 times the measuring.",
         min=0,
     ),
 ]
