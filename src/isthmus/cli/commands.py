@@ -13,32 +13,24 @@ import typer
 from rich.table import Column, Table
 
 from isthmus import pipeline as runs
-from isthmus.cli.common import (
+from isthmus.cli.common import device_of, dtype_of, method_of, opened
+from isthmus.cli.console import console, number, progress_bar, show
+from isthmus.cli.options import (
+    CHECKPOINTS,
+    PATHS,
+    Asked,
     BatchNorm,
     Budget,
     Checkpoint,
-    DataOption,
-    Device,
-    DType,
-    Examples,
     Gap,
     Json,
-    Key,
     LevelOption,
-    LossOption,
-    ModelOption,
     OutOption,
-    PenaltyOption,
     Points,
     Quiet,
     Seed,
-    UnsafePickle,
-    device_of,
-    dtype_of,
-    method_of,
-    opened,
+    with_asked,
 )
-from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.cli.typed import command
 from isthmus.connectors import METHODS
 from isthmus.data import DATASETS, load
@@ -51,32 +43,26 @@ from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
 
+@with_asked("penalty", "batch", "block", "ignore_index", "class_axis", *CHECKPOINTS, *PATHS)
 def train(
+    asked: Asked,
     out: Annotated[Path, typer.Option("--out", help="Where to write the weights (.safetensors).")],
-    model: Annotated[
-        str, typer.Option("--model", help="NAME[:SPEC], MODULE:FACTORY or FILE.py:FACTORY.")
-    ] = "mlp:64-60x4-10",
-    data: Annotated[str, typer.Option("--data", help="A data set's name or an .npz file.")] = "digits",
-    loss: Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")] = "cross_entropy",
     epochs: Annotated[int, typer.Option("--epochs", help="Budget in passes over the data.", min=1)] = 400,
     until: Annotated[float, typer.Option("--until", help="Stop at this training loss.")] = 1e-3,
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or sgd.")] = "adam",
     lr: Annotated[float, typer.Option("--lr")] = 2e-3,
-    batch: Annotated[int, typer.Option("--batch", min=1)] = 128,
+    batch: Annotated[int, typer.Option("--batch", help="Examples per step.", min=1)] = 128,
     momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.0,
-    examples: Examples = None,
-    device: Device = "auto",
-    dtype: DType = "float32",
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Train a network and write its weights, with what made them."""
     make_folder(out.parent)
-    dataset = load(data).subset(examples, None) if examples else load(data)
-    dataset = inputs_of(model, dataset)
-    kind, where = dtype_of(dtype, {}), device_of(device)
+    model, data, loss = asked.model or "mlp:64-60x4-10", asked.data or "digits", asked.loss or "cross_entropy"
+    dataset = inputs_of(model, load(data).subset(asked.examples, None))
+    kind, where = dtype_of("float32" if asked.dtype == "auto" else asked.dtype, {}), device_of(asked.device)
     module = seeded(lambda: by_name(model, inputs=dataset.shape, outputs=dataset.classes or None), seed)
     module = module.to(device=where, dtype=kind)
     x, y = dataset.cast(kind).x_train.to(where), dataset.y_train.to(where)
@@ -87,7 +73,7 @@ def train(
     about = {
         "model": model, "data": data, "loss": loss, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
         "train_loss": repr(fitted.loss), "steps": str(fitted.steps),
-        **({} if examples is None else {"examples": str(examples)}),
+        **({} if asked.examples is None else {"examples": str(asked.examples)}),
     }  # fmt: skip
     save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
     if as_json:
@@ -97,28 +83,21 @@ def train(
     return 1 if fitted.ended.name == "NOT_FINITE" else 0
 
 
+@with_asked(*PATHS)
 def connect(
     a: Checkpoint,
     b: Checkpoint,
+    asked: Asked,
     out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
     method: Annotated[str, typer.Option("--method", help="See: isthmus methods.")] = "Subnetwork",
     option: Annotated[
         list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
     ] = None,
-    loss: LossOption = None,
-    examples: Examples = None,
-    penalty: PenaltyOption = None,
     num_points: Points = 61,
     gap: Gap = 0.01,
     budget: Budget = None,
     level: LevelOption = LEVEL,
     bn: BatchNorm = None,
-    key: Key = None,
-    unsafe_pickle: UnsafePickle = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -130,22 +109,11 @@ def connect(
     """
     chosen = method_of(method, option or [])
     Level.read(level)
-    found = opened(
-        (a, b),
-        model,
-        data,
-        loss=loss,
-        examples=examples,
-        device=device,
-        dtype=dtype,
-        unsafe_pickle=unsafe_pickle,
-        penalty=penalty,
-        key=key,
-    )
+    found = opened((a, b), asked)
     objective, test, ends = found.objective, found.test, found.ends
     about = {"model": found.model, "data": found.data, "checkpoints": [str(a), str(b)], "command": command()}
-    about["examples"] = examples
-    about |= {"key": key} if key else {}
+    about["examples"] = asked.examples
+    about |= {"key": asked.key} if asked.key else {}
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state.begun() and not quiet:
         print(f"going on from the state of the search in {state.folder}", file=sys.stderr)

@@ -10,23 +10,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from isthmus.cli.common import (
-    Checkpoint,
-    DataOption,
-    Device,
-    DType,
-    Examples,
-    Json,
-    Key,
-    LossOption,
-    ModelOption,
-    PenaltyOption,
-    Quiet,
-    Seed,
-    UnsafePickle,
-    opened,
-)
+from isthmus.cli.common import opened
 from isthmus.cli.console import console, progress_bar
+from isthmus.cli.options import PATHS, Asked, Checkpoint, Json, Quiet, Seed, with_asked
 from isthmus.storage import make_folder
 from isthmus.storage.files import plain, write_csv, write_json, write_text
 from isthmus.theory import Theory
@@ -34,11 +20,11 @@ from isthmus.theory import theory as theory_of
 from isthmus.theory.table import cells
 
 
+@with_asked(*PATHS)
 def theory(
     a: Checkpoint,
     b: Checkpoint,
-    model: ModelOption = None,
-    data: DataOption = None,
+    asked: Asked,
     out: Annotated[Path | None, typer.Option("--out", help="Also write theory.md, .csv and .json here.")] = None,
     theorem: Annotated[
         list[str] | None, typer.Option("--theorem", help="Only theorems whose name holds this text; repeatable.")
@@ -47,30 +33,12 @@ def theory(
     draws: Annotated[int, typer.Option("--draws", help="Draws of the noise, and of each subnetwork.", min=1)] = 5,
     steps: Annotated[int, typer.Option("--steps", help="Training steps per subnetwork.", min=1)] = 500,
     sample: Annotated[int | None, typer.Option("--sample", help="Examples for noise stability.", min=1)] = 500,
-    loss: LossOption = None,
-    examples: Examples = None,
-    penalty: PenaltyOption = None,
-    key: Key = None,
-    unsafe_pickle: UnsafePickle = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Which theorems apply to two networks: every premise measured, and the bound that follows."""
-    found = opened(
-        (a, b),
-        model,
-        data,
-        loss=loss,
-        examples=examples,
-        device=device,
-        dtype=dtype,
-        unsafe_pickle=unsafe_pickle,
-        penalty=penalty,
-        key=key,
-    )
+    found = opened((a, b), asked)
     if out is not None:
         make_folder(out)
     with progress_bar(quiet) as progress:

@@ -39,7 +39,7 @@ def from_folder(folder: str | Path) -> nn.Module:
         raise InputError("model", expected="hf:FOLDER, a folder of save_pretrained", got=got, instead=_OWN)
     said = _read(file)
     kind = _class_of(file, said)
-    config = _configured(file)
+    config = configured(folder)
     _check_size(file, kind, config)
     return kind(config).eval()
 
@@ -109,11 +109,11 @@ def _class_of(file: Path, said: dict[str, Any]) -> Any:
     return found
 
 
-def _configured(file: Path) -> Any:
+def configured(folder: str | Path) -> Any:
+    """The config in a folder, as ``transformers`` reads it. Errors: ``FileError``."""
+    auto, file = _transformers().AutoConfig, Path(folder) / _CONFIG
     try:
-        config = _transformers().AutoConfig.from_pretrained(
-            str(file.parent), local_files_only=True, trust_remote_code=False
-        )
+        config = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library promises no types
         raise FileError(file, f"is not read by transformers ({one_line(error)})", f"give {_OWN}") from error
     config.use_cache = False  # of keys and values for the next word, which outputs would hold as well
@@ -123,7 +123,7 @@ def _configured(file: Path) -> Any:
 
 
 def _check_size(file: Path, kind: Any, config: Any) -> None:
-    """Refuse a network that cannot be made, or has more parameters than there are bytes of weights beside the config."""
+    """Refuse a network that cannot be made, or has more parameters than its folder holds bytes of weights."""
     try:
         with torch.device("meta"):
             count = sum(p.numel() for p in kind(config).parameters())

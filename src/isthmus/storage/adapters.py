@@ -23,7 +23,7 @@ from isthmus.storage.files import check_regular, one_line, read_json
 from isthmus.storage.folders import ADAPTER
 from isthmus.storage.translated import translated
 
-__all__ = ["Adapted", "Lora", "read_lora"]
+__all__ = ["AdapterContents", "Lora", "read_lora"]
 
 _CONFIG_BYTES = 1_000_000
 _ROOT = "base_model.model."
@@ -233,7 +233,7 @@ def _number(folder: Path, key: str, value: Any) -> float:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdapterContents:
     """An adapter and the checkpoint under it, to choose merged weights from, as from ``Contents``."""
 
     lora: Lora

@@ -19,7 +19,7 @@ from torch import Tensor
 from isthmus.errors import CheckpointError, FileError, IsthmusError, IsthmusWarning
 from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params
-from isthmus.storage.adapters import Adapted, read_lora
+from isthmus.storage.adapters import AdapterContents, read_lora
 from isthmus.storage.contents import Contents, Like, owned
 from isthmus.storage.files import PathLike, check_regular, disk_error, one_line
 from isthmus.storage.folders import BIN_INDEX, INDEX, adapter_file, adapter_folder, member, shard_of, weight_map
@@ -85,7 +85,9 @@ def load_params(
     return params
 
 
-def read_checkpoint(path: PathLike, *, base: PathLike | None = None, unsafe_pickle: bool = False) -> Contents | Adapted:
+def read_checkpoint(
+    path: PathLike, *, base: PathLike | None = None, unsafe_pickle: bool = False
+) -> Contents | AdapterContents:
     """All that a checkpoint holds, to choose the weights from. Errors: ``CheckpointError``, as ``load_params``."""
     file = Path(path)
     try:
@@ -104,7 +106,7 @@ def read_checkpoint(path: PathLike, *, base: PathLike | None = None, unsafe_pick
         raise CheckpointError(file, *disk_error(error, file)) from error
 
 
-def _load_adapter(folder: Path, base: PathLike | None, unsafe_pickle: bool) -> Adapted:
+def _load_adapter(folder: Path, base: PathLike | None, unsafe_pickle: bool) -> AdapterContents:
     """An adapter with the checkpoint that it is added to."""
     file = adapter_file(folder)
     lora = read_lora(folder, _tensors_of(file, unsafe_pickle))
@@ -115,7 +117,7 @@ def _load_adapter(folder: Path, base: PathLike | None, unsafe_pickle: bool) -> A
         raise CheckpointError(folder, why, "give its path: base=, or --base")
     if adapter_folder(below) is not None:
         raise CheckpointError(folder, f"is an adapter for the adapter {below}", "save the merged weights of that one")
-    return Adapted(lora, _load(member(below) if below.is_dir() else below, unsafe_pickle))
+    return AdapterContents(lora, _load(member(below) if below.is_dir() else below, unsafe_pickle))
 
 
 def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[str, str] | None = None) -> None:
