@@ -181,8 +181,8 @@ def verdict(
     proof = None if certificate is None else _proof(certificate)
     if profile is None:
         return judge(asked, None, proof)
-    sets = [_measured(p) for p in (profile, profile.test, profile.beside.get("interpolate"))]
-    return judge_all(asked, *sets, proof, profile.bn)
+    test, beside = _measured(profile.test), _measured(profile.beside.get("interpolate"))
+    return judge_all(asked, _measured(profile), test, beside, proof, profile.bn)
 
 
 def judge_all(

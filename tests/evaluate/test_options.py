@@ -295,9 +295,10 @@ def test_other_policies_stand_beside():
         assert alone.test is not None
         assert torch.equal(other.loss, alone.loss)
         assert torch.equal(other.test.loss, alone.test.loss)
-    stored = json.loads(json.dumps(found.to_dict()))["beside"]
-    assert stored["keep"]["loss"] == found.beside["keep"].loss.tolist()
-    assert stored["keep"]["test"]["barriers"]["loss"]["max"] == found.beside["keep"].test.max
+    stored, kept = json.loads(json.dumps(found.to_dict()))["beside"]["keep"], found.beside["keep"]
+    assert kept.test is not None
+    assert stored["loss"] == kept.loss.tolist()
+    assert stored["test"]["barriers"]["loss"]["max"] == kept.test.max
     with pytest.raises(im.InputError, match="on a grid"):
         beside_others(im.profile(objective, path, tol=0.1), objective, path)
 

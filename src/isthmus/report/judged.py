@@ -21,8 +21,10 @@ def verdict_of(run: StoredRun) -> Verdict | None:
     if run.profile is None:
         return None if proof is None else judge(asked, None, proof)
     found = run.profile
-    sets = (found.train, found.test, found.beside.get("interpolate"))
-    return judge_all(asked, *(None if s is None else _measured(found, s["loss"]) for s in sets), proof, found.bn)
+    test, beside = (
+        None if s is None else _measured(found, s["loss"]) for s in (found.test, found.beside.get("interpolate"))
+    )
+    return judge_all(asked, _measured(found, found.train["loss"]), test, beside, proof, found.bn)
 
 
 def far_from(run: StoredRun) -> str:
