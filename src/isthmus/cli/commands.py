@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.table import Column, Table
 
 from isthmus import pipeline as runs
 from isthmus.cli.common import device_of, dtype_of, method_of, opened
-from isthmus.cli.console import console, number, progress_bar, show
+from isthmus.cli.console import hanging, number, progress_bar, show
 from isthmus.cli.options import (
     CHECKPOINTS,
     PATHS,
@@ -32,8 +33,9 @@ from isthmus.cli.options import (
     with_asked,
 )
 from isthmus.cli.typed import command
-from isthmus.connectors import METHODS
+from isthmus.connectors import METHODS, Connector
 from isthmus.data import DATASETS, load
+from isthmus.errors import UnsupportedError
 from isthmus.evaluate.batchnorm import POLICIES
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
@@ -117,7 +119,7 @@ def connect(
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state.begun() and not quiet:
         print(f"going on from the state of the search in {state.folder}", file=sys.stderr)
-    with progress_bar(quiet) as progress:
+    with progress_bar(quiet) as progress, _others_named():
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
             test=test, num_points=num_points, gap=gap, budget=budget, level=level, bn=bn or POLICIES[0], seed=seed,
@@ -132,24 +134,37 @@ def connect(
     return 0 if done.connection.outcome.ok else 1
 
 
+@contextmanager
+def _others_named() -> Iterator[None]:
+    """Let a method that cannot take the network say which methods can."""
+    try:
+        yield
+    except UnsupportedError as error:
+        able = [f"--method {m.__name__}" for m in METHODS if m.about.needs.startswith("any module")]
+        error.add_note(f"methods that take any module: {', '.join(able)}")
+        raise
+
+
 def methods(as_json: Json = False) -> int:
     """The methods: where they come from, what each makes, needs and costs, and its options."""
     if as_json:
         rows = {m.__name__: asdict(m.about) | {"options": options_of(m)} for m in METHODS}
         print(json.dumps(rows, indent=2))
         return 0
-    name = Column("method", no_wrap=True)
-    table = Table(name, "makes", "needs", "cost", Column("options", no_wrap=True), show_lines=True)
-    for m in METHODS:
-        options = "\n".join(f"{k}={v}" for k, v in options_of(m).items())
-        table.add_row(
-            f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.premises, m.about.cost, options
-        )
-    screen = console()
-    screen.print(table)
-    screen.print("Models: " + ", ".join(e.syntax for e in MODELS.values()), highlight=False, markup=False)
-    screen.print("Data: " + ", ".join(e.syntax for e in DATASETS), highlight=False, markup=False)
+    print("\n\n".join(_in_lines(m) for m in METHODS))
+    own = {"Models": ["hf:FOLDER", "FILE.py:FACTORY"], "Data": ["FILE.npz", "FILE.py:FACTORY", "FILE.txt, FILE.jsonl"]}
+    named = {"Models": [e.syntax for e in MODELS.values()], "Data": [e.syntax for e in DATASETS]}
+    for what, names in named.items():
+        print(f"\n{what}:\n" + "\n".join(hanging(name, "  ") for name in [*names, *own[what]]))
     return 0
+
+
+def _in_lines(method: type[Connector]) -> str:
+    """A method as people read about it."""
+    about = method.about
+    options = ", ".join(f"{k}={v}" for k, v in options_of(method).items()) or "none"
+    said = {"makes": about.makes, "needs": about.premises, "cost": about.cost, "options": options}
+    return "\n".join([f"{method.__name__} ({about.reference})", *(hanging(v, f"  {k:8} ") for k, v in said.items())])
 
 
 def report(
