@@ -62,9 +62,10 @@ def given(made: Any, name: str) -> Given:
     """What a factory of data gives: training data, a pair (training, test), or a dictionary.
 
     Data are whatever ``Objective`` takes: (x, y), a ``TensorDataset``, a ``DataLoader``. The dictionary has "data", and
-    perhaps "test" and arguments of ``Objective``: "loss", "error", "ignore_index", ... Errors: ``InputError``.
+    perhaps "test" and arguments of ``Objective``: "loss", "error", "ignore_index", ...; one without "data" is data
+    itself. Errors: ``InputError``.
     """
-    if isinstance(made, Mapping):
+    if isinstance(made, Mapping) and "data" in made:
         return _of_dictionary({str(k): v for k, v in made.items()}, name)
     if isinstance(made, tuple | list) and len(made) == 2 and not _is_array(made[1]):
         return Given(*made)
@@ -74,10 +75,9 @@ def given(made: Any, name: str) -> Given:
 def _of_dictionary(made: dict[str, Any], name: str) -> Given:
     options = {k: v for k, v in made.items() if k not in ("data", "test")}
     taken = [k for k in inspect.signature(Objective).parameters if k not in _OWN and k[0] != "_"]
-    if "data" not in made or not options.keys() <= {*taken}:
-        got = ", ".join(map(repr, options.keys() - {*taken}))
+    if unknown := options.keys() - {*taken}:
         expected = f"a dictionary with 'data', and perhaps 'test', {', '.join(map(repr, taken))}"
-        raise InputError(f"data {name!r}", expected=expected, got=got or "an empty one")
+        raise InputError(f"data {name!r}", expected=expected, got=", ".join(map(repr, unknown)))
     return Given(made["data"], made.get("test"), options)
 
 
