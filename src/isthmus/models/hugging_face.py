@@ -12,6 +12,7 @@ from torch import nn
 
 from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.storage.files import check_regular, one_line, read_json
+from isthmus.storage.translated import quietly
 
 HUGGING_FACE = "hf"
 """What the name of such a network begins with: ``hf:FOLDER``."""
@@ -21,6 +22,8 @@ _CONFIG_BYTES = 1_000_000
 _REPEATED = re.compile(r"layer|block|depth|stage|expert|head", re.IGNORECASE)
 _MOST = 10_000
 """The most layers, blocks, ... that a config may ask for."""
+_WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+"""The files that tokenizers keep their words in."""
 _SMALL = 2**30
 """A network of so many parameters may be made whatever lies beside the config; a larger one needs its weights there."""
 _OWN = "your own code, FILE.py:FACTORY"
@@ -40,8 +43,9 @@ def from_folder(folder: str | Path) -> nn.Module:
     said = _read(file)
     kind = _class_of(file, said)
     config = configured(folder)
-    _check_size(file, kind, config)
-    return kind(config).eval()
+    with quietly():
+        _check_size(file, kind, config)
+        return kind(config).eval()
 
 
 def causal(folder: str | Path) -> bool:
@@ -52,12 +56,15 @@ def causal(folder: str | Path) -> bool:
 
 def tokenizer_of(folder: str | Path) -> Any:
     """The tokenizer in a folder. Errors: ``FileError`` for none, or one that needs code of its own."""
-    auto = _transformers().AutoTokenizer
+    auto, why = _transformers().AutoTokenizer, "holds no tokenizer"
+    instead = "write tokenizer.save_pretrained(FOLDER)"
+    if not any((Path(folder) / name).is_file() for name in _WORDS):  # the library would make one without words
+        raise FileError(folder, why, instead)
     try:
-        return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with quietly():
+            return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library promises no types
-        why = f"holds no tokenizer that can be read ({one_line(error)})"
-        raise FileError(folder, why, "tokenizer.save_pretrained(FOLDER)") from error
+        raise FileError(folder, f"{why} that can be read ({one_line(error)})", instead) from error
 
 
 def _transformers() -> Any:
@@ -113,7 +120,8 @@ def configured(folder: str | Path) -> Any:
     """The config in a folder, as ``transformers`` reads it. Errors: ``FileError``."""
     auto, file = _transformers().AutoConfig, Path(folder) / _CONFIG
     try:
-        config = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with quietly():
+            config = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library promises no types
         raise FileError(file, f"is not read by transformers ({one_line(error)})", f"give {_OWN}") from error
     config.use_cache = False  # of keys and values for the next word, which outputs would hold as well

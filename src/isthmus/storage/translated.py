@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from isthmus.params import Params
 
-__all__ = ["translated"]
+__all__ = ["quietly", "translated"]
 
 _LIBRARY = "transformers.modeling_utils"
 
@@ -26,7 +26,7 @@ def translated(state: Mapping[str, Tensor], like: Any) -> Params | None:
     if found is None:
         return None
     prefix, module = found
-    with _quietly():
+    with quietly():
         try:
             read, info = type(module).from_pretrained(
                 None, config=module.config, state_dict=dict(state), output_loading_info=True
@@ -48,8 +48,8 @@ def _of_library(like: Any) -> tuple[str, Any] | None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the library's progress bars and reports: what is missing, the caller says."""
+def quietly() -> Iterator[None]:
+    """Without the library's progress bars and reports, once it is imported: what is missing, the caller says."""
     log: Any = sys.modules["transformers.utils.logging"]
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)
