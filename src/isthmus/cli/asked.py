@@ -20,6 +20,7 @@ from isthmus.objective.data import digest_of_data
 from isthmus.objective.losses import L1, PENALTIES, Ridge, describe_penalty
 from isthmus.pipeline import LABELLED, inputs_of
 from isthmus.storage.files import one_line
+from isthmus.storage.folders import USUAL
 from isthmus.stored import StoredSetup, shown
 
 _AGAIN = "make the path again"
@@ -102,8 +103,8 @@ def asked_penalty(asked: Asked) -> Ridge | L1 | None:
 
 def _check_told(file: Path, model: object) -> None:
     """A folder of Hugging Face describes its network, but it is made only when asked for."""
-    folder = next((f for f in (file, file.parent) if (f / "config.json").is_file()), None)
-    if model is None and folder is not None:
+    folder = file.parent if file.name in USUAL else file
+    if model is None and (folder / "config.json").is_file():
         line = f"{command()} --model {shlex.quote(f'hf:{folder}')}"
         raise FileError(file, "holds the weights of a network that is not named", f"to take its config.json: {line}")
 
@@ -115,12 +116,8 @@ def options_of(dataset: Dataset | Given) -> Mapping[str, Any]:
 
 def _labelled(own: Mapping[str, Any], asked: Asked, stored: Mapping[str, int] | None = None) -> dict[str, int]:
     """How labels are read: as typed, else as the data say, else as stored."""
-    typed = {k: v for k, v in {"ignore_index": asked.ignore_index, "class_axis": asked.class_axis}.items()}
-    return {
-        **(stored or {}),
-        **{k: own[k] for k in LABELLED if k in own},
-        **{k: v for k, v in typed.items() if v is not None},
-    }
+    typed = {"ignore_index": asked.ignore_index, "class_axis": asked.class_axis}
+    return {k: held[k] for held in (stored or {}, own, typed) for k in LABELLED if held.get(k) is not None}
 
 
 def _names(gate: StoredSetup, asked: Asked, model: object, data: object) -> tuple[str, str]:

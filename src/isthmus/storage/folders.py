@@ -9,14 +9,25 @@ from pathlib import Path
 from isthmus.errors import CheckpointError
 from isthmus.storage.files import check_regular, one_line, read_json
 
-__all__ = ["ADAPTER", "BIN_INDEX", "INDEX", "adapter_file", "adapter_folder", "member", "shard_of", "weight_map"]
+__all__ = [
+    "ADAPTER",
+    "BIN_INDEX",
+    "INDEX",
+    "USUAL",
+    "adapter_file",
+    "adapter_folder",
+    "member",
+    "shard_of",
+    "weight_map",
+]
 
 ADAPTER = "adapter_config.json"
 """The file that makes a folder one of PEFT."""
 INDEX = ".safetensors.index.json"
 BIN_INDEX = ".bin.index.json"
 
-_USUAL = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin", f"pytorch_model{BIN_INDEX}")
+USUAL = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin", f"pytorch_model{BIN_INDEX}")
+"""What Hugging Face calls weights, in the order in which it looks for them."""
 _ENDINGS = ((INDEX,), (".safetensors",), (BIN_INDEX,), (".pt", ".pth", ".bin"))
 # what trainers write beside the weights: pickles of other things, which are never opened
 _BESIDE = re.compile(r"(optimizer|scheduler|scaler|sampler|rng_state|random_states|training_args|adapter_model)[._-].*")
@@ -32,7 +43,7 @@ def member(folder: Path) -> Path:
     """
     names = sorted(p.name for p in folder.iterdir() if p.is_file())
     groups = [[name for name in names if _is_weights(name, endings)] for endings in _ENDINGS]
-    groups = [*([name] for name in _USUAL if {name, "config.json"} <= {*names}), *groups]
+    groups = [*([name] for name in USUAL if {name, "config.json"} <= {*names}), *groups]
     if found := next(filter(None, groups), None):
         return folder / _one_of(folder, found)
     if ".metadata" in names:
