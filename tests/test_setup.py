@@ -106,10 +106,6 @@ certify/forms.py:contract
 certify/rules.py:_einsum
 certify/verify.py:_segment
 certify/verify.py:_totals
-cli/app.py:run_app
-cli/asked.py:_examples
-cli/asked.py:of_checkpoints
-cli/experiments.py:engine_of
 evaluate/engine.py:Engine._route
 evaluate/network.py:Network.without_dead
 evaluate/plan.py:_not_worth
