@@ -106,10 +106,6 @@ certify/forms.py:contract
 certify/rules.py:_einsum
 certify/verify.py:_segment
 certify/verify.py:_totals
-cli/app.py:run_app
-cli/asked.py:_examples
-cli/asked.py:of_checkpoints
-cli/experiments.py:engine_of
 evaluate/engine.py:Engine._route
 evaluate/network.py:Network.without_dead
 evaluate/plan.py:_not_worth
@@ -119,31 +115,6 @@ evaluate/profile.py:profile
 evaluate/routes.py:Penalty.along
 evaluate/sample.py:adaptively
 evaluate/sample.py:screened
-program/batch.py:_Sizes.merged
-program/export.py:_free
-program/export.py:_read
-program/export.py:_where
-structure/activations.py:activation_of
-structure/algebra.py:_reduce
-structure/algebra.py:contract
-structure/algebra.py:elementwise
-structure/axes.py:_bind
-structure/axes.py:_unify_products
-structure/chain.py:_factor_first
-structure/chain.py:_group_between
-structure/chain.py:_needed
-structure/chain.py:_one_line
-structure/chain.py:chain_of
-structure/layers.py:_recurrent
-structure/liveness.py:live_units
-structure/liveness.py:merged
-structure/propagation.py:Propagation.run
-structure/propagation.py:Propagation.structure
-structure/shapes.py:reshaped
-structure/slopes.py:chain_with_slopes
-structure/units.py:Structure.__post_init__
-structure/units.py:Structure._check_overlap
-structure/verify.py:verify
 """
 """The functions that are more complex than 10 as radon counts; the list may only shrink."""
 

@@ -16,7 +16,7 @@ from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
-from isthmus.objective.data import Data
+from isthmus.objective.batches import Data
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
 from isthmus.shown import one_line

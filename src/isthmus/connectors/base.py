@@ -140,6 +140,7 @@ class About:
 def check_convex(objective: Objective, what: str) -> None:
     """Refuse a loss whose segments no theorem bounds."""
     if not objective.convex:
+        objective.source.few()  # an objective of numbers alone says so
         raise InputError(
             "loss",
             expected=f"one that is convex in the outputs, on which the bound of {what} rests",
