@@ -1,8 +1,8 @@
 """How low trained curves are and what they cost: 784-500x5-10, 10,000 images; published recipe, and ours, in one run.
 
-``python benchmarks/curves.py [A.safetensors B.safetensors] [--epochs 20] [--cpu]``; without files two
-networks are trained on MNIST. With files the data are the first 10,000 images of Fashion-MNIST. The maximum is over 61 points, on all
-examples, in float32.
+``python benchmarks/curves.py [A.safetensors B.safetensors] [--epochs 20] [--cpu]``; without files two networks are
+trained on MNIST, with files the data are the first 10,000 images of Fashion-MNIST. The largest loss is over 61 points,
+on all examples, in float32.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def main() -> None:
         steps = found.cost.gradient_steps or 0
         share = seconds / (steps / (len(y) // 128) * epoch)
         print(
-            f"  {name}: {steps} steps, {found.info.precision}, largest loss {top:.4g}, ends {max(found.info.ends):.4g}, "
-            f"{seconds:.1f} s, {share:.2f} x as many epochs of plain training",
+            f"  {name}: {steps} steps in {found.info.precision}, at most {top:.4g} (ends {max(found.info.ends):.4g}),"
+            f" {seconds:.1f} s, {share:.2f} x as many epochs of plain training",
             flush=True,
         )
 

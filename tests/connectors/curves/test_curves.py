@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 import isthmus as im
+from isthmus.connectors.curves import losses
 from isthmus.connectors.curves.coordinates import Coordinates, combine
 from isthmus.connectors.curves.focus import Focus
 from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen
+from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.connectors.curves.shape import Bernstein, Polygon
 from isthmus.connectors.curves.train import CurveTraining
 from isthmus.data import load
@@ -81,10 +83,10 @@ def test_drawing_by_the_density_gives_the_gradient_of_the_power_mean():
     """grad J_p of a scalar family, by quadrature, against the expectation of gradients under the density."""
     t = torch.linspace(0, 1, 4001, dtype=torch.float64)
     w = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
-    losses = 0.1 + (w[0] - t) ** 2 + (w[1] * t - 0.2) ** 2
-    (wanted,) = torch.autograd.grad(losses.pow(3).mean().pow(1 / 3), w, retain_graph=True)
-    density = losses.detach() ** 2 / (losses.detach() ** 2).sum()
-    (drawn,) = torch.autograd.grad((density * losses).sum(), w)
+    losses_ = 0.1 + (w[0] - t) ** 2 + (w[1] * t - 0.2) ** 2
+    (wanted,) = torch.autograd.grad(losses_.pow(3).mean().pow(1 / 3), w, retain_graph=True)
+    density = losses_.detach() ** 2 / (losses_.detach() ** 2).sum()
+    (drawn,) = torch.autograd.grad((density * losses_).sum(), w)
     assert torch.cosine_similarity(wanted, drawn, dim=0) > 1 - 1e-12
 
 
@@ -249,6 +251,29 @@ def test_low_precision_is_as_low(digits):
         assert found.path.segments[0].control[1]["0.weight"].dtype == torch.float32
         tops.append(im.profile(narrow, found).max)
     assert tops[1] == pytest.approx(tops[0], rel=0.5)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_precision_is_chosen_by_the_processor_the_size_and_what_the_network_can_do(monkeypatch, runs):
+    class Choosy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(6, 4)
+
+        def forward(self, x):
+            if not runs and x.dtype == torch.bfloat16:
+                raise RuntimeError("not implemented for BFloat16")
+            return self.one(x)
+
+    x, y = blobs(12, (6,), 4)
+    objective = im.Objective(Choosy(), data=(x.float(), y))
+    assert CurveLosses.of(objective, "recompute", "auto").dtype == torch.float32
+    monkeypatch.setattr(losses, "has_bf16", lambda device: True)
+    assert CurveLosses.of(objective, "recompute", "auto").dtype == torch.float32  # small
+    monkeypatch.setattr(losses, "_LARGE", 10)
+    found = CurveLosses.of(objective, "recompute", "auto")
+    assert found.dtype == (torch.bfloat16 if runs else torch.float32)
+    assert CurveLosses.of(objective.cast(torch.float64), "recompute", "auto").dtype == torch.float64
 
 
 def test_several_places_a_step_are_their_mean(digits):

@@ -8,10 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from isthmus.errors import IsthmusError
 from isthmus.evaluate.batchnorm import BATCH, applied, refresh, statistics, with_batch_statistics
 from isthmus.evaluate.screen import has_bf16
 from isthmus.objective import Objective
-from isthmus.objective.data import rows
+from isthmus.objective.data import Inputs
+from isthmus.objective.source import Source
 from isthmus.params import Params, in_dtype
 
 FEW = 2000
@@ -45,12 +47,10 @@ class CurveLosses:
     def _runs_low(self) -> bool:
         """Whether the network runs in bfloat16 at all."""
         try:
-            zeros = {
-                k: torch.zeros_like(v, device=self.objective.device)
-                for k, v in self.objective.skeleton.state_dict().items()
-            }
-            self.batch(zeros, torch.arange(min(4, self.objective.num_examples), device=self.objective.device))
-        except (RuntimeError, NotImplementedError):
+            like, device = self._fast.skeleton.state_dict(), self.objective.device
+            zeros = {k: torch.zeros(v.shape, dtype=v.dtype, device=device) for k, v in like.items()}
+            self.batch(zeros, torch.arange(min(4, self.objective.num_examples), device=device))
+        except (IsthmusError, RuntimeError, NotImplementedError):
             return False
         return True
 
@@ -73,27 +73,28 @@ class CurveLosses:
         like, device = self._fast.skeleton.state_dict(), self.objective.device
         return {k: torch.zeros(like[k].shape, dtype=like[k].dtype, device=device) for k in statistics(self.objective)}
 
-    def _values(self, point: Params, index: Tensor | slice) -> Tensor:
-        """The losses of some examples at a point in the fast precision; computed from outputs in the working one."""
+    @cached_property
+    def _few(self) -> Source:
+        return self._fast.source.first(min(FEW, self.objective.num_examples))
+
+    def _values(self, point: Params, x: Inputs, y: Tensor) -> Tensor:
+        """The losses of some examples, from outputs in the fast precision."""
         own = self._scratch if self.bn == "recompute" else {}
-        x, y = rows(self._fast.data[0], index), self.objective.data[1][index]
-        outputs = self._fast.forward({**point, **own}, x, self._module)
-        return self.objective.example_losses(outputs.to(self.objective.dtype), y)
+        return self._fast.example_losses(self._fast.forward({**point, **own}, x, self._module), y)
 
     def batch(self, point: Params, index: Tensor) -> Tensor:
         """The mean loss of a batch, with the penalty; `point` is in ``dtype``, gradients flow to it."""
-        loss = self._values(point, index).mean()
+        loss = self._values(point, *self._fast.source.at(index)).mean()
         penalty, names = self.objective.penalty, self.objective.parameter_names
         return loss if penalty is None else loss + penalty(point, names).to(loss.dtype)
 
     def few(self, point: Params) -> float:
         """The loss on the first examples, in the fast precision, from a point in the working one."""
-        n, step = min(FEW, self.objective.num_examples), min(BATCH, self._fast.chunk)
-        low = {k: in_dtype(v, self.dtype) for k, v in point.items()}
+        low, step = {k: in_dtype(v, self.dtype) for k, v in point.items()}, min(BATCH, self._fast.chunk)
         with torch.no_grad():
-            total = sum(float(self._values(low, slice(i, min(i + step, n))).double().sum()) for i in range(0, n, step))
-        self.passes += n / self.objective.num_examples
-        return total / n + self.objective.penalty_of(point)
+            total = sum(float(self._values(low, x, y).double().sum()) for x, y in self._few.chunks(step))
+        self.passes += self._few.number / self.objective.num_examples
+        return total / self._few.number + self.objective.penalty_of(point)
 
     def all(self, point: Params) -> float:
         """The loss on all examples; where that is the policy, with statistics that are computed again."""
