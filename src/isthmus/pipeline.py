@@ -19,6 +19,8 @@ from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset
 from isthmus.evaluate import Profile, profile
+from isthmus.evaluate.batchnorm import applied
+from isthmus.evaluate.profile import beside_others
 from isthmus.models import MODELS
 from isthmus.objective import Objective
 from isthmus.params import Params, check_ends
@@ -119,6 +121,7 @@ def run(
     gap: float = 0.01,
     budget: int | None = None,
     level: float | str = LEVEL,
+    bn: str = "recompute",
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
     memory: Memory = forget,
@@ -127,22 +130,25 @@ def run(
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
-    `budget` are those of ``certify`` (by default ten times this measuring, of `num_points` points per segment), `level`
+    `budget` are those of ``certify`` (by default thirty times this measuring, of `num_points` points per segment), `level`
     is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
-    is measured; it also judges the path of a method with ``on="test"``. With a `memory` (see ``state_of``) a
+    is measured; it also judges the path of a method with ``on="test"``. `bn`: of ``profile``; the other policies are
+    measured beside it, and the file of the path keeps it. With a `memory` (see ``state_of``) a
     method that takes long goes on where it was killed.
     """
     Level.read(level)  # before the work, as a wrong one would be found after it
+    policy = applied(objective, bn)
     check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
-    stats["test"] = examples_of(test)
+    stats |= {"test": examples_of(test)} | ({} if policy == "none" else {"bn": bn})
     connection = replace(connection, stats=stats)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
-    measured = profile(objective, connection.path, num_points, test=test, progress=progress)
+    measured = profile(objective, connection.path, num_points, test=test, bn=bn, progress=progress)
+    measured = beside_others(measured, objective, connection.path, test=test, progress=progress)
     write_profile(measured, folder, objective, folder / "path.safetensors")
     middle = time.perf_counter()
     proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
@@ -199,7 +205,7 @@ def summary(
     out: dict[str, Any] = {
         "format": 1,
         "method": method,
-        "reference": reference_of(method.get("name", "")),
+        "reference": _reference_of(method.get("name", "")),
         "outcome": {
             "name": connection.outcome.name,
             "ok": connection.outcome.ok,
@@ -225,6 +231,9 @@ def summary(
             "max_error": measured.barriers["error"].max,
             "excess": measured.excess,
             "bn": measured.bn,
+            "beside": {
+                k: {"max_loss": v.max, "max_error": v.barriers["error"].max} for k, v in measured.beside.items()
+            },
         }
         if measured.test is not None:
             out |= {
@@ -241,7 +250,7 @@ def summary(
     return out
 
 
-def reference_of(name: str) -> str:
+def _reference_of(name: str) -> str:
     """The reference of the method with that name; empty if there is none."""
     from isthmus.connectors import METHODS
 
@@ -264,7 +273,8 @@ def write_certificate(
 ) -> None:
     """certificate.json, with what is bounded, on which path, if they are given, and certificate.csv."""
     table = proved.to_dict()
-    write_json(folder / "certificate.json", table | _about(objective, path))
+    about = _about(objective, path) | ({} if objective is None else {"bn": applied(objective, "interpolate")})
+    write_json(folder / "certificate.json", table | about)
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
 
@@ -274,7 +284,7 @@ def _about(objective: Objective | None, path: FilePath | None) -> dict[str, Any]
     return about if path is None else {**about, "path": path_digest(path)}
 
 
-SAME = ("loss", "named", "examples", "penalty", "error")
+_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error")
 """The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
 
 LABELLED = ("ignore_index", "class_axis")
@@ -289,7 +299,7 @@ def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
     """
     if not isinstance(theirs, Mapping):
         return []
-    keys = [k for k in SAME if k in mine and k in theirs]
+    keys = [k for k in _SAME if k in mine and k in theirs]
     keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
     keys += LABELLED
     return [f"{k}: {shown(theirs.get(k))}, not {shown(mine.get(k))}" for k in keys if mine.get(k) != theirs.get(k)]

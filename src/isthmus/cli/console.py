@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from isthmus.evaluate.batchnorm import policy_in_words
+from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
 from isthmus.pipeline import upward
 from isthmus.storage.files import plain
 from isthmus.training.progress import Progress as Report
@@ -62,6 +64,16 @@ def _lines() -> Report:
 def console() -> Console:
     """The console for results: at least 120 columns wide, so that no cell of a table is cut."""
     return Console(width=max(120, Console().width))
+
+
+def hanging(text: str, lead: str, indent: str | None = None) -> str:
+    """A text behind its `lead`, in lines that a terminal of any width shows whole; 80 columns where there is none.
+
+    `indent`: what stands before the further lines; default: as much space as the lead takes.
+    """
+    indent = " " * len(lead) if indent is None else indent
+    width = max(40, min(100, shutil.get_terminal_size().columns))
+    return textwrap.fill(text, width, initial_indent=lead, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def number(value: float | None, digits: int = 4, *, up: bool = False) -> str:
@@ -114,9 +126,11 @@ def table_of_runs(results: Sequence[Mapping[str, Any]]) -> Table:
 def sentences(row: Mapping[str, Any]) -> list[str]:
     """The verdict of a run, how far its proof is from what was measured, and what became of BatchNorm."""
     verdict = row["verdict"]
-    out = [verdict["text"], *([f"test data: {verdict['test']['text']}"] if verdict["test"] else [])]
+    beside = {"test data": verdict["test"], "with interpolated statistics": verdict["interpolated"]}
+    out = [verdict["text"], *(f"{name}: {found['text']}" for name, found in beside.items() if found)]
     out += [] if row["close"] else [row["certificate"]]
-    return [line for line in (*out, policy_in_words(row["bn"])) if line]
+    others = beside_in_words(row["max_loss"], {k: v["max_loss"] for k, v in row["beside"].items()})
+    return [line for line in (*out, policy_in_words(row["bn"]), others) if line]
 
 
 def show(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:

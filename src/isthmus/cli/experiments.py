@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from isthmus.cli.common import Json, Quiet
 from isthmus.cli.console import console, progress_bar
+from isthmus.cli.options import Json, Quiet
 from isthmus.cli.typed import command
 from isthmus.errors import FileError, InputError
 from isthmus.experiments import SCALES, Finding, read_sweep, sweep_file
@@ -59,16 +59,19 @@ def engine_of(
         return Local()
     if workers is not None and address is not None:
         raise InputError("--workers", expected="none with --address: the cluster has its own", got=workers)
-    wanted = {}
-    for text in resource or []:
-        name, equals, amount = text.partition("=")
-        try:
-            wanted[name] = float(amount) if equals and name else float("nan")
-        except ValueError:
-            wanted[name] = float("nan")
-        if not wanted[name] >= 0:
-            raise InputError("--resource", expected="NAME=AMOUNT", got=repr(text), instead="--resource big=1")
-    return Ray(workers or 1, address, cpus, gpus, wanted, retries)
+    return Ray(workers or 1, address, cpus, gpus, dict(map(_amount, resource or [])), retries)
+
+
+def _amount(text: str) -> tuple[str, float]:
+    """A resource of Ray and how much of it, from NAME=AMOUNT."""
+    name, _, amount = text.partition("=")
+    try:
+        value = float(amount)
+    except ValueError:
+        value = float("nan")
+    if not (name and value >= 0):
+        raise InputError("--resource", expected="NAME=AMOUNT", got=repr(text), instead="--resource big=1")
+    return name, value
 
 
 @app.command("list")

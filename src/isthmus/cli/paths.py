@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,49 +14,47 @@ import typer
 from isthmus import pipeline as runs
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
-from isthmus.cli.asked import Asked, of_path
-from isthmus.cli.common import (
+from isthmus.cli.asked import check_given, of_path
+from isthmus.cli.common import dtype_of, objectives
+from isthmus.cli.console import number, progress_bar
+from isthmus.cli.experiments import Address, Workers, engine_of
+from isthmus.cli.given import Given
+from isthmus.cli.options import (
+    CHECKPOINTS,
+    Asked,
+    BatchNorm,
     Budget,
-    ChangedData,
-    DataOption,
-    Device,
-    DType,
-    Examples,
     Gap,
     Json,
     LevelOption,
-    LossOption,
-    ModelOption,
     OutOption,
-    PenaltyOption,
+    PathFile,
     Points,
     Quiet,
-    dtype_of,
-    objectives,
+    with_asked,
 )
-from isthmus.cli.console import number, progress_bar
-from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.connectors import Connection
 from isthmus.errors import FileError, InputError
-from isthmus.evaluate import Profile
 from isthmus.evaluate import profile as profile_path
-from isthmus.evaluate.batchnorm import applied, policy_in_words
+from isthmus.evaluate.batchnorm import POLICIES, applied, beside_in_words, policy_in_words
+from isthmus.evaluate.profile import beside_others
 from isthmus.objective import Objective
-from isthmus.paths import Path as WeightPath
 from isthmus.storage import load_connection, make_folder, read_json
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
-from isthmus.training.progress import Progress
 from isthmus.verdict import LEVEL, Level, verdict
 
 
-def _open_path(path: Path, asked: Asked, device: str, dtype: str) -> tuple[Connection, Objective, Objective | None]:
+def _open_path(path: Path, asked: Asked, dtype: str) -> tuple[Connection, Objective, Objective | None]:
     """The path with its objectives; what differs from what it was made with is said on stderr."""
     connection = load_connection(path)
     parts = of_path(path, connection.stats, asked)
     start = dict(connection.path.start)
     kind = parts.dtype if dtype == "auto" and parts.dtype is not None else dtype_of(dtype, start)
-    objective, test = objectives(parts, start, device=device, dtype=kind)
-    for note in parts.notes:
+    objective, test = objectives(parts, start, asked, kind)
+    notes = [*parts.notes]
+    if isinstance(parts.dataset, Given):
+        notes += filter(None, [check_given(path, connection.stats, objective, test, asked)])
+    for note in notes:
         print(f"note: {path} was made with {note}", file=sys.stderr)
     return connection, objective, test
 
@@ -71,61 +69,57 @@ def _labels(path: Path, connection: Connection) -> tuple[str, ...]:
     return tuple(held)
 
 
+@with_asked(*CHECKPOINTS)
 def profile(
-    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
+    path: PathFile,
+    asked: Asked,
     out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
-    loss: LossOption = None,
-    examples: Examples = None,
-    penalty: PenaltyOption = None,
-    changed_data: ChangedData = False,
     num_points: Points = 61,
     level: LevelOption = LEVEL,
     tol: Annotated[
         float | None, typer.Option("--tol", help="Refine until the maximum is estimated to this accuracy.")
     ] = None,
     screen: Annotated[str | None, typer.Option("--screen", help="bf16 or auto: screen points in bfloat16.")] = None,
-    bn: Annotated[str, typer.Option("--bn", help="BatchNorm: interpolate, keep, recompute or error.")] = "interpolate",
+    bn: BatchNorm = None,
     workers: Workers = None,
     address: Address = None,
-    device: Device = "auto",
-    dtype: DType = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Measure the loss and the error along a stored path, on the training and the test data."""
     Level.read(level)
-    engine = _engine(workers, address, {"--tol": tol, "--screen": screen, "--bn": None if bn == "interpolate" else bn})
-    connection, objective, test = _open_path(
-        path, Asked(model, data, loss, examples, penalty, dtype, changed_data), device, dtype
-    )
+    engine = _engine(workers, address, {"--tol": tol, "--screen": screen})
+    connection, objective, test = _open_path(path, asked, asked.dtype)
+    bn = bn or _policy(path, connection)
     with progress_bar(quiet) as progress:
         if engine is None:
             measured = profile_path(
-                objective, connection.path, num_points, test=test, bn=bn, screen=screen, tol=tol, progress=progress
-            )
+                objective, connection.path, num_points,
+                test=test, bn=bn, screen=screen, tol=tol, progress=progress,
+            )  # fmt: skip
+            if tol is None:
+                measured = beside_others(measured, objective, connection.path, test=test, progress=progress)
         else:
-            measured = _profile_on(engine, objective, test, connection.path, num_points, progress)
+            measured = profile_in_parallel(
+                objective, connection.path, num_points, test=test, bn=bn, engine=engine, progress=progress
+            )
     make_folder(out)
     runs.write_profile(measured, out, objective, path)
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
     found = verdict(measured, level=level)
-    _print_values(values, {"bn": measured.bn, "verdict": found.to_dict()}, found.lines, measured.bn, as_json)
+    words = beside_in_words(measured.max, {policy: other.max for policy, other in measured.beside.items()})
+    more = {"bn": measured.bn, "verdict": found.to_dict()}
+    _print_values(values, more, [*found.lines, *filter(None, [words])], measured.bn, as_json)
     return 0
 
 
+@with_asked("dtype", *CHECKPOINTS)
 def certify(
-    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
+    path: PathFile,
+    asked: Asked,
     out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
-    loss: LossOption = None,
-    examples: Examples = None,
-    penalty: PenaltyOption = None,
-    changed_data: ChangedData = False,
     gap: Gap = 0.01,
     budget: Budget = None,
     level: LevelOption = LEVEL,
@@ -134,7 +128,6 @@ def certify(
     ] = None,
     workers: Workers = None,
     address: Address = None,
-    device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -145,9 +138,7 @@ def certify(
     """
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
-    connection, objective, _ = _open_path(
-        path, Asked(model, data, loss, examples, penalty, changed_data=changed_data), device, "float64"
-    )
+    connection, objective, _ = _open_path(path, asked, "float64")
     labels = _labels(path, connection)
     if verify is not None:
         return _verify(objective, connection, labels, read_json(verify), quiet)
@@ -180,14 +171,12 @@ def _engine(workers: int | None, address: str | None, others: dict[str, Any]) ->
     return engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
 
 
-def _profile_on(
-    engine: Engine, objective: Objective, test: Objective | None, path: WeightPath, num_points: int, progress: Progress
-) -> Profile:
-    """The profile on the training data and, where there are some, on the test data."""
-    measured, *more = (
-        profile_in_parallel(o, path, num_points, engine=engine, progress=progress) for o in (objective, test) if o
-    )
-    return replace(measured, test=more[0]) if more else measured
+def _policy(path: Path, connection: Connection) -> str:
+    """What becomes of BatchNorm's statistics, as the file says; the default where it does not."""
+    held = connection.stats.get("bn", POLICIES[0])
+    if held not in POLICIES:
+        raise FileError(path, "names a policy for BatchNorm that there is not", "say it: --bn recompute")
+    return str(held)
 
 
 def _verify(objective: Objective, connection: Connection, labels: tuple[str, ...], stored: Any, quiet: bool) -> int:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.batch import REMEDY, SIZES, for_every_batch
+from isthmus.program.copied import name_of
 from isthmus.program.ops import op_named
 from isthmus.program.program import Node as Node
 from isthmus.program.program import Program as Program
@@ -54,7 +55,7 @@ def trace(
     conditions = _conditions(exported)
     if conditions and _free(exported):
         raise UnsupportedError(
-            type(module).__name__,
+            name_of(module),
             f"its forward pass branches on the number of examples ({conditions[0]})",
             "write it for any number of them",
         )
@@ -83,7 +84,7 @@ def _at_several(module: nn.Module, program: Program, example: tuple[tuple[Any, .
         exported = _try_export(module, *other)
         if isinstance(exported, str):
             why = f"its forward pass runs on {program.batch} examples and not on {n} ({exported})"
-            raise UnsupportedError(type(module).__name__, why, REMEDY)
+            raise UnsupportedError(name_of(module), why, REMEDY)
         traces.append(_of(module, exported, other))
         found = for_every_batch(traces)
     return found
@@ -115,7 +116,7 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if isinstance(found, ExportedProgram):
         return found
     raise UnsupportedError(
-        type(module).__name__,
+        name_of(module),
         f"torch.export cannot follow its forward pass: {found}",
         (_BRANCH if "data-dependent" in found else "")
         + "methods that need only loss and gradient still work; the unit structure can be written by hand",
