@@ -17,13 +17,12 @@ Draws on the device without a generator come from one of its own: like those of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 _setup_privateuseone_for_python_backend("pretended")
@@ -36,6 +35,7 @@ _THEN_NUMBERS = {"aten::where": 1, "aten::masked_fill": 2, "aten::masked_fill_":
 """How many arguments are tensors of the device; numbers that follow may lie on the host."""
 _PRODUCTS = {f"aten::{name}" for name in ("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot")}
 _HOST_ONLY = {f"aten::{name}" for name in ("histogram", "_histogramdd_bin_edges", "_histogramdd_from_bin_cts")}
+_PARTLY = _PRODUCTS | _HOST_ONLY | {"aten::linalg_lstsq"}
 
 
 class PretendedTensor(Tensor):
@@ -75,39 +75,59 @@ class PretendedTensor(Tensor):
 
 def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation with tensors of the device, or one that makes a tensor there."""
-    given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+    given = [v for v in _leaves((*args, *kwargs.values())) if isinstance(v, Tensor)]
     mine = [v for v in given if isinstance(v, PretendedTensor)]
     if mine and len(mine) < len(given):
         _refuse_mixture(func, args, kwargs, [v for v in given if not isinstance(v, PretendedTensor)])
     wanted = kwargs.get("device")
     here = bool(mine) if wanted is None else torch.device(wanted).type == DEVICE.type
-    if func._schema.name == "aten::copy_":
+    name, draws = _about(func)
+    if name == "aten::copy_":
         here = isinstance(args[0], PretendedTensor)
-    if here:
-        _refuse_unknown(func, args, kwargs)
-    out = _on_the_host(func, tree_map(_off, args), tree_map(_off, kwargs))
-    known = {id(v.held): v for v in mine}
-
-    def new(v: Any) -> bool:
-        return here and isinstance(v, Tensor)
-
-    if any(v.held.shape != v.shape for v in mine):
+    if here and (draws or name in _PARTLY):
+        _refuse_unknown(func, name, args, kwargs)
+    call = partial(func, *_off(args), **{k: _off(v) for k, v in kwargs.items()})
+    out = _from_own_generator(call) if draws else call()
+    if name.endswith("_") and any(v.held.shape != v.shape for v in mine):
         raise NotImplementedError(f"{func} gives a tensor of the pretended device another shape in place")
-    return tree_map(lambda v: known[id(v)] if id(v) in known else PretendedTensor(v) if new(v) else v, out)
+    known = {id(v.held): v for v in mine}
+    return _on(out, known) if here else out
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    for v in values:
+        if isinstance(v, list | tuple):
+            yield from v
+        else:
+            yield v
 
 
 def _off(v: Any) -> Any:
+    """The same on the host."""
+    if isinstance(v, list | tuple):
+        return type(v)(map(_off, v))
     if isinstance(v, torch.device):
         return torch.device("cpu") if v.type == DEVICE.type else v
     return v.held if isinstance(v, PretendedTensor) else v
 
 
-def _on_the_host(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return func(*args, **kwargs)
+def _on(v: Any, known: Mapping[int, Tensor]) -> Any:
+    """The same on the device; what an operation wrote to stays what it was."""
+    if isinstance(v, list | tuple):
+        return type(v)(_on(one, known) for one in v)
+    return (known.get(id(v)) if id(v) in known else PretendedTensor(v)) if isinstance(v, Tensor) else v
+
+
+@cache
+def _about(func: Any) -> tuple[str, bool]:
+    """The name of an operation, and whether it draws random numbers."""
+    return func._schema.name, torch.Tag.nondeterministic_seeded in func.tags
+
+
+def _from_own_generator(call: Callable[[], Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(_DRAWS.get_state())
-        out = func(*args, **kwargs)
+        out = call()
         _DRAWS.set_state(torch.get_rng_state())
     return out
 
@@ -135,8 +155,7 @@ def _refuse_mixture(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], h
         )
 
 
-def _refuse_unknown(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    name = func._schema.name
+def _refuse_unknown(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     if any(isinstance(v, torch.Generator) for v in (*args, *kwargs.values())):
         raise RuntimeError(f"Expected a '{DEVICE.type}' device type for generator but found 'cpu' (in {func})")
     if name == "aten::linalg_lstsq" and kwargs.get("driver") not in (None, "gels"):

@@ -189,12 +189,10 @@ def compress(
     """
     how = how or Compression()
     readout = problem.readout(layer.W, like)
-    units = torch.ones(problem.m, dtype=torch.bool)
     if len(layer.live) > keep:
         now = layer
         while (excess := len(now.live) - keep) > 0:
-            units = torch.zeros(problem.m, dtype=torch.bool)
-            units[now.live] = True
+            units = _mask(problem.m, now.live)
             cost = _cost_of_removal(readout, now)
             drop = cost.argsort()[: max(1, int(how.part * excess))]
             units[now.live[drop]] = False
@@ -239,13 +237,16 @@ def _move(problem: TwoLayers, layer: Layer, alpha: float, like: Params, how: Com
                     W, value, size = new, reached, 1.5 * size
                     break
                 size /= 2
-        units = torch.zeros(problem.m, dtype=torch.bool)
-        units[live] = True
-        moved = problem.solved(problem.readout(W, like), Layer(W, A, b, value), units)
+        moved = problem.solved(problem.readout(W, like), Layer(W, A, b, value), _mask(problem.m, live))
         if moved.value >= before * (1 - 1e-9):
             break
         layer, size = moved, max(size, 1e-2)
     return layer
+
+
+def _mask(m: int, units: Tensor) -> Tensor:
+    """Which of m units are among `units`."""
+    return units.new_zeros(m, dtype=torch.bool).index_fill(0, units, True)
 
 
 def _scaled(gradient: Tensor, W: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def _walk(
         put_layer(best[0])
         walk.step("at A, best last layer", "a")
     compressed(to_a, 0)
-    everyone = torch.arange(len(oracle.W))
+    everyone = torch.arange(len(oracle.W), device=oracle.W.device)
     put_rows(oracle, everyone, here)
     walk.step("write the oracle into dead units", "b")
     small = problem.weights(oracle, ends[0])
