@@ -45,17 +45,6 @@ class Layer:
         return self.A.abs().sum((0, 2)).nonzero().flatten()
 
 
-def layer_recalled(memory: Memory, compute: Callable[[], Layer]) -> Layer:
-    """The layer that `compute` gives, or gave before this work was killed."""
-
-    def packed() -> State:
-        layer = compute()
-        return {"W": layer.W, "A": layer.A, "b": layer.b}, {"value": layer.value, "gap": layer.gap}
-
-    tensors, values = recalled(memory, packed)
-    return Layer(**tensors, **values)
-
-
 class TwoLayers:
     """An objective whose network is x -> ReLU of an affine layer -> affine layer, read for Theorem 2.4; float64.
 
@@ -114,6 +103,16 @@ class TwoLayers:
             Z = self.features(W, like)
         losses = self.objective.example_losses
         return Readout(Z, self.y, losses, self.kappa, self.bias, squared=self.squared, outputs=self.chain.widths[2])
+
+    def recalled(self, memory: Memory, compute: Callable[[], Layer]) -> Layer:
+        """The layer that `compute` gives, or gave before this work was killed."""
+
+        def packed() -> State:
+            layer = compute()
+            return {"W": layer.W, "A": layer.A, "b": layer.b}, {"value": layer.value, "gap": layer.gap}
+
+        tensors, values = recalled(memory, packed)
+        return Layer(**{k: v.to(self.x.device) for k, v in tensors.items()}, **values)
 
     def solved(self, readout: Readout, layer: Layer, units: Tensor | None = None, steps: int | None = None) -> Layer:
         """`layer` with the best last layer on its rows, limited to `units` (bool [m]; default all)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.checks import check_whole
 from isthmus.connectors.moves.units import Label, WeightWalk, labels_as_text
-from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress, layer_recalled
+from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
 from isthmus.errors import InputError
 from isthmus.params import Params, cast
@@ -80,9 +80,9 @@ class TwoLayerReLU(Connector):
 
         def compressed(e: int, keep: int, alpha: float) -> Layer:
             part = task.memory.part(f"compressed{e}-{keep}-{'turned' if alpha else 'still'}")
-            return layer_recalled(part, lambda: compress(problem, best[e], keep, alpha, wide[0]))
+            return problem.recalled(part, lambda: compress(problem, best[e], keep, alpha, wide[0]))
 
-        best = [layer_recalled(task.memory.part(f"solved{e}"), partial(solved, e)) for e in (0, 1)]
+        best = [problem.recalled(task.memory.part(f"solved{e}"), partial(solved, e)) for e in (0, 1)]
         found: list[_Try] = []
         for n in self._sizes(problem.m):
             sparse = [compressed(e, problem.m - n, self.alpha) for e in (0, 1)]
