@@ -15,6 +15,7 @@ import yaml
 from isthmus.cli.asked import Asked, Parts, of_checkpoints
 from isthmus.connectors import Connector
 from isthmus.data import Dataset
+from isthmus.device import device_of as device_of
 from isthmus.errors import CheckpointError, InputError, IsthmusError
 from isthmus.models import MODELS, by_name, parameters_of
 from isthmus.objective import Objective
@@ -73,16 +74,6 @@ DType = Annotated[str, typer.Option("--dtype", help="auto (as stored, else as th
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; auto takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as e:
-        raise InputError("--device", expected="auto, cpu or a device that torch has here", got=repr(name)) from e
 
 
 def dtype_of(name: str, params: Params) -> torch.dtype:

@@ -31,6 +31,7 @@ from isthmus.cli.common import (
     PenaltyOption,
     Points,
     Quiet,
+    device_of,
     dtype_of,
     objectives,
 )
@@ -51,7 +52,7 @@ from isthmus.verdict import LEVEL, Level, verdict
 
 def _open_path(path: Path, asked: Asked, device: str, dtype: str) -> tuple[Connection, Objective, Objective | None]:
     """The path with its objectives; what differs from what it was made with is said on stderr."""
-    connection = load_connection(path)
+    connection = load_connection(path, device_of(device))
     parts = of_path(path, connection.stats, asked)
     start = dict(connection.path.start)
     kind = parts.dtype if dtype == "auto" and parts.dtype is not None else dtype_of(dtype, start)
