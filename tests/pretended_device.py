@@ -1,6 +1,6 @@
 """A pretended accelerator for machines without one: it refuses what CUDA refuses, and computes what the host does.
 
-``DEVICE`` is a torch device like any other: ``x.to(DEVICE)``, ``torch.zeros(3, device=DEVICE)`` and ``module.to(DEVICE)``
+``DEVICE`` is a torch device like any other: ``x.to(DEVICE)``, ``module.to(DEVICE)``, ``torch.zeros(3, device=DEVICE)``
 make tensors there. Their values are kept in host memory and every operation on them runs on the host, so that the
 numbers are those of the host to the last bit; what CUDA does not allow is refused:
 

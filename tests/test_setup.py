@@ -111,7 +111,6 @@ certify/verify.py:_totals
 cli/app.py:run_app
 cli/asked.py:_examples
 cli/asked.py:of_checkpoints
-cli/experiments.py:engine_of
 connectors/connect.py:connect
 connectors/deep_linear/exchange.py:_Exchange.round
 connectors/deep_linear/one_layer.py:one_layer_path

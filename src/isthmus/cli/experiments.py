@@ -86,7 +86,7 @@ def _gpus(asked: float | None, device: str) -> int:
     if asked is None:
         return here
     if asked != int(asked) or not 0 <= asked <= here:
-        why = f"a whole number up to {here}, the GPUs that torch sees here" if here else "0: no GPU can be used here"
+        why = f"a whole number up to {here}, the GPUs that torch sees here" if here else "0, as torch sees none here"
         raise InputError("--gpus", expected=why, got=f"{asked:g} with --device {device}")
     return int(asked)
 

@@ -17,7 +17,7 @@ from isthmus.shown import one_line
 @one_line
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test examples: inputs in floating point or whole numbers (int64), labels as int64; on the CPU at first.
+    """Training and test examples: inputs in floating point or whole numbers (int64), labels as int64.
 
     `x_train` is [n, c, h, w] for images, [n, d] for rows and [n, T] for sequences of words. `y_train` holds labels
     0 .. classes-1, or real targets (then `classes` is 0). `x_test` and `y_test` are None together when there are no
