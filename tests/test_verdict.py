@@ -127,11 +127,18 @@ def test_an_estimate_between_the_samples_is_said():
     assert "estimated" not in str(im.verdict(replace(measured(0.1, 0.1, 0.1), tol=0.05, within=0.005)))
 
 
-def test_a_profile_of_other_statistics_is_another_path():
+def test_a_proof_is_of_interpolated_statistics():
     for policy in ("keep", "recompute"):
-        with pytest.raises(im.InputError, match=f"interpolated statistics, got bn='{policy}'"):
-            im.verdict(measured(0.1, 0.1, bn=policy), proof(("convex", 0.1, 0.1)))
-        assert im.verdict(measured(0.1, 0.1, bn=policy)).below is True
+        own = measured(0.1, 0.2, 0.1, bn=policy)
+        found = im.verdict(own, proof(("convex", 0.1, 0.1)))
+        assert (found.how, found.bound) == ("rises", None)
+        assert found.interpolated is not None
+        assert (found.interpolated.how, found.interpolated.bound) == ("proved", 0.1)
+        assert found.lines[1] == f"with interpolated statistics: {found.interpolated}"
+        assert found.to_dict()["interpolated"]["below"] is True
+        beside = replace(own, beside={"interpolate": measured(0.1, 0.3, 0.1, bn="interpolate")})
+        assert im.verdict(beside).interpolated == im.verdict(beside.beside["interpolate"])
+        assert im.verdict(own).interpolated is None
     assert im.verdict(measured(0.1, 0.1, bn="interpolate"), proof(("convex", 0.1, 0.1))).how == "proved"
 
 

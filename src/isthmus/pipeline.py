@@ -20,6 +20,8 @@ from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset
 from isthmus.device import seeded_global
 from isthmus.evaluate import Profile, profile
+from isthmus.evaluate.batchnorm import applied
+from isthmus.evaluate.profile import beside_others
 from isthmus.models import MODELS
 from isthmus.objective import Objective
 from isthmus.params import Params, check_ends
@@ -119,6 +121,7 @@ def run(
     gap: float = 0.01,
     budget: int | None = None,
     level: float | str = LEVEL,
+    bn: str = "recompute",
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
     memory: Memory = forget,
@@ -129,20 +132,23 @@ def run(
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
     `budget` are those of ``certify`` (by default ten times this measuring, of `num_points` points per segment), `level`
     is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
-    is measured; it also judges the path of a method with ``on="test"``. With a `memory` (see ``state_of``) a
+    is measured; it also judges the path of a method with ``on="test"``. `bn`: of ``profile``; the other policies are
+    measured beside it, and the file of the path keeps it. With a `memory` (see ``state_of``) a
     method that takes long goes on where it was killed.
     """
     Level.read(level)  # before the work, as a wrong one would be found after it
+    policy = applied(objective, bn)
     check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
-    stats["test"] = examples_of(test)
+    stats |= {"test": examples_of(test)} | ({} if policy == "none" else {"bn": bn})
     connection = replace(connection, stats=stats)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
-    measured = profile(objective, connection.path, num_points, test=test, progress=progress)
+    measured = profile(objective, connection.path, num_points, test=test, bn=bn, progress=progress)
+    measured = beside_others(measured, objective, connection.path, test=test, progress=progress)
     write_profile(measured, folder, objective, folder / "path.safetensors")
     middle = time.perf_counter()
     proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
@@ -225,6 +231,9 @@ def summary(
             "max_error": measured.barriers["error"].max,
             "excess": measured.excess,
             "bn": measured.bn,
+            "beside": {
+                k: {"max_loss": v.max, "max_error": v.barriers["error"].max} for k, v in measured.beside.items()
+            },
         }
         if measured.test is not None:
             out |= {
@@ -264,7 +273,8 @@ def write_certificate(
 ) -> None:
     """certificate.json, with what is bounded, on which path, if they are given, and certificate.csv."""
     table = proved.to_dict()
-    write_json(folder / "certificate.json", table | _about(objective, path))
+    about = _about(objective, path) | ({} if objective is None else {"bn": applied(objective, "interpolate")})
+    write_json(folder / "certificate.json", table | about)
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
 

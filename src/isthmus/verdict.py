@@ -8,7 +8,7 @@ above the level decides nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any, NamedTuple
 
@@ -115,7 +115,8 @@ class Verdict:
     `how`: "proved", "measured", "rises" or "unknown". `said`: the level in words. `why`: the numbers that decide, in
     words. `asked`: the level as it was given. `highest`, `at`: the largest loss that was measured, and its t in [0, 1].
     `bound`: what is proved of the whole path; None where some segment is not. `test`: the same of the test data, which
-    are only ever measured.
+    are only ever measured. `interpolated`: where BatchNorm's statistics were not interpolated by the profile, the same
+    of the path on which they are, which is what certificates are about.
     """
 
     asked: str
@@ -127,6 +128,7 @@ class Verdict:
     at: float
     bound: float | None = None
     test: Verdict | None = None
+    interpolated: Verdict | None = None
 
     @property
     def below(self) -> bool | None:
@@ -138,13 +140,15 @@ class Verdict:
 
     @property
     def lines(self) -> list[str]:
-        """In words, one line for the training data and, where they were measured, one for the test data."""
-        return [str(self), *([] if self.test is None else [f"test data: {self.test}"])]
+        """In words: of the training data, of the test data and of interpolated statistics, as far as known."""
+        more = {"test data": self.test, "with interpolated statistics": self.interpolated}
+        return [str(self), *(f"{name}: {found}" for name, found in more.items() if found is not None)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in result.json."""
         own = {k: getattr(self, k) for k in ("asked", "level", "below", "how", "highest", "at", "bound")}
-        return own | {"text": str(self), "test": None if self.test is None else self.test.to_dict()}
+        beside = {"test": self.test, "interpolated": self.interpolated}
+        return own | {"text": str(self)} | {k: None if v is None else v.to_dict() for k, v in beside.items()}
 
 
 ANSWERS = {"proved": "yes, proved", "measured": "yes, measured", "rises": "no, rises to ", "unknown": "not known"}
@@ -156,9 +160,9 @@ def verdict(
     """Whether the loss stays below `level` on the whole path that `profile` measured and `certificate` is about.
 
     `level`: a loss, or a multiple of the larger end's loss as text, "1.1x". One of the two results is enough; with a
-    certificate alone, "measured" rests on the points of its measured segments. Errors: `InputError` for another level,
-    for nothing at all, and for a profile whose BatchNorm statistics were not interpolated together with a certificate,
-    which speaks about interpolated ones.
+    certificate alone, "measured" rests on the points of its measured segments. A certificate is about interpolated
+    statistics of BatchNorm: where those of the profile are others, it decides `interpolated` alone. Errors:
+    `InputError` for another level and for nothing at all.
 
     >>> import torch
     >>> from isthmus import Objective, Path, certify, profile
@@ -174,18 +178,26 @@ def verdict(
     asked = Level.read(level)
     if profile is None and certificate is None:
         raise InputError("profile, certificate", expected="one of them", got="neither")
-    if certificate is not None and profile is not None and not same_statistics(profile.bn):
-        wanted = "a profile with bn='interpolate', as certificates speak about interpolated statistics"
-        raise InputError("profile", expected=wanted, got=f"bn={profile.bn!r}")
-    found = judge(asked, _measured(profile), None if certificate is None else _proof(certificate))
-    if profile is None or profile.test is None:
-        return found
-    return Verdict(**{**vars(found), "test": judge(asked, _measured(profile.test), None)})
+    proof = None if certificate is None else _proof(certificate)
+    if profile is None:
+        return judge(asked, None, proof)
+    test, beside = _measured(profile.test), _measured(profile.beside.get("interpolate"))
+    return judge_all(asked, _measured(profile), test, beside, proof, profile.bn)
 
 
-def same_statistics(bn: str) -> bool:
-    """Whether a profile under this policy of BatchNorm is about the path that certificates are about."""
-    return bn in ("none", "interpolate")
+def judge_all(
+    asked: Level,
+    measured: Measured | None,
+    test: Measured | None,
+    interpolated: Measured | None,
+    proof: Proof | None,
+    bn: str,
+) -> Verdict:
+    """The verdict with those beside it, from plain numbers. `bn`: the policy under which `measured` was measured."""
+    same = bn in ("none", "interpolate")
+    found = judge(asked, measured, proof if same else None)
+    beside = None if same or (interpolated is None and proof is None) else judge(asked, interpolated, proof)
+    return replace(found, test=None if test is None else judge(asked, test, None), interpolated=beside)
 
 
 def judge(asked: Level, measured: Measured | None, proof: Proof | None) -> Verdict:

@@ -133,13 +133,23 @@ def test_the_policy_of_batchnorm_is_named(tmp_path, capsys):
         im.save_params(state, tmp_path / f"{name}.safetensors")
     net = ["--model", f"{tmp_path / 'net.py'}:make", "--data", "digits", *SMALL, "--quiet"]
     ends = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
-    line = "BatchNorm (bn=interpolate): the running statistics move along the path like weights, and certificates speak"
+    line = "BatchNorm (bn=recompute): the running statistics are computed again at every point"
+    kept = "BatchNorm (bn=interpolate): the running statistics move along the path like weights, and certificates speak"
     run = ["connect", *ends, "--method", "Linear", "--num-points", "5", "--out", str(tmp_path / "r"), *net]
-    assert line in printed(capsys, run)
-    assert json.loads((tmp_path / "r/result.json").read_text())["bn"] == "interpolate"
+    text = printed(capsys, run)
+    for words in (line, "with interpolated statistics: below", "the largest loss is ", "with bn=keep"):
+        assert words in text
+    result, stored_profile = (json.loads((tmp_path / f"r/{name}.json").read_text()) for name in ("result", "profile"))
+    assert (result["bn"], set(result["beside"])) == ("recompute", {"interpolate", "keep"})
+    assert stored_profile["beside"]["keep"]["barriers"]["loss"]["max"] == result["beside"]["keep"]["max_loss"]
+    assert run_app(["report", str(tmp_path / "r")]) == 0
+    assert "with bn=interpolate" in (tmp_path / "r/report.html").read_text()
     stored = [str(tmp_path / "r/path.safetensors"), *net, "--out", str(tmp_path / "p")]
-    assert line in printed(capsys, ["certify", *stored])
+    assert kept in printed(capsys, ["certify", *stored])
     assert json.loads(printed(capsys, ["certify", *stored, "--json"]))["bn"] == "interpolate"
-    text = printed(capsys, ["profile", *stored, "--num-points", "5", "--bn", "recompute"])
-    assert "BatchNorm (bn=recompute): the running statistics are computed again at every point" in text
-    assert "certificates speak about interpolated ones" in text
+    assert line in printed(capsys, ["profile", *stored, "--num-points", "5"])
+    assert kept in printed(capsys, ["profile", *stored, "--num-points", "5", "--bn", "interpolate"])
+    again = ["connect", *ends, "--method", "Linear", "--num-points", "5", "--bn", "keep", "--out", str(tmp_path / "k")]
+    assert "(bn=keep)" in printed(capsys, [*again, *net])
+    stored[0] = str(tmp_path / "k/path.safetensors")
+    assert "(bn=keep)" in printed(capsys, ["profile", *stored, "--num-points", "5"])  # as it was asked for

@@ -10,7 +10,7 @@ from torch import nn
 
 import isthmus as im
 from isthmus.evaluate import batchnorm, screen
-from isthmus.evaluate.profile import Barriers
+from isthmus.evaluate.profile import Barriers, beside_others
 from isthmus.evaluate.refine import START, Samples, refine
 from isthmus.paths import Curve
 from tests.evaluate.networks import CASES, Case, ends, flops, objective_of
@@ -252,7 +252,7 @@ def slow_statistics(module, params, batches):
 
 def test_interpolated_statistics_are_those_of_the_path():
     objective, path = bn_path()
-    p = im.profile(objective, path, 5)
+    p = im.profile(objective, path, 5, bn="interpolate")
     assert p.bn == "interpolate"
     assert p.loss.tolist() == pytest.approx([objective.loss(path.at(float(t))) for t in p.t], rel=1e-12)
 
@@ -263,7 +263,7 @@ def test_kept_statistics_are_those_of_the_start():
     kept = {k: v for k, v in path.start.items() if "running" in k}
     assert p.bn == "keep"
     assert p.loss.tolist() == pytest.approx([objective.loss({**path.at(float(t)), **kept}) for t in p.t], rel=1e-12)
-    assert p.max != im.profile(objective, path, 5).max
+    assert p.max != im.profile(objective, path, 5, bn="interpolate").max
 
 
 def test_recomputed_statistics_are_those_of_fixed_batches(monkeypatch):
@@ -271,7 +271,7 @@ def test_recomputed_statistics_are_those_of_fixed_batches(monkeypatch):
     objective, path = bn_path()
     x, _ = tensors(objective)
     test = objective.subset(9)
-    p = im.profile(objective, path, 4, bn="recompute", test=test)
+    p = im.profile(objective, path, 4, test=test)
     assert p.test is not None
     assert p.bn == p.test.bn == "recompute"
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
@@ -282,6 +282,25 @@ def test_recomputed_statistics_are_those_of_fixed_batches(monkeypatch):
         assert float(loss) == pytest.approx(objective.loss(fresh), rel=1e-9)
         assert float(other) == pytest.approx(test.loss(fresh), rel=1e-9)
     assert torch.equal(im.profile(objective, path, 4, bn="recompute").loss, p.loss)  # the batches are fixed
+
+
+def test_other_policies_stand_beside():
+    objective, path = bn_path(3)
+    test = objective.subset(9)
+    found = beside_others(im.profile(objective, path, 4, test=test), objective, path, test=test)
+    assert set(found.beside) == {"interpolate", "keep"}
+    for policy, other in found.beside.items():
+        alone = im.profile(objective, path, 4, bn=policy, test=test)
+        assert other.test is not None
+        assert alone.test is not None
+        assert torch.equal(other.loss, alone.loss)
+        assert torch.equal(other.test.loss, alone.test.loss)
+    stored, kept = json.loads(json.dumps(found.to_dict()))["beside"]["keep"], found.beside["keep"]
+    assert kept.test is not None
+    assert stored["loss"] == kept.loss.tolist()
+    assert stored["test"]["barriers"]["loss"]["max"] == kept.test.max
+    with pytest.raises(im.InputError, match="on a grid"):
+        beside_others(im.profile(objective, path, tol=0.1), objective, path)
 
 
 def test_recomputing_writes_into_nothing_of_the_users():

@@ -6,6 +6,7 @@ from torch import nn
 
 import isthmus as im
 from isthmus.sweep import certify_in_parallel, profile_in_parallel
+from tests.evaluate.networks import CASES, ends, objective_of
 from tests.problems import PROBLEMS, two_layers
 
 
@@ -20,6 +21,19 @@ def test_the_profile_is_that_of_all_data(make, chunk):
     assert torch.equal(parts.segment, whole.segment)
     torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(parts.error, whole.error, rtol=1e-13, atol=1e-13, equal_nan=True)
+
+
+@pytest.mark.parametrize("bn", ["recompute", "interpolate", "keep"])
+def test_running_statistics_are_those_of_all_examples(bn):
+    objective, path = objective_of(CASES[2], n=40), im.Path.through(ends(CASES[2], count=3))
+    test = objective.subset(9)
+    whole = im.profile(objective, path, 4, bn=bn, test=test)
+    parts = profile_in_parallel(objective, path, 4, bn=bn, test=test, chunk=7)
+    assert parts.bn == bn
+    assert parts.test is not None
+    assert whole.test is not None
+    torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(parts.test.loss, whole.test.loss, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("make", PROBLEMS[:5])

@@ -235,5 +235,5 @@ class Kernel:
         if self.evaluation.widened:
             at = [k / (num_points - 1) for k in range(num_points)]
             return [(t, *self.wide.measure(self.point(i, t))) for t in at]
-        found = profile(self.wide, Path((self.segment(i),)), num_points)
+        found = profile(self.wide, Path((self.segment(i),)), num_points, bn="interpolate")
         return list(zip(found.t.tolist(), found.loss.tolist(), found.error.tolist(), strict=True))

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from isthmus import pipeline as runs
 from isthmus.cli.common import (
+    BatchNorm,
     Budget,
     Checkpoint,
     DataOption,
@@ -41,6 +42,7 @@ from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.cli.typed import command
 from isthmus.connectors import METHODS
 from isthmus.data import DATASETS, load
+from isthmus.evaluate.batchnorm import POLICIES
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
 from isthmus.storage import make_folder, save_params
@@ -112,6 +114,7 @@ def connect(
     gap: Gap = 0.01,
     budget: Budget = None,
     level: LevelOption = LEVEL,
+    bn: BatchNorm = None,
     key: Key = None,
     unsafe_pickle: UnsafePickle = False,
     device: Device = "auto",
@@ -149,8 +152,8 @@ def connect(
     with progress_bar(quiet) as progress:
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
-            test=test, num_points=num_points, gap=gap, budget=budget, level=level, seed=seed, about=about,
-            memory=state, progress=progress,
+            test=test, num_points=num_points, gap=gap, budget=budget, level=level, bn=bn or POLICIES[0], seed=seed,
+            about=about, memory=state, progress=progress,
         )  # fmt: skip
     state.remove()
     show([done.result], as_json)

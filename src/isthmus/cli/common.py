@@ -38,6 +38,10 @@ DataOption = Annotated[
 LossOption = Annotated[
     str | None, typer.Option("--loss", help="cross_entropy or mse; default: as stored, else cross_entropy.")
 ]
+BatchNorm = Annotated[
+    str | None,
+    typer.Option("--bn", help="BatchNorm: recompute, interpolate, keep or error; default: as stored, else recompute."),
+]
 Examples = Annotated[
     int | None, typer.Option("--examples", help="Use only the first N training examples; default: as stored.", min=1)
 ]

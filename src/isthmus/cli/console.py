@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from isthmus.evaluate.batchnorm import policy_in_words
+from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
 from isthmus.pipeline import upward
 from isthmus.storage.files import plain
 from isthmus.training.progress import Progress as Report
@@ -114,9 +114,11 @@ def table_of_runs(results: Sequence[Mapping[str, Any]]) -> Table:
 def sentences(row: Mapping[str, Any]) -> list[str]:
     """The verdict of a run, how far its proof is from what was measured, and what became of BatchNorm."""
     verdict = row["verdict"]
-    out = [verdict["text"], *([f"test data: {verdict['test']['text']}"] if verdict["test"] else [])]
+    beside = {"test data": verdict["test"], "with interpolated statistics": verdict["interpolated"]}
+    out = [verdict["text"], *(f"{name}: {found['text']}" for name, found in beside.items() if found)]
     out += [] if row["close"] else [row["certificate"]]
-    return [line for line in (*out, policy_in_words(row["bn"])) if line]
+    others = beside_in_words(row["max_loss"], {k: v["max_loss"] for k, v in row["beside"].items()})
+    return [line for line in (*out, policy_in_words(row["bn"]), others) if line]
 
 
 def show(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:

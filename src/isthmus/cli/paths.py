@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.asked import Asked, of_path
 from isthmus.cli.common import (
+    BatchNorm,
     Budget,
     ChangedData,
     DataOption,
@@ -39,14 +40,12 @@ from isthmus.cli.console import number, progress_bar
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.connectors import Connection
 from isthmus.errors import FileError, InputError
-from isthmus.evaluate import Profile
 from isthmus.evaluate import profile as profile_path
-from isthmus.evaluate.batchnorm import applied, policy_in_words
+from isthmus.evaluate.batchnorm import POLICIES, applied, beside_in_words, policy_in_words
+from isthmus.evaluate.profile import beside_others
 from isthmus.objective import Objective
-from isthmus.paths import Path as WeightPath
 from isthmus.storage import load_connection, make_folder, read_json
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
-from isthmus.training.progress import Progress
 from isthmus.verdict import LEVEL, Level, verdict
 
 
@@ -87,7 +86,7 @@ def profile(
         float | None, typer.Option("--tol", help="Refine until the maximum is estimated to this accuracy.")
     ] = None,
     screen: Annotated[str | None, typer.Option("--screen", help="bf16 or auto: screen points in bfloat16.")] = None,
-    bn: Annotated[str, typer.Option("--bn", help="BatchNorm: interpolate, keep, recompute or error.")] = "interpolate",
+    bn: BatchNorm = None,
     workers: Workers = None,
     address: Address = None,
     device: Device = "auto",
@@ -97,24 +96,32 @@ def profile(
 ) -> int:
     """Measure the loss and the error along a stored path, on the training and the test data."""
     Level.read(level)
-    engine = _engine(workers, address, {"--tol": tol, "--screen": screen, "--bn": None if bn == "interpolate" else bn})
+    engine = _engine(workers, address, {"--tol": tol, "--screen": screen})
     connection, objective, test = _open_path(
         path, Asked(model, data, loss, examples, penalty, dtype, changed_data), device, dtype
     )
+    bn = bn or _policy(path, connection)
     with progress_bar(quiet) as progress:
         if engine is None:
             measured = profile_path(
-                objective, connection.path, num_points, test=test, bn=bn, screen=screen, tol=tol, progress=progress
-            )
+                objective, connection.path, num_points,
+                test=test, bn=bn, screen=screen, tol=tol, progress=progress,
+            )  # fmt: skip
+            if tol is None:
+                measured = beside_others(measured, objective, connection.path, test=test, progress=progress)
         else:
-            measured = _profile_on(engine, objective, test, connection.path, num_points, progress)
+            measured = profile_in_parallel(
+                objective, connection.path, num_points, test=test, bn=bn, engine=engine, progress=progress
+            )
     make_folder(out)
     runs.write_profile(measured, out, objective, path)
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
     found = verdict(measured, level=level)
-    _print_values(values, {"bn": measured.bn, "verdict": found.to_dict()}, found.lines, measured.bn, as_json)
+    words = beside_in_words(measured.max, {policy: other.max for policy, other in measured.beside.items()})
+    more = {"bn": measured.bn, "verdict": found.to_dict()}
+    _print_values(values, more, [*found.lines, *filter(None, [words])], measured.bn, as_json)
     return 0
 
 
@@ -181,14 +188,12 @@ def _engine(workers: int | None, address: str | None, others: dict[str, Any]) ->
     return engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
 
 
-def _profile_on(
-    engine: Engine, objective: Objective, test: Objective | None, path: WeightPath, num_points: int, progress: Progress
-) -> Profile:
-    """The profile on the training data and, where there are some, on the test data."""
-    measured, *more = (
-        profile_in_parallel(o, path, num_points, engine=engine, progress=progress) for o in (objective, test) if o
-    )
-    return replace(measured, test=more[0]) if more else measured
+def _policy(path: Path, connection: Connection) -> str:
+    """What becomes of BatchNorm's statistics, as the file says; the default where it does not."""
+    held = connection.stats.get("bn", POLICIES[0])
+    if held not in POLICIES:
+        raise FileError(path, "names a policy for BatchNorm that there is not", "say it: --bn recompute")
+    return str(held)
 
 
 def _verify(objective: Objective, connection: Connection, labels: tuple[str, ...], stored: Any, quiet: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -18,7 +18,8 @@ from isthmus.params import Params
 from isthmus.paths import Curve, Path, Segment
 from isthmus.program.copied import copied
 
-POLICIES = ("interpolate", "keep", "recompute", "error")
+POLICIES = ("recompute", "interpolate", "keep", "error")
+"""What becomes of running statistics. The first is the default: statistics belong to weights."""
 _WORDS = {
     "interpolate": "the running statistics move along the path like weights, and certificates speak about those",
     "keep": "the running statistics stay those of the path's start; certificates speak about interpolated ones",
@@ -30,25 +31,21 @@ BATCH = 256
 
 def segments_under(objective: Objective, path: Path, bn: str) -> tuple[Sequence[Segment], str]:
     """The segments of `path` under a policy, and the policy that applies ("none" without running statistics)."""
-    if bn not in POLICIES:
-        raise InputError("bn", expected=f"one of {POLICIES}", got=repr(bn))
-    names = statistics(objective)
-    if not names:
-        return path.segments, "none"
-    if bn == "error":
+    policy, names = applied(objective, bn), statistics(objective)
+    if policy == "error":
         raise UnsupportedError(
             "BatchNorm",
             f"the network has running statistics ({names[0]} and {len(names) - 1} more)",
             "choose what becomes of them on the path: bn='interpolate', 'keep' or 'recompute'",
         )
-    if bn == "keep":
+    if policy == "keep":
         kept = {k: path.start[k] for k in names}
-        return path.map(lambda p: {**p, **kept}).segments, bn
-    if bn == "recompute":
+        return path.map(lambda p: {**p, **kept}).segments, policy
+    if policy == "recompute":
         if objective.num_examples < 2:
             raise InputError("data", expected="at least 2 examples, to compute statistics", got=1)
-        return [Refreshed(s, objective, tuple(names)) for s in path.segments], bn
-    return path.segments, bn
+        return [Refreshed(s, objective, tuple(names)) for s in path.segments], policy
+    return path.segments, policy
 
 
 def policy_in_words(bn: str) -> str:
@@ -60,9 +57,32 @@ def policy_in_words(bn: str) -> str:
     return f"BatchNorm (bn={bn}): {_WORDS[bn]}" if bn in _WORDS else ""
 
 
+def beside_in_words(top: float, beside: Mapping[str, float]) -> str:
+    """The largest losses under the other policies, where one is more than 1 % from `top`; empty where none is.
+
+    >>> beside_in_words(1.22, {"interpolate": 3.271, "keep": 1.22})
+    'the largest loss is 3.271 with bn=interpolate, 1.22 with bn=keep'
+    >>> beside_in_words(1.22, {"interpolate": 1.221})
+    ''
+    """
+    differ = any(not abs(v - top) <= 0.01 * abs(top) for v in beside.values())
+    return f"the largest loss is {', '.join(f'{v:.4g} with bn={p}' for p, v in beside.items())}" if differ else ""
+
+
 def applied(objective: Objective, bn: str) -> str:
-    """The policy that applies: `bn`, or "none" without running statistics."""
+    """The policy that applies: `bn`, or "none" without running statistics. Errors: `InputError` for another word."""
+    if bn not in POLICIES:
+        raise InputError("bn", expected=f"one of {POLICIES}", got=repr(bn))
     return bn if statistics(objective) else "none"
+
+
+def others(policy: str) -> tuple[str, ...]:
+    """The policies whose values stand beside those of `policy`; none without running statistics.
+
+    >>> others("recompute"), others("none")
+    (('interpolate', 'keep'), ())
+    """
+    return () if policy == "none" else tuple(p for p in POLICIES if p not in (policy, "error"))
 
 
 def statistics(objective: Objective) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.evaluate.batchnorm import segments_under
+from isthmus.evaluate.batchnorm import others, segments_under
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
 from isthmus.kinds import check_kinds
@@ -55,7 +55,8 @@ class Profile:
     """Samples of the loss and the error rate at `t`, float64; `segment` says to which segment each belongs.
 
     The maximum is over the samples: a measured value, not a bound (see ``certify``). `test` is the profile of the
-    same path on a second data set. `bn`: what became of BatchNorm's running statistics ("none" where there are none).
+    same path on a second data set. `bn`: what became of BatchNorm's running statistics ("none" where there are none);
+    `beside`: the same points under the other policies, where they were asked for.
     `confirmed`: the points measured in the working precision; the others keep values of the precision `screen`, and
     none of them, taken with the `margin` of its quantity ("loss", "error"), reaches a maximum that is reported.
     `tol`, `within`: the tolerance asked for, and how far above `max` the loss was estimated to rise between the points.
@@ -68,6 +69,7 @@ class Profile:
     num_points: int
     test: Profile | None = None
     bn: str = "none"
+    beside: Mapping[str, Profile] = field(default_factory=dict)
     confirmed: Tensor = field(default_factory=lambda: torch.ones(0, dtype=torch.bool))
     screen: str | None = None
     margin: dict[str, float] = field(default_factory=dict)
@@ -119,16 +121,22 @@ class Profile:
             "num_points": self.num_points,
             "t": self.t.tolist(),
             "segment": self.segment.tolist(),
-            "loss": self.loss.tolist(),
-            "error": self.error.tolist(),
-            "barriers": {k: asdict(v) for k, v in self.barriers.items()},
-            "test": None if self.test is None else {k: self.test.to_dict()[k] for k in ("loss", "error", "barriers")},
+            **self._values(),
             "bn": self.bn,
+            "beside": {policy: found._values() for policy, found in self.beside.items()},
             "confirmed": self.confirmed.tolist(),
             "screen": self.screen,
             "margin": self.margin,
             "tol": self.tol,
             "within": self.within,
+        }
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss.tolist(),
+            "error": self.error.tolist(),
+            "barriers": {k: asdict(v) for k, v in self.barriers.items()},
+            "test": None if self.test is None else {k: v for k, v in self.test._values().items() if k != "test"},
         }
 
 
@@ -138,7 +146,7 @@ def profile(
     num_points: int = 61,
     *,
     test: Objective | None = None,
-    bn: str = "interpolate",
+    bn: str = "recompute",
     screen: str | None = None,
     tol: float | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -149,9 +157,9 @@ def profile(
     computed once (see ``Engine``): nothing beyond its ends for a segment that moves dead or equal units, one or two
     passes over the data for one that moves the last layer, at most num_points - 1 for any other; the same for `test`.
 
-    `bn`: BatchNorm's running statistics are moved along the segments like weights ("interpolate"; what ``path.at``
-    holds and what ``certify`` speaks about), stay those of the start ("keep"), or are computed again at every point
-    from fixed batches of the objective's data ("recompute", one more pass per point: what trained curves need);
+    `bn`: BatchNorm's running statistics are computed again at every point from fixed batches of the objective's data
+    ("recompute": one more pass per point, the same statistics for `test`), are moved along the segments like weights
+    ("interpolate"; what ``path.at`` holds and what ``certify`` speaks about), or stay those of the start ("keep");
     "error" refuses networks that have them. `screen`: "bf16" measures segments on which nothing can be saved in
     bfloat16 first, and again in the working precision where a maximum may be; "auto" does so only if bfloat16 is
     measured to be faster here. `tol`: instead of a grid, start each segment with ``min(num_points, START)`` points
@@ -196,6 +204,24 @@ def profile(
     else:
         sampled = on_grid(sets, segments, num_points, progress)
     return _profile(sampled, len(path), num_points, policy, screen, tol)
+
+
+def beside_others(
+    found: Profile,
+    objective: Objective,
+    path: Path,
+    *,
+    test: Objective | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Profile:
+    """`found`, measured on a grid, with the same points under the other policies of BatchNorm `beside` it."""
+    if found.tol is not None:
+        raise InputError("found", expected="a profile on a grid", got=f"points chosen with tol={found.tol}")
+    more = {
+        policy: profile(objective, path, found.num_points, test=test, bn=policy, progress=progress)
+        for policy in others(found.bn)
+    }
+    return replace(found, beside=more)
 
 
 def _profile(

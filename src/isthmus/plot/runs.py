@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from isthmus import paths
 from isthmus.errors import FileError, InputError
+from isthmus.evaluate.batchnorm import POLICIES
 from isthmus.pipeline import differs
 from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection, path_digest
@@ -28,7 +29,7 @@ _BASELINE = "Linear"
 class StoredProfile:
     """What profile.json holds: loss and error rate at t, on the training set and, if measured, on a test set.
 
-    `bn`, `tol`, `within` as in ``evaluate.Profile``.
+    `bn`, `tol`, `within` as in ``evaluate.Profile``; `beside`: the training curves under other policies of BatchNorm.
     """
 
     t: Floats
@@ -37,6 +38,7 @@ class StoredProfile:
     test: Mapping[str, Floats] | None
     num_points: int
     bn: str = "none"
+    beside: Mapping[str, Mapping[str, Floats]] = field(default_factory=dict)
     tol: float | None = None
     within: float | None = None
 
@@ -221,18 +223,27 @@ def _profile(file: Path, result: Mapping[str, Any]) -> StoredProfile:
         raise FileError(file, "segment: expected whole numbers", "measure the path again")
     _check(file, doc, "num_points", int, needed=True)
     _check(file, doc, "test", dict)
-    train, *tests = (
-        {q: _floats(file, part, q, len(t)) for q in ("loss", "error")}
-        for part in (doc, doc.get("test"))
-        if part is not None
-    )
+    train, *tests = (_curves(file, part, len(t)) for part in (doc, doc.get("test")) if part is not None)
     _check(file, doc, "bn", str)
     for key in ("tol", "within"):
         _check(file, doc, key, (int, float))
     return StoredProfile(
         t, segment.astype(np.int64), train, tests[0] if tests else None, doc["num_points"],
-        doc.get("bn") or "none", doc.get("tol"), doc.get("within"),
+        doc.get("bn") or "none", _beside(file, doc, len(t)), doc.get("tol"), doc.get("within"),
     )  # fmt: skip
+
+
+def _beside(file: Path, doc: Mapping[str, Any], length: int) -> dict[str, dict[str, Floats]]:
+    """The curves under other policies; none in files of older versions."""
+    _check(file, doc, "beside", dict)
+    held = {k: v for k, v in (doc.get("beside") or {}).items() if k in POLICIES}
+    for policy in held:
+        _check(file, held, policy, dict, needed=True)
+    return {policy: _curves(file, part, length) for policy, part in held.items()}
+
+
+def _curves(file: Path, part: Mapping[str, Any], length: int) -> dict[str, Floats]:
+    return {q: _floats(file, part, q, length) for q in ("loss", "error")}
 
 
 def _floats(file: Path, doc: Mapping[str, Any], key: str, length: int | None = None) -> Floats:

@@ -9,26 +9,22 @@ from typing import Any
 from isthmus.certify.branch import close
 from isthmus.certify.certificate import budget_in_words, distance_in_words
 from isthmus.plot.runs import Floats, StoredProfile, StoredRun
-from isthmus.verdict import LEVEL, Level, Measured, Proof, Verdict, judge, same_statistics
+from isthmus.verdict import LEVEL, Level, Measured, Proof, Verdict, judge, judge_all
 
 _GOAL = 0.01
 """The gap that was asked for, where a certificate does not say."""
 
 
 def verdict_of(run: StoredRun) -> Verdict | None:
-    """The verdict on the training data, with the test data's beside it; None when nothing was measured or proved.
-
-    A certificate is left out where the profile is about other statistics of BatchNorm.
-    """
+    """The verdict on the training data, with those beside it; None when nothing was measured or proved."""
     asked, proof = Level.read((run.result.get("verdict") or {}).get("asked", LEVEL)), _proof(run)
     if run.profile is None:
         return None if proof is None else judge(asked, None, proof)
-    proof = proof if same_statistics(run.profile.bn) else None
-    found = judge(asked, _measured(run.profile, run.profile.train["loss"]), proof)
-    if run.profile.test is None:
-        return found
-    test = judge(asked, _measured(run.profile, run.profile.test["loss"]), None)
-    return Verdict(**{**vars(found), "test": test})
+    found = run.profile
+    test, beside = (
+        None if s is None else _measured(found, s["loss"]) for s in (found.test, found.beside.get("interpolate"))
+    )
+    return judge_all(asked, _measured(found, found.train["loss"]), test, beside, proof, found.bn)
 
 
 def far_from(run: StoredRun) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
-from isthmus.evaluate.batchnorm import policy_in_words
+from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
 from isthmus.pipeline import upward
 from isthmus.plot.runs import StoredRun
 from isthmus.report.judged import far_from, verdict_of
@@ -143,10 +143,19 @@ def verdict(run: StoredRun) -> str:
     said = [] if found is None else [judged(found)]
     if found is not None and found.test is not None:
         said.append(f"Test data: {judged(found.test)}")
-    said.append(_numbers(run))
-    if run.profile is not None and (policy := policy_in_words(run.profile.bn)):
-        said.append(f"{escape(policy)}.")
+    if found is not None and found.interpolated is not None:
+        said.append(f"With interpolated statistics: {judged(found.interpolated)}")
+    said += [_numbers(run), *(f"{escape(line)}." for line in _statistics(run))]
     return head + "<br>".join(said)
+
+
+def _statistics(run: StoredRun) -> list[str]:
+    """What became of BatchNorm's running statistics, and what the other policies give where it matters."""
+    if run.profile is None:
+        return []
+    beside = {policy: float(curves["loss"].max()) for policy, curves in run.profile.beside.items()}
+    words = policy_in_words(run.profile.bn), beside_in_words(run.number("max_loss"), beside)
+    return [line for line in words if line]
 
 
 def judged(found: Verdict) -> str:
@@ -166,10 +175,12 @@ def _numbers(run: StoredRun) -> str:
         return f"{said}; nothing was proved (there is no certificate)."
     if _is_proved(run):
         bound, far = bound_num(_bound_of(run)), far_from(run)
+        own = run.profile is None or run.profile.bn in ("none", "interpolate")
+        it = "it" if own else "with interpolated statistics it"
         if far:
-            proved = f"it is proved to be at most {bound} everywhere on the path"
+            proved = f"{it} is proved to be at most {bound} everywhere on the path"
             return f"{said}; {proved}, <strong>but that is {escape(far)}</strong>."
-        return f"{said}, and it is <strong>proved</strong> to be at most {bound} everywhere on the path."
+        return f"{said}, and {it} is <strong>proved</strong> to be at most {bound} everywhere on the path."
     counts = _claim_counts(run)
     left, total = counts.get("measured", 0), sum(counts.values())
     verb = "is" if left == 1 else "are"

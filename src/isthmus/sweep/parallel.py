@@ -19,7 +19,7 @@ from isthmus.certify.certificate import SegmentCertificate
 from isthmus.certify.widened import evaluation
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
-from isthmus.evaluate.batchnorm import applied
+from isthmus.evaluate.batchnorm import applied, segments_under
 from isthmus.objective import Objective
 from isthmus.paths import Curve, Path, Segment
 from isthmus.sweep.base import Engine, Failed, one_thread
@@ -54,13 +54,16 @@ def profile_in_parallel(
     path: Path,
     num_points: int = 61,
     *,
+    test: Objective | None = None,
+    bn: str = "recompute",
     engine: Engine | None = None,
     chunk: int = 8192,
     progress: Progress = no_progress,
 ) -> Profile:
     """As ``profile``, by (segment x `chunk` examples) on `engine`; the same bits from every engine.
 
-    Agrees with ``profile`` up to the rounding of sums in another order.
+    Agrees with ``profile`` up to the rounding of sums in another order. Where statistics are computed again, a task is
+    a whole segment, as they belong to all examples.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -68,19 +71,41 @@ def profile_in_parallel(
     >>> profile_in_parallel(objective, path, num_points=3, chunk=1).error.tolist()
     [0.0, 0.5, 1.0]
     """
-    shared = _Shared(objective, path, _check(chunk), {"num_points": num_points})
-    table = _run(_profile_task, shared, range(len(path)), engine, "measuring", progress)
-    n, t, segment = len(path), [], []
+    policy = applied(objective, bn)
+    if policy == "recompute":
+        one = max(_check(chunk), objective.num_examples)
+        shared = _Shared(objective, path, one, {"num_points": num_points, "bn": bn, "test": test})
+        return _measured(shared, policy, engine, progress)
+    path = Path(tuple(segments_under(objective, path, bn)[0]))
+    options = {"num_points": num_points, "bn": "interpolate"}
+    own, *more = (
+        _measured(_Shared(o, path, _check(chunk), options), policy, engine, progress) for o in (objective, test) if o
+    )
+    return replace(own, test=more[0]) if more else own
+
+
+def _measured(shared: _Shared, policy: str, engine: Engine | None, progress: Progress) -> Profile:
+    """The profile of all segments, with that of the test data where a task measures them too."""
+    table = _run(_profile_task, shared, range(len(shared.path)), engine, "measuring", progress)
+    parts = [table[i] for i in range(len(shared.path))]
+    tests = [[p.test for p in several if p.test is not None] for several in parts]
+    n, test = shared.options["num_points"], shared.options.get("test")
+    found = _joined(parts, shared.weights, n, policy)
+    return found if test is None else replace(found, test=_joined(tests, shared.weights, n, policy))
+
+
+def _joined(parts: Sequence[Sequence[Profile]], weights: Sequence[float], num_points: int, bn: str) -> Profile:
+    """One profile from those of the segments, each given chunk by chunk."""
+    n, t, segment = len(parts), [], []
     losses, errors = [], []
-    for i in range(n):
+    for i, chunks in enumerate(parts):
         first = min(i, 1)  # a segment starts where the one before ends
-        places = table[i][0][2][first:]
+        places = chunks[0].t[first:]
         t += [(i + float(u)) / n for u in places]
         segment += [i] * len(places)
-        losses.append(_mean(shared.weights, [part[0] for part in table[i]])[first:])
-        errors.append(_mean(shared.weights, [part[1] for part in table[i]])[first:])
+        losses.append(_mean(weights, [p.loss for p in chunks])[first:])
+        errors.append(_mean(weights, [p.error for p in chunks])[first:])
     at = torch.tensor(t, dtype=torch.float64)
-    bn = applied(objective, "interpolate")
     return Profile(at, torch.tensor(segment), torch.cat(losses), torch.cat(errors), num_points, bn=bn)
 
 
@@ -113,7 +138,8 @@ def certify_in_parallel(
     parts = [table[i] for i in range(len(path))]
     open_ = [i for i, several in enumerate(parts) if not _is_exact(several)]
     known = evaluation(objective, path.start)  # a widened module does not travel between processes
-    wide = shared if known.widened else replace(shared, objective=known.objective)
+    where = objective if known.widened else known.objective
+    wide = _Shared(where, path, chunk, {"num_points": num_points, "bn": "interpolate"})
     sampled = _run(_profile_task, wide, open_, engine, "measuring", progress) if open_ else {}
     segments = []
     for i, segment in enumerate(path.segments):
@@ -141,14 +167,14 @@ def _is_exact(parts: Sequence[Certificate]) -> bool:
 
 
 def _of_all(
-    segment: Segment, parts: Sequence[Certificate], weights: Sequence[float], sampled: list[Any] | None
+    segment: Segment, parts: Sequence[Certificate], weights: Sequence[float], sampled: list[Profile] | None
 ) -> SegmentCertificate:
     """The segment on all data: proved where it is on every chunk; the largest of the losses sampled on all data."""
     measured = next((c.segments[0] for c in parts if c.segments[0].claim == "measured"), None)
     row = _proved(segment, parts, weights) if measured is None else measured
     if sampled is not None:
-        samples = _mean(weights, [loss for loss, _, _ in sampled])
-        row = replace(row, witness=float(sampled[0][2][samples.argmax()]), value=float(samples.max()))
+        samples = _mean(weights, [p.loss for p in sampled])
+        row = replace(row, witness=float(sampled[0].t[samples.argmax()]), value=float(samples.max()))
     return row if measured is None else replace(row, bound=row.value, error_bound=None, intervals=())
 
 
@@ -179,10 +205,9 @@ def _run(
     return {i: [results[i, c] for c in range(chunks)] for i in segments}
 
 
-def _profile_task(shared: _Shared, item: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _profile_task(shared: _Shared, item: tuple[int, int]) -> Profile:
     i, c = item
-    found = profile(shared.part(c), Path((shared.path.segments[i],)), shared.options["num_points"])
-    return found.loss, found.error, found.t
+    return profile(shared.part(c), Path((shared.path.segments[i],)), **shared.options)
 
 
 def _certify_task(shared: _Shared, item: tuple[int, int]) -> Certificate:
