@@ -52,13 +52,13 @@ class PretendedTensor(Tensor):
         made.held = held
         return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, *args, **(kwargs or {}))
 
-    def __repr__(self) -> str:  # the library's own needs addresses
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # the library's own needs addresses
         return f"{self.held!r} on {DEVICE}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PretendedTensor:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import isthmus as im
 from isthmus import pipeline
 from isthmus.analysis.ray import ray
+from isthmus.cli import run_app
 from isthmus.experiments.jobs import Network, Pair
 from isthmus.experiments.jobs import Problem as Asked
 from isthmus.models import mean_field, mean_field_init, seeded
@@ -171,6 +172,7 @@ def geometry(p: Problem, _: Path) -> Any:
 def trained(p: Problem, _: Path) -> Any:
     """A network with BatchNorm and a mean-field network, from weights that were drawn on the host."""
     (x, y), at = p.objective.data, p.objective.device
+    assert isinstance(x, Tensor)
     module = seeded(lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)), 0)
     fitted = pipeline.train(module.double().to(at), (x, y), STEPS, seed=0)
     net = mean_field((5, 6, 4), "tanh", seed=0).to(at)
@@ -308,3 +310,15 @@ def test_cells_work_on_the_device_and_leave_results_on_the_host(page, tmp_path):
         assert {s.record["device"] for s in stored} == {device}
         found[device] = [s.result for s in stored]
     agree(found[str(DEVICE)], found["cpu"])
+
+
+def test_the_command_line_trains_connects_and_reads_paths_on_the_device(tmp_path, capsys):
+    common = ["--examples", "20", "--device", DEVICE.type, "--quiet"]
+    ends, run = [str(tmp_path / f"{seed}.safetensors") for seed in (0, 1)], tmp_path / "run"
+    for seed, end in enumerate(ends):
+        train = ["train", "--model", "mlp:64-6-10", "--out", end, "--epochs", "1", "--seed", str(seed)]
+        assert run_app([*train, *common]) == 0
+    method = ["--method", "Linear", "--num-points", "3", "--budget", "20", "--out", str(run)]
+    assert run_app(["connect", *ends, *method, *common]) == 0
+    again = ["profile", str(run / "path.safetensors"), "--num-points", "3", "--out", str(tmp_path / "again")]
+    assert run_app([*again, *common, "--json"]) == 0, capsys.readouterr().err

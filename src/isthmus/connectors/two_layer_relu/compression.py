@@ -189,7 +189,7 @@ def compress(
     how = how or Compression()
     readout = problem.readout(layer.W, like)
     if len(layer.live) > keep:
-        now = layer
+        now, units = layer, _mask(problem.m, layer.live)
         while (excess := len(now.live) - keep) > 0:
             units = _mask(problem.m, now.live)
             cost = _cost_of_removal(readout, now)
