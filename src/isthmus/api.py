@@ -48,6 +48,7 @@ from isthmus.evaluate import profile as profile
 from isthmus.objective import Objective as Objective
 from isthmus.objective.losses import L1 as L1
 from isthmus.objective.losses import Ridge as Ridge
+from isthmus.objective.named import CrossEntropy as CrossEntropy
 from isthmus.params import Params as Params
 from isthmus.paths import Curve as Curve
 from isthmus.paths import LevelCurve as LevelCurve

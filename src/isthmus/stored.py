@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from isthmus.data import DATASETS, numbers_of
-from isthmus.errors import FileError
+from isthmus.errors import FileError, InputError
 from isthmus.models import MODELS, parameters_of
-from isthmus.objective.losses import L1, NAMED, PENALTIES, Ridge
+from isthmus.objective.losses import L1, NAMES, PENALTIES, Ridge
+from isthmus.objective.named import CrossEntropy, described
 from isthmus.storage.files import one_line
 
 _MAX_TEXT = 1000
@@ -75,12 +76,13 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         if large := {("model", n): f"which has {size:,} parameters" for n, size in sizes.items() if size > _MAX_STORED}:
             raise self.refusal({key: f"{why}, more than a data file may ask for" for key, why in large.items()})
 
-    def loss(self, value: object) -> str:
-        """A name of ``NAMED``."""
-        if not isinstance(value, str) or value not in NAMED:
+    def loss(self, value: object, options: object = None) -> str | CrossEntropy:
+        """A name of ``NAMES``, or a ``CrossEntropy`` with its options."""
+        try:
+            return described({"loss": value, "loss_options": options})
+        except InputError as e:
             why = f"says that the loss is {shown(value)}, which cannot be made from a file"
-            raise FileError(self.source, why, self._line("loss", " or ".join(NAMED)))
-        return value
+            raise FileError(self.source, why, self._line("loss", " or ".join(NAMES))) from e
 
     def dtype(self, value: object) -> torch.dtype:
         """A floating-point precision."""

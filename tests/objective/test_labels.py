@@ -219,6 +219,17 @@ class Table:
         return self.values
 
 
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+
 def twelve():
     return torch.randn(12, 5, generator=generator()), torch.arange(12) % 4
 
@@ -238,6 +249,10 @@ SAME = {
     "batches": lambda x, y: [[x[:5], y[:5]], [x[5:], y[5:]]],
     "batches of arrays": lambda x, y: [(x[:5].numpy(), y[:5].numpy()), (x[5:].numpy(), y[5:].numpy())],
     "arguments by name": lambda x, y: ({"input": x.numpy()}, y),
+    "a data set": TensorDataset,
+    "a dictionary": lambda x, y: {"x": x, "y": y.numpy()},
+    "batches of dictionaries": lambda x, y: [{"input": x[:5], "labels": y[:5]}, {"input": x[5:], "labels": y[5:]}],
+    "a data set of dictionaries": lambda x, y: Rows([{"input": a, "label": int(b)} for a, b in zip(x, y, strict=True)]),
 }
 
 
@@ -252,23 +267,16 @@ def test_the_same_data_in_other_containers(make):
 
 
 REFUSED = {
-    "three parts": (lambda x, y: (x, x, y), r"3 tensors; write \(\(x1, x2\), y\)"),
-    "batches of three": (
-        lambda x, y: DataLoader(TensorDataset(x, x, y)),
-        r"\[\(\(x1, x2\), y\) for x1, x2, y in loader\]",
-    ),
-    "a data set": (lambda x, y: TensorDataset(x, y), r"write DataLoader\(dataset"),
     "single examples": (lambda x, y: list(zip(x, y, strict=True)), r"single examples; write DataLoader"),
-    "a dictionary": (lambda x, y: {"x": x, "y": y}, r"got dict; write \(data\["),
-    "batches of dictionaries": (
-        lambda x, y: [{"input": x, "labels": y}],
-        r"\[\(\{k: v .* != 'labels'\}, b\['labels'\]\)",
-    ),
+    "a dictionary": (lambda x, y: {"x": x, "z": y}, r"keys x, z; write targets="),
+    "one part": (lambda x, y: TensorDataset(x), r"got 1 part; write forward="),
+    "three parts": (lambda x, y: (x, x, y), r"examples that Linear accepts, got .*positional arguments"),
+    "unlike batches": (lambda x, y: [{"x": x, "y": y}, {"z": x, "y": y}], r"all alike"),
     "lengths": (lambda x, y: [(x[:5], y[:5]), (x[5:, :3], y[5:])], r"\(3,\) and \(5,\); write a loader that pads"),
     "ragged lists": (lambda x, y: ([[1.0, 2.0], [1.0]], [0, 1]), r"rows of one length"),
     "words": (lambda x, y: (x, np.array(["a"] * 12)), r"arrays of numbers"),
     "sparse": (lambda x, y: (x.to_sparse(), y), r"x.to_dense\(\)"),
-    "a number": (lambda x, y: (x, torch.tensor(1)), r"at least one example"),
+    "a number": (lambda x, y: (x, torch.tensor(1)), r"got single examples"),
     "no targets": (lambda x, y: x, r"a pair \(x, y\)"),
     "another device": (lambda x, y: (x, y.to("meta")), r"all tensors on meta, got cpu; write x.to"),
     "a column of labels": (lambda x, y: (x, y[:, None]), r"write y\[:, 0\]"),

@@ -283,7 +283,11 @@ def test_numbers_of_examples_written_into_forward_are_not_blamed_on_the_data():
     fixed = Written(lambda self, x: self.layer(x) + torch.zeros(64, 3))
     with pytest.raises(im.UnsupportedError, match=r"on 64 examples and not on 6.*test_probe.py.*write x.shape\[0\]"):
         im.Objective(fixed, data=(X.float(), Y))
-    narrow = Written(lambda self, x: F.linear(x, torch.zeros(3, 6)) + self.layer(x))
+    plain = Written(lambda self, x: F.linear(x, torch.zeros(3, 6)) + self.layer(x))
+    for x in (X.float(), X):
+        objective = im.Objective(plain, data=(x, Y))
+        assert objective.program.run(objective.check(plain), x).dtype == x.dtype
+    narrow = Written(lambda self, x: F.linear(x, torch.zeros(3, 6, dtype=torch.float32)) + self.layer(x))
     im.Objective(narrow, data=(X.float(), Y))
     with pytest.raises(im.UnsupportedError, match=r"does not run in float64.*test_probe.py.*write dtype=x.dtype"):
         im.Objective(narrow, data=(X, Y))

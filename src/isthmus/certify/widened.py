@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
-from isthmus.objective import Objective, criterion
+from isthmus.objective import Objective
 from isthmus.objective.data import rows
 from isthmus.objective.losses import LossFunction
+from isthmus.objective.named import is_named, is_torchs
 from isthmus.params import Params, cast
 
 __all__ = ["TROUBLE", "Evaluation", "evaluation", "flushes", "without_raw_errors"]
@@ -93,7 +94,7 @@ def _widened(objective: Objective) -> Objective:
     shadow.skeleton = module
     loss, error = objective._loss, objective._labelled["error"]
     changes: dict[str, Any] = {} if error is None else {"error": _on_wide(error)}
-    if not isinstance(loss, str) and not criterion.is_torchs(loss):
+    if not is_named(loss) and not is_torchs(loss):
         changes["loss"] = _on_wide(loss)
     return shadow._vary(dtype=torch.float64, **changes)
 

@@ -13,8 +13,8 @@ import torch
 import typer
 from rich.table import Column, Table
 
-from isthmus.cli.common import Device, Json, Quiet
 from isthmus.cli.console import console, progress_bar
+from isthmus.cli.options import Json, Quiet
 from isthmus.cli.typed import command
 from isthmus.device import device_of
 from isthmus.errors import FileError, InputError
@@ -50,6 +50,7 @@ Gpus = Annotated[
     float | None,
     typer.Option("--gpus", help="GPUs to spread the jobs over, a worker each (Ray); with --address, GPUs per job."),
 ]
+Device = Annotated[str, typer.Option("--device", help="Of every job: auto, cpu, cuda, ...")]
 Resource = Annotated[list[str] | None, typer.Option("--resource", help="NAME=AMOUNT per job (Ray); repeatable.")]
 Retries = Annotated[int, typer.Option("--retries", help="New attempts at a job whose worker was killed (Ray).")]
 
@@ -64,20 +65,20 @@ def engine_of(
     device: str = "auto",
 ) -> Engine:
     """The engine that the options mean: this process unless workers, an address or GPUs are asked for."""
-    if workers is not None and address is not None:
-        raise InputError("--workers", expected="none with --address: the cluster has its own", got=workers)
+    wanted = dict(map(_amount, resource or []))
     if address is not None:
-        return Ray(1, address, cpus, gpus or 0, _amounts(resource), retries)
+        if workers is not None:
+            raise InputError("--workers", expected="none with --address: the cluster has its own", got=workers)
+        return Ray(1, address, cpus, gpus or 0, wanted, retries)
     device_of(device)
     found = _gpus(gpus, device)
-    workers = int(gpus) if gpus and workers is None else workers
-    if workers is not None:
-        # a part of a GPU in whole ten-thousandths, as Ray counts them
-        part = min(1.0, 10_000 * found // workers / 10_000)
-        return Ray(workers, None, cpus, part, _amounts(resource), retries)
-    if cpus != 1 or resource:
-        raise InputError("--cpus, --resource", expected="--workers or --address with them", got="neither")
-    return Local()
+    if workers is None and not gpus:
+        if cpus != 1 or wanted:
+            raise InputError("--cpus, --resource", expected="--workers or --address with them", got="neither")
+        return Local()
+    workers = workers or found
+    part = min(1.0, 10_000 * found // workers / 10_000)  # of a GPU, in ten-thousandths, as Ray counts them
+    return Ray(workers, None, cpus, part, wanted, retries)
 
 
 def _gpus(asked: float | None, device: str) -> int:
@@ -91,18 +92,16 @@ def _gpus(asked: float | None, device: str) -> int:
     return int(asked)
 
 
-def _amounts(resource: list[str] | None) -> dict[str, float]:
-    """The resources of NAME=AMOUNT texts."""
-    wanted = {}
-    for text in resource or []:
-        name, equals, amount = text.partition("=")
-        try:
-            wanted[name] = float(amount) if equals and name else float("nan")
-        except ValueError:
-            wanted[name] = float("nan")
-        if not wanted[name] >= 0:
-            raise InputError("--resource", expected="NAME=AMOUNT", got=repr(text), instead="--resource big=1")
-    return wanted
+def _amount(text: str) -> tuple[str, float]:
+    """A resource of Ray and how much of it, from NAME=AMOUNT."""
+    name, _, amount = text.partition("=")
+    try:
+        value = float(amount)
+    except ValueError:
+        value = float("nan")
+    if not (name and value >= 0):
+        raise InputError("--resource", expected="NAME=AMOUNT", got=repr(text), instead="--resource big=1")
+    return name, value
 
 
 @app.command("list")

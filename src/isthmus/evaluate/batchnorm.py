@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
-from isthmus.objective.data import rows
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params
 from isthmus.paths import Curve, Path, Segment
@@ -42,6 +41,9 @@ def segments_under(objective: Objective, path: Path, bn: str) -> tuple[Sequence[
         kept = {k: path.start[k] for k in names}
         return path.map(lambda p: {**p, **kept}).segments, policy
     if policy == "recompute":
+        if not objective.num_examples:
+            why = "evaluate= shows no data from which statistics can be computed"
+            raise UnsupportedError("bn='recompute'", why, "write bn='interpolate' or bn='keep'")
         if objective.num_examples < 2:
             raise InputError("data", expected="at least 2 examples, to compute statistics", got=1)
         return [Refreshed(s, objective, tuple(names)) for s in path.segments], policy
@@ -115,10 +117,9 @@ def refresh(objective: Objective, params: Params) -> Params:
             part.momentum = None
     own: dict[str, Tensor] = {k: torch.zeros_like(params[k]) for k in statistics(objective)}
     order = torch.randperm(objective.num_examples, generator=torch.Generator().manual_seed(0)).to(objective.device)
-    x = objective.data[0]
     with torch.no_grad():
         for index in order.tensor_split(max(1, len(order) // BATCH)):
-            objective.forward({**params, **own}, rows(x, index), module)
+            objective.forward({**params, **own}, objective.source.at(index)[0], module)
     own |= {k: own[ties[k]] for k in own if k in ties}
     return {**params, **own}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from isthmus.evaluate.network import Network, size
 from isthmus.evaluate.plan import plan_for
-from isthmus.evaluate.routes import Affine, General, Penalty, Plain, Route, Tick, Unchanged
+from isthmus.evaluate.routes import Affine, ByValue, General, Penalty, Plain, Route, Tick, Unchanged
 from isthmus.objective import Objective
 from isthmus.params import Params, equal, nonfinite, nonfinite_on
 from isthmus.paths import Curve, Segment
@@ -42,8 +43,13 @@ class Engine:
 
     def __init__(self, objective: Objective, dtype: torch.dtype | None = None) -> None:
         self.objective = objective
-        self.network = Network(objective, dtype)
+        self.dtype = dtype
         self._last: tuple[Params, Tensor] | None = None
+
+    @cached_property
+    def network(self) -> Network:
+        """The objective's network, made when it is first run here."""
+        return Network(self.objective, self.dtype)
 
     def prepare(self, segment: Segment, points: int = 61) -> Prepared:
         """What can be computed once for all points of `segment`, when about so many will be asked for."""
@@ -52,9 +58,11 @@ class Engine:
     def _route(self, segment: Segment, points: int) -> Route:
         if not isinstance(segment, Curve):
             self.objective.check_path((segment.start, segment.end))
-            return Plain(self, segment)
+            return Plain(self, segment) if self.objective.in_memory else ByValue(self.objective, segment)
         control = self.objective.check_path(segment.control)
         curve = Curve(control)
+        if not self.objective.in_memory:
+            return ByValue(self.objective, curve)
         if nonfinite_on(control) is not None:
             return Plain(self, curve)
         program = self.network.program(control[0])

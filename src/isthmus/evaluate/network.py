@@ -181,7 +181,7 @@ def _may_idle(control: tuple[Params, ...]) -> bool:
     """Whether some weight is zero at a control point, or two rows of some matrix start alike."""
     seen: dict[int, Tensor] = {id(v): v for p in control for v in p.values() if v.dim() > 1}
     for v in seen.values():
-        starts = v.flatten(1)[:, 0]
+        starts = v.flatten(1)[:, :4]
         starts = torch.view_as_real(starts) if v.is_complex() else starts
         if bool((v == 0).any()) or len(starts.unique(dim=0)) < len(v):
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -142,7 +143,7 @@ class Profile:
 
 def profile(
     objective: Objective,
-    path: Path | HasPath,
+    path: Path | HasPath | str | os.PathLike[str],
     num_points: int = 61,
     *,
     test: Objective | None = None,
@@ -153,9 +154,11 @@ def profile(
 ) -> Profile:
     """Measure the loss and the error at `num_points` equidistant points of every segment, both ends included.
 
-    Segment i of n covers t in [i/n, (i+1)/n]; points shared by two segments are measured once. Cost: what changes,
-    computed once (see ``Engine``): nothing beyond its ends for a segment that moves dead or equal units, one or two
-    passes over the data for one that moves the last layer, at most num_points - 1 for any other; the same for `test`.
+    `path`: a path, a result that has one, or a file of ``save``, of which one point at a time is in memory. Segment i
+    of n covers t in [i/n, (i+1)/n]; points shared by two segments are measured once. Cost: what changes, computed once
+    (see ``Engine``): nothing beyond its ends for a segment that moves dead or equal units, one or two passes over the
+    data for one that moves the last layer, at most num_points - 1 for any other; the same for `test`. One pass for
+    every point where the data are streamed, or the path stays in its file.
 
     `bn`: BatchNorm's running statistics are computed again at every point from fixed batches of the objective's data
     ("recompute": one more pass per point, the same statistics for `test`), are moved along the segments like weights
@@ -178,7 +181,7 @@ def profile(
     ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0], 0.0)
     """
     check_kinds(profile, locals())
-    path = path_of(path)
+    path = _opened(path)
     if num_points < 2:
         raise InputError("num_points", expected="at least 2 points per segment", got=num_points)
     if screen is not None and screen not in SCREENS:
@@ -190,6 +193,8 @@ def profile(
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
+    if screen is not None and not all(s.in_memory for s in sets):
+        raise UnsupportedError(f"screen={screen!r}", "it needs the data in memory", "leave screen out")
     if screen == "auto" and not bf16_pays(objective, objective.check(path.start, "path")):
         screen = None
     if tol is not None:
@@ -204,6 +209,15 @@ def profile(
     else:
         sampled = on_grid(sets, segments, num_points, progress)
     return _profile(sampled, len(path), num_points, policy, screen, tol)
+
+
+def _opened(path: Path | HasPath | str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        return path_of(path)
+    # upwards, and only for a file, as for the checkpoints of an objective
+    from isthmus.storage.on_file import open_path
+
+    return open_path(path)
 
 
 def beside_others(

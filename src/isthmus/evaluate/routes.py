@@ -186,6 +186,24 @@ class Plain(Route):
             point = network.cast(objective.check(self.segment.at(t), "path"))
             outputs = (network.forward(point, part) for part in chunks)
             out.append(objective.of_outputs(_with_targets(objective, outputs, chunks)))
+            del point, outputs  # before the next one is made
+            tick()
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class ByValue(Route):
+    """The objective at every point: the route for data that are not in memory, and for objectives without any."""
+
+    objective: Objective
+    segment: Segment
+    kind = "plain"
+
+    def pairs(self, ts: list[float], tick: Tick) -> list[Pair]:
+        """One pass over the data for every t."""
+        out = []
+        for t in ts:
+            out.append(self.objective.means(self.objective.check(self.segment.at(t), "path")))
             tick()
         return out
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import loss as torchs
 
-from isthmus.errors import InputError
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.objective.data import rows
 from isthmus.objective.labels import IGNORED, Labels, check_classes, find_axis
-from isthmus.objective.losses import NAMED, LossFunction, per_example
-from isthmus.params import in_dtype, moves
+from isthmus.objective.losses import NAMED, LossFunction, hinge, per_example
+from isthmus.objective.named import CLASSES, ENTRIES, MARGINS, as_torchs, describe, is_named, is_torchs, plus
+from isthmus.params import moves
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +36,24 @@ class _Criterion:
     labels: Labels | None = None
     positions: Labels | None = None
     rises: float | None = None
+
+    def means(self, parts: Iterable[tuple[Tensor, Any]]) -> tuple[float, float]:
+        """(mean loss, mean error) of (outputs, y), part by part; sums are added in float64."""
+        loss = error = 0.0
+        n = 0
+        for outputs, y in parts:
+            loss += float(self.values(outputs, y).double().sum())
+            error += float("nan") if self.errors is None else float(self.errors(outputs, y).double().sum())
+            n += len(outputs)
+        return loss / n, error / n
+
+
+def _unseen(outputs: Tensor, y: Any) -> Tensor:
+    raise UnsupportedError("the objective", "it has no outputs", "give loss= and data= in place of evaluate=")
+
+
+UNSEEN = _Criterion(_unseen, None, False)
+"""That of an objective which is a function of the parameters alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,84 +92,14 @@ def _wrong_sign(outputs: Tensor, y: Tensor) -> Tensor:
     return per_example(((outputs > 0) != (y > 0.5)).to(outputs.dtype))
 
 
-def _plus(*weights: Tensor | None) -> bool:
-    return all(w is None or bool((w >= 0).all()) for w in weights)
-
-
-_CLASSES: dict[type[nn.Module], Callable[[Any], bool]] = {
-    nn.CrossEntropyLoss: lambda m: _plus(m.weight),
-    nn.NLLLoss: lambda m: True,
-}
-"""The losses of torch whose targets are classes, and whether each is convex in the outputs."""
-
-_ENTRIES: dict[type[nn.Module], Callable[[Any], bool]] = {
-    nn.MSELoss: lambda m: True,
-    nn.L1Loss: lambda m: True,
-    nn.SmoothL1Loss: lambda m: True,
-    nn.HuberLoss: lambda m: True,
-    nn.BCEWithLogitsLoss: lambda m: _plus(m.weight, m.pos_weight),
-    nn.BCELoss: lambda m: False,  # torch cuts its logarithm off at -100
-    nn.KLDivLoss: lambda m: True,
-    nn.SoftMarginLoss: lambda m: True,
-    nn.HingeEmbeddingLoss: lambda m: True,
-    nn.PoissonNLLLoss: lambda m: m.log_input,
-    nn.MultiLabelSoftMarginLoss: lambda m: _plus(m.weight),
-}
-"""Those whose targets have the shape of the outputs."""
-
 _IN_UNIT = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)
 _OF_LOGITS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
 
 
-def check_loss(loss: Any) -> None:
-    """Refuse what is no loss of (outputs, y), before any data are read."""
-    names = f"one of {sorted(NAMED)}, a loss of torch such as nn.CrossEntropyLoss(), or a callable"
-    if isinstance(loss, type):
-        raise InputError("loss", expected=names, got=f"the class {loss.__name__}", instead=f"nn.{loss.__name__}()")
-    if not (loss in NAMED if isinstance(loss, str) else callable(loss)):
-        raise InputError("loss", expected=names, got=repr(loss))
-    if is_torchs(loss):
-        _check_reduction(loss)
-    elif type(loss).__module__ == torchs.__name__:
-        known = ", ".join(t.__name__ for t in (*_CLASSES, *_ENTRIES))
-        raise InputError(
-            "loss", expected=f"one of {known}", got=type(loss).__name__, instead="a function (outputs, y) -> losses [n]"
-        )
-
-
-def _check_reduction(loss: Any) -> None:
-    allowed = ("none", "mean", "sum", *(["batchmean"] if isinstance(loss, nn.KLDivLoss) else []))
-    if getattr(loss, "reduction", "") not in allowed:
-        raise InputError("loss.reduction", expected=f"one of {allowed}", got=repr(getattr(loss, "reduction", "")))
-
-
-def is_torchs(loss: Any) -> bool:
-    """Whether it is a loss of torch whose options are read."""
-    return type(loss) in _CLASSES or type(loss) in _ENTRIES
-
-
-def targets(loss: Any, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """`y` as the loss takes it: whole numbers as int64 labels or as numbers; for a callable loss as they are."""
-    if moves(y):
-        return in_dtype(y, dtype)
-    if loss == "mse" or type(loss) in _ENTRIES:
-        return y.to(dtype)
-    return y.long() if isinstance(loss, str) or type(loss) in _CLASSES else y
-
-
-def describe(loss: Any) -> dict[str, Any]:
-    """The loss and, for one of torch, its options, as plain values."""
-    if not is_torchs(loss):
-        return {"loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "callable")}
-    options = {k: v for k, v in vars(loss).items() if k[0] != "_" and k != "training"} | loss._buffers
-    plain = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in options.items()}
-    return {"loss": type(loss).__name__, "loss_options": plain}
-
-
 def read(
-    loss: str | LossFunction,
+    loss: Any,
     outputs: Tensor,
-    y: Tensor,
+    y: Any,
     *,
     convex: bool | None = None,
     error: LossFunction | None = None,
@@ -163,17 +110,22 @@ def read(
 
     Errors: ``InputError`` for targets that the loss would misread, and for options that it does not take.
     """
-    if loss == "cross_entropy" or type(loss) in _CLASSES:
-        found = _of_classes(loss, outputs, y, ignore_index, class_axis)
-    elif loss == "mse" or type(loss) in _ENTRIES:
-        _no_options(f"{describe(loss)['loss']} has no classes", ignore_index, class_axis)
-        found = _of_entries(loss, outputs, y)
+    own = as_torchs(loss, ignore_index)
+    if type(own) in CLASSES:
+        _check_ignored(own, loss, ignore_index)
+        axis = _class_axis(outputs, y, class_axis, own.ignore_index)
+        together = getattr(loss, "mean", "tokens") == "tokens"
+        found = _of_classes(own, outputs, y, axis, together)
+    elif isinstance(own, str) or is_torchs(own):
+        _no_options(f"{describe(loss)['loss']} has no classes to ignore or to find", ignore_index, class_axis)
+        margin = type(own) in MARGINS or (own == "hinge" and y.shape[1:] != outputs.shape[1:])
+        found = _of_margins(own, outputs, y) if margin else _of_entries(own, outputs, y)
     else:
-        found = _of_callable(loss, outputs, y, error, ignore_index, class_axis)  # type: ignore[arg-type]
+        found = _of_callable(own, outputs, y, error, ignore_index, class_axis)
     if convex is not None:
         _check_convex(convex, found, loss)
         found = replace(found, convex=convex)
-    few = y[: len(outputs)]
+    few = rows(y, slice(0, len(outputs)))
     _check_values("loss", found.values, outputs, few)
     if error is None:
         return found
@@ -182,7 +134,7 @@ def read(
 
 
 def _check_convex(convex: bool, found: _Criterion, loss: Any) -> None:
-    if convex and not found.convex and (isinstance(loss, str) or is_torchs(loss)):
+    if convex and not found.convex and (is_named(loss) or is_torchs(loss)):
         raise InputError("convex", expected="False or None: this loss is not convex in the outputs", got=True)
 
 
@@ -192,21 +144,13 @@ def _no_options(why: str, ignore_index: int | None, class_axis: int | None) -> N
             raise InputError(name, expected=f"None: {why}", got=value)
 
 
-def _of_classes(loss: Any, outputs: Tensor, y: Tensor, ignore_index: int | None, class_axis: int | None) -> _Criterion:
-    if isinstance(loss, str):
-        ignored = IGNORED if ignore_index is None else ignore_index
-        axis = _class_axis(outputs, y, class_axis, ignored)
-        labels = Labels.of(y, axis, ignored)
-        if labels.scale is None and axis == 1:
-            return _plain_entropy(labels)
-        inner = partial(F.cross_entropy, ignore_index=ignored, reduction="none")
-        return _Criterion(_OverPositions(inner, labels), labels.wrong, True, None, labels, labels, labels.scale or 1.0)
-    if ignore_index not in (None, loss.ignore_index):
+def _check_ignored(own: Any, loss: Any, ignore_index: int | None) -> None:
+    if ignore_index not in (None, own.ignore_index):
+        name = "im.CrossEntropy" if is_named(loss) else f"nn.{type(own).__name__}"
         raise InputError(
-            "ignore_index", expected=f"None or that of the loss, {loss.ignore_index}", got=ignore_index,
-            instead=f"nn.{type(loss).__name__}(ignore_index={ignore_index})",
+            "ignore_index", expected=f"None or that of the loss, {own.ignore_index}", got=ignore_index,
+            instead=f"{name}(ignore_index={ignore_index})",
         )  # fmt: skip
-    return _of_module(loss, outputs, y, _class_axis(outputs, y, class_axis, loss.ignore_index))
 
 
 def _class_axis(outputs: Tensor, y: Tensor, given: int | None, ignored: int, error_of: str = "") -> int:
@@ -219,28 +163,28 @@ def _plain_entropy(labels: Labels) -> _Criterion:
     return _Criterion(NAMED["cross_entropy"], labels.wrong, True, "cross_entropy", labels, labels, 1.0)
 
 
-def _of_module(own: Any, outputs: Tensor, y: Tensor, axis: int) -> _Criterion:
-    """A class loss of torch, with its weights, its smoothing and its reduction."""
+def _of_classes(own: Any, outputs: Tensor, y: Tensor, axis: int, together: bool) -> _Criterion:
+    """A class loss of torch, with its weights, its smoothing and its reduction; `together`: as in ``Labels``."""
     weight = own.weight
     if weight is not None and weight.shape != outputs.shape[axis : axis + 1]:
         raise InputError("loss.weight", expected=f"one per class ({outputs.shape[axis]})", got=tuple(weight.shape))
     alone = Labels.of(y, axis, own.ignore_index)
     errors, labels, positions = alone, alone, 1
     if own.reduction != "none":
-        errors = Labels.of(y, axis, own.ignore_index, together=True)
+        errors = Labels.of(y, axis, own.ignore_index, together=together)
         labels = replace(errors, scale=_scale(own, errors, y))
-        positions = errors.counts(y)[0].numel()
+        positions = errors.counts(y)[0].numel() if together else 1
     rises = _rises(own, labels, positions)
     plain = rises is not None and weight is None and own.reduction != "sum"
     if plain and alone.scale is None and axis == 1:
         return _plain_entropy(errors)
-    values, convex = _OverPositions(_each(own, outputs), labels), _CLASSES[type(own)](own)
+    values, convex = _OverPositions(_each(own, outputs), labels), CLASSES[type(own)](own)
     return _Criterion(values, errors.wrong, convex, None, errors, labels, rises)
 
 
 def _rises(own: Any, labels: Labels, positions: int) -> float | None:
     """The largest sum of weights of an example; None for what is no sum of weighted cross-entropies."""
-    if type(own) is not nn.CrossEntropyLoss or own.label_smoothing != 0 or not _plus(own.weight):
+    if type(own) is not nn.CrossEntropyLoss or own.label_smoothing != 0 or not plus(own.weight):
         return None
     largest = 1.0 if own.weight is None else float(own.weight.max())
     return (labels.scale or 1.0) * positions * largest
@@ -251,9 +195,13 @@ def _scale(own: Any, labels: Labels, y: Tensor) -> float:
     if own.reduction == "sum":
         return float(len(y))
     counts = labels.counts(y)
-    total = float(counts.sum())
+    weights = counts.double()
     if own.weight is not None and not y.is_floating_point():
-        total = float(own.weight.to(y.device, torch.float64)[labels.target(y)][counts].sum())
+        weights = weights * own.weight.to(y.device, torch.float64)[labels.target(y)]
+    each = weights.view(len(y), -1).sum(1)
+    if not labels.together:
+        each /= counts.view(len(y), -1).sum(1).clamp(min=1)
+    total = float(each.sum())
     if not total > 0:
         raise InputError("y", expected="labels whose weights have a sum > 0", got=total)
     return len(y) / total
@@ -266,15 +214,29 @@ def _each(own: nn.Module, outputs: Tensor) -> Any:
     return each
 
 
+def _of_margins(own: Any, outputs: Tensor, y: Tensor) -> _Criterion:
+    """The hinge loss of several classes."""
+    if outputs.dim() != 2 or y.dim() != 1 or moves(y):
+        raise _other_shape("hinge, or class labels [n]", outputs, y)
+    check_classes(outputs.shape[1], y, 0)
+    labels = Labels()
+    if own == "hinge":
+        return _Criterion(hinge, labels.wrong, True, None, labels)
+    factor = float(len(y)) if own.reduction == "sum" else None
+    return _Criterion(_OverEntries(_each(own, outputs), factor), labels.wrong, MARGINS[type(own)](own), None, labels)
+
+
 def _of_entries(loss: Any, outputs: Tensor, y: Tensor) -> _Criterion:
     _check_entries(loss, outputs, y)
+    if loss == "hinge":
+        return _Criterion(hinge, _wrong_sign, True)
     if loss == "mse" or (type(loss) is nn.MSELoss and loss.reduction in ("mean", "none")):
         return _Criterion(NAMED["mse"], None, True, "mse")
     if (weight := getattr(loss, "weight", None)) is not None and weight.dim() >= outputs.dim() and len(weight) > 1:
         raise InputError("loss", expected="weights that do not depend on the example", got=tuple(weight.shape))
     errors = _wrong_sign if type(loss) in _OF_LOGITS else None
     factor = {"sum": float(len(y)), "batchmean": 1.0}.get(loss.reduction)
-    return _Criterion(_OverEntries(_each(loss, outputs), factor), errors, _ENTRIES[type(loss)](loss))
+    return _Criterion(_OverEntries(_each(loss, outputs), factor), errors, ENTRIES[type(loss)](loss))
 
 
 def _check_entries(loss: Any, outputs: Tensor, y: Tensor) -> None:
@@ -283,6 +245,8 @@ def _check_entries(loss: Any, outputs: Tensor, y: Tensor) -> None:
         raise _other_shape(name, outputs, y)
     if type(loss) in _IN_UNIT and not bool(((y >= 0) & (y <= 1)).all()):
         raise InputError("y", expected=f"targets from 0 to 1 for {name}", got=f"{float(y.min())} to {float(y.max())}")
+    if loss == "hinge" and not bool(((y == 1) | (y == -1)).all()):
+        raise InputError("y", expected="targets -1 and 1 for hinge", got=f"{float(y.min())} to {float(y.max())}")
 
 
 def _other_shape(name: str, outputs: Tensor, y: Tensor) -> InputError:
@@ -303,7 +267,7 @@ def _of_callable(
     ignore_index: int | None,
     class_axis: int | None,
 ) -> _Criterion:
-    if error is not None or moves(y):
+    if error is not None or not isinstance(y, Tensor) or moves(y):
         _no_options(f"a callable loss, {'error=' if error else 'no labels'}", ignore_index, class_axis)
         return _Criterion(loss, error, False)
     ignored = IGNORED if ignore_index is None else ignore_index
@@ -312,15 +276,19 @@ def _of_callable(
     return _Criterion(loss, labels.wrong, False, None, labels)
 
 
+def _said(y: Any) -> str:
+    return f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else f"a batch, {type(y).__name__}"
+
+
 def _check_values(what: str, function: LossFunction, outputs: Tensor, y: Tensor) -> None:
     """The function must give one value per example, whatever other examples stand beside it."""
     n = len(outputs)
     try:
-        values, alone = function(outputs, y), function(outputs[:1], y[:1])
+        values, alone = function(outputs, y), function(outputs[:1], rows(y, slice(0, 1)))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as e:
         got = next(iter(str(e).strip().splitlines()), type(e).__name__)
         raise InputError(
-            what, expected=f"a function of outputs {tuple(outputs.shape)} and y {tuple(y.shape)}, {y.dtype}", got=got
+            what, expected=f"a function of outputs {tuple(outputs.shape)} and y {_said(y)}", got=got
         ) from e
     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if shape != (n,):

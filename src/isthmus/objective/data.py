@@ -1,9 +1,9 @@
-"""A finite data set as tensors: reading loaders, taking rows, calling a module with them."""
+"""A finite data set as tensors: taking rows, calling a module with them, saying what is wrong with them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,6 @@ from isthmus.params import in_dtype, moves
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """One argument, several positional ones, or keyword arguments; batch first in each."""
-Data = tuple[Any, Any] | Iterable[Any]
-"""A pair (x, y) or a loader of such pairs, of tensors, arrays or lists."""
 
 
 def arguments(x: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -35,18 +33,24 @@ def single(x: Inputs) -> Tensor:
     return parts[0]
 
 
-def rows(x: Inputs, index: slice | Tensor) -> Inputs:
-    """Some examples."""
-    if isinstance(x, Tensor):
-        return x[index]
-    if isinstance(x, dict):
-        return {k: v[index] for k, v in x.items()}
-    return tuple(v[index] for v in x)
+def rows(x: Any, index: slice | Tensor) -> Any:
+    """Some examples of a tensor, or of each in a tree of tensors."""
+    return x[index] if isinstance(x, Tensor) else tree_map(lambda v: v[index], x)
+
+
+def number(y: Any) -> int:
+    """How many examples there are."""
+    return len(tree_flatten(y)[0][0])
 
 
 def cast_inputs(x: Inputs, dtype: torch.dtype) -> Inputs:
     """The real and complex parts in the precision `dtype`; integer ones as they are."""
     return tree_map(lambda v: in_dtype(v, dtype), x)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of targets, outputs and losses: at least float32."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def precision(tensors: Iterable[Tensor]) -> torch.dtype:
@@ -59,46 +63,52 @@ def precision(tensors: Iterable[Tensor]) -> torch.dtype:
     return torch.float64 if kinds & {torch.float64, torch.complex128} else torch.float32
 
 
-def digest_of_data(x: Inputs, y: Tensor, dtype: torch.dtype) -> str:
+def digest_of_data(x: Inputs, y: Any, dtype: torch.dtype) -> str:
     """The SHA-256 of the examples with their floating-point parts in `dtype`: other numbers have another digest.
 
     Images and the same images as flat rows have the same digest, and so have all devices.
     """
-    x = {"": x} if isinstance(x, Tensor) else x
-    named = list(x.items()) if isinstance(x, dict) else [(str(i), v) for i, v in enumerate(x)]
-    sha = hashlib.sha256()
-    for name, value in (*named, ("y", y)):
-        value = value.detach().to(dtype if value.is_floating_point() else value.dtype)
-        sha.update(repr((name, str(value.dtype), len(value), value.numel())).encode())
-        sha.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest_of(lambda: [(x, y)], number(y), dtype)
+
+
+def digest_of(batches: Callable[[], Iterable[tuple[Any, Any]]], n: int, dtype: torch.dtype) -> str:
+    """``digest_of_data`` of `n` examples that come in batches (x, y); one pass over them for each tensor of a batch."""
+    sha, i, parts = hashlib.sha256(), 0, 1
+    while i < parts:
+        for k, (x, y) in enumerate(batches()):
+            named = [*_named(x, ""), *_named(y, "y")]
+            name, value = named[i]
+            value = value.detach().to(dtype if value.is_floating_point() else value.dtype)
+            if k == 0:
+                sha.update(repr((name, str(value.dtype), n, n * value[0].numel())).encode())
+            sha.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            parts = len(named)
+        i += 1
     return sha.hexdigest()
 
 
-def as_tensors(data: Any) -> tuple[Inputs, Tensor]:
-    """(x, y) from a pair or from a loader, checked: dense tensors, not empty, equal lengths, one device, finite."""
-    if data is None:
-        raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
-    if isinstance(data, tuple | list) and len(data) == 2 and _is_array(data[1]):
-        x, y = _pair(data)
-    else:
-        x, y = _read_loader(data)
+def _named(x: Any, name: str) -> list[tuple[str, Tensor]]:
+    if isinstance(x, Tensor):
+        return [(name, x)]
     parts = tree_flatten(x)[0]
-    if not parts or not _all_tensors(parts):
-        raise InputError("data", expected="x as a tensor, a tuple or a dict of tensors", got=_kind(x))
-    _check_examples(parts, y)
-    return tree_map(lambda v: v.detach(), x), y.detach()
+    return [
+        (name + k, v) for k, v in zip(x if isinstance(x, dict) else map(str, range(len(parts))), parts, strict=True)
+    ]
 
 
-def _check_examples(parts: list[Tensor], y: Tensor) -> None:
-    for v in (*parts, y):
+def check_examples(parts: list[Tensor], targets: list[Tensor]) -> None:
+    """Refuse tensors that do not hold as many examples each, finite ones, in one place."""
+    y = targets[0]
+    for v in (*parts, *targets):
         _check_dense(v)
     if y.dim() == 0 or len(y) == 0:
         raise InputError("data", expected="at least one example", got="none" if y.dim() else "one number as y")
-    for v in (*parts, y):
+    for v in (*parts, *targets):
         _check_beside(v, y)
 
 
-def _all_tensors(parts: Iterable[Any]) -> bool:
+def all_tensors(parts: Iterable[Any]) -> bool:
+    """Whether each part is a tensor."""
     return all(isinstance(v, Tensor) for v in parts)
 
 
@@ -133,21 +143,6 @@ def hint(complaint: str, x: Inputs) -> str:
     return ""
 
 
-def which(output: Any) -> str:
-    """How the first tensor of a module's output is written.
-
-    >>> which((torch.ones(1), None)), which({"logits": torch.ones(1)})
-    ('the_module(...)[0]', "the_module(...)['logits']")
-    """
-    if isinstance(output, Mapping):
-        key = next((k for k, v in output.items() if isinstance(v, Tensor)), "name")
-        return f"the_module(...)[{key!r}]"
-    if isinstance(output, tuple | list):
-        return "the_module(...)[0]"
-    name = next((k for k, v in getattr(output, "__dict__", {}).items() if isinstance(v, Tensor)), "")
-    return f"the_module(...).{name}" if name else "one tensor"
-
-
 def _check_dense(v: Tensor) -> None:
     if v.layout != torch.strided or v.is_nested:
         kind = "nested" if v.is_nested else "sparse"
@@ -157,28 +152,30 @@ def _check_dense(v: Tensor) -> None:
         raise InputError("data", expected="ordinary numbers", got="a quantised tensor", instead="x.dequantize()")
 
 
-def _kind(x: Any) -> str:
+def kind(x: Any) -> str:
+    """What it is, in words."""
     return f"{type(x).__name__} of {type(x[0]).__name__}" if isinstance(x, tuple | list) and x else type(x).__name__
 
 
-def _is_array(v: Any) -> bool:
+def is_array(v: Any) -> bool:
     """Whether `v` is a tensor, an array, a column of a table, or a list of (lists of) numbers."""
-    return isinstance(v, Tensor | np.ndarray) or hasattr(v, "to_numpy") or _is_numbers(v)
+    return isinstance(v, Tensor | np.ndarray) or hasattr(v, "to_numpy") or is_numbers(v)
 
 
-def _is_numbers(v: Any) -> bool:
+def is_numbers(v: Any) -> bool:
+    """Whether `v` is a list of (lists of) numbers."""
     while isinstance(v, list) and v:
         v = v[0]
     return isinstance(v, int | float | complex | np.number)
 
 
-def _tensor_of(v: Any) -> Any:
+def tensor_of(v: Any) -> Any:
     """A tensor from an array, a column or a table with ``to_numpy``, a list of numbers; anything else as it is.
 
-    >>> _tensor_of([[1.0, 2.0]]), _tensor_of("text")
+    >>> tensor_of([[1.0, 2.0]]), tensor_of("text")
     (tensor([[1., 2.]]), 'text')
     """
-    if isinstance(v, Tensor) or not _is_array(v):
+    if isinstance(v, Tensor) or not is_array(v):
         return v
     try:
         if isinstance(v, list):
@@ -191,107 +188,3 @@ def _tensor_of(v: Any) -> Any:
             "data", expected="arrays of numbers, all rows of one length", got=str(e).splitlines()[0],
             instead="" if isinstance(e, TypeError) else "examples padded to one length",
         ) from e  # fmt: skip
-
-
-def _inputs(x: Any) -> Any:
-    """x with every part a tensor; a list of numbers is one part, other lists and tuples are several."""
-    if isinstance(x, Mapping):
-        return {k: _tensor_of(v) for k, v in x.items()}
-    if isinstance(x, tuple) or (isinstance(x, list) and not _is_numbers(x)):
-        return tuple(_tensor_of(v) for v in x)
-    return _tensor_of(x)
-
-
-def _pair(pair: Sequence[Any]) -> tuple[Any, Any]:
-    return _inputs(pair[0]), _tensor_of(pair[1])
-
-
-def _read_loader(loader: Any) -> tuple[Inputs, Tensor]:
-    """Read a loader into memory, twice: passes that differ by more than the order are refused."""
-    _check_loader(loader)
-    first, again = _one_pass(loader), _one_pass(loader)
-    if not _same_examples(first, again):
-        raise InputError(
-            "data",
-            expected="a loader that gives the same examples on every pass",
-            got="two passes that differ",
-            instead="a loader without random augmentation and with drop_last=False",
-        )
-    return first
-
-
-def _check_loader(loader: Any) -> None:
-    what = "a pair (x, y) of tensors or a DataLoader"
-    if isinstance(loader, tuple) and loader and all(map(_is_array, loader)):
-        raise InputError("data", expected=what, got=f"{len(loader)} tensors", instead="((x1, x2), y) for two inputs")
-    if isinstance(loader, torch.utils.data.Dataset):
-        instead = "DataLoader(dataset, batch_size=256)"
-        raise InputError("data", expected=what, got=f"the data set {type(loader).__name__}", instead=instead)
-    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | np.ndarray | str | dict):
-        pair = "(data[NAME_OF_X], data[NAME_OF_Y])" if isinstance(loader, dict) else ""
-        raise InputError("data", expected=what, got=type(loader).__name__, instead=pair)
-    if iter(loader) is loader:
-        raise InputError("data", expected="a DataLoader, which can be read twice", got=type(loader).__name__)
-
-
-def _same_examples(a: tuple[Inputs, Tensor], b: tuple[Inputs, Tensor]) -> bool:
-    """Whether two passes give as many examples, and the same sums: the order may differ."""
-    if len(a[1]) != len(b[1]):
-        return False
-    sums, others = ([_size(v) for v in tree_flatten(part)[0]] for part in (a, b))
-    return not any(abs(p - q) > 1e-9 * max(1.0, abs(p)) for p, q in zip(sums, others, strict=True))
-
-
-def _size(v: Tensor) -> float:
-    return float(v.abs().double().square().sum()) if v.dtype != torch.bool else float(v.sum())
-
-
-def _one_pass(loader: Iterable[Any]) -> tuple[Inputs, Tensor]:
-    batches = [_batch(batch) for batch in loader]
-    if not batches:
-        raise InputError("data", expected="at least one batch", got="an empty loader")
-    xs, ys = zip(*batches, strict=True)
-    if not _all_tensors(tree_flatten(xs)[0]) or len({_layout(x) for x in xs}) > 1:
-        raise InputError("data", expected="batches whose x is a tensor, a tuple or a dict of tensors", got=_kind(xs[0]))
-    return tree_map(lambda *parts: _joined(parts), xs[0], *xs[1:]), _joined(ys)
-
-
-def _batch(batch: Any) -> tuple[Inputs, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or not _is_array(batch[1]):
-        _refuse_batch(batch)
-    x, y = _pair(batch)
-    if not isinstance(y, Tensor) or y.dim() == 0:
-        raise InputError(
-            "data", expected="batches (x, y)", got="single examples", instead="DataLoader(dataset, batch_size=256)"
-        )
-    return x, y
-
-
-def _layout(x: Any) -> str:
-    return str(tree_flatten(x)[1])
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Batches one after the other. Errors: examples of different shapes."""
-    if len(shapes := sorted({tuple(v.shape[1:]) for v in parts})) > 1:
-        raise InputError(
-            "data", expected="examples of one shape in all batches", got=f"{shapes[0]} and {shapes[1]}",
-            instead="a loader that pads to one length (ignore_index for the labels of the padding)",
-        )  # fmt: skip
-    return torch.cat(list(parts))
-
-
-def _refuse_batch(batch: Any) -> None:
-    """Say how to make pairs from what the loader gives."""
-    got, instead = type(batch).__name__, ""
-    if hasattr(batch, "keys"):
-        keys = [str(k) for k in batch.keys()]
-        name = next((k for k in ("labels", "label", "targets", "target", "y") if k in keys), None)
-        label = repr(name) if name else "NAME_OF_THE_LABELS"
-        got = f"{got} with the keys {', '.join(keys)}"
-        instead = f"[({{k: v for k, v in b.items() if k != {label}}}, b[{label}]) for b in loader]"
-    elif isinstance(batch, tuple | list) and len(batch) > 2:
-        names = ", ".join(f"x{i + 1}" for i in range(len(batch) - 1))
-        got = f"{len(batch)} parts"
-        instead = f"[(({names}), y) for {names}, y in loader], or [(x1, y) for ...] where the module takes one of them"
-    raise InputError("data", expected="batches (x, y)", got=got, instead=instead)

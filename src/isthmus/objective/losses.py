@@ -53,7 +53,26 @@ def wrong_class(outputs: Tensor, y: Tensor) -> Tensor:
     return per_example((outputs.argmax(1) != target).to(outputs.dtype))
 
 
+def hinge(outputs: Tensor, y: Tensor) -> Tensor:
+    """max(0, 1 - y f), averaged over the entries, for targets -1 and 1 of the outputs' shape, one value per example.
+
+    For class labels [n] and outputs [n, classes] torch's ``multi_margin_loss``, sum_j max(0, 1 - f_y + f_j) / classes.
+
+    >>> hinge(torch.tensor([[0.5], [2.0]]), torch.tensor([[1], [-1]]))
+    tensor([0.5000, 3.0000])
+    """
+    if y.shape != outputs.shape:
+        return F.multi_margin_loss(outputs, y, reduction="none")
+    return per_example((1 - y.to(outputs.dtype) * outputs).clamp(min=0))
+
+
 NAMED: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "mse": mse}
+
+NAMES = (*NAMED, "bce_with_logits", "l1", "huber", "hinge", "nll", "kl")
+"""What a loss may be called: of an example the mean over its positions that count, or over its entries.
+
+"kl" takes log-probabilities and probabilities and is the divergence, the sum over the entries.
+"""
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.kinds import check_kind, check_kinds
-from isthmus.objective import criterion
+from isthmus.objective import criterion, named
 from isthmus.objective import data as datasets
 from isthmus.objective import skeleton as skeletons
-from isthmus.objective.data import Data, Inputs
+from isthmus.objective.adapt import fitted, of_targets
+from isthmus.objective.batches import Data
+from isthmus.objective.data import Inputs
+from isthmus.objective.described import describe
 from isthmus.objective.given import ParamsLike, tensors_of
-from isthmus.objective.losses import L1, LossFunction, Ridge, describe_penalty
+from isthmus.objective.graphs import Programs
+from isthmus.objective.losses import L1, LossFunction, Ridge
 from isthmus.objective.matching import renamed, tied
+from isthmus.objective.named import CrossEntropy
 from isthmus.objective.probe import accepts, check_together, examine
+from isthmus.objective.source import Evaluate, Held, Numbers, open_source
 from isthmus.objective.writes import Writes, call, without_extra
-from isthmus.params import Params, check_like, check_moves, widen
+from isthmus.params import Params, check_like, check_moves, in_dtype, widen
+from isthmus.program.adapted import Adapted, Forward, Manner
 from isthmus.program.copied import name_of
-from isthmus.program.export import Program, trace
+from isthmus.program.export import Program
 from isthmus.shown import count, line, plural
 from isthmus.structure import Structure, derive_structure, verify
+
+MEMORY = 1 << 28
+"""Bytes of activations per chunk of examples, unless other ones are given."""
 
 
 @final
@@ -35,30 +45,35 @@ class Objective:
 
     loss(params) = mean over the examples of loss(f(x; params), y) + penalty(params).
 
-    `module`: any ``nn.Module`` that returns one tensor, batch first; its mode (train / eval) is taken as it is, and
-    refused where training mode changes the outputs or may. What forward writes (into its inputs, parameters, buffers
-    or attributes) is written into copies and forgotten: every evaluation is that of a first call. Buffers that hold
-    numbers (running statistics, the u and v of spectral norm) are moved along paths like weights.
+    `module`: any ``nn.Module``, batch first; its mode (train / eval) is taken as it is, and refused where training mode
+    changes the outputs or may. What forward writes (into its inputs, parameters, buffers or attributes) is written
+    into copies and forgotten: every evaluation is that of a first call. Buffers that hold numbers (running statistics,
+    the u and v of spectral norm) are moved along paths like weights. `output`: the entry of what it returns that is
+    f, by name or place; default: the ``logits``, the first tensor of a tuple, the only tensor of anything else.
 
-    `data`: (x, y), where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments), or a
-    ``DataLoader`` of such pairs, which is read into memory; arrays of numpy and lists are taken for tensors.
-    `penalty`: ``Ridge`` or ``L1``. `dtype`: default float64 if the module or x has it, else float32 (half precisions
-    are widened, which is exact). `memory`: bytes of activations per chunk of examples (a bound, not a reservation).
-    `structure`: a hand-written unit structure, verified before use.
+    `data`: (x, y), where x is a tensor, a tuple of tensors (positional arguments) or a dict (keyword arguments); a
+    dict or a tuple of inputs and targets; a ``Dataset`` or ``DataLoader`` of such. `targets`: the name or place of the
+    targets, which the module does not get; default: labels, label, targets, target or y in a dict, else the last part.
+    `forward`: (module, batch) -> what the module returns, for any other batches; a callable loss then gets the whole
+    batch in place of targets, unless these are named. Arrays and lists are taken for tensors, and loaders are read
+    into memory. `stream`: read them again at every pass instead, in one order; default: where `memory` is given and
+    they are larger. `memory`: bytes of activations per chunk of examples (a bound, not a reservation), default 256 MiB.
+    `dtype`: default float64 if the module or x has it, else float32 (half precisions are widened, which is exact);
+    in a half precision the module is evaluated as it is and its outputs are compared in float32.
+    `evaluate`: params -> {"loss": ..., "error": ...} in place of loss and data, where only numbers can be had.
+    `penalty`: ``Ridge`` or ``L1``. `structure`: a hand-written unit structure, verified before use.
 
     `loss`, one of
-    - "cross_entropy" (labels [n, ...] or probabilities, outputs [n, classes, ...]) and "mse": of an example, the mean
-      over its positions that count or its entries;
-    - a loss of torch, ``nn.CrossEntropyLoss(weight, ignore_index=255)``, say. The objective is what it gives on the
-      whole data set at once: for reduction="mean" every position that counts weighs the same (or its class's weight),
-      however many an example has; for "sum" it is the sum over everything; "none" averages as the names do;
+    - a name of ``NAMES``, "cross_entropy" (labels [n, ...] or probabilities, outputs [n, classes, ...]) or "mse", say:
+      of an example, the mean over its positions that count or its entries; or a ``CrossEntropy`` with options;
+    - a loss of torch. The objective is what it gives on the whole data set at once: for reduction="mean" every position
+      that counts weighs the same (or its class's weight), however many an example has; "none" averages as names do;
     - a callable (outputs, y) -> losses [n], with ``convex=True`` if it is convex in the outputs.
 
     `error`: a callable (outputs, y) -> errors in [0, 1], [n]; default: the wrong class where y holds labels, averaged
-    as the loss is, and the wrong sign for ``nn.BCEWithLogitsLoss``. `ignore_index`: the label that counts nowhere, -100
-    as in torch; examples without any other label have no weight. Other labels outside 0 .. classes - 1 are refused.
-    `class_axis`: of the outputs; default 1 (as in torch) or -1, whichever the labels fit. Both hold for the named loss
-    and for the default error.
+    as the loss is, and the wrong sign for logits. `ignore_index`: the label that counts nowhere, -100 as in torch;
+    examples without any other label have no weight. `class_axis`: of the outputs; default 1 (as in torch) or -1,
+    whichever the labels fit. Both hold for the named loss and for the default error.
 
     Errors: ``InputError`` for data that do not fit, ``UnsupportedError`` for a module whose output changes
     between two passes or depends on the other examples of the batch.
@@ -72,7 +87,7 @@ class Objective:
     def __init__(
         self,
         module: nn.Module,
-        loss: str | LossFunction = "cross_entropy",
+        loss: str | CrossEntropy | LossFunction = "cross_entropy",
         data: Data | None = None,
         *,
         convex: bool | None = None,
@@ -80,32 +95,42 @@ class Objective:
         error: LossFunction | None = None,
         ignore_index: int | None = None,
         class_axis: int | None = None,
+        targets: str | int | None = None,
+        forward: Forward | None = None,
+        output: str | int | None = None,
         dtype: torch.dtype | None = None,
-        memory: int = 1 << 28,
+        memory: int | None = None,
+        evaluate: Evaluate | None = None,
+        stream: bool | None = None,
         structure: Structure | None = None,
         _writes: Writes | None = None,
     ) -> None:
         check_kinds(Objective.__init__, locals(), but=["loss", "data"])
         skeletons.check_kind(module)
-        criterion.check_loss(loss)
-        if memory <= 0:
-            raise InputError("memory", expected="a positive number of bytes", got=memory)
-        x, y = datasets.as_tensors(data)
-        self.dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(x)[0]])
-        if not self.dtype.is_floating_point:
-            raise InputError("dtype", expected="a floating-point dtype", got=self.dtype)
-        self._data = (datasets.cast_inputs(x, self.dtype), criterion.targets(loss, y, self.dtype))
+        named.check_loss(loss)
+        self._called = {"targets": targets, "forward": forward, "output": output, "stream": stream}
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
         self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
         self.penalty = penalty
-        self.memory = memory
+        self._limit = memory
         self._hand_written = structure
-        self._programs: dict[Any, Program | UnsupportedError] = {}
+        self._programs = Programs()
+        if evaluate is not None:
+            told = {"data": data, "loss": loss, "convex": convex, "structure": structure}
+            data = Numbers.of(module, evaluate, told | self._called | self._labelled)
+        self.dtype, self.source = open_source(module, data, self._loss, self._called, dtype=dtype, limit=memory)
         skeletons.check_modes(module)
         views = self._take_structure(module)
         self._writes = Writes() if _writes is None else _writes
+        if isinstance(self.source, Numbers):
+            self.criterion = criterion.UNSEEN
+            return
+        manner = module.manner if isinstance(module, Adapted) else Manner(forward, None, output)
+        self._manner = replace(manner, batch=self.source.batch)
+        y, batch = self.source.targets(), self.source.batch
         few = self._probe(None if _writes is not None else module.state_dict(), skeletons.storages(module) | views)
-        self.criterion = criterion.read(self._loss, few, self._data[1], convex=convex, **self._labelled)
+        judged = self._labelled | {"error": of_targets(error, y, batch)}
+        self.criterion = criterion.read(of_targets(self._loss, y, batch), few, y, convex=convex, **judged)
 
     def _take_structure(self, module: nn.Module) -> set[int]:
         """The module on meta tensors, without weights, and its names; gives the memory of views of its weights."""
@@ -120,23 +145,39 @@ class Objective:
     # -- what it is
 
     def __repr__(self) -> str:
-        size = plural(self.num_examples, "example"), plural(count(self._like), "parameter")
-        return line(self, name_of(self.skeleton), str(criterion.describe(self._loss)["loss"]), *size)
+        parameters = plural(count(self._like), "parameter")
+        told = named.describe(self._loss) | self.source.describe()
+        return line(self, name_of(self.skeleton), str(told["loss"]), *self.source.words(), parameters)
 
     @property
     def data(self) -> tuple[Inputs, Tensor]:
-        """The data set, (x, y)."""
-        return self._data
+        """The data set, (x, y). Errors: ``UnsupportedError`` where it is not in memory."""
+        return self.source.held()
 
     @property
     def num_examples(self) -> int:
         """The number of examples, N."""
-        return len(self._data[1])
+        return self.source.number
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the examples are."""
+        return isinstance(self.source, Held)
+
+    @property
+    def passes(self) -> int:
+        """How often streamed data were read to their end; 0 for data in memory."""
+        return self.source.passes
+
+    @property
+    def memory(self) -> int:
+        """Bytes of activations per chunk of examples."""
+        return MEMORY if self._limit is None else self._limit
 
     @property
     def device(self) -> torch.device:
         """Where the data live; parameters must live there too."""
-        return self._data[1].device
+        return self.source.device
 
     @property
     def has_error(self) -> bool:
@@ -154,45 +195,21 @@ class Objective:
         With the module they are all that is needed to make the objective again, if its loss is a named one ("named")
         and its error the default (None). "digest": of the examples, see ``digest_of_data``.
         """
-        error = self._labelled["error"]
-        given = {k: v for k, v in self._labelled.items() if v is not None and k != "error"}
-        return {
-            "module": name_of(self.skeleton),
-            **criterion.describe(self._loss),
-            **given,
-            "named": isinstance(self._loss, str),
-            "convex": self.convex,
-            "examples": self.num_examples,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "penalty": describe_penalty(self.penalty),
-            "error": None if error is None else getattr(error, "__name__", "callable"),
-            "digest": self._digest,
-        }
+        return describe(self)
 
     @cached_property
-    def _digest(self) -> str:
-        return datasets.digest_of_data(*self._data, self.dtype)
+    def _digest(self) -> str | None:
+        return None if isinstance(self.source, Numbers) else self.source.digest(self.dtype)
 
     @property
     def named_loss(self) -> str | None:
-        """ "cross_entropy" or "mse" when the loss is that function of this library, and nothing else, else None."""
+        """Its name when the loss is "cross_entropy" or "mse" as this library has them, else None."""
         return self.criterion.named
 
     @property
     def program(self) -> Program:
         """The module's exported graph. ``UnsupportedError`` when it cannot be exported."""
-        args, kwargs = self._example
-        key = (self.dtype, *((v.shape[1:], v.dtype) for v in tree_flatten((args, kwargs))[0]))
-        if key not in self._programs:  # shared with the same objective on other data
-            try:
-                self._programs[key] = trace(self._materialised(), args, kwargs)
-            except UnsupportedError as e:
-                self._programs[key] = e
-        found = self._programs[key]
-        if isinstance(found, UnsupportedError):
-            raise found.with_traceback(None)
-        return found
+        return self._programs.of(self.dtype, self._example, self._materialised)
 
     @cached_property
     def structure(self) -> Structure:
@@ -204,11 +221,11 @@ class Objective:
 
     @property
     def _example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        return datasets.arguments(datasets.rows(self._data[0], slice(0, min(4, self.num_examples))))
+        return datasets.arguments(datasets.rows(self.source.few()[0], slice(0, min(4, self.num_examples))))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the exported graphs, which cannot travel; they are made again when they are needed."""
-        return self.__dict__ | {"_programs": {}}
+        return self.__dict__ | {"_programs": Programs()}
 
     # -- variations
 
@@ -218,28 +235,31 @@ class Objective:
 
     def on(self, data: Data) -> Objective:
         """The same module and loss on another data set (a test set, a subset)."""
+        self.source.few()  # there must be some
         return self._vary(data=data)
 
     def subset(self, n: int) -> Objective:
         """The same objective on the first `n` examples."""
         check_kind(n, int, "n")
+        self.source.few()  # there must be some
         if not 1 <= n <= self.num_examples:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
-        return self.on((datasets.rows(self._data[0], slice(0, n)), self._data[1][:n]))
+        return self._vary(data=self.source.first(n))
 
     def part(self, index: slice) -> Objective:
         """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
         new = copy.copy(self)
         new._programs = self._programs
-        new._data = (datasets.rows(self._data[0], index), self._data[1][index])
+        new.source = Held(*datasets.rows(self.data, index), self.source.batch)
         new.__dict__.pop("chunk", None)
         new.__dict__.pop("_digest", None)
         return new
 
     def _vary(self, **changes: Any) -> Objective:
         options: dict[str, Any] = {
-            "loss": self._loss, "data": self._data, "convex": self.convex, "penalty": self.penalty, **self._labelled,
-            "dtype": self.dtype, "memory": self.memory, "structure": self._hand_written, "_writes": self._writes,
+            "loss": self._loss, "data": self.source, "convex": self.convex, "penalty": self.penalty,
+            **self._labelled, **self._called, "dtype": self.dtype, "memory": self._limit,
+            "structure": self._hand_written, "_writes": self._writes,
         }  # fmt: skip
         new = Objective(self.skeleton, **(options | changes))
         new._programs = self._programs
@@ -280,8 +300,7 @@ class Objective:
 
     @cached_property
     def _expected(self) -> Params:
-        # meta tensors cannot carry the device that is wanted, so stand-ins with no memory do
-        return {k: torch.empty((), dtype=v.dtype, device=self.device).expand(v.shape) for k, v in self._like.items()}
+        return skeletons.stand_ins(self._like, self.device)
 
     # -- values
 
@@ -289,13 +308,14 @@ class Objective:
         """f(x; params) for every example, [N, ...]."""
         params = self.check(params)
         with torch.no_grad():
-            return torch.cat([self.forward(params, x) for x, _ in self._chunks()])
+            return torch.cat([self.forward(params, x) for x, _ in self.source.chunks(self.chunk)])
 
     def losses(self, params: ParamsLike) -> Tensor:
         """The loss of every example, [N], without the penalty."""
         params = self.check(params)
         with torch.no_grad():
-            return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in self._chunks()])
+            parts = self.source.chunks(self.chunk)
+            return torch.cat([self.example_losses(self.forward(params, x), y) for x, y in parts])
 
     def loss(self, params: ParamsLike) -> float:
         """The mean loss plus the penalty; chunk sums are added in float64."""
@@ -308,20 +328,19 @@ class Objective:
     def measure(self, params: ParamsLike) -> tuple[float, float]:
         """(loss, error) from one pass over the data."""
         params = self.check(params)
+        loss, error = self.means(params)
+        return loss + self.penalty_of(params), error
+
+    def means(self, params: Params) -> tuple[float, float]:
+        """(mean loss without penalty, error rate) at checked parameters, from one pass over the data."""
+        if isinstance(self.source, Numbers):
+            return self.source.measure(params)
         with torch.no_grad():
-            total = self.of_outputs((self.forward(params, x), y) for x, y in self._chunks())
-        return total[0] + self.penalty_of(params), total[1]
+            return self.of_outputs((self.forward(params, x), y) for x, y in self.source.chunks(self.chunk))
 
     def of_outputs(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """(mean loss without penalty, error rate) of outputs that were computed elsewhere, chunk by chunk."""
-        loss = error = 0.0
-        n = 0
-        for outputs, y in parts:
-            loss += float(self.example_losses(outputs, y).double().sum())
-            errors = self.criterion.errors
-            error += float("nan") if errors is None else float(errors(outputs, y).double().sum())
-            n += len(y)
-        return loss / n, error / n
+        return self.criterion.means((self._wide(outputs), y) for outputs, y in parts)
 
     def penalty_of(self, params: Mapping[str, Tensor]) -> float:
         """The penalty alone; 0 where there is none."""
@@ -329,22 +348,21 @@ class Objective:
 
     def batch_loss(self, params: Mapping[str, Tensor], index: Tensor) -> Tensor:
         """The mean loss of some examples plus the penalty: a scalar that carries gradients to `params`."""
-        x, y = datasets.rows(self._data[0], index), self._data[1][index]
+        x, y = self.source.at(index)
         loss = self.example_losses(self.forward(params, x), y).mean()
         return loss if self.penalty is None else loss + self.penalty(params, self.parameter_names).to(loss.dtype)
 
     def example_losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The per-example losses [n] of given outputs; carries gradients."""
-        return self.criterion.values(outputs, y)
+        return self.criterion.values(self._wide(outputs), y)
+
+    def _wide(self, outputs: Tensor) -> Tensor:
+        return in_dtype(outputs, datasets.wide(self.dtype))
 
     def forward(self, params: Mapping[str, Tensor], x: Inputs, module: nn.Module | None = None) -> Tensor:
         """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
         once = {k: v for k, v in params.items() if k not in self._ties}  # functional_call ties the rest itself
         return call(module or self.skeleton, {**self._fixed, **once}, x, self._writes)
-
-    def _chunks(self) -> Iterator[tuple[Inputs, Tensor]]:
-        for i in range(0, self.num_examples, self.chunk):
-            yield datasets.rows(self._data[0], slice(i, i + self.chunk)), self._data[1][i : i + self.chunk]
 
     @cached_property
     def chunk(self) -> int:
@@ -354,37 +372,28 @@ class Objective:
     @cached_property
     def bytes_each(self) -> int:
         """The bytes that one example's forward pass makes, all operations together."""
-        zeros, index = self._zeros(), torch.zeros(4, dtype=torch.int64, device=self.device)
-        totals = []
-        for n in (2, 4):  # the difference leaves out what does not grow with the batch, such as views of weights
-            with torch.no_grad(), skeletons.CountBytes() as counter:
-                self.forward(zeros, datasets.rows(self._data[0], index[:n]))
-            totals.append(counter.total)
-        return max(1, (totals[1] - totals[0]) // 2)
-
-    # -- checks
+        zeros, x = self._zeros(), self.source.few()[0]
+        index = torch.zeros(4, dtype=torch.int64, device=self.device)
+        return skeletons.bytes_each(lambda n: self.forward(zeros, datasets.rows(x, index[:n])))
 
     def _probe(self, state: Params | None, memory: set[int]) -> Tensor:
         """The outputs of a few examples, and all that forward does with them; without a `state` it only runs."""
-        n = self.num_examples
-        some = {*range(min(4, n)), n // 2, n - 1} | datasets.extremes(self._data[0])
-        few = datasets.rows(self._data[0], torch.tensor(sorted(some), device=self.device))
+        few = self.source.few()[0]
         untied = {k: v for k, v in self._zeros().items() if k not in self._ties}
+        whole = {**self._fixed, **untied}
+        self.skeleton = fitted(self.skeleton, self._manner, whole, few)
         if state is None:
-            return accepts(self.skeleton, {**self._fixed, **untied}, few, self._writes)[:4]
+            return self._wide(accepts(self.skeleton, whole, few, self._writes)[:4])
         own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}
         drawn = skeletons.drawn(untied, self.parameter_names)
-        points = [{**self._fixed, **untied, **own, **drawn, **last} for last in (own, {})]
+        points = [{**whole, **own, **drawn, **last} for last in (own, {})]
         self._writes, first = examine(self.skeleton, points, few, memory)
-        if self.chunk > len(some):
-            check_together(self.skeleton, points, datasets.rows(self._data[0], slice(0, self.chunk)), self._writes)
-        return first[:4]
+        if self.chunk > len(first):
+            check_together(self.skeleton, points, self.source.head(self.chunk)[0], self._writes)
+        return self._wide(first[:4])
 
     def _zeros(self) -> Params:
-        return {
-            k: torch.full(v.shape, int(k.endswith("running_var")), dtype=v.dtype, device=self.device)
-            for k, v in self._like.items()
-        }
+        return skeletons.zeros(self._like, self.device)
 
     def _materialised(self) -> nn.Module:
         return skeletons.materialised(self.skeleton, self._zeros())

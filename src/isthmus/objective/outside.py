@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from isthmus.program.adapted import Adapted
 from isthmus.program.copied import REGISTERED
 
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
@@ -33,8 +34,10 @@ def outside(module: nn.Module) -> dict[str, tuple[Any, bool]]:
 def _reached(part: nn.Module) -> Iterator[tuple[str, Any]]:
     own = {k: v for k, v in vars(part).items() if k not in REGISTERED}
     yield from ((f"self.{k}", v) for k, v in own.items() if isinstance(v, _GENERATORS))
-    kinds = [kind for kind in type(part).__mro__ if not _foreign(kind)]
+    kinds = [kind for kind in (part.kind if isinstance(part, Adapted) else type(part)).__mro__ if not _foreign(kind)]
     functions = _functions(own)
+    if isinstance(part, Adapted):
+        functions.append(part.manner.forward)
     for kind in kinds:
         yield from _of_class(kind)
         functions += vars(kind).values()

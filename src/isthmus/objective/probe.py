@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.objective.data import Inputs, hint, rows, which
+from isthmus.objective.data import Inputs, hint, rows
 from isthmus.objective.outside import outside
 from isthmus.objective.skeleton import storage
 from isthmus.objective.writes import Writes, alike, call, changed, held, same
@@ -22,7 +22,7 @@ from isthmus.params import Params, cast
 from isthmus.program.copied import attributes, copied, name_of
 from isthmus.program.export import plain_attention
 
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 """The errors by which a forward pass says that it cannot take its arguments."""
 
 _BATCHES = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 40, 50, 64, 100, 128, 200, 256, 512)
@@ -88,7 +88,7 @@ def examine(module: nn.Module, points: Sequence[Params], x: Inputs, memory: set[
     _check_point(module, tensors, x, writes, second)
     try:
         at_random = call(module, drawn, x, writes)
-    except _REFUSALS:
+    except REFUSALS:
         return writes, second
     if isinstance(at_random, Tensor) and at_random.shape == second.shape and bool(at_random.isfinite().all()):
         _check_point(module, drawn, x, writes, at_random)
@@ -104,18 +104,18 @@ def _check_point(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, 
 @torch.no_grad()
 def check_together(module: nn.Module, points: Sequence[Params], x: Inputs, writes: Writes) -> None:
     """Refuse outputs of a few examples that change when these stand in the batch `x`, which may be a large one."""
-    n, states = len(tree_leaves(x)[0]), _generators()
+    n, states = len(tree_leaves(x)[0]), generators()
     index = torch.tensor(sorted({0, 1 % n, n // 2, n - 1}), device=tree_leaves(x)[0].device)
     for tensors in points:
         alone = call(module, tensors, rows(x, index), writes)
         try:
             together = call(module, tensors, x, writes)
-        except _REFUSALS as e:
+        except REFUSALS as e:
             if tensors is points[0]:
                 raise _refused(module, tensors, x, writes, e) from e
             return
         finally:
-            drew = _restore(states)
+            drew = restore(states)
         _check_output(name_of(module), together, n)
         if drew:
             raise _random(name_of(module), "Python's, numpy's or torch's generator")
@@ -132,7 +132,7 @@ def accepts(module: nn.Module, tensors: Params, x: Inputs, writes: Writes) -> Te
     """The outputs at `x`; what forward refuses is an error that says so."""
     try:
         out = call(module, tensors, x, writes)
-    except _REFUSALS as e:
+    except REFUSALS as e:
         raise _refused(module, tensors, x, writes, e) from e
     _check_output(name_of(module), out, len(tree_leaves(x)[0]))
     return out
@@ -141,11 +141,7 @@ def accepts(module: nn.Module, tensors: Params, x: Inputs, writes: Writes) -> Te
 def _check_output(kind: str, out: Any, n: int) -> None:
     """Refuse what is not one tensor with an entry per example."""
     if not isinstance(out, Tensor):
-        raise UnsupportedError(
-            kind,
-            f"its forward returns {type(out).__name__}, not one tensor",
-            f"wrap it in a module whose forward returns {which(out)}",
-        )
+        raise UnsupportedError(kind, f"its forward returns {type(out).__name__}, and a tensor at other weights")
     if out.dim() == 0 or len(out) != n or not out.numel():
         raise UnsupportedError(
             kind, f"{n} examples give an output of shape {tuple(out.shape)}", "examples must stand on axis 0"
@@ -155,7 +151,7 @@ def _check_output(kind: str, out: Any, n: int) -> None:
 def _first_call(module: nn.Module, tensors: Params, x: Inputs, memory: set[int]) -> tuple[Writes, Any]:
     """One watched call on copies of everything."""
     views = (v for part in module.modules() for v in attributes(part) if storage(v) in memory)
-    trial = _with_same_weights(module, *views)
+    trial = with_same_weights(module, *views)
     tensors = {k: v.clone() for k, v in tensors.items()}
     x = tree_map(torch.clone, x)
     opaque = changed(module, trial)
@@ -170,7 +166,7 @@ def _first_call(module: nn.Module, tensors: Params, x: Inputs, memory: set[int])
     ), out
 
 
-def _with_same_weights(module: nn.Module, *views: Tensor) -> nn.Module:
+def with_same_weights(module: nn.Module, *views: Tensor) -> nn.Module:
     """A copy of all but the weights."""
     return copied(module, {id(v): v for v in (*module.parameters(), *module.buffers(), *views)})
 
@@ -178,16 +174,16 @@ def _with_same_weights(module: nn.Module, *views: Tensor) -> nn.Module:
 def _watched(trial: nn.Module, tensors: Params, x: Inputs) -> tuple[Any, _Watch]:
     """What a call gives and touches. Errors: it does not run, or it draws random numbers."""
     kind = name_of(trial)
-    states, before = _generators(), _drawing(trial)
+    states, before = generators(), _drawing(trial)
     try:
         with _Watch() as watch:
             out = call(trial, tensors, x, Writes())
-    except _REFUSALS as e:
+    except REFUSALS as e:
         if re.search(r"\bmeta\b", str(e)):
             raise _elsewhere(kind) from e
         raise _refused(trial, tensors, x, Writes(), e) from e
     finally:
-        drew = _restore(states)
+        drew = restore(states)
     if drew or watch.random:
         raise _random(kind, watch.random[0] if watch.random else "Python's, numpy's or torch's generator")
     _check_outside(kind, before, _drawing(trial))
@@ -201,7 +197,7 @@ def _refused(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, erro
     def runs(tensors: Params, x: Inputs) -> bool:
         try:
             out = call(module, tensors, x, writes)
-        except _REFUSALS:
+        except REFUSALS:
             return False
         return isinstance(out, Tensor) and out.dim() > 0 and len(out) == len(tree_leaves(x)[0])
 
@@ -262,7 +258,7 @@ def _elsewhere(kind: str) -> UnsupportedError:
 
 def _check_eval(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, trained: Tensor) -> None:
     """Refuse a module in training mode whose outputs eval mode would change."""
-    calm = _with_same_weights(module).eval()
+    calm = with_same_weights(module).eval()
     with plain_attention():
         one, other = (call(m, tensors, x, writes) for m in (module, calm))
     if not isinstance(other, Tensor) or other.shape != trained.shape or not same(one, other):
@@ -288,7 +284,7 @@ def _check_alone(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, 
         part = rows(x, index)
         try:
             out = call(module, tensors, part, writes)
-        except _REFUSALS as e:
+        except REFUSALS as e:
             why = f"it runs on {n} examples, but not on {_which(index, n)} of them: {_reason(e)}"
             raise _dependent(module, why) from e
         want = together[index]
@@ -336,7 +332,7 @@ def _rounding(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, ind
     wide, wide_x = cast(tensors, torch.float64), tree_map(lambda v: v.double() if v.is_floating_point() else v, x)
     try:
         together, alone = (call(module, wide, part, writes) for part in (wide_x, rows(wide_x, index)))
-    except _REFUSALS:
+    except REFUSALS:
         wide, wide_x = tensors, x  # it insists on its precision
         together, alone = (call(module, wide, part, writes) for part in (wide_x, rows(wide_x, index)))
     return not _far(alone, together[index], torch.finfo(together.dtype).eps ** 0.5)
@@ -357,14 +353,14 @@ def _reason(e: BaseException) -> str:
     return f"{line} ({code.co_filename.split('/')[-1]}:{number} in {code.co_name})"
 
 
-def _generators() -> tuple[Any, ...]:
+def generators() -> tuple[Any, ...]:
     """The states of the global generators of Python, numpy and torch."""
     return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
 
 
-def _restore(states: tuple[Any, ...]) -> bool:
+def restore(states: tuple[Any, ...]) -> bool:
     """Put the global generators back; whether they had moved."""
-    now = _generators()
+    now = generators()
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])

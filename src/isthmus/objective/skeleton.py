@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
@@ -33,6 +33,19 @@ class CountBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self.total += sum(v.numel() * v.element_size() for v in tree_flatten(out)[0] if isinstance(v, Tensor))
         return out
+
+
+def bytes_each(forward: Callable[[int], Any]) -> int:
+    """The bytes that operations make for one more example; `forward` runs so many.
+
+    The difference leaves out what does not grow with the batch, such as views of weights.
+    """
+    totals = []
+    for n in (2, 4):
+        with torch.no_grad(), CountBytes() as counter:
+            forward(n)
+        totals.append(counter.total)
+    return max(1, (totals[1] - totals[0]) // 2)
 
 
 # -- what can be copied and run
@@ -155,6 +168,18 @@ def drawn(like: Mapping[str, Tensor], parameters: Iterable[str]) -> Params:
             noise = noise.abs() / 2 + 0.5
         out[name] = noise.to(v)
     return out
+
+
+def zeros(like: Mapping[str, Tensor], device: torch.device) -> Params:
+    """Tensors of the shapes in `like`, 0 everywhere; variances 1."""
+    return {
+        k: torch.full(v.shape, int(k.endswith("running_var")), dtype=v.dtype, device=device) for k, v in like.items()
+    }
+
+
+def stand_ins(like: Mapping[str, Tensor], device: torch.device) -> Params:
+    """Tensors of the shapes in `like` with no memory: those on the meta device cannot carry the one that is wanted."""
+    return {k: torch.empty((), dtype=v.dtype, device=device).expand(v.shape) for k, v in like.items()}
 
 
 def materialised(skeleton: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

@@ -111,10 +111,13 @@ class Curve(Segment):
     def at(self, t: float) -> Params:
         """The point at t, by de Casteljau's scheme (stable, and exact at both ends)."""
         check_t(t)
-        points: list[Params] = list(self.control)
-        while len(points) > 1:
-            points = [lerp(p, q, t) for p, q in pairwise(points)]
-        return points[0]
+        point: Params = {}
+        for name in self.start:  # tensor by tensor: no second point is in memory
+            values = [{name: p[name]} for p in self.control]
+            while len(values) > 1:
+                values = [lerp(p, q, t) for p, q in pairwise(values)]
+            point |= values[0]
+        return point
 
     @property
     def start(self) -> Params:

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from isthmus.program.adapted import Adapted
+
 __all__ = ["REGISTERED", "Inner", "attributes", "copied", "name_of"]
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
@@ -34,6 +36,8 @@ class Inner(nn.Module):
 
 def name_of(module: nn.Module) -> str:
     """The name of the module's class, or of the class that a wrapper wraps."""
+    if isinstance(module, Adapted):
+        return name_of(module.own)
     return name_of(module.inner) if isinstance(module, Inner) else type(module).__name__
 
 

@@ -32,7 +32,7 @@ from isthmus.storage.files import PathLike, disk_error, one_line, plain, whole
 from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
 from isthmus.version import __version__
 
-__all__ = ["load_connection", "path_digest", "read_header", "save"]
+__all__ = ["key_of", "load_connection", "open_manifest", "path_digest", "read_header", "save"]
 
 _FORMAT = "isthmus connection"
 _VERSIONS = (1, 2)
@@ -59,7 +59,7 @@ def _make_level(control: tuple[Params, ...], written: Mapping[str, Any], tensors
     origin, goal = control
     layers = tuple(LevelLayer(str(w), None if b is None else str(b), float(s)) for w, b, s in written["layers"])
     lo, hi = (float(s) for s in written["span"])
-    return LevelCurve(origin, goal, tensors[_key(_index(written["x"]))], layers, lo, hi)
+    return LevelCurve(origin, goal, tensors[key_of(_index(written["x"]))], layers, lo, hi)
 
 
 @dataclass
@@ -82,7 +82,7 @@ class _Store:
             content = digest_of(tensor)
             number = self.contents.setdefault(content, len(self.contents))
             self.objects[id(tensor)] = number
-            if (key := _key(number)) not in self.tensors:
+            if (key := key_of(number)) not in self.tensors:
                 self.tensors[key], self.digests[key] = tensor, content
         return self.objects[id(tensor)]
 
@@ -93,7 +93,8 @@ _KINDS = {
 }
 
 
-def _key(number: int) -> str:
+def key_of(number: int) -> str:
+    """The name of a tensor in the file."""
     return f"t/{number:06d}"
 
 
@@ -148,7 +149,7 @@ def load_connection(path: PathLike, device: str | torch.device = "cpu") -> Conne
     or written by a newer version of the format.
     """
     check_kinds(load_connection, locals())
-    manifest, expected = _open(path)
+    manifest, expected = open_manifest(path)
     tensors, _ = read_tensors(path)
     if digest(tensors) != expected:
         raise FileError(path, "is damaged: its tensors do not match their digest", _AGAIN)
@@ -162,17 +163,17 @@ def read_header(path: PathLike) -> dict[str, Any]:
     the parameters, "segments", "target", "points" and the "digest" of the whole. Errors: as ``load_connection``,
     except damaged tensors, which are not read.
     """
-    return _open(path)[0]
+    return open_manifest(path)[0]
 
 
 def path_digest(path: PathLike) -> str:
     """What tells the path in a file of ``save`` from others, whatever its stats say. Errors: as ``read_header``."""
-    manifest, tensors = _open(path)
+    manifest, tensors = open_manifest(path)
     known = [manifest.get(key) for key in ("names", "points", "segments")]
     return hashlib.sha256(json.dumps([*known, tensors]).encode()).hexdigest()
 
 
-def _open(path: PathLike) -> tuple[dict[str, Any], str]:
+def open_manifest(path: PathLike) -> tuple[dict[str, Any], str]:
     """The checked manifest, and the digest that the tensors must have."""
     try:
         found = sniff(path)
@@ -256,7 +257,7 @@ def _points(names: list[str], rows: list[list[int]], tensors: Params, data: set[
     made: dict[tuple[int, str], Tensor] = {}
     for row in rows:
         for name, number in zip(names, row, strict=True):
-            tensor = tensors[_key(number)]
+            tensor = tensors[key_of(number)]
             if owner.setdefault(number, name) != name and (number, name) not in made:
                 tensor = tensor.clone()
             made.setdefault((number, name), tensor)
@@ -267,7 +268,7 @@ def _check_use(names: list[str], rows: list[list[int]], tensors: Params, data: s
     if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError("names are not distinct strings")
     used = {_index(number) for number in chain.from_iterable(rows)} | data
-    if {_key(number) for number in used} != set(tensors):
+    if {key_of(number) for number in used} != set(tensors):
         raise ValueError("points use tensors that are not there, or there are tensors that no point uses")
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from isthmus.storage.files import (
     sweep_temporaries,
 )
 
-__all__ = ["digest", "digest_of", "read_metadata", "read_tensors", "save_tensors", "sniff"]
+__all__ = ["digest", "digest_of", "one_by_one", "read_metadata", "read_tensors", "save_tensors", "sniff"]
 
 _HEADER_BYTES = 20_000_000
 _HEADER_KEYS = 150_000
@@ -202,6 +202,15 @@ def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors, dict(header.get("__metadata__", {}))
+
+
+@contextmanager
+def one_by_one(path: PathLike) -> Iterator[Callable[[str], Tensor]]:
+    """A function that reads the tensor of a name from a safetensors file. Errors: as ``read_tensors``."""
+    with _readable(path):
+        _header(path, path)
+        with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
+            yield file.get_tensor
 
 
 _BEGINNINGS = {

@@ -28,7 +28,7 @@ from isthmus.training.fit import Recipe, fit
 from isthmus.training.memory import Beside, State, named, taken
 
 PAGE = "freeman2017"
-COEFFICIENTS = {"quadratic": (0.1, 0.25, 0.5), "cubic": (0.0, 3.0, -10.0, 8.0)}
+_COEFFICIENTS = {"quadratic": (0.1, 0.25, 0.5), "cubic": (0.0, 3.0, -10.0, 8.0)}
 """Of 1, x, x^2, ... (section 4.1)."""
 
 
@@ -70,13 +70,13 @@ class Polynomial:
     def objectives(self, device: torch.device = HOST) -> tuple[Objective, Objective | None]:
         """On the points; there are no others to test on."""
         x = torch.linspace(0, 1, self.examples, dtype=torch.float64)[:, None].to(device)
-        y = sum((c * x**k for k, c in enumerate(COEFFICIENTS[self.name])), torch.zeros_like(x))
+        y = sum((c * x**k for k, c in enumerate(_COEFFICIENTS[self.name])), torch.zeros_like(x))
         if self.loss == "squared":
             return Objective(self.module(0).eval(), "mse", (x, y)), None
         return Objective(self.module(0).eval(), absolute, (x, y), convex=True), None
 
 
-def start_of(problem: Problem | Polynomial, seed: int) -> Params:
+def _start_of(problem: Problem | Polynomial, seed: int) -> Params:
     """The weights that training starts from."""
     if isinstance(problem, Polynomial):
         return problem.start(seed)
@@ -126,7 +126,7 @@ class Ends(Cell):
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train to the lowest level; the weights of level i, where it was reached, are in level-i.safetensors."""
         objective, limit = self.judge.threshold(self.problem, min(self.levels), job.device)
-        start = objective.check(job.put(start_of(self.problem, self.seed)))
+        start = objective.check(job.put(_start_of(self.problem, self.seed)))
         check = self.recipe.check or max(1, objective.num_examples // self.recipe.batch)
         watch = Crossings(limit, self.levels, check)
         fitted = fit(
@@ -222,7 +222,7 @@ class String(Cell):
             "line": found.stats["rounds"][0]["maximum"],
             "distance": distance(a, b),
             "length": found.path.normalized_length,
-            "weights_length": weights_length(found.path),
+            "weights_length": _weights_length(found.path),
         }
         if self.dense:
             measured = profile(limit.objective, found.path, self.dense)
@@ -237,11 +237,11 @@ class String(Cell):
         return out
 
 
-def weights_length(path: Path) -> float:
+def _weights_length(path: Path) -> float:
     """The normalised length counted on the weights alone, without the biases.
 
     >>> knots = [{"0.weight": torch.tensor([w]), "0.bias": torch.tensor([w * w])} for w in (0.0, 1.0, 2.0)]
-    >>> weights_length(Path.through(knots))
+    >>> _weights_length(Path.through(knots))
     1.0
     """
     knots = [{k: v for k, v in p.items() if "bias" not in k} for p in path.knots]

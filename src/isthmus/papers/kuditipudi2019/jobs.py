@@ -64,23 +64,25 @@ class Subnetworks(Cell):
         factors = dict.fromkeys(sizes, 1 / (1 - p))
         subsets = [random_units(chain.widths, sizes, generator) for _ in range(self.draws)]
         draws = [End(chain, theta, kept, factors, (0, 0)) for kept in subsets]
-        measured = [smaller_measure(objective, d) for d in draws]
-        best = min(range(self.draws), key=lambda k: measured[k][0] if isfinite(measured[k][0]) else float("inf"))
+        measured = [_smaller_measure(objective, d) for d in draws]
+        losses, errors = (list(column) for column in zip(*measured, strict=True))
+        best = min(range(self.draws), key=lambda k: losses[k] if isfinite(losses[k]) else float("inf"))
         row = {
             "kept": [sizes[l] for l in sorted(sizes)],
-            "losses": [m[0] for m in measured],
-            "errors": [m[1] for m in measured],
-            "best": {"draw": best, "loss": measured[best][0], "error": measured[best][1]},
+            "losses": losses,
+            "errors": errors,
+            "best": {"draw": best, "loss": losses[best], "error": errors[best]},
             "units": {str(l): u.tolist() for l, u in draws[best].kept.items()},
         }
-        if p in self.lines:
-            line = Path.through([theta, chain.write(draws[best].dropped(), theta)])
-            found = profile(objective, line, self.num_points)
-            row["line"] = {"t": found.t.tolist(), "loss": found.loss.tolist(), "error": found.error.tolist()}
-        return row
+        return row | ({"line": self._line(objective, draws[best])} if p in self.lines else {})
+
+    def _line(self, objective: Objective, end: End) -> dict[str, Any]:
+        line = Path.through([end.theta, end.chain.write(end.dropped(), end.theta)])
+        found = profile(objective, line, self.num_points)
+        return {"t": found.t.tolist(), "loss": found.loss.tolist(), "error": found.error.tolist()}
 
 
-def smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
+def _smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
     """Loss and error of theta_1, computed by the smaller network on its kept units alone."""
     chain, kept = end.chain, end.kept
     theta_1 = end.dropped()

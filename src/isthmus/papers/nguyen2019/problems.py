@@ -19,7 +19,7 @@ from isthmus.training.fit import Fitted, Recipe, fit
 from isthmus.training.memory import Memory, forget
 
 PAGE = "nguyen2019"
-LOSSES = ("cross_entropy", "mse", "hinge")
+_LOSSES = ("cross_entropy", "mse", "hinge")
 BAD = ("half dead", "low rank")
 """Ends at which the premises of the proofs fail: see ``spoil``."""
 STARTS = ("random", "trained", *BAD)
@@ -31,7 +31,7 @@ RANK = 5
 class Setting:
     """A perceptron on the first N training examples of a data set, in float64.
 
-    `slope`: of the leaky ReLU; None for ReLU. `loss`: one of ``LOSSES``; the targets of "mse" are the one-hot labels.
+    `slope`: of the leaky ReLU; None for ReLU. `loss`: one of ``_LOSSES``; the targets of "mse" are the one-hot labels.
 
     >>> Setting("digits", 40, (64, 80, 24, 10)).label
     '64-80-24-10, leaky ReLU of slope 0.2, digits, N = 40'
@@ -45,8 +45,8 @@ class Setting:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise InputError("loss", expected=f"one of {', '.join(LOSSES)}", got=repr(self.loss))
+        if self.loss not in _LOSSES:
+            raise InputError("loss", expected=f"one of {', '.join(_LOSSES)}", got=repr(self.loss))
         if len(self.widths) < 2:
             raise InputError("widths", expected="at least two", got=self.widths)
 

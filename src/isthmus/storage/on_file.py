@@ -1,0 +1,91 @@
+"""A path that stays in its file: a point is in memory when it is asked for, and read tensor by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+from torch import Tensor
+
+from isthmus.errors import FileError
+from isthmus.params import Params
+from isthmus.paths import Curve, Path, Segment
+from isthmus.shown import line, plural
+from isthmus.storage.files import PathLike
+from isthmus.storage.paths import key_of, load_connection, open_manifest
+from isthmus.storage.tensors import combine, digest_of, one_by_one
+
+__all__ = ["StoredCurve", "open_path"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StoredCurve(Segment):
+    """A ``Curve`` whose control points are in a file: `control` has the names of their tensors there.
+
+    A point costs the memory of one model and of one tensor at every control point, and reading them. The numbers are
+    those of the ``Curve``.
+    """
+
+    file: PathLike
+    control: tuple[dict[str, str], ...]
+
+    def __repr__(self) -> str:
+        return line(self, plural(len(self.control), "control point"), plural(len(self.control[0]), "tensor"))
+
+    def at(self, t: float) -> Params:
+        """The point at t."""
+        point: Params = {}
+        with one_by_one(self.file) as read:
+            for name in self.control[0]:
+                held: dict[str, Tensor] = {}  # what control points share is read once
+                for keys in self.control:
+                    if keys[name] not in held:
+                        held[keys[name]] = read(keys[name])
+                point |= Curve(tuple({name: held[keys[name]]} for keys in self.control)).at(t)
+        return point
+
+    @property
+    def start(self) -> Params:
+        """The point at t = 0, read again each time."""
+        return self.at(0.0)
+
+    @property
+    def end(self) -> Params:
+        """The point at t = 1, read again each time."""
+        return self.at(1.0)
+
+    @property
+    def length(self) -> float:
+        """Needs all control points in memory."""
+        return self._loaded().length
+
+    def reversed(self) -> StoredCurve:
+        """The same points walked from the end to the start."""
+        return replace(self, control=self.control[::-1])
+
+    def split(self, t: float) -> tuple[Curve, Curve]:
+        """The parts before and after t, in memory."""
+        return self._loaded().split(t)
+
+    def _loaded(self) -> Curve:
+        with one_by_one(self.file) as read:
+            tensors = {key: read(key) for key in {k for keys in self.control for k in keys.values()}}
+        return Curve(tuple({name: tensors[key] for name, key in keys.items()} for keys in self.control))
+
+
+def open_path(path: PathLike) -> Path:
+    """The path in a file of ``save``, which stays there; one with a level curve is loaded.
+
+    Costs one reading of the file, tensor by tensor, for its digest. Errors: as ``load_connection``.
+    """
+    manifest, expected = open_manifest(path)
+    if any(s["kind"] != "curve" for s in manifest["segments"]):
+        return load_connection(path).path
+    numbers = sorted({number for row in manifest["points"] for number in row})
+    with one_by_one(path) as read:
+        found = combine({key: digest_of(read(key)) for key in map(key_of, numbers)})
+    if found != expected:
+        raise FileError(path, "is damaged: its tensors do not match their digest", "copy it again")
+    points = [dict(zip(manifest["names"], map(key_of, row), strict=True)) for row in manifest["points"]]
+    return Path(tuple(StoredCurve(path, tuple(points[k] for k in s["control"])) for s in manifest["segments"]))
