@@ -102,7 +102,8 @@ def checked(found: Batch) -> Batch:
     if not parts or not all_tensors(parts):
         raise InputError("data", expected="x as a tensor, a tuple or a dict of tensors", got=kind(found.x))
     check_examples(parts, tree_flatten(found.y)[0])
-    return Batch(*(tree_map(lambda v: v.detach(), part) for part in (found.x, found.y)), found.batch)
+    x, y = tree_map(lambda v: v.detach(), (found.x, found.y))
+    return Batch(x, y, found.batch)
 
 
 def is_batch(data: Any) -> bool:
@@ -195,7 +196,7 @@ def size(v: Tensor) -> float:
     return float(v.abs().double().square().sum()) if v.dtype != torch.bool else float(v.sum())
 
 
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Batches one after the other. Errors: examples of different shapes."""
     if len(shapes := sorted({tuple(v.shape[1:]) for v in parts})) > 1:
         raise InputError(

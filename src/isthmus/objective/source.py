@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ class Prepare:
 
     def __call__(self, examples: Batch) -> Pair:
         """(x, y)."""
-        x = examples.x if self.nameless is None else examples.x[self.nameless]
+        x: Any = examples.x
+        x = x if self.nameless is None else x[self.nameless]
         return datasets.cast_inputs(x, self.dtype), targets(self.loss, examples.y, datasets.wide(self.dtype))
 
 
@@ -116,7 +117,8 @@ class Held(Source):
 
     def part(self, index: slice) -> Held:
         """Some of them, as views."""
-        return Held(*rows((self.x, self.y), index), self.batch)
+        x, y = rows((self.x, self.y), index)
+        return Held(x, y, self.batch)
 
     def chunks(self, most: int) -> Iterator[Pair]:
         """Views."""
@@ -292,7 +294,8 @@ class Numbers(Source):
             "give loss= and data=",
         )  # fmt: skip
 
-    held = chunks = at = few = head = first = targets = digest = _refuse
+    _none: ClassVar[Any] = _refuse
+    held = chunks = at = few = head = first = targets = digest = _none
 
     def cast(self, dtype: torch.dtype) -> Numbers:
         """Itself."""
