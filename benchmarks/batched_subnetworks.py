@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import isthmus as im
-from isthmus.connectors.subnetwork.train import Start, Training, sizes
+from isthmus.connectors.subnetwork.train import Start, SubnetTraining, sizes
 from isthmus.models import by_name, seeded
 from isthmus.structure.chain import chain_of
 from isthmus.structure.network_units import random_units
@@ -60,7 +60,7 @@ def main() -> None:
         recipe = Recipe(lr=1e-3, batch=batch, steps=steps)
         losses: dict[str, list[float]] = {}
 
-        training = Training(objective, chain, recipe, torch.Generator(), no_progress)
+        training = SubnetTraining(objective, chain, recipe, torch.Generator(), no_progress)
         training.features(params, l)  # computed once, and kept for both
 
         def train(draws=draws, training=training, l=l, params=params) -> list[float]:

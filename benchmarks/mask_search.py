@@ -12,7 +12,8 @@ from torch import Tensor
 
 import isthmus as im
 from isthmus.params import Params
-from isthmus.stability.dropout.search import Dropped, search
+from isthmus.stability.dropout.dropped import Dropped
+from isthmus.stability.dropout.search import Sought, search
 from isthmus.structure.chain import chain_of
 
 MASKS = 200
@@ -48,10 +49,7 @@ def main() -> None:
 
     def ours(masks: int, screen: bool | None) -> dict[int, Dropped]:
         g = torch.Generator().manual_seed(0)
-        return search(
-            objective, chain, params,
-            keep=0.5, masks=masks, scale="output", generator=g, progress=lambda n: None, screen=screen,
-        )  # fmt: skip
+        return search(objective, chain, params, Sought(0.5, masks, screen=screen), g)
 
     def slow() -> None:
         g = torch.Generator().manual_seed(1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import isthmus as im
 from isthmus import pipeline as runs
-from isthmus.connectors.strings.beads import Trainer
+from isthmus.connectors.strings.beads import Goal, Trainer
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.params import distance, equal, norm
 from isthmus.sweep.store import FolderMemory
@@ -148,9 +148,7 @@ def batching(beads: int = 8, steps: int = 100) -> None:
             ends: dict[bool, list[im.Params]] = ends,
         ) -> None:
             trainer = Trainer.of(objective, limit, recipe, batched, starts[0])
-            found = trainer.train(
-                starts, -1.0, steps=steps, seed=0, memory=forget, progress=lambda *_: None, what="beads"
-            )
+            found = trainer.train(starts, Goal(-1.0, steps, seed=0))
             ends[batched] = [bead.params for bead in found]
 
         times = common.in_turns({"one by one": lambda w=work: w(False), "together": lambda w=work: w(True)}, 3)

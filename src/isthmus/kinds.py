@@ -84,17 +84,29 @@ def _is(value: Any, kind: Any) -> bool:
     if kind in (int, float, bool):
         return _is_number(value)
     origin = get_origin(kind) or kind
-    if origin is Callable or kind is Callable:
-        return callable(value)
-    if origin is Sequence:
-        several = isinstance(value, Sequence | np.ndarray | Tensor) and not isinstance(value, str)
-        return several and all(_fits(entry, inner) for inner in get_args(kind) for entry in value)
-    if origin is Mapping and get_args(kind):
-        return isinstance(value, Mapping) and all(_fits(key, get_args(kind)[0]) for key in value)
+    if origin in _OWN:
+        return _OWN[origin](value, *get_args(kind)[:1])
     try:
         return not isinstance(origin, type) or isinstance(value, origin)
     except TypeError:  # a protocol, which cannot be asked
         return True
+
+
+def _is_function(value: Any, *_: Any) -> bool:
+    return callable(value)
+
+
+def _is_sequence(value: Any, *entries: Any) -> bool:
+    several = isinstance(value, Sequence | np.ndarray | Tensor) and not isinstance(value, str)
+    return several and all(_fits(entry, inner) for inner in entries for entry in value)
+
+
+def _is_mapping(value: Any, *keys: Any) -> bool:
+    return isinstance(value, Mapping) and all(_fits(key, inner) for inner in keys for key in value)
+
+
+_OWN: dict[Any, Callable[..., bool]] = {Callable: _is_function, Sequence: _is_sequence, Mapping: _is_mapping}
+"""How kinds are recognised that say more than ``isinstance`` can see: their first argument follows the value."""
 
 
 def _is_number(value: Any) -> bool:

@@ -18,6 +18,7 @@ from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset
+from isthmus.device import seeded_global
 from isthmus.evaluate import Profile, profile
 from isthmus.evaluate.batchnorm import applied
 from isthmus.evaluate.profile import beside_others
@@ -84,8 +85,7 @@ def train(
     def full_loss(state: Mapping[str, Tensor]) -> float:
         return objective.loss({k: state[name] for k, name in whole.items()})
 
-    with torch.random.fork_rng(devices=[] if objective.device.type == "cpu" else [objective.device]):
-        torch.manual_seed(seed)  # dropout layers know no generator of their own
+    with seeded_global(seed, objective.device):  # dropout layers know no generator of their own
         fitted = fit(
             batch_loss, full_loss, params, len(y), recipe,
             generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers,
@@ -130,7 +130,7 @@ def run(
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
-    `budget` are those of ``certify`` (by default ten times this measuring, of `num_points` points per segment), `level`
+    `budget` are those of ``certify`` (by default thirty times this measuring, of `num_points` points per segment), `level`
     is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
     is measured; it also judges the path of a method with ``on="test"``. `bn`: of ``profile``; the other policies are
     measured beside it, and the file of the path keeps it. With a `memory` (see ``state_of``) a
@@ -205,7 +205,7 @@ def summary(
     out: dict[str, Any] = {
         "format": 1,
         "method": method,
-        "reference": reference_of(method.get("name", "")),
+        "reference": _reference_of(method.get("name", "")),
         "outcome": {
             "name": connection.outcome.name,
             "ok": connection.outcome.ok,
@@ -250,7 +250,7 @@ def summary(
     return out
 
 
-def reference_of(name: str) -> str:
+def _reference_of(name: str) -> str:
     """The reference of the method with that name; empty if there is none."""
     from isthmus.connectors import METHODS
 
@@ -284,7 +284,7 @@ def _about(objective: Objective | None, path: FilePath | None) -> dict[str, Any]
     return about if path is None else {**about, "path": path_digest(path)}
 
 
-SAME = ("loss", "loss_options", "named", "examples", "penalty", "error")
+_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error")
 """The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
 
 LABELLED = ("ignore_index", "class_axis")
@@ -299,7 +299,7 @@ def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
     """
     if not isinstance(theirs, Mapping):
         return []
-    keys = [k for k in SAME if k in mine and k in theirs]
+    keys = [k for k in _SAME if k in mine and k in theirs]
     keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
     keys += LABELLED
     return [f"{k}: {shown(theirs.get(k))}, not {shown(mine.get(k))}" for k in keys if mine.get(k) != theirs.get(k)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -61,15 +61,10 @@ def brief(value: object) -> str:
     >>> brief(torch.zeros(60, 64)), brief({"w": torch.zeros(2, 3)}), brief([1, 2]), brief(range(9))
     ('f32[60, 64]', '6 numbers in 1 tensor', '[1, 2]', '9 x int')
     """
-    if isinstance(value, Tensor):
-        return _tensor(value)
-    if isinstance(value, float):
-        exact = repr(value)
-        return exact if len(exact) <= 10 else f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return _mapping(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return _sequence(value)
+    return next(say for kind, say in _SAID if isinstance(value, kind))(value)
+
+
+def _other(value: object) -> str:
     # a dataclass may hold anything: only its own line, if it has one, is sure to be short
     own_line = not is_dataclass(value) or type(value).__repr__ is of_fields
     text = repr(value) if own_line else f"{type(value).__name__}(...)"
@@ -78,6 +73,11 @@ def brief(value: object) -> str:
 
 def _cut(value: object, text: str) -> str:
     return f"{text[: _LONGEST - 4]!s}...'" if isinstance(value, str) else f"{type(value).__name__}(...)"
+
+
+def _float(value: float) -> str:
+    exact = repr(value)
+    return exact if len(exact) <= 10 else f"{value:.6g}"
 
 
 def _tensor(value: Tensor) -> str:
@@ -100,6 +100,11 @@ def _sequence(value: Sequence[Any]) -> str:
         return text
     names = {type(v).__name__ for v in value}
     return f"{len(value)} x {names.pop()}" if len(names) == 1 else f"{len(value)} entries"
+
+
+_SAID: tuple[tuple[type, Callable[[Any], str]], ...] = (
+    (Tensor, _tensor), (float, _float), (Mapping, _mapping), (str, _other), (Sequence, _sequence), (object, _other),
+)  # fmt: skip
 
 
 def count(params: Mapping[str, Tensor]) -> int:
@@ -125,17 +130,17 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[object]], title: str =
     """
     rows = list(rows)
     head = "".join(f"<th>{escape(text)}</th>" for text in heading)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell(v))}</td>" for v in row) + "</tr>" for row in rows[:most])
+    body = "".join("<tr>" + "".join(f"<td>{escape(_cell(v))}</td>" for v in row) + "</tr>" for row in rows[:most])
     if len(rows) > most:
         body += f'<tr><td colspan="{len(heading)}">and {len(rows) - most:,} more</td></tr>'
     caption = f"<caption>{escape(title)}</caption>" * bool(title)
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def cell(value: object) -> str:
+def _cell(value: object) -> str:
     """A value as a cell of a table: numbers in four digits, nothing for what is not there.
 
-    >>> cell(0.123456), cell(None), cell(True), cell("a")
+    >>> _cell(0.123456), _cell(None), _cell(True), _cell("a")
     ('0.1235', '', 'yes', 'a')
     """
     if value is None:

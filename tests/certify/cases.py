@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import isthmus as im
 from isthmus.params import Params
 from tests.certify.made import SHAPES, Made
+from tests.certify.modern import MODERN, SCALES
 from tests.problems import blobs, perceptron, random_params, small_convnet
 
 
@@ -205,4 +206,5 @@ CASES = [
     Case("overlapping windows", lambda: Images(_overlapping, 8), (2, 6, 6)),
     Case("one dimension", _line, (2, 9)),
     *(Case(name, partial(Made, f), (4,)) for name, f in SHAPES.items()),
+    *(Case(name, make, (4,), scale=SCALES.get(name, 1.0)) for name, make in MODERN.items()),
 ]

@@ -32,7 +32,7 @@ def deep(layers=9, scale=1.0):
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
-def test_the_default_budget_costs_at_most_ten_profiles_in_operations(make):
+def test_the_default_budget_costs_at_most_thirty_profiles_in_operations(make):
     p = make()
     path = straight(p)
     im.certify(p.objective, path, budget=1)  # reads the graph
@@ -69,7 +69,7 @@ def test_free_segments_give_no_budget_and_need_none():
 
 
 def test_a_segment_that_moves_little_gets_what_its_own_measuring_costs():
-    """The layers below the two that move are run once by the profile: ten profiles are less than ten passes a point."""
+    """The layers below the two that move are run once by the profile: thirty profiles are less than thirty passes a point."""
     objective, path = deep(30)
     last = {k: path.end[k] if int(k.split(".")[0]) >= 58 else v for k, v in path.start.items()}
     upper = im.Path.through([path.start, last])

@@ -1,7 +1,8 @@
 """Affine forms enclose what they stand for: every rule against dense samples, with remainders at their extremes."""
 
 from fractions import Fraction
-from math import pi
+from functools import partial
+from math import inf, pi
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ import isthmus as im
 from isthmus.certify import smooth as sm
 from isthmus.certify.affine import Interval, Motion, Reading
 from isthmus.certify.bounds import Bounds
-from isthmus.certify.forms import Form, add, average, contract, maximum, multiply, piecewise, rectified, scaled
+from isthmus.certify.forms import Form, add, average, contract, moved, multiply, scaled, squared
+from isthmus.certify.kinks import maximum, piecewise, rectified
+from isthmus.certify.norms import centred, normalised
 from isthmus.certify.rules import RULES
 from isthmus.certify.smooth import smooth
+from isthmus.certify.softmax import log_softmax, softmax
 from tests.certify.cases import CASES
 from tests.certify.made import NARROW, Made
 from tests.problems import blobs
@@ -33,9 +37,11 @@ PIECEWISE = {
 
 
 def random_form(n: int, seed: int, width: float = 1.0) -> Form:
+    """Half of the entries have a bend, and a fourth has neither that nor a slope."""
     g = torch.Generator().manual_seed(seed)
-    c0, c1, r = (torch.randn(n, generator=g, dtype=torch.float64) for _ in range(3))
-    return Form(2 * c0, width * c1, width * r.abs())
+    c0, c1, r, q = (torch.randn(n, generator=g, dtype=torch.float64) for _ in range(4))
+    c1[::4], q[::2] = 0, 0
+    return Form(2 * c0, width * c1, width * r.abs(), 0, width * q)
 
 
 def full(x: Form) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -44,18 +50,22 @@ def full(x: Form) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x.centre, zero if x.slope is None else x.slope, zero if x.radius is None else x.radius
 
 
+def at(x: Form, s: torch.Tensor) -> torch.Tensor:
+    """The value at s without remainder."""
+    centre, slope, _ = full(x)
+    return centre + s * slope + (0 if x.bend is None else (s * s - 0.5) * x.bend)
+
+
 def samples(x: Form):
     """(s, values) with the remainder at -1, -0.3, 0, 1 times the radius."""
-    centre, slope, radius = full(x)
     for s in GRID:
         for e in (-1.0, -0.3, 0.0, 1.0):
-            yield s, centre + s * slope + e * radius
+            yield s, at(x, s) + e * full(x)[2]
 
 
 def excess(form: Form, s: torch.Tensor, value: torch.Tensor) -> float:
     """How far a value leaves the form."""
-    centre, slope, radius = full(form.settled())
-    return float(((value - centre - s * slope).abs() - radius).max())
+    return max(float(((value - at(x, s)).abs() - full(x)[2]).max()) for x in (form.rounded(), form.settled()))
 
 
 @pytest.mark.parametrize("width", [3.0, 0.5, 0.02])
@@ -92,10 +102,10 @@ def test_piecewise_linear_functions(name, width):
     x = random_form(4000, 2, width)
     form = rule(x)
     assert max(excess(form, s, f(v)) for s, v in samples(x)) <= 0
-    centre, slope, radius = full(x)
+    centre, slope, radius = full(x.settled())
     far = centre - slope.abs() - radius > 1  # where the function is one line
     factor = {"clamp": 0.0, "steep": 1.0}.get(name, 1.0)
-    torch.testing.assert_close(full(form)[2][far], factor * radius[far], atol=1e-9, rtol=0)
+    torch.testing.assert_close(full(form)[2][far], factor * full(x)[2][far], atol=1e-9, rtol=0)
 
 
 def test_relu_is_tight():
@@ -114,21 +124,22 @@ def test_maxima_of_two():
     form = maximum(a, b)
     for (s, v), (_, w) in zip(samples(a), samples(b), strict=True):
         assert excess(form, s, torch.maximum(v, w)) <= 0
-    centre, slope, radius = full(b)
     for s, v in samples(a):
         for e in (-1.0, 1.0):
-            assert excess(form, s, torch.maximum(v, centre + s * slope + e * radius)) <= 0
+            assert excess(form, s, torch.maximum(v, at(b, s) + e * full(b)[2])) <= 0
 
 
 def test_products_entry_by_entry():
     a, b = random_form(3000, 5), random_form(3000, 6)
-    form, (centre, slope, radius) = multiply(a, b), full(b)
+    product, square = multiply(a, b), squared(a)
     for s, v in samples(a):
+        assert excess(square, s, v * v) <= 1e-14
         for e in (-1.0, 1.0):
-            assert excess(form, s, v * (centre + s * slope + e * radius)) <= 1e-15
-    exact = full(multiply(Form(centre, slope), Form(centre, slope)))
-    at_end = (centre + slope).square() - exact[0] - exact[1]
-    torch.testing.assert_close(at_end, exact[2], rtol=1e-9, atol=1e-12)  # the remainder is reached: none is to spare
+            assert excess(product, s, v * (at(b, s) + e * full(b)[2])) <= 1e-14
+    line = Form(b.centre, b.slope)
+    for form in (multiply(line, line), squared(line)):
+        assert float(full(form)[2].max()) < 1e-12  # a square of a line is what a form can hold
+        torch.testing.assert_close(at(form, GRID[-1]), at(line, GRID[-1]).square(), rtol=1e-9, atol=1e-12)
 
 
 def weights(rows: int, columns: int, seed: int, curved: bool) -> Form:
@@ -143,30 +154,67 @@ def test_matrix_products(curved, spread):
     """Every sign of the remainders that makes one output extreme; without remainders the worst s reaches the radius."""
     w, b, x = weights(4, 6, 1, curved), random_form(4, 2, 0.1), random_form(6, 3, 0.2)
     if not spread:
-        x, b = Form(x.centre, x.slope), Form(b.centre, b.slope)
-    rows = [p[None] for p in full(x)]
-    form = contract(F.linear, 6, Form(rows[0], rows[1], rows[2] if spread else None), w, b)
-    (w0, w1, extra), (b0, b1, b2), (x0, x1, x2), (c0, c1, radius) = full(w), full(b), full(x), full(form)
+        x, b = (Form(v.centre, v.slope, None, 0, v.bend) for v in (x, b))
+    form = contract(F.linear, 6, moved(lambda p: p[None], x), w, b)
+    extra, b2, x2, radius = (full(v)[2] for v in (w, b, x, form))
     reached = torch.zeros(4, dtype=torch.float64)
     for s in GRID:
-        matrix = w0 + s * w1 + (0 if w.bend is None else (s * s - 0.5) * w.bend)
         for sign in (-1.0, 1.0):
             for i in range(4):
-                at, m = x0 + s * x1, matrix.clone()
-                m[i] += sign * extra[i] * at.sign()
-                value = m @ (at + sign * x2 * m[i].sign()) + b0 + s * b1 + sign * b2
+                v, m = at(x, s), at(w, s).clone()
+                m[i] += sign * extra[i] * v.sign()
+                value = m @ (v + sign * x2 * m[i].sign()) + at(b, s) + sign * b2
                 assert excess(form, s, value[None]) <= 0
-                reached[i] = torch.maximum(reached[i], ((value - c0[0] - s * c1[0]).abs() / radius[0])[i])
+                reached[i] = torch.maximum(reached[i], ((value - at(form, s)[0]).abs() / radius[0])[i])
     assert float(reached.min()) > (0.5 if curved else 0.999 if not spread else 0.7)
 
 
 def test_averages():
     x = random_form(60, 7)
-    centre, slope, radius = (p.view(1, 60) for p in full(x))
-    x = Form(centre, slope, radius)
+    x = moved(lambda p: p.view(1, 60), x)
     form = average(lambda v: v.mean(1), 60, x)
     assert max(excess(form, s, v.mean(1)) for s, v in samples(x)) <= 0
-    assert excess(form, GRID[-1], (centre + slope + radius).mean(1)) > -1e-12
+    assert excess(form.rounded(), GRID[-1], (at(x, GRID[-1]) + full(x)[2]).mean(1)) > -1e-12
+
+
+@pytest.mark.parametrize("width", [1.0, 0.02])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "centred", "normalised", "sine"])
+def test_functions_of_rows(name, width):
+    """Random signs of the remainders of 200 rows of 5, some of which a softmax leaves out."""
+    x, g = moved(lambda p: p.view(200, 5), random_form(1000, 9, width)), torch.Generator().manual_seed(1)
+    out = torch.rand(200, 5, generator=g) < 0.3
+    out[:, 0] = False
+    rule, f = {
+        "softmax": (lambda x: softmax(Form(*x.parts()[:3], x.ulps, x.bend, out), 1), lambda v: v.masked_fill(out, -inf).softmax(1)),
+        "log_softmax": (lambda x: log_softmax(x, 1), lambda v: v.log_softmax(1)),
+        "centred": (lambda x: centred(x, 1), lambda v: v - v.mean(1, keepdim=True)),
+        "normalised": (lambda x: normalised(x, 1, 0.1), lambda v: F.rms_norm(v, (5,), eps=0.1)),
+        "sine": (lambda x: sm.sine(x, False), torch.sin),
+    }[name]  # fmt: skip
+    form = rule(x)
+    if width == 0.02:
+        assert float(full(form)[2].median()) < 0.08
+    for s in GRID:
+        signs = [torch.randint(-1, 2, x.centre.shape, generator=g) for _ in range(4)]
+        signs += [2 * (torch.arange(5) == i).double() - 1 for i in range(5)]  # one against all others
+        for sign in signs:
+            assert excess(form, s, f(at(x, s) + sign * full(x)[2])) <= 0
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "normalised", "tanh", "square"])
+def test_what_s_alone_does_is_off_by_third_order(name):
+    """Halving the interval makes the remainder less than a sixth."""
+    rule = {
+        "softmax": lambda x: softmax(x, 1), "log_softmax": lambda x: log_softmax(x, 1),
+        "normalised": lambda x: normalised(x, 1, 0.1), "tanh": partial(smooth, sm.TANH),
+        "square": lambda x: smooth(sm.power(3.0), squared(x)),
+    }[name]  # fmt: skip
+    sizes = []
+    for width in (2.0**-5, 2.0**-6):
+        x = moved(lambda p: p.view(200, 5), random_form(1000, 9))
+        x = Form(x.centre, x.slope * width, None, 0, x.bend * width**2)  # type: ignore[operator]
+        sizes.append(float(full(rule(x))[2].mean()))
+    assert sizes[1] < sizes[0] / 6
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4, 5])
@@ -180,8 +228,7 @@ def test_weights_on_curves(degree):
         form = motion.over(interval)
         for s in GRID:
             t = min(max(interval.middle + float(s) * interval.half, 0.0), 1.0)
-            value = curve.at(t)["w"] - (0 if form.bend is None else (s * s - 0.5) * form.bend)
-            assert excess(Form(form.centre, form.slope, form.radius, form.ulps), s, value) <= 0
+            assert excess(form, s, curve.at(t)["w"]) <= 0
         if form.radius is not None:
             assert float(form.radius.max()) < (1e-12 if degree == 2 else 60 * (end - start) ** 3)
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import isthmus as im
 from isthmus.certify.affine import Interval, Motion
 from isthmus.certify.bounds import Bounds
-from isthmus.certify.forms import Form, add, average, contract, divided, maximum, multiply, piecewise, rectified, scaled
+from isthmus.certify.forms import Form, add, average, contract, divided, multiply, scaled
 from isthmus.certify.kernel import Kernel
+from isthmus.certify.kinks import maximum, piecewise, rectified
 from isthmus.certify.widened import flushes
 from isthmus.errors import IsthmusError
 from tests.certify.cases import CASES
@@ -300,7 +301,7 @@ def test_no_sample_exceeds_a_bound_whatever_the_size_of_the_weights(case, scale)
         found = bounds.over(start, end).loss
         for k in range(9):
             value = objective.loss(curve.at(start + (end - start) * k / 8))
-            assert found == float("inf") or value <= found
+            assert found == float("inf") or not value > found  # NaN: products that overflowed say nothing
 
 
 # -- the rules alone, on numbers that underflow

@@ -170,6 +170,7 @@ def test_a_line_is_bounded_from_the_command_line(folder, tmp_path, capsys):
 def test_methods_lists_every_method_with_its_options(capsys):
     assert run_app(["methods"]) == 0
     table = capsys.readouterr().out
+    assert max(map(len, table.splitlines())) <= 80
     assert run_app(["methods", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     for method in im.METHODS:

@@ -25,10 +25,15 @@ def ends(tmp_path_factory):
 def test_the_table_is_printed_and_written(ends, tmp_path, capsys):
     capsys.readouterr()
     chosen = ["--theorem", "2019, Theorem 1", "--theorem", "4.4"]
+    assert run_app(["theory", *ends, *QUICK, *chosen[:2], "--details"]) == 0
+    assert "dropout stability epsilon" in capsys.readouterr().out
     assert run_app(["theory", *ends, *QUICK, "--out", str(tmp_path), *chosen]) == 0
     printed = capsys.readouterr().out
     assert "Kuditipudi et al. 2019, Theorem 1" in printed
-    assert "dropout stability epsilon" in printed
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("Kuditipudi et al. 2019, Theorem 1: applies, loss on a path <= ")
+    assert "dropout stability epsilon" not in printed
     stored = json.loads((tmp_path / "theory.json").read_text())["rows"]
     assert {row["theorem"][-3:] for row in stored} == {"m 1", "4.4"}
     with open(tmp_path / "theory.csv", newline="") as f:

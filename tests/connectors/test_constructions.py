@@ -193,7 +193,7 @@ def test_convolutional_networks_with_batchnorm_and_flatten():
     ("make", "message"),
     [
         (lambda: im.Dropout(keep=0.6), r"keep: expected a number in \(0, 1/2\]"),
-        (lambda: im.Dropout(masks=0), "at least 1 subset"),
+        (lambda: im.Dropout(masks=0), "masks: expected a whole number"),
         (lambda: im.Dropout(scale="best"), "'output', 'each', 'layer', 'none'"),  # type: ignore[arg-type]
         (lambda: im.Subnetwork(fraction=0.4), r"fraction: expected a number in \[1/2, 1\)"),
         (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=0))), "steps: expected a whole number"),

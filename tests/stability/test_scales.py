@@ -14,8 +14,9 @@ from isthmus.evaluate.screen import has_bf16
 from isthmus.objective.losses import cross_entropy
 from isthmus.stability.dropout import search as dropout
 from isthmus.stability.dropout.scales import best_scales, mean_losses
-from isthmus.stability.dropout.search import LARGEST_SCALE, search
+from isthmus.stability.dropout.search import LARGEST_SCALE, Sought, search
 from isthmus.structure.chain import chain_of
+from isthmus.training.progress import no_progress
 from tests.evaluate.networks import flops
 from tests.problems import classify, perceptron, small_convnet
 
@@ -131,11 +132,11 @@ def test_outputs_that_vanish_keep_any_scale():
 # -- the search
 
 
-def run(problem, screen, masks=24, **options):
+def run(problem, screen, masks=24, progress=no_progress, **options):
     chain = chain_of(problem.objective.program, problem.objective.structure)
     g = torch.Generator().manual_seed(0)
-    settings = {"keep": 0.5, "scale": "output", "progress": lambda n: None} | options
-    return search(problem.objective, chain, problem.a, masks=masks, generator=g, screen=screen, **settings)
+    sought = Sought(**({"keep": 0.5, "masks": masks, "screen": screen} | options))
+    return search(problem.objective, chain, problem.a, sought, g, progress)
 
 
 PROBLEMS = {
@@ -193,8 +194,9 @@ def test_what_the_masks_share_is_computed_once():
 
 def test_progress_counts_every_mask():
     calls = []
-    run(PROBLEMS["perceptron"](), False, masks=5, progress=calls.append)
-    assert sum(calls) == 15
+    run(PROBLEMS["perceptron"](), False, masks=5, progress=lambda *said: calls.append(said[1:]))
+    assert calls[-1] == (15, 15)
+    assert calls == sorted(calls)
 
 
 def test_whether_masks_are_screened_does_not_depend_on_a_clock(monkeypatch):

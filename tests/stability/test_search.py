@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 
 import isthmus as im
 from isthmus.objective.losses import cross_entropy
-from isthmus.stability.dropout.search import search
+from isthmus.stability.dropout.search import Sought, search
 from isthmus.structure.chain import chain_of
 from tests.problems import classify, perceptron, random_params
 from tests.slow_twins import masked_perceptron
@@ -22,9 +22,7 @@ def problem():
 def found(problem, scale="output", keep=0.5, masks=3, seed=0):
     chain = chain_of(problem.objective.program, problem.objective.structure)
     g = torch.Generator().manual_seed(seed)
-    return search(
-        problem.objective, chain, problem.a, keep=keep, masks=masks, scale=scale, generator=g, progress=lambda n: None
-    )
+    return search(problem.objective, chain, problem.a, Sought(keep, masks, scale), g)
 
 
 @pytest.mark.parametrize("scale", ["output", "layer", "none"])

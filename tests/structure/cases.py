@@ -64,7 +64,7 @@ RESIDUAL = {"wte": -12, "block.qkv.heads": 3, "block.qkv.head_dim": -4, "block.q
 ENCODER = {"embedding": -8} | {
     f"encoder.layers.{i}.{k}": n
     for i in (0, 1)
-    for k, n in (("self_attn.heads", 2), ("self_attn.head_dim", -4), ("linear1", 16))
+    for k, n in (("self_attn.heads", 2), ("self_attn.head_dim", -4), ("self_attn.value_dim", 4), ("linear1", 16))
 }
 
 CASES = [
@@ -118,6 +118,15 @@ CASES = [
         (IMAGE,),
         {"0": 4, "1": 5},
     ),
+    *(
+        Case(name, lambda conv=conv, n=n: between_convs(conv, nn.ReLU(), read=n), (IMAGE,), groups)
+        for name, conv, n, groups in (
+            ("grouped conv", nn.Conv2d(4, 6, 3, groups=2), 6, {"0": 2, "0#2": 2, "1": 3}),
+            ("grouped transposed conv", nn.ConvTranspose2d(4, 6, 2, 2, groups=2), 6, {"0": 2, "0#2": 2, "1": 3}),
+            ("depthwise conv", nn.Conv2d(4, 4, 3, groups=4), 4, {"0": 4}),
+            ("two filters for each channel", nn.Conv2d(4, 8, 3, groups=4, bias=False), 8, {"0": 4, "1": 2}),
+        )
+    ),
     Case("GroupNorm", lambda: between_convs(nn.GroupNorm(2, 4), nn.ReLU()), (IMAGE,), {"0.groups": 2, "0": -2}),
     Case(
         "InstanceNorm",
@@ -170,7 +179,12 @@ CASES = [
         (SEQUENCE,),
         ENCODER,
     ),
-    Case("ViT", s.ViT, (noise(3, 3, 4, 4),), {"patch": 8, "attention.heads": 2, "attention.head_dim": -4}),
+    Case(
+        "ViT",
+        s.ViT,
+        (noise(3, 3, 4, 4),),
+        {"patch": 8} | {f"attention.{k}": n for k, n in (("heads", 2), ("head_dim", -4), ("value_dim", 4))},
+    ),
     Case("cat and split", m.Branches, (X,), {"left": 3, "right": 5, "join": 2, "join#2": 4}),
     Case("SwiGLU, RMSNorm", m.Gated, (X,), {"gate": 6, "down": -5}),
     Case("low rank", m.LowRank, (X,), {"A": 2, "W": 6}),
@@ -203,7 +217,12 @@ CASES = [
     ),
     Case("rotary positions", s.Rotary, (tokens(3, 5),), {"embedding": -16, "q.heads": 2, "v.value_dim": 8}),
     Case("attention by einsum", s.EinsumAttention, (SEQUENCE,), {"q": 3, "q#2": -4, "v": 4}),
-    Case("attention weights", s.WindowAttention, (SEQUENCE,), {"inp": 8, "attention": -2, "attention#2": -4}),
+    Case(
+        "attention weights",
+        s.WindowAttention,
+        (SEQUENCE,),
+        {"inp": 8, "attention": -2, "attention#2": -4, "attention#3": 4},
+    ),
     Case("cells", s.Cells, (noise(3, 4, 3),), {"lstm": 5, "gru": 4}),
     Case("hand-written LSTM", s.HandRecurrent, (noise(3, 4, 3),), {"inp": 5}),
     Case("learned first state", s.LearnedState, (noise(3, 4, 3),), {"rnn.hidden.0": 5}),
@@ -223,5 +242,31 @@ CASES = [
     Case("moves", s.Moves, (SEQUENCE,), {"inp": 6, "wide": 4}),
     Case("dense and U-shaped", m.Skips, (IMAGE,), {"a": 4, "b": 6, "up": 4}),
     Case("squeeze and excitation", m.Squeezed, (IMAGE,), {"conv": 6, "down": 4}),
+    Case(
+        "packed, repeated keys",
+        lambda: s.Packed(2),
+        (SEQUENCE,),
+        {"qkv.heads": 2, "qkv.heads#2": 2, "qkv.head_dim": -3, "qkv.value_dim": 3},
+    ),
+    Case(
+        "packed, shared keys",
+        lambda: s.Packed(2, fused=True),
+        (SEQUENCE,),
+        {"qkv.heads": 2, "qkv.queries": 2, "qkv.head_dim": -3, "qkv.value_dim": 3},
+    ),
+    Case(
+        "packed, one key",
+        lambda: s.Packed(1, fused=True),
+        (SEQUENCE,),
+        {"qkv.queries": 4, "qkv.head_dim": -3, "qkv.value_dim": 3},
+    ),
+    Case("units that win", s.Winners, (SEQUENCE,), {"inp": -6}),
+    Case("along time", s.Along, (SEQUENCE,), {"inp": 6}),
+    Case(
+        "two axes looked up",
+        lambda: between_convs(Lambda(lambda x: x[[0, 2], :, [1, 3]]), Lambda(lambda x: x[..., None])),
+        (IMAGE,),
+        {"0": 4},
+    ),
     Case("several inputs and outputs", m.Several, (X, noise(3, 2)), {"a": 6}),
 ]

@@ -270,3 +270,59 @@ class Moves(nn.Module):
         a, b = x.unbind(1)
         x = self.wide(torch.cat([a, b], dim=2)).repeat(1, 1, 2).swapaxes(1, 2)
         return self.out(x.transpose(1, 2).squeeze(0)).sum(1)
+
+
+class Packed(nn.Module):
+    """Queries, keys and values in one layer, taken apart by unbind; fewer keys and values repeated by number."""
+
+    def __init__(self, shared: int, fused: bool = False) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(5, 36), nn.Linear(12, 2)
+        self.kv = nn.Linear(5, 6 * shared, bias=False)  # what is added to all keys alike, softmax does not see
+        self.shared, self.fused = shared, fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, t, 3, 4, 3).permute(2, 0, 3, 1, 4).unbind(0)
+        few, own = (z.transpose(1, 2) for z in self.kv(x).view(b, t, self.shared, 2, 3).unbind(3))
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, few, own, enable_gqa=True)
+        else:
+            few, own = (z.repeat_interleave(4 // self.shared, dim=1) for z in (few, own))
+            y = F.scaled_dot_product_attention(q, few, own)
+        y = y + F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Winners(nn.Module):
+    """Units that are chosen by what they compute: the best two stay, and the very best counts twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.vectors = nn.Embedding(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        best, which = x.topk(2, -1)
+        few = torch.zeros_like(x).scatter(-1, which, best)
+        first = x.argmax(-1, keepdim=True)
+        few = few + F.one_hot(first.squeeze(-1), 6) * x.gather(-1, first)
+        return self.out(few) + x.sort(-1).values[..., :1] + self.vectors(which[..., 0]) * x.max(-1, keepdim=True)[0]
+
+
+class Along(nn.Module):
+    """Everything that runs along time or writes at places in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        x = x.cumsum(1).roll(2, 1).diff(dim=1, prepend=x[:, :1]).cummax(1).values
+        places = torch.tensor([0, 3])
+        x = x.index_add(1, places, x[:, :2]).index_put((torch.tensor([0, 1]), places), x[0, 0])
+        x = x + x.gather(1, torch.zeros(1, 1, 1, dtype=torch.int64).expand(len(x), 7, 6))
+        x = x.scatter_add(1, torch.ones(len(x), 2, 6, dtype=torch.int64), x[:, 2:4])
+        return self.out(x.relu())

@@ -1,11 +1,13 @@
-from itertools import pairwise
+from itertools import count, pairwise
 from math import cos, pi
 
 import pytest
 import torch
 
 import isthmus as im
+from isthmus.storage.state import FolderMemory
 from isthmus.training.fit import Ended, Recipe, fit
+from isthmus.training.memory import forget
 
 x = torch.linspace(-1, 1, 40, dtype=torch.float64)[:, None]
 y = 3 * x - 1
@@ -112,3 +114,38 @@ def test_schedules_move_the_learning_rate_as_they_say():
     assert rates["constant"] == pytest.approx([0.5] * 20)
     assert rates["halving"] == pytest.approx([0.5 * 0.5 ** (k // 2) for k in range(20)])
     assert rates["cosine"] == pytest.approx([0.5 * (0.01 + 0.99 * (1 + cos(pi * k / 20)) / 2) for k in range(20)])
+
+
+class _StopError(Exception):
+    pass
+
+
+def bent(bends, stop=0, memory=forget):
+    """Points by name; each step draws from the fit's own generator which of `bends` it trains."""
+    generator, calls = torch.Generator().manual_seed(3), count(1)
+
+    def loss(p, index):
+        if next(calls) == stop:
+            raise _StopError
+        return batch_loss(p[bends[int(torch.randint(len(bends), (), generator=generator))]], index)
+
+    points = {"one": start(), "two": {k: v + 1 for k, v in start().items()}}
+    recipe = Recipe(lr=0.05, steps=40, batch=10, check=5, weight_decay=0.1, schedule="constant")
+    full = lambda p: sum(full_loss(point) for point in p.values())
+    return fit(loss, full, points, 40, recipe, generator=generator, memory=memory).params
+
+
+def test_groups_of_parameters_go_on_to_the_same_bits(tmp_path):
+    whole = bent(["one", "two"])
+    with pytest.raises(_StopError):
+        bent(["one", "two"], 23, FolderMemory(tmp_path, "me", steps=3))
+    resumed = bent(["one", "two"], 0, FolderMemory(tmp_path, "me", steps=3))
+    assert [list(point) for point in whole.values()] == [["w", "b"], ["w", "b"]]
+    assert all(torch.equal(resumed[k][n], v) for k, point in whole.items() for n, v in point.items())
+
+
+def test_a_group_that_no_batch_uses_stays():
+    """Not even the weight decay moves it."""
+    found = bent(["two"])
+    assert float(found["one"]["w"]) == 0
+    assert float(found["two"]["w"]) > 1

@@ -15,7 +15,7 @@ from isthmus.params import Params
 from isthmus.shown import one_line
 from isthmus.training.progress import Progress, no_progress
 
-Make = Callable[[int], tuple[Objective, Params, Params]]
+_Make = Callable[[int], tuple[Objective, Params, Params]]
 """For a number of hidden units, an objective and two ends."""
 
 
@@ -49,7 +49,7 @@ class WidthGap:
 
 
 def gap_by_width(
-    make: Make,
+    make: _Make,
     widths: Iterable[int],
     method: TwoLayerReLU | None = None,
     *,

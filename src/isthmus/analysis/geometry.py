@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.shown import one_line
+from isthmus.training.progress import Progress, no_progress
 
 
 @one_line
@@ -75,7 +76,7 @@ def geometry(
     seed: int = 0,
     test: Objective | None = None,
     shorten: bool = True,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> Geometry:
     """The normalised length and the number of beads of a string from `a` to `b`, for each threshold.
 

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from isthmus.connectors.strings.threshold import Threshold, check_fields
+from isthmus.connectors.strings.threshold import Threshold, ThresholdAsked
 from isthmus.errors import InputError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import Params, distance, equal, lerp
 from isthmus.paths import Curve, HasPath, Path, path_of
 from isthmus.shown import one_line
+from isthmus.training.progress import Progress, no_progress
 
-PULLS = (0.5, 0.25, 0.125)
+_PULLS = (0.5, 0.25, 0.125)
 """Parts of the way that are tried, the largest first."""
 
 
@@ -43,7 +44,7 @@ def straighten(
     points: int = 21,
     passes: int = 20,
     tol: float = 1e-3,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> Straightened:
     """Shorten a piecewise-linear path that is below `threshold`, keeping it below (a geodesic of the level set).
 
@@ -64,15 +65,11 @@ def straighten(
     """
     check_kinds(straighten, locals())
     path = path_of(path)
-    check_fields(quantity, threshold, None, "train", points)
+    ThresholdAsked(quantity, threshold, points=points)
     if passes < 1 or not 0 < tol < 1:
         raise InputError("passes, tol", expected=">= 1 and in (0, 1)", got=(passes, tol))
     limit = Threshold(objective, quantity, threshold, points)
-    for i, segment in enumerate(path.segments):
-        if not isinstance(segment, Curve) or not segment.is_straight:
-            raise InputError("path", expected="straight segments", got=f"segment {i}, which is curved")
-        if (top := limit.scan(segment).max) > threshold:
-            raise InputError("path", expected=f"segments below {threshold:g}", got=f"{top:.6g} on segment {i}")
+    _check_below(path, limit)
     string = _String(limit, list(path.knots))
     length, done = string.length, 0
     while done < passes and len(string.knots) > 2:
@@ -84,6 +81,14 @@ def straighten(
     after = Path.through(string.knots)
     top = max(limit.scan(s).max for s in after.segments)
     return Straightened(after, path.normalized_length, after.normalized_length, top, done)
+
+
+def _check_below(path: Path, limit: Threshold) -> None:
+    for i, segment in enumerate(path.segments):
+        if not isinstance(segment, Curve) or not segment.is_straight:
+            raise InputError("path", expected="straight segments", got=f"segment {i}, which is curved")
+        if (top := limit.scan(segment).max) > limit.value:
+            raise InputError("path", expected=f"segments below {limit.value:g}", got=f"{top:.6g} on segment {i}")
 
 
 @dataclass
@@ -113,7 +118,7 @@ class _String:
     def _pulled(self, left: Params, here: Params, right: Params) -> list[Params]:
         p, q = distance(left, here), distance(here, right)
         goal, old = lerp(left, right, p / (p + q)), p + q
-        for part in PULLS:
+        for part in _PULLS:
             point = lerp(here, goal, part)
             if distance(left, point) + distance(point, right) < old and self.below(left, point, right):
                 return [point]
@@ -121,7 +126,7 @@ class _String:
 
     def _cut(self, left: Params, here: Params, right: Params) -> list[Params]:
         """Two points on the segments instead of the corner between them; only the line between them is new."""
-        for part in PULLS:
+        for part in _PULLS:
             p, q = lerp(here, left, part), lerp(here, right, part)
             if distance(p, q) < (1 - 1e-6) * (distance(p, here) + distance(here, q)) and self.below(p, q):
                 return [p, q]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from isthmus.connectors.base import check_convex
-from isthmus.connectors.subnetwork.train import Draw, Start, Training, best, filled, measure, sizes
+from isthmus.connectors.subnetwork.inner import Trained
+from isthmus.connectors.subnetwork.train import Draw, Start, SubnetTraining, best, filled, measure, sizes
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
@@ -19,8 +20,9 @@ from isthmus.objective.batches import Data
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
 from isthmus.shown import one_line
+from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.recall import search_recalled
-from isthmus.stability.dropout.search import Dropped, search
+from isthmus.stability.dropout.search import Sought, search
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Recipe
@@ -98,7 +100,7 @@ def subnetwork_bounds(
     draws: int = 20,
     seed: int = 0,
     *,
-    init: str = "theta",
+    init: Literal["theta", "random", "dropout"] = "theta",
     recipe: Recipe = Recipe(),  # noqa: B008
     hub_steps: int | None = None,
     target: float | None = None,
@@ -131,38 +133,22 @@ def subnetwork_bounds(
     """
     check_kinds(subnetwork_bounds, locals())
     _check_options(fraction, draws, 0.5)
-    if init not in ("theta", "random", "dropout"):
-        raise InputError("init", expected="'theta', 'random' or 'dropout'", got=repr(init))
-    if hub_steps is not None and hub_steps < 1:
-        raise InputError("hub_steps", expected="a whole number >= 1", got=hub_steps)
+    inner = Trained(recipe, init, masks, hub_steps)
     chain, theta, generator = *_ready(objective, params), torch.Generator().manual_seed(seed)
-    widths = {l: chain.widths[l] for l in range(1, chain.L)}
-    K = sizes(widths, dict.fromkeys(widths, fraction))
-    wanted = list(range(chain.L)) if layers is None else sorted(set(layers))
-    if not wanted or not set(wanted) <= set(range(chain.L)):
-        raise InputError("layers", expected=f"some of 0 .. {chain.L - 1}", got=layers)
+    wanted = _wanted(layers, chain.L)
     frame = _Frame(objective, chain, theta, _test_objective(objective, test), "A", fraction)
     goal = frame.reference[0] if target is None else target
-    dropped = {}
+    dropped: dict[int, Dropped] = {}
     if init == "dropout":
-        dropped = search_recalled(
-            memory.part("dropout"), generator, lambda: search(
-                objective, chain, theta, keep=1 - fraction, masks=masks, scale="output", generator=generator,
-                progress=lambda n: progress("searching subnetworks", n, masks * (chain.L - 1)),
-            ),
-        )  # fmt: skip
-    training = Training(objective, chain, recipe, generator, progress, memory)
+        part, sought = memory.part("dropout"), Sought(1 - fraction, masks)
+        dropped = search_recalled(part, objective, chain, theta, sought, generator, progress)
+    training = SubnetTraining(objective, chain, recipe, generator, progress, memory)
     rows = []
     for l in wanted:
-        counts = {j: K[j] for j in widths if j >= l}
-        starts = [
-            _draw(Start(chain, theta, l, random_units(widths, counts, generator)), init, generator)
-            for _ in range(draws if l else 1)
-        ]
+        starts = frame.starts(l, draws if l else 1, init, generator)
         if dropped:
-            starts[0] = dropout_start(chain, theta, l, dropped[max(l, 1)], K, generator)
-        steps = (hub_steps or 2 * recipe.steps) if l == 0 else recipe.steps
-        found = training.train(l, theta, starts, target=goal, what=f"training xi_{l}", steps=steps, enough=1)
+            starts[0] = frame.dropout_start(l, dropped[max(l, 1)], generator)
+        found = training.train(l, theta, starts, target=goal, what=f"training xi_{l}", steps=inner.steps(l), enough=1)
         i = best(found)
         rows.append(frame.row(l, found[i].held, found[i].weights, tuple(s.loss for s in found), i))
     return frame.bounds(rows)
@@ -196,11 +182,8 @@ def dropout_bounds(
     _check_options(fraction, draws, 0.0)
     chain, theta = _ready(objective, params)
     frame = _Frame(objective, chain, theta, _test_objective(objective, test), "B", fraction)
-    found = search(
-        objective, chain, theta, keep=fraction, masks=draws, scale="output",
-        generator=torch.Generator().manual_seed(seed),
-        progress=lambda n: progress("searching subnetworks", n, draws * (chain.L - 1)),
-    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    found = search(objective, chain, theta, Sought(fraction, draws), generator, progress)
     rows = []
     for l, d in found.items():
         losses = d.trace or (d.loss,)
@@ -210,16 +193,12 @@ def dropout_bounds(
     return frame.bounds(rows)
 
 
-def dropout_start(
-    chain: Chain, theta: Params, l: int, dropped: Dropped, K: Mapping[int, int], generator: torch.Generator
-) -> Draw:
-    """xi_l that computes what the dropped network does, its I_p filled up at random to K_p units."""
-    held = {p: filled(kept, chain.widths[p], K[p], generator) for p, kept in dropped.kept.items()}
-    return Start(chain, theta, l, held).dropout(dropped)
-
-
-def _draw(start: Start, init: str, generator: torch.Generator) -> Draw:
-    return start.random(generator) if init == "random" else start.theta()
+def _wanted(layers: Sequence[int] | None, L: int) -> list[int]:
+    every = range(L)
+    wanted = sorted(set(every if layers is None else layers))
+    if not wanted or not set(wanted) <= set(every):
+        raise InputError("layers", expected=f"some of 0 .. {L - 1}", got=layers)
+    return wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +216,26 @@ class _Frame:
     def reference(self) -> tuple[float, float]:
         loss, error = self.objective.measure(self.theta)
         return loss - self.objective.penalty_of(self.theta), error
+
+    @property
+    def K(self) -> dict[int, int]:
+        hidden = {l: self.chain.widths[l] for l in range(1, self.chain.L)}
+        return sizes(hidden, dict.fromkeys(hidden, self.fraction))
+
+    def starts(self, l: int, draws: int, init: str, generator: torch.Generator) -> list[Draw]:
+        """xi_l on so many random sets I_p, p >= l."""
+        counts = {j: k for j, k in self.K.items() if j >= l}
+        out = []
+        for _ in range(draws):
+            start = Start(self.chain, self.theta, l, random_units(self.chain.widths, counts, generator))
+            out.append(start.random(generator) if init == "random" else start.theta())
+        return out
+
+    def dropout_start(self, l: int, dropped: Dropped, generator: torch.Generator) -> Draw:
+        """xi_l that computes what the dropped network does, its I_p filled up at random to K_p units."""
+        K, widths = self.K, self.chain.widths
+        held = {p: filled(kept, widths[p], K[p], generator) for p, kept in dropped.kept.items()}
+        return Start(self.chain, self.theta, l, held).dropout(dropped)
 
     def row(
         self, l: int, reads: Tensor, weights: Weights, losses: tuple[float, ...], i: int, below: int = 0

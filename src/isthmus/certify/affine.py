@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from isthmus.certify.forms import UNIT, Form
+from isthmus.certify.forms import UNIT, Form, Refused
+from isthmus.certify.made import number
 from isthmus.certify.rules import apply
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
@@ -219,9 +220,10 @@ def line(p: Form, q: Form, start: float, end: float) -> Form:
 def _value(v: Tensor) -> Any:
     if v.is_complex():
         raise UnsupportedError("a complex tensor", "it has no rule for affine forms")
-    if v.is_floating_point() and not bool(v.isfinite().all()):
-        raise UnsupportedError("infinite entries", "they have no rule for affine forms")
-    return Form(v.double()) if v.is_floating_point() else v
+    try:
+        return number(v) if v.is_floating_point() else v
+    except Refused as e:
+        raise UnsupportedError("the network's constants", str(e)) from None
 
 
 def _bytes(value: Any) -> int:

@@ -58,7 +58,7 @@ def certify(
 
     Cost: about four passes over the data per control point of exact claims, one per end of others, `num_points` per
     measured segment, about six to thirty per sub-interval (a line between two small trained networks takes 30 to 80
-    sub-intervals, deep ones thousands). ``budget=None`` allows as many sub-intervals as cost ten times the operations
+    sub-intervals, deep ones thousands). ``budget=None`` allows as many sub-intervals as cost thirty times the operations
     of a profile with `num_points` points; they are counted, not timed, so the same call gives the same certificate.
     Where that is not enough, ``certificate.close`` is False, and ``certificate.summary`` says how far the bound is from
     the largest loss seen and which budget is expected to do. ``budget=0`` makes the exact claims only.

@@ -19,7 +19,7 @@ from isthmus.paths import Segment
 if TYPE_CHECKING:
     from isthmus.certify.kernel import Kernel
 
-PROFILES = 10
+PROFILES = 30
 """How many times the operations of a profile a proof may cost by default."""
 CALL = 400_000
 """What calling an operation costs, in multiplications and additions of float32: about 8 microseconds of one core."""

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.certify import smooth as s
-from isthmus.certify.forms import Form, add, divided, joined, maximum, moved, multiply, piecewise, rectified
+from isthmus.certify.forms import Form, Refused, add, divided, joined, moved, multiply, squared, times
 from isthmus.certify.forms import scaled as _scaled
+from isthmus.certify.kinks import maximum, piecewise, rectified
 from isthmus.certify.made import form
 from isthmus.certify.smooth import smooth
-from isthmus.certify.windows import Arguments, Refused
+from isthmus.certify.windows import Arguments
 from isthmus.program.export import Node
 
 __all__ = ["ELEMENTWISE", "reciprocal"]
@@ -44,7 +45,8 @@ def _clamp(node: Node, a: Arguments) -> Form:
     if node.base == "relu6":
         low, high = 0.0, 6.0
     if any(isinstance(v, (Form, Tensor)) for v in (low, high)):
-        raise Refused("only numbers as limits have a rule")
+        x = a["x"] if low is None else _maximum(node, {"x": a["x"], "other": low})
+        return x if high is None else _minimum(node, {"x": x, "other": high})
     return piecewise(lambda v: v.clamp(low, high), [float(v) for v in (low, high) if v is not None], a["x"])
 
 
@@ -123,25 +125,26 @@ def _where(node: Node, a: Arguments) -> Form:
 
 def reciprocal(x: Form) -> Form:
     """1 / v, where every entry keeps its sign: sign / |v|."""
-    x = x.settled()
+    x = x.rounded()
     sign = torch.where(x.centre < 0, -1.0, 1.0)
 
     def turned(y: Form) -> Form:
-        return Form(y.centre * sign, None if y.slope is None else y.slope * sign, y.radius, y.ulps)
+        return Form(y.centre * sign, times(y.slope, sign), y.radius, y.ulps, times(y.bend, sign))
 
     return turned(smooth(s.RECIPROCAL, turned(x)))
 
 
 def _power(node: Node, a: Arguments) -> Form:
-    exponent = a.get("exponent")
-    if isinstance(exponent, (Form, Tensor)) or exponent not in _POWERS:
-        raise Refused(f"only powers with the exponents {sorted(_POWERS)} have a rule")
-    return _POWERS[exponent](a["x"])
+    exponent = a["exponent"]
+    if isinstance(exponent, (Form, Tensor)) or not isinstance(a["x"], Form):
+        raise Refused("only a number as exponent has a rule")
+    rule = _POWERS.get(exponent)
+    return smooth(s.power(float(exponent)), a["x"]) if rule is None else rule(a["x"])
 
 
 _POWERS: dict[float, Callable[[Form], Form]] = {
     1: lambda x: x,
-    2: partial(smooth, s.SQUARE),
+    2: squared,
     0.5: partial(smooth, s.ROOT),
     -0.5: partial(smooth, s.INVERSE_ROOT),
     -1: reciprocal,
@@ -155,6 +158,9 @@ ELEMENTWISE: dict[str, Callable[[Node, Arguments], Form]] = (
     | {
         "reciprocal": lambda node, a: reciprocal(a["x"]),
         "pow": _power,
+        "square": lambda node, a: squared(a["x"]),
+        "sin": lambda node, a: s.sine(a["x"], False),
+        "cos": lambda node, a: s.sine(a["x"], True),
         "relu": _relu,
         "leaky_relu": _leaky_relu,
         "prelu": _prelu,

@@ -6,7 +6,7 @@ On [t0, t1] put t = tm + rho s with s in [-1, 1]. A form encloses a tensor v tha
 
 entry by entry, where u = 2^-53 and `ulps` counts roundings that were not yet added to the radius: multiplication by a
 weight matrix adds them in the same product that carries the radius, so that most rounding is free. A negative `ulps`
-is headroom: the next elementwise operations may round as often without saying so. Only weights on curves have a `bend`.
+is headroom: the next elementwise operations may round as often without saying so.
 A slope, bend or radius that is None is zero. All tensors are float64. Sums of products may be taken in any order, with
 or without fused operations; matrix products by Strassen's or Winograd's scheme are not covered (torch uses neither in
 float64 on the CPU).
@@ -18,6 +18,9 @@ product with weights, because they may be as large as 1e308, and behind it. A su
 <= TINY / 16 for n <= 2^30. Weights count as `FAINT` larger than they are, so that g m (|W| + FAINT) covers the
 2^-1066 m that they leave unsaid. A settled form leaves nothing unsaid. Quotients that underflow are not used. Overflow
 makes infinities or NaN, and these stay until the bound, which is then none.
+
+**Masks.** Entries that are -infinity in a network's own constants are `dropped` ones: the parts hold zeros there. They
+can be moved, added to and scaled up, and a softmax leaves them out; every other rule refuses them.
 """
 
 from __future__ import annotations
@@ -39,6 +42,11 @@ FAINT = 1e-305
 NARROW = 2.0**-1000
 """Quotients below which a chord is taken to be flat."""
 
+
+class Refused(Exception):
+    """Why a rule does not cover this use of its operation."""
+
+
 Contraction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x, weight, bias) -> a sum of products plus a bias; ``torch.nn.functional.linear``, say."""
 
@@ -52,7 +60,7 @@ class Form:
     (1.0, 0.25, tensor([0.5000], dtype=torch.float64))
     """
 
-    __slots__ = ("_size", "bend", "centre", "radius", "slope", "ulps")
+    __slots__ = ("_size", "bend", "centre", "dropped", "radius", "slope", "ulps")
 
     def __init__(
         self,
@@ -61,8 +69,10 @@ class Form:
         radius: Tensor | None = None,
         ulps: float = 0.0,
         bend: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> None:
         self.centre, self.slope, self.radius, self.ulps, self.bend = centre, slope, radius, ulps, bend
+        self.dropped = dropped
         self._size: Tensor | None = None
 
     @property
@@ -70,9 +80,23 @@ class Form:
         """Whether nothing depends on s."""
         return self.slope is None and self.bend is None
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is its centre and nothing else."""
+        return self.constant and self.radius is None and self.dropped is None and self.ulps <= 0
+
     def parts(self) -> tuple[Tensor | None, ...]:
-        """Centre, slope, radius, bend."""
-        return self.centre, self.slope, self.radius, self.bend
+        """Centre, slope, radius, bend, dropped."""
+        return self.centre, self.slope, self.radius, self.bend, self.dropped
+
+    def kept(self) -> Form:
+        """The same, with the zeros that stand in the place of dropped entries."""
+        return self if self.dropped is None else Form(self.centre, self.slope, self.radius, self.ulps, self.bend)
+
+    def refuse_dropped(self) -> None:
+        """Masks are no numbers."""
+        if self.dropped is not None:
+            raise Refused("entries of -infinity have a rule only where a softmax reads them")
 
     def size(self) -> Tensor:
         """m = |centre| + |slope| + |bend| + radius, a new tensor."""
@@ -85,6 +109,7 @@ class Form:
     def reach(self) -> Tensor:
         """|centre| + |slope| + |bend| / 2 + FAINT, above all values but for the radius; computed once, for weights."""
         if self._size is None:
+            self.refuse_dropped()
             out = self.centre.abs().add_(FAINT)
             for part, share in ((self.slope, 1.0), (self.bend, 0.5)):
                 if part is not None:
@@ -94,6 +119,7 @@ class Form:
 
     def flat(self) -> Form:
         """The same without a bend: |s^2 - 1/2| <= 1/2."""
+        self.refuse_dropped()
         if self.bend is None:
             return self
         # the bend's share of m goes from 1 to at most 1, in the radius, so that the ulps stay
@@ -103,14 +129,19 @@ class Form:
 
     def settled(self) -> Form:
         """The same without a bend, with all rounding in the radius and headroom for one more operation."""
-        x = self.flat()
-        if x.ulps <= HEADROOM / 2 and x.radius is not None:
-            return x
-        radius = x.size().mul_((max(x.ulps, 0.0) + 16) * UNIT).add_(TINY)
-        return Form(x.centre, x.slope, radius if x.radius is None else radius.add_(x.radius), HEADROOM)
+        return self.flat().rounded()
+
+    def rounded(self) -> Form:
+        """The same with all rounding in the radius and headroom for one more operation."""
+        self.refuse_dropped()
+        if self.ulps <= HEADROOM / 2 and self.radius is not None:
+            return self
+        radius = self.size().mul_((max(self.ulps, 0.0) + 16) * UNIT).add_(TINY)
+        radius = radius if self.radius is None else radius.add_(self.radius)
+        return Form(self.centre, self.slope, radius, HEADROOM, self.bend)
 
 
-def _plus(*terms: Tensor | None) -> Tensor | None:
+def plus(*terms: Tensor | None) -> Tensor | None:
     """The sum of the terms that are there."""
     total = None
     for term in terms:
@@ -119,7 +150,8 @@ def _plus(*terms: Tensor | None) -> Tensor | None:
     return total
 
 
-def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The product, where both factors are there."""
     return None if a is None or b is None else a * b
 
 
@@ -129,28 +161,36 @@ def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None) -> Form:
     """A sum of `terms` products x w, plus b: a linear layer or a convolution, or two activations multiplied.
 
-    With w = W + s D + (s^2 - 1/2) Q + e and x = c0 + s c1 + rho, |e| <= E, |rho| <= r:
+    With w = W + s D + (s^2 - 1/2) Q + e and x = c0 + s c1 + (s^2 - 1/2) q + rho, |e| <= E, |rho| <= r:
 
-        centre = W c0 + D c1 / 2 + b,    slope = W c1 + D c0 + b',
-        radius = |D c1 + Q c0| / 2 + |Q c1| / 2 + (|W| + |D| + |Q| / 2)(r + g m + TINY) + E m + (the bias's own) + TINY,
+        centre = W c0 + D c1 / 2 + Q q / 8 + b,    slope = W c1 + D c0 + (D q + Q c1) / 4 + b',
+        bend = W q + D c1 + Q c0 + b'',
+        radius = |D q + Q c1| / 4 + |Q q| / 8 + (|W| + |D| + |Q| / 2)(r + g m + TINY) + E m + (the bias's own) + TINY,
 
-    because s^2 - 1/2 and s (s^2 - 1/2) stay within 1/2 of zero. g holds every rounding: 2 `terms` u for the four
-    products and the radius, the ulps of the arguments, and 64 u for the sums and for the headroom of the result.
+    because s (s^2 - 1/2) = s / 4 + (4 s^3 - 3 s) / 4 and (s^2 - 1/2)^2 = 1/8 + (8 s^4 - 8 s^2 + 1) / 8, and polynomials
+    of Chebyshev stay within 1. g holds every rounding: 2 `terms` u for the products and the radius, the ulps of the
+    arguments, and 64 u for the sums and for the headroom of the result.
     """
-    x, b = x.flat(), None if b is None else b.flat()
-    b0, b1, spread = (None, None, None) if b is None else (b.centre, b.slope, b.radius)
+    x.refuse_dropped()
+    b0, b1, b2, spread = (None,) * 4 if b is None else (b.centre, b.slope, b.bend, b.radius)
     g = (2 * terms + max(x.ulps, 0.0) + max(w.ulps, 0.0) + (0.0 if b is None else max(b.ulps, 0.0)) + 64) * UNIT
-    centre = f(x.centre, w.centre, b0)
-    slope = bent = None
-    if x.slope is not None:
-        slope = f(x.slope, w.centre, b1)
-    elif w.slope is None and b1 is not None:
-        slope = f(torch.zeros_like(x.centre), w.centre, b1)
-    if w.slope is not None:
-        slope = f(x.centre, w.slope, b1) if slope is None else slope.add_(f(x.centre, w.slope, None))
-        if x.slope is not None:
-            bent = f(x.slope, w.slope, None)
-            centre.add_(bent, alpha=0.5)
+
+    def summed(bias: Tensor | None, *pairs: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
+        total = None
+        for p, q in pairs:
+            if p is not None and q is not None:
+                total = f(p, q, bias) if total is None else total.add_(f(p, q, None))
+        return f(torch.zeros_like(x.centre), w.centre, bias) if total is None and bias is not None else total
+
+    centre = present(summed(b0, (x.centre, w.centre)))
+    slope = summed(b1, (x.slope, w.centre), (x.centre, w.slope))
+    bend = summed(b2, (x.bend, w.centre), (x.centre, w.bend))
+    second = summed(None, (x.slope, w.slope))
+    third = summed(None, (x.bend, w.slope), (x.slope, w.bend))
+    fourth = summed(None, (x.bend, w.bend))
+    if second is not None:
+        centre.add_(second, alpha=0.5)
+        bend = second if bend is None else bend.add_(second)
     size = x.size()
     rounding = (size * g if x.radius is None else torch.add(x.radius, size, alpha=g)).add_(TINY)
     if b is not None:
@@ -159,42 +199,52 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     radius = f(rounding, w.reach(), spread)
     if b is None:
         radius.add_(TINY)
-    if w.bend is not None:
-        bent = f(x.centre, w.bend, None) if bent is None else bent.add_(f(x.centre, w.bend, None))
-        if x.slope is not None:
-            radius.add_(f(x.slope, w.bend, None).abs_(), alpha=0.5)
-    if bent is not None:
-        radius.add_(bent.abs_(), alpha=0.5)
+    if third is not None:
+        slope = third * 0.25 if slope is None else slope.add_(third, alpha=0.25)
+        radius.add_(third.abs_(), alpha=0.25)
+    if fourth is not None:
+        centre.add_(fourth, alpha=0.125)
+        radius.add_(fourth.abs_(), alpha=0.125)
     if w.radius is not None:
         # the factor: the ulps of w, over its radius; the term: what is lost of either where they are denormal
         radius.add_(f(size, (w.radius * (1 + 2.0**-20)).add_(TINY), None))
-    return Form(centre, slope, radius, HEADROOM)
+    return Form(centre, slope, radius, HEADROOM, bend)
 
 
 def add(a: Form, b: Form, scale: float = 1.0) -> Form:
     """a + scale b, with broadcasting. The sum rounds away part of the smaller headroom of its settled arguments."""
-    a, b = a.settled(), scaled(b, scale).settled()
-    centre, slope = a.centre + b.centre, _plus(a.slope, b.slope)
-    if slope is not None and slope.shape != centre.shape:  # one argument is broadcast, and the other has no slope
-        slope = slope.expand(centre.shape).contiguous()
-    return Form(centre, slope, _plus(a.radius, b.radius), max(a.ulps, b.ulps) + 2)
+    b = scaled(b, scale)
+    marks = [x.dropped for x in (a, b) if x.dropped is not None]
+    a, b = a.kept().rounded(), b.kept().rounded()
+    centre = a.centre + b.centre
+    slope, bend = (_spread(plus(p, q), centre) for p, q in ((a.slope, b.slope), (a.bend, b.bend)))
+    dropped = None if not marks else torch.stack([m.expand(centre.shape) for m in marks]).any(0)
+    return Form(centre, slope, plus(a.radius, b.radius), max(a.ulps, b.ulps) + 2, bend, dropped)
+
+
+def _spread(part: Tensor | None, centre: Tensor) -> Tensor | None:
+    """A part of full shape, where one argument is broadcast and the other has no such part."""
+    return part if part is None or part.shape == centre.shape else part.expand(centre.shape).contiguous()
 
 
 def scaled(x: Form, factor: float) -> Form:
     """factor x, for an exact number."""
     if factor == 1:
         return x
+    if x.dropped is not None and not factor > 0:
+        raise Refused("entries of -infinity cannot be multiplied by a number that is not positive")
     c0, c1, q = (None if p is None else p * factor for p in (x.centre, x.slope, x.bend))
-    return Form(present(c0), c1, _scaled_radius(x, abs(factor)), x.ulps + 2, q)
+    return Form(present(c0), c1, _scaled_radius(x, abs(factor)), x.ulps + 2, q, x.dropped)
 
 
 def divided(x: Form, divisor: float) -> Form:
     """x / divisor, for an exact number."""
+    if x.dropped is not None and not divisor > 0:
+        raise Refused("entries of -infinity cannot be divided by a number that is not positive")
     c0, c1, q = (None if p is None else p / divisor for p in (x.centre, x.slope, x.bend))
     # the reciprocal rounds, and so does the product with it
-    return Form(
-        present(c0), c1, _scaled_radius(x, abs(1 / divisor) * (1 + 4 * UNIT) if divisor else inf), x.ulps + 2, q
-    )
+    factor = abs(1 / divisor) * (1 + 4 * UNIT) if divisor else inf
+    return Form(present(c0), c1, _scaled_radius(x, factor), x.ulps + 2, q, x.dropped)
 
 
 def _scaled_radius(x: Form, factor: float) -> Tensor:
@@ -211,36 +261,64 @@ def present(part: Tensor | None) -> Tensor:
 
 
 def multiply(a: Form, b: Form) -> Form:
-    """a b, entry by entry with broadcasting; s^2 = 1/2 + (s^2 - 1/2) puts half of slope x slope into the centre."""
-    a, b = a.settled(), b.settled()
-    centre, both = a.centre * b.centre, _times(a.slope, b.slope)
+    """a b, entry by entry with broadcasting; s^2 = 1/2 + (s^2 - 1/2) puts half of slope x slope into the centre.
+
+    What else s makes of slopes and bends is bounded: |s (s^2 - 1/2)| <= 1/2 and (s^2 - 1/2)^2 <= 1/4.
+    """
+    a, b = a.rounded(), b.rounded()
+    centre, both = a.centre * b.centre, times(a.slope, b.slope)
     if both is not None:
         centre.add_(both, alpha=0.5)
     size = b.size()
     radius = torch.mul(a.size(), size).mul_(32 * UNIT).add_(TINY)
-    if a.radius is not None:
-        radius.add_(a.radius * size)
-    if b.radius is not None:
-        radius.add_(a.reach() * b.radius)
-    if both is not None:
-        radius.add_(both.abs(), alpha=0.5)
-    slope = _plus(_times(a.slope, b.centre), _times(a.centre, b.slope))
-    return Form(centre, slope, radius, HEADROOM / 2)
+    radius.add_(present(a.radius) * size).add_(a.reach() * present(b.radius))
+    for p, q, share in ((a.slope, b.bend, 0.5), (a.bend, b.slope, 0.5), (a.bend, b.bend, 0.25)):
+        if p is not None and q is not None:
+            radius.add_((p * q).abs_(), alpha=share)
+    slope = plus(times(a.slope, b.centre), times(a.centre, b.slope))
+    bend = plus(times(a.bend, b.centre), times(a.centre, b.bend), both)
+    return Form(centre, slope, radius, HEADROOM / 2, bend)
+
+
+def half_width(x: Form) -> Tensor:
+    """How far a settled or rounded form strays from its centre."""
+    out = present(x.radius)
+    for part, share in ((x.slope, 1.0), (x.bend, 0.5)):
+        if part is not None:
+            out = torch.add(out, part.abs(), alpha=share)
+    return out
+
+
+def beyond(x: Form) -> tuple[Tensor, Tensor]:
+    """With x = c + d of a rounded form: how far d may be from slope s, and d^2 from slope^2 s^2."""
+    own = present(x.radius) if x.bend is None else torch.add(present(x.radius), x.bend.abs(), alpha=0.5)
+    return own, own.square() if x.slope is None else own * (2 * x.slope.abs() + own)
+
+
+def squared(x: Form) -> Form:
+    """x^2 = c^2 + 2 c d + d^2 with x = c + d; d^2 is s^2 slope^2 and what else there is."""
+    x = x.rounded()
+    twice, flat = 2 * x.centre, times(x.slope, x.slope)
+    rounding = x.size().square_().mul_(32 * UNIT).add_(TINY)
+    radius = rounding.addcmul_(twice.abs(), present(x.radius)).add_(beyond(x)[1])
+    out = x.centre.square() if flat is None else torch.add(x.centre.square(), flat, alpha=0.5)
+    return Form(out, times(twice, x.slope), radius, HEADROOM / 2, plus(times(twice, x.bend), flat))
 
 
 def average(f: Callable[[Tensor], Tensor], terms: int, x: Form) -> Form:
     """A sum of `terms` entries with fixed weights of one sign: a mean, a sum, an average pooling."""
-    x = x.flat()
+    x.refuse_dropped()
     rounding = x.size().mul_((terms + max(x.ulps, 0.0) + 32) * UNIT).add_(TINY)
     radius = f(rounding if x.radius is None else rounding.add_(x.radius)).abs().add_(TINY)
-    return Form(f(x.centre), None if x.slope is None else f(x.slope), radius, HEADROOM)
+    slope, bend = (None if p is None else f(p) for p in (x.slope, x.bend))
+    return Form(f(x.centre), slope, radius, HEADROOM, bend)
 
 
 def moved(f: Callable[[Tensor], Tensor], x: Form, padded: Callable[[Tensor], Tensor] | None = None) -> Form:
     """An operation that only moves, repeats or drops entries; `padded` is the one for all parts but the centre."""
     g = padded or f
-    slope, radius, bend = (None if p is None else g(p) for p in (x.slope, x.radius, x.bend))
-    return Form(f(x.centre), slope, radius, x.ulps, bend)
+    slope, radius, bend, dropped = (None if p is None else g(p) for p in (x.slope, x.radius, x.bend, x.dropped))
+    return Form(f(x.centre), slope, radius, x.ulps, bend, dropped)
 
 
 def joined(f: Callable[[Sequence[Tensor]], Tensor], several: Sequence[Form]) -> Form:
@@ -250,99 +328,28 @@ def joined(f: Callable[[Sequence[Tensor]], Tensor], several: Sequence[Form]) -> 
     def part(column: Sequence[Tensor | None]) -> Tensor | None:
         if all(p is None for p in column):
             return None
-        return f([torch.zeros_like(x.centre) if p is None else p for p, x in zip(column, several, strict=True)])
+        kind = next(p for p in column if p is not None).dtype
+        zeros = (
+            torch.zeros_like(x.centre, dtype=kind) if p is None else p for p, x in zip(column, several, strict=True)
+        )
+        return f(list(zeros))
 
-    c0, c1, r, q = (part(column) for column in columns)
-    return Form(present(c0), c1, r, max(x.ulps for x in several), q)
+    c0, c1, r, q, dropped = (part(column) for column in columns)
+    return Form(present(c0), c1, r, max(x.ulps for x in several), q, dropped)
 
 
-# -- piecewise linear functions
+def cut(x: Form, low: Tensor | float, high: Tensor | float) -> Form:
+    """The same values, known to be in [low, high] as well; entries whose radius is more than that are these constants.
 
-
-def rectified(x: Form, leak: float = 0.0) -> Form:
-    """max(v, 0) + leak min(v, 0), 0 <= leak <= 1: between the chord over the range and the chord less its height.
-
-    On [lo, hi] with lo < 0 < hi the chord of max(v, 0) has the slope k = hi / (hi - lo), and max(v, 0) - k v is between
-    0 and -k lo; the middle is taken, and half of it added to the radius.
+    >>> wide = Form(torch.zeros(1, dtype=torch.float64), None, torch.full((1,), 9.0, dtype=torch.float64))
+    >>> x = cut(wide, 0.0, 1.0)
+    >>> float(x.centre), round(float(x.radius), 9)
+    (0.5, 0.5)
     """
-    x = x.settled()
-    if x.constant:
-        return _monotone(lambda v: torch.where(v > 0, v, leak * v), x)
-    factor, offset = _chord(x.centre, half_width(x))
-    if leak:
-        factor.mul_(1 - leak).add_(leak)
-        offset.mul_(1 - leak)
-    return _lined(x, factor, offset)
-
-
-def half_width(x: Form) -> Tensor:
-    """How far a settled form strays from its centre."""
-    radius = present(x.radius)
-    return radius if x.slope is None else x.slope.abs().add_(radius)
-
-
-def _chord(centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """The slope of the chord of max(v, 0) over centre +- width, and half its greatest height above the function.
-
-    Where the slope would underflow, or the range is a point, the line is flat: max(v, 0) is between 0 and the range's
-    upper end.
-    """
-    above = (centre + width).clamp_(min=0)
-    below = (width - centre).clamp_(min=0)
-    total = above + below
-    factor = above / total
-    flat = (factor < NARROW) | (total == 0)
-    height = torch.where(flat, above, below.mul_(factor))
-    return factor.masked_fill_(flat, 0.0), height.mul_(0.5)
-
-
-def _lined(x: Form, factor: Tensor, offset: Tensor) -> Form:
-    """factor x + offset +- offset; both terms are at most the new size, so that their rounding is a few ulps."""
-    slope = None if x.slope is None else factor * x.slope
-    centre = torch.addcmul(offset, factor, x.centre)
-    radius = offset.add_(TINY)
-    return Form(centre, slope, radius if x.radius is None else radius.addcmul_(factor, x.radius), 12)
-
-
-def _monotone(f: Callable[[Tensor], Tensor], x: Form) -> Form:
-    """A function that is monotone and has a slope of at most 1, of a constant: the centre's image."""
-    return Form(f(x.centre), None, x.radius, 4)
-
-
-def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -> Form:
-    """A continuous function that is linear between `breaks`: the chord over the range, and its exact deviation."""
-    x = x.settled()
-    width = half_width(x)
-    lo, hi = x.centre - width, x.centre + width
-    low, high = f(lo), f(hi)
-    # any factor will do, because the deviation from its line is computed
-    factor = ((high - low) / (hi - lo)).masked_fill_(hi - lo < NARROW, 0.0)
-    gaps = [low - factor * lo, high - factor * hi]
-    for point in breaks:
-        at = lo.clamp(min=point).minimum(hi)
-        gaps.append(f(at) - factor * at)
-    top, bottom = torch.stack(gaps).amax(0), torch.stack(gaps).amin(0)
-    rounding = (lo.abs() + hi.abs()) * (1 + factor.abs()) + low.abs() + high.abs()
-    radius = (top - bottom) * 0.5 + rounding * (32 * UNIT) + TINY
-    if x.radius is not None:
-        radius.addcmul_(factor.abs(), x.radius)
-    slope = None if x.slope is None else factor * x.slope
-    return Form(torch.addcmul((top + bottom) * 0.5, factor, x.centre), slope, radius, HEADROOM / 2)
-
-
-def maximum(a: Form, b: Form) -> Form:
-    """max(a, b) = a + max(b - a, 0), by the chord of the difference: (1 - k) a + k b, and half the chord's height."""
-    a, b = a.settled(), b.settled()
-    gap = b.centre - a.centre
-    radii = (a.radius, b.radius)
-    width = present(_plus(*radii))
-    c1 = _plus(b.slope, None if a.slope is None else -a.slope)
-    width = (width if c1 is None else width + c1.abs()).mul_(1 + 8 * UNIT).add_(gap.abs(), alpha=8 * UNIT)
-    factor, offset = _chord(gap, width)
-    rest = 1 - factor
-
-    def mixed(p: Tensor | None, q: Tensor | None) -> Tensor | None:
-        return _plus(_times(rest, p), _times(factor, q))
-
-    centre, radius = present(mixed(a.centre, b.centre)), present(mixed(*radii))
-    return Form(centre + offset, mixed(a.slope, b.slope), radius.add_(offset).add_(TINY), 40)
+    x = x.rounded()
+    low, high = (torch.as_tensor(v, dtype=torch.float64, device=x.centre.device) for v in (low, high))
+    middle, half = (low + high) * 0.5, (high - low) * 0.5 + (low.abs() + high.abs()) * (8 * UNIT) + TINY
+    better = ~(present(x.radius) <= half)  # also where nothing is known
+    slope, bend = (None if p is None else p.masked_fill(better, 0.0) for p in (x.slope, x.bend))
+    radius = torch.where(better, half, present(x.radius))
+    return Form(torch.where(better, middle, x.centre), slope, radius, x.ulps, bend)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import TINY, UNIT, Form
-from isthmus.certify.windows import Arguments, Refused, calls
+from isthmus.certify.forms import TINY, UNIT, Form, Refused
+from isthmus.certify.windows import Arguments, calls
 from isthmus.program.export import Node
 
 _STEPS = ("arange", "linspace")
@@ -52,7 +53,16 @@ def form(x: Any, like: Form) -> Form:
         return x
     if isinstance(x, Tensor):
         return whole(x)
-    return Form(torch.tensor(float(x), dtype=like.centre.dtype, device=like.centre.device))
+    return number(torch.tensor(float(x), dtype=like.centre.dtype, device=like.centre.device))
+
+
+def number(x: Tensor) -> Form:
+    """The form of floating-point numbers; -infinity is dropped, other infinities are refused."""
+    x = x.double()
+    dropped = x == -inf
+    if not bool((x.isfinite() | dropped).all()):
+        raise Refused("infinite entries have no rule")
+    return Form(x.masked_fill(dropped, 0.0), dropped=dropped) if bool(dropped.any()) else Form(x)
 
 
 def _real(dtype: torch.dtype | None) -> bool:
@@ -62,8 +72,8 @@ def _real(dtype: torch.dtype | None) -> bool:
 def _formed(name: str, out: Any) -> Any:
     if not isinstance(out, Tensor) or not out.is_floating_point():
         return out
-    out = out.double()
     if name not in _STEPS:
-        return Form(out)
+        return number(out)
+    out = out.double()
     largest = float(out.abs().max()) if out.numel() else 0.0
     return Form(out, None, torch.full_like(out, 16 * UNIT * largest + TINY))

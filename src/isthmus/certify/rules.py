@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isthmus.certify.attention import ATTENTION
 from isthmus.certify.elementwise import ELEMENTWISE, reciprocal
-from isthmus.certify.forms import Form, add, average, contract, divided, joined, moved, multiply
+from isthmus.certify.forms import Form, Refused, add, average, contract, divided, half_width, joined, moved, multiply
 from isthmus.certify.forms import scaled as _scaled
+from isthmus.certify.kinks import maximum
 from isthmus.certify.made import form, known, like, whole
-from isthmus.certify.smooth import INVERSE_ROOT, smooth
+from isthmus.certify.norms import NORMS
+from isthmus.certify.recurrent import RECURRENT
 from isthmus.certify.widened import TROUBLE, first_line
-from isthmus.certify.windows import Arguments, Refused, adaptive_max_pool, average_pool, calls, max_pool, mean
+from isthmus.certify.windows import Arguments, adaptive_max_pool, average_pool, calls, max_pool, mean, reduced
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Node
 from isthmus.program.ops import OPS, names
@@ -65,13 +68,15 @@ def _linear(node: Node, a: Arguments) -> Form:
 
 
 def _convolution(node: Node, a: Arguments) -> Form:
-    function = F.conv2d if node.base == "conv2d" else F.conv1d
-    where = {k: a[k] for k in ("stride", "padding", "dilation", "groups")}
+    """Also a transposed one: an output reads at most every input channel at every place of the kernel."""
+    function, places = getattr(F, node.base), ("stride", "padding", "output_padding", "dilation", "groups")
+    where, w = {k: a[k] for k in places if k in a}, a["weight"].centre
 
     def f(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return function(x, w, b, **where)
 
-    return contract(f, a["weight"].centre[0].numel(), a["x"], a["weight"], a["bias"])
+    terms = w.numel() // w.shape[1] if "transpose" in node.base else w[0].numel()
+    return contract(f, terms, a["x"], a["weight"], a["bias"])
 
 
 def _matmul(node: Node, a: Arguments) -> Form:
@@ -109,25 +114,6 @@ def _einsum(node: Node, a: Arguments) -> Form:
     if len(tensors) == 1:
         return average(lambda p: torch.einsum(a["equation"], p), terms, tensors[0])
     return contract(lambda p, q, b: torch.einsum(a["equation"], p, q), terms, *tensors)
-
-
-def _batch_norm(node: Node, a: Arguments) -> Form:
-    """(x - mean) weight / sqrt(var + eps) + bias, in evaluation mode; statistics and weights may move."""
-    if a.get("training"):
-        raise Refused("it is in training mode")
-    x, mean, variance = a["x"], a["running_mean"], a["running_var"]
-    if mean is None or variance is None:
-        raise Refused("it keeps no running statistics, so that an example's value depends on its batch")
-    shape = (1, -1, *(1,) * (x.centre.dim() - 2))
-
-    def channel(v: Form) -> Form:
-        return moved(lambda p: p.reshape(shape), v)
-
-    factor = smooth(INVERSE_ROOT, add(variance, form(a["eps"], variance)))
-    if a["weight"] is not None:
-        factor = multiply(factor, a["weight"])
-    out = multiply(add(x, channel(mean), -1.0), channel(factor))
-    return out if a["bias"] is None else add(out, channel(a["bias"]))
 
 
 # -- arithmetic
@@ -169,8 +155,11 @@ def _cumulated(node: Node, a: Arguments) -> Form:
 
 
 def _same(node: Node, a: Arguments) -> Any:
-    if isinstance(a.get("dtype"), torch.dtype) and not a["dtype"].is_floating_point:
-        raise Refused(f"the cast to {a['dtype']} has no rule")
+    dtype = a.get("dtype")
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        if isinstance(a["x"], Form) and a["x"].exact:
+            return a["x"].centre.to(dtype)
+        raise Refused(f"the cast to {dtype} of what is not constant has no rule")
     if isinstance(a.get("other"), Tensor):
         raise Refused("the cast to whole numbers has no rule")
     return whole(a["x"]) if isinstance(a["x"], Tensor) else a["x"]
@@ -180,6 +169,19 @@ def _dropout(node: Node, a: Arguments) -> Form:
     if a["train"]:
         raise Refused("it is in training mode")
     return a["x"]
+
+
+def _compared(node: Node, a: Arguments) -> Tensor:
+    """A comparison that comes out the same for all values that its sides can have."""
+    like = a["x"] if isinstance(a["x"], Form) else a["other"]
+    pair = [form(a[k], like) for k in ("x", "other")]
+    compare = getattr(torch, node.base)
+    if all(v.exact for v in pair):
+        return compare(*(v.centre for v in pair))
+    gap = add(*pair, -1.0).settled()
+    if not bool((gap.centre.abs() > half_width(gap)).all()):
+        raise Refused("which side is larger depends on t, or on rounding")
+    return compare(gap.centre, 0.0)
 
 
 # -- moving entries
@@ -213,11 +215,22 @@ def _joined(node: Node, a: Arguments) -> Form:
     return joined(lambda parts: node.target(list(parts), a["dim"]), several)
 
 
+def _filled(node: Node, a: Arguments) -> Form:
+    like = a["x"] if isinstance(a["x"], Form) else a["value"]
+    return moved(lambda p: p.expand(like.centre.shape), form(a["value"], like))
+
+
+def _scattered(node: Node, a: Arguments) -> Form:
+    """One tensor written into a part of another."""
+    like = a["x"] if isinstance(a["x"], Form) else a["src"]
+    later = {k: v for k, v in a.items() if k not in ("x", "src")}
+    return joined(lambda pair: node.target(*pair, **later), [form(a["x"], like), form(a["src"], like)])
+
+
 def _parted(node: Node, a: Arguments) -> list[Form]:
     f = calls(node, a)
-    columns = [None if p is None else f(p) for p in a["x"].parts()]  # type: ignore[arg-type]
-    pick = [[None if c is None else c[i] for c in columns] for i in range(len(columns[0] or ()))]
-    return [Form(c0, c1, r, a["x"].ulps, q) for c0, c1, r, q in pick if c0 is not None]
+    count = len(f(a["x"].centre))  # type: ignore[arg-type]
+    return [moved(lambda p, i=i: f(p)[i], a["x"]) for i in range(count)]  # type: ignore[index]
 
 
 def _item(node: Node, a: Arguments) -> Any:
@@ -226,6 +239,19 @@ def _item(node: Node, a: Arguments) -> Any:
 
 def _count(node: Node, a: Arguments) -> int:
     return a["x"].centre.shape[a["dim"]]
+
+
+def _greatest(node: Node, a: Arguments) -> Form:
+    """The greatest (or least) entry along axes, two by two."""
+    x, dims = a["x"], a["dim"]
+    sign = -1.0 if node.base == "amin" else 1.0
+    axes = [d % x.centre.dim() for d in ([dims] if isinstance(dims, int) else dims or range(x.centre.dim()))]
+    x = moved(lambda p: p.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1), _scaled(x, sign))
+    rows = [moved(lambda p, i=i: p[i], x) for i in range(len(x.centre))]
+    out = _scaled(reduced(maximum, rows), sign)
+    for d in sorted(axes) if a["keepdim"] else ():
+        out = moved(lambda p, d=d: p.unsqueeze(d), out)
+    return out
 
 
 def _embedding(node: Node, a: Arguments) -> Form:
@@ -248,12 +274,18 @@ RULES: dict[str, Rule] = (
     | dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool2d_with_indices"), max_pool)
     | dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), adaptive_max_pool)
     | dict.fromkeys(("mean", "sum"), mean)
+    | dict.fromkeys(("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution)
+    | dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _compared)
+    | dict.fromkeys(("slice_scatter", "select_scatter"), _scattered)
+    | dict.fromkeys(("amax", "amin"), _greatest)
+    | ATTENTION
     | ELEMENTWISE
+    | NORMS
+    | RECURRENT
     | {
         "linear": _linear,
         "einsum": _einsum,
         "outer": _outer,
-        "batch_norm": _batch_norm,
         "add": _add,
         "sub": partial(_add, sign=-1.0),
         "rsub": _rsub,
@@ -265,6 +297,8 @@ RULES: dict[str, Rule] = (
         "constant_pad_nd": _padded,
         "pad": _padded,
         "embedding": _embedding,
+        "gather": _moved,
+        "fill": _filled,
         "getitem": _item,
         "sym_size": _count,
     }

@@ -5,6 +5,9 @@ For a function f and a value v in [lo, hi], at most w from the centre c:
     f(v) = f(c) + f'(c) (v - c) + f''(x) (v - c)^2 / 2     for some x in [lo, hi], and
     f(v) = f(c) + k (v - c) + (f'(x) - k)(v - c)           for any k.
 
+In the first f''(x) is taken for the middle of its range, and (v - c)^2 for s^2 slope^2, which is carried on; what
+either may be off is of third order in the length of the interval.
+
 The ranges of f' and f'' over [lo, hi] follow from their values at lo, hi and at their turning points between. torch's
 exp, log, tanh and erf are assumed to be within 1e-13 of the true values, relative to max(1, |argument|, |value|).
 """
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, Form, half_width, present
+from isthmus.certify.forms import HEADROOM, Form, beyond, cut, half_width, plus, present, times
 
 ASSUMED = 1e-13
 """The error allowed for torch's elementary functions in float64."""
@@ -32,7 +35,7 @@ class Smooth:
     """f with f' and f'', and the points where f' and f'' have extrema (both sides of a kink, where f'' is infinite).
 
     `cut`: from there on torch's own f is another function, at most `jump` away. `domain`: f is only defined above it; a
-    range that reaches below has no bound.
+    range that reaches below has no bound. `rising`: f is monotone, so that its values are between those at both ends.
     """
 
     value: Function
@@ -43,6 +46,7 @@ class Smooth:
     cut: float = inf
     jump: float = 0.0
     domain: float = -inf
+    rising: bool = False
 
 
 def smooth(f: Smooth, x: Form) -> Form:
@@ -52,29 +56,42 @@ def smooth(f: Smooth, x: Form) -> Form:
     >>> form.slope, bool(form.radius < 1e-8)
     (tensor([0.0010], dtype=torch.float64), True)
     """
-    x = x.settled()
+    x = x.rounded()
     width, left = half_width(x), present(x.radius)
     lo, hi = x.centre - width, x.centre + width
     value, slope = f.value(x.centre), f.slope(x.centre)
     least, most = _range(f.curvature, f.curvature_turns, lo, hi)
-    square = width.square()
-    below, above = least.clamp_(max=0) * square, most.clamp_(min=0) * square
-    radius = (above - below).mul_(0.25).addcmul_(slope.abs(), left)
+    curved, open_ = (least + most) * 0.25, (most - least) * 0.25
+    radius = (open_ * width.square()).addcmul_(slope.abs(), left).addcmul_(curved.abs(), beyond(x)[1])
     low, high = _range(f.slope, f.slope_turns, lo, hi)
     middle = (low + high) * 0.5
     wide = ((high - low) * 0.5).mul_(width).addcmul_(middle.abs(), left)
     taylor = radius < wide
-    centre = torch.where(taylor, value + (above + below) * 0.25, value)
-    slope = torch.where(taylor, slope, middle)
-    radius = torch.where(taylor, radius, wide)
-    rounding = (1 + width).square_().add_(value.abs()).add_(x.centre.abs()).addcmul_(slope.abs(), width)
+    slope, radius = torch.where(taylor, slope, middle), torch.where(taylor, radius, wide)
+    bend, centre = times(slope, x.bend), value
+    if x.slope is not None:
+        square = torch.where(taylor, curved, 0.0) * x.slope.square()
+        centre, bend = torch.add(value, square, alpha=0.5), plus(bend, square)
+    rounding = (1 + width).square_().add_(centre.abs() + value.abs()).add_(x.centre.abs()).addcmul_(slope.abs(), width)
     radius = radius * (1 + 10 * ASSUMED) + rounding * (4 * ASSUMED)
     if f.cut < inf:
         radius = torch.where(hi > f.cut - 1e-6 - 1e-12 * abs(f.cut), radius + f.jump, radius)
     if f.domain > -inf:
         radius = torch.where(lo > f.domain, radius, inf)
         centre, slope = centre.nan_to_num(0, 0, 0), slope.nan_to_num(0, 0, 0)
-    return Form(centre, None if x.slope is None else slope * x.slope, radius, HEADROOM / 2)
+        bend = None if bend is None else bend.nan_to_num(0, 0, 0)
+    out = Form(centre, times(slope, x.slope), radius, HEADROOM / 2, bend)
+    return cut(out, *_ends(f.value, lo, hi)) if f.rising else out
+
+
+def _ends(f: Function, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """f(lo) and f(hi), and beyond them what f may be off."""
+
+    def off(x: Tensor, value: Tensor) -> Tensor:
+        return (1 + x.abs() + value.abs()).mul_(2 * ASSUMED)
+
+    low, high = f(lo), f(hi)
+    return low - off(lo, low), high + off(hi, high)
 
 
 def _range(f: Function, turns: tuple[float, ...], lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,9 +148,16 @@ def _gelu_tanh_curvature(x: Tensor) -> Tensor:
 
 
 TANH = Smooth(
-    torch.tanh, lambda x: 1 - x.tanh().square(), _tanh_curvature, (0.0,), (-0.6584789484624084, 0.6584789484624084)
+    torch.tanh,
+    lambda x: 1 - x.tanh().square(),
+    _tanh_curvature,
+    (0.0,),
+    (-0.6584789484624084, 0.6584789484624084),
+    rising=True,
 )
-SIGMOID = Smooth(torch.sigmoid, _sigmoid_slope, _sigmoid_curvature, (0.0,), (-1.3169578969248168, 1.3169578969248168))
+SIGMOID = Smooth(
+    torch.sigmoid, _sigmoid_slope, _sigmoid_curvature, (0.0,), (-1.3169578969248168, 1.3169578969248168), rising=True
+)
 SILU = Smooth(
     F.silu, _silu_slope, _silu_curvature,
     (-2.3993572805154677, 2.3993572805154677), (-3.4358409935351107, 0.0, 3.4358409935351107),
@@ -146,11 +170,38 @@ GELU_TANH = Smooth(
     lambda x: F.gelu(x, approximate="tanh"), _gelu_tanh_slope, _gelu_tanh_curvature,
     (-1.4185040087908284, 1.4185040087908284), (-2.0134807246242579, 0.0, 2.0134807246242579),
 )  # fmt: skip
-EXP = Smooth(torch.exp, torch.exp, torch.exp)
-SQUARE = Smooth(torch.square, lambda x: 2 * x, lambda x: torch.full_like(x, 2.0))
+EXP = Smooth(torch.exp, torch.exp, torch.exp, rising=True)
 ROOT = Smooth(torch.sqrt, lambda v: 0.5 * v**-0.5, lambda v: -0.25 * v**-1.5, domain=0.0)
 RECIPROCAL = Smooth(torch.reciprocal, lambda v: -(v**-2.0), lambda v: 2 * v**-3.0, domain=0.0)
 INVERSE_ROOT = Smooth(torch.rsqrt, lambda v: -0.5 * v**-1.5, lambda v: 0.75 * v**-2.5, domain=0.0)
+
+
+LOG = Smooth(torch.log, torch.reciprocal, lambda v: -(v**-2.0), domain=0.0)
+ERF = Smooth(
+    torch.erf, lambda x: torch.exp(-x * x) * (2 / sqrt(pi)), lambda x: x * torch.exp(-x * x) * (-4 / sqrt(pi)),
+    (0.0,), (-sqrt(0.5), sqrt(0.5)), rising=True,
+)  # fmt: skip
+
+
+def power(exponent: float) -> Smooth:
+    """x^a; where a is no whole number, of positive x alone."""
+    a, whole = exponent, exponent == int(exponent) and exponent >= 0
+    turns = (0.0,) if whole else ()
+    return Smooth(
+        lambda x: x**a, lambda x: a * x ** (a - 1), lambda x: a * (a - 1) * x ** (a - 2), turns, turns,
+        domain=-inf if whole else 0.0,
+    )  # fmt: skip
+
+
+def sine(x: Form, cosine: bool) -> Form:
+    """sin or cos: no derivative of either exceeds 1."""
+    x = x.settled()
+    f, slope = (torch.cos, -x.centre.sin()) if cosine else (torch.sin, x.centre.cos())
+    width, value = half_width(x), f(x.centre)
+    rounding = (1 + x.centre.abs() + width).mul_(4 * ASSUMED)
+    radius = (width.square() * 0.5).addcmul_(slope.abs(), present(x.radius)).add_(rounding)
+    out = Form(value, None if x.slope is None else slope * x.slope, radius, HEADROOM / 2)
+    return cut(out, -1.0, 1.0)
 
 
 def softplus(beta: float, threshold: float) -> Smooth:
@@ -183,6 +234,7 @@ def elu(alpha: float, scale: float, rate: float) -> Smooth:
 
 
 BY_NAME = {
-    "tanh": TANH, "sigmoid": SIGMOID, "silu": SILU, "exp": EXP, "square": SQUARE, "sqrt": ROOT, "rsqrt": INVERSE_ROOT,
+    "tanh": TANH, "sigmoid": SIGMOID, "silu": SILU, "exp": EXP, "sqrt": ROOT, "rsqrt": INVERSE_ROOT, "log": LOG,
+    "erf": ERF,
 }  # fmt: skip
 """The operations of torch without parameters of their own."""

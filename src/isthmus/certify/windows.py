@@ -10,16 +10,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import Form, average, maximum, moved
+from isthmus.certify.forms import Form, Refused, average, moved
+from isthmus.certify.kinks import maximum
 from isthmus.program.export import Node
 
-__all__ = ["Arguments", "Refused", "adaptive_max_pool", "average_pool", "calls", "max_pool", "mean"]
+__all__ = ["Arguments", "adaptive_max_pool", "average_pool", "calls", "max_pool", "mean", "reduced"]
 
 Arguments = dict[str, Any]
-
-
-class Refused(Exception):
-    """Why a rule does not cover this use of its operation."""
 
 
 def calls(node: Node, a: Arguments) -> Callable[[Tensor], Tensor]:
@@ -78,11 +75,16 @@ def _windows(x: Form, kernel: list[int], stride: list[int], dilation: list[int])
             last = gap * j + step * (count - 1) + 1
             at = tuple(slice(None) if d != axis else slice(gap * j, last, step) for d in range(x.centre.dim()))
             entries.append(moved(lambda p, at=at: p[at], x))
-        while len(entries) > 1:
-            pairs = [maximum(p, q) for p, q in zip(entries[::2], entries[1::2], strict=False)]
-            entries = pairs + ([entries[-1]] if len(entries) % 2 else [])
-        x = entries[0]
+        x = reduced(maximum, entries)
     return x
+
+
+def reduced(f: Callable[[Form, Form], Form], several: list[Form]) -> Form:
+    """f of all, two by two."""
+    while len(several) > 1:
+        pairs = [f(p, q) for p, q in zip(several[::2], several[1::2], strict=False)]
+        several = pairs + ([several[-1]] if len(several) % 2 else [])
+    return several[0]
 
 
 def adaptive_max_pool(node: Node, a: Arguments) -> Any:

@@ -104,20 +104,24 @@ def run_app(arguments: list[str] | None = None) -> int:
     try:
         code = _app()(args=arguments, standalone_mode=False, prog_name="isthmus")
         return int(code) if isinstance(code, int) else 0
-    except IsthmusError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"error: {e.filename or 'files'}: {e.strerror or e}", file=sys.stderr)
-        return 2
     except typer.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; results that were complete are on disk", file=sys.stderr)
         return 130
     except Exception as e:
-        message = getattr(e, "format_message", None)  # typer's usage errors, whose base class it does not export
-        if message is None:
+        said = _said(e)
+        if said is None:
             raise
-        print(f"error: {message()} (see isthmus --help)", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 2
+
+
+def _said(error: Exception) -> str | None:
+    """What to say of an error that was foreseen."""
+    if isinstance(error, IsthmusError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'files'}: {error.strerror or error}"
+    message = getattr(error, "format_message", None)  # typer's usage errors, whose base class it does not export
+    return None if message is None else f"{message()} (see isthmus --help)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,47 +10,40 @@ from typing import Any
 
 import torch
 
+from isthmus.cli.given import Given, data_of
+from isthmus.cli.options import Asked
 from isthmus.cli.typed import command
-from isthmus.data import Dataset, load
+from isthmus.data import Dataset
 from isthmus.errors import FileError, InputError
+from isthmus.objective import Objective
 from isthmus.objective.data import digest_of_data
 from isthmus.objective.losses import L1, PENALTIES, Ridge, describe_penalty
 from isthmus.objective.named import CrossEntropy, describe
 from isthmus.pipeline import LABELLED, inputs_of
 from isthmus.storage.files import one_line
+from isthmus.storage.folders import USUAL
 from isthmus.stored import StoredSetup, shown
 
 _AGAIN = "make the path again"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user typed; None where it is left to the file."""
-
-    model: str | None = None
-    data: str | None = None
-    loss: str | None = None
-    examples: int | None = None
-    penalty: str | None = None
-    dtype: str = "auto"
-    changed_data: bool = False
-
-
-@dataclass(frozen=True)
 class Parts:
     """An objective before it is built. `dtype`: None where no file says it. `notes`: what differs from the file.
 
-    `labelled`: the options of the loss that say how labels are read, ``ignore_index`` and ``class_axis``.
+    `labelled`: the options of the loss that say how labels are read, ``ignore_index`` and ``class_axis``. `counts`: how
+    many training and test examples of ``Given`` data are used, None for all of them.
     """
 
     model: str
     data: str
-    dataset: Dataset
-    loss: str | CrossEntropy
+    dataset: Dataset | Given
+    loss: Any
     penalty: Ridge | L1 | None
     dtype: torch.dtype | None = None
     notes: tuple[str, ...] = ()
     labelled: Mapping[str, int] = field(default_factory=dict)
+    counts: tuple[int | None, int | None] = (None, None)
 
 
 def parse_penalty(text: str) -> Ridge | L1 | None:
@@ -74,17 +68,57 @@ def of_checkpoints(files: Sequence[Path], said: Sequence[Mapping[str, Any]], ask
 
     `said`: the metadata of each file.
     """
-    options = ("model", "data", "loss", "examples")
-    held = {o: _agreed(o, files, said) if getattr(asked, o) is None else None for o in options}
+    held = _held(files, said, asked)
     gate = StoredSetup(files[0], command())
-    model, data = _names(gate, asked, held["model"] or "mlp", held["data"] or "digits")
-    loss = asked.loss or gate.loss(held["loss"] or "cross_entropy")
-    examples = asked.examples
-    if examples is None and held["examples"] is not None and all(data == v.get("data", data) for v in said):
-        examples = gate.count(held["examples"])
-    dataset = load(data)
-    dataset = dataset if examples is None else dataset.subset(examples)
-    return Parts(model, data, dataset, loss, None if asked.penalty is None else parse_penalty(asked.penalty))
+    model, data = _names(gate, asked, held["model"], held["data"])
+    dataset = data_of(data, model, asked)
+    own = options_of(dataset)
+    loss = asked.loss or own.get("loss") or gate.loss(held["loss"])
+    examples = asked.examples or _stored_count(gate, held.get("examples"), data, said)
+    if isinstance(dataset, Dataset):
+        dataset = dataset.subset(examples)
+    return Parts(
+        model, data, dataset, loss, asked_penalty(asked), labelled=_labelled(own, asked), counts=(examples, None)
+    )
+
+
+def _held(files: Sequence[Path], said: Sequence[Mapping[str, Any]], asked: Asked) -> dict[str, Any]:
+    """What the files say of what the user did not type, else the defaults."""
+    options = [option for option in ("model", "data", "loss", "examples") if getattr(asked, option) is None]
+    found = {option: _agreed(option, files, said) for option in options}
+    _check_told(files[0], asked.model or found["model"])
+    defaults = {"model": "mlp", "data": "digits", "loss": "cross_entropy"}
+    return defaults | {option: value for option, value in found.items() if value is not None}
+
+
+def _stored_count(gate: StoredSetup, count: object, data: str, said: Sequence[Mapping[str, Any]]) -> int | None:
+    """The number of examples that the files say; None where they say none, or of other data."""
+    same = all(data == v.get("data", data) for v in said)
+    return None if count is None or not same else gate.count(count)
+
+
+def asked_penalty(asked: Asked) -> Ridge | L1 | None:
+    """The penalty that the user typed; none where nothing was typed."""
+    return None if asked.penalty is None else parse_penalty(asked.penalty)
+
+
+def _check_told(file: Path, model: object) -> None:
+    """A folder of Hugging Face describes its network, but it is made only when asked for."""
+    folder = file.parent if file.name in USUAL else file
+    if model is None and (folder / "config.json").is_file():
+        line = f"{command()} --model {shlex.quote(f'hf:{folder}')}"
+        raise FileError(file, "holds the weights of a network that is not named", f"to take its config.json: {line}")
+
+
+def options_of(dataset: Dataset | Given) -> Mapping[str, Any]:
+    """What data of the user's own code say of the objective."""
+    return dataset.options if isinstance(dataset, Given) else {}
+
+
+def _labelled(own: Mapping[str, Any], asked: Asked, stored: Mapping[str, int] | None = None) -> dict[str, int]:
+    """How labels are read: as typed, else as the data say, else as stored."""
+    typed = {"ignore_index": asked.ignore_index, "class_axis": asked.class_axis}
+    return {k: held[k] for held in (stored or {}, own, typed) for k in LABELLED if held.get(k) is not None}
 
 
 def _names(gate: StoredSetup, asked: Asked, model: object, data: object) -> tuple[str, str]:
@@ -169,6 +203,14 @@ class _Said:
         part = data.subset(examples or None, tests or None)
         return replace(part, x_test=None, y_test=None) if tests == 0 else part
 
+    def changed(self, what: str) -> FileError:
+        """The error for data that are not those of the path."""
+        count = f"{self.examples()} training" + (f" and {self.tests()} test" if self.tests() else "")
+        why = f"was made with {count} examples that {what}"
+        line = f"{command()} --changed-data"
+        instead = f"give the data that it was made with as --data, or, to measure on others: {line}"
+        return FileError(self.source, why, instead)
+
     def is_same(self, part: Dataset | None) -> bool | None:
         """Whether these are the examples that the path was made with; None: the file does not say."""
         if part is None:
@@ -190,12 +232,35 @@ def of_path(source: Path, stats: Mapping[str, Any], asked: Asked) -> Parts:
     """
     said = _Said(source, stats)
     model, data = _names(said.gate, asked, stats.get("model"), stats.get("data"))
-    loss = asked.loss or said.loss()
+    full = data_of(data, model, asked)
+    own = options_of(full)
+    loss = asked.loss or own.get("loss") or said.loss()
     penalty = said.penalty() if asked.penalty is None else parse_penalty(asked.penalty)
-    dataset, notes = _examples(said, model, data, asked)
-    notes += _contradicted(said, {"model": model, **describe(loss), "penalty": describe_penalty(penalty)}, asked.dtype)
-    labelled = said.labelled() if asked.loss in (None, said.objective.get("loss")) else {}
-    return Parts(model, data, dataset, loss, penalty, said.dtype(), tuple(notes), labelled)
+    named = {} if own.get("loss") is not None and asked.loss is None else describe(loss)
+    counts: tuple[int | None, int | None] = (None, None)
+    if isinstance(full, Given):
+        dataset, notes, counts = full, [], (asked.examples or said.examples(), said.tests())
+    else:
+        dataset, notes = _examples(said, inputs_of(model, full), data, asked)
+    notes += _contradicted(said, {"model": model, **named, "penalty": describe_penalty(penalty)}, asked.dtype)
+    stored = said.labelled() if asked.loss in (None, said.objective.get("loss")) else {}
+    return Parts(
+        model, data, dataset, loss, penalty, said.dtype(), tuple(notes), _labelled(own, asked, stored), counts
+    )  # fmt: skip
+
+
+def check_given(source: Path, stats: Mapping[str, Any], train: Objective, test: Objective | None, asked: Asked) -> str:
+    """Whether data of the user's own code are those of the path; what to say where they need not be, or ""."""
+    said = _Said(source, stats)
+    pairs = ((said.objective.get("digest"), train), (said.test.get("digest"), test))
+    held = [(digest, objective) for digest, objective in pairs if digest is not None]
+    kind = said.dtype() or torch.float64
+    if all(o is not None and o.cast(kind).describe()["digest"] == digest for digest, o in held):
+        return ""
+    other = said.stats.get("data") not in (None, asked.data)
+    if not (other or asked.changed_data or asked.examples is not None):
+        raise said.changed(f"{asked.data} does not give now")
+    return f"other examples; here they are {shown(asked.data)}, as asked"
 
 
 def _contradicted(said: _Said, used: Mapping[str, object], dtype: str) -> list[str]:
@@ -212,30 +277,34 @@ def _contradicted(said: _Said, used: Mapping[str, object], dtype: str) -> list[s
     return notes
 
 
-def _examples(said: _Said, model: str, data: str, asked: Asked) -> tuple[Dataset, list[str]]:
+def _examples(said: _Said, full: Dataset, data: str, asked: Asked) -> tuple[Dataset, list[str]]:
     """The examples to measure on, and what to say about them."""
-    full = inputs_of(model, load(data))
-    held = said.stats.get("data")
-    other = held is not None and asked.data not in (None, held)
+    other = said.stats.get("data") is not None and asked.data not in (None, said.stats["data"])
     part = said.part(full)
     same = said.is_same(part)
-    if same is False and not other and not asked.changed_data:
-        count = f"{said.examples()} training" + (f" and {said.tests()} test" if said.tests() else "")
-        raise FileError(
-            said.source,
-            f"was made with {count} examples that {data} does not hold now",
-            f"give the data that it was made with as --data, or, to measure on others: {command()} --changed-data",
-        )
-    if same is None and held is None and asked.examples is None and said.examples() != len(full.x_train):
-        why = f"was made with {said.examples()} examples and does not say which of the {len(full.x_train)} of {data}"
-        raise FileError(said.source, why, "give --examples N, for the first N")
+    _check_same(said, full, data, asked, same, other)
     notes = []
     if same is False or (same is None and other):
         part = None if other else part
         notes.append(f"other examples; here they are {shown(data)}, as asked")
-    if asked.examples is not None:
-        if part is not None and asked.examples != said.examples():
-            notes.append(f"{said.examples()} examples; here they are the first {asked.examples}, as asked")
-        test = full if part is None else part
-        part = replace(full.subset(asked.examples), x_test=test.x_test, y_test=test.y_test)
-    return part or full, notes
+    if asked.examples is None:
+        return part or full, notes
+    if part is not None and asked.examples != said.examples():
+        notes.append(f"{said.examples()} examples; here they are the first {asked.examples}, as asked")
+    return _first(full, part, asked.examples), notes
+
+
+def _check_same(said: _Said, full: Dataset, data: str, asked: Asked, same: bool | None, other: bool) -> None:
+    """Refuse data that are not those of the path, where the user asked for no others, or that may not be."""
+    if same is False and not other and not asked.changed_data:
+        raise said.changed(f"{data} does not hold now")
+    untold = same is None and said.stats.get("data") is None and asked.examples is None
+    if untold and said.examples() != len(full.x_train):
+        why = f"was made with {said.examples()} examples and does not say which of the {len(full.x_train)} of {data}"
+        raise FileError(said.source, why, "give --examples N, for the first N")
+
+
+def _first(full: Dataset, part: Dataset | None, examples: int) -> Dataset:
+    """The first training examples, with the test examples of the path where they are known."""
+    test = full if part is None else part
+    return replace(full.subset(examples), x_test=test.x_test, y_test=test.y_test)

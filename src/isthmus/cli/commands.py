@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.table import Column, Table
 
 from isthmus import pipeline as runs
-from isthmus.cli.common import (
+from isthmus.cli.common import device_of, dtype_of, method_of, opened
+from isthmus.cli.console import hanging, number, progress_bar, show
+from isthmus.cli.options import (
+    CHECKPOINTS,
+    PATHS,
+    Asked,
     BatchNorm,
     Budget,
     Checkpoint,
-    DataOption,
-    Device,
-    DType,
-    Examples,
     Gap,
     Json,
-    Key,
     LevelOption,
-    LossOption,
-    ModelOption,
     OutOption,
-    PenaltyOption,
     Points,
     Quiet,
     Seed,
-    UnsafePickle,
-    device_of,
-    dtype_of,
-    method_of,
-    opened,
+    with_asked,
 )
-from isthmus.cli.console import console, number, progress_bar, show
 from isthmus.cli.typed import command
-from isthmus.connectors import METHODS
+from isthmus.connectors import METHODS, Connector
 from isthmus.data import DATASETS, load
+from isthmus.errors import UnsupportedError
 from isthmus.evaluate.batchnorm import POLICIES
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
@@ -51,32 +45,26 @@ from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
 
+@with_asked("penalty", "batch", "block", "ignore_index", "class_axis", *CHECKPOINTS, *PATHS)
 def train(
+    asked: Asked,
     out: Annotated[Path, typer.Option("--out", help="Where to write the weights (.safetensors).")],
-    model: Annotated[
-        str, typer.Option("--model", help="NAME[:SPEC], MODULE:FACTORY or FILE.py:FACTORY.")
-    ] = "mlp:64-60x4-10",
-    data: Annotated[str, typer.Option("--data", help="A data set's name or an .npz file.")] = "digits",
-    loss: Annotated[str, typer.Option("--loss", help="cross_entropy or mse.")] = "cross_entropy",
     epochs: Annotated[int, typer.Option("--epochs", help="Budget in passes over the data.", min=1)] = 400,
     until: Annotated[float, typer.Option("--until", help="Stop at this training loss.")] = 1e-3,
     optimizer: Annotated[str, typer.Option("--optimizer", help="adam or sgd.")] = "adam",
     lr: Annotated[float, typer.Option("--lr")] = 2e-3,
-    batch: Annotated[int, typer.Option("--batch", min=1)] = 128,
+    batch: Annotated[int, typer.Option("--batch", help="Examples per step.", min=1)] = 128,
     momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.0,
-    examples: Examples = None,
-    device: Device = "auto",
-    dtype: DType = "float32",
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Train a network and write its weights, with what made them."""
     make_folder(out.parent)
-    dataset = load(data).subset(examples, None) if examples else load(data)
-    dataset = inputs_of(model, dataset)
-    kind, where = dtype_of(dtype, {}), device_of(device)
+    model, data, loss = asked.model or "mlp:64-60x4-10", asked.data or "digits", asked.loss or "cross_entropy"
+    dataset = inputs_of(model, load(data).subset(asked.examples, None))
+    kind, where = dtype_of("float32" if asked.dtype == "auto" else asked.dtype, {}), device_of(asked.device)
     module = seeded(lambda: by_name(model, inputs=dataset.shape, outputs=dataset.classes or None), seed)
     module = module.to(device=where, dtype=kind)
     x, y = dataset.cast(kind).x_train.to(where), dataset.y_train.to(where)
@@ -87,7 +75,7 @@ def train(
     about = {
         "model": model, "data": data, "loss": loss, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
         "train_loss": repr(fitted.loss), "steps": str(fitted.steps),
-        **({} if examples is None else {"examples": str(examples)}),
+        **({} if asked.examples is None else {"examples": str(asked.examples)}),
     }  # fmt: skip
     save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
     if as_json:
@@ -97,28 +85,21 @@ def train(
     return 1 if fitted.ended.name == "NOT_FINITE" else 0
 
 
+@with_asked(*PATHS)
 def connect(
     a: Checkpoint,
     b: Checkpoint,
+    asked: Asked,
     out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
     method: Annotated[str, typer.Option("--method", help="See: isthmus methods.")] = "Subnetwork",
     option: Annotated[
         list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
     ] = None,
-    loss: LossOption = None,
-    examples: Examples = None,
-    penalty: PenaltyOption = None,
     num_points: Points = 61,
     gap: Gap = 0.01,
     budget: Budget = None,
     level: LevelOption = LEVEL,
     bn: BatchNorm = None,
-    key: Key = None,
-    unsafe_pickle: UnsafePickle = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -130,26 +111,15 @@ def connect(
     """
     chosen = method_of(method, option or [])
     Level.read(level)
-    found = opened(
-        (a, b),
-        model,
-        data,
-        loss=loss,
-        examples=examples,
-        device=device,
-        dtype=dtype,
-        unsafe_pickle=unsafe_pickle,
-        penalty=penalty,
-        key=key,
-    )
+    found = opened((a, b), asked)
     objective, test, ends = found.objective, found.test, found.ends
     about = {"model": found.model, "data": found.data, "checkpoints": [str(a), str(b)], "command": command()}
-    about["examples"] = examples
-    about |= {"key": key} if key else {}
+    about["examples"] = asked.examples
+    about |= {"key": asked.key} if asked.key else {}
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state.begun() and not quiet:
         print(f"going on from the state of the search in {state.folder}", file=sys.stderr)
-    with progress_bar(quiet) as progress:
+    with progress_bar(quiet) as progress, _others_named():
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
             test=test, num_points=num_points, gap=gap, budget=budget, level=level, bn=bn or POLICIES[0], seed=seed,
@@ -164,24 +134,37 @@ def connect(
     return 0 if done.connection.outcome.ok else 1
 
 
+@contextmanager
+def _others_named() -> Iterator[None]:
+    """Let a method that cannot take the network say which methods can."""
+    try:
+        yield
+    except UnsupportedError as error:
+        able = [f"--method {m.__name__}" for m in METHODS if m.about.needs.startswith("any module")]
+        error.add_note(f"methods that take any module: {', '.join(able)}")
+        raise
+
+
 def methods(as_json: Json = False) -> int:
     """The methods: where they come from, what each makes, needs and costs, and its options."""
     if as_json:
         rows = {m.__name__: asdict(m.about) | {"options": options_of(m)} for m in METHODS}
         print(json.dumps(rows, indent=2))
         return 0
-    name = Column("method", no_wrap=True)
-    table = Table(name, "makes", "needs", "cost", Column("options", no_wrap=True), show_lines=True)
-    for m in METHODS:
-        options = "\n".join(f"{k}={v}" for k, v in options_of(m).items())
-        table.add_row(
-            f"{m.__name__}\n[dim]{m.about.reference}[/dim]", m.about.makes, m.about.premises, m.about.cost, options
-        )
-    screen = console()
-    screen.print(table)
-    screen.print("Models: " + ", ".join(e.syntax for e in MODELS.values()), highlight=False, markup=False)
-    screen.print("Data: " + ", ".join(e.syntax for e in DATASETS), highlight=False, markup=False)
+    print("\n\n".join(_in_lines(m) for m in METHODS))
+    own = {"Models": ["hf:FOLDER", "FILE.py:FACTORY"], "Data": ["FILE.npz", "FILE.py:FACTORY", "FILE.txt, FILE.jsonl"]}
+    named = {"Models": [e.syntax for e in MODELS.values()], "Data": [e.syntax for e in DATASETS]}
+    for what, names in named.items():
+        print(f"\n{what}:\n" + "\n".join(hanging(name, "  ") for name in [*names, *own[what]]))
     return 0
+
+
+def _in_lines(method: type[Connector]) -> str:
+    """A method as people read about it."""
+    about = method.about
+    options = ", ".join(f"{k}={v}" for k, v in options_of(method).items()) or "none"
+    said = {"makes": about.makes, "needs": about.premises, "cost": about.cost, "options": options}
+    return "\n".join([f"{method.__name__} ({about.reference})", *(hanging(v, f"  {k:8} ") for k, v in said.items())])
 
 
 def report(

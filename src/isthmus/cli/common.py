@@ -1,4 +1,4 @@
-"""What the commands share: their common options, and how options become objects."""
+"""How the options that commands share become objects."""
 
 from __future__ import annotations
 
@@ -6,87 +6,30 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 import yaml
+from torch import nn
 
-from isthmus.cli.asked import Asked, Parts, of_checkpoints
+from isthmus.cli.asked import Parts, of_checkpoints
+from isthmus.cli.given import Given, on_device
+from isthmus.cli.options import Asked
 from isthmus.connectors import Connector
 from isthmus.data import Dataset
+from isthmus.device import device_of as device_of
 from isthmus.errors import CheckpointError, InputError, IsthmusError
 from isthmus.models import MODELS, by_name, parameters_of
+from isthmus.models.hugging_face import HUGGING_FACE
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.pipeline import inputs_of
 from isthmus.storage import read_checkpoint
+from isthmus.storage.adapters import AdapterContents
 from isthmus.storage.contents import Contents
+from isthmus.storage.folders import adapter_folder
 from isthmus.storage.methods import connector_from
 from isthmus.storage.tensors import read_metadata
-
-Checkpoint = Annotated[
-    Path, typer.Argument(help="Weights: .safetensors, .pt/.pth (bare or under state_dict, model, ...).")
-]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="NAME[:SPEC], MODULE:FACTORY or FILE.py:FACTORY; default: as stored.")
-]
-DataOption = Annotated[
-    str | None, typer.Option("--data", help="A data set's name or an .npz file; default: as stored, else digits.")
-]
-LossOption = Annotated[
-    str | None, typer.Option("--loss", help="cross_entropy or mse; default: as stored, else cross_entropy.")
-]
-BatchNorm = Annotated[
-    str | None,
-    typer.Option("--bn", help="BatchNorm: recompute, interpolate, keep or error; default: as stored, else recompute."),
-]
-Examples = Annotated[
-    int | None, typer.Option("--examples", help="Use only the first N training examples; default: as stored.", min=1)
-]
-PenaltyOption = Annotated[
-    str | None,
-    typer.Option("--penalty", help="ridge:KAPPA or l1:KAPPA (then :NAME,NAME for some tensors only), or none."),
-]
-ChangedData = Annotated[
-    bool, typer.Option("--changed-data", help="Measure although the data are not those that the path was made with.")
-]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
-Points = Annotated[int, typer.Option("--num-points", help="Points measured per segment, both ends included.", min=2)]
-Gap = Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")]
-Budget = Annotated[
-    int | None,
-    typer.Option(
-        "--budget",
-        help="Sub-intervals that may be bounded; 0: exact claims only; default: what costs ten times the measuring.",
-        min=0,
-    ),
-]
-LevelOption = Annotated[
-    str, typer.Option("--level", help="The verdict's level: a loss, or 1.1x for 1.1 times the larger end's loss.")
-]
-UnsafePickle = Annotated[
-    bool, typer.Option("--unsafe-pickle", help="RUN CODE in .pt files that need it. Only for files you trust.")
-]
-Key = Annotated[
-    list[str] | None,
-    typer.Option("--key", help="Where in a .pt file the weights stand, as state_dict_ema; twice: one for each file."),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
-DType = Annotated[str, typer.Option("--dtype", help="auto (as stored, else as the weights), float32 or float64.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; auto takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as e:
-        raise InputError("--device", expected="auto, cpu or a device that torch has here", got=repr(name)) from e
 
 
 def dtype_of(name: str, params: Params) -> torch.dtype:
@@ -108,37 +51,51 @@ def stored_in(path: Path) -> dict[str, str]:
 
 
 def objectives(
-    parts: Parts, like: Params | None, *, device: str, dtype: torch.dtype
+    parts: Parts, like: Params | None, asked: Asked, dtype: torch.dtype
 ) -> tuple[Objective, Objective | None]:
     """The training objective and, where the data have a test part, the test objective."""
-    dataset = inputs_of(parts.model, parts.dataset)
-    module = by_name(parts.model, inputs=dataset.shape, outputs=dataset.classes or None, like=like).eval()
-    where = device_of(device)
-
-    def build(d: Dataset) -> tuple[Objective, Objective | None]:
-        data = (d.x_train.to(where), d.y_train.to(where))
-        train = Objective(
-            module.to(where),
-            parts.loss,
-            data,
-            penalty=parts.penalty,
-            dtype=dtype,
-            **parts.labelled,  # type: ignore[arg-type]
-        )
-        train.penalty_of(dict.fromkeys(train.parameter_names, torch.zeros(())))  # do its names exist
-        test = None if d.x_test is None or d.y_test is None else train.on((d.x_test.to(where), d.y_test.to(where)))
-        return train, test
-
+    where = device_of(asked.device)
+    data = parts.dataset if isinstance(parts.dataset, Given) else inputs_of(parts.model, parts.dataset)
+    if isinstance(data, Given):
+        module = by_name(parts.model, like=like).eval().to(where)
+        return _build(parts, data, module, asked, dtype)
+    module = by_name(parts.model, inputs=data.shape, outputs=data.classes or None, like=like).eval().to(where)
     try:
-        return build(dataset)
+        return _build(parts, _as_given(data), module, asked, dtype)
     except InputError as e:
-        if parts.model.partition(":")[0] not in MODELS and len(dataset.shape) > 1:
-            return build(dataset.flat())
+        if parts.model.partition(":")[0] not in (*MODELS, HUGGING_FACE) and len(data.shape) > 1:
+            return _build(parts, _as_given(data.flat()), module, asked, dtype)
         if "x.float()" in str(e):
             e.add_note("inputs of whole numbers stay whole: store x in floating point for a network that multiplies it")
         elif "indices" in str(e):
             e.add_note("inputs of uint8 and bool become float32: store x as int64 for a network that looks it up")
         raise
+
+
+def _as_given(data: Dataset) -> Given:
+    return Given((data.x_train, data.y_train), None if data.x_test is None else (data.x_test, data.y_test))
+
+
+def _build(
+    parts: Parts, data: Given, module: nn.Module, asked: Asked, dtype: torch.dtype
+) -> tuple[Objective, Objective | None]:
+    where = device_of(asked.device)
+    options: dict[str, Any] = {**data.options, "loss": parts.loss, "penalty": parts.penalty, "dtype": dtype}
+    options |= {**parts.labelled, "data": on_device(data.train, where)}
+    train = Objective(module, **options)
+    if asked.batch is not None:
+        train = Objective(module, **options, memory=asked.batch * train.bytes_each)
+    train.penalty_of(dict.fromkeys(train.parameter_names, torch.zeros(())))  # do its names exist
+    test = None if data.test is None else train.on(on_device(data.test, where))
+    if not isinstance(parts.dataset, Given):
+        return train, test
+    examples, tests = parts.counts
+    return _part(train, examples), None if test is None or tests == 0 else _part(test, tests)
+
+
+def _part(objective: Objective, examples: int | None) -> Objective:
+    """The first examples, as far as there are so many."""
+    return objective if examples is None or examples >= objective.num_examples else objective.subset(examples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,24 +109,26 @@ class Opened:
     ends: tuple[Params, ...]
 
 
-def opened(
-    files: Sequence[Path], model: str | None, data: str | None, *,
-    loss: str | None, examples: int | None, device: str, dtype: str, unsafe_pickle: bool, penalty: str | None = None,
-    key: Sequence[str] | None = None,
-) -> Opened:  # fmt: skip
+def opened(files: Sequence[Path], asked: Asked) -> Opened:
     """Read the checkpoints; what is not asked for is as stored in the first, else a perceptron on digits."""
-    keys = _keys(key, len(files))
-    read = [read_checkpoint(file, unsafe_pickle=unsafe_pickle) for file in files]
-    parts = of_checkpoints(files, [stored_in(file) for file in files], Asked(model, data, loss, examples, penalty))
-    kind = dtype_of(dtype, {f"{i} {k}": v for i, c in enumerate(read) for k, v in _weights(c, keys[i]).items()})
+    keys = _keys(asked.key, len(files))
+    read = [_read(file, asked) for file in files]
+    parts = of_checkpoints(files, [stored_in(file) for file in files], asked)
+    kind = dtype_of(asked.dtype, {f"{i} {k}": v for i, c in enumerate(read) for k, v in _weights(c, keys[i]).items()})
     ends = []
-    objective, test = _fitting(parts, read[0], keys[0], device, kind)
+    objective, test = _fitting(parts, read[0], keys[0], asked, kind)
     for contents, place in zip(read, keys, strict=True):
         params, note = _choose(contents, place, objective)
         if note:
             print(f"note: {_as_options(note)}", file=sys.stderr)
         ends.append({k: v.to(objective.device) for k, v in cast(params, kind).items()})
     return Opened(parts.model, parts.data, objective, test, tuple(ends))
+
+
+def _read(file: Path, asked: Asked) -> Contents | AdapterContents:
+    """A checkpoint; `base` is that of the adapters among several."""
+    base = asked.base if adapter_folder(file) is not None else None
+    return read_checkpoint(file, base=base, unsafe_pickle=asked.unsafe_pickle)
 
 
 def _keys(key: Sequence[str] | None, files: int) -> list[str | None]:
@@ -181,7 +140,7 @@ def _keys(key: Sequence[str] | None, files: int) -> list[str | None]:
     return list(key)
 
 
-def _choose(contents: Contents, key: str | None, like: Objective | None = None) -> tuple[Params, str]:
+def _choose(contents: Contents | AdapterContents, key: str | None, like: Objective | None = None) -> tuple[Params, str]:
     try:
         return contents.choose(key, like)
     except CheckpointError as error:
@@ -194,7 +153,7 @@ def _as_options(text: str) -> str:
     return text.replace(" key=", " --key ").replace("(key=", "(--key ")
 
 
-def _weights(contents: Contents, key: str | None) -> Params:
+def _weights(contents: Contents | AdapterContents, key: str | None) -> Params:
     """The weights as far as they can be told without knowing the network, else all tensors."""
     try:
         return contents.choose(key)[0]
@@ -203,26 +162,29 @@ def _weights(contents: Contents, key: str | None) -> Params:
 
 
 def _fitting(
-    parts: Parts, contents: Contents, key: str | None, device: str, dtype: torch.dtype
+    parts: Parts, contents: Contents | AdapterContents, key: str | None, asked: Asked, dtype: torch.dtype
 ) -> tuple[Objective, Objective | None]:
     """The objectives of the network that `parts` names, which may take its sizes from the weights."""
     try:
-        return objectives(parts, _choose(contents, key)[0], device=device, dtype=dtype)
+        return objectives(parts, _choose(contents, key)[0], asked, dtype)
     except (InputError, CheckpointError) as error:
         # names as in the file can fit under a prefix, beside other tensors, or in one of several dictionaries
         try:
             if _is_larger(parts, contents.size):
                 raise error
-            return objectives(parts, None, device=device, dtype=dtype)
+            return objectives(parts, None, asked, dtype)
         except InputError:
             raise error from None
 
 
 def _is_larger(parts: Parts, size: int) -> bool:
     """Whether a built-in network has more parameters than a file of that many bytes can hold: its name may be false."""
+    if parts.model.partition(":")[0] not in MODELS:
+        return False
+    if isinstance(parts.dataset, Given):
+        return parameters_of(parts.model) > size
     data = inputs_of(parts.model, parts.dataset)
-    known = parts.model.partition(":")[0] in MODELS
-    return known and parameters_of(parts.model, inputs=data.shape, outputs=data.classes or None) > size
+    return parameters_of(parts.model, inputs=data.shape, outputs=data.classes or None) > size
 
 
 def method_of(name: str, options: list[str]) -> Connector:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,6 +64,16 @@ def _lines() -> Report:
 def console() -> Console:
     """The console for results: at least 120 columns wide, so that no cell of a table is cut."""
     return Console(width=max(120, Console().width))
+
+
+def hanging(text: str, lead: str, indent: str | None = None) -> str:
+    """A text behind its `lead`, in lines that a terminal of any width shows whole; 80 columns where there is none.
+
+    `indent`: what stands before the further lines; default: as much space as the lead takes.
+    """
+    indent = " " * len(lead) if indent is None else indent
+    width = max(40, min(100, shutil.get_terminal_size().columns))
+    return textwrap.fill(text, width, initial_indent=lead, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def number(value: float | None, digits: int = 4, *, up: bool = False) -> str:

@@ -14,29 +14,25 @@ import typer
 from isthmus import pipeline as runs
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
-from isthmus.cli.asked import Asked, of_path
-from isthmus.cli.common import (
+from isthmus.cli.asked import check_given, of_path
+from isthmus.cli.common import device_of, dtype_of, objectives
+from isthmus.cli.console import number, progress_bar
+from isthmus.cli.experiments import Address, Workers, engine_of
+from isthmus.cli.given import Given
+from isthmus.cli.options import (
+    CHECKPOINTS,
+    Asked,
     BatchNorm,
     Budget,
-    ChangedData,
-    DataOption,
-    Device,
-    DType,
-    Examples,
     Gap,
     Json,
     LevelOption,
-    LossOption,
-    ModelOption,
     OutOption,
-    PenaltyOption,
+    PathFile,
     Points,
     Quiet,
-    dtype_of,
-    objectives,
+    with_asked,
 )
-from isthmus.cli.console import number, progress_bar
-from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.connectors import Connection
 from isthmus.errors import FileError, InputError
 from isthmus.evaluate import profile as profile_path
@@ -48,14 +44,17 @@ from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
 from isthmus.verdict import LEVEL, Level, verdict
 
 
-def _open_path(path: Path, asked: Asked, device: str, dtype: str) -> tuple[Connection, Objective, Objective | None]:
+def _open_path(path: Path, asked: Asked, dtype: str) -> tuple[Connection, Objective, Objective | None]:
     """The path with its objectives; what differs from what it was made with is said on stderr."""
-    connection = load_connection(path)
+    connection = load_connection(path, device_of(asked.device))
     parts = of_path(path, connection.stats, asked)
     start = dict(connection.path.start)
     kind = parts.dtype if dtype == "auto" and parts.dtype is not None else dtype_of(dtype, start)
-    objective, test = objectives(parts, start, device=device, dtype=kind)
-    for note in parts.notes:
+    objective, test = objectives(parts, start, asked, kind)
+    notes = [*parts.notes]
+    if isinstance(parts.dataset, Given):
+        notes += filter(None, [check_given(path, connection.stats, objective, test, asked)])
+    for note in notes:
         print(f"note: {path} was made with {note}", file=sys.stderr)
     return connection, objective, test
 
@@ -70,15 +69,11 @@ def _labels(path: Path, connection: Connection) -> tuple[str, ...]:
     return tuple(held)
 
 
+@with_asked(*CHECKPOINTS)
 def profile(
-    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
+    path: PathFile,
+    asked: Asked,
     out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
-    loss: LossOption = None,
-    examples: Examples = None,
-    penalty: PenaltyOption = None,
-    changed_data: ChangedData = False,
     num_points: Points = 61,
     level: LevelOption = LEVEL,
     tol: Annotated[
@@ -88,17 +83,13 @@ def profile(
     bn: BatchNorm = None,
     workers: Workers = None,
     address: Address = None,
-    device: Device = "auto",
-    dtype: DType = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Measure the loss and the error along a stored path, on the training and the test data."""
     Level.read(level)
     engine = _engine(workers, address, {"--tol": tol, "--screen": screen})
-    connection, objective, test = _open_path(
-        path, Asked(model, data, loss, examples, penalty, dtype, changed_data), device, dtype
-    )
+    connection, objective, test = _open_path(path, asked, asked.dtype)
     bn = bn or _policy(path, connection)
     with progress_bar(quiet) as progress:
         if engine is None:
@@ -124,15 +115,11 @@ def profile(
     return 0
 
 
+@with_asked("dtype", *CHECKPOINTS)
 def certify(
-    path: Annotated[Path, typer.Argument(help="A path file (path.safetensors).")],
+    path: PathFile,
+    asked: Asked,
     out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
-    loss: LossOption = None,
-    examples: Examples = None,
-    penalty: PenaltyOption = None,
-    changed_data: ChangedData = False,
     gap: Gap = 0.01,
     budget: Budget = None,
     level: LevelOption = LEVEL,
@@ -141,7 +128,6 @@ def certify(
     ] = None,
     workers: Workers = None,
     address: Address = None,
-    device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -152,9 +138,7 @@ def certify(
     """
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
-    connection, objective, _ = _open_path(
-        path, Asked(model, data, loss, examples, penalty, changed_data=changed_data), device, "float64"
-    )
+    connection, objective, _ = _open_path(path, asked, "float64")
     labels = _labels(path, connection)
     if verify is not None:
         return _verify(objective, connection, labels, read_json(verify), quiet)

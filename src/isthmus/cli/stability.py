@@ -9,23 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from isthmus.cli.common import (
-    Checkpoint,
-    DataOption,
-    Device,
-    DType,
-    Examples,
-    Json,
-    Key,
-    LossOption,
-    ModelOption,
-    OutOption,
-    Quiet,
-    Seed,
-    UnsafePickle,
-    opened,
-)
+from isthmus.cli.common import opened
 from isthmus.cli.console import console, number, progress_bar
+from isthmus.cli.options import PATHS, Asked, Checkpoint, Json, OutOption, Quiet, Seed, with_asked
 from isthmus.experiments.page import Row, write_tables
 from isthmus.stability.dropout.measure import DropoutStability, dropout_stability
 from isthmus.stability.dropout.search import SCALES
@@ -35,11 +21,11 @@ from isthmus.storage import make_folder, write_csv, write_json
 from isthmus.storage.files import plain
 
 
+@with_asked("penalty", *PATHS)
 def stability(
     checkpoint: Checkpoint,
+    asked: Asked,
     out: OutOption,
-    model: ModelOption = None,
-    data: DataOption = None,
     keep: Annotated[float, typer.Option("--keep", help="The fraction of each layer's units that stays.")] = 0.5,
     masks: Annotated[int, typer.Option("--masks", help="Networks evaluated per entry layer.", min=1)] = 200,
     scale: Annotated[str, typer.Option("--scale", help=f"{', '.join(SCALES)}.")] = "output",
@@ -49,12 +35,6 @@ def stability(
     noise_examples: Annotated[
         int | None, typer.Option("--noise-examples", help="Measure the noise on the first N examples.", min=1)
     ] = None,
-    loss: LossOption = None,
-    examples: Examples = None,
-    key: Key = None,
-    unsafe_pickle: UnsafePickle = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -63,10 +43,7 @@ def stability(
 
     Writes the table (CSV, Markdown, JSON), everything as JSON, and the figures (SVG, PNG) to a folder.
     """
-    read = opened(
-        (checkpoint,), model, data,
-        loss=loss, examples=examples, device=device, dtype=dtype, unsafe_pickle=unsafe_pickle, key=key,
-    )  # fmt: skip
+    read = opened((checkpoint,), asked)
     objective, test, (theta,) = read.objective, read.test, read.ends
     measured = None
     with progress_bar(quiet) as progress:

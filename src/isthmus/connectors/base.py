@@ -181,10 +181,10 @@ class Connector(ABC):
     @property
     def judged(self) -> bool:
         """Whether ``task.test`` judges the path; a wrapper is as its inner method. Else ``connect`` refuses one."""
-        return any(inner.judged for inner in inner_methods(self))
+        return any(inner.judged for inner in _inner_methods(self))
 
 
-def inner_methods(method: Connector) -> list[Connector]:
+def _inner_methods(method: Connector) -> list[Connector]:
     """The methods among the fields of a method: those that it wraps."""
     values = [getattr(method, f.name) for f in fields(method)] if is_dataclass(method) else []
     return [v for v in values if isinstance(v, Connector)]
@@ -192,7 +192,7 @@ def inner_methods(method: Connector) -> list[Connector]:
 
 def needs_convex(method: Connector) -> bool:
     """Whether the method, or one that it wraps, needs a loss that is convex in the outputs."""
-    return method.about.convex or any(needs_convex(inner) for inner in inner_methods(method))
+    return method.about.convex or any(needs_convex(inner) for inner in _inner_methods(method))
 
 
 def lasting(method: Connector) -> dict[str, Any]:

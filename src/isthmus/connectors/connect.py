@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from os import PathLike
 
 import torch
-from torch import Tensor
 
 from isthmus.connectors.base import Connection, Connector, Task, check_convex, describe, needs_convex
 from isthmus.connectors.linear import Linear
@@ -51,21 +49,8 @@ def connect(
     """
     check_kinds(connect, locals(), but=["method"])
     method = Linear() if method is None else method
-    if not isinstance(method, Connector):
-        wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
-        raise InputError("method", expected="a connector such as im.Dropout()", got=wrong)
-    if needs_convex(method):
-        check_convex(objective, type(method).__name__)
-    if test is not None and not method.judged:
-        raise InputError("test", expected="a method that searches, such as StringSampling(on='test')", got=repr(method))
-    start, goal = objective.check(a, "a"), objective.check(b, "b")
-    check_ends(start, goal)
-    for what, end in (("a", start), ("b", goal)):  # masks may be infinite, weights that are trained may not
-        check_finite({k: end[k] for k in objective.parameter_names if k in end}, what)
-    objective.check_path((start, goal), "b")
-    # copies: a state_dict shares memory with its module, and training on would move the end of the path
-    start = {k: v.clone() for k, v in start.items()}
-    goal = share({k: v.clone() for k, v in goal.items()}, start)
+    _check_method(method, objective, test)
+    start, goal = _checked(objective, a, b)
     begin = time.perf_counter()
     try:
         generator = torch.Generator().manual_seed(seed)
@@ -75,20 +60,32 @@ def connect(
         e.add_note(f"while connecting with {type(method).__name__}")
         raise
     seconds = time.perf_counter() - begin
-    check_like(found.target, start, "target")
-    if not equal(found.path.start, start) or not equal(found.path.end, found.target):
-        raise IsthmusError(f"internal error: {type(method).__name__} returned a path with other ends; please report it")
-    _check_same_function(objective, found, goal)
-    stats = {
-        "method": describe(method),
-        "seed": seed,
-        "objective": objective.describe(),
-        **found.stats,
-    }
-    connection = Connection(found.path, found.target, found.outcome, stats, seconds)
-    if throw and not connection.outcome.ok:
-        raise OutcomeError(f"{type(method).__name__}: {connection.outcome}")
-    return connection
+    _check_found(found, method, objective, start, goal)
+    if throw and not found.outcome.ok:
+        raise OutcomeError(f"{type(method).__name__}: {found.outcome}")
+    stats = {"method": describe(method), "seed": seed, "objective": objective.describe(), **found.stats}
+    return Connection(found.path, found.target, found.outcome, stats, seconds)
+
+
+def _check_method(method: object, objective: Objective, test: Objective | None) -> None:
+    if not isinstance(method, Connector):
+        wrong = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
+        raise InputError("method", expected="a connector such as im.Dropout()", got=wrong)
+    if needs_convex(method):
+        check_convex(objective, type(method).__name__)
+    if test is not None and not method.judged:
+        raise InputError("test", expected="a method that searches, such as StringSampling(on='test')", got=repr(method))
+
+
+def _checked(objective: Objective, a: ParamsLike, b: ParamsLike) -> tuple[Params, Params]:
+    """Both ends as copies: a state_dict shares memory with its module, and training on would move the path's end."""
+    start, goal = objective.check(a, "a"), objective.check(b, "b")
+    check_ends(start, goal)
+    for what, end in (("a", start), ("b", goal)):  # masks may be infinite, weights that are trained may not
+        check_finite({k: end[k] for k in objective.parameter_names if k in end}, what)
+    objective.check_path((start, goal), "b")
+    start = {k: v.clone() for k, v in start.items()}
+    return start, share({k: v.clone() for k, v in goal.items()}, start)
 
 
 def _memory_in(
@@ -100,7 +97,11 @@ def _memory_in(
     return memory_in(folder, objective, a, b, method, test=test, seed=seed)
 
 
-def _check_same_function(objective: Objective, found: Connection, b: Mapping[str, Tensor]) -> None:
+def _check_found(found: Connection, method: Connector, objective: Objective, a: Params, b: Params) -> None:
+    """A path has the ends that it promises, and its target computes what b does."""
+    check_like(found.target, a, "target")
+    if not equal(found.path.start, a) or not equal(found.path.end, found.target):
+        raise IsthmusError(f"internal error: {type(method).__name__} returned a path with other ends; please report it")
     if found.target is b or equal(found.target, b):
         return
     few = objective.part(slice(0, 256))

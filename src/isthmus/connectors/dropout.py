@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from torch import Tensor
 
+from isthmus.checks import check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_choices
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
+from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.recall import search_recalled
-from isthmus.stability.dropout.search import Dropped, search
+from isthmus.stability.dropout.search import Sought
 from isthmus.structure.chain import Weights
 from isthmus.structure.network_units import Units, complement, places
 
@@ -55,36 +55,22 @@ class Dropout(Connector):
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 0.5:
             raise InputError("keep", expected="a number in (0, 1/2], as Definition 1 asks", got=self.keep)
-        if self.masks < 1:
-            raise InputError("masks", expected="at least 1 subset per layer", got=self.masks)
         check_choices(self)
+        check_whole(self, "masks")
 
     def find(self, task: Task) -> Connection:
         """Search the subsets at both ends, then build the path of the theorem."""
         objective, a, b = task.objective, task.a, task.b
         chain = require_hidden_chain(objective, instead="Linear()")
-        total = 2 * self.masks * (chain.L - 1)
-        done = 0
-
-        def count(n: int) -> None:
-            nonlocal done
-            done += n
-            task.progress("searching subnetworks", done, total)
-
         # what lies below the larger end would not lower the path, but large weights would lengthen it
         enough = max(objective.loss(end) - objective.penalty_of(end) for end in (a, b))
+        sought = Sought(self.keep, self.masks, self.scale, self.search, enough)
         walks, found = [], []
         for params in (a, b):
-            best = search_recalled(
-                task.memory.part(f"search{len(found)}"), task.generator,
-                partial(
-                    search, objective, chain, params,
-                    keep=self.keep, masks=self.masks, scale=self.scale, generator=task.generator, progress=count,
-                    by=self.search, enough=enough,
-                ),
-            )  # fmt: skip
+            part = task.memory.part(f"search{len(found)}")
+            best = search_recalled(part, objective, chain, params, sought, task.generator, task.progress)
             walk = WeightWalk(chain, params)
-            drop_out(walk, best, "AB"[len(walks)], self.every_vertex)
+            _drop_out(walk, best, "AB"[len(walks)], self.every_vertex)
             walks.append(walk)
             found.append(best)
         connect_halves(walks[0], found[0][1].kept, walks[1].now, found[1][1].kept)
@@ -101,7 +87,7 @@ def _row(d: Dropped) -> dict[str, object]:
     return {"entry": d.entry, "loss": d.loss, "scale": d.scale, "kept": kept, "separates_data": d.separates}
 
 
-def drop_out(walk: WeightWalk, best: dict[int, Dropped], end: str, every_vertex: bool) -> None:
+def _drop_out(walk: WeightWalk, best: dict[int, Dropped], end: str, every_vertex: bool) -> None:
     """Lemma 1: from theta through theta_{L-1}, ..., theta_1, where only `best[1].kept` is alive and the rest is 0."""
     chain, L, theta = walk.chain, walk.L, walk.original
     small = {i: best[i].layers(theta, L) for i in best}

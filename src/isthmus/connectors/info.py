@@ -13,7 +13,7 @@ from typing import Any
 
 from isthmus.shown import one_line
 
-Rows = list[dict[str, Any]]
+_Rows = list[dict[str, Any]]
 
 
 @one_line
@@ -53,7 +53,7 @@ class LinearInfo:
 class DropoutInfo:
     """Of ``Dropout``. `dropped`: for each end, "a" and "b", one row per entry layer: the theta_i on the path."""
 
-    dropped: dict[str, Rows]
+    dropped: dict[str, _Rows]
 
 
 @one_line
@@ -78,7 +78,7 @@ class NarrowInfo:
 class SubnetworkInfo:
     """Of ``Subnetwork``. `subnetworks`: a row for each; `limited_by`: the one of the largest loss, or a vertex."""
 
-    subnetworks: Rows
+    subnetworks: _Rows
     limited_by: Any
 
 
@@ -113,12 +113,12 @@ class StringSamplingInfo:
     sampling: dict[str, Any]
     batched: bool
     maximum: float
-    rounds: Rows
+    rounds: _Rows
     values: list[float]
     born: list[int]
     trainings: list[str]
     bounds: list[float | None] | None = None
-    evidence: Rows | None = None
+    evidence: _Rows | None = None
 
 
 @one_line
@@ -138,7 +138,7 @@ class ConstrainedStringSamplingInfo:
     sampling: dict[str, Any]
     batched: bool
     maximum: float | None
-    levels: Rows
+    levels: _Rows
     evidence: dict[str, Any] | None = None
 
 
@@ -184,11 +184,37 @@ class TwoLayerReLUInfo:
     """Of ``TwoLayerReLU``. `theorem`: the epsilon of Theorem 2.4 and its parts; `tried`: a row per number of units."""
 
     theorem: dict[str, Any]
-    tried: Rows
+    tried: _Rows
+
+
+@one_line
+@dataclass(frozen=True)
+class CurveInfo:
+    """Of ``Bezier`` and ``PolyChain``. `max`: the largest loss that was found on the curve, on all examples, at `t`.
+
+    `target`, `ends`: what was to be reached, and the losses of the ends; `lr`, `precision`: of the training. `history`:
+    a row per check, with "max" and "t" of that moment, whether it was "confirmed" on all examples, and the "profile":
+    running means of the losses of batches in equal parts of t (None: nothing known). `gradient_steps`, `evaluations`:
+    in all. `statistics`: of BatchNorm, in how many "pieces" they move, and the largest "deviation" of the loss from
+    that with recomputed ones.
+    """
+
+    max: float
+    t: float
+    target: float
+    ends: list[float]
+    lr: float
+    precision: str
+    history: _Rows
+    gradient_steps: int
+    evaluations: int
+    statistics: dict[str, Any] | None = None
 
 
 INFO: dict[str, type] = {
     "Linear": LinearInfo,
+    "Bezier": CurveInfo,
+    "PolyChain": CurveInfo,
     "Dropout": DropoutInfo,
     "NoiseDropout": NoiseDropoutInfo,
     "Narrow": NarrowInfo,

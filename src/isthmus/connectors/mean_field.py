@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
+from isthmus.checks import check_choices
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_choices
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.stability.dropout.pattern import without
@@ -59,7 +59,7 @@ class MeanField(Connector):
         swap = self.halves == "opposite"
         rooms = (halves, (second, first) if swap else halves)
         walks = [WeightWalk(chain, params) for params in (a, b)]
-        live = [halve(walk, rooms[e], "AB"[e]) for e, walk in enumerate(walks)]
+        live = [_halve(walk, rooms[e], "AB"[e]) for e, walk in enumerate(walks)]
         _join_halves(walks[0], walks[1].now, live[1], None if swap else _elsewhere(halves, live[1]))
         path, labels = join(*walks)
         rows = []
@@ -88,7 +88,7 @@ def _elsewhere(rooms: tuple[Units, Units], units: Units) -> Units:
     return {l: rooms[1][l] if units[l] is rooms[0][l] else rooms[0][l] for l in units}
 
 
-def halve(walk: WeightWalk, rooms: tuple[Units, Units], end: str) -> Units:
+def _halve(walk: WeightWalk, rooms: tuple[Units, Units], end: str) -> Units:
     """From theta through theta_{L-1} .. theta_1 on the units `rooms[0]`, 2L - 3 segments; where they live at last.
 
     Layer i is halved by writing the layers after it anew, reading only the kept units of layer i, into the half of each

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from isthmus.checks import check_at_least_zero, check_choices, check_several, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_at_least_zero, check_whole
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
-from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, check_draws, report
+from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, report
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.objective.data import single
@@ -70,16 +70,15 @@ class Narrow(Connector):
         object.__setattr__(self, "network", None if network is None else dict(network))
         if self.width is not None and network is not None:
             raise InputError("width, network", expected="one of them", got="both")
-        widths = (self.width,) if isinstance(self.width, int) else self.width or ()
-        if any(isinstance(w, bool) or w != int(w) or w < 1 for w in widths):
-            raise InputError("width", expected="whole numbers >= 1", got=self.width)
+        check_several(self, "width")
         if self.p is not None and not 0 < self.p < 1:
             raise InputError("p", expected="a dropout probability in (0, 1)", got=self.p)
         if self.counts == "bernoulli" and self.p is None:
             raise InputError("p", expected="a number, for counts='bernoulli'", got=None)
         check_at_least_zero(self, "slack")
-        check_whole(self, "attempts")
-        check_draws(self.draws, self.counts, self.num_points)
+        check_choices(self)
+        check_whole(self, "attempts", "draws")
+        check_whole(self, "num_points", least=2)
 
     def find(self, task: Task) -> Connection:
         """Choose how many units to drop, train or read theta*, draw at both ends, then build the path."""
@@ -87,19 +86,13 @@ class Narrow(Connector):
         chain = require_hidden_chain(objective, instead="Linear()")
         given: Mapping[str, Any] | None = vars(self)["network"]
         if given is not None:
-            hub, widths = read_network(chain, given, a)
+            hub, widths = _read_network(chain, given, a)
         else:
             hub, widths = None, self._widths(chain)
         drop, factors = self._drop(chain, widths)
 
         def draw() -> Units:
-            most = {l: chain.widths[l] - widths[l] for l in drop}
-            if self.counts == "fixed":
-                sizes = {l: chain.widths[l] - k for l, k in drop.items()}
-            else:
-                p = cast(float, self.p)
-                sizes = {l: bernoulli_count(chain.widths[l], p, m, task.generator) for l, m in most.items()}
-            return random_units(chain.widths, sizes, task.generator)
+            return self._draw(chain, widths, drop, task.generator)
 
         ends = best_of(objective, chain, (a, b), draw, factors, self.draws, task.progress)
         fitted: Fitted | None = None
@@ -107,8 +100,8 @@ class Narrow(Connector):
             target = max(objective.loss(a), objective.loss(b)) + self.slack
             hub, fitted = self._train(task, chain, widths, target)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
-        through_hub(there, hub, ends)
-        leave_hub(there, back, ends[1])
+        _through_hub(there, hub, ends)
+        _leave_hub(there, back, ends[1])
         path, labels = join(there, back)
         noise = report(objective, path, ends, self.num_points)
         dropped = {end: [chain.widths[l] - len(e.kept[l]) for l in drop] for end, e in zip("ab", ends, strict=True)}
@@ -120,8 +113,7 @@ class Narrow(Connector):
                 "widths": [widths[l] for l in sorted(widths)],
                 "dropped": dropped,
                 "loss": loss,
-                "source": "given" if fitted is None else "trained",
-                **({} if fitted is None else {"steps": fitted.steps, "training": fitted.ended.word}),
+                **_source(fitted),
             },
         }
         bad = fitted is not None and fitted.ended is Ended.NOT_FINITE
@@ -161,6 +153,17 @@ class Narrow(Connector):
                 )
         return drop, factors
 
+    def _draw(
+        self, chain: Chain, widths: Mapping[int, int], drop: Mapping[int, int], generator: torch.Generator
+    ) -> Units:
+        """The units that stay in one draw of Algorithm 1."""
+        n = chain.widths
+        if self.counts == "fixed":
+            sizes = {l: n[l] - k for l, k in drop.items()}
+        else:
+            sizes = {l: bernoulli_count(n[l], cast(float, self.p), n[l] - widths[l], generator) for l in drop}
+        return random_units(n, sizes, generator)
+
     def _train(self, task: Task, chain: Chain, widths: Mapping[int, int], target: float) -> tuple[Weights, Fitted]:
         """theta* from random weights: the best of the attempts, which stop when one reaches the target."""
         objective, like = task.objective, task.a
@@ -192,19 +195,17 @@ class Narrow(Connector):
         return chain.read(best.params), best
 
 
-def read_network(chain: Chain, given: Mapping[str, Tensor], like: Params) -> tuple[Weights, dict[int, int]]:
+def _source(fitted: Fitted | None) -> dict[str, Any]:
+    if fitted is None:
+        return {"source": "given"}
+    return {"source": "trained", "steps": fitted.steps, "training": fitted.ended.word}
+
+
+def _read_network(chain: Chain, given: Mapping[str, Tensor], like: Params) -> tuple[Weights, dict[int, int]]:
     """A given narrow state_dict by layer, with its widths; every tensor is checked by name."""
-    names = {n for l in range(1, chain.L + 1) for n in (chain.layer(l).weight, *chain.layer(l).vectors)}
-    for name in sorted(names):
-        if not isinstance(given.get(name), Tensor):
-            raise InputError("network", expected=f"the tensor {name!r}", got=f"only {sorted(given)[:4]} and so on")
-    if extra := sorted(set(given) - set(like)):
-        raise InputError("network", expected="only keys of the module", got=f"also {extra[0]!r}")
-    for name in sorted(names):
-        dtype = like[name].dtype
-        if torch.promote_types(given[name].dtype, dtype) != dtype:
-            raise InputError(f"network[{name!r}]", expected=f"{dtype}", got=given[name].dtype)
-    small = {n: given[n].detach().to(like[n]) for n in sorted(names)}
+    names = sorted({n for l in range(1, chain.L + 1) for n in (chain.layer(l).weight, *chain.layer(l).vectors)})
+    _check_names(given, names, like)
+    small = {n: given[n].detach().to(like[n]) for n in names}
     check_finite(small, "network")
     widths = {l: len(small[chain.layer(l).weight]) for l in range(1, chain.L)}
     for l in range(1, chain.L + 1):
@@ -219,7 +220,20 @@ def read_network(chain: Chain, given: Mapping[str, Tensor], like: Params) -> tup
     return chain.read(small), widths
 
 
-def through_hub(walk: WeightWalk, hub: Weights, ends: tuple[End, End]) -> None:
+def _check_names(given: Mapping[str, Tensor], names: Sequence[str], like: Params) -> None:
+    """Refuse a state_dict without these tensors, with others than the module's, or of another precision."""
+    for name in names:
+        if not isinstance(given.get(name), Tensor):
+            raise InputError("network", expected=f"the tensor {name!r}", got=f"only {sorted(given)[:4]} and so on")
+    if extra := sorted(set(given) - set(like)):
+        raise InputError("network", expected="only keys of the module", got=f"also {extra[0]!r}")
+    for name in names:
+        dtype = like[name].dtype
+        if torch.promote_types(given[name].dtype, dtype) != dtype:
+            raise InputError(f"network[{name!r}]", expected=f"{dtype}", got=given[name].dtype)
+
+
+def _through_hub(walk: WeightWalk, hub: Weights, ends: tuple[End, End]) -> None:
     """From theta_1 of a to theta* on units that b has dropped, by the 8 segments of Lemma 2."""
     chain, L = walk.chain, walk.L
     place: Units = {}
@@ -241,7 +255,7 @@ def through_hub(walk: WeightWalk, hub: Weights, ends: tuple[End, End]) -> None:
     walk.permute_live(place, home, "Lemma 4")
 
 
-def leave_hub(there: WeightWalk, back: WeightWalk, end: End) -> None:
+def _leave_hub(there: WeightWalk, back: WeightWalk, end: End) -> None:
     """From theta* on units that theta_1 of b has dropped to theta_1 of b: 3 segments."""
     L, target = there.L, back.now
     for l in range(1, L):

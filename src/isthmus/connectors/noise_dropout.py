@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from isthmus.checks import check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.dropout import connect_halves
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
@@ -20,8 +21,6 @@ from isthmus.paths import Path
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import Units, complement, kept_count, random_units
 from isthmus.training.progress import Progress
-
-COUNTS = ("fixed", "bernoulli")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,9 @@ class NoiseDropout(Connector):
                 got=self.p,
                 instead="Narrow(p=...) for a smaller one" if 0 < self.p < 0.5 else "",
             )
-        check_draws(self.draws, self.counts, self.num_points)
+        check_choices(self)
+        check_whole(self, "draws")
+        check_whole(self, "num_points", least=2)
 
     def find(self, task: Task) -> Connection:
         """Draw at both ends, then build the path of the theorem."""
@@ -94,16 +95,6 @@ class NoiseDropout(Connector):
         path, labels = join(there, back)
         stats = {"segments": labels_as_text(labels), "noise": report(objective, path, ends, self.num_points)}
         return Connection(path, b, Outcome.CONSTRUCTED, stats)
-
-
-def check_draws(draws: int, counts: str, num_points: int) -> None:
-    """Refuse what no draw can be made with."""
-    if draws < 1:
-        raise InputError("draws", expected="at least 1 draw of Algorithm 1", got=draws)
-    if counts not in COUNTS:
-        raise InputError("counts", expected="'fixed' or 'bernoulli'", got=repr(counts))
-    if num_points < 2:
-        raise InputError("num_points", expected="at least 2 points per straight segment", got=num_points)
 
 
 def bernoulli_count(n: int, p: float, most: int, generator: torch.Generator) -> int:

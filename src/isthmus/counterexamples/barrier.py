@@ -94,7 +94,7 @@ class _Search:
         """
         self.nodes += 1
         on = [row for row, chosen in zip(self.ones, pattern, strict=False) if chosen]
-        a, near, exact = smallest(on, self.zeros, start)
+        a, near, exact = _smallest(on, self.zeros, start)
         bound = above
         if exact:
             bound = sum(((_dot(row, a) - 1) ** 2 for row in on), Fraction(pattern.count(False)))
@@ -109,7 +109,7 @@ class _Search:
         self.lower = min(self.lower, self.upper)
 
 
-def smallest(on: list[_Vector], zeros: list[_Vector], start: np.ndarray) -> tuple[_Vector, np.ndarray, bool]:
+def _smallest(on: list[_Vector], zeros: list[_Vector], start: np.ndarray) -> tuple[_Vector, np.ndarray, bool]:
     """The minimiser of sum_on (x . a - 1)^2 + sum_zeros relu(x . a)^2, exactly, and in floating point.
 
     Newton's method on the active rows, with line search in floating point, then without in rational arithmetic,

@@ -77,7 +77,7 @@ def disconnected(
     l = k + h + 1 if l is None else l
     m = l + 3 if m is None else m
     n = m + h + 1 if n is None else n
-    check(h, k, l, m, n)
+    _check(h, k, l, m, n)
     rows, labels = integers(h, k, l, m, n)
     x = torch.tensor(rows, dtype=torch.float64)
     y = torch.tensor(labels, dtype=torch.float64)[:, None]
@@ -85,7 +85,7 @@ def disconnected(
     return Disconnected(h, k, l, m, n, Objective(net, "mse", (x, y)), (_many(h), _two(h)))
 
 
-def check(h: int, k: int, l: int, m: int, n: int) -> None:
+def _check(h: int, k: int, l: int, m: int, n: int) -> None:
     """Refuse numbers for which the proof does not hold, naming the condition."""
     for name, value in (("h", h), ("k", k), ("l", l), ("m", m), ("n", n)):
         if isinstance(value, bool) or not isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Names of networks, as the command line takes them: ``mlp:64-60x4-10``, ``vgg11:16``, ``file.py:FACTORY``."""
+"""Names of networks, as the command line takes them: ``mlp:64-60x4-10``, ``hf:FOLDER``, ``file.py:FACTORY``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from isthmus.errors import InputError
 from isthmus.models.conv5 import conv5
+from isthmus.models.hugging_face import HUGGING_FACE, from_folder
 from isthmus.models.lstm import LanguageModel
 from isthmus.models.mean_field import MEAN_FIELD_ACTIVATIONS, mean_field, mean_field_outline
 from isthmus.models.networks import ACTIVATIONS, convnet, mlp, vgg11
@@ -77,7 +78,8 @@ def by_name(
     `inputs` is the shape of one example (or their number, for flat ones) and `outputs` the number of classes: an mlp
     is checked against them, an image network takes its channels, image side and classes from them. `like` is a state
     dict that the result must fit; ``"mlp"`` alone reads its widths from there. ``dropout=`` changes no key, so
-    checkpoints fit the network with and without it. Any other spec is
+    checkpoints fit the network with and without it. ``hf:FOLDER`` is the network of ``transformers`` that the
+    ``config.json`` in a folder describes (extra ``isthmus[hf]``); its `like` may have other names. Any other spec is
     ``MODULE:FACTORY`` or ``path/to/file.py:FACTORY``, where FACTORY is called without arguments, or is a module
     itself; **this runs the user's code**. Names of ``MODELS`` win over modules.
     Errors: unknown name, malformed widths, more than ``_MAX_PARAMETERS``, no such module or factory, not an
@@ -98,13 +100,11 @@ def by_name(
     if name in MODELS:
         _outline(name, tuple(options), wanted)
         return MODELS[name].build(tuple(options), wanted)
+    if name == HUGGING_FACE and options:
+        return from_folder(spec.partition(":")[2])
     if not options:
-        raise InputError(
-            "model",
-            expected=f"one of {', '.join(MODELS)}, MODULE:FACTORY or FILE.py:FACTORY",
-            got=repr(spec),
-            instead="for example 'mlp:64-60-10'",
-        )
+        expected = f"one of {', '.join(MODELS)}, hf:FOLDER, MODULE:FACTORY or FILE.py:FACTORY"
+        raise InputError("model", expected=expected, got=repr(spec), instead="for example 'mlp:64-60-10'")
     module = from_code(spec, MODELS)
     if like is not None:
         _check_fits(module, like, spec)

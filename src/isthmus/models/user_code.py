@@ -1,4 +1,4 @@
-"""A network that the user's own code defines: ``MODULE:FACTORY`` or ``path/to/file.py:FACTORY``."""
+"""What the user's own code defines, a network or data: ``MODULE:FACTORY`` or ``path/to/file.py:FACTORY``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -28,12 +28,12 @@ def _on_path(folder: Path) -> Iterator[None]:
             sys.path.remove(str(folder))
 
 
-def _import_file(file: Path, spec: str) -> ModuleType:
+def _import_file(file: Path, what: str) -> ModuleType:
     if not file.is_file():
-        raise InputError(f"model {spec!r}", expected="a Python file", got=f"no file {file}")
+        raise InputError(what, expected="a Python file", got=f"no file {file}")
     loading = importlib.util.spec_from_file_location(f"_isthmus_user_{file.stem}", file)
     if loading is None or loading.loader is None:
-        raise InputError(f"model {spec!r}", expected="a Python file, *.py", got=str(file))
+        raise InputError(what, expected="a Python file, *.py", got=str(file))
     module = importlib.util.module_from_spec(loading)
     # dataclasses look the module of a class up by name while the class is made
     sys.modules[loading.name] = module
@@ -46,29 +46,29 @@ def _import_file(file: Path, spec: str) -> ModuleType:
     return module
 
 
-def _import(where: str, spec: str, known: Collection[str]) -> ModuleType:
+def _import(where: str, what: str, known: Collection[str]) -> ModuleType:
     """The user's module or file; whatever its code raises becomes an InputError."""
     is_file = where.endswith(".py") or "/" in where or "\\" in where
     if not is_file and not re.fullmatch(r"\w+(\.\w+)*", where):
-        raise InputError("model", expected=f"one of {', '.join(known)}, or MODULE:FACTORY", got=repr(spec))
+        kind, _, spec = what.partition(" ")
+        raise InputError(kind, expected=f"one of {', '.join(known)}, or MODULE:FACTORY", got=spec)
     try:
-        return _import_file(Path(where), spec) if is_file else importlib.import_module(where)
+        return _import_file(Path(where), what) if is_file else importlib.import_module(where)
     except InputError:
         raise
     except (Exception, SystemExit) as exc:  # the user's code may raise anything
-        raise _no_import(where, spec, known, exc) from exc
+        raise _no_import(where, what, known, exc) from exc
 
 
-def _no_import(where: str, spec: str, known: Collection[str], exc: BaseException) -> InputError:
+def _no_import(where: str, what: str, known: Collection[str], exc: BaseException) -> InputError:
     if isinstance(exc, ModuleNotFoundError) and exc.name and f"{where}.".startswith(f"{exc.name}."):
         return InputError(
-            f"model {spec!r}",
+            what,
             expected=f"one of {', '.join(known)}, or an installed module",
             got=f"no module named {exc.name!r}",
             instead="the path of its file, FILE.py:FACTORY",
         )
-    got = f"{type(exc).__name__}: {exc}"
-    return InputError(f"model {spec!r}", expected=f"{where} to import without an error", got=got)
+    return InputError(what, expected=f"{where} to import without an error", got=f"{type(exc).__name__}: {exc}")
 
 
 def from_code(spec: str, known: Collection[str]) -> nn.Module:
@@ -76,21 +76,33 @@ def from_code(spec: str, known: Collection[str]) -> nn.Module:
 
     `known`: the names that are no modules, for messages. Errors: ``InputError`` for whatever that code raises.
     """
+    found = made_by_code(spec, "model", "the network", known, is_made=lambda v: isinstance(v, nn.Module))
+    if not isinstance(found, nn.Module):
+        raise InputError(f"model {spec!r}", expected="a torch.nn.Module", got=type(found).__name__)
+    return found
+
+
+def made_by_code(
+    spec: str, kind: str, made: str, known: Collection[str], is_made: Callable[[Any], bool] = lambda v: False
+) -> Any:
+    """What FACTORY of MODULE or FILE gives, called without arguments if it can be called and not `is_made` already.
+
+    `kind`, `made`: what it is, for messages. Errors: ``InputError`` for whatever that code raises.
+    """
     where, _, factory = spec.rpartition(":")
-    found: Any = _import(where, spec, known)
+    what = f"{kind} {spec!r}"
+    found: Any = _import(where, what, known)
     names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
     try:
         for part in factory.split("."):
             found = getattr(found, part)
     except AttributeError:
         expected = f"a name that {where} defines ({', '.join(names[:8])})"
-        raise InputError(f"model {spec!r}", expected=expected, got=repr(factory)) from None
-    if not isinstance(found, nn.Module) and callable(found):
-        try:
-            found = found()
-        except (Exception, SystemExit) as exc:  # the user's code may raise anything
-            expected = f"{factory}() to build the network without arguments"
-            raise InputError(f"model {spec!r}", expected=expected, got=f"{type(exc).__name__}: {exc}") from exc
-    if not isinstance(found, nn.Module):
-        raise InputError(f"model {spec!r}", expected="a torch.nn.Module", got=type(found).__name__)
-    return found
+        raise InputError(what, expected=expected, got=repr(factory)) from None
+    if is_made(found) or not callable(found):
+        return found
+    try:
+        return found()
+    except (Exception, SystemExit) as exc:  # the user's code may raise anything
+        expected = f"{factory}() to build {made} without arguments"
+        raise InputError(what, expected=expected, got=f"{type(exc).__name__}: {exc}") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -60,23 +60,45 @@ def group(names: Iterable[str], ties: Mapping[str, str]) -> dict[str, tuple[str,
 def matches(have: Collection[str], want: Collection[str], ties: Mapping[str, str] | None = None) -> list[Match]:
     """All prefixes under which `have` holds every name in `want`, where of tied names one is enough.
 
-    What ``bare`` drops is ignored, and so are the wrappers around the module itself. The order is that of `have`.
+    What ``bare`` drops is ignored, and so are the wrappers around the module itself. The order is that of `have`. Only
+    where nothing is found otherwise, wrappers of parts of the module ("features.module.0"), and whatever else holds all
+    of it ("net."), are left out too.
 
     >>> matches(["n_averaged", "module.weight", "module.bias"], ["weight", "bias"])
     [Match(prefix='module.', names={'weight': 'module.weight', 'bias': 'module.bias'})]
     >>> matches(["weight"], ["weight", "bias"])
     []
     """
-    plain = _distinct(have)
-    found: dict[tuple[str, ...], Match] = {}
     groups = group(want, ties or {})
-    for outer in _outer(want):
-        options = {w: tuple(bare(n).removeprefix(outer) for n in names) for w, names in groups.items()}
+    outer = _outer(want)
+    around = [start for start in outer if _is_around(start)]
+    plain, within = _distinct(have), {without_wrappers(bare(name)): name for name in have}
+    found = _found(plain, groups, around)
+    if not found and len(within) == len(have):
+        found = _found(within, groups, around)
+    return found or [match for match in _found(plain, groups, outer) if _is_around(match.prefix)]
+
+
+def _found(plain: Mapping[str, str], groups: Mapping[str, tuple[str, ...]], outer: Iterable[str]) -> list[Match]:
+    """The matches among the names in `plain` of the wanted ones without one of the prefixes in `outer`."""
+    found: dict[tuple[str, ...], Match] = {}
+    for start in outer:
+        options = {w: tuple(bare(n).removeprefix(start) for n in names) for w, names in groups.items()}
         for prefix in _prefixes(plain, options):
             names = _under(prefix, options, plain)
             if names is not None:
                 found.setdefault(tuple(names.values()), Match(prefix, names))
     return list(found.values())
+
+
+def without_wrappers(name: str) -> str:
+    """A name without what DataParallel and its like call what they wrap, be it the whole or a part.
+
+    >>> without_wrappers("features.module.0.weight")
+    'features.0.weight'
+    """
+    *parts, last = name.split(".")
+    return ".".join([*(part for part in parts if part not in WRAPPERS), last])
 
 
 def _under(prefix: str, options: Mapping[str, tuple[str, ...]], plain: Mapping[str, str]) -> dict[str, str] | None:
@@ -146,15 +168,21 @@ def _distinct(names: Collection[str]) -> dict[str, str]:
     return plain if len(plain) == len(names) else {name: name for name in names}
 
 
-def _outer(want: Collection[str]) -> Iterator[str]:
-    """The prefixes that wrappers of the module itself put before all of its names; the empty one first."""
-    names, outer = [bare(name) for name in want], ""
-    yield outer
-    while names and (part := names[0].removeprefix(outer).partition(".")[0]) in (*WRAPPERS, "model"):
-        outer += part + "."
-        if not all(name.startswith(outer) for name in names):
-            return
-        yield outer
+def _outer(want: Collection[str]) -> list[str]:
+    """The prefixes that all of the module's own names have; the empty one first."""
+    names, outer = [bare(name) for name in want], [""]
+    parts = next(iter(names), "").split(".")[:-1]
+    for i in range(len(parts)):
+        start = ".".join(parts[: i + 1]) + "."
+        if not all(name.startswith(start) for name in names):
+            break
+        outer.append(start)
+    return outer
+
+
+def _is_around(prefix: str) -> bool:
+    """Whether the prefix is what wrappers of a whole module put before its names."""
+    return all(part in (*WRAPPERS, "model") for part in prefix.split(".")[:-1])
 
 
 def _prefixes(plain: Collection[str], options: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -135,23 +135,6 @@ def noise_histograms(values: _Values, quantity: str) -> Figure:
     return figure
 
 
-def layer_histograms(values: _Values, layer: int) -> Figure:
-    """The four distributions of one layer side by side, as in Figure 3 (left) of Kuditipudi et al. 2019.
-
-    Errors: a layer for which no quantity is there.
-    """
-    found = [q for q in QUANTITIES if layer in values.get(q, {})]
-    if not found:
-        raise InputError("layer", expected="a layer that was measured", got=layer)
-    with settings():
-        figure, axes = _panels(len(found), len(found), (2.9 * len(found) + 0.4, 2.7))
-        for k, quantity in enumerate(found):
-            _histogram(axes[k], np.asarray(values[quantity][layer], np.float64), QUANTITIES[quantity], PALETTE[k])
-        figure.supxlabel(f"layer {layer}", fontsize=11)
-        figure.supylabel("examples", fontsize=11)
-    return figure
-
-
 def noise_values(noise: Any) -> dict[str, dict[int, Floats]]:
     """What the histograms show, of a ``NoiseStability``: for each layer i the worst over the layers j after it.
 

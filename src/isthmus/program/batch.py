@@ -78,12 +78,19 @@ class _Sizes:
         if isinstance(first, list | tuple):
             return type(first)(self.merged(column) for column in self._columns(values))
         if isinstance(first, Mapping):
-            if any(v.keys() != first.keys() for v in values):
-                raise _UnlikeError
-            return {k: self.merged([v[k] for v in values]) for k in first}
+            return self._merged_mappings(values)
         if all(v == first for v in values) or repr(first) == "nan" == repr(values[-1]):
             return first
-        factor = first // self.counts[0] if type(first) is int else 0
+        return self._multiple(values)
+
+    def _merged_mappings(self, values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        if any(v.keys() != values[0].keys() for v in values):
+            raise _UnlikeError
+        return {k: self.merged([v[k] for v in values]) for k in values[0]}
+
+    def _multiple(self, values: Sequence[Any]) -> Ref:
+        """The number of examples, times a number, that these are in each trace."""
+        factor = values[0] // self.counts[0] if type(values[0]) is int else 0
         if factor < 1 or any(v != factor * n for v, n in zip(values, self.counts, strict=True)):
             raise _UnlikeError
         self.factors.add(factor)

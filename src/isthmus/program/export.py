@@ -7,7 +7,7 @@ import logging
 import operator
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import Any
@@ -94,8 +94,11 @@ def _free(exported: ExportedProgram) -> bool:
     """Whether the number of examples stayed a symbol in every input."""
     places = {s.arg.name for s in exported.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
     values = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder" and n.name in places]
-    sizes = [v.shape[0] for v in values if isinstance(v, Tensor) and v.ndim]
-    return all(isinstance(n, torch.SymInt) and not n.node.expr.is_number for n in sizes)
+    return all(_symbol(v.shape[0]) for v in values if isinstance(v, Tensor) and v.ndim)
+
+
+def _symbol(n: Any) -> bool:
+    return isinstance(n, torch.SymInt) and not n.node.expr.is_number
 
 
 _SIZE = r"L\[[^\]]+\](?:\[[^\]]+\])*\.size\(\)\[0\]"
@@ -115,8 +118,13 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     raise UnsupportedError(
         name_of(module),
         f"torch.export cannot follow its forward pass: {found}",
-        "methods that need only loss and gradient still work; the unit structure can be written by hand",
+        (_BRANCH if "data-dependent" in found else "")
+        + "methods that need only loss and gradient still work; the unit structure can be written by hand",
     )
+
+
+_BRANCH = """which operations it makes depends on the data: compute all branches and choose with torch.where
+(experts of transformers: call model.set_experts_implementation("batched_mm")); """.replace("\n", " ")
 
 
 def _try_export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram | str:
@@ -209,7 +217,54 @@ def _private(value: Any, reader: FxNode) -> bool:
 def _read(
     program: ExportedProgram, named: Mapping[str, Tensor], tied: dict[str, str], examples: list[Tensor]
 ) -> Program:
-    inputs, tensors, constants = [], {}, {}
+    inputs, tensors, constants = _placeholders(program, named)
+    alias = _aliases(tensors, tied)
+    shapes, made = _sorted(program)
+    return Program(
+        inputs=tuple(n for n in inputs if shapes[n] is not None),
+        tensors=tensors,
+        constants=constants,
+        nodes=tuple(_node(n, alias) for n in made),
+        outputs=_outputs(program, alias),
+        batch=len(torch.atleast_1d(examples[0])) if examples else 1,
+        shapes={name: shape or () for name, shape in shapes.items()},
+        tied=tied,
+        dtype=_floating([*named.values(), *examples]),
+        integers=frozenset(k for k, v in named.items() if not v.is_floating_point()),
+    )
+
+
+def _aliases(tensors: Mapping[str, str], tied: Mapping[str, str]) -> dict[str, str]:
+    """For the place of each further name of a shared tensor, that of its first name."""
+    places = {name: place for place, name in tensors.items()}
+    return {places[a]: places[c] for a, c in tied.items() if {a, c} <= places.keys()}
+
+
+def _sorted(program: ExportedProgram) -> tuple[dict[str, tuple[int, ...] | None], list[FxNode]]:
+    """The sizes of the placeholders (None for what is no tensor), and the operations."""
+    held = [n for n in program.graph.nodes if n.op == "placeholder"]
+    made = [n for n in program.graph.nodes if n.op not in ("placeholder", "output")]
+    return {n.name: _sizes(n.meta.get("val")) for n in held}, made
+
+
+def _outputs(program: ExportedProgram, alias: Mapping[str, str]) -> tuple[Ref, ...]:
+    """The tensors that the module returns."""
+    returned = [s.arg for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    return tuple(Ref(alias.get(arg.name, arg.name)) for arg in returned if isinstance(arg, TensorArgument))
+
+
+def _floating(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The first floating-point type."""
+    return next((v.dtype for v in tensors if v.is_floating_point()), torch.float32)
+
+
+def _placeholders(
+    program: ExportedProgram, named: Mapping[str, Tensor]
+) -> tuple[list[str], dict[str, str], dict[str, Tensor]]:
+    """The places of the inputs; those of named tensors, with their names; and those of constants."""
+    inputs: list[str] = []
+    tensors: dict[str, str] = {}
+    constants: dict[str, Tensor] = {}
     for spec in program.graph_signature.input_specs:
         place = spec.arg.name
         if spec.kind is InputKind.USER_INPUT:
@@ -220,56 +275,15 @@ def _read(
             constants[place] = constant.detach().clone()
         else:
             raise UnsupportedError(f"input {place!r}", f"torch.export made it a {spec.kind.name.lower()}")
-    places = {name: place for place, name in tensors.items()}
-    alias = {places[a]: places[c] for a, c in tied.items() if a in places and c in places}
-
-    def value(x: Any) -> Any:
-        if isinstance(x, FxNode):
-            return Ref(alias.get(x.name, x.name))
-        if isinstance(x, (list, tuple)):
-            return type(x)(value(v) for v in x)
-        return {k: value(v) for k, v in x.items()} if isinstance(x, dict) else x
-
-    nodes, shapes = [], {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            shapes[node.name] = _sizes(node.meta.get("val")) or ()
-        elif node.op == "call_function":
-            nodes.append(_node(node, tuple(value(a) for a in node.args), value(dict(node.kwargs))))
-        elif node.op != "output":
-            raise UnsupportedError(
-                f"{node.target} ({_where(node)})",
-                "control flow and gradient-mode blocks inside forward are not followed",
-                "move torch.no_grad() out of forward",
-            )
-    used = {n for n in inputs if n in shapes and isinstance(_meta(program, n), Tensor)}
-    outputs = tuple(
-        Ref(alias.get(spec.arg.name, spec.arg.name))
-        for spec in program.graph_signature.output_specs
-        if spec.kind is OutputKind.USER_OUTPUT and isinstance(spec.arg, TensorArgument)
-    )
-    floats = [v.dtype for v in (*named.values(), *examples) if v.is_floating_point()]
-    return Program(
-        inputs=tuple(n for n in inputs if n in used),
-        tensors=tensors,
-        constants=constants,
-        nodes=tuple(nodes),
-        outputs=outputs,
-        batch=examples[0].shape[0] if examples and examples[0].ndim else 1,
-        shapes=shapes,
-        tied=tied,
-        dtype=floats[0] if floats else torch.float32,
-        integers=frozenset(k for k, v in named.items() if not v.is_floating_point()),
-    )
+    return inputs, tensors, constants
 
 
-def _meta(program: ExportedProgram, name: str) -> Any:
-    return next(n.meta.get("val") for n in program.graph.nodes if n.name == name)
-
-
-def _node(node: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+def _node(node: FxNode, alias: Mapping[str, str]) -> Node:
+    _refuse_control_flow(node)
+    args, kwargs = (_referring(given, alias) for given in (tuple(node.args), dict(node.kwargs)))
     result = node.meta.get("val")
-    several = isinstance(result, (tuple, list))
+    several = tuple(result) if isinstance(result, (tuple, list)) else ()
+    _refuse_unknown_sizes(node, several or (result,))
     target: Any = _pure(node.target) if _writes(node) else node.target
     if isinstance(result, Tensor) and result.is_floating_point() and _creates(node):
         # written down, so that it is not the default type of the day
@@ -281,10 +295,38 @@ def _node(node: FxNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
         args=args,
         kwargs=kwargs,
         shape=_sizes(result),
-        shapes=tuple(_sizes(v) for v in result) if several else (),
-        hint=None if several or isinstance(result, Tensor) else _hint(result),
+        shapes=tuple(map(_sizes, several)),
+        hint=None if isinstance(result, (tuple, list, Tensor)) else _hint(result),
         where=_where(node),
     )
+
+
+def _referring(x: Any, alias: Mapping[str, str]) -> Any:
+    """Arguments with references in the place of torch's nodes; shared tensors go by their first name."""
+    if isinstance(x, FxNode):
+        return Ref(alias.get(x.name, x.name))
+    if isinstance(x, (list, tuple)):
+        return type(x)(_referring(v, alias) for v in x)
+    return {k: _referring(v, alias) for k, v in x.items()} if isinstance(x, dict) else x
+
+
+def _refuse_control_flow(node: FxNode) -> None:
+    if node.op != "call_function":
+        raise UnsupportedError(
+            f"{node.target} ({_where(node)})",
+            "control flow and gradient-mode blocks inside forward are not followed",
+            "move torch.no_grad() out of forward",
+        )
+
+
+def _refuse_unknown_sizes(node: FxNode, results: Sequence[Any]) -> None:
+    sizes = [n for v in results if isinstance(v, Tensor) for n in v.shape]
+    if any(_hint(n) is None for n in sizes):
+        raise UnsupportedError(
+            f"operation {node.target} ({_where(node)})",
+            "how many entries its result has depends on the data",
+            "keep all of them and multiply by a mask, or use torch.where",
+        )
 
 
 def _creates(node: FxNode) -> bool:
@@ -305,19 +347,25 @@ def _sizes(x: Any) -> tuple[int, ...] | None:
 
 def _where(node: FxNode) -> str:
     """The innermost line of the user's own code, and the torch module below it, as far as torch recorded them."""
-    parts = []
     frames = [f.split("\n") for f in (node.meta.get("stack_trace") or "").split('File "')[1:]]
-    own = [f for f in frames if "torch/" not in f[0]]
-    if own:
-        path, line, function = (p.strip() for p in own[-1][0].split(","))
-        parts.append(f"{path.rstrip(chr(34)).split('/')[-1]}:{line.removeprefix('line ')} {function}")
-        if len(own[-1]) > 1 and own[-1][1].strip():
-            parts[0] += f": {own[-1][1].strip()}"
+    own = next((f for f in reversed(frames) if "torch/" not in f[0]), None)
+    module = _module_of(node) if own is None or own is not frames[-1] else ""
+    return ", ".join(part for part in (_line(own) if own else "", module) if part)
+
+
+def _line(frame: Sequence[str]) -> str:
+    """A frame of a stack trace as file, line, function and the code itself."""
+    path, line, function = (p.strip() for p in frame[0].split(","))
+    place = f"{path.rstrip(chr(34)).split('/')[-1]}:{line.removeprefix('line ')} {function}"
+    return f"{place}: {frame[1].strip()}" if len(frame) > 1 and frame[1].strip() else place
+
+
+def _module_of(node: FxNode) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, kind = stack[-1] if stack else ("", "")
-    if path and not path.startswith("_empty") and (not own or own[-1] is not frames[-1]):
-        parts.append(f"module {path!r} ({str(getattr(kind, '__name__', kind)).split('.')[-1]})")
-    return ", ".join(parts)
+    if not path or path.startswith("_empty"):
+        return ""
+    return f"module {path!r} ({str(getattr(kind, '__name__', kind)).split('.')[-1]})"
 
 
 def _two_rows(example: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:

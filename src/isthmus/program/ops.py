@@ -33,6 +33,9 @@ Kind = Literal[
     "cast",  # the same numbers in another type
     "constant",  # one number everywhere
     "table",  # made from numbers alone
+    "along",  # each line of one axis by itself: running sums, differences, sorting
+    "look up",  # entries of the first argument at places that whole numbers name
+    "write",  # the first argument with entries overwritten, or added to, at such places
     "size",
     "embedding",
     "recurrent",
@@ -75,10 +78,11 @@ def _each(op: Op, several: str) -> dict[str, Op]:
 
 
 _MOVES = """unflatten permute transpose t unsqueeze expand slice select movedim swapaxes narrow index_select flip roll
-repeat im2col index tril triu diag diagonal unfold"""
-_FUNCTIONS = """acos addcmul bitwise_and bitwise_not bitwise_or cos cosh eq erfc exp exp2 fill ge gt hardsigmoid
-isfinite isinf isnan le lerp log log10 log1p log2 log_sigmoid logical_and logical_not logical_or lt masked_fill
-maximum minimum ne pow reciprocal remainder rsqrt threshold where xlogy"""
+repeat repeat_interleave im2col index tril triu diag diagonal unfold"""
+_FUNCTIONS = """__and__ __or__ __xor__ acos addcmul bitwise_and bitwise_not bitwise_or bitwise_xor cos cosh eq erfc exp
+exp2 fill floor_divide ge gt hardsigmoid isfinite isinf isnan le lerp log log10 log1p log2 log_sigmoid logical_and
+logical_not logical_or logical_xor lt masked_fill maximum minimum ne pow reciprocal remainder rsqrt threshold where
+xlogy"""
 
 OPS: dict[str, Op] = {
     # layers and products
@@ -86,6 +90,7 @@ OPS: dict[str, Op] = {
     **_each(Op("convolution"), "conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
     **_each(Op("product", linear="each"), "matmul mm bmm mv dot outer"),
     **_each(Op("product", linear="added"), "addmm addmv baddbmm"),
+    **_each(Op("product", linear="each"), "_grouped_mm grouped_mm_fallback"),
     "einsum": Op("product", aliases=True),
     **_each(Op("norm", linear="scaled"), "batch_norm _native_batch_norm_legit_no_training"),
     **_each(Op("own norm"), "layer_norm native_layer_norm rms_norm group_norm instance_norm _weight_norm"),
@@ -137,9 +142,15 @@ OPS: dict[str, Op] = {
     "type_as": Op("cast", aliases=True),
     **_each(Op("unknown", aliases=True), "atleast_1d atleast_2d atleast_3d"),
     # tensors made from numbers, and what reads whole numbers
-    **_each(Op("constant"), "full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like"),
+    **_each(Op("constant"), "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like"),
+    **_each(Op("constant"), "scalar_tensor zeros zeros_like"),
     **_each(Op("table"), "arange eye linspace"),
     "sym_size": Op("size"),
+    **_each(Op("along", linear="jointly"), "cumsum diff"),
+    **_each(Op("along"), "cummax cummin cumprod logcumsumexp sort topk argsort argmax argmin"),
+    "gather": Op("look up", linear="first"),
+    **_each(Op("look up"), "one_hot histc bincount"),
+    **_each(Op("write", linear="jointly"), "scatter scatter_add index_add index_copy index_put"),
     "embedding": Op("embedding"),
     **_each(Op("recurrent"), "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     "scaled_dot_product_attention": Op("attention"),

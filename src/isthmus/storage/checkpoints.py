@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import struct
 import warnings
@@ -20,8 +19,10 @@ from torch import Tensor
 from isthmus.errors import CheckpointError, FileError, IsthmusError, IsthmusWarning
 from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params
+from isthmus.storage.adapters import AdapterContents, read_lora
 from isthmus.storage.contents import Contents, Like, owned
-from isthmus.storage.files import PathLike, check_regular, disk_error, one_line, read_json
+from isthmus.storage.files import PathLike, check_regular, disk_error, one_line
+from isthmus.storage.folders import BIN_INDEX, INDEX, adapter_file, adapter_folder, member, shard_of, weight_map
 from isthmus.storage.pickle_rules import MULTIARRAY, NUMPY, StandIn
 from isthmus.storage.pickles import PickleWalk
 from isthmus.storage.tensors import digest, read_tensors, save_tensors, sniff
@@ -29,8 +30,6 @@ from isthmus.storage.tensors import digest, read_tensors, save_tensors, sniff
 __all__ = ["load_params", "read_checkpoint", "save_params"]
 
 _DIGEST = "isthmus.digest"
-_INDEX = ".safetensors.index.json"
-_BIN_INDEX = ".bin.index.json"
 
 _RECORDS = 150_000  # entries of a zip archive, one per tensor
 _PICKLE_BYTES = 20_000_000
@@ -41,13 +40,20 @@ _AGAIN = "copy or download it again"
 
 
 def load_params(
-    path: PathLike, *, key: str | None = None, like: Like | None = None, unsafe_pickle: bool = False
+    path: PathLike,
+    *,
+    key: str | None = None,
+    like: Like | None = None,
+    base: PathLike | None = None,
+    unsafe_pickle: bool = False,
 ) -> Params:
     """The parameters in a checkpoint, on the CPU: a plain dictionary of contiguous tensors.
 
-    Reads a safetensors file; a torch file (.pt, .pth, .bin); a folder or an ``*.index.json`` with shards of either.
-    The kind is judged by content, not by name. A torch file is a state dict or holds one under "state_dict",
-    "model_state_dict", "model", "net", "module" and the like, else under a name of a running average ("ema", ...).
+    Reads a safetensors file; a torch file (.pt, .pth, .bin); an ``*.index.json`` with shards of either; a folder with
+    one of these, as Hugging Face's (what trainers leave beside the weights is not opened); the folder of a PEFT adapter
+    (LoRA, rsLoRA, DoRA, ``modules_to_save``), which is merged into the weights of its `base`: by default the local
+    folder that it names. The kind is judged by content, not by name. A torch file is a state dict or holds one under
+    "state_dict", "model_state_dict", "model", "net", "module" and the like, else under a name of an average ("ema").
     Its other entries (optimiser, epoch) are ignored, but a state dict must hold tensors only: leaving out
     one of its entries could change the network. NaN is not refused here.
 
@@ -56,6 +62,8 @@ def load_params(
     weights before averaged ones; of tied tensors one name is enough, and counters of BatchNorm that an old file has
     not are zero. Without `like` a prefix that shows a wrapper ("module.", "_orig_mod.", "_module.", and Lightning's
     "model.") is removed if all names have it. Give `like` where the network is known.
+
+    A module of ``transformers`` reads files with the names of its other versions, as it does itself.
 
     `key`: where the weights stand, as "state_dict_ema" or "ema.model": names of entries, or what names begin with.
     Other weights and tensors that were left unused are named in an ``IsthmusWarning``.
@@ -71,17 +79,23 @@ def load_params(
     well, with the `key` of each.
     """
     check_kinds(load_params, locals())
-    params, note = read_checkpoint(path, unsafe_pickle=unsafe_pickle).choose(key, like)
+    params, note = read_checkpoint(path, base=base, unsafe_pickle=unsafe_pickle).choose(key, like)
     if note:
         warnings.warn(note, IsthmusWarning, stacklevel=2)
     return params
 
 
-def read_checkpoint(path: PathLike, *, unsafe_pickle: bool = False) -> Contents:
+def read_checkpoint(
+    path: PathLike, *, base: PathLike | None = None, unsafe_pickle: bool = False
+) -> Contents | AdapterContents:
     """All that a checkpoint holds, to choose the weights from. Errors: ``CheckpointError``, as ``load_params``."""
     file = Path(path)
     try:
-        file = _member(file) if file.is_dir() else file
+        if (folder := adapter_folder(file)) is not None:
+            return _load_adapter(folder, base, unsafe_pickle)
+        if base is not None:
+            raise CheckpointError(file, "is no PEFT adapter, and has no base", "leave the base out")
+        file = member(file) if file.is_dir() else file
         return _load(file, unsafe_pickle)
     except CheckpointError:
         raise
@@ -90,6 +104,20 @@ def read_checkpoint(path: PathLike, *, unsafe_pickle: bool = False) -> Contents:
         raise CheckpointError(file, str(error).removeprefix(f"{file}: ")) from error
     except OSError as error:
         raise CheckpointError(file, *disk_error(error, file)) from error
+
+
+def _load_adapter(folder: Path, base: PathLike | None, unsafe_pickle: bool) -> AdapterContents:
+    """An adapter with the checkpoint that it is added to."""
+    file = adapter_file(folder)
+    lora = read_lora(folder, _tensors_of(file, unsafe_pickle))
+    named = lora.base if base is None else str(base)
+    below = Path(named)
+    if not named or not below.exists():
+        why = f"is an adapter for {one_line(repr(named), 80)}, which is not on this machine"
+        raise CheckpointError(folder, why, "give its path: base=, or --base")
+    if adapter_folder(below) is not None:
+        raise CheckpointError(folder, f"is an adapter for the adapter {below}", "save the merged weights of that one")
+    return AdapterContents(lora, _load(member(below) if below.is_dir() else below, unsafe_pickle))
 
 
 def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[str, str] | None = None) -> None:
@@ -105,7 +133,7 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
 
 def _load(path: Path, unsafe_pickle: bool) -> Contents:
     size = check_regular(path)
-    if path.name.endswith((_INDEX, _BIN_INDEX)) or (path.suffix == ".json" and sniff(path) == "JSON text"):
+    if path.name.endswith((INDEX, BIN_INDEX)) or (path.suffix == ".json" and sniff(path) == "JSON text"):
         params = _load_shards(path, unsafe_pickle)
         return Contents(path, params, sum(v.nbytes for v in params.values()))
     return _load_one(path, size, unsafe_pickle)
@@ -127,21 +155,6 @@ def _load_one(path: Path, size: int, unsafe_pickle: bool) -> Contents:
     raise CheckpointError(path, f"is {kind}, not a safetensors or torch file", _SAVE_TENSORS)
 
 
-def _member(folder: Path) -> Path:
-    """The one checkpoint in a folder: safetensors, in shards or one file, else torch files, in shards or one."""
-    names = sorted(p.name for p in folder.iterdir() if p.is_file())
-    for endings in ((_INDEX,), (".safetensors",), (_BIN_INDEX,), (".pt", ".pth", ".bin")):
-        found = [name for name in names if name.endswith(endings) and not name.startswith(".")]
-        if len(found) == 1:
-            return folder / found[0]
-        if found:
-            some = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
-            raise CheckpointError(folder, f"holds {len(found)} checkpoints ({some})", "give the path of one of them")
-    raise CheckpointError(
-        folder, "is a folder without a checkpoint", f"expected a file ending in .safetensors or {_INDEX}"
-    )
-
-
 def _load_safetensors(path: Path, size: int) -> Contents:
     tensors, metadata = read_tensors(path)
     if "isthmus" in metadata:
@@ -161,10 +174,10 @@ def _aliases(tensors: Params, metadata: Mapping[str, str]) -> Params:
 
 def _load_shards(path: Path, unsafe_pickle: bool) -> Params:
     """The tensors of all shards that an index names; the shards lie in the folder of the index."""
-    where = _weight_map(path)
+    where = weight_map(path)
     params: Params = {}
     for name in sorted(set(where.values())):
-        tensors = _shard_tensors(_shard(path, name), unsafe_pickle)
+        tensors = _tensors_of(shard_of(path, name), unsafe_pickle)
         if stray := [k for k in tensors if where.get(k) != name]:
             why = f"does not say that {one_line(stray[0], 80)!r} is in {one_line(name, 80)}"
             raise CheckpointError(path, why, _AGAIN)
@@ -175,45 +188,18 @@ def _load_shards(path: Path, unsafe_pickle: bool) -> Params:
     return {k: params[k] for k in where}
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    """In which shard each tensor is."""
-    if check_regular(path) > _PICKLE_BYTES:
-        raise CheckpointError(path, "is an index of more than 20 MB", _AGAIN)
-    index = read_json(path)
-    where = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(where, dict) or not where or not all(isinstance(v, str) for v in where.values()):
-        raise CheckpointError(path, 'is not an index of shards: it has no "weight_map" of file names', _AGAIN)
-    return where
-
-
-def _shard_tensors(shard: Path, unsafe_pickle: bool) -> Params:
+def _tensors_of(shard: Path, unsafe_pickle: bool) -> Params:
+    """The tensors of a file that holds nothing else: a shard, or an adapter."""
     try:
         size = check_regular(shard)
         tree = _load_one(shard, size, unsafe_pickle).tree
         if not isinstance(tree, Mapping) or not all(isinstance(v, Tensor) for v in tree.values()):
-            raise CheckpointError(shard, "is a shard that does not hold tensors alone", _AGAIN)
+            raise CheckpointError(shard, "does not hold tensors alone", _AGAIN)
         return owned(shard, tree, size)
     except OSError as error:
         raise FileError(shard, *disk_error(error, shard)) from error
     except CheckpointError as error:
         raise FileError(shard, str(error).removeprefix(f"{shard}: ")) from error
-
-
-def _shard(index: Path, name: str) -> Path:
-    """The path of a shard, which must be a plain name and lie in the folder of its index."""
-    if name != os.path.basename(name) or "\\" in name or "\0" in name or name in ("", ".", ".."):
-        raise CheckpointError(
-            index, f"names the shard {one_line(name, 80)!r}, which is not a plain file name", "do not trust it"
-        )
-    shard = index.parent / name
-    home = index.parent.resolve()
-    # the cache of huggingface_hub keeps <snapshots>/<revision>/<name> as links to <blobs>/<hash>
-    allowed = {home, home.parent.parent / "blobs"} if home.parent.name == "snapshots" else {home}
-    if shard.resolve().parent not in allowed:
-        raise CheckpointError(
-            index, f"names the shard {one_line(name, 80)!r}, a link out of its folder", "do not trust it"
-        )
-    return shard
 
 
 def _check_zip(path: Path, size: int, unsafe_pickle: bool) -> None:

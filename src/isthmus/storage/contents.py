@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,23 @@ from isthmus.objective.matching import WRAPPERS, Match, bare, matches
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, not_dense
 from isthmus.storage.files import one_line
+from isthmus.storage.translated import translated
+from isthmus.storage.trees import (
+    bare_names,
+    beginning,
+    dotted,
+    is_inside,
+    joined,
+    kind_of,
+    listed,
+    mappings,
+    quoted,
+    tensor_names,
+    tensors_in,
+    value_at,
+)
 
-__all__ = ["Contents", "Like", "owned"]
+__all__ = ["Contents", "Like", "owned", "wanted"]
 
 Like = nn.Module | Objective | Mapping[str, Tensor]
 
@@ -28,8 +43,6 @@ _PLAIN = (
     "params", "weights", *WRAPPERS,
 )  # fmt: skip
 _AVERAGED = re.compile(r"(?:^|[_-])(?:ema|swa|avg|averaged?|shadow)(?:$|[_-])", re.IGNORECASE)
-_DEPTH = 4
-_MAPPINGS = 1000  # looked through in one file
 _SAVE_TENSORS = "where the model was trained, write torch.save(model.state_dict(), path)"
 
 
@@ -79,36 +92,36 @@ class Contents:
         """The weights (see ``load_params``), and a sentence on other weights that were left unused, or ""."""
         tree = self.tree.state_dict() if isinstance(self.tree, nn.Module) else self.tree
         if not isinstance(tree, Mapping):
-            raise CheckpointError(self.path, f"holds one {_kind(tree)}, not a dictionary of tensors", _SAVE_TENSORS)
+            raise CheckpointError(self.path, f"holds one {kind_of(tree)}, not a dictionary of tensors", _SAVE_TENSORS)
         tree = tree if key is None else self._under(tree, key)
-        found = [_Found(at, state) for at, state in _mappings(tree)]
+        found = [_Found(at, state) for at, state in mappings(tree)]
         choose = self._choose if like is None else partial(self._choose_like, like=like)
-        params, chosen, others, dropped = choose(found, _listed(tree) or "nothing")
+        params, chosen, others, dropped = choose(found, listed(tree) or "nothing")
         return params, self._note(tree, chosen, others, dropped, "" if key is None else key)
 
     def tensors(self) -> Params:
         """All tensors that stand under names, whatever they are."""
         tree = self.tree if isinstance(self.tree, Mapping) else {}
-        return {f"{at}.{k}": v for at, m in _mappings(tree) for k, v in m.items() if isinstance(v, Tensor)}
+        return {f"{at}.{k}": v for at, m in mappings(tree) for k, v in m.items() if isinstance(v, Tensor)}
 
     # -- which
 
     def _under(self, tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         """What stands under a dotted name: a dictionary, or the entries whose names begin with it."""
-        if isinstance(inner := _value(tree, key), Mapping):
+        if isinstance(inner := value_at(tree, key), Mapping):
             return inner
-        for at, state in _mappings(tree):
+        for at, state in mappings(tree):
             if at and not key.startswith(f"{at}."):
                 continue
-            rest = _beginning(state, (key[len(at) + 1 :] if at else key) + ".")
-            if _tensors(rest):
+            rest = beginning(state, (key[len(at) + 1 :] if at else key) + ".")
+            if tensors_in(rest):
                 return rest
         raise self._nothing(tree, key)
 
     def _nothing(self, tree: Mapping[str, Any], key: str) -> CheckpointError:
-        places = [at for at, state in _mappings(tree) if at and _tensors(state)]
-        there = ", ".join(map(_quoted, places)) or _listed(tree)
-        return CheckpointError(self.path, f"holds no tensors under {_quoted(key)}", f"it has {there or 'nothing'}")
+        places = [at for at, state in mappings(tree) if at and tensors_in(state)]
+        there = ", ".join(map(quoted, places)) or listed(tree)
+        return CheckpointError(self.path, f"holds no tensors under {quoted(key)}", f"it has {there or 'nothing'}")
 
     def _choose(self, found: list[_Found], listed: str) -> tuple[Params, _Found, list[_Found], list[str]]:
         """The one dictionary of tensors under the names that people use."""
@@ -117,13 +130,13 @@ class Contents:
             raise self._unknown(found, listed)
         chosen = self._best(known)
         state, dropped = (chosen.state, []) if self.ours else _strip(chosen.state, _is_lightning(self.tree))
-        names = _bare_names(chosen.state)
-        alike = [f for f in found if f.at and f.rank == 1 and names <= _bare_names(f.state)]
+        names = bare_names(chosen.state)
+        alike = [f for f in found if f.at and f.rank == 1 and names <= bare_names(f.state)]
         others = [f for f in [*known, *alike] if f.state is not chosen.state]
         return self._checked(state), chosen, others, dropped
 
     def _unknown(self, found: list[_Found], listed: str) -> CheckpointError:
-        keys = [f"key={_quoted(f.at)}" for f in found if f.at and _tensors(f.state)]
+        keys = [f"key={quoted(f.at)}" for f in found if f.at and tensors_in(f.state)]
         expected = f"expected them here or under {', '.join(map(repr, _PLAIN[:4]))}"
         where, instead = (" under a usual name", f"write {' or '.join(keys[:6])}") if keys else ("", expected)
         return CheckpointError(self.path, f"holds no tensors{where}, only {listed}", instead)
@@ -132,8 +145,11 @@ class Contents:
         self, found: list[_Found], listed: str, like: Like
     ) -> tuple[Params, _Found, list[_Found], list[str]]:
         """The weights of a module, wherever they stand and whatever stands before their names."""
-        want, ties = _wanted(like)
-        fit = self._fitting(found, want, ties, listed)
+        want, ties = wanted(like)
+        tensors = [tensor_names(f.state) for f in found]
+        fit = _fitting(found, tensors, want, ties) or self._translated(found, want, ties, like)
+        if not fit:
+            raise self._misfit(max(tensors, key=lambda names: len({*names} & {*want})), want, listed)
         chosen = self._best(fit)
         params = self._checked(chosen.taken)
         params = {k: params[k] if k in params else torch.zeros((), dtype=torch.int64) for k in want}
@@ -143,16 +159,16 @@ class Contents:
             raise CheckpointError(self.path, why, "give the module that was trained")
         return params, chosen, [f for f in fit if f.place != chosen.place], dropped
 
-    def _fitting(
-        self, found: list[_Found], want: Mapping[str, Tensor], ties: Mapping[str, str], listed: str
+    def _translated(
+        self, found: list[_Found], want: Mapping[str, Tensor], ties: Mapping[str, str], like: Like
     ) -> list[_Found]:
-        """Where the module's names stand; of these the places with its shapes, where there are any."""
-        tensors = [_tensor_names(f.state) for f in found]
-        pairs = zip(found, tensors, strict=True)
-        fit = [_Found(f.at, f.state, match) for f, names in pairs for match in matches(names, want, ties)]
-        if not fit:
-            raise self._misfit(max(tensors, key=lambda names: len({*names} & {*want})), want, listed)
-        return [f for f in fit if all(v.shape == want[k].shape for k, v in f.taken.items())] or fit
+        """The weights of a library's module under its names, where the file has others of the same library."""
+        if not (known := _known(found)):
+            return []
+        best = self._best(known)
+        own = {k: v for k, v in _strip(best.state, _is_lightning(self.tree))[0].items() if isinstance(v, Tensor)}
+        state = translated(self._checked(own), like)
+        return [] if state is None else _fitting([_Found(best.at, state)], [list(state)], want, ties)
 
     def _misfit(self, names: list[str], want: Mapping[str, Tensor], listed: str) -> CheckpointError:
         missing = next((k for k in want if k not in names), "")
@@ -170,36 +186,44 @@ class Contents:
         return first
 
     def _several(self, places: list[str]) -> CheckpointError:
-        instead = " or ".join(f"key={_quoted(p)}" for p in places[:6] if p)
+        instead = " or ".join(f"key={quoted(p)}" for p in places[:6] if p)
         names = ", ".join(p or "the top" for p in places)
         return CheckpointError(self.path, f"holds several state dicts: {one_line(names, 200)}", f"write {instead}")
 
     def _note(self, tree: Mapping[str, Any], chosen: _Found, others: list[_Found], dropped: list[str], key: str) -> str:
         lead = f"{key}." if key else ""
         places = dict.fromkeys(lead + f.place for f in others if f.place)
-        left = _four([f"{_quoted(p)} (key={_quoted(p)} takes it)" for p in places], "more")
-        left += [f"the list of tensors {_quoted(lead + at)}" for at in _averaged_lists(tree)]
+        left = _four([f"{quoted(p)} (key={quoted(p)} takes it)" for p in places], "more")
+        left += [f"the list of tensors {quoted(lead + at)}" for at in _averaged_lists(tree)]
         left += _four([one_line(name, 60) for name in dropped], "more tensors")
         if not left:
             return ""
         place = (lead + chosen.place).strip(".")
-        taken = f" under {_quoted(place)}" if place else ""
+        taken = f" under {quoted(place)}" if place else ""
         return f"{self.path}: took the weights{taken}; left unused: {', '.join(left)}"
 
     def _checked(self, state: Mapping[str, Any]) -> Params:
         for name, value in state.items():
             if not isinstance(name, str) or not isinstance(value, Tensor):
-                why = (
-                    f"its state dict holds {one_line(name, 80)!r} ({_kind(value)}), which is not a tensor under a name"
-                )
+                shown = f"{one_line(name, 80)!r} ({kind_of(value)})"
+                why = f"its state dict holds {shown}, which is not a tensor under a name"
                 raise CheckpointError(self.path, why, "save the tensors alone, or give the module as like=")
         return owned(self.path, state, self.size)
 
 
+def _fitting(
+    found: list[_Found], tensors: list[list[str]], want: Mapping[str, Tensor], ties: Mapping[str, str]
+) -> list[_Found]:
+    """Where the module's names stand; of these the places with its shapes, where there are any."""
+    pairs = zip(found, tensors, strict=True)
+    fit = [_Found(f.at, f.state, match) for f, names in pairs for match in matches(names, want, ties)]
+    return [f for f in fit if all(v.shape == want[k].shape for k, v in f.taken.items())] or fit
+
+
 def _known(found: list[_Found]) -> list[_Found]:
-    known = [f for f in found if _tensors(f.state) and f.rank != 1]
+    known = [f for f in found if tensors_in(f.state) and f.rank != 1]
     # a number beside the weights, such as the best accuracy, does not make a dictionary one of weights
-    return [f for f in known if _dotted(f.state) or not any(_is_inside(g.at, f.at) for g in known)]
+    return [f for f in known if dotted(f.state) or not any(is_inside(g.at, f.at) for g in known)]
 
 
 def _first_rank(found: list[_Found]) -> list[_Found]:
@@ -210,71 +234,12 @@ def _first_rank(found: list[_Found]) -> list[_Found]:
 def _left(chosen: _Found, fit: list[_Found]) -> list[str]:
     """The tensors beside the chosen ones, but for copies under other prefixes, which are named as such."""
     used = {name for f in fit if f.match and f.state is chosen.state for name in f.match.names.values()}
-    return [name for name in _tensor_names(chosen.state) if name not in used]
-
-
-def _bare_names(state: Mapping[Any, Any]) -> set[str]:
-    return {bare(str(k)) for k in state}
-
-
-def _tensor_names(state: Mapping[Any, Any]) -> list[str]:
-    return [k for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)]
-
-
-def _beginning(state: Mapping[Any, Any], start: str) -> dict[str, Any]:
-    """The entries whose names begin so, without that."""
-    names = {k: k if k.startswith(start) else bare(k) for k in state if isinstance(k, str)}
-    return {name[len(start) :]: state[k] for k, name in names.items() if name.startswith(start)}
+    return [name for name in tensor_names(chosen.state) if name not in used]
 
 
 def _four(texts: list[str], what: str) -> list[str]:
     """The first four, and how many there are beside them."""
     return texts if len(texts) <= 4 else [*texts[:4], f"and {len(texts) - 4} {what}"]
-
-
-def _joined(at: str, key: Any) -> str:
-    return f"{at}.{key}" if at else str(key)
-
-
-def _quoted(name: str) -> str:
-    return repr(one_line(name, 80))
-
-
-def _listed(tree: Mapping[Any, Any]) -> str:
-    return ", ".join(f"{one_line(k, 40)} ({_kind(v)})" for k, v in list(tree.items())[:8])
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Mapping):
-        tensors = _tensors(value)
-        return f"dict of {tensors} tensors" if tensors else f"dict of {len(value)} entries"
-    return type(value).__name__
-
-
-def _tensors(state: Mapping[Any, Any]) -> int:
-    return sum(isinstance(v, Tensor) for v in state.values())
-
-
-def _dotted(state: Mapping[Any, Any]) -> bool:
-    return any(isinstance(v, Tensor) and "." in str(k) for k, v in state.items())
-
-
-def _is_inside(inner: str, outer: str) -> bool:
-    return inner != outer and (not outer or inner.startswith(f"{outer}."))
-
-
-def _mappings(tree: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """The dictionaries under names, the outermost first, each once; a pickled module stands for its state dict."""
-    queue: list[tuple[str, Mapping[Any, Any], int]] = [("", tree, 0)]
-    seen = {id(tree)}
-    for at, mapping, depth in queue:
-        yield at, mapping
-        for key, value in mapping.items():
-            inner = value.state_dict() if isinstance(value, nn.Module) else value
-            fresh = isinstance(key, str) and isinstance(inner, Mapping) and id(inner) not in seen
-            if fresh and depth < _DEPTH and len(queue) < _MAPPINGS:
-                seen.add(id(inner))
-                queue.append((_joined(at, key), inner, depth + 1))
 
 
 def _is_averaged(place: str) -> bool:
@@ -283,25 +248,12 @@ def _is_averaged(place: str) -> bool:
 
 def _averaged_lists(tree: Mapping[Any, Any]) -> list[str]:
     """Where averages stand as lists of tensors without names, as torch_ema writes them."""
-    found = {_joined(at, k): v for at, state in _mappings(tree) for k, v in state.items()}
+    found = {joined(at, k): v for at, state in mappings(tree) for k, v in state.items()}
     lists = {at: v for at, v in found.items() if isinstance(v, list | tuple) and v and _is_averaged(at)}
     return [at for at, v in lists.items() if all(isinstance(w, Tensor) for w in v)][:4]
 
 
-def _value(tree: Mapping[str, Any], key: str) -> Any:
-    """What stands under a dotted name, where parts of it may hold dots themselves, or None."""
-    if key in tree:
-        return tree[key].state_dict() if isinstance(tree[key], nn.Module) else tree[key]
-    parts = key.split(".")
-    for i in range(1, len(parts)):
-        inner = tree.get(".".join(parts[:i]))
-        found = _value(inner, ".".join(parts[i:])) if isinstance(inner, Mapping) else None
-        if found is not None:
-            return found
-    return None
-
-
-def _wanted(like: Like) -> tuple[dict[str, Tensor], dict[str, str]]:
+def wanted(like: Like) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors whose names and shapes are wanted, and which of them are tied."""
     if isinstance(like, Objective):
         like = like.skeleton

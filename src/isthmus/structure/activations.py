@@ -45,18 +45,22 @@ def activation_of(layer: Layer) -> Activation:
     independent: x = 2 (x + 1) - (x + 2).
     """
     rest = [n for n in layer.behind if n.kind not in RESHAPE]
-    names = [n.base for n in rest]
+    plain = len(rest) == 1
     if not rest:
         return Activation("identity", 1.0, False, True)
-    known = [n for n in rest if n.about.independent or n.base == "leaky_relu"]
-    plain = len(rest) == 1
-    if names == ["prelu"]:  # slopes that belong to the units: new ones get a slope other than 1
+    if plain and rest[0].base == "prelu":  # slopes that belong to the units: new ones get a slope other than 1
         return Activation("prelu", None, True, True)
+    return _one_known(rest, plain)
+
+
+def _one_known(nodes: list[Node], plain: bool) -> Activation:
+    """The one among the operations of which the properties are known."""
+    known = [n for n in nodes if n.about.independent or n.base == "leaky_relu"]
     if len(known) != 1:
-        return Activation("+".join(names), None, None, plain)
-    node, name = known[0], known[0].base
-    if name != "leaky_relu":
-        return Activation(name, None, True, plain)
+        return Activation("+".join(n.base for n in nodes), None, None, plain)
+    node = known[0]
+    if node.base != "leaky_relu":
+        return Activation(node.base, None, True, plain)
     slope = float(node.named()["negative_slope"])
     return Activation(f"leaky_relu({slope:g})", slope, slope != 1, plain)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,32 +13,47 @@ from isthmus.program.export import Node
 from isthmus.program.ops import Kind
 from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
-from isthmus.structure.propagation import NONE, Propagation, Rule, Value
+from isthmus.structure.propagation import NONE, Origin, Propagation, Rule, Value
 
-__all__ = ["KINDS", "RULES", "contract", "elementwise"]
+__all__ = ["KINDS", "RULES", "contract", "elementwise", "reduced"]
 
 
 def elementwise(walk: Propagation, operands: Sequence[Value], bent: bool = False) -> Value:
     """Entry by entry with broadcasting: equal axes become one, an axis of size 1 that is stretched is fixed."""
     if all(v.uniform for v in operands):
-        shape = torch.broadcast_shapes(*(v.shape for v in operands))
-        return Value([Axis(n) for n in shape], active=False, uniform=True)
-    active = any(v.active for v in operands)
-    axes, origins = [], []
-    for back in range(max(len(v.axes) for v in operands), 0, -1):
-        here = [(v, len(v.axes) - back) for v in operands if len(v.axes) >= back]
-        size = max((v.axes[d].size for v, d in here), key=lambda n: (n != 1, n))
-        chosen = [(v, d) for v, d in here if v.axes[d].size == size]
-        ax.fix(*(v.axes[d] for v, d in here if v.axes[d].size != size and not v.uniform))
-        for v, d in chosen[1:]:
-            ax.unify(chosen[0][0].axes[chosen[0][1]], v.axes[d])
-        axes.append(chosen[0][0].axes[chosen[0][1]])
-        origins.append(NONE.union(*(v.origins[d] for v, d in chosen)))
-    if active:
-        for v in operands:
-            if v.is_weight:
-                walk.absorb(v)
-    return Value(axes, () if active else origins, active=active, bent=not active and bent)
+        return _uniform(*(v.shape for v in operands))
+    rank = max(len(v.axes) for v in operands)
+    joined = [_broadcast(operands, back) for back in range(rank, 0, -1)]
+    axes, origins = [axis for axis, _ in joined], [origin for _, origin in joined]
+    return _grown(walk, operands, axes) if any(v.active for v in operands) else Value(axes, origins, False, bent=bent)
+
+
+def _grown(walk: Propagation, operands: Sequence[Value], axes: Sequence[Axis]) -> Value:
+    """What activations become with weights that act on their units, entry by entry."""
+    for v in operands:
+        walk.absorb(v)
+    return Value(axes)
+
+
+def _uniform(*shapes: Sequence[int]) -> Value:
+    """The same number everywhere."""
+    return Value([Axis(n) for n in torch.broadcast_shapes(*shapes)], active=False, uniform=True)
+
+
+def _broadcast(operands: Sequence[Value], back: int) -> tuple[Axis, Origin]:
+    """One axis of the result, counted from the last, from those of the operands that have it."""
+    here = [(v, len(v.axes) - back) for v in operands if len(v.axes) >= back]
+    size = max((v.axes[d].size for v, d in here), key=lambda n: (n != 1, n))
+    ax.fix(*(v.axes[d] for v, d in here if v.axes[d].size != size and not v.uniform))
+    return _one([(v, d) for v, d in here if v.axes[d].size == size])
+
+
+def _one(pairs: Sequence[tuple[Value, int]]) -> tuple[Axis, Origin]:
+    """Axes of several values made one."""
+    axis = pairs[0][0].axes[pairs[0][1]]
+    for v, d in pairs[1:]:
+        ax.unify(axis, v.axes[d])
+    return axis, NONE.union(*(v.origins[d] for v, d in pairs))
 
 
 def _pointwise(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
@@ -75,28 +91,35 @@ def contract(walk: Propagation, a: Value, la: Sequence[Any], b: Value, lb: Seque
     Summed against a weight, the units of the other operand are read by it; two activations summed against each
     other leave nothing to silence.
     """
-    where_a, where_b = {l: i for i, l in enumerate(la)}, {l: i for i, l in enumerate(lb)}
-    axes, origins = {}, {}
-    for name in (*la, *(l for l in lb if l not in where_a)):
-        pairs = [(v, w[name]) for v, w in ((a, where_a), (b, where_b)) if name in w]
-        sizes = {v.axes[d].size for v, d in pairs}
-        if len(sizes) > 1:
-            # a broadcast batch axis
-            ax.fix(*(v.axes[d] for v, d in pairs if v.axes[d].size == 1))
-            pairs = [(v, d) for v, d in pairs if v.axes[d].size > 1]
-        for v, d in pairs[1:]:
-            ax.unify(pairs[0][0].axes[pairs[0][1]], v.axes[d])
-        axes[name] = pairs[0][0].axes[pairs[0][1]]
-        origins[name] = NONE.union(*(v.origins[d] for v, d in pairs))
+    operands = ((a, list(la)), (b, list(lb)))
+    made = {}
+    for name in dict.fromkeys((*la, *lb)):
+        pairs = _stretched(operands, name)
+        made[name] = _one(pairs)
         if name not in out:
             _sum_over(walk, pairs)
-    active = a.active or b.active
-    if active:
-        for v, names in ((a, la), (b, lb)):
-            for d, name in enumerate(names):
-                if v.is_weight and name in out:
-                    walk.use(v, d, "in")
-    return Value([axes[n] for n in out], () if active else [origins[n] for n in out], active=active)
+    axes, origins = [made[n][0] for n in out], [made[n][1] for n in out]
+    if not (a.active or b.active):
+        return Value(axes, origins, active=False)
+    for v, labels in operands:
+        _makes(walk, v, labels, out)
+    return Value(axes)
+
+
+def _makes(walk: Propagation, v: Value, labels: Sequence[Any], out: Sequence[Any]) -> None:
+    """A weight makes units along the axes that stay."""
+    for d, name in enumerate(labels):
+        if v.is_weight and name in out:
+            walk.use(v, d, "in")
+
+
+def _stretched(operands: Sequence[tuple[Value, Sequence[Any]]], name: Any) -> list[tuple[Value, int]]:
+    """The axes of one label without those of size 1 that are stretched to the other's, which are fixed."""
+    pairs = [(v, labels.index(name)) for v, labels in operands if name in labels]
+    if len({v.axes[d].size for v, d in pairs}) == 1:
+        return pairs
+    ax.fix(*(v.axes[d] for v, d in pairs if v.axes[d].size == 1))
+    return [(v, d) for v, d in pairs if v.axes[d].size > 1]
 
 
 def _sum_over(walk: Propagation, pairs: Sequence[tuple[Value, int]]) -> None:
@@ -137,6 +160,15 @@ def _addmm(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return elementwise(walk, [a["x"], _matmul(walk, node, {"mat2": two, "x": one})])
 
 
+def _grouped_product(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
+    """Rows in the order of the experts, each times the matrix of its expert: a row is read by one matrix."""
+    x, w = a["x"], a["weight"] if "weight" in a else a["mat2"]
+    ax.fix(x.axes[0], w.axes[0])
+    walk.use(w, 0, "in")
+    y = contract(walk, x, ["s", "i"], w.at([1, 2]), ["i", "o"], ["s", "o"])
+    return y if a.get("bias") is None else elementwise(walk, [y, a["bias"]])
+
+
 def _einsum(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     equation, operands = a["equation"].replace(" ", ""), a["tensors"]
     if "->" not in equation or "..." in equation or len(operands) != 2:
@@ -153,16 +185,28 @@ def _reduce(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     x, base = a["x"], node.base
     if "other" in a:
         return _pointwise(walk, node, a)
-    dims = a.get("dim")
-    dims = range(len(x.axes)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    dims = {d % len(x.axes) for d in dims}
+    dims = _dims(a.get("dim"), len(x.axes))
     for d in dims:
         ax.mark(x.axes[d], f"{base} is taken over these units")
-    keep = bool(a.get("keepdim"))
-    axes = [ax.fixed(1) if d in dims else axis for d, axis in enumerate(x.axes) if keep or d not in dims]
-    origins = [NONE if d in dims else o for d, o in enumerate(x.origins) if keep or d not in dims]
-    out = Value(axes, origins, active=x.active, bent=not x.active)
+    out = reduced(x, dims, bool(a.get("keepdim")))
+    if base in ("max", "min") and node.shapes:
+        return out, replace(out, numbers=x.axes[min(dims)])
     return tuple(out for _ in node.shapes) if node.shapes else out
+
+
+def _dims(dim: Any, rank: int) -> set[int]:
+    """The axes that are meant; none given are all."""
+    if dim is None or dim == []:
+        return set(range(rank))
+    return {d % rank for d in ([dim] if isinstance(dim, int) else dim)}
+
+
+def reduced(x: Value, dims: Collection[int], keep: bool) -> Value:
+    """The value without those axes, or with axes of size 1 in their place."""
+    left = [d for d in range(len(x.axes)) if keep or d not in dims]
+    axes = [ax.fixed(1) if d in dims else x.axes[d] for d in left]
+    origins = [NONE if d in dims else x.origins[d] for d in left]
+    return Value(axes, origins, active=x.active, bent=not x.active)
 
 
 def _softmax(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
@@ -177,7 +221,7 @@ def _triangle(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
 
 
 def _constant(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
-    return Value([Axis(n) for n in node.shape or ()], active=False, uniform=True)
+    return _uniform(node.shape or ())
 
 
 def _table(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
@@ -197,6 +241,7 @@ KINDS: dict[Kind, Rule] = {
 RULES: dict[str, Rule] = (
     dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul)
     | dict.fromkeys(("addmm", "baddbmm"), _addmm)
+    | dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), _grouped_product)
     | dict.fromkeys(("tril", "triu"), _triangle)
     | {"linear": _linear, "outer": _outer, "einsum": _einsum, "prelu": _prelu, "glu": _glu}
 )

@@ -16,7 +16,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "find", "fix", "fixed", "label", "labels", "leaves", "mark", "product", "split", "total", "unify"]
+__all__ = [
+    *(
+        "GIVEN",
+        "Axis",
+        "explain",
+        "factored",
+        "find",
+        "fix",
+        "fixed",
+        "label",
+        "labels",
+        "leaves",
+        "mark",
+        "product",
+        "split",
+    ),
+    *("total", "unify"),
+]
+
+GIVEN = "its positions have a meaning of their own"
+"""Why inputs, outputs, places and the rows of a table are fixed: they are no units that something made."""
 
 Kind = Literal["atom", "product", "sum"]
 
@@ -24,12 +44,12 @@ Kind = Literal["atom", "product", "sum"]
 class Axis:
     """A node of the union-find; mutable, private to one derivation. Compare by ``find(a) is find(b)``."""
 
-    __slots__ = ("fixed", "kind", "label", "mixed", "parent", "parts", "size")
+    __slots__ = ("fixed", "kind", "label", "mixed", "parent", "parts", "size", "why")
 
     def __init__(self, size: int, kind: Kind = "atom", parts: Sequence[Axis] = ()) -> None:
         self.size, self.kind, self.parts = size, kind, tuple(parts)
         self.parent: Axis | None = None
-        self.fixed, self.mixed, self.label = False, "", ""
+        self.fixed, self.why, self.mixed, self.label = False, "", "", ""
 
     def __repr__(self) -> str:
         root = find(self)
@@ -47,10 +67,10 @@ def find(a: Axis) -> Axis:
     return a
 
 
-def fixed(size: int) -> Axis:
+def fixed(size: int, why: str = "") -> Axis:
     """A new axis whose positions cannot be exchanged."""
     a = Axis(size)
-    a.fixed = True
+    a.fixed, a.why = True, why
     return a
 
 
@@ -95,11 +115,17 @@ def leaves(a: Axis) -> Iterator[Axis]:
         yield from leaves(p)
 
 
-def fix(*axes: Axis) -> None:
-    """Forbid any permutation of the positions."""
+def fix(*axes: Axis, why: str = "") -> None:
+    """Forbid any permutation of the positions, and say why. The first reason is kept."""
     for a in axes:
         for leaf in leaves(a):
-            leaf.fixed = True
+            leaf.fixed, leaf.why = True, leaf.why or why
+
+
+def explain(a: Axis, why: str) -> None:
+    """Say why the atoms that are fixed are so. The first reason is kept."""
+    for leaf in leaves(a):
+        leaf.why = leaf.why or (why if leaf.fixed else "")
 
 
 def mark(a: Axis, why: str) -> None:
@@ -109,10 +135,9 @@ def mark(a: Axis, why: str) -> None:
 
 
 def label(a: Axis, name: str) -> None:
-    """Give the atom a name that helps to tell groups apart."""
-    a = find(a)
-    if a.kind == "atom":
-        a.label = a.label or name
+    """Give the atoms a name that helps to tell groups apart. The first name is kept."""
+    for leaf in leaves(a):
+        leaf.label = leaf.label or name
 
 
 def unify(a: Axis, b: Axis) -> None:
@@ -143,35 +168,49 @@ def _bind(atom: Axis, to: Axis) -> None:
         return
     atom.parent = to
     for leaf in leaves(to):
-        leaf.fixed = leaf.fixed or atom.fixed
-        leaf.mixed = leaf.mixed or atom.mixed
-        leaf.label = leaf.label or (atom.label if to.kind == "atom" else "")
+        _inherit(leaf, atom, label=to.kind == "atom")
+
+
+def _inherit(leaf: Axis, atom: Axis, label: bool) -> None:
+    leaf.fixed = leaf.fixed or atom.fixed
+    leaf.why = leaf.why or atom.why
+    leaf.mixed = leaf.mixed or atom.mixed
+    leaf.label = leaf.label or (atom.label if label else "")
 
 
 def _like(atom: Axis, size: int) -> Axis:
     part = Axis(size)
-    part.fixed, part.mixed, part.label = atom.fixed, atom.mixed, atom.label
+    part.fixed, part.why, part.mixed, part.label = atom.fixed, atom.why, atom.mixed, atom.label
     return part
 
 
 def _unify_products(xs: list[Axis], ys: list[Axis]) -> None:
     """Match factors from the slow end; split the larger atom where the smaller one ends."""
     while xs and ys:
-        xs, ys = [f for x in xs for f in factors(x)], [f for y in ys for f in factors(y)]
+        xs, ys = _flat(xs), _flat(ys)
         if xs[0].size > ys[0].size:
             xs, ys = ys, xs
-        x, y = xs[0], ys[0]
-        if x.size == y.size:
-            unify(x, y)
-            xs, ys = xs[1:], ys[1:]
-        elif x.size == 1:
-            fix(x)
-            xs = xs[1:]
-        elif y.kind == "atom" and y.size % x.size == 0:
-            _bind(y, Axis(y.size, "product", (_like(y, x.size), _like(y, y.size // x.size))))
-        else:
-            xs, ys = _unify_block(xs, ys)
+        xs, ys = _unify_first(xs, ys)
     fix(*xs, *ys)
+
+
+def _flat(axes: Sequence[Axis]) -> list[Axis]:
+    return [factor for axis in axes for factor in factors(axis)]
+
+
+def _unify_first(xs: list[Axis], ys: list[Axis]) -> tuple[list[Axis], list[Axis]]:
+    """One step: the first factors, of which that of xs is not the larger, and what is left."""
+    x, y = xs[0], ys[0]
+    if x.size == y.size:
+        unify(x, y)
+        return xs[1:], ys[1:]
+    if x.size == 1:
+        fix(x)
+        return xs[1:], ys
+    if y.kind == "atom" and y.size % x.size == 0:
+        _bind(y, Axis(y.size, "product", (_like(y, x.size), _like(y, y.size // x.size))))
+        return xs, ys
+    return _unify_block(xs, ys)
 
 
 def _unify_block(xs: list[Axis], ys: list[Axis]) -> tuple[list[Axis], list[Axis]]:
@@ -245,6 +284,13 @@ def split(a: Axis, sizes: Sequence[int]) -> list[Axis]:
     pieces = [Axis(n) for n in sizes]
     unify(a, total(pieces))
     return [piece if piece.size else fixed(0) for piece in pieces]
+
+
+def factored(a: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """The factors of an axis, the first one slowest; those of size 1 hold no units."""
+    parts = [fixed(1) if n == 1 else Axis(n) for n in sizes]
+    unify(a, product(parts))
+    return parts
 
 
 def labels(a: Axis) -> dict[Axis, Tensor]:

@@ -8,8 +8,9 @@ networks: A[l] has shape [n_l, n_{l-1}, k_l] (k_l kernel entries, or pixels per 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -218,37 +219,42 @@ def reshape(node: Node, h: Tensor) -> Tensor:
 
 def chain_of(program: Program, structure: Structure) -> Chain:
     """The chain that `program` is, or ``UnsupportedError`` naming the operation that makes it something else."""
-    nodes = _canonical(_one_line(program), program)
+    pieces = _factor_first(_pieces(_canonical(_one_line(program), program)))
+    tail = next((n for n in pieces[-1][1:] if n.kind not in ("affine", *RESHAPE)), None)
+    if tail is not None:
+        why = "it follows the output layer; return the raw outputs (logits), and scale what the layer reads instead"
+        raise UnsupportedError(tail.where or tail.op, why)
+    _refuse_pixels(pieces)
+    shapes, names = structure.shapes, [_affine(piece).args[1].name for piece in pieces]
+    groups = [*(_group_between(structure, *pair) for pair in pairwise(names)), None]
+    layers = tuple(map(_layer, pieces, names, groups))
+    _refuse_unread(shapes, layers)
+    widths = (shapes[names[0]][1], *(shapes[n][0] for n in names))
+    entries = tuple(prod(shapes[n]) // (shapes[n][0] * before) for n, before in zip(names, widths[:-1], strict=True))
+    return Chain(layers, widths, entries, program.inputs[0])
+
+
+def _pieces(nodes: list[Node]) -> list[list[Node]]:
+    """The nodes of each layer. A reshape (flatten) reads features of the layer before it, and belongs to the next."""
     starts = [i for i, n in enumerate(nodes) if n.kind == "affine"]
     if not starts:
         raise UnsupportedError("the network", "it has no linear or convolutional layer")
-    # a reshape (flatten) reads the features of the layer before it, so it belongs to the layer that follows
     cuts = [0]
     for i in starts[1:]:
         while nodes[i - 1].kind in RESHAPE:
             i -= 1
         cuts.append(i)
-    pieces = _factor_first([nodes[i:j] for i, j in zip(cuts, [*cuts[1:], len(nodes)], strict=True)])
-    if tail := [n for n in pieces[-1][1:] if n.kind not in ("affine", *RESHAPE)]:
-        raise UnsupportedError(
-            tail[0].where or tail[0].op,
-            "it follows the output layer; return the raw outputs (logits), and scale what the layer reads instead",
-        )
-    _refuse_pixels(pieces)
-    names = [next(n for n in piece if n.kind == "affine").args[1].name for piece in pieces]
-    layers: list[Layer] = []
-    for l, piece in enumerate(pieces):
-        last = l == len(pieces) - 1
-        group = None if last else _group_between(structure, names[l], names[l + 1])
-        layers.append(_layer(piece, names[l], group))
-    shapes = structure.shapes
-    first = shapes[names[0]][1]
-    widths = (first, *(shapes[n][0] for n in names))
+    return [nodes[i:j] for i, j in pairwise([*cuts, len(nodes)])]
+
+
+def _affine(nodes: Sequence[Node]) -> Node:
+    return next(n for n in nodes if n.kind == "affine")
+
+
+def _refuse_unread(shapes: Mapping[str, Sequence[int]], layers: Sequence[Layer]) -> None:
     used = {v for layer in layers for v in (layer.weight, *layer.vectors)}
     if unused := [k for k in shapes if k not in used and not k.endswith("num_batches_tracked")]:
         raise UnsupportedError(f"parameter {unused[0]!r}", "it belongs to no layer of the chain")
-    entries = tuple(prod(shapes[n]) // (shapes[n][0] * before) for n, before in zip(names, widths[:-1], strict=True))
-    return Chain(tuple(layers), widths, entries, program.inputs[0])
 
 
 def factor(node: Node) -> float | None:
@@ -265,11 +271,14 @@ def _factor_first(pieces: list[list[Node]]) -> list[list[Node]]:
     """
     *before, last = pieces
     tail = [n for n in last if factor(n) is not None]
-    affine = next(n for n in last if n.kind == "affine")
-    if not tail or (len(affine.args) > 2 and affine.args[2] is not None):
+    if not tail or _has_bias(_affine(last)):
         return pieces
     rest = [n for n in last if factor(n) is None]
     return [*before[:-1], [*before[-1], *tail], rest] if before else [[*tail, *rest]]
+
+
+def _has_bias(affine: Node) -> bool:
+    return len(affine.args) > 2 and affine.args[2] is not None
 
 
 def _one_line(program: Program) -> list[Node]:
@@ -284,17 +293,23 @@ def _one_line(program: Program) -> list[Node]:
         if node.shape is None:  # sizes read off the batch: the reshapes that use them are followed by shape
             scalars.add(node.name)
             continue
-        data = set(node.refs()) - named.keys() - scalars
-        if data != {flow}:
+        if set(node.refs()) - named.keys() - scalars != {flow}:
             raise UnsupportedError(node.where or node.op, "the network is not a chain of layers (branches or sums)")
-        if node.base == "linear" and len(node.shape) != 2:
-            raise UnsupportedError(node.where or node.op, "a linear layer that runs over positions is not a chain")
+        _refuse_layer(node)
         args, kwargs = node.bind({k: named.get(k, Ref(k)) for k in node.refs()})
         line.append(replace(node, args=args, kwargs=kwargs))
         flow = node.name
     if not line or program.outputs[0].name != flow:
         raise UnsupportedError("the network", "its output is not the last operation of a chain")
     return line
+
+
+def _refuse_layer(node: Node) -> None:
+    """Refuse layers whose weight is no full matrix, or is read at several positions."""
+    if node.base == "linear" and len(node.shape or ()) != 2:
+        raise UnsupportedError(node.where or node.op, "a linear layer that runs over positions is not a chain")
+    if node.kind == "affine" and node.named().get("groups", 1) != 1:
+        raise UnsupportedError(node.where or node.op, "a grouped convolution has no full matrix")
 
 
 def _canonical(line: list[Node], program: Program) -> list[Node]:
@@ -321,11 +336,11 @@ def _canonical(line: list[Node], program: Program) -> list[Node]:
 
 def _needed(node: Node | None, before: tuple[int, ...], batch: int) -> list[Node]:
     """A reshape of values of the shape `before`, if it does anything; refuses what moves entries between channels."""
-    shape = before if node is None else node.shape or ()
-    if node is None or shape == before:
+    if node is None or node.shape == before:
         return []
-    keeps = len(before) > 2 and shape[1:2] == before[1:2]
-    if shape[:1] != (batch,) or not (len(shape) == 2 or (len(shape) > 2 and keeps)):
+    shape = node.shape or ()
+    keeps = min(len(before), len(shape)) > 2 and shape[1] == before[1]
+    if shape[:1] != (batch,) or not (len(shape) == 2 or keeps):
         raise UnsupportedError(node.where or node.op, "a reshape other than flattening each example is not a chain")
     return [node]
 
@@ -359,18 +374,25 @@ def _known(group: Group | None, node: Node) -> set[str]:
 def _group_between(structure: Structure, weight: str, following: str) -> Group:
     """The hidden units that `weight` makes and `following` reads, in their natural order and nothing else's."""
     for group in structure.groups:
-        makes = [m for m in group.members if m.tensor == weight and m.dim == 0 and m.role == "in"]
-        reads = [m for m in group.members if m.tensor == following and m.dim == 1 and m.role == "out"]
-        if not makes or not reads:
+        roles = {(m.tensor, m.dim, m.role) for m in group.members}
+        if not {(weight, 0, "in"), (following, 1, "out")} <= roles:
             continue
         if not group.separable:
             raise UnsupportedError(f"units of {weight!r}", f"they cannot be treated one by one ({group.why})")
-        others = {m.tensor for m in group.members if m.role == "out"} - {following}
-        whole = all(_natural(m.index, structure.shapes[m.tensor][m.dim]) for m in group.members)
-        if others or not whole:
-            break
-        return group
-    raise UnsupportedError(f"units of {weight!r}", f"they are not exactly the units that {following!r} reads")
+        if _whole(group, structure) and {m.tensor for m in group.outs} == {following}:
+            return group
+        break
+    layer = weight.rpartition(".")[0] or weight
+    why = structure.fixed.get(layer, "")
+    raise UnsupportedError(
+        f"units of {weight!r}",
+        f"they are not exactly the units that {following!r} reads" + (f" ({why})" if why else ""),
+    )
+
+
+def _whole(group: Group, structure: Structure) -> bool:
+    """Whether the units are all that stands on their axes, in their natural order."""
+    return all(_natural(m.index, structure.shapes[m.tensor][m.dim]) for m in group.members)
 
 
 def _natural(index: Tensor, length: int) -> bool:

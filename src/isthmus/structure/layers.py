@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from isthmus.errors import UnsupportedError
@@ -13,6 +14,7 @@ from isthmus.structure import axes as ax
 from isthmus.structure.algebra import contract, elementwise
 from isthmus.structure.axes import Axis
 from isthmus.structure.propagation import NONE, Propagation, Rule, Value
+from isthmus.structure.shapes import reshaped
 
 __all__ = ["KINDS", "RAW", "RULES"]
 
@@ -20,24 +22,40 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
 def _convolution(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
-    if a["groups"] != 1:
-        raise UnsupportedError("convolution", f"groups={a['groups']}", "only groups=1 has a rule")
-    x, w = a["x"], a["weight"]
+    """Channels go through the kernel: all of them, or each of several groups of channels by itself."""
+    x, w, groups = a["x"], a["weight"], a["groups"]
     spatial = len(w.axes) - 2
     batch = list(range(len(x.axes) - spatial - 1))
-    ax.fix(*x.axes[-spatial:], *w.axes[2:])
+    ax.fix(*x.axes[-spatial:], *w.axes[2:], why=ax.GIVEN)
     for d in range(2, len(w.axes)):
         walk.use(w, d, "in")
+    x, w = x.at([*batch, len(batch)]), w.at([0, 1])
     kernel = ["i", "o"] if "transpose" in node.base else ["o", "i"]
-    y = contract(walk, x.at([*batch, len(batch)]), [*batch, "i"], w.at([0, 1]), kernel, [*batch, "o"])
+    ins, outs = [*batch, "i"], [*batch, "o"]
+    if groups > 1:
+        x, w = _factored(x, -1, groups), _factored(w, 0, groups)
+        kernel, ins, outs = ["g", *kernel], [*batch, "g", "i"], [*batch, "g", "o"]
+    y = contract(walk, x, ins, w, kernel, outs)
+    y = reshaped(y, (*y.shape[: len(batch)], prod(y.shape[len(batch) :])))
     if a["bias"] is not None:
         y = elementwise(walk, [y, a["bias"]])
     return _with_tail(y, (node.shape or ())[-spatial:])
 
 
+def _factored(x: Value, dim: int, groups: int) -> Value:
+    """The value with an axis taken apart into groups and what is in each."""
+    d = dim % len(x.axes)
+    parts = ax.factored(x.axes[d], [groups, x.axes[d].size // groups])
+    axes = [*x.axes[:d], *parts, *x.axes[d + 1 :]]
+    origins = [*x.origins[:d], x.origins[d], x.origins[d], *x.origins[d + 1 :]]
+    return replace(x, axes=axes, origins=origins, stack=())
+
+
 def _with_tail(x: Value, sizes: Sequence[int]) -> Value:
     """The value with further axes, whose positions have a meaning of their own."""
-    return replace(x, axes=[*x.axes, *map(ax.fixed, sizes)], origins=[*x.origins, *[NONE] * len(sizes)])
+    return replace(
+        x, axes=[*x.axes, *(ax.fixed(n, ax.GIVEN) for n in sizes)], origins=[*x.origins, *[NONE] * len(sizes)]
+    )
 
 
 def _spatial(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
@@ -102,49 +120,49 @@ def _group_norm(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return elementwise(walk, [x])
 
 
-def _embedding(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
-    weight, indices = a["weight"], a["indices"]
-    ax.fix(weight.axes[0])
-    walk.absorb(weight)
-    return Value([*indices.axes, weight.axes[1]], active=indices.active or not weight.is_weight)
-
-
 def _recurrent(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     """LSTM, GRU and plain recurrent layers: the gates are a fixed factor in front of the units of each direction."""
-    kind = node.base
-    if a["train"] and a["dropout"] and a["num_layers"] > 1:
-        raise UnsupportedError(kind, "its dropout is in training mode", "call module.eval() first")
-    weights = [walk.read(w) for w in a["params"]]
-    directions = 2 if a["bidirectional"] else 1
-    per_cell = len(weights) // (a["num_layers"] * directions)
-    if per_cell != (4 if a["has_biases"] else 2):
-        raise UnsupportedError(kind, "a projection of the hidden state (proj_size) has no rule")
     x = walk.read(a["x"])
-    features, batch = x.axes[-1], x.axes[0 if a["batch_first"] else 1] if len(x.axes) == 3 else None
     ax.fix(x.axes[1 if a["batch_first"] else 0])
-    states, cells = [], iter(range(0, len(weights), per_cell))
-    for layer in range(a["num_layers"]):
-        outs = []
-        for direction in range(directions):
-            i = next(cells)
-            hidden = weights[i + 1].axes[1]
-            label = f"hidden.{layer}" + (".reverse" if direction else "")
-            walk.labels |= {tensor: label for w in weights[i : i + per_cell] for tensor, _ in w.origins[0]}
-            _cell(walk, _GATES[kind], features, hidden, weights[i : i + per_cell])
-            states.append(Value([hidden] if batch is None else [batch, hidden]))
-            outs.append(hidden)
+    batch = [x.axes[0 if a["batch_first"] else 1]] if len(x.axes) == 3 else []
+    features, states = x.axes[-1], []
+    for layer, cells in enumerate(_cells(walk, node.base, a)):
+        outs = _directions(walk, node, features, f"hidden.{layer}", cells)
+        states += [Value([ax.fixed(1), *batch, hidden]) for hidden in outs]
         features = ax.total(outs)
-    for given in a["hx"] if kind == "lstm" else [a["hx"]]:
+    for given in a["hx"] if node.base == "lstm" else [a["hx"]]:
         if not given.uniform:
             _initial(walk, walk.read(given), states)
-    out = x.with_axis(len(x.axes) - 1, features)
-    last = Value([ax.fixed(len(states)), *states[0].axes], stack=states)
-    return (replace(out, active=True), *[last] * (2 if kind == "lstm" else 1))
+    out = replace(x.with_axis(len(x.axes) - 1, features), active=True)
+    last = Value([ax.fixed(len(states)), *states[0].axes[1:]], stack=states)
+    return (out, last, last) if node.base == "lstm" else (out, last)
+
+
+def _cells(walk: Propagation, kind: str, a: dict[str, Any]) -> list[list[list[Value]]]:
+    """The weights of each direction of each layer."""
+    weights, directions = [walk.read(w) for w in a["params"]], 2 if a["bidirectional"] else 1
+    each = len(weights) // (a["num_layers"] * directions)
+    if a["train"] and a["dropout"] and a["num_layers"] > 1:
+        raise UnsupportedError(kind, "its dropout is in training mode", "call module.eval() first")
+    if each != (4 if a["has_biases"] else 2):
+        raise UnsupportedError(kind, "a projection of the hidden state (proj_size) has no rule", "use a linear layer")
+    cells = [weights[i : i + each] for i in range(0, len(weights), each)]
+    return [cells[i : i + directions] for i in range(0, len(cells), directions)]
+
+
+def _directions(
+    walk: Propagation, node: Node, features: Axis, label: str, cells: Sequence[Sequence[Value]]
+) -> list[Axis]:
+    """The units of one layer, by direction."""
+    for cell, name in zip(cells, (label, f"{label}.reverse"), strict=False):
+        walk.labels |= {tensor: name for w in cell for tensor, _ in w.origins[0]}
+        _cell(walk, _GATES[node.base], features, cell[1].axes[1], cell)
+    return [cell[1].axes[1] for cell in cells]
 
 
 def _cell(walk: Propagation, gates: int, features: Axis, hidden: Axis, weights: Sequence[Value]) -> None:
     w_in, w_hidden, *biases = weights
-    rows = ax.product([ax.fixed(gates), hidden])
+    rows = ax.product([ax.fixed(gates, ax.GIVEN), hidden])
     for w in weights:
         ax.unify(w.axes[0], rows)
     ax.unify(w_in.axes[1], features)
@@ -168,20 +186,39 @@ def _attention(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     q, k, v = a["query"], a["key"], a["value"]
     if a["dropout_p"]:
         raise UnsupportedError("attention", "its dropout is in training mode", "call module.eval() first")
-    if a.get("enable_gqa"):
-        raise UnsupportedError("attention", "grouped queries (enable_gqa) have no rule")
     n = len(q.axes) - 2
-    batch = [f"b{i}" for i in range(n)]
+    batch, repeats = [f"b{i}" for i in range(n)], []
+    if a.get("enable_gqa") and q.shape[-3] != k.shape[-3]:
+        q, repeats = _grouped_queries(q, k, v), ["r"]
+    scores = contract(walk, q, [*batch, *repeats, "t", "d"], k, [*batch, "s", "d"], [*batch, *repeats, "t", "s"])
     if n > 1:
-        ax.label(q.axes[n - 1], "heads")
-    scores = contract(walk, q, [*batch, "t", "d"], k, [*batch, "s", "d"], [*batch, "t", "s"])
+        ax.label(scores.axes[n - 1], "heads")
     ax.label(q.axes[-1], "head_dim")
-    ax.fix(q.axes[-2], k.axes[-2])
+    ax.fix(q.axes[-2], k.axes[-2], why=ax.GIVEN)
     if a["attn_mask"] is not None:
-        elementwise(walk, [scores, a["attn_mask"]])
-    out = contract(walk, scores, [*batch, "t", "s"], v, [*batch, "s", "e"], [*batch, "t", "e"])
+        elementwise(walk, [_with_heads(scores, n), a["attn_mask"]])
+    out = contract(walk, scores, [*batch, *repeats, "t", "s"], v, [*batch, "s", "e"], [*batch, *repeats, "t", "e"])
     ax.label(v.axes[-1], "value_dim")
-    return out
+    return _with_heads(out, n)
+
+
+def _grouped_queries(q: Value, k: Value, v: Value) -> Value:
+    """The queries by the keys and values that they share."""
+    heads, shared = q.shape[-3], k.shape[-3]
+    if v.shape[-3] != shared or heads % shared:
+        raise UnsupportedError(
+            "attention", f"{heads} heads of queries do not share {shared} keys, {v.shape[-3]} values"
+        )
+    q = _factored(q, -3, shared)
+    ax.label(q.axes[-3], "queries")
+    return q
+
+
+def _with_heads(x: Value, n: int) -> Value:
+    """Queries that share keys, as heads of one axis."""
+    return (
+        x if len(x.axes) == n + 2 else reshaped(x, (*x.shape[: n - 1], x.shape[n - 1] * x.shape[n], *x.shape[n + 1 :]))
+    )
 
 
 def _step(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
@@ -222,7 +259,7 @@ RULES: dict[str, Rule] = (
         "group_norm": _group_norm,
         "instance_norm": _instance_norm,
     }
-    | {"_weight_norm": _weight_norm, "embedding": _embedding, "scaled_dot_product_attention": _attention}
+    | {"_weight_norm": _weight_norm, "scaled_dot_product_attention": _attention}
 )
 RAW = frozenset(_GATES)
 """Operations that treat a uniform argument (zero first states) in their own way."""

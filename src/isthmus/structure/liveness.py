@@ -12,6 +12,7 @@ Everything here is a property of real arithmetic on a Bezier curve, read off its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -87,17 +88,19 @@ def live_units(control: Sequence[Params], structure: Structure) -> dict[str, Ten
     live = {g.name: torch.full((g.size,), not separable(g), device=device) for g in structure.groups}
     nonzero = {m.tensor: _ever_nonzero(control, m.tensor) for g in structure.groups for m in g.outs}
     for _ in range(sum(g.size for g in structure.groups) + 1):
-        before = {k: int(v.sum()) for k, v in live.items()}
-        for group in reversed(structure.groups):
-            if not separable(group):
-                continue
+        before = _counts(live)
+        for group in filter(separable, reversed(structure.groups)):
             for m in group.outs:
                 reaching = nonzero[m.tensor] & _rows_live(m.tensor, nonzero[m.tensor].shape, live, structure)
                 by_position = reaching.movedim(m.dim, 0).reshape(reaching.shape[m.dim], -1).any(1)
                 live[group.name] = live[group.name] | by_position[m.index.to(device)].any(1)
-        if before == {k: int(v.sum()) for k, v in live.items()}:
+        if before == _counts(live):
             break
     return live
+
+
+def _counts(live: Mapping[str, Tensor]) -> list[int]:
+    return [int(v.sum()) for v in live.values()]
 
 
 def separable(group: Group) -> bool:
@@ -148,22 +151,28 @@ def merged(
     out: list[Params] = [dict(p) for p in points]
     lost: dict[str, Tensor] = {}
     for group in structure.groups:
-        if not separable(group) or any(points[0][m.tensor].is_complex() for m in group.members):
+        if not separable(group) or _complex(group, points[0]):
             continue
         classes = _classes(out, points, lost, group, live[group.name])
-        for p in out if classes else ():
-            for m in group.outs:
-                index = m.index.to(p[m.tensor].device)
-                moved = p[m.tensor].double().movedim(m.dim, 0).clone()
-                error = torch.zeros_like(moved)
-                for units in classes:
-                    moved[index[units[0]]], error[index[units[0]]] = _exact_sum(moved[index[units]])
-                    moved[index[units[1:]].flatten()] = 0
-                p[m.tensor] = moved.movedim(0, m.dim)
-                if bool(error.any()):
-                    error = error.movedim(0, m.dim)
-                    lost[m.tensor] = torch.maximum(lost[m.tensor], error) if m.tensor in lost else error
+        for p, m in product(out if classes else (), group.outs):
+            p[m.tensor], error = _added(p[m.tensor], m, classes)
+            if bool(error.any()):
+                lost[m.tensor] = torch.maximum(lost[m.tensor], error) if m.tensor in lost else error
     return out, lost
+
+
+def _complex(group: Group, params: Params) -> bool:
+    return any(params[m.tensor].is_complex() for m in group.members)
+
+
+def _added(tensor: Tensor, m: Member, classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The tensor with the entries of equal units added up on the first of them, and what the sums lost."""
+    index, moved = m.index.to(tensor.device), tensor.double().movedim(m.dim, 0).clone()
+    error = torch.zeros_like(moved)
+    for units in classes:
+        moved[index[units[0]]], error[index[units[0]]] = _exact_sum(moved[index[units]])
+        moved[index[units[1:]].flatten()] = 0
+    return moved.movedim(0, m.dim), error.movedim(0, m.dim)
 
 
 def _exact_sum(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -27,8 +27,9 @@ class Value:
 
     `axes`, one per dimension; `origins`, for each axis the axes of parameters that it is a view of. An `active` value
     depends on the input; a `uniform` one is the same number everywhere, so that its axes tie nothing; a `bent` one
-    is a function of weights that does not keep zeros. `stack` holds the slices along axis 0 when they are known one
-    by one (the last states of a recurrent network, layer by layer).
+    is a function of weights that does not keep zeros. `stack` holds the slices along the axis `along` (each with that
+    axis, of size 1) when they are known one by one: the last states of a recurrent network, packed projections.
+    `numbers`: the axis whose positions the entries number (what topk and argmax say was chosen).
     """
 
     axes: Sequence[Axis]
@@ -37,6 +38,8 @@ class Value:
     uniform: bool = False
     bent: bool = False
     stack: Sequence[Value] = ()
+    along: int = 0
+    numbers: Axis | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "axes", tuple(self.axes))
@@ -70,11 +73,15 @@ Rule = Callable[["Propagation", Node, dict[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Rules:
-    """What each operation does to axes: by its name, else by its kind. Those in `raw` see values as they stand."""
+    """What each operation does to axes: by its name, else by its kind.
+
+    Those in `raw` see values as they stand; those in `numbering` know what to do with numbers of units.
+    """
 
     named: Mapping[str, Rule]
     kinds: Mapping[Kind, Rule]
     raw: frozenset[str]
+    numbering: frozenset[str]
 
     def of(self, node: Node) -> Rule | None:
         """The rule of a node's operation, if it has one."""
@@ -92,19 +99,19 @@ class Propagation:
         self.order = {name: i for i, name in enumerate(program.tensors.values())}
         # names of the groups that a tensor is the first to make, after that of its layer
         self.labels: dict[str, str] = {}
+        self.flow = Flow(program)
 
     # ------------------------------------------------------------------ what rules call
 
     def read(self, value: Any) -> Any:
-        """A value ready for a rule: new axes for a uniform one, one tensor for a stack."""
+        """A value ready for a rule: new axes for a uniform one, one tensor for a stack, nothing chosen by number."""
         if not isinstance(value, Value):
             return value
         if value.uniform:
             return replace(value, axes=[Axis(n) for n in value.shape], origins=())
-        if value.stack:
-            for part in value.stack[1:]:
-                self.tie(value.stack[0], part)
-        return value
+        for part in value.stack[1:]:
+            self.tie(value.stack[0], part)
+        return replace(value, stack=())
 
     def tie(self, one: Value, other: Value) -> None:
         """Make the axes of two values of equal shape the same."""
@@ -118,65 +125,96 @@ class Propagation:
 
     def absorb(self, value: Value) -> None:
         """Record a weight that acts on its own units, entry by entry (a bias, a gain, an embedding of positions)."""
-        for dim in range(len(value.axes)):
+        for dim in range(len(value.axes) if value.is_weight else 0):
             self.use(value, dim, "in")
 
     # ------------------------------------------------------------------ the walk
 
     def run(self, rules: Rules) -> None:
         """Apply the rule of each operation on which an output depends; errors name the operation and its line."""
-        env: dict[str, Any] = {k: Value([ax.fixed(n) for n in self.program.shapes[k]]) for k in self.program.inputs}
-        for place, constant in self.program.constants.items():
-            env[place] = Value([ax.fixed(n) for n in constant.shape], active=False)
-        for place, name in self.program.tensors.items():
-            env[place] = self._weight(name)
-        for out in self.program.interpret(partial(self._apply, rules), env):
-            ax.fix(*self.read(out).axes)
-        live = self.program.live()
-        canonical = {self.program.tied.get(n, n) for p, n in self.program.tensors.items() if p in live}
-        for name in self.program.tensors.values():
-            if name not in self.program.integers and self.program.tied.get(name, name) not in canonical:
-                raise UnsupportedError(
-                    f"parameter {name!r}",
-                    "it is not used by the forward pass",
-                    "remove it, or write its groups by hand",
-                )
+        program = self.program
+        env: dict[str, Any] = {k: _held(program.shapes[k], why=ax.GIVEN) for k in program.inputs}
+        env |= {place: _held(constant.shape, active=False) for place, constant in program.constants.items()}
+        env |= {place: self._weight(name) for place, name in program.tensors.items()}
+        for out in program.interpret(partial(self._apply, rules), env):
+            ax.fix(*self.read(out).axes, why=ax.GIVEN)
+        unused = (k for k in program.tensors.values() if k not in program.integers and not program.reads(k))
+        if (name := next(unused, None)) is not None:
+            instead = "remove it, or write its groups by hand"
+            raise UnsupportedError(f"parameter {name!r}", "it is not used by the forward pass", instead)
 
     def _weight(self, name: str) -> Value:
         shape = self.shapes[name]
         if name in self.program.integers:
-            return Value([ax.fixed(n) for n in shape], active=False)
+            return _held(shape, active=False)
         self.weights[name] = tuple(Axis(n) for n in shape)
         return Value(self.weights[name], [frozenset({(name, d)}) for d in range(len(shape))], active=False)
 
     def _apply(self, rules: Rules, node: Node, values: Mapping[str, Any]) -> Any:
         if node.hint is not None:
             return node.hint
-        rule = rules.of(node)
-        if rule is None:
-            raise UnsupportedError(f"operation {node.op} ({node.where})", "no rule says which units it keeps apart")
-        keep = node.base in rules.raw
-        args = node.given({k: values[k] if keep else self.read(values[k]) for k in node.refs()})
+        if node.name not in self.flow.told:
+            return _constant(node, active=False)  # only its shape is asked for
         try:
-            return rule(self, node, args)
+            return self._ruled(rules, node, values)
+        except IsthmusError:
+            if node.name in self.flow.moving:
+                raise
+            # constant in the weights: what becomes of which position does not matter to them
+            return _constant(node, any(values[k].active for k in node.refs() if isinstance(values[k], Value)))
+
+    def _ruled(self, rules: Rules, node: Node, values: Mapping[str, Any]) -> Any:
+        rule, place = rules.of(node), f"operation {node.op} ({node.where})"
+        if rule is None:
+            raise UnsupportedError(place, "no rule says which units it keeps apart")
+        raw = node.base in rules.raw
+        given = {k: values[k] if raw else self.read(values[k]) for k in node.refs()}
+        operands = [v for v in given.values() if isinstance(v, Value)]
+        free = _free(operands)
+        if node.base not in rules.numbering:
+            _fix_chosen(operands, place)
+        out = self._called(rule, node, given, place)
+        for axis in free:
+            ax.explain(axis, f"{place} treats each position in its own way")
+        return out
+
+    def _called(self, rule: Rule, node: Node, given: Mapping[str, Any], place: str) -> Any:
+        try:
+            return rule(self, node, node.given(given))
         except IsthmusError as error:
-            error.add_note(f"in operation {node.op} ({node.where})")
+            error.add_note(f"in {place}")
             raise
         except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
-            raise UnsupportedError(
-                f"operation {node.op} ({node.where})", f"its axes cannot be followed: {error}"
-            ) from error
+            raise UnsupportedError(place, f"its axes cannot be followed: {error}") from error
 
     # ------------------------------------------------------------------ the result
 
     def structure(self) -> Structure:
         """The groups: the atoms that may be permuted and that some weight makes."""
-        roles = self._roles()
+        found = self._members()
+        groups: list[Group] = []
+        for tensor, atom in self._made():
+            if atom in found:
+                name = _distinct(self._layer(tensor, atom), {g.name for g in groups})
+                groups.append(_group(name, found.pop(atom), atom))
+        # a single unit that cannot be removed alone leaves nothing to do
+        groups = [g for g in groups if g.size > 1 or g.separable]
+        return Structure(tuple(groups), self.shapes, self._fixed())
+
+    def _made(self) -> Iterator[tuple[str, Axis]]:
+        """The atoms that weights make, in the order of the program, each with the tensor."""
+        for tensor, _, axis, role in self.uses:
+            if role == "in":
+                for atom in ax.leaves(axis):
+                    yield tensor, atom
+
+    def _members(self) -> dict[Axis, list[Member]]:
+        """For each free atom the entries that make and read its units."""
         found: dict[Axis, list[Member]] = {}
         aliases: dict[str, list[str]] = {}
         for alias, name in self.program.tied.items():
             aliases.setdefault(name, []).append(alias)
-        for (tensor, dim, atom), role in roles.items():
+        for (tensor, dim, atom), role in self._roles().items():
             unit = ax.labels(self.weights[tensor][dim])[atom]
             # positions sorted by unit, in order within each; those of no unit (-1) come first
             index = unit.argsort(stable=True)[int((unit < 0).sum()) :].reshape(atom.size, -1)
@@ -184,33 +222,88 @@ class Propagation:
                 found.setdefault(atom, []).append(Member(name, dim, "in" if "in" in role else "out", index))
             if len(role) > 1:
                 ax.mark(atom, f"{tensor!r} both makes and reads these units along axis {dim}")
-        groups: list[Group] = []
-        for tensor, _, axis, role in self.uses:
-            for atom in ax.leaves(axis):
-                if role == "in" and atom in found:
-                    name = _name(tensor, atom.label or self.labels.get(tensor, ""), groups)
-                    groups.append(_group(name, found.pop(atom), atom))
-        # a single unit that cannot be removed alone leaves nothing to do
-        return Structure(tuple(g for g in groups if g.size > 1 or g.separable), self.shapes)
+        return found
+
+    def _fixed(self) -> dict[str, str]:
+        """For each layer that makes units of which some form no group, the first reason."""
+        out: dict[str, str] = {}
+        for tensor, atom in self._made():
+            if atom.fixed and atom.why != ax.GIVEN:
+                out.setdefault(self._layer(tensor, atom), atom.why)
+        return {layer: why for layer, why in out.items() if why}
+
+    def _layer(self, tensor: str, atom: Axis) -> str:
+        """The layer of a tensor, with a label where its axis holds several groups."""
+        layer, label = tensor.rpartition(".")[0] or tensor, atom.label or self.labels.get(tensor, "")
+        return f"{layer}.{label}" if label else layer
 
     def _roles(self) -> dict[tuple[str, int, Axis], set[Role]]:
         """The roles of each free atom on each weight axis; an atom that some axis holds without a role is fixed."""
-        used: dict[tuple[str, int], list[tuple[Axis, Role]]] = {}
+        seen: dict[tuple[str, int, Axis], set[Role]] = {}
         for tensor, dim, axis, role in self.uses:
-            used.setdefault((tensor, dim), []).append((axis, role))
-        roles: dict[tuple[str, int, Axis], set[Role]] = {}
-        for tensor, axes in self.weights.items():
-            for dim, axis in enumerate(axes):
-                seen: dict[Axis, set[Role]] = {}
-                for used_axis, role in used.get((tensor, dim), ()):
-                    for atom in ax.leaves(used_axis):
-                        seen.setdefault(atom, set()).add(role)
-                for atom in ax.labels(axis):
-                    if atom in seen:
-                        roles[tensor, dim, atom] = seen[atom]
-                    else:
-                        ax.fix(atom)
-        return {key: role for key, role in roles.items() if not key[2].fixed}
+            for atom in ax.leaves(axis):
+                seen.setdefault((tensor, dim, atom), set()).add(role)
+        held = [
+            (name, d, atom)
+            for name, axes in self.weights.items()
+            for d, axis in enumerate(axes)
+            for atom in ax.labels(axis)
+        ]
+        for key in held:
+            if key not in seen:
+                ax.fix(key[2], why=f"no rule says what {key[0]!r} does with them along axis {key[1]}")
+        return {key: seen[key] for key in held if not key[2].fixed}
+
+
+class Flow:
+    """What flows where in a program, before anything is known of axes.
+
+    `users`: the nodes that read each value. `moving`: the values on which a weight has an influence. `told`: those of
+    which more than the shape is read.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.outputs = {out.name for out in program.outputs}
+        self.users: dict[str, list[Node]] = {}
+        for node in program.needed:
+            for name in node.refs():
+                self.users.setdefault(name, []).append(node)
+        telling = [node for node in program.needed if op_named(node.base).kind not in ("constant", "size")]
+        self.moving = _after(telling, {k for k, name in program.tensors.items() if name not in program.integers})
+        self.told = set(self.outputs)
+        for node in reversed(telling):
+            if node.name in self.told:
+                self.told.update(node.refs())
+
+
+def _after(nodes: Sequence[Node], start: set[str]) -> set[str]:
+    """The values that depend on one of `start`, and these."""
+    for node in nodes:
+        if start.intersection(node.refs()):
+            start.add(node.name)
+    return start
+
+
+def _free(values: Sequence[Value]) -> list[Axis]:
+    return [leaf for v in values for axis in v.axes for leaf in ax.leaves(axis) if not leaf.fixed]
+
+
+def _fix_chosen(values: Sequence[Value], place: str) -> None:
+    for v in values:
+        if v.numbers is not None:
+            ax.fix(v.numbers, why=f"{place} computes with the numbers of the units chosen")
+
+
+def _held(shape: Sequence[int], active: bool = True, why: str = "") -> Value:
+    """A value of which no position can be exchanged with another."""
+    return Value([ax.fixed(n, why) for n in shape], active=active)
+
+
+def _constant(node: Node, active: bool) -> Any:
+    """The result of an operation into which no weight flows."""
+    if node.shapes:
+        return tuple(None if shape is None else _held(shape, active) for shape in node.shapes)
+    return None if node.shape is None else _held(node.shape, active)
 
 
 def _group(name: str, members: list[Member], atom: Axis) -> Group:
@@ -219,9 +312,5 @@ def _group(name: str, members: list[Member], atom: Axis) -> Group:
     return Group(name, atom.size, tuple(members), separable=not why, why=why)
 
 
-def _name(tensor: str, label: str, groups: Sequence[Group]) -> str:
-    """The layer that first makes the units, with a label where its axis holds several groups."""
-    layer = tensor.rpartition(".")[0] or tensor
-    name = f"{layer}.{label}" if label else layer
-    taken = {g.name for g in groups}
+def _distinct(name: str, taken: Collection[str]) -> str:
     return next(n for n in (name, *(f"{name}#{i}" for i in range(2, len(taken) + 3))) if n not in taken)

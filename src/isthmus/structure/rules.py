@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Program
-from isthmus.structure import algebra, layers, shapes
+from isthmus.structure import algebra, indexing, layers, shapes
 from isthmus.structure.propagation import Propagation, Rules
 from isthmus.structure.units import Structure
 
 __all__ = ["RULES", "structure_of"]
 
 RULES = Rules(
-    {**algebra.RULES, **shapes.RULES, **layers.RULES},
-    {**algebra.KINDS, **layers.KINDS},
+    {**algebra.RULES, **shapes.RULES, **indexing.RULES, **layers.RULES},
+    {**algebra.KINDS, **indexing.KINDS, **layers.KINDS},
     layers.RAW | shapes.RAW,
+    indexing.NUMBERING,
 )
 
 

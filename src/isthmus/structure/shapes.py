@@ -2,50 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Node
+from isthmus.program.ops import names
 from isthmus.structure import axes as ax
 from isthmus.structure.algebra import elementwise
 from isthmus.structure.axes import Axis
 from isthmus.structure.propagation import NONE, Propagation, Rule, Value
 
-__all__ = ["RULES", "reshaped"]
+__all__ = ["RAW", "RULES", "reshaped"]
 
 
-def reshaped(x: Value, shape: Sequence[int]) -> Value:
-    """The entries in the same order under another shape: products of consecutive axes are made equal."""
+def reshaped(x: Value, shape: Sequence[int], picked: int | None = None) -> Value:
+    """The entries in the same order under another shape: products of consecutive axes are made equal.
+
+    `picked` is a new axis of which only single positions will be read: the slices along it are kept apart.
+    """
     axes: list[Axis] = []
     origins = []
+    slices: list[list[Axis]] = [[] for _ in range(0 if picked is None else shape[picked])]
+    for ins, outs in _blocks(x.shape, shape):
+        own, parts = _regrouped(x.axes[slice(*ins)], shape[slice(*outs)], None if picked is None else picked - outs[0])
+        axes += own
+        origins += [NONE.union(*x.origins[slice(*ins)])] * len(own)
+        slices = [done + part for done, part in zip(slices, parts or [own] * len(slices), strict=True)]
+    out = replace(x, axes=axes, origins=origins, stack=())
+    return out if picked is None else replace(out, stack=[replace(out, axes=s) for s in slices], along=picked)
+
+
+def _blocks(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """The shortest runs of consecutive axes that have the same size before and after."""
     i = j = 0
-    while i < len(x.axes) or j < len(shape):
-        m, n = min(i + 1, len(x.axes)), min(j + 1, len(shape))
-        while (p := prod(x.shape[i:m])) != (q := prod(shape[j:n])):
-            if (p < q and m < len(x.axes)) or n == len(shape):
+    while i < len(before) or j < len(after):
+        m, n = min(i + 1, len(before)), min(j + 1, len(after))
+        while (p := prod(before[i:m])) != (q := prod(after[j:n])):
+            if (p < q and m < len(before)) or n == len(after):
                 m += 1
             else:
                 n += 1
-        ins, outs = x.axes[i:m], [Axis(size) for size in shape[j:n]]
-        if len(ins) == len(outs) == 1:
-            outs = list(ins)
-        elif not outs or not ins:
-            ax.fix(*ins, *outs)
-        else:
-            ax.unify(ax.product(ins), ax.product(outs))
-        axes += outs
-        origins += [NONE.union(*x.origins[i:m])] * len(outs)
+        yield (i, m), (j, n)
         i, j = m, n
-    return replace(x, axes=axes, origins=origins, stack=())
+
+
+def _regrouped(ins: Sequence[Axis], sizes: Sequence[int], cut: int | None) -> tuple[list[Axis], list[list[Axis]]]:
+    """New axes for one block; and, where one of them is to be cut, those of each slice along it."""
+    if len(ins) == len(sizes) == 1:
+        return list(ins), []
+    if cut is not None and 0 <= cut < len(sizes):
+        return _cut(ins, sizes, cut)
+    outs = [Axis(size) for size in sizes]
+    if ins and outs:
+        ax.unify(ax.product(ins), ax.product(outs))
+    else:
+        ax.fix(*ins, *outs)
+    return outs, []
+
+
+def _cut(ins: Sequence[Axis], sizes: Sequence[int], cut: int) -> tuple[list[Axis], list[list[Axis]]]:
+    before = [Axis(n) for n in sizes[:cut]]
+    behind = [[Axis(n) for n in sizes[cut + 1 :]] for _ in range(sizes[cut])]
+    ax.unify(ax.product(ins), ax.product([*before, ax.total([ax.product(slice_) for slice_ in behind])]))
+    return [*before, ax.fixed(sizes[cut]), *behind[0]], [[*before, ax.fixed(1), *slice_] for slice_ in behind]
 
 
 def _reshape(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     if node.shape is None or prod(node.shape) != prod(a["x"].shape):
         raise UnsupportedError(node.op, f"the shape {a['x'].shape} does not become {node.shape}")
-    return reshaped(a["x"], node.shape)
+    new = [d for _, (start, stop) in _blocks(a["x"].shape, node.shape) if stop - start > 1 for d in range(start, stop)]
+    picked = next((d for d in new if node.shape[d] > 1 and _only_picked(walk, node.name, node.shape, d)), None)
+    return reshaped(a["x"], node.shape, picked)
+
+
+def _only_picked(walk: Propagation, name: str, shape: Sequence[int], dim: int) -> bool:
+    """Whether every reader of a value takes single positions of that axis, as packed projections are taken apart."""
+    readers = walk.flow.users.get(name, ())
+    return name not in walk.flow.outputs and all(_picks(walk, node, shape, dim) for node in readers)
+
+
+def _picks(walk: Propagation, node: Node, shape: Sequence[int], dim: int) -> bool:
+    if node.base in ("select", "unbind") and node.named()["dim"] % len(shape) == dim:
+        return True
+    if node.kind != "identity" and node.base not in MOVES:
+        return False
+    x = Value([ax.fixed(n) for n in shape])
+    moved = MOVES.get(node.base, _same)(walk, node, node.given(dict.fromkeys(node.refs(), x)))
+    return any(
+        axis is x.axes[dim] and _only_picked(walk, node.name, moved.shape, d) for d, axis in enumerate(moved.axes)
+    )
+
+
+def _together(rule: Rule) -> Rule:
+    """A rule that moves whole axes, for a value and for the slices that it is known to consist of."""
+
+    def moved(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
+        x = a["x"]
+        out = rule(walk, node, {**a, "x": replace(x, stack=())})
+        slices = [rule(walk, node, {**a, "x": part}) for part in x.stack]
+        along = next((d for d, axis in enumerate(out.axes) if x.stack and axis is x.axes[x.along]), None)
+        if along is None or any(len(part.axes) != len(out.axes) for part in slices):
+            return rule(walk, node, {**a, "x": walk.read(x)})
+        return replace(out, stack=slices, along=along)
+
+    return moved
+
+
+def _same(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
+    return a["x"]
 
 
 def _permute(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
@@ -109,11 +176,19 @@ def _repeat(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return replace(x, axes=axes, origins=[NONE] * extra + list(x.origins), stack=())
 
 
+def _repeat_interleave(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
+    """Each entry several times in a row: with a number of times, a new axis behind the repeated one."""
+    x, times, dim = a["x"], a["repeats"], a["dim"]
+    if not isinstance(times, int) or dim is None:
+        raise UnsupportedError(node.op, "only one number of repeats along one axis has a rule")
+    return x.with_axis(dim % len(x.axes), ax.product([x.axes[dim], Axis(times)]))
+
+
 def _select(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     """One position: a layer of a stack, or an axis whose positions are then not interchangeable."""
     x, d, i = a["x"], a["dim"] % len(a["x"].axes), a["index"]
-    if x.stack and d == 0:
-        return x.stack[i]
+    if x.stack and d == x.along:
+        return x.stack[i].at([k for k in range(len(x.axes)) if k != d])
     x = walk.read(x)
     ax.fix(x.axes[d])
     return x.at([k for k in range(len(x.axes)) if k != d])
@@ -174,8 +249,7 @@ def _cat_checked(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     parts = a["tensors"] if "tensors" in a else a["x"]
     if any(v.active for v in parts):
         for v in parts:
-            if v.is_weight:
-                walk.absorb(v)
+            walk.absorb(v)
     out = _cat(walk, node, a)
     return Value(out.axes, active=True) if out.active else out
 
@@ -186,31 +260,6 @@ def _stack(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     lifted = [_unsqueeze(walk, node, {"x": v, "dim": d}) for v in parts]
     out = _cat_checked(walk, node, {"tensors": lifted, "dim": d})
     return out.with_axis(d, ax.fixed(len(parts)), NONE)
-
-
-def _index(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
-    """Indexing with tensors: the axes looked up are fixed, the others pass (one run of indexed axes only)."""
-    x, indices = a["x"], a["indices"]
-    at = [d for d, index in enumerate(indices) if index is not None]
-    if at != list(range(at[0], at[-1] + 1)) or node.shape is None:
-        raise UnsupportedError(node.op, "the indexed axes are not next to each other")
-    ax.fix(*(x.axes[d] for d in at), *(axis for d in at for axis in indices[d].axes))
-    new = len(node.shape) - (len(x.axes) - len(at))
-    axes = [*x.axes[: at[0]], *map(ax.fixed, node.shape[at[0] : at[0] + new]), *x.axes[at[-1] + 1 :]]
-    origins = [*x.origins[: at[0]], *[NONE] * new, *x.origins[at[-1] + 1 :]]
-    _passed(walk, x, at)
-    return replace(x, axes=axes, origins=origins, stack=())
-
-
-def _index_select(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
-    x, d = a["x"], a["dim"] % len(a["x"].axes)
-    ax.fix(x.axes[d])
-    return x.with_axis(d, ax.fixed(a["index"].shape[0] if a["index"].axes else 1), NONE)
-
-
-def _passed(walk: Propagation, x: Value, dims: Sequence[int]) -> None:
-    for d in dims:
-        walk.use(x, d, "in")
 
 
 def _flip(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
@@ -254,17 +303,23 @@ def _copy(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return _expand(walk, node, {"x": a["src"]})
 
 
+MOVES: dict[str, Rule] = {n: _transpose for n in ("transpose", "swapaxes", "swapdims", "t", "mT")} | {
+    "permute": _permute,
+    "movedim": _movedim,
+    "unsqueeze": _unsqueeze,
+    "squeeze": _squeeze,
+}
+
 RULES: dict[str, Rule] = (
     {n: _reshape for n in ("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as")}
-    | {n: _transpose for n in ("transpose", "swapaxes", "swapdims", "t", "mT")}
+    | {n: _together(rule) for n, rule in MOVES.items()}
     | {n: _expand for n in ("expand", "expand_as", "broadcast_to")}
     | {n: _split for n in ("split", "split_with_sizes", "chunk", "tensor_split")}
     | {n: _cat_checked for n in ("cat", "concat", "concatenate")}
     | {n: _pad for n in ("pad", "constant_pad_nd")}
-    | {"permute": _permute, "movedim": _movedim, "unsqueeze": _unsqueeze, "squeeze": _squeeze, "repeat": _repeat}
+    | {"repeat": _repeat, "repeat_interleave": _repeat_interleave, "flip": _flip}
     | {"select": _select, "unbind": _unbind, "getitem": _getitem, "slice": _slice, "narrow": _slice}
-    | {"select_scatter": _scatter, "slice_scatter": _scatter, "copy": _copy}
-    | {"stack": _stack, "index": _index, "index_select": _index_select, "flip": _flip}
+    | {"select_scatter": _scatter, "slice_scatter": _scatter, "copy": _copy, "stack": _stack}
 )
-RAW = frozenset({"select", "unbind", "getitem"})
-"""Operations that see a stack layer by layer."""
+RAW = frozenset({"select", "unbind", "getitem", *MOVES, *names("identity")})
+"""Operations that see a stack slice by slice."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Node, Program
-from isthmus.structure.chain import Chain, chain_of
+from isthmus.structure.chain import Chain, Layer, chain_of
 from isthmus.structure.units import Structure
 
 __all__ = ["chain_with_slopes"]
@@ -34,22 +34,27 @@ def chain_with_slopes(program: Program, structure: Structure, points: Sequence[M
     """
     nodes = {n.name: n for n in program.nodes if n.base == "prelu"}
     names = {k: program.tensors[n.args[1].name] for k, n in nodes.items()}
-    fixed = {k: number for k, name in names.items() if (number := _one_number([p[name] for p in points])) is not None}
-    moving = {k: name for k, name in names.items() if k not in fixed}
+    numbers = {k: _one_number(name, points) for k, name in names.items()}
+    moving = {k: name for k, name in names.items() if numbers[k] is None}
     for k, name in moving.items():
         _check_units(nodes[k], name, list(names.values()).count(name), points)
-    gone = {*names.values(), *(k for k, first in program.tied.items() if first in names.values())}
-    read = [_leaky(n, fixed[n.name]) if n.name in fixed else n for n in program.nodes]
-    chain = chain_of(replace(program, nodes=tuple(read)), _without(structure, gone))
-    layers = []
-    for layer in chain.layers:
-        own = tuple(moving[n.name] for n in layer.nodes if n.name in moving)
-        layers.append(replace(layer, vectors=(*layer.vectors, *own)))
-    return replace(chain, layers=tuple(layers))
+    read = tuple(_leaky(n, numbers.get(n.name)) for n in program.nodes)
+    chain = chain_of(replace(program, nodes=read), _without(structure, _all_names(program, {*names.values()})))
+    return replace(chain, layers=tuple(_with_slopes(layer, moving) for layer in chain.layers))
 
 
-def _one_number(slopes: Sequence[Tensor]) -> float | None:
-    values = torch.cat([v.flatten().double().cpu() for v in slopes])
+def _all_names(program: Program, names: set[str]) -> set[str]:
+    """The names with those of the same tensors that are tied to them."""
+    return names | {k for k, first in program.tied.items() if first in names}
+
+
+def _with_slopes(layer: Layer, slopes: Mapping[str, str]) -> Layer:
+    own = (slopes[n.name] for n in layer.nodes if n.name in slopes)
+    return replace(layer, vectors=(*layer.vectors, *own))
+
+
+def _one_number(name: str, points: Sequence[Mapping[str, Tensor]]) -> float | None:
+    values = torch.cat([p[name].flatten().double().cpu() for p in points])
     return float(values[0]) if bool((values == values[0]).all()) else None
 
 
@@ -66,7 +71,10 @@ def _check_units(node: Node, name: str, readers: int, points: Sequence[Mapping[s
     )
 
 
-def _leaky(node: Node, slope: float) -> Node:
+def _leaky(node: Node, slope: float | None) -> Node:
+    """The leaky ReLU of that slope in the place of a PReLU; the node itself if it has none."""
+    if slope is None:
+        return node
     target = torch.ops.aten.leaky_relu.default
     return replace(node, op="aten.leaky_relu.default", target=target, args=(node.args[0], slope), kwargs={})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -71,7 +73,9 @@ class Structure:
     """The unit groups of a network, in the order in which it computes them, and the tensor shapes they fit.
 
     All methods are pure: they return new dictionaries that share the tensors they do not touch. Two groups may share
-    positions of an axis only as a grid (attention heads and the dimensions inside each head).
+    positions of an axis only as a grid (attention heads and the dimensions inside each head). `fixed` names
+    the layers of which some units form no group, with the operation that gives each of these a meaning of its own;
+    `verified` says on what inputs the laws were checked, if they were.
 
     >>> index = torch.arange(2)[:, None]
     >>> hidden = Group("0", 2, (Member("0.weight", 0, "in", index), Member("2.weight", 1, "out", index)))
@@ -86,18 +90,21 @@ class Structure:
 
     groups: tuple[Group, ...]
     shapes: Mapping[str, tuple[int, ...]]
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    verified: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
         object.__setattr__(self, "shapes", {k: tuple(v) for k, v in self.shapes.items()})
-        names = [g.name for g in self.groups]
-        if twice := next((n for n in names if names.count(n) > 1), None):
-            raise InputError("groups", expected="a different name for each", got=f"{twice!r} twice")
-        for group in self.groups:
-            for member in group.members:
-                self._check_member(group, member)
-        for axis in {(m.tensor, m.dim) for g in self.groups for m in g.members}:
-            self._check_overlap(*axis)
+        name, times = Counter(g.name for g in self.groups).most_common(1)[0] if self.groups else ("", 0)
+        if times > 1:
+            raise InputError("groups", expected="a different name for each", got=f"{name!r} twice")
+        claims: dict[tuple[str, int], list[tuple[Group, Member]]] = {}
+        for group, member in [(g, m) for g in self.groups for m in g.members]:
+            self._check_member(group, member)
+            claims.setdefault((member.tensor, member.dim), []).append((group, member))
+        for several in claims.values():
+            self._check_overlap(several)
 
     def _check_member(self, group: Group, member: Member) -> None:
         what = f"group {group.name!r}, member {member.tensor!r} axis {member.dim}"
@@ -117,20 +124,18 @@ class Structure:
         if index.numel() != index.unique().numel():
             raise InputError(what, expected="each position at most once", got="a position that belongs to two units")
 
-    def _check_overlap(self, tensor: str, dim: int) -> None:
+    def _check_overlap(self, claims: Sequence[tuple[Group, Member]]) -> None:
         """Refuse a position that two members of an axis claim, unless their units form a grid."""
-        claims = [(g, m) for g in self.groups for m in g.members if (m.tensor, m.dim) == (tensor, dim)]
         if len(torch.cat([m.index.reshape(-1) for _, m in claims]).unique()) == sum(m.index.numel() for _, m in claims):
             return
-        for i, (g, one) in enumerate(claims):
-            for h, other in claims[i + 1 :]:
-                shared = torch.isin(one.index, other.index)
-                if bool(shared.any()) and (g is h or not _commute(one.index, other.index, self.shapes[tensor][dim])):
-                    raise InputError(
-                        f"groups {g.name!r} and {h.name!r}",
-                        expected=f"each position of {tensor!r} axis {dim} in one group",
-                        got=f"{int(shared.sum())} in both",
-                    )
+        for (g, one), (h, other) in combinations(claims, 2):
+            shared, size = int(torch.isin(one.index, other.index).sum()), self.shapes[one.tensor][one.dim]
+            if shared and (g is h or not _commute(one.index, other.index, size)):
+                raise InputError(
+                    f"groups {g.name!r} and {h.name!r}",
+                    expected=f"each position of {one.tensor!r} axis {one.dim} in one group",
+                    got=f"{shared} in both",
+                )
 
     def group(self, name: str) -> Group:
         """The group of that name."""

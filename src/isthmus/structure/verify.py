@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import combinations
+from math import inf
 from typing import Any
 
 import torch
@@ -15,12 +17,19 @@ from isthmus.errors import InputError, UnsupportedError
 from isthmus.params import Params, in_dtype, moves, widened
 from isthmus.program.copied import copied
 from isthmus.program.export import Program, plain_attention, trace
+from isthmus.structure.shorter import Given, shortest
 from isthmus.structure.units import Group, Structure
 
 __all__ = ["TOLERANCE", "verify"]
 
 TOLERANCE = 1e-12
 """How far the outputs may move, relative to their largest entry; float64 rounding stays well below."""
+
+ROUNDING = 1e-4
+"""An output that moves by less may do so because the module computes in float32 whatever it is given."""
+
+ALONE = 8
+"""Up to so many groups are verified one by one."""
 
 REDRAWS = 200
 """Attempts to find random weights at which the outputs are not all zero."""
@@ -36,43 +45,117 @@ def verify(
     *,
     draws: int = 2,
     seed: int = 0,
-) -> None:
-    """Raise unless the structure is true of the module.
+    program: Program | None = None,
+) -> str:
+    """Raise unless the structure is true of the module; return what was verified.
 
-    Permutation law: permuting the units of each group alone, and of all groups at once, moves no output. Silence
-    law: when a random half of the units of a separable group is silenced, no output depends on the entries that make
-    them. Both are checked at `draws` random weights (running statistics too: at the usual gamma = 1, beta = 0 a
-    forgotten BatchNorm member would not show) and random inputs of the shapes given; integer inputs are used as given.
-    A few rows suffice. The module is not touched; where it insists on float32, its traced program runs instead. A
-    group of one unit has no permutation to check, only the silence law.
+    Permutation law: permuting the units of groups moves no output. Silence law: when a random half of the units of
+    separable groups is silenced, no output depends on the entries that make them. With up to `ALONE` groups each is
+    checked alone, and all at once; with more, sets of groups such that any two are told apart by one of them. Both are
+    checked at `draws` random weights (running statistics too: at the usual gamma = 1, beta = 0 a
+    forgotten BatchNorm member would not show) and random inputs of the shapes given, or of the shortest shapes on which
+    the module performs every operation (``shortest``); integer inputs are used as given. A few rows suffice.
+    The module is not touched; where it insists on float32, its traced program runs instead, which is `program` at the
+    shapes given. A group of one unit has no permutation to check, only the silence law.
     Errors: `UnsupportedError` naming the group and the law.
     """
-    kwargs = dict(kwargs or {})
+    given = (tuple(args), dict(kwargs or {}))
     state = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     _check_shapes(structure, state)
     twin = _twin(module, state)
-    for draw in range(draws):
-        g = torch.Generator().manual_seed(seed + draw)
-        for _ in range(REDRAWS):  # in a narrow network without biases all units may be off at once
-            inputs = tree_map(partial(_input, g=g), (args, kwargs))
-            params = _random(state, g)
-            try:
-                forward = _forward(twin, *inputs)
-                before = forward(params)
-            except RuntimeError:
-                forward = _program(trace(module, args, kwargs, every_batch=False), inputs)
-                before = forward(params)
-            if all(bool(y.isfinite().all()) and bool(y.any()) for y in before):
-                break
-        else:
-            raise UnsupportedError(type(module).__name__, "its outputs at random weights are not finite, or all zero")
+    used = shortest(module, given, program, partial(_runs, twin, state))
+    try:
+        _check_laws(structure, module, state, used, partial(_forward, twin), range(seed, seed + draws))
+    except (RuntimeError, _LawError) as failed:
+        if isinstance(failed, _LawError) and not failed.by < ROUNDING:
+            raise
+        # it computes in float32 whatever it gets: in its program that is a cast to the type of the weights
+        whole = program if used is given else None
+        exact = partial(_program, whole or trace(module, *used, every_batch=False))
+        _check_laws(structure, module, state, used, exact, range(seed, seed + draws))
+    return _said(given, used)
+
+
+def _said(given: Given, used: Given) -> str:
+    shapes, whole = (
+        ", ".join(str(tuple(x.shape)) for x in tree_leaves(g) if isinstance(x, Tensor)) for g in (used, given)
+    )
+    shorter = f", the shortest that exercise every operation; those given have {whole}" if shapes != whole else ""
+    return f"verified on inputs of {shapes}{shorter}"
+
+
+def _runs(twin: nn.Module, state: Mapping[str, Tensor], given: Given) -> bool:
+    """Whether the forward pass takes such inputs."""
+    g = torch.Generator().manual_seed(0)
+    try:
+        _forward(twin, *tree_map(partial(_input, g=g), given))(_random(state, g))
+    except Exception:  # modules raise what they like at sizes that they do not take
+        return False
+    return True
+
+
+def _check_laws(
+    structure: Structure,
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    given: Given,
+    forward_at: Callable[..., Forward],
+    seeds: Iterable[int],
+) -> None:
+    for seed in seeds:
+        g = torch.Generator().manual_seed(seed)
+        forward, params, before = _drawn_point(module, state, given, forward_at, g)
         if _moved(before, before, forward(params)):
             raise UnsupportedError(type(module).__name__, "its output is random", "call module.eval() first")
-        for groups in _alone_and_together(structure.groups):
-            _permutation_law(structure, groups, forward, params, before, g)
-        for group in structure.groups:
-            if group.separable and group.outs:
-                _silence_law(structure, group, forward, params, before, g)
+        for law, groups in (
+            (_permutation_law, structure.groups),
+            (_silence_law, tuple(group for group in structure.groups if group.separable and group.outs)),
+        ):
+            for several in _sets(groups):
+                _checked(partial(law, structure, forward=forward, params=params, before=before, g=g), several)
+
+
+def _drawn_point(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    given: Given,
+    forward_at: Callable[..., Forward],
+    g: torch.Generator,
+) -> tuple[Forward, Params, list[Tensor]]:
+    """Random weights and inputs at which no output is all zero."""
+    for _ in range(REDRAWS):  # in a narrow network without biases all units may be off at once
+        forward = forward_at(*tree_map(partial(_input, g=g), given))
+        params = _random(state, g)
+        before = forward(params)
+        if all(bool(y.isfinite().all()) and bool(y.any()) for y in before):
+            return forward, params, before
+    raise UnsupportedError(type(module).__name__, "its outputs at random weights are not finite, or all zero")
+
+
+class _LawError(UnsupportedError):
+    """A law that fails, and by how much an output moves."""
+
+    def __init__(self, what: str, why: str, instead: str = "", by: float = inf) -> None:
+        super().__init__(what, why, instead)
+        self.by = by
+
+
+def _sets(groups: Sequence[Group]) -> list[Sequence[Group]]:
+    """The sets of groups to check: each alone and all together, or for each bit those that have it in their number."""
+    if len(groups) <= ALONE:
+        return [*((group,) for group in groups), *([groups] if len(groups) > 1 else [])]
+    bits = range((len(groups) - 1).bit_length())
+    return [groups, *([group for i, group in enumerate(groups) if i >> bit & 1] for bit in bits)]
+
+
+def _checked(law: Callable[[Sequence[Group]], None], groups: Sequence[Group]) -> None:
+    """The law for these groups at once; where it fails, the error is that of the smallest half found to fail."""
+    try:
+        law(groups)
+    except _LawError:
+        for half in (groups[: len(groups) // 2], groups[len(groups) // 2 :]) if len(groups) > 1 else ():
+            _checked(law, half)
+        raise
 
 
 def _check_shapes(structure: Structure, state: Mapping[str, Tensor]) -> None:
@@ -86,43 +169,45 @@ def _check_shapes(structure: Structure, state: Mapping[str, Tensor]) -> None:
 def _permutation_law(
     structure: Structure,
     groups: Sequence[Group],
+    *,
     forward: Forward,
     params: Params,
     before: list[Tensor],
     g: torch.Generator,
 ) -> None:
     permuted = structure.permute(params, {group.name: _cycle(group.size, g) for group in groups})
-    what = f"group {groups[0].name!r}" if len(groups) == 1 else "all groups together"
-    for one in params:
-        for two in params:
-            if params[one] is params[two] and not torch.equal(permuted[one], permuted[two]):
-                raise UnsupportedError(what, f"the permutation law fails: {one!r} and {two!r} are tied, and part")
+    for one, two in combinations(params, 2):
+        if params[one] is params[two] and not torch.equal(permuted[one], permuted[two]):
+            raise _LawError(_named(groups), f"the permutation law fails: {one!r} and {two!r} are tied, and part")
     if moved := _moved(before, before, forward(permuted)):
-        raise UnsupportedError(what, f"the permutation law fails: an output moves by {moved:.1e} of its size")
+        why = f"the permutation law fails: an output moves by {moved:.1e} of its size"
+        raise _LawError(_named(groups), why, by=moved)
 
 
 def _silence_law(
-    structure: Structure, group: Group, forward: Forward, params: Params, before: list[Tensor], g: torch.Generator
+    structure: Structure,
+    groups: Sequence[Group],
+    *,
+    forward: Forward,
+    params: Params,
+    before: list[Tensor],
+    g: torch.Generator,
 ) -> None:
-    units = torch.randperm(group.size, generator=g)[: max(group.size // 2, 1)]
+    silent = {group.name: torch.randperm(group.size, generator=g)[: max(group.size // 2, 1)] for group in groups}
     changed = dict(params)
-    for member in group.ins:
+    for member, units in ((member, silent[group.name]) for group in groups for member in group.ins):
         at = member.index[units].reshape(-1)
         old = changed[member.tensor]
         new = _drawn(member.tensor, old.index_select(member.dim, at.to(old.device)), g)
         changed[member.tensor] = old.index_copy(member.dim, at.to(old.device), new)
-    silent = {group.name: units}
     one, other = forward(structure.silence(params, silent)), forward(structure.silence(changed, silent))
     if moved := _moved(before, one, other):
-        raise UnsupportedError(
-            f"group {group.name!r}",
-            f"the silence law fails: silenced units still move an output, by {moved:.1e} of its size",
-            "set separable=False and say why",
-        )
+        why = f"the silence law fails: silenced units still move an output, by {moved:.1e} of its size"
+        raise _LawError(_named(groups), why, "set separable=False and say why", by=moved)
 
 
-def _alone_and_together(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
-    return [*((group,) for group in groups), *([tuple(groups)] if len(groups) > 1 else [])]
+def _named(groups: Sequence[Group]) -> str:
+    return f"group {groups[0].name!r}" if len(groups) == 1 else f"groups {', '.join(repr(g.name) for g in groups)}"
 
 
 def _moved(like: Sequence[Tensor], one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
@@ -161,8 +246,8 @@ def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return forward
 
 
-def _program(program: Program, inputs: Any) -> Forward:
-    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+def _program(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
 
     def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():

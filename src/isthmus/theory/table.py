@@ -23,7 +23,7 @@ from isthmus.structure.chain import Chain, chain_of
 from isthmus.training.fit import Recipe
 from isthmus.training.progress import Progress
 
-HEADING = ("theorem", "premise", "end", "measured", "needed", "holds", "bound", "note")
+_HEADING = ("theorem", "premise", "end", "measured", "needed", "holds", "bound", "note")
 CONCLUSION = "the path's loss is bounded"
 """The premise column of the row that says what a theorem gives."""
 
@@ -61,7 +61,7 @@ class Theory:
         return line(self, plural(len(theorems), "theorem"), plural(len(self.bounds), "bound"))
 
     def _repr_html_(self) -> str:
-        return table(HEADING, [cells(row) for row in self.rows], repr(self))
+        return table(_HEADING, [cells(row) for row in self.rows], repr(self))
 
     def of(self, theorem: str) -> tuple[Row, ...]:
         """The rows whose theorem's name ends so: ``of("Theorem 4.1")``."""
@@ -78,7 +78,7 @@ class Theory:
 
     def to_markdown(self) -> str:
         """The table in Markdown: numbers in four digits, bounds rounded up."""
-        lines = [HEADING, ("---",) * len(HEADING), *(cells(row) for row in self.rows)]
+        lines = [_HEADING, ("---",) * len(_HEADING), *(cells(row) for row in self.rows)]
         return "".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |\n" for line in lines)
 
 
@@ -90,11 +90,11 @@ def cells(row: Row) -> tuple[str, ...]:
     """
     measured = "" if row.measured is None else f"{row.measured:.4g}"
     bound = "" if row.bound is None else rounded_up(row.bound)
-    holds = f"vacuous: {row.vacuous}" if row.vacuous else word(row.holds)
+    holds = f"vacuous: {row.vacuous}" if row.vacuous else _word(row.holds)
     return row.theorem, row.premise, row.end, measured, row.needed, holds, bound, row.note
 
 
-def word(holds: bool | None) -> str:
+def _word(holds: bool | None) -> str:
     """How a table says it."""
     return {True: "yes", False: "no", None: "not checkable"}[holds]
 

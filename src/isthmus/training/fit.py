@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from hashlib import sha256
 from math import cos, inf, isfinite, pi
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from isthmus.checks import check_choices, check_whole
 from isthmus.errors import InputError
 from isthmus.params import Params, moves
 from isthmus.training.memory import Memory, forget, named, taken
@@ -27,32 +28,47 @@ class Recipe:
     "lbfgs" uses all examples in every step, with a strong Wolfe line search, and stops by itself at a stationary
     point: for the convex problems. The learning rate falls to a hundredth of `lr` along half a cosine ("cosine"),
     is halved after every tenth of the steps ("halving"), or stays ("constant").
+
+    Of trained curves only: `epochs`, a budget in passes over the data, in place of `steps`; `lr` None, from the
+    distance of the ends; `precision`, of the passes: that of the objective ("own"), bfloat16 on weights in the
+    objective's precision ("bf16"), or bfloat16 where it pays ("auto").
     """
 
     optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
-    lr: float = 2e-3
+    lr: float | None = 2e-3
     steps: int = 4000
     batch: int = 256
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Literal["cosine", "halving", "constant"] = "cosine"
     check: int | None = None
+    epochs: int | None = None
+    precision: Literal["own", "bf16", "auto"] = "own"
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adam", "sgd", "lbfgs"):
-            raise InputError("optimizer", expected="'adam', 'sgd' or 'lbfgs'", got=repr(self.optimizer))
-        if self.schedule not in ("cosine", "halving", "constant"):
-            raise InputError("schedule", expected="'cosine', 'halving' or 'constant'", got=repr(self.schedule))
-        for name in ("steps", "batch", "check"):
-            value = getattr(self, name)
-            if value is not None and (value != int(value) or value < 1):
-                raise InputError(name, expected="a whole number >= 1", got=value)
-        if not 0 < self.lr < float("inf"):
+        check_choices(self)
+        check_whole(self, "steps", "batch", "check", "epochs")
+        if self.lr is not None and not 0 < self.lr < inf:
             raise InputError("lr", expected="a positive number", got=self.lr)
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise InputError(
                 "weight_decay, momentum", expected=">= 0 and in [0, 1)", got=(self.weight_decay, self.momentum)
             )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate. Errors: what only the trainings of curves can do without, or can do."""
+        if self.lr is None:
+            raise InputError("lr", expected="a number: only curves have one of their own", got=None)
+        if self.epochs is not None or self.precision != "own":
+            got = f"epochs={self.epochs}, precision={self.precision!r}"
+            raise InputError("recipe", expected="steps, and the objective's precision, for all but curves", got=got)
+        return self.lr
+
+    def for_curve(self, examples: int, lr: float) -> Recipe:
+        """The recipe of ``fit`` for so many examples; `lr` where none is given."""
+        steps = self.epochs * max(1, examples // min(self.batch, examples)) if self.epochs else self.steps
+        return replace(self, lr=self.lr or lr, steps=steps, epochs=None, precision="own")
 
 
 class Ended(Enum):
@@ -69,51 +85,59 @@ class Ended(Enum):
         return {"BUDGET": "budget_exhausted", "NOT_FINITE": "not_finite"}.get(self.name, "done")
 
 
+P = TypeVar("P", bound=Mapping[str, Any])
+"""Parameters: tensors by name, or groups of them by name, such as the points of a curve."""
+
+
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class Fitted(Generic[P]):
     """The best parameters seen at a check, their loss on all examples, and how training ended."""
 
-    params: Params
+    params: P
     loss: float
     steps: int
     ended: Ended
 
 
 def fit(
-    batch_loss: Callable[[Params, Tensor], Tensor],
-    full_loss: Callable[[Params], float],
-    params: Mapping[str, Tensor],
+    batch_loss: Callable[[P, Tensor], Tensor],
+    full_loss: Callable[[P], float],
+    params: P,
     num_examples: int,
     recipe: Recipe,
     *,
     generator: torch.Generator,
     target: float = 0.0,
     buffers: Params | None = None,
+    due: Callable[[int], bool] | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
-) -> Fitted:
+) -> Fitted[P]:
     """Minimise ``full_loss`` over the floating-point tensors of `params`, by steps on ``batch_loss(params, index)``.
 
-    Batches are drawn without replacement, epoch by epoch, from `generator` alone. Returns the best parameters
-    that any check has seen, so the result is never worse than the start. A loss that is not finite ends training
-    with ``Ended.NOT_FINITE``. `buffers` go with the parameters into both losses and into the result; the batch
-    loss may write into them (running statistics of BatchNorm).
+    Batches are drawn without replacement, epoch by epoch, from `generator` alone; the batch loss may draw from it
+    too, such as the place on a curve. Returns the best parameters that any check has seen, so the result is never
+    worse than the start. A loss that is not finite ends training with ``Ended.NOT_FINITE``. `buffers` go with the
+    parameters into both losses and into the result; the batch loss may write into them (running statistics of
+    BatchNorm). `params` may be grouped, as the points of a curve are: ``{"bend": {"weight": ...}}``. A tensor that a
+    batch loss does not use stays where it is in that step. `due`: after which steps ``full_loss`` is computed, in place
+    of every `check`-th one.
 
     With a `memory` the state is saved when it is due and at the end, and a later call with the same arguments goes on
     from there to the same result, bit for bit; a state of other arguments counts as none. L-BFGS keeps its result only.
     """
     (one,) = fit_together(
         batch_loss, lambda p: [full_loss(p)], params, num_examples, recipe,
-        generator=generator, target=target, buffers=buffers, memory=memory, progress=progress, what=what,
+        generator=generator, target=target, buffers=buffers, due=due, memory=memory, progress=progress, what=what,
     )  # fmt: skip
     return one
 
 
 def fit_together(
-    batch_loss: Callable[[Params, Tensor], Tensor],
-    full_losses: Callable[[Params], Sequence[float]],
-    params: Mapping[str, Tensor],
+    batch_loss: Callable[[P, Tensor], Tensor],
+    full_losses: Callable[[P], Sequence[float]],
+    params: P,
     num_examples: int,
     recipe: Recipe,
     *,
@@ -121,10 +145,11 @@ def fit_together(
     target: float = 0.0,
     enough: int | None = None,
     buffers: Params | None = None,
+    due: Callable[[int], bool] | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
-) -> list[Fitted]:
+) -> list[Fitted[P]]:
     """``fit`` for T problems of one shape at once, on the same batches: one ``Fitted`` for each.
 
     Every tensor of `params` and `buffers` has the problem as its first axis; ``full_losses`` gives T numbers and
@@ -132,36 +157,33 @@ def fit_together(
     that use these batches. Each keeps its own best parameters. Training stops when `enough` of them (default: all)
     are at the target, or when no loss is finite. L-BFGS has one step length for all, so it takes one problem only.
     """
-    _check_precision(params)
-    device = next(v for v in params.values() if moves(v)).device
-    fitting = _Fitting.start(params, buffers or {}, num_examples, recipe, generator, device)
-    lbfgs = recipe.optimizer == "lbfgs"
+    flat = _flat(params)
+    _check_precision(flat)
+    fitting = _Fitting.start(flat, buffers or {}, num_examples, recipe, generator)
     same = {"recipe": asdict(recipe), "examples": num_examples, "target": target, "enough": enough}
-    same |= _begin(params, generator)
+    same |= _begin(flat, generator)
+
+    def losses() -> Sequence[float]:
+        return full_losses(_grouped(fitting.now(), params))
+
     kept = memory.load()
-    if kept is not None and kept[1].get("same") == same:
+    if kept is None or kept[1].get("same") != same:
+        fitting.begin(losses())
+    else:
         fitting.resume(*kept)
         if kept[1]["ended"]:
-            return fitting.results(target)
-    else:
-        fitting.note(full_losses(fitting.best))
-        if lbfgs and len(fitting.best_losses) > 1:
-            raise InputError("optimizer", expected="'adam' or 'sgd' for several problems at once", got="'lbfgs'")
-    enough = len(fitting.best_losses) if enough is None else enough
-    check = 1 if lbfgs else recipe.check or max(1, num_examples // fitting.batch)
+            return fitting.results(target, params)
     while fitting.goes_on(target, enough):
-        fitting.advance(batch_loss)
-        if fitting.step % check == 0 or fitting.step == recipe.steps:
-            before = fitting.best_losses[0]
-            losses = full_losses({**_detached(fitting.leaves), **fitting.state})
+        fitting.advance(lambda flat, index: batch_loss(_grouped(flat, params), index))
+        if fitting.checks(due):
+            found = losses()
             progress(what, fitting.step, recipe.steps)
-            fitting.stalled = lbfgs and losses[0] >= before * (1 - 1e-9)
-            fitting.note(losses)
-        if not lbfgs and memory.due(fitting.step):
+            fitting.note(found)
+        if not fitting.lbfgs and memory.due(fitting.step):
             memory.save(fitting.pack(), {**fitting.values(), "same": same, "ended": False})
     memory.save(fitting.outcome(), {**fitting.values(), "same": same, "ended": True})
     progress(what, recipe.steps, recipe.steps)
-    return fitting.results(target)
+    return fitting.results(target, params)
 
 
 @dataclass(eq=False)
@@ -191,53 +213,73 @@ class _Fitting:
         num_examples: int,
         recipe: Recipe,
         generator: torch.Generator,
-        device: torch.device,
     ) -> _Fitting:
         state = {k: v.detach().clone() for k, v in buffers.items()}
         leaves = {k: v.detach().clone().requires_grad_(moves(v)) for k, v in params.items()}
         optimizer = _optimizer(recipe, [v for v in leaves.values() if v.requires_grad])
         batch = num_examples if recipe.optimizer == "lbfgs" else min(recipe.batch, num_examples)
-        all_of = torch.arange(num_examples, device=device)
+        all_of = torch.arange(num_examples, device=next(v for v in params.values() if moves(v)).device)
         best = _snapshot(leaves, state)
         return cls(recipe, generator, leaves, state, best, optimizer, all_of, all_of, num_examples, batch)
 
+    @property
+    def lbfgs(self) -> bool:
+        return self.recipe.optimizer == "lbfgs"
+
+    def now(self) -> Params:
+        """The present parameters and buffers."""
+        return {**_detached(self.leaves), **self.state}
+
+    def begin(self, losses: Sequence[float]) -> None:
+        """Take over the check of the first parameters."""
+        if self.lbfgs and len(losses) > 1:
+            raise InputError("optimizer", expected="'adam' or 'sgd' for several problems at once", got="'lbfgs'")
+        self.finite = [isfinite(v) for v in losses]
+        self.best_losses = [v if isfinite(v) else inf for v in losses]
+
     def note(self, losses: Sequence[float]) -> None:
         """Take over a check of the present parameters: where a problem's loss is its lowest, they are its best."""
-        first = not self.best_losses
+        self.stalled = self.lbfgs and losses[0] >= self.best_losses[0] * (1 - 1e-9)
         self.finite = [isfinite(v) for v in losses]
-        if first:
-            self.best_losses = [v if isfinite(v) else inf for v in losses]
-            return
-        better = [v < b for v, b in zip(losses, self.best_losses, strict=True)]
-        self.best_losses = [min(v, b) if isfinite(v) else b for v, b in zip(losses, self.best_losses, strict=True)]
-        if all(better):
+        pairs = enumerate(zip(losses, self.best_losses, strict=True))
+        better = [i for i, (new, old) in pairs if isfinite(new) and new < old]
+        for i in better:
+            self.best_losses[i] = losses[i]
+        if len(better) == len(losses):
             self.best = _snapshot(self.leaves, self.state)
-        elif any(better):
-            now = {**_detached(self.leaves), **self.state}
-            rows = [i for i, is_better in enumerate(better) if is_better]
+        elif better:
+            now = self.now()
             for name, v in self.best.items():
-                v[rows] = now[name][rows]
+                v[better] = now[name][better]
 
-    def goes_on(self, target: float, enough: int) -> bool:
-        """Whether there are steps left, and fewer than `enough` problems are at the target."""
+    def checks(self, due: Callable[[int], bool] | None) -> bool:
+        """Whether the losses are computed after this step: when they are `due`, if that is said, and at the end."""
+        if due is not None:
+            return due(self.step) or self.step == self.recipe.steps
+        every = 1 if self.lbfgs else self.recipe.check or max(1, len(self.everything) // self.batch)
+        return self.step % every == 0 or self.step == self.recipe.steps
+
+    def goes_on(self, target: float, enough: int | None) -> bool:
+        """Whether there are steps left, and fewer than `enough` problems (None: not all) are at the target."""
         reached = sum(v <= target for v in self.best_losses)
-        return self.step < self.recipe.steps and reached < enough and any(self.finite) and not self.stalled
+        wanted = len(self.best_losses) if enough is None else enough
+        return self.step < self.recipe.steps and reached < wanted and any(self.finite) and not self.stalled
 
-    def results(self, target: float) -> list[Fitted]:
+    def results(self, target: float, like: P) -> list[Fitted[P]]:
         """The best of each problem, without the problem axis where there is one problem only."""
         many, out = len(self.best_losses) > 1, []
         for i, (loss, finite) in enumerate(zip(self.best_losses, self.finite, strict=True)):
             how = Ended.TARGET if loss <= target else Ended.STALLED if self.stalled else Ended.BUDGET
             params = {k: v[i] for k, v in self.best.items()} if many else self.best
-            out.append(Fitted(params, loss, self.step, how if finite else Ended.NOT_FINITE))
+            out.append(Fitted(_grouped(params, like), loss, self.step, how if finite else Ended.NOT_FINITE))
         return out
 
     def advance(self, batch_loss: Callable[[Params, Tensor], Tensor]) -> None:
         """One step of the optimiser on the next batch."""
-        if self.recipe.schedule != "constant" and self.recipe.optimizer != "lbfgs":
+        if self.recipe.schedule != "constant" and not self.lbfgs:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.lr * self._fraction()
-        index = self.everything if self.recipe.optimizer == "lbfgs" else self._next_batch()
+                group["lr"] = self.recipe.rate * self._fraction()
+        index = self.everything if self.lbfgs else self._next_batch()
 
         def closure() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
@@ -302,6 +344,23 @@ class _Fitting:
         self.order = tensors["order/"].to(self.everything.device, copy=True)
 
 
+def _flat(params: Mapping[str, Any]) -> Params:
+    """Tensors by one name each: those of a group have its name before theirs."""
+    flat: Params = {}
+    for name, v in params.items():
+        flat |= named(name, dict(v)) if isinstance(v, Mapping) else {name: v}
+    return flat
+
+
+def _grouped(flat: Params, like: P) -> P:
+    """The tensors in the groups of `like`; those that it has not, the buffers, beside the groups."""
+    groups = {name: {k: flat[f"{name}/{k}"] for k in v} for name, v in like.items() if isinstance(v, Mapping)}
+    if not groups:
+        return cast(P, flat)
+    grouped = {f"{name}/{k}" for name, group in groups.items() for k in group}
+    return cast(P, groups | {k: v for k, v in flat.items() if k not in grouped})
+
+
 def _begin(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Any]:
     """What tells where a fit begins from where another does: the size of its parameters, and its random numbers."""
     size = sum(float(v.detach().abs().double().square().sum()) for v in params.values())
@@ -329,7 +388,11 @@ def _optimizer(recipe: Recipe, trained: list[Tensor]) -> Any:
         return torch.optim.LBFGS(trained, lr=1.0, max_iter=20, history_size=20, line_search_fn="strong_wolfe")
     if recipe.optimizer == "adam":
         real = not any(v.is_complex() for v in trained)
-        return torch.optim.Adam(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=real)
+        return torch.optim.Adam(trained, lr=recipe.rate, weight_decay=recipe.weight_decay, fused=real)
     return torch.optim.SGD(
-        trained, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
+        trained,
+        lr=recipe.rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
     )

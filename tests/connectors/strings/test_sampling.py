@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.strings.beads import Trainer
+from isthmus.connectors.strings.beads import Goal, Trainer
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.params import distance, equal, lerp
 from isthmus.pipeline import train
 from isthmus.storage.methods import connector_from
 from isthmus.sweep.store import FolderMemory
 from isthmus.training.fit import Recipe
-from isthmus.training.memory import forget
 from tests.connectors.strings.strings import LEVEL, Killed, Mortal, highest, quadratic, quick, with_deaths
 from tests.problems import blobs, perceptron, random_params, small_convnet
 
@@ -233,7 +232,8 @@ def test_convolutional_networks_with_batchnorm_and_thresholds_on_a_test_set(dtyp
     below = im.connect(objective, a, b, im.StringSampling(0.05, recipe=im.Recipe(lr=0.01, steps=300, batch=20)))
     assert below.outcome.ok
     assert below.stats["beads"] >= 1
-    assert im.profile(objective, below.path, 41).max <= 0.05
+    # the threshold is on the statistics that the path holds
+    assert im.profile(objective, below.path, 41, bn="interpolate").max <= 0.05
     # running statistics move on the line, and are not trained
     left, bead, right = (p["4.running_var"] for p in below.path.knots[:3])
     assert bool((bead >= torch.minimum(left, right) - 1e-6).all()) or len(below.path) > 2
@@ -271,7 +271,7 @@ def test_a_recurrent_network_with_its_own_loss_and_tied_weights():
         start = im.models.seeded(lambda: Language().double(), seed).state_dict()
         start = objective.check({k: v.clone() for k, v in start.items()})
         trainer = Trainer.of(objective, limit, recipe, False, start)
-        (end,) = trainer.train([start], 2.4, steps=600, seed=seed, memory=forget, progress=lambda *_: None, what="")
+        (end,) = trainer.train([start], Goal(2.4, 600, seed))
         ends.append(end.params)
     method = im.StringSampling(
         2.5, quantity="perplexity", points=9, recipe=im.Recipe(lr=0.02, steps=600, batch=20, schedule="constant")

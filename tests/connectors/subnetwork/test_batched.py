@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
-from isthmus.connectors.subnetwork.train import Start, Training, sizes
+from isthmus.connectors.subnetwork.batched import forward_stacked, gather
+from isthmus.connectors.subnetwork.train import Start, SubnetTraining, sizes
 from isthmus.models import convnet, vgg11
+from isthmus.params import stack
 from isthmus.structure.chain import chain_of
 from isthmus.structure.network_units import random_units
 from isthmus.training.fit import Ended, Recipe, fit, fit_together
@@ -75,7 +76,7 @@ def test_draws_trained_together_end_where_each_alone_does(make, optimizer):
     draws = [starts[0].theta(), starts[1].theta(), starts[2].random(g)]
 
     def train(draws):
-        return Training(objective, chain, recipe, torch.Generator().manual_seed(1), no_progress).train(
+        return SubnetTraining(objective, chain, recipe, torch.Generator().manual_seed(1), no_progress).train(
             l, problem.a, draws, target=0.0, what="training"
         )
 

@@ -5,7 +5,7 @@ import torch
 
 import isthmus as im
 from isthmus.params import equal
-from isthmus.stability.dropout.search import search
+from isthmus.stability.dropout.search import Sought, search
 from isthmus.storage.methods import connector_from
 from isthmus.structure.chain import chain_of
 from isthmus.training.fit import Recipe, fit
@@ -136,10 +136,7 @@ def test_subnetworks_that_start_from_half_width_networks_are_never_above_them():
         chain = chain_of(objective.program, objective.structure)
         connection = connect(pair, subsets="own", init="dropout", masks=8, steps=1, lr=1e-9, effort=0, attempts=1)
         g = torch.Generator().manual_seed(0)
-        found = [
-            search(objective, chain, p, keep=0.5, masks=8, scale="output", generator=g, progress=lambda n: None)
-            for p in (a, b)
-        ]
+        found = [search(objective, chain, p, Sought(0.5, 8), g) for p in (a, b)]
         losses = {(r["layer"], r["end"]): r["loss"] for r in connection.stats["subnetworks"]}
         for e, end in enumerate("ab"):
             for l in range(1, chain.L):
@@ -157,7 +154,7 @@ def test_half_width_networks_fit_where_the_fractions_differ(pair):
     options = {"subsets": "own", "init": "dropout", "masks": 4, "fraction": (0.5, 0.7, 0.6), "effort": 0, "attempts": 1}
     connection = connect(pair, steps=1, lr=1e-9, **options)
     g = torch.Generator().manual_seed(0)
-    found = search(objective, chain, a, keep=0.3, masks=4, scale="output", generator=g, progress=lambda n: None)
+    found = search(objective, chain, a, Sought(0.3, 4), g)
     for row in connection.stats["subnetworks"]:
         if row["end"] == "a" and row["layer"] < 3:
             assert row["loss"] == pytest.approx(found[row["layer"]].loss, rel=1e-4)

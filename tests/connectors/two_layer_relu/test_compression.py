@@ -6,7 +6,7 @@ from math import cos
 import pytest
 import torch
 
-from isthmus.connectors.two_layer_relu.compression import Layer, cap, compress
+from isthmus.connectors.two_layer_relu.compression import HiddenLayer, cap, compress
 from tests.connectors.subnetwork.sparse import matrix, params_of, regression, solved
 
 
@@ -33,7 +33,7 @@ def test_copies_of_units_are_dropped_for_nothing():
     two, layer = solved(problem, a)
     # spread over both copies, as gradient descent leaves them
     shared = layer.A.reshape(1, 2, 4, 1).mean(1, keepdim=True).expand(1, 2, 4, 1).reshape(1, 8, 1)
-    spread = Layer(layer.W, shared, layer.b, layer.value)
+    spread = HiddenLayer(layer.W, shared, layer.b, layer.value)
     assert len(spread.live) > 4
     assert compress(two, spread, 4, 0.0, a).value == pytest.approx(layer.value, rel=1e-9)
 

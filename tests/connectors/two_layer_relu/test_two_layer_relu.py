@@ -10,7 +10,7 @@ from torch import nn
 import isthmus as im
 from isthmus.analysis.gap_by_width import gap_by_width, schedule
 from isthmus.connectors.base import Task
-from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, cap, compress
+from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers, cap, compress
 from isthmus.connectors.two_layer_relu.method import TwoLayerReLU, deviation, deviation_bound, margin
 from isthmus.connectors.two_layer_relu.oracle import scaled_to, train_oracle
 from isthmus.params import cast, equal, lerp
@@ -160,7 +160,7 @@ def test_the_deviation_bounds_how_far_outputs_stray_when_both_layers_move(make):
     for seed in range(12):
         start = two.read(random_params(problem.objective._materialised(), seed))
         turn = cap(start.W + 0.7 * matrix(*start.W.shape, seed=seed), start.W, 0.5)
-        end = Layer(turn, start.A + 0.3 * matrix(*start.A.shape, seed=seed + 50), start.b + 0.1, 0.0)
+        end = HiddenLayer(turn, start.A + 0.3 * matrix(*start.A.shape, seed=seed + 50), start.b + 0.1, 0.0)
         nu = deviation(two, start, end, like)
         ends = [two.features(W, like) for W in (start.W, turn)]
         p, q = params_of(two, start, like), params_of(two, end, like)

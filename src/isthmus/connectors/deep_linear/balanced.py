@@ -20,7 +20,7 @@ from isthmus.paths.full_rank import FullRank, orthogonal_complement
 
 RANK = 1e-10
 """Singular values below this part of the largest count as zero."""
-NARROWEST = 2.0**-40
+_NARROWEST = 2.0**-40
 """Pieces of a curve are not made narrower."""
 
 
@@ -47,7 +47,7 @@ class Factors:
 
 Move = Callable[[float], Factors]
 Control = tuple[Factors, ...]
-Judge = Callable[[Control], float]
+_Judge = Callable[[Control], float]
 """The largest value on a Bezier curve: a bound."""
 
 
@@ -200,7 +200,7 @@ class Moving:
 
 
 def lay(
-    curve: Move, start: Factors, end: Factors, judge: Judge, limit: float, most: int
+    curve: Move, start: Factors, end: Factors, judge: _Judge, limit: float, most: int
 ) -> tuple[list[Control], float]:
     """Cubic Bezier curves along `curve`, halved until each is at most `limit` by `judge`; and the largest bound.
 
@@ -217,7 +217,7 @@ def lay(
         p1 = zero.plus([(-5 / 6, p0), (3.0, q1), (-1.5, q2), (1 / 3, p3)])
         p2 = zero.plus([(1 / 3, p0), (-1.5, q1), (3.0, q2), (-5 / 6, p3)])
         bound = judge((p0, p1, p2, p3))
-        if bound <= limit or h <= NARROWEST or len(out) + len(waiting) + 1 >= most:
+        if bound <= limit or h <= _NARROWEST or len(out) + len(waiting) + 1 >= most:
             out.append((p0, p1, p2, p3))
             worst = max(worst, bound)
         else:

@@ -17,12 +17,12 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-RANK = 1e-12
+_RANK = 1e-12
 """Singular values below this part of the largest count as zero."""
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class _Pair:
     """V [D, n] and W [n, q] after a move, and what the move did."""
 
     V: Tensor
@@ -30,7 +30,7 @@ class Pair:
     what: str
 
 
-def to_hub(V: Tensor, W: Tensor, scale: float) -> Iterator[Pair]:
+def to_hub(V: Tensor, W: Tensor, scale: float) -> Iterator[_Pair]:
     """The moves from (V, W) to V = scale [I, 0] and W with zero rows from D on; V W stays, n > D.
 
     With m units to exchange and n - D spare ones there are about 2 m / (n - D) rounds of two moves.
@@ -63,34 +63,25 @@ class _Exchange:
         """The units that still want their final column."""
         return [j for j in range(self.D) if j not in self.done]
 
-    def full_rank(self) -> Iterator[Pair]:
+    def full_rank(self) -> Iterator[_Pair]:
         """Two moves that give V rank D where it has less: W leaves the kernel of V, which can then be used."""
         U, s, Vh = torch.linalg.svd(self.V)
-        r = int((s > RANK * s[0]).sum()) if float(s[0]) > 0 else 0
+        r = int((s > _RANK * s[0]).sum()) if float(s[0]) > 0 else 0
         if r < self.D:
             self.W = Vh[:r].T @ (Vh[:r] @ self.W)
             yield self._pair("leave the kernel of the layer above")
             self.V = self.V + self.scale * U[:, r:] @ Vh[r : self.D]
             yield self._pair("give it full rank")
 
-    def onto_pivots(self) -> Iterator[Pair]:
+    def onto_pivots(self) -> Iterator[_Pair]:
         """W onto D units whose columns of V are well conditioned."""
         self.live = _pivots(self.V)[: self.D]
         self._put(torch.linalg.solve(self.V[:, self.live], self.product))
         yield self._pair("gather the product on pivot units")
 
-    def round(self) -> Iterator[Pair]:
+    def round(self) -> Iterator[_Pair]:
         """One exchange of as many columns as there is room for."""
-        spare = [j for j in range(self.n) if j not in self.live]
-        slots = [j for j in self.open if j in spare]
-        if slots:
-            columns = self.scale * torch.eye(self.D).to(self.V)[:, slots]
-            may_leave = [i for i in self.live if i not in self.done]
-            self.done += slots
-        else:  # every place that is still wanted is taken: its unit moves to a spare one first
-            may_leave = [j for j in self.open if j in self.live][: len(spare)]
-            slots = spare[: len(may_leave)]
-            columns = self.V[:, may_leave]
+        slots, columns, may_leave = self._room()
         self.V = self.V.clone()
         self.V[:, slots] = columns
         yield self._pair("write columns of spare units")
@@ -101,7 +92,19 @@ class _Exchange:
         self._put(torch.linalg.solve(self.V[:, self.live], self.product))
         yield self._pair("hand the product over to them")
 
-    def clear(self) -> Iterator[Pair]:
+    def _room(self) -> tuple[list[int], Tensor, list[int]]:
+        """Spare units, the columns that they are given, and the live units that may leave for them."""
+        spare = [j for j in range(self.n) if j not in self.live]
+        slots = [j for j in self.open if j in spare]
+        if slots:
+            may_leave = [i for i in self.live if i not in self.done]
+            self.done += slots
+            return slots, self.scale * torch.eye(self.D).to(self.V)[:, slots], may_leave
+        # every place that is still wanted is taken: its unit moves to a spare one first
+        may_leave = [j for j in self.open if j in self.live][: len(spare)]
+        return spare[: len(may_leave)], self.V[:, may_leave], may_leave
+
+    def clear(self) -> Iterator[_Pair]:
         """Zero columns at the units that carry nothing."""
         V = torch.zeros_like(self.V)
         V[:, : self.D] = self.scale * torch.eye(self.D).to(V)
@@ -114,8 +117,8 @@ class _Exchange:
         self.W = torch.zeros_like(self.W)
         self.W[self.live] = rows
 
-    def _pair(self, what: str) -> Pair:
-        return Pair(self.V, self.W, what)
+    def _pair(self, what: str) -> _Pair:
+        return _Pair(self.V, self.W, what)
 
 
 def _pivots(V: Tensor) -> list[int]:

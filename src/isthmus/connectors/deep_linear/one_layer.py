@@ -82,22 +82,26 @@ def one_layer_path(
     """The vertices from one end to the other, all in float64, and a label for each segment."""
     reads = [chain.read(p) for p in ends]
     scales = {l: _scale([r.A[l] for r in reads]) for l in range(1, chain.L + 1)}
-    points: list[list[Params]] = []
-    labels: list[list[str]] = []
-    for k, params in enumerate(ends):
-        walk, words = [params], []
-        cleared = params if j == 0 else clear_biases(chain, objective, params)
-        if cleared is None:
-            raise IsthmusError("internal error: biases that cannot be cleared; please report it")
-        for point, what in _to_common_form(chain, cleared, j, scales):
-            if not equal(point, walk[-1]):
-                walk.append(point)
-                words.append(f"at {'AB'[k]}, {what}")
-        points.append(walk)
-        labels.append(words)
-    middle = f"layer {j + 1}" + (" and biases" if any(v.numel() for v in reads[0].b.values()) else "")
-    back = [f"{label}, backwards" for label in reversed(labels[1])]
-    return [*points[0], *reversed(points[1])], [*labels[0], f"{middle}, straight from A to B", *back]
+    there, back = (_walk(chain, objective, end, j, scales) for end in ends)
+    middle = f"layer {j + 1}" + " and biases" * any(v.numel() for v in reads[0].b.values())
+    (first, words), (last, words_back) = (zip(*side, strict=True) for side in (there, back))
+    labels = [*(f"at A, {what}" for what in words[1:]), f"{middle}, straight from A to B"]
+    labels += [f"at B, {what}, backwards" for what in words_back[:0:-1]]
+    return [*first, *reversed(last)], labels
+
+
+def _walk(
+    chain: Chain, objective: Objective, end: Params, j: int, scales: Mapping[int, float]
+) -> list[tuple[Params, str]]:
+    """From one end to the common form: the points, and what each move did."""
+    cleared = end if j == 0 else clear_biases(chain, objective, end)
+    if cleared is None:
+        raise IsthmusError("internal error: biases that cannot be cleared; please report it")
+    walk = [(end, "the end")]
+    for point, what in _to_common_form(chain, cleared, j, scales):
+        if not equal(point, walk[-1][0]):
+            walk.append((point, what))
+    return walk
 
 
 def _scale(weights: list[Tensor]) -> float:

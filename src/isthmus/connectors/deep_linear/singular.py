@@ -9,15 +9,15 @@ from torch import Tensor
 
 from isthmus.connectors.deep_linear.balanced import RANK, Balanced, Factors
 
-Value = Callable[[Factors], Tensor]
+_Value = Callable[[Factors], Tensor]
 
-PLACES = 9
+_PLACES = 9
 """So many products on the line between both ends are cut to the lower rank, to start from."""
-STEPS = 500
+_STEPS = 500
 """Iterations of each descent."""
 
 
-def lowest_singular(value: Value, ends: Sequence[Factors], enough: float) -> tuple[Factors, float]:
+def lowest_singular(value: _Value, ends: Sequence[Factors], enough: float) -> tuple[Factors, float]:
     """Factors through one hidden unit less than those of `ends`, of the lowest loss that is found, and that loss.
 
     `value` is a loss that is convex in the product, with ridge; each descent (L-BFGS in the factors) starts from the
@@ -43,8 +43,8 @@ def balanced_at(factors: Factors, E: Tensor) -> Balanced:
 
 def _starts(ends: Sequence[Factors]) -> Iterator[Factors]:
     (one, other), n = ends, ends[0].W2.shape[1]
-    for k in range(PLACES):
-        t = k / (PLACES - 1)
+    for k in range(_PLACES):
+        t = k / (_PLACES - 1)
         U, S, Vh = torch.linalg.svd(torch.lerp(one.M, other.M, t), full_matrices=False)
         root, W2, W1 = S[: n - 1].sqrt(), torch.zeros_like(one.W2), torch.zeros_like(one.W1)
         W2[:, : n - 1], W1[: n - 1] = U[:, : n - 1] * root, root[:, None] * Vh[: n - 1]
@@ -52,7 +52,7 @@ def _starts(ends: Sequence[Factors]) -> Iterator[Factors]:
     yield Factors(torch.zeros_like(one.W2), torch.zeros_like(one.W1), one.v)
 
 
-def _descended(value: Value, start: Factors) -> tuple[float, Factors]:
+def _descended(value: _Value, start: Factors) -> tuple[float, Factors]:
     """Down from `start`; its last hidden unit stays silent, so that the rank stays below n."""
     n = start.W2.shape[1]
     free = [start.W2[:, : n - 1], start.W1[: n - 1], start.v]
@@ -64,7 +64,7 @@ def _descended(value: Value, start: Factors) -> tuple[float, Factors]:
         return Factors(torch.cat([P, silent[0]], 1), torch.cat([Q, silent[1]]), v)
 
     solver = torch.optim.LBFGS(
-        leaves, max_iter=STEPS, tolerance_grad=1e-12, tolerance_change=1e-300,
+        leaves, max_iter=_STEPS, tolerance_grad=1e-12, tolerance_change=1e-300,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 

@@ -31,12 +31,12 @@ from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.structure.chain import Chain, Weights
 
-FLOOR = 1e-9
+_FLOOR = 1e-9
 """The excess that is allowed where both ends have loss zero."""
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class _Reading:
     """How the weights of a chain of two layers are two matrices; kernel entries count as inputs and outputs.
 
     W2 [n_2 k_2, n_1]; W1 [n_1, n_0 k_1], with the hidden bias as a last column where `bias`.
@@ -85,9 +85,9 @@ class TwoFactors:
 
     def __post_init__(self) -> None:
         self.cleared = self._cleared()
-        self.reading = Reading(self.chain, self.cleared is self.ends and bool(self.chain.layer(1).vectors))
+        self.reading = _Reading(self.chain, self.cleared is self.ends and bool(self.chain.layer(1).vectors))
         self.top = self.bound = max(self.objective.loss(p) for p in self.ends)
-        self.allowed = self.tolerance * self.top if self.top > 0 else FLOOR
+        self.allowed = self.tolerance * self.top if self.top > 0 else _FLOOR
         self.written: dict[int, tuple[Factors, Params]] = {}
 
     def _cleared(self) -> tuple[Params, Params]:

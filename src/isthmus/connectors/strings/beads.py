@@ -17,14 +17,33 @@ from isthmus.objective import Objective
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, stack
 from isthmus.training.fit import Ended, Recipe, fit, fit_together
-from isthmus.training.memory import Beside, Memory, State
-from isthmus.training.progress import Progress
+from isthmus.training.memory import Beside, Memory, State, forget
+from isthmus.training.progress import Progress, no_progress
 
-PAYS = 1 << 23
+_PAYS = 1 << 23
 """Bytes of weights and activations per bead and step up to which one stacked problem was measured to be faster."""
 
-Extra = Callable[[Params, list[int]], Tensor]
+_Extra = Callable[[Params, list[int]], Tensor]
 """``extra(weights, rows)``: what is added to the sum of the losses of the beads with those numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What a training of beads is to reach: the `target` of the judged quantity, in at most so many steps.
+
+    The batches are those of `seed`. `what`: the work in words, for the progress.
+    """
+
+    target: float
+    steps: int
+    seed: int
+    memory: Memory = forget
+    progress: Progress = no_progress
+    what: str = "training beads"
+
+    def generator(self) -> torch.Generator:
+        """What draws the batches."""
+        return torch.Generator().manual_seed(self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +82,7 @@ class Trainer:
         """`batched`: whether beads are trained as one problem; None where that works and is faster."""
         recipe = replace(recipe, check=recipe.check or max(10, objective.num_examples // recipe.batch))
         trainer = cls(objective, limit, recipe, True, tuple(like))
-        if batched is False or (batched is None and trainer.bytes_each > PAYS):
+        if batched is False or (batched is None and trainer.bytes_each > _PAYS):
             return replace(trainer, together=False)
         refused = trainer.refusal(like)
         if refused and batched:
@@ -108,13 +127,11 @@ class Trainer:
     def _sum(self, weights: Params, fixed: Params, rows: list[int], index: Tensor) -> Tensor:
         """A scalar whose gradient is that of the losses of the beads `rows`."""
         if self.together:
-            return self._stacked(
-                {k: v[rows] for k, v in weights.items()}, {k: v[rows] for k, v in fixed.items()}, index
-            ).sum()
+            return self._stacked(_of(weights, rows), _of(fixed, rows), index).sum()
         total = torch.zeros((), device=index.device, dtype=self.objective.dtype)
         for i in rows:  # bead by bead, so that the activations of one are in memory at a time
-            leaves = {k: v[i].detach().requires_grad_() for k, v in weights.items()}
-            loss = self.objective.batch_loss(self._whole(leaves, {k: v[i] for k, v in fixed.items()}), index)
+            leaves = {k: v.detach().requires_grad_() for k, v in _of(weights, i).items()}
+            loss = self.objective.batch_loss(self._whole(leaves, _of(fixed, i)), index)
             slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             for (name, _), slope in zip(leaves.items(), slopes, strict=True):
                 if slope is not None:
@@ -123,99 +140,64 @@ class Trainer:
 
     # -- training
 
-    def train(
-        self,
-        starts: Sequence[Params],
-        target: float,
-        *,
-        steps: int,
-        seed: int,
-        memory: Memory,
-        progress: Progress,
-        what: str,
-        extra: Extra | None = None,
-    ) -> list[TrainedBead]:
-        """Train all points until each is at the target or `steps` steps were made.
+    def train(self, starts: Sequence[Params], goal: Goal, extra: _Extra | None = None) -> list[TrainedBead]:
+        """Train all points until each is at the target or the steps were made.
 
         With `extra` they move at the same time whatever `together` says. A start whose value is not finite fails.
         """
-        if extra is None and (not self.together or len(starts) == 1):
-            return self._in_turn(starts, target, steps, seed, memory, progress, what)
         if extra is not None:
-            return self._at_once(list(starts), target, steps, seed, memory, progress, what, extra)
+            return self._at_once(starts, goal, extra)
+        if not self.together or len(starts) == 1:
+            return [self._alone(start, goal, i, len(starts)) for i, start in enumerate(starts)]
         room = max(1, self.objective.memory // (3 * self.bytes_each))
         done: list[TrainedBead] = []
         for i in range(0, len(starts), room):
-            part = memory.part(f"beads{i}")
-            done += self._at_once(list(starts[i : i + room]), target, steps, seed, part, progress, what, None)
+            done += self._at_once(starts[i : i + room], replace(goal, memory=goal.memory.part(f"beads{i}")))
         return done
 
-    def _in_turn(
-        self,
-        starts: Sequence[Params],
-        target: float,
-        steps: int,
-        seed: int,
-        memory: Memory,
-        progress: Progress,
-        what: str,
-    ) -> list[TrainedBead]:
-        done = []
-        for i, start in enumerate(starts):
-            weights, fixed = self._split(start)
-            fitted = fit(
-                lambda p, index, fixed=fixed: self.objective.batch_loss(self._whole(p, fixed), index),
-                lambda p, fixed=fixed: self.limit.of(self._whole(p, fixed)),
-                weights, self.objective.num_examples, replace(self.recipe, steps=steps),
-                generator=torch.Generator().manual_seed(seed), target=target, progress=progress,
-                memory=memory.part(f"bead{i}"), what=f"{what}, bead {i + 1} of {len(starts)}",
-            )  # fmt: skip
-            done.append(TrainedBead(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.ended))
-        return done
+    def _alone(self, start: Params, goal: Goal, i: int, count: int) -> TrainedBead:
+        weights, fixed = self._split(start)
+        fitted = fit(
+            lambda p, index: self.objective.batch_loss(self._whole(p, fixed), index),
+            lambda p: self.limit.of(self._whole(p, fixed)),
+            weights, self.objective.num_examples, replace(self.recipe, steps=goal.steps),
+            generator=goal.generator(), target=goal.target, progress=goal.progress,
+            memory=goal.memory.part(f"bead{i}"), what=f"{goal.what}, bead {i + 1} of {count}",
+        )  # fmt: skip
+        return TrainedBead(self._whole(fitted.params, fixed), fitted.loss, fitted.steps, fitted.ended)
 
-    def _at_once(
-        self,
-        starts: list[Params],
-        target: float,
-        steps: int,
-        seed: int,
-        memory: Memory,
-        progress: Progress,
-        what: str,
-        extra: Extra | None,
-    ) -> list[TrainedBead]:
-        weights, fixed = self._split(stack([*starts, starts[0]] if len(starts) == 1 else starts))
+    def _at_once(self, starts: Sequence[Params], goal: Goal, extra: _Extra | None = None) -> list[TrainedBead]:
         count = len(starts)
-        watch = _Watch(count, target, self.recipe.check or 1)
+        # a single problem would have no axis of its own
+        weights, fixed = self._split(stack([*starts, starts[0]] if count == 1 else starts))
+        watch = _Watch(count, goal.target, self.recipe.check or 1)
 
         def batch_loss(p: Params, index: Tensor) -> Tensor:
             rows = watch.moving
             total = self._sum(p, fixed, rows, index)
-            return total if extra is None else total + extra({k: v[:count] for k, v in p.items()}, rows)
+            return total if extra is None else total + extra(_of(p, slice(count)), rows)
 
         def full_losses(p: Params) -> list[float]:
-            def value(i: int) -> float:
-                return self.limit.of(self._whole({k: v[i] for k, v in p.items()}, {k: v[i] for k, v in fixed.items()}))
-
-            seen = watch.look([value(i) for i in watch.moving])
-            return seen + seen[:1] * (count == 1)  # a single problem would have no axis of its own
+            seen = watch.look([self.limit.of(self._whole(_of(p, i), _of(fixed, i))) for i in watch.moving])
+            return seen + seen[:1] * (count == 1)
 
         fitted = fit_together(
-            batch_loss, full_losses, weights, self.objective.num_examples, replace(self.recipe, steps=steps),
-            generator=torch.Generator().manual_seed(seed), target=target, progress=progress, what=what,
-            memory=Beside(memory, watch.give, watch.take),
+            batch_loss, full_losses, weights, self.objective.num_examples, replace(self.recipe, steps=goal.steps),
+            generator=goal.generator(), target=goal.target, progress=goal.progress, what=goal.what,
+            memory=Beside(goal.memory, watch.give, watch.take),
         )[:count]  # fmt: skip
         out = []
         for i, found in enumerate(fitted):
-            own = {k: v.clone() for k, v in found.params.items()}
             arrived = watch.reached[i]
             made = found.steps if arrived is None else min(arrived, found.steps)
-            out.append(
-                TrainedBead(
-                    self._whole(own, {k: v[i].clone() for k, v in fixed.items()}), found.loss, made, found.ended
-                )
-            )
+            own = {k: v.clone() for k, v in self._whole(found.params, _of(fixed, i)).items()}
+            out.append(TrainedBead(own, found.loss, made, found.ended))
         return out
+
+
+def _of(stacked: Params, rows: int | slice | list[int]) -> Params:
+    """The parameters of one of the stacked beads, or of several."""
+    return {k: v[rows] for k, v in stacked.items()}
 
 
 class _Watch:

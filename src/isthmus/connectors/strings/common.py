@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from isthmus.connectors.base import Task, lasting
 from isthmus.connectors.strings.beads import Trainer
-from isthmus.connectors.strings.threshold import Scan, Threshold, threshold_for
+from isthmus.connectors.strings.threshold import Scan, Threshold, ThresholdAsked
 from isthmus.errors import InputError
 from isthmus.params import distance, equal, norm
-from isthmus.paths import Curve
+from isthmus.paths import Curve, Path
 from isthmus.training.memory import Memory, named, recalled, taken
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Tools:
     """
 
     task: Task
+    given: ThresholdAsked
     limit: Threshold
     trainer: Trainer
     seed: int
@@ -35,13 +36,11 @@ class Tools:
     @classmethod
     def of(cls, method: StringSampling | ConstrainedStringSampling, task: Task, seed: int) -> Tools:
         """The threshold and the trainer of a method. Errors: a memory that holds the state of another search."""
-        limit = threshold_for(
-            task.objective, task.test, (task.a, task.b),
-            quantity=method.quantity, value=method.threshold, excess=method.excess, on=method.on, points=method.points,
-        )  # fmt: skip
+        given = ThresholdAsked.of(method)
+        limit = given.limit(given.judge(task.objective, task.test), (task.a, task.b))
         task.progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
         trainer = Trainer.of(task.objective, limit, method.recipe, method.batched, task.a)
-        tools = cls(task, limit, trainer, seed)
+        tools = cls(task, given, limit, trainer, seed)
         tools._claim({"method": lasting(method), "limit": limit.value, "seed": seed})
         return tools
 
@@ -53,6 +52,18 @@ class Tools:
             raise InputError("memory", expected="the state of the same search", got="that of another one")
         if not equal(taken(tensors, "a"), a) or not equal(taken(tensors, "b"), b):
             raise InputError("memory", expected="the state of the same search", got="that of other networks")
+
+    def stats(self, path: Path, values: Sequence[float], top: float) -> dict[str, Any]:
+        """What both forms say of a string; `values` of its beads, `top` the largest value on it."""
+        return {
+            "threshold": {"quantity": self.limit.quantity, "value": self.limit.value, "on": self.given.on},
+            "threshold_from": self.limit.origin,
+            "notes": self.limit.notes(values, top),
+            "beads": len(path) - 1,
+            "normalized_length": path.normalized_length,
+            "sampling": {"points": self.given.points},
+            "batched": self.trainer.together,
+        }
 
     def next_part(self, what: str) -> Memory:
         """The memory of the next piece of work."""

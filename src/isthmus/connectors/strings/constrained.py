@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_at_least_zero, check_choices, check_whole
-from isthmus.connectors.strings.beads import check_recipe
+from isthmus.connectors.strings.beads import Goal, check_recipe
 from isthmus.connectors.strings.common import Tools
 from isthmus.connectors.strings.search import PERSISTS, beside
-from isthmus.connectors.strings.threshold import check_fields
+from isthmus.connectors.strings.threshold import ThresholdAsked
 from isthmus.errors import InputError
 from isthmus.params import Params, lerp
 from isthmus.paths import Curve, Path
@@ -23,7 +23,7 @@ from isthmus.training.fit import Recipe
 SOFT = 0.01
 """Nearer to the middle of its neighbours than this part of their distance, a bead feels the hyperplane less."""
 
-HIGHEST = 1e6
+_HIGHEST = 1e6
 """In thresholds: the level to start from where the straight line is higher still."""
 
 
@@ -77,7 +77,7 @@ class ConstrainedStringSampling(Connector):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self.quantity, self.threshold, self.excess, self.on, self.points)
+        ThresholdAsked.of(self)
         check_choices(self)
         check_at_least_zero(self, "zeta", "kappa")
         if not 0 < self.fall < 1:
@@ -146,6 +146,16 @@ class _State:
     samples: int = 0
     outcome: str = ""
 
+    @property
+    def high(self) -> list[int]:
+        """The beads above the level."""
+        return [i for i, v in enumerate(self.values) if v > self.level]
+
+    @property
+    def top(self) -> float:
+        """The largest value seen on the segments."""
+        return max(v for v in self.maxima if v is not None)
+
 
 class _Descent:
     """The string on its way down, one piece of work at a time."""
@@ -157,17 +167,17 @@ class _Descent:
         self.limit, self.trainer = self.tools.limit, self.tools.trainer
         self.beads = self.best = [task.a, task.b]
         line = self.tools.scan(Curve((task.a, task.b)), self.limit)
-        level = min(max(line.max, self.limit.value), HIGHEST * (self.limit.value or 1.0))
+        level = min(max(line.max, self.limit.value), _HIGHEST * (self.limit.value or 1.0))
         self.now = _State(level, [self.limit.of(p) for p in self.beads], [line.max], [line.t], samples=line.samples)
 
     def step(self) -> bool:
         """Train the beads, look at one segment, go a level down, or put new beads; False at the end."""
         now, more = self.now, True
-        if any(v > now.level for v in now.values):
+        if now.high:
             more = now.steps < self.method.budget and self._train()
         elif None in now.maxima:
             self._look(now.maxima.index(None))
-        elif max(v for v in now.maxima if v is not None) <= now.level:
+        elif now.top <= now.level:
             self._down()
         else:
             more = now.steps < self.method.budget and self._insert()
@@ -183,7 +193,7 @@ class _Descent:
 
     def _down(self) -> None:
         """The whole string is below its level: keep it, and lower the level to what it has or by the factor."""
-        now, highest = self.now, max(v for v in self.now.maxima if v is not None)
+        now, highest = self.now, self.now.top
         self.best = list(self.beads)
         now.reached = max(highest, self.limit.value) if highest <= self.limit.value else now.level
         path = Path.through(self.best)
@@ -198,7 +208,7 @@ class _Descent:
     def _insert(self) -> bool:
         """Every segment above the level gets a bead. False: a maximum persists, or there is no room for more beads."""
         now, method = self.now, self.method
-        now.excess.append(max(v for v in now.maxima if v is not None) - now.level)
+        now.excess.append(now.top - now.level)
         if len(now.excess) > method.patience and now.excess[-1] >= PERSISTS * now.excess[-1 - method.patience]:
             now.outcome = Outcome.SUSPECTED_DISCONNECTION.name
             return False
@@ -206,35 +216,38 @@ class _Descent:
         for i in reversed(range(len(now.maxima))):
             top = now.maxima[i] or 0.0
             if top > now.level and len(self.beads) - 2 < method.beads:
-                t = min(max(now.places[i], 0.1), 0.9) if method.position == "maximum" else 0.5
-                point = Curve((self.beads[i], self.beads[i + 1])).at(t)
-                value = self.limit.of(point)
-                self.beads.insert(i + 1, point)
-                now.values.insert(i + 1, value)
-                # above the level, both halves are; else they are looked at
-                now.maxima[i : i + 1] = [None, None] if value <= now.level else [top, top]
-                now.places[i : i + 1] = [0.5, 0.5]
+                self._halve(i, top)
         now.attempt = 0
         return len(self.beads) > before
+
+    def _halve(self, i: int, top: float) -> None:
+        """A bead on segment i, whose largest value is `top`."""
+        now = self.now
+        t = min(max(now.places[i], 0.1), 0.9) if self.method.position == "maximum" else 0.5
+        point = Curve((self.beads[i], self.beads[i + 1])).at(t)
+        value = self.limit.of(point)
+        self.beads.insert(i + 1, point)
+        now.values.insert(i + 1, value)
+        # above the level, both halves are; else they are looked at
+        now.maxima[i : i + 1] = [None, None] if value <= now.level else [top, top]
+        now.places[i : i + 1] = [0.5, 0.5]
 
     def _train(self) -> bool:
         """All beads go down to the level together. False: one could not."""
         now, method = self.now, self.method
-        inner, a, b = self.beads[1:-1], self.beads[0], self.beads[-1]
-        high = [i for i, v in enumerate(now.values) if v > now.level]
-        starts = list(inner)
+        a, *starts, b = self.beads
+        high, seed = now.high, self.seed + now.round
         if now.attempt:
             for i in high:
                 left, right = self.beads[i - 1], self.beads[i + 1]
-                seed, names = self.seed + now.round, self.trainer.objective.parameter_names
+                names = self.trainer.objective.parameter_names
                 starts[i - 1] = beside(lerp(left, right, 0.5), left, right, seed, names)
+        steps = min(method.recipe.steps, -(-(method.budget - now.steps) // len(starts)))
+        what = f"training {len(starts)} beads to {now.level:.3g}"
+        goal = Goal(method.alpha * now.level, steps, seed, self.tools.next_part("training"), self.progress, what)
         trained = self.trainer.train(
-            starts, method.alpha * now.level,
-            steps=min(method.recipe.steps, -(-(method.budget - now.steps) // len(inner))),
-            seed=self.seed + now.round, memory=self.tools.next_part("training"), progress=self.progress,
-            what=f"training {len(inner)} beads to {now.level:.3g}",
-            extra=lambda weights, rows: pull(weights, rows, a, b, method.zeta, method.kappa),
-        )  # fmt: skip
+            starts, goal, lambda weights, rows: pull(weights, rows, a, b, method.zeta, method.kappa)
+        )
         now.round += 1
         now.steps += sum(found.steps for found in trained)
         for i, found in enumerate(trained, start=1):
@@ -242,7 +255,7 @@ class _Descent:
                 self.beads[i], now.values[i] = found.params, found.value
                 now.maxima[i - 1] = now.maxima[i] = None
         now.attempt += 1
-        if any(v > now.level for v in now.values) and now.attempt >= method.attempts:
+        if now.high and now.attempt >= method.attempts:
             now.outcome = Outcome.BEAD_FAILED.name
             return False
         return True
@@ -254,21 +267,14 @@ class _Descent:
         now, path = self.now, Path.through(self.best)
         outcome = Outcome[now.outcome]
         level = now.reached if now.reached is not None else float("nan")
-        labels = [f"sampled below {level:.4g}"] * len(path)
-        stats: dict[str, Any] = {
-            "threshold": {"quantity": self.limit.quantity, "value": self.limit.value, "on": self.method.on},
-            "threshold_from": self.limit.origin,
-            "notes": self.limit.notes(now.values, now.rows[-1]["maximum"] if now.rows else inf),
+        maximum = now.rows[-1]["maximum"] if now.rows else None
+        stats = self.tools.stats(path, now.values, inf if maximum is None else maximum) | {
             "level": level,
-            "beads": len(self.best) - 2,
-            "normalized_length": path.normalized_length,
             "gradient_steps": now.steps,
             "evaluations": now.samples,
-            "sampling": {"points": self.method.points},
-            "batched": self.trainer.together,
-            "maximum": now.rows[-1]["maximum"] if now.rows else None,
+            "maximum": maximum,
             "levels": now.rows,
-            "segments": labels,
+            "segments": [f"sampled below {level:.4g}"] * len(path),
         }
         if not outcome.ok:
             highest = max(v for v in (*now.maxima, *now.values) if v is not None)

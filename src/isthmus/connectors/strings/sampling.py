@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from isthmus.checks import check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Task
-from isthmus.connectors.checks import check_choices, check_whole
 from isthmus.connectors.strings.beads import check_recipe
-from isthmus.connectors.strings.search import Work
-from isthmus.connectors.strings.threshold import check_fields
+from isthmus.connectors.strings.search import StringSearch
+from isthmus.connectors.strings.threshold import ThresholdAsked
 from isthmus.errors import InputError
 from isthmus.training.fit import Recipe
 
@@ -70,7 +70,7 @@ class StringSampling(Connector):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self.quantity, self.threshold, self.excess, self.on, self.points)
+        ThresholdAsked.of(self)
         check_choices(self)
         if not 0 < self.alpha <= 1:
             raise InputError("alpha", expected="a number in (0, 1]", got=self.alpha)
@@ -86,7 +86,7 @@ class StringSampling(Connector):
 
     def find(self, task: Task) -> Connection:
         """The work list of the algorithm, to its end."""
-        work = Work(self, task)
+        work = StringSearch(self, task)
         while work.step():
             pass
         return work.connection()

@@ -10,7 +10,7 @@ import torch
 
 from isthmus.certify import certify
 from isthmus.connectors.base import Connection, Outcome, Task
-from isthmus.connectors.strings.beads import TrainedBead
+from isthmus.connectors.strings.beads import Goal, TrainedBead
 from isthmus.connectors.strings.common import Tools
 from isthmus.errors import UnsupportedError
 from isthmus.params import Params, distance, lerp, norm
@@ -19,7 +19,10 @@ from isthmus.paths import Curve, Path
 if TYPE_CHECKING:
     from isthmus.connectors.strings.sampling import StringSampling
 
-NOISE = 0.1
+_BELOW = {"below", "proved"}
+"""The states of a segment with which nothing is left to do: it is below the threshold."""
+
+_NOISE = 0.1
 """The distance, in lengths of its segment, at which a bead that failed starts anew."""
 
 PERSISTS = 0.8
@@ -27,7 +30,7 @@ PERSISTS = 0.8
 
 
 @dataclass(eq=False)
-class Bead:
+class _Bead:
     """A point of the string: its value, at which depth it was put in, and what its training took."""
 
     params: Params
@@ -38,7 +41,7 @@ class Bead:
 
 
 @dataclass
-class Span:
+class _Span:
     """A segment that was met: the beads at its ends (by number), its length, and what was seen on it.
 
     `chain` holds (depth, length, maximum) of the segments it came from by halving, and its own. `state`: "new" (not
@@ -59,7 +62,7 @@ class Span:
     bound: float | None = None
 
 
-class Work:
+class StringSearch:
     """The work list: beads, spans, and one piece of work at a time."""
 
     def __init__(self, method: StringSampling, task: Task) -> None:
@@ -68,9 +71,9 @@ class Work:
         self.tools = Tools.of(method, task, self.seeds[0])
         self.method, self.progress = method, task.progress
         self.limit, self.trainer = self.tools.limit, self.tools.trainer
-        self.beads = [Bead(p, self.limit.of(p), 0) for p in (task.a, task.b)]
+        self.beads = [_Bead(p, self.limit.of(p), 0) for p in (task.a, task.b)]
         self.order = [0, 1]
-        self.spans = [Span(0, 1, 0, distance(task.a, task.b))]
+        self.spans = [_Span(0, 1, 0, distance(task.a, task.b))]
         self.pending: list[TrainedBead] = []
         self.attempt = self.lost = 0
 
@@ -88,7 +91,7 @@ class Work:
 
     # -- looking at a segment
 
-    def _look(self, span: Span) -> None:
+    def _look(self, span: _Span) -> None:
         left, right = self.beads[span.left].params, self.beads[span.right].params
         curve = Curve((left, right))
         seen = self.tools.scan(curve, self.limit)
@@ -108,7 +111,7 @@ class Work:
         elif span.depth >= self.method.depth:
             span.state = "deep"
 
-    def _prove(self, span: Span, curve: Curve) -> bool:
+    def _prove(self, span: _Span, curve: Curve) -> bool:
         goal, top = self.limit.loss, self.limit.objective.loss
         seen = max(top(p) for p in (curve.start, curve.at(span.t), curve.end))
         gap = (goal - seen) / seen if seen > 0 else 1.0
@@ -129,7 +132,7 @@ class Work:
             span.state = "proved"
         return proof["bound"] <= goal
 
-    def _persists(self, span: Span) -> bool:
+    def _persists(self, span: _Span) -> bool:
         """Whether most of the excess of `patience` generations ago is still there."""
         if len(span.chain) <= self.method.patience:
             return False
@@ -143,7 +146,7 @@ class Work:
         """Gradient steps so far."""
         return self.lost + sum(b.steps for b in self.beads) + sum(b.steps for b in self.pending)
 
-    def _group(self) -> list[Span]:
+    def _group(self) -> list[_Span]:
         """The open segments that come next: all of the least depth, or the first on the way from a to b."""
         place = {bead: i for i, bead in enumerate(self.order)}
         waiting = sorted((s for s in self.spans if s.state == "open"), key=lambda s: place[s.left])
@@ -152,33 +155,38 @@ class Work:
         least = min((s.depth for s in waiting), default=0)
         return [s for s in waiting if s.depth == least]
 
-    def _insert(self, group: list[Span]) -> None:
+    def _insert(self, group: list[_Span]) -> None:
         """Train the beads of a group, or once more those that failed; when that is over, put them into the string."""
         method, limit, depth = self.method, self.limit.value, group[0].depth
         part = self.tools.next_part("training")
         rows = [i for i in range(len(group)) if not self.pending or self.pending[i].value > limit]
-        trained = self.trainer.train(
-            [self._start(group[i]) for i in rows], method.alpha * limit,
-            steps=min(method.recipe.steps, -(-(method.budget - self.spent) // len(rows))), seed=self.seeds[depth],
-            memory=part, progress=self.progress, what=f"training beads at depth {depth + 1}",
-        )  # fmt: skip
-        for i, found in zip(rows, trained, strict=True):
-            if not self.attempt:
-                self.pending.append(found)
-                continue
-            steps, best = self.pending[i].steps + found.steps, min(self.pending[i], found, key=lambda x: x.value)
-            self.pending[i] = replace(best, steps=steps)
+        steps = min(method.recipe.steps, -(-(method.budget - self.spent) // len(rows)))
+        what = f"training beads at depth {depth + 1}"
+        goal = Goal(method.alpha * limit, steps, self.seeds[depth], part, self.progress, what)
+        self._take(rows, self.trainer.train([self._start(group[i]) for i in rows], goal))
         self.attempt += 1
         good = all(found.value <= limit for found in self.pending)
         if good or self.attempt >= method.attempts or self.spent >= method.budget:
-            for span, found in zip(group, self.pending, strict=True):
-                if found.value <= limit or self.attempt >= method.attempts:
-                    self._halve(span, found)
-                else:  # the budget cut its training short: the segment stays open
-                    self.lost += found.steps
-            self.pending, self.attempt = [], 0
+            self._settle(group)
 
-    def _start(self, span: Span) -> Params:
+    def _take(self, rows: list[int], trained: list[TrainedBead]) -> None:
+        """The beads of the group; of one that was trained once more the better."""
+        if not self.attempt:
+            self.pending = trained
+            return
+        for i, found in zip(rows, trained, strict=True):
+            best = min(self.pending[i], found, key=lambda x: x.value)
+            self.pending[i] = replace(best, steps=self.pending[i].steps + found.steps)
+
+    def _settle(self, group: list[_Span]) -> None:
+        for span, found in zip(group, self.pending, strict=True):
+            if found.value <= self.limit.value or self.attempt >= self.method.attempts:
+                self._halve(span, found)
+            else:  # the budget cut its training short: the segment stays open
+                self.lost += found.steps
+        self.pending, self.attempt = [], 0
+
+    def _start(self, span: _Span) -> Params:
         """Where the bead of a segment starts: on it, and after a failure beside it."""
         left, right = self.beads[span.left].params, self.beads[span.right].params
         above = (span.max or 0) > self.limit.value  # else it could not be proved: any place shortens it
@@ -188,14 +196,14 @@ class Work:
             return point
         return beside(point, left, right, self.seeds[span.depth] + self.attempt, self.trainer.objective.parameter_names)
 
-    def _halve(self, span: Span, found: TrainedBead) -> None:
+    def _halve(self, span: _Span, found: TrainedBead) -> None:
         number = len(self.beads)
-        self.beads.append(Bead(found.params, found.value, span.depth + 1, found.steps, found.ended.word))
+        self.beads.append(_Bead(found.params, found.value, span.depth + 1, found.steps, found.ended.word))
         self.order.insert(self.order.index(span.left) + 1, number)
         span.state = "halved"
         for left, right in ((span.left, number), (number, span.right)):
             length = distance(self.beads[left].params, self.beads[right].params)
-            self.spans.append(Span(left, right, span.depth + 1, length, span.chain))
+            self.spans.append(_Span(left, right, span.depth + 1, length, span.chain))
 
     # -- the result
 
@@ -205,7 +213,7 @@ class Work:
         spans = [now[i] for i in self.order[:-1]]
         path = Path.through([self.beads[i].params for i in self.order])
         states = {s.state for s in spans}
-        if states <= {"below", "proved"}:
+        if states <= _BELOW:
             outcome = Outcome.CONSTRUCTED
         elif "persistent" in states:
             outcome = Outcome.SUSPECTED_DISCONNECTION
@@ -217,52 +225,56 @@ class Work:
         ]
         return Connection(path, self.beads[1].params, outcome, self._stats(spans, path) | {"segments": labels})
 
-    def _stats(self, spans: list[Span], path: Path) -> dict[str, Any]:
-        beads = [self.beads[i] for i in self.order]
-        stats: dict[str, Any] = {
-            "threshold": {"quantity": self.limit.quantity, "value": self.limit.value, "on": self.method.on},
-            "threshold_from": self.limit.origin,
-            "notes": self.limit.notes([b.value for b in beads], max(s.max or 0.0 for s in spans)),
-            "beads": len(beads) - 2,
-            "depth": max(b.depth for b in beads),
-            "normalized_length": path.normalized_length,
+    def _stats(self, spans: list[_Span], path: Path) -> dict[str, Any]:
+        top, string = _highest(spans), _said([self.beads[i] for i in self.order])
+        stats = self.tools.stats(path, string["values"], top) | string
+        stats["sampling"]["largest_spacing"] = max(s.spacing for s in spans)
+        stats |= {
             "gradient_steps": self.spent,
             "evaluations": sum(s.samples for s in self.spans),
-            "sampling": {"points": self.method.points, "largest_spacing": max(s.spacing for s in spans)},
-            "batched": self.trainer.together,
-            "maximum": max(s.max or 0.0 for s in spans),
+            "maximum": top,
             "rounds": self._rounds(),
-            "values": [b.value for b in beads],
-            "born": [b.depth for b in beads],
-            "trainings": [b.training for b in beads],
         }
         if self.method.certify:
             stats["bounds"] = [s.bound for s in spans]
-        if worst := max((s for s in spans if s.state == "persistent"), key=lambda s: s.max or 0.0, default=None):
-            stats["evidence"] = [{"depth": d, "length": n, "maximum": m} for d, n, m in worst.chain]
-        return stats
+        persistent = [s for s in spans if s.state == "persistent"]
+        return stats | ({"evidence": _evidence(persistent)} if persistent else {})
 
     def _rounds(self) -> list[dict[str, Any]]:
-        """One row per depth: beads, their steps, segments looked at, those above the threshold, largest value."""
-        rows = []
-        for depth in range(1 + max(s.depth for s in self.spans)):
-            spans = [s for s in self.spans if s.depth == depth]
-            beads = [b for b in self.beads[2:] if b.depth == depth]
-            above = [s for s in spans if s.state not in ("below", "proved")]
-            top = max(s.max or 0.0 for s in spans)
-            steps = sum(b.steps for b in beads)
-            rows.append({"depth": depth, "beads": len(beads), "steps": steps, "segments": len(spans)})
-            rows[-1] |= {"above": len(above), "maximum": top}
-        return rows
+        return [self._round(depth) for depth in range(1 + max(s.depth for s in self.spans))]
+
+    def _round(self, depth: int) -> dict[str, Any]:
+        """At one depth: beads, their steps, segments looked at, those above the threshold, the largest value."""
+        spans = [s for s in self.spans if s.depth == depth]
+        beads = [b for b in self.beads[2:] if b.depth == depth]
+        above = [s for s in spans if s.state not in _BELOW]
+        row = {"depth": depth, "beads": len(beads), "steps": sum(b.steps for b in beads), "segments": len(spans)}
+        return row | {"above": len(above), "maximum": _highest(spans)}
+
+
+def _said(beads: Sequence[_Bead]) -> dict[str, Any]:
+    born = [b.depth for b in beads]
+    values, trainings = [b.value for b in beads], [b.training for b in beads]
+    return {"depth": max(born), "values": values, "born": born, "trainings": trainings}
+
+
+def _highest(spans: Sequence[_Span]) -> float:
+    return max(s.max or 0.0 for s in spans)
+
+
+def _evidence(spans: Sequence[_Span]) -> list[dict[str, Any]]:
+    """The segments that were halved on the way to the highest of these, and what was seen on them."""
+    worst = max(spans, key=lambda s: s.max or 0.0)
+    return [{"depth": depth, "length": length, "maximum": top} for depth, length, top in worst.chain]
 
 
 def beside(point: Params, left: Params, right: Params, seed: int, names: Sequence[str]) -> Params:
-    """A point near `point`, ``NOISE`` times the distance of its neighbours away in a random direction.
+    """A point near `point`, ``_NOISE`` times the distance of its neighbours away in a random direction.
 
     Units that are equal in the middle between two permutations stay equal in training; noise tells them apart.
     """
     generator = torch.Generator().manual_seed(seed)
     moved = [k for k in point if k in set(names)]
     noise = {k: torch.randn(point[k].shape, generator=generator, dtype=torch.float64).to(point[k]) for k in moved}
-    size = NOISE * distance(left, right) / norm(noise)
+    size = _NOISE * distance(left, right) / norm(noise)
     return point | {k: point[k] + size * v for k, v in noise.items()}

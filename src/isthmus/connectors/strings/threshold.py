@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from math import exp, inf, isnan, log
+from typing import Any
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.engine import Engine
@@ -14,17 +15,21 @@ from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Segment
 
-QUANTITIES = ("loss", "error", "perplexity")
-"""What a threshold may be on; the perplexity is exp(loss)."""
+_RANGES = {"loss": "a number > 0", "error": "a number >= 0", "perplexity": "a number > 1"}
+"""What a threshold may be on, and which numbers it may have; the perplexity is exp(loss)."""
 
-DEFAULT = 1.1
+_DEFAULT = 1.1
 """Without a threshold or an excess: so many times the larger end."""
 
-GIVEN = "as given"
+_GIVEN = "as given"
 """The origin of a threshold that was asked for."""
 
-DEFAULT_ERROR = 0.01
+_DEFAULT_ERROR = 0.01
 """The default excess between two ends without errors; one example where there are fewer than 100."""
+
+
+_Measure = Callable[[Sequence[float]], list[float]]
+"""The quantity at some places of a segment."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Threshold:
     quantity: str
     value: float
     points: int
-    origin: str = GIVEN
+    origin: str = _GIVEN
 
     def of(self, params: Params) -> float:
         """The quantity at a point; NaN counts as infinite."""
@@ -81,7 +86,7 @@ class Threshold:
         """What a reader of a string must know: where a threshold that was not given comes from, and whether a straight
         line was below it, so that it asked for nothing. `values` of its beads, `top` the largest on it.
         """
-        out = [] if self.origin == GIVEN else [f"threshold: {self.quantity} at most {self.value:.4g}, {self.origin}"]
+        out = [] if self.origin == _GIVEN else [f"threshold: {self.quantity} at most {self.value:.4g}, {self.origin}"]
         larger = max(values)
         if len(values) > 2 or not top <= self.value:
             return out
@@ -112,13 +117,7 @@ class Threshold:
             losses, errors = ready.measure(list(ts))
             return [self._read(loss, error) for loss, error in zip(losses, errors, strict=True)]
 
-        grid = [k / (self.points - 1) for k in range(self.points)]
-        coarse = sorted({*grid[::4], grid[-1]})
-        known = dict(zip(coarse, measure(coarse), strict=True))
-        if max(known.values()) <= self.value:
-            rest = [t for t in grid if t not in known]
-            known |= dict(zip(rest, measure(rest), strict=True))
-        seen = Samples(sorted(known), [known[t] for t in sorted(known)])
+        seen = self._on_grid(measure)
         if self.quantity == "error" or max(seen.value) > self.value:
             _closer(seen, measure)
         while self.quantity != "error" and max(seen.value) <= self.value:
@@ -129,8 +128,17 @@ class Threshold:
         top = max(range(len(seen.t)), key=seen.value.__getitem__)
         return Scan(seen.value[top], seen.t[top], len(seen.t), max(q - p for p, q in pairwise(seen.t)))
 
+    def _on_grid(self, measure: _Measure) -> Samples:
+        grid = [k / (self.points - 1) for k in range(self.points)]
+        coarse = sorted({*grid[::4], grid[-1]})
+        known = dict(zip(coarse, measure(coarse), strict=True))
+        if max(known.values()) <= self.value:
+            rest = [t for t in grid if t not in known]
+            known |= dict(zip(rest, measure(rest), strict=True))
+        return Samples(sorted(known), [known[t] for t in sorted(known)])
 
-def _closer(seen: Samples, measure: Callable[[Sequence[float]], list[float]]) -> None:
+
+def _closer(seen: Samples, measure: _Measure) -> None:
     """Halve the intervals beside the largest sample, twice."""
     for _ in range(2):
         top = max(range(len(seen.t)), key=seen.value.__getitem__)
@@ -140,73 +148,83 @@ def _closer(seen: Samples, measure: Callable[[Sequence[float]], list[float]]) ->
             seen.add(i, value)
 
 
-def check_fields(quantity: str, value: float | None, excess: float | None, on: str, points: int) -> None:
-    """Refuse what no threshold can be."""
-    if quantity not in QUANTITIES:
-        raise InputError("quantity", expected=f"one of {QUANTITIES}", got=repr(quantity))
-    if value is not None and excess is not None:
-        raise InputError("threshold, excess", expected="one of them, or none", got=f"{value} and {excess}")
-    if value is not None and not possible(quantity, value):
-        raise InputError("threshold", expected=_range(quantity), got=value)
-    if excess is not None and not 0 <= excess < inf:
-        raise InputError("excess", expected="a finite number >= 0, above the larger end", got=excess)
-    if on not in ("train", "test"):
-        raise InputError("on", expected="'train' or 'test'", got=repr(on))
-    if points < 3:
-        raise InputError("points", expected="at least 3 samples of each segment", got=points)
+@dataclass(frozen=True)
+class ThresholdAsked:
+    """What a method says of its threshold, in fields of these names; refuses what no threshold can be."""
+
+    quantity: str
+    threshold: float | None
+    excess: float | None = None
+    on: str = "train"
+    points: int = 21
+
+    def __post_init__(self) -> None:
+        value, excess = self.threshold, self.excess
+        if self.quantity not in _RANGES:
+            raise InputError("quantity", expected=f"one of {tuple(_RANGES)}", got=repr(self.quantity))
+        if value is not None and excess is not None:
+            raise InputError("threshold, excess", expected="one of them, or none", got=f"{value} and {excess}")
+        if value is not None and not _possible(self.quantity, value):
+            raise InputError("threshold", expected=_RANGES[self.quantity], got=value)
+        if excess is not None and not 0 <= excess < inf:
+            raise InputError("excess", expected="a finite number >= 0, above the larger end", got=excess)
+        if self.on not in ("train", "test"):
+            raise InputError("on", expected="'train' or 'test'", got=repr(self.on))
+        if self.points < 3:
+            raise InputError("points", expected="at least 3 samples of each segment", got=self.points)
+
+    @classmethod
+    def of(cls, method: Any) -> ThresholdAsked:
+        """The fields of a method."""
+        return cls(**{f.name: getattr(method, f.name) for f in fields(cls)})
+
+    def judge(self, objective: Objective, test: Objective | None) -> Objective:
+        """The objective whose quantity it is. Errors: a test set or an error rate that there is not."""
+        if self.on == "train" and test is not None:
+            raise InputError("test", expected="on='test' of the method, to be judged by it", got="on='train'")
+        judge = test if self.on == "test" else objective
+        if judge is None:
+            raise InputError(
+                "on", expected="'train', or a test set", got="'test'", instead="connect(..., test=objective)"
+            )
+        if self.quantity == "error" and not judge.has_error:
+            raise UnsupportedError(
+                "quantity='error'", "this objective has no error rate", "give Objective(..., error=)"
+            )
+        return judge
+
+    def limit(self, judge: Objective, ends: Sequence[Params]) -> Threshold:
+        """The threshold set: at the value, at the larger end + the excess, or at the default.
+
+        The default is 1.1 times the larger end; between ends without errors 0.01. Errors: ends that are outside the
+        set or whose quantity is not a number >= 0.
+        """
+        first = Threshold(judge, self.quantity, inf, self.points)
+        larger = max(first.of(p) for p in ends)
+        if not 0 <= larger < inf:
+            raise InputError("ends", expected=f"a {self.quantity} that is finite and not negative", got=f"{larger:g}")
+        limit = self._chosen(first, larger)
+        if not _possible(self.quantity, limit.value):
+            expected, instead = f"a number (the larger end has {larger:g})", "excess=0.01, or another number"
+            raise InputError("threshold", expected=expected, got=f"{limit.value:g}, {limit.origin}", instead=instead)
+        if larger > limit.value:
+            expected = f"at least {larger:.6g}, the {self.quantity} of the larger end"
+            raise InputError("threshold", expected=expected, got=self.threshold)
+        return limit
+
+    def _chosen(self, first: Threshold, larger: float) -> Threshold:
+        if self.threshold is not None:
+            return first.at(self.threshold)
+        if self.excess is not None:
+            origin = f"{self.excess:g} above the larger end, {larger:.4g}"
+            return replace(first, value=larger + self.excess, origin=origin)
+        if self.quantity == "error" and larger == 0:
+            few = max(_DEFAULT_ERROR, 1 / first.objective.num_examples)
+            return replace(first, value=few, origin=f"the default, {few:g} above two ends without errors")
+        origin = f"the default, {_DEFAULT} times the larger end, {larger:.4g}"
+        return replace(first, value=_DEFAULT * larger, origin=origin)
 
 
-def possible(quantity: str, value: float) -> bool:
+def _possible(quantity: str, value: float) -> bool:
     """Whether beads can be trained below `value`: no loss gets down to 0, an error rate does."""
     return 0 <= value < inf if quantity == "error" else float(quantity == "perplexity") < value < inf
-
-
-def _range(quantity: str) -> str:
-    return {"loss": "a number > 0", "error": "a number >= 0", "perplexity": "a number > 1"}[quantity]
-
-
-def threshold_for(
-    objective: Objective,
-    test: Objective | None,
-    ends: Sequence[Params],
-    *,
-    quantity: str,
-    value: float | None,
-    excess: float | None,
-    on: str,
-    points: int,
-) -> Threshold:
-    """The threshold set of a search: at `value`, at the larger end + `excess`, or at the default.
-
-    The default is ``DEFAULT`` times the larger end; between ends without errors ``DEFAULT_ERROR``. Errors: ends that
-    are outside the set or whose quantity is not a number >= 0; a test set or an error rate that there is not.
-    """
-    if on == "test" and test is None:
-        raise InputError("on", expected="'train', or a test set", got="'test'", instead="connect(..., test=objective)")
-    if on == "train" and test is not None:
-        raise InputError("test", expected="on='test' of the method, to be judged by it", got="on='train'")
-    judge = objective if on == "train" or test is None else test
-    if quantity == "error" and not judge.has_error:
-        raise UnsupportedError("quantity='error'", "this objective has no error rate", "give Objective(..., error=)")
-    first = Threshold(judge, quantity, inf, points)
-    larger = max(first.of(p) for p in ends)
-    if not 0 <= larger < inf:
-        raise InputError("ends", expected=f"a {quantity} that is finite and not negative", got=f"{larger:g}")
-    limit = _chosen(first, larger, value, excess)
-    if not possible(quantity, limit.value):
-        expected, instead = f"a number (the larger end has {larger:g})", "excess=0.01, or another number"
-        raise InputError("threshold", expected=expected, got=f"{limit.value:g}, {limit.origin}", instead=instead)
-    if larger > limit.value:
-        raise InputError("threshold", expected=f"at least {larger:.6g}, the {quantity} of the larger end", got=value)
-    return limit
-
-
-def _chosen(first: Threshold, larger: float, value: float | None, excess: float | None) -> Threshold:
-    if value is not None:
-        return first.at(value)
-    if excess is not None:
-        return replace(first, value=larger + excess, origin=f"{excess:g} above the larger end, {larger:.4g}")
-    if first.quantity == "error" and larger == 0:
-        few = max(DEFAULT_ERROR, 1 / first.objective.num_examples)
-        return replace(first, value=few, origin=f"the default, {few:g} above two ends without errors")
-    return replace(first, value=DEFAULT * larger, origin=f"the default, {DEFAULT} times the larger end, {larger:.4g}")

@@ -33,10 +33,10 @@ __all__ = [
     "shifts",
 ]
 
-Read = Callable[[Tensor], Tensor]
-DELTA = 0.01
+_Read = Callable[[Tensor], Tensor]
+_DELTA = 0.01
 """How far from a sample the kink of a new unit lies, in the scale of the pre-activations."""
-DRAWS = 8
+_DRAWS = 8
 """So many times as many new units are drawn as there is room for, where that is little; the most independent stay."""
 
 
@@ -149,7 +149,7 @@ def kinks(D: Tensor, bias: bool, count: int, scale: float, generator: torch.Gene
     w = w * (scale / (D @ w).std(0, correction=0).clamp_min(1e-300))
     at = torch.cat([torch.randperm(rows, generator=generator) for _ in range(-(-count // rows))])[:count].to(D.device)
     z = (D[at] * w.T).sum(1)
-    delta = DELTA * scale
+    delta = _DELTA * scale
     if bias:
         return torch.cat([w, (delta - z)[None]])
     size = D[at].square().sum(1).clamp_min(1e-300)
@@ -157,7 +157,7 @@ def kinks(D: Tensor, bias: bool, count: int, scale: float, generator: torch.Gene
 
 
 def full_rank_features(
-    read: Read, U: Tensor, V: Tensor, make: Callable[[int], Tensor], *, limit: float, demand: bool = True
+    read: _Read, U: Tensor, V: Tensor, make: Callable[[int], Tensor], *, limit: float, demand: bool = True
 ) -> list[Vertex]:
     """Lemma 5.2: at most two segments, on which F V stays, to a layer whose features have full row rank.
 
@@ -193,11 +193,11 @@ def _rank(s: Tensor) -> int:
     return int((s > RANK * s[:1]).sum())
 
 
-def _chosen(read: Read, U: Tensor, span: Tensor, free: Tensor, make: Callable[[int], Tensor]) -> Tensor:
+def _chosen(read: _Read, U: Tensor, span: Tensor, free: Tensor, make: Callable[[int], Tensor]) -> Tensor:
     """U with new units at the places `free`."""
     rows, m = len(span), len(free)
     draws, features = [], []
-    for _ in range(1 if m * span.shape[2] >= 2 * rows else DRAWS):
+    for _ in range(1 if m * span.shape[2] >= 2 * rows else _DRAWS):
         new = U.clone()
         new[:, free] = make(m)
         draws.append(new[:, free])
@@ -212,7 +212,7 @@ def _chosen(read: Read, U: Tensor, span: Tensor, free: Tensor, make: Callable[[i
     return new
 
 
-def replace_features(read: Read, U: Tensor, V: Tensor, goal: Tensor) -> list[Vertex]:
+def replace_features(read: _Read, U: Tensor, V: Tensor, goal: Tensor) -> list[Vertex]:
     """Lemma 5.3: six straight segments from (U, V) to (goal, some V), on which F V stays.
 
     I: units that span the features of U. I': units of `goal` of full row rank, as many as find room outside I. Onto I

@@ -17,20 +17,20 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast, norm
 from isthmus.paths import LevelCurve, Path, Segment
 
-__all__ = ["Measured", "Shown", "default_tolerance", "measure", "prove"]
+__all__ = ["default_tolerance", "measure", "prove"]
 
-INSIDE = 3
+_INSIDE = 3
 """Points inside a straight segment, on which nothing curved happens."""
-ALONG = 15
+_ALONG = 15
 """Points inside a level curve."""
-BUDGET = 400
+_BUDGET = 400
 """Sub-intervals that a certificate may bound, as ``certify`` has it."""
-FACTOR = 8.0
+_FACTOR = 8.0
 """Between the points the loss may stray from the construction by so many times what it does at them."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class _Measured:
     """Of a path as rounded: the `losses` at its points in order, what they and the outputs stray by, the largest norm.
 
     `drift`: the largest difference of an output from what the construction keeps there, over the largest output of the
@@ -50,7 +50,7 @@ class Measured:
     @property
     def provable(self) -> float:
         """An excess to be vouched for: the one that was seen, or what the loss may stray by between the points."""
-        return max(self.excess, FACTOR * self.deviation)
+        return max(self.excess, _FACTOR * self.deviation)
 
     @property
     def rise(self) -> float:
@@ -73,11 +73,11 @@ def default_tolerance(tolerance: float | None, dtype: torch.dtype) -> float:
     return 1e-8 if dtype == torch.float64 else 1e4 * torch.finfo(dtype).eps
 
 
-def measure(objective: Objective, segments: Sequence[Segment], kept: Callable[[int, float], Tensor]) -> Measured:
+def measure(objective: Objective, segments: Sequence[Segment], kept: Callable[[int, float], Tensor]) -> _Measured:
     """Evaluate the path in float64 on `objective`; ``kept(i, t)`` gives the outputs that segment i must have at t."""
     losses, sizes, deviation, largest, scale = [], [], 0.0, 0.0, 1e-300
     for i, segment in enumerate(segments):
-        n = (ALONG if isinstance(segment, LevelCurve) else INSIDE) + 1
+        n = (_ALONG if isinstance(segment, LevelCurve) else _INSIDE) + 1
         for k in range(0 if i == 0 else 1, n + 1):
             point: Params = cast(segment.at(k / n), torch.float64)
             Z, want = objective.outputs(point), kept(i, k / n)
@@ -87,11 +87,11 @@ def measure(objective: Objective, segments: Sequence[Segment], kept: Callable[[i
             largest = max(largest, float((Z - want).abs().max()))
             deviation = max(deviation, abs(losses[-1] - loss_of_outputs(objective, want)))
     growth = max(sizes) / max(sizes[0], sizes[-1], 1e-300)
-    return Measured(tuple(losses), deviation, largest / scale, growth)
+    return _Measured(tuple(losses), deviation, largest / scale, growth)
 
 
 @dataclass(frozen=True)
-class Shown:
+class _Shown:
     """What ``certify`` made of a path: `excess` over the top that it proves (infinite where none), `facts` for stats.
 
     `ruled`: whether it failed for want of a rule alone, so that what was measured says nothing against the path.
@@ -108,13 +108,13 @@ class Shown:
         return Outcome.IMPRECISE if self.ruled else Outcome.UNPROVED
 
 
-def prove(objective: Objective, path: Path, top: float) -> Shown:
+def prove(objective: Objective, path: Path, top: float) -> _Shown:
     """The excess over `top` that is proved on the path."""
-    found = certify(objective, path, 0.01, budget=BUDGET)
+    found = certify(objective, path, 0.01, budget=_BUDGET)
     facts: dict[str, Any] = {"proved": found.proved, "bound": found.bound}
     if found.proved:
-        return Shown(found.bound - top, facts)
+        return _Shown(found.bound - top, facts)
     open_ = found.unproved()
     facts["why"] = found.segments[open_[0]].why
     # a level curve has its own proof, which needs no rule for what moves: it fails where premises do
-    return Shown(inf, facts, any(isinstance(path.segments[i], LevelCurve) for i in open_))
+    return _Shown(inf, facts, any(isinstance(path.segments[i], LevelCurve) for i in open_))

@@ -12,9 +12,9 @@ from isthmus.objective import Objective
 
 __all__ = ["Lowered", "lower"]
 
-LARGEST = 1e4
+_LARGEST = 1e4
 """No margin above this is tried."""
-ROUNDS = 20
+_ROUNDS = 20
 """Lines that the general descent may take."""
 
 
@@ -44,7 +44,7 @@ def lower(objective: Objective, Z: Tensor, tolerance: float) -> Lowered:
         return _lowered(objective, (y.to(Z).clone(),), "targets")
     if not y.is_floating_point() and Z.dim() == 2 and y.dim() == 1 and Z.shape[1] > 1:
         margin = 1.0
-        while margin <= LARGEST:
+        while margin <= _LARGEST:
             G = _raised(Z, y, margin)
             if loss_of_outputs(objective, G) <= tolerance:
                 if _slope(objective, Z, G) <= 0:
@@ -62,7 +62,7 @@ def _raised(Z: Tensor, y: Tensor, margin: float) -> Tensor:
 
 def _general(objective: Objective, Z: Tensor, tolerance: float) -> Lowered:
     out, G = [], Z
-    for _ in range(ROUNDS):
+    for _ in range(_ROUNDS):
         before = loss_of_outputs(objective, G)
         goal = _minimised(objective, G)
         goal = torch.lerp(G, goal, _lowest(objective, G, goal))

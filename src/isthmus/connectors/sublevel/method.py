@@ -100,7 +100,7 @@ class Sublevel(Connector):
                 unreachable.add(theorem.name)
         if not wanted:
             failing = [f"Theorem {self.theorem} is about networks with hidden layers, this one has {net.L} layer"]
-        return refused(a, b, failing, {"largest_subproblem": largest_subproblem(net, a, unreachable)})
+        return refused(a, b, failing, {"largest_subproblem": _largest_subproblem(net, a, unreachable)})
 
     def _asked_for(self, theorem: Theorem, L: int) -> bool:
         """Whether this is the theorem that was named: with one hidden layer, 5.1 and 6.1 are about the same layer."""
@@ -125,7 +125,7 @@ class Sublevel(Connector):
                 trail.note_condition(k)
                 trail.make_weights_full(k)
         progress("adopting layers", k, k)
-        segments, labels, joined = join(net, k, there, back)
+        segments, labels, joined = _join(net, k, there, back)
         path = Path(tuple(segments))
         stats = {"theorem": theorem.name, "segments": labels, "premises": premises(theorem)}
         stats |= {"conditions": {"a": there.conditions, "b": back.conditions}}
@@ -159,7 +159,7 @@ class Sublevel(Connector):
         return Connection(path, b, outcome, stats)
 
 
-def join(net: LevelNetwork, k: int, there: Trail, back: Trail) -> tuple[list[Segment], list[str], int]:
+def _join(net: LevelNetwork, k: int, there: Trail, back: Trail) -> tuple[list[Segment], list[str], int]:
     """The segments and labels of both trails and of what joins them, and the number of that segment."""
     first, last = there.segments(), back.segments()
     p, q = (s[-1].end if s else t.start for s, t in ((first, there), (last, back)))
@@ -190,30 +190,35 @@ def premises(theorem: Theorem) -> list[dict[str, Any]]:
     return [{"name": c.name, "value": c.value, "needed": c.needed, "holds": c.holds} for c in theorem.conditions]
 
 
-def largest_subproblem(net: LevelNetwork, a: Params, refused: Collection[str] = ()) -> dict[str, Any] | None:
+def _largest_subproblem(net: LevelNetwork, a: Params, refused: Collection[str] = ()) -> dict[str, Any] | None:
     """The theorem that covers the most of the first samples, with their number: ``objective.subset(n)`` would do.
 
     Theorems whose construction was tried and `refused` are left out: nothing tells on how many samples they would do.
     """
-    best: tuple[int, str] | None = None
-    for theorem in connecting(net):
-        k = theorem.level
-        fewer = ("n_", "rank", WITHOUT_BIASES)  # what fewer samples can mend
-        rest = [c for c in theorem.conditions if c.holds is False and not c.name.startswith(fewer)]
-        narrowing = all(net.chain.widths[l] > net.chain.widths[l + 1] for l in range(k + 1, net.L))
-        if rest or not narrowing or theorem.name in refused:
-            continue
-        n = net.N
-        if k == 0 and net.L > 1:
-            n = independent_examples(ones_column(net.inputs, net.has_bias(1)))
-        for l in range(1, k + 1):
-            rows, each = net.sizes[l + 1]
-            n = min(n, net.chain.widths[l] // 2 * each * net.N // rows)
-        if k and not net.has_bias(1):
-            n = min(n, independent_examples(net.reached(1)) * net.N // net.sizes[2][0])
-        if n > 0 and (best is None or n > best[0]) and _would_hold(net, a, theorem, n):
-            best = (n, theorem.name)
-    return None if best is None else {"theorem": best[1], "examples": best[0]}
+    known = [(_most_samples(net, t), t) for t in connecting(net) if t.name not in refused]
+    for n, theorem in sorted(known, key=lambda pair: -pair[0]):
+        if n > 0 and _would_hold(net, a, theorem, n):
+            return {"theorem": theorem.name, "examples": n}
+    return None
+
+
+def _most_samples(net: LevelNetwork, theorem: Theorem) -> int:
+    """For how many samples the layers are wide enough; 0 where a premise fails that fewer samples cannot mend."""
+    k = theorem.level
+    if not _mendable(net, theorem):
+        return 0
+    if k == 0:
+        return independent_examples(ones_column(net.inputs, net.has_bias(1))) if net.L > 1 else net.N
+    wide = [net.chain.widths[l] // 2 * net.sizes[l + 1][1] * net.N // net.sizes[l + 1][0] for l in range(1, k + 1)]
+    n = min(net.N, *wide)
+    return n if net.has_bias(1) else min(n, independent_examples(net.reached(1)) * net.N // net.sizes[2][0])
+
+
+def _mendable(net: LevelNetwork, theorem: Theorem) -> bool:
+    fewer = ("n_", "rank", WITHOUT_BIASES)
+    rest = [c for c in theorem.conditions if c.holds is False and not c.name.startswith(fewer)]
+    narrowing = all(net.chain.widths[l] > net.chain.widths[l + 1] for l in range(theorem.level + 1, net.L))
+    return narrowing and not rest
 
 
 def _would_hold(net: LevelNetwork, a: Params, theorem: Theorem, n: int) -> bool:

@@ -27,7 +27,7 @@ from isthmus.structure.chain import Weights
 
 __all__ = ["Trail"]
 
-SLOPE = 0.25
+_SLOPE = 0.25
 """Of new units behind which a PReLU has one slope per unit: torch's own."""
 
 
@@ -101,7 +101,7 @@ class Trail:
 
         def make(m: int) -> Tensor:
             new = kinks(inputs, bias, m, scale, generator)
-            return torch.cat([new, new.new_full((len(U) - len(new), m), SLOPE)])
+            return torch.cat([new, new.new_full((len(U) - len(new), m), _SLOPE)])
 
         try:
             found = full_rank_features(self.reader(l), U, self.outgoing(l), make, limit=limit, demand=demand)

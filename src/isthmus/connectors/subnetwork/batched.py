@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from isthmus.params import Params
 from isthmus.program.export import Node
 from isthmus.structure.chain import RESHAPE, Chain, flattens, padded, reshape
-
-
-def stack(networks: Sequence[Mapping[str, Tensor]]) -> Params:
-    """T networks with the same keys and shapes as one dictionary, the network on axis 0 of every tensor.
-
-    >>> stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"]
-    tensor([[0., 0.],
-            [1., 1.]])
-    """
-    return {k: torch.stack([p[k] for p in networks]) for k in networks[0]}
 
 
 def gather(h: Tensor, units: Tensor) -> Tensor:

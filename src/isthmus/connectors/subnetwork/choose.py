@@ -15,7 +15,7 @@ from isthmus.connectors.subnetwork.train import (
     Draw,
     Start,
     Subnet,
-    Training,
+    SubnetTraining,
     best,
     filled,
     narrowed,
@@ -23,15 +23,16 @@ from isthmus.connectors.subnetwork.train import (
     widened,
 )
 from isthmus.params import Params
+from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.recall import search_recalled
-from isthmus.stability.dropout.search import Dropped, search
+from isthmus.stability.dropout.search import Sought
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units, random_units
 
-GAIN = 0.95
+_GAIN = 0.95
 """A search or a further training that leaves more than this share of the loss has not helped."""
 
-MOVES = 8
+_MOVES = 8
 """The most layers that a search for the K_l widens: every move costs up to l + 1 trainings."""
 
 
@@ -53,7 +54,7 @@ class Choice:
     options: Options
     chain: Chain
     params: tuple[Params, Params]
-    training: Training
+    training: SubnetTraining
     target: float
     held: list[Units]
     dropped: list[dict[int, Dropped]]
@@ -73,15 +74,16 @@ class Choice:
             first = random_units(widths, K, task.generator)
             held = [first, random_units(widths, K, task.generator) if options.own else dict(first)]
         target = max(task.objective.loss(p) for p in params) + options.slack
-        training = Training(task.objective, chain, options.inner.recipe, task.generator, task.progress, task.memory)
+        training = SubnetTraining(
+            task.objective, chain, options.inner.recipe, task.generator, task.progress, task.memory
+        )
         return cls(options, chain, params, training, target, held, dropped)
 
     # -- the first training of every subnetwork
 
     def train(self) -> None:
         """The hub, then xi_1 .. xi_{L-1} at both ends, each from all its draws; the best draws are taken."""
-        e = min((0, 1), key=lambda e: self.dropped[e][1].loss) if self.dropped[0] else 0
-        hub = self._fit(0, e, [torch.arange(self.chain.widths[0])])[0]
+        hub = self._hub()
         sets = [{l: self._sets(l, 0) for l in self.held[0]}]
         sets.append({l: self._sets(l, 1) for l in self.held[1]} if self.options.own else sets[0])
         found = [{l: self._fit(l, e, sets[e][l]) for l in self.held[e]} for e in (0, 1)]
@@ -92,10 +94,16 @@ class Choice:
                 i = best(found[e][l]) if self.options.own else best([max(p, key=lambda s: s.loss) for p in both])
                 self._put(e, found[e][l][i])
 
+    def _hub(self) -> Subnet:
+        e = min((0, 1), key=lambda e: self.dropped[e][1].loss) if self.dropped[0] else 0
+        return self._fit(0, e, [torch.arange(self.chain.widths[0])])[0]
+
     def _sets(self, l: int, e: int) -> list[Tensor]:
+        return [self.held[e][l], *(self._fresh(l, e) for _ in range(self.options.draws - 1))]
+
+    def _fresh(self, l: int, e: int) -> Tensor:
         n, K = self.chain.widths[l], len(self.held[e][l])
-        more = [random_units({l: n}, {l: K}, self.training.generator)[l] for _ in range(self.options.draws - 1)]
-        return [self.held[e][l], *more]
+        return random_units({l: n}, {l: K}, self.training.generator)[l]
 
     def _fit(self, l: int, e: int, sets: Sequence[Tensor]) -> list[Subnet]:
         """xi_l at the end for each of these sets, restarted from random weights while even the best is far off."""
@@ -117,14 +125,10 @@ class Choice:
 
     def _run(self, l: int, e: int, draws: Sequence[Draw], what: str, steps: int | None = None) -> list[Subnet]:
         enough = 1 if self.options.own or len(draws) == 1 else None
-        steps = steps or self._steps(l)
+        steps = steps or self.options.inner.steps(l)
         return self.training.train(
             l, self.params[e], draws, target=self.target, what=what, steps=steps, enough=enough
         )  # fmt: skip
-
-    def _steps(self, l: int) -> int:
-        inner = self.options.inner
-        return inner.recipe.steps if l else inner.hub_steps or 2 * inner.recipe.steps
 
     def _put(self, e: int, subnet: Subnet) -> None:
         """Take a subnetwork; a hub that the ends share is replaced at both."""
@@ -149,33 +153,35 @@ class Choice:
     def spend(self, budget: int) -> None:
         """Up to `budget` further steps, always on the subnetwork that limits the bound.
 
-        It is trained on from where it is; if that does not help, from new sets (where the ends may differ) or, for the
-        hub, from random weights; if neither helps, nothing does within the budget of one training.
+        If neither of the ways to train it further helps, nothing does within the budget of one training.
         """
         failures: dict[tuple[int, int], int] = {}
         while budget > 0:
             e, l, old = self.limiting()
             tries = failures.get((e, l), 0)
-            convex = self.training.convex(l)
-            elsewhere = tries == 1 or convex
-            if old.loss <= self.target or tries > 1 or (elsewhere and l > 0 and not self.options.own):
+            if old.loss <= self.target or not (draws := self._further(e, old, tries)):
                 return
-            steps = min(budget, self._steps(l))
-            if elsewhere and l:
-                draws = [self._draw(l, e, units, False, False) for units in self._sets(l, e)[1:] or [self._fresh(l, e)]]
-            else:
-                draws = [self._draw(0, e, old.held, False, True) if elsewhere else Draw(old.held, old.weights)]
+            steps = min(budget, self.options.inner.steps(l))
             found = self._run(l, e, draws, f"training xi_{l}, which limits the path, further", steps)
             budget -= max(1, max(s.steps for s in found))
             new = found[best(found)]
-            if not new.loss < GAIN * old.loss:
-                failures[e, l] = 2 if convex else tries + 1
+            if not new.loss < _GAIN * old.loss:
+                failures[e, l] = 2 if self.training.convex(l) else tries + 1
             if new.loss < old.loss:
                 self._put(e, replace(new, steps=old.steps + new.steps))
 
-    def _fresh(self, l: int, e: int) -> Tensor:
-        n, K = self.chain.widths[l], len(self.held[e][l])
-        return random_units({l: n}, {l: K}, self.training.generator)[l]
+    def _further(self, e: int, old: Subnet, tries: int) -> list[Draw]:
+        """From where it is trained on: from where it is; if that did not help, from new sets (where the ends may
+        differ) or, for the hub, from random weights.
+        """
+        l, elsewhere = old.l, tries == 1 or self.training.convex(old.l)
+        if tries > 1 or (elsewhere and l > 0 and not self.options.own):
+            return []
+        if not elsewhere:
+            return [Draw(old.held, old.weights)]
+        if l == 0:
+            return [self._draw(0, e, old.held, False, True)]
+        return [self._draw(l, e, units, False, False) for units in self._sets(l, e)[1:] or [self._fresh(l, e)]]
 
     def search(self) -> None:
         """Equation 6, greedily: where xi_l limits the bound, let it read more units and the xi below have fewer.
@@ -183,7 +189,7 @@ class Choice:
         A quarter of the layer's free units joins I_l. The larger K_l stays if xi_l and all subnetworks below it, after
         training on, are lower than xi_l was; else the search ends.
         """
-        for _ in range(MOVES):
+        for _ in range(_MOVES):
             e, l, old = self.limiting()
             free = self.chain.widths[l] - len(self.held[e][l]) if l else 0
             if old.loss <= self.target or free < 2:
@@ -193,12 +199,12 @@ class Choice:
             wider = self._run(l, e, [widened(old, held)], f"training xi_{l} on {len(held)} units")[0]
             changed = [wider]
             for p in range(l):
-                if changed[-1].loss > GAIN * old.loss:
+                if changed[-1].loss > _GAIN * old.loss:
                     return
                 below = self.xi[e][p]
                 what = f"training xi_{p} with {left} units in layer {l}"
                 changed.append(self._run(p, e, [narrowed(below, l, left)], what)[0])
-            if changed[-1].loss > GAIN * old.loss:
+            if changed[-1].loss > _GAIN * old.loss:
                 return
             self.held[e][l] = held
             for s in changed:
@@ -216,13 +222,6 @@ class Choice:
 
 def _half_width(options: Options, task: Task, chain: Chain, e: int) -> dict[int, Dropped]:
     """The half-width networks of Theorem 1 of Kuditipudi et al. at the end e."""
-    share = 1 - max(options.fractions.values())
-
-    def compute() -> dict[int, Dropped]:
-        return search(
-            task.objective, chain, (task.a, task.b)[e], keep=share, masks=options.inner.masks, scale="output",
-            generator=task.generator,
-            progress=lambda n: task.progress("searching subnetworks", n, options.inner.masks * (chain.L - 1)),
-        )  # fmt: skip
-
-    return search_recalled(task.memory.part(f"dropout{e}"), task.generator, compute)
+    sought = Sought(1 - max(options.fractions.values()), options.inner.masks)
+    part, end = task.memory.part(f"dropout{e}"), (task.a, task.b)[e]
+    return search_recalled(part, task.objective, chain, end, sought, task.generator, task.progress)

@@ -15,7 +15,7 @@ from isthmus.premises.separability import separate
 from isthmus.structure.chain import RESHAPE, Chain, Weights
 from isthmus.training.fit import Ended
 
-FLOOR = 1e-14
+_FLOOR = 1e-14
 """Outputs are scaled until the loss is half the target, or this."""
 
 
@@ -119,7 +119,7 @@ class Wires:
             gap = float((own - self.h.scatter(1, y[:, None], -torch.inf)).min()) if self.h.shape[1] > 1 else 1.0
             if gap > 0:
                 # a gap of G leaves at most (C - 1) e^-G
-                wanted = log(max(self.h.shape[1] - 1, 1) / max(target / 2, FLOOR))
+                wanted = log(max(self.h.shape[1] - 1, 1) / max(target / 2, _FLOOR))
                 self.A[self.L] = self.A[self.L] * (max(wanted, 1.0) / gap)
                 self.b[self.L] = self.b[self.L] * (max(wanted, 1.0) / gap)
         start, dtype = self.start, self.objective.dtype

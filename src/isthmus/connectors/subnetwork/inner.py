@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from isthmus.connectors.checks import check_at_least_zero, check_choices, check_whole
+from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.training.fit import Recipe
 
 
@@ -33,6 +33,10 @@ class Trained:
         check_choices(self)
         check_whole(self, "masks", "hub_steps", "attempts")
         check_at_least_zero(self, "effort")
+
+    def steps(self, l: int) -> int:
+        """How many optimiser steps a training of xi_l takes."""
+        return self.recipe.steps if l else self.hub_steps or 2 * self.recipe.steps
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.connectors.subnetwork.choose import Choice, Options
 from isthmus.connectors.subnetwork.inner import Memorised, Separated, Trained
 from isthmus.connectors.subnetwork.path import build as build
@@ -65,14 +65,16 @@ class Subnetwork(Connector):
     def __post_init__(self) -> None:
         if isinstance(self.fraction, Sequence) and not isinstance(self.fraction, str):
             object.__setattr__(self, "fraction", tuple(self.fraction))
-        given: tuple[Any, ...] = self.fraction if isinstance(self.fraction, tuple) else (self.fraction,)
-        if self.fraction != "search" and any(isinstance(f, str) or not 0.5 <= f < 1 for f in given):
+        if self.fraction != "search" and any(isinstance(f, str) or not 0.5 <= f < 1 for f in self._fractions(1)):
             raise InputError(
                 "fraction", expected="a number in [1/2, 1), one per hidden layer, or 'search'", got=self.fraction
             )
         check_choices(self)
         check_whole(self, "draws")
         check_at_least_zero(self, "slack")
+        self._check_inner()
+
+    def _check_inner(self) -> None:
         if not isinstance(self.inner, Trained | Memorised | Separated):
             raise InputError("inner", expected="Trained(...), Memorised() or Separated()", got=repr(self.inner))
         if self.fraction == "search" and not isinstance(self.inner, Trained):
@@ -101,11 +103,12 @@ class Subnetwork(Connector):
         stats = {"segments": labels, "subnetworks": rows, "limited_by": _limiting(objective, path, labels, rows)}
         return Connection(path, b, Outcome.CONSTRUCTED if finite else Outcome.NOT_FINITE, stats)
 
+    def _fractions(self, count: int) -> tuple[Any, ...]:
+        return self.fraction if isinstance(self.fraction, tuple) else (self.fraction,) * count
+
     def _options(self, chain: Chain) -> Options:
         hidden = range(1, chain.L)
-        fractions: tuple[Any, ...] = (
-            self.fraction if isinstance(self.fraction, tuple) else (self.fraction,) * len(hidden)
-        )
+        fractions = self._fractions(len(hidden))
         if len(fractions) != len(hidden):
             raise InputError("fraction", expected=f"{len(hidden)} numbers, one per hidden layer", got=self.fraction)
         return Options(

@@ -38,7 +38,7 @@ def build(
     walks, place = [], []
     for e, (params, held) in enumerate(((a, held_a), (b, held_b))):
         walk = WeightWalk(chain, params)
-        place.append(sparsify(walk, held, xi[e], "AB"[e]))
+        place.append(_sparsify(walk, held, xi[e], "AB"[e]))
         walks.append(walk)
     there, back = walks
     if not _same(xi[0][0], xi[1][0]):
@@ -51,7 +51,7 @@ def build(
     return _joined(there, back)
 
 
-def sparsify(walk: WeightWalk, held: Units, xi: Mapping[int, Weights], end: str) -> Units:
+def _sparsify(walk: WeightWalk, held: Units, xi: Mapping[int, Weights], end: str) -> Units:
     """From theta to the hub, through xi_{L-1}, ..., xi_1: 2L - 1 segments; returns the units that the hub lives in."""
     chain, L = walk.chain, walk.L
     free = {p: complement(chain.widths[p], held[p]) for p in held}
@@ -108,11 +108,14 @@ def _check(chain: Chain, held: Units, xi: Mapping[int, Weights], end: str) -> No
         if len(held[l]) > 1 and not bool((held[l][1:] > held[l][:-1]).all()):
             raise InputError(f"I_{l} at {end}", expected="units in ascending order", got=held[l].tolist())
     for l in range(L):
-        for p in range(l + 1, L + 1):
-            rows = widths[L] if p == L else widths[p] - len(held[p])
-            columns = widths[0] if p == 1 else len(held[l]) if p == l + 1 else widths[p - 1] - len(held[p - 1])
-            if tuple(xi[l].A[p].shape[:2]) != (rows, columns):
-                raise InputError(
-                    f"xi_{l} at {end}, layer {p}", expected=f"shape ({rows}, {columns}, ...)",
-                    got=tuple(xi[l].A[p].shape),
-                )  # fmt: skip
+        _check_shapes(chain, held, xi[l], l, end)
+
+
+def _check_shapes(chain: Chain, held: Units, xi: Weights, l: int, end: str) -> None:
+    L, widths = chain.L, chain.widths
+    for p in range(l + 1, L + 1):
+        rows = widths[L] if p == L else widths[p] - len(held[p])
+        columns = widths[0] if p == 1 else len(held[l]) if p == l + 1 else widths[p - 1] - len(held[p - 1])
+        shape = tuple(xi.A[p].shape)
+        if shape[:2] != (rows, columns):
+            raise InputError(f"xi_{l} at {end}, layer {p}", expected=f"shape ({rows}, {columns}, ...)", got=shape)

@@ -10,12 +10,12 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from isthmus.connectors.subnetwork.batched import forward_stacked, gather, stack
+from isthmus.connectors.subnetwork.batched import forward_stacked, gather
 from isthmus.evaluate.chain import losses_of
 from isthmus.objective import Objective
 from isthmus.objective.data import single
-from isthmus.params import Params
-from isthmus.stability.dropout.search import Dropped
+from isthmus.params import Params, stack
+from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import Units, complement
@@ -23,10 +23,10 @@ from isthmus.training.fit import Ended, Fitted, Recipe, fit, fit_together
 from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress
 
-CONVEX = Recipe("lbfgs", steps=200)
+_CONVEX = Recipe("lbfgs", steps=200)
 """How xi_{L-1}, a convex problem, is solved: L-BFGS until a step of 20 iterations gains less than 1e-9 of the loss."""
 
-ROWS = 8192
+_ROWS = 8192
 """Rows (examples x draws) that a check of stacked networks takes at a time: what stays in the processor's cache."""
 
 
@@ -61,9 +61,10 @@ def measure(
 
     For l = 0 it reads the whole input.
     """
+    units = held.to(objective.device)
 
     def features(x: Tensor) -> Tensor:
-        return chain.features(params, x, l, len(x)).index_select(1, held) if l else x
+        return chain.features(params, x, l, len(x)).index_select(1, units) if l else x
 
     return losses_of(objective, chain, chain.compact(weights, params), first=l + 1, enter=features)
 
@@ -147,7 +148,7 @@ class Start:
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class SubnetTraining:
     """The one way in which the xi_l are trained: by `recipe`, and by L-BFGS where the problem is convex."""
 
     objective: Objective
@@ -189,13 +190,13 @@ class Training:
         L-BFGS solves at different speeds, one after another until enough of them are at the target (then fewer
         subnetworks than draws are returned).
         """
-        h = self.features(params, l)
-        recipe = CONVEX if self.convex(l) else replace(self.recipe, steps=steps or self.recipe.steps)
+        recipe = _CONVEX if self.convex(l) else replace(self.recipe, steps=steps or self.recipe.steps)
+        wanted = _Wanted(l, params, self.features(params, l), recipe, target, what)
         if len(draws) > 1 and recipe.optimizer != "lbfgs":
-            return self._together(l, params, h, draws, recipe, target, what, enough)
+            return self._together(wanted, draws, enough)
         out: list[Subnet] = []
         for draw in draws:
-            out.append(self._alone(l, params, h, draw, recipe, target, what))
+            out.append(self._alone(wanted, draw))
             if sum(s.loss <= target for s in out) >= (len(draws) if enough is None else enough):
                 break
         return out
@@ -204,14 +205,15 @@ class Training:
         """Where the next training keeps its state: they come in the same order whenever the work is done again."""
         return self.memory.part(f"xi{l}-{next(self._count)}")
 
-    def _names(self, l: int) -> list[str]:
-        return [n for p in range(l + 1, self.chain.L + 1) for n in self.chain.layer(p).trainable]
+    def _parted(self, params: Params, l: int) -> tuple[Params, Params]:
+        """What of the layers above l is trained, and the rest."""
+        names = [n for p in range(l + 1, self.chain.L + 1) for n in self.chain.layer(p).trainable]
+        return {n: params[n] for n in names}, {n: v for n, v in params.items() if n not in names}
 
-    def _alone(self, l: int, params: Params, h: Tensor, draw: Draw, recipe: Recipe, target: float, what: str) -> Subnet:
-        objective, chain, y = self.objective, self.chain, self.objective.data[1]
-        h = h[:, draw.held].contiguous() if l else h
-        start, names = chain.compact(draw.weights, params), self._names(l)
-        fixed = {n: v for n, v in start.items() if n not in names}
+    def _alone(self, wanted: _Wanted, draw: Draw) -> Subnet:
+        objective, chain, y, l = self.objective, self.chain, self.objective.data[1], wanted.l
+        h = wanted.h[:, draw.held].contiguous() if l else wanted.h
+        moving, fixed = self._parted(chain.compact(draw.weights, wanted.params), l)
 
         def batch_loss(small: Params, index: Tensor) -> Tensor:
             return objective.example_losses(chain.forward({**fixed, **small}, h[index], l + 1), y[index]).mean()
@@ -220,54 +222,55 @@ class Training:
             return losses_of(objective, chain, {**fixed, **small}, h, l + 1)[0]
 
         fitted = fit(
-            batch_loss, full_loss, {n: start[n] for n in names}, objective.num_examples, recipe,
-            generator=self.generator, target=target, memory=self._place(l), progress=self.progress, what=what,
+            batch_loss, full_loss, moving, objective.num_examples, wanted.recipe,
+            generator=self.generator, target=wanted.target, memory=self._place(l), progress=self.progress,
+            what=wanted.what,
         )  # fmt: skip
         return self._subnet(l, draw, fixed, fitted)
 
-    def _together(
-        self,
-        l: int,
-        params: Params,
-        h: Tensor,
-        draws: Sequence[Draw],
-        recipe: Recipe,
-        target: float,
-        what: str,
-        enough: int | None,
-    ) -> list[Subnet]:
-        objective, y, T = self.objective, self.objective.data[1], len(draws)
-        every = torch.arange(h.shape[1])  # inputs that are flattened later have fewer channels than entries
-        units = torch.stack([d.held if l else every for d in draws]).to(h.device)
-        starts, names = [self.chain.compact(d.weights, params) for d in draws], self._names(l)
-        start = stack(starts)
-        fixed = {n: v for n, v in start.items() if n not in names}
+    def _together(self, wanted: _Wanted, draws: Sequence[Draw], enough: int | None) -> list[Subnet]:
+        objective, y, T, l = self.objective, self.objective.data[1], len(draws), wanted.l
+        every = torch.arange(wanted.h.shape[1])  # inputs that are flattened later have fewer channels than entries
+        units = torch.stack([d.held if l else every for d in draws]).to(wanted.h.device)
+        moving, fixed = self._parted(stack([self.chain.compact(d.weights, wanted.params) for d in draws]), l)
 
         def losses(small: Params, h: Tensor, y: Tensor) -> Tensor:
             z = forward_stacked(self.chain, {**fixed, **small}, gather(h, units), l + 1, T)
             return objective.example_losses(z.flatten(0, 1), y.expand(T, *y.shape).flatten(0, 1)).unflatten(0, (T, -1))
 
         def batch_loss(small: Params, index: Tensor) -> Tensor:
-            return losses(small, h[index], y[index]).mean(1).sum()
+            return losses(small, wanted.h[index], y[index]).mean(1).sum()
 
         def full_losses(small: Params) -> list[float]:
-            chunk = max(1, min(objective.chunk, ROWS) // T)
+            chunk = max(1, min(objective.chunk, _ROWS) // T)
             with torch.no_grad():
-                parts = zip(h.split(chunk), y.split(chunk), strict=True)
+                parts = zip(wanted.h.split(chunk), y.split(chunk), strict=True)
                 sums: Tensor = sum(losses(small, p, q).double().sum(1) for p, q in parts)  # type: ignore[assignment]
             return (sums / len(y)).tolist()
 
         fitted = fit_together(
-            batch_loss, full_losses, {n: start[n] for n in names}, objective.num_examples, recipe,
-            generator=self.generator, target=target, enough=enough, memory=self._place(l), progress=self.progress,
-            what=what,
+            batch_loss, full_losses, moving, objective.num_examples, wanted.recipe,
+            generator=self.generator, target=wanted.target, enough=enough, memory=self._place(l),
+            progress=self.progress, what=wanted.what,
         )  # fmt: skip
-        kept = [{n: v for n, v in small.items() if n not in names} for small in starts]
-        return [self._subnet(l, d, own, f) for d, own, f in zip(draws, kept, fitted, strict=True)]
+        own = [{n: v[i] for n, v in fixed.items()} for i in range(T)]
+        return [self._subnet(l, *found) for found in zip(draws, own, fitted, strict=True)]
 
     def _subnet(self, l: int, draw: Draw, fixed: Params, fitted: Fitted) -> Subnet:
         weights = self.chain.read({**fixed, **fitted.params}, l + 1, len(draw.held))
         return Subnet(l, draw.held, weights, fitted.loss, fitted.steps, fitted.ended)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """xi_l on the features h of `params`, trained by `recipe` to the target."""
+
+    l: int
+    params: Params
+    h: Tensor
+    recipe: Recipe
+    target: float
+    what: str
 
 
 def widened(subnet: Subnet, held: Tensor) -> Draw:

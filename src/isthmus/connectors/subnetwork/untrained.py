@@ -24,14 +24,14 @@ from isthmus.premises.separability import separate
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import random_units
 
-MISS = 0.3
+_MISS = 0.3
 """How far the memorised class number may be off; at 1/2 it would be another."""
 
-DIRECTIONS = 24
+_DIRECTIONS = 24
 """Random directions along which memorising networks try to order the examples."""
 
-INTERVAL = 0.5
-"""Activations other than ReLU are used on [-INTERVAL, INTERVAL], where the usual ones are strictly monotonic."""
+_INTERVAL = 0.5
+"""Activations other than ReLU are used at most so far from 0, where the usual ones are strictly monotonic."""
 
 
 def memorising(objective: Objective, start: Start, generator: torch.Generator, target: float = 0.0) -> Subnet:
@@ -102,7 +102,7 @@ def fill(choice: Choice, kind: str, objective: Objective) -> None:
     Where xi_l cannot be built at both ends, further sets I_l are tried, ``draws`` in all. xi_{L-1} of a memorising path
     is the convex problem of assumption (A1-b), solved to its minimum.
     """
-    make, chain, generator = MAKERS[kind], choice.chain, choice.training.generator
+    make, chain, generator = _MAKERS[kind], choice.chain, choice.training.generator
 
     def build(l: int, e: int) -> Subnet:
         start = Start(chain, choice.params[e], l, choice.held[e])
@@ -159,12 +159,7 @@ def _aim(objective: Objective, chain: Chain) -> _Aim:
 
 def _memorise(wires: Wires, aim: _Aim, generator: torch.Generator) -> None:
     L, at = wires.L, wires.at
-    if at > L - 2:
-        raise UnsupportedError(f"layer {L - 1}", "memorising needs a linear layer L-1 after the features")
-    for p in range(at + 1, L):
-        if not wires.is_relu(p):
-            raise UnsupportedError(f"layer {p}", "memorising needs linear layers with ReLU")
-    with_bias = all(wires.has_bias(p) for p in range(at + 1, L))
+    with_bias = _biased(wires)
     x, one, wanted = wires.x, None, aim.wanted
     if not with_bias:
         one = half_space(x)
@@ -172,29 +167,51 @@ def _memorise(wires: Wires, aim: _Aim, generator: torch.Generator) -> None:
             raise InputError(
                 f"features of layer {at}", expected="an open half-space that holds them (no biases)", got="none"
             )
-        wanted = wanted if aim.scores else wanted / (x @ one)[:, None]
-        x = x / (x @ one)[:, None]
+        size = (x @ one)[:, None]
+        x, wanted = x / size, wanted if aim.scores else wanted / size
     constant = bool(aim.c.any()) and not (with_bias and wires.has_bias(L))
-    units, m, N = wires.free(L - 1) - constant, wanted.shape[1], len(x)
+    units = wires.free(L - 1) - constant
     directions = _directions(x, wanted, generator)
     if at == L - 2:
-        found = slabs(x, wanted, units, directions, *([MISS] if aim.scores else []))
-        room = slab_capacity(x.shape[1], units, m)
+        found = slabs(x, wanted, units, directions, *([_MISS] if aim.scores else []))
+        room = slab_capacity(x.shape[1], units, wanted.shape[1])
     else:
-        room = line_capacity(wires.free(L - 2) - (one is not None), units, m)
         found = _on_a_line(wires, x, wanted, units, directions, one)
+        room = line_capacity(wires.free(L - 2) - (not with_bias), units, wanted.shape[1])
         one = None if one is None else torch.nn.functional.one_hot(torch.tensor(wires.free(L - 2) - 1)).to(x)
-    if found is None and room < N:
-        where = f"layer {L - 1}" if at == L - 2 else f"layers {L - 2} and {L - 1}"
-        raise InputError(f"free units of {where}", expected=f"enough to memorise {N} examples", got=f"room for {room}")
     if found is None:
-        rank = int(torch.linalg.matrix_rank(x - x.mean(0)))
-        raise InputError(
-            f"features of layer {at}",
-            expected=f"groups of up to {x.shape[1]} neighbours in general position, and different where labels are",
-            got=f"none in {len(directions)} directions; all {N} examples together have affine rank {rank}",
-        )
-    U, u, V = found.U, found.u, aim.M @ found.V
+        raise _not_memorised(wires, x, room, len(directions))
+    _write(wires, found, aim, constant, one)
+
+
+def _biased(wires: Wires) -> bool:
+    """Whether all layers that memorise have biases; refuses others than linear ones with ReLU."""
+    if wires.at > wires.L - 2:
+        raise UnsupportedError(f"layer {wires.L - 1}", "memorising needs a linear layer L-1 after the features")
+    own = range(wires.at + 1, wires.L)
+    for p in own:
+        if not wires.is_relu(p):
+            raise UnsupportedError(f"layer {p}", "memorising needs linear layers with ReLU")
+    return all(wires.has_bias(p) for p in own)
+
+
+def _not_memorised(wires: Wires, x: Tensor, room: int, directions: int) -> InputError:
+    """Why: there are too few units, or the examples are not in general position."""
+    L, at, N = wires.L, wires.at, len(x)
+    if room < N:
+        where = f"layer {L - 1}" if at == L - 2 else f"layers {L - 2} and {L - 1}"
+        return InputError(f"free units of {where}", expected=f"enough to memorise {N} examples", got=f"room for {room}")
+    rank = int(torch.linalg.matrix_rank(x - x.mean(0)))
+    return InputError(
+        f"features of layer {at}",
+        expected=f"groups of up to {x.shape[1]} neighbours in general position, and different where labels are",
+        got=f"none in {directions} directions; all {N} examples together have affine rank {rank}",
+    )
+
+
+def _write(wires: Wires, found: Gates, aim: _Aim, constant: bool, one: Tensor | None) -> None:
+    """Layers L-1 and L: the gates, and the outputs made of them; a unit of its own for the `constant`."""
+    L, U, u, V = wires.L, found.U, found.u, aim.M @ found.V
     if constant:
         U, u = torch.cat([U, torch.zeros_like(U[:1])]), torch.cat([u, u.new_ones(1)])
         V = torch.cat([V, aim.c[:, None]], 1)
@@ -208,7 +225,7 @@ def _directions(x: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor
     """Directions [n, d] to order points along: the best linear guess of what is wanted, then random ones."""
     centred = x - x.mean(0)
     guess = torch.linalg.lstsq(centred.cpu(), (wanted - wanted.mean(0)).cpu(), driver="gelsd").solution.T.to(x)
-    random = torch.randn(DIRECTIONS, x.shape[1], generator=generator, dtype=torch.float64).to(x)
+    random = torch.randn(_DIRECTIONS, x.shape[1], generator=generator, dtype=torch.float64).to(x)
     guess = guess[guess.norm(dim=1) > 0]
     return torch.cat([guess, random / centred.norm(dim=1).mean().clamp(min=1e-300)])
 
@@ -220,18 +237,41 @@ def _on_a_line(
 
     Without biases the functional `one` is carried along, in the last unit of each layer.
     """
-    L, at, extra = wires.L, wires.at, int(one is not None)
+    n, at = wires.free(wires.L - 2), wires.at
+    best = _best_line(x, wanted, directions, n - (one is not None), units)
+    if best is None:
+        return None
+    found, w = best
+    weight, shift = _carried(wires, x, w, one)
+    K = len(found.knots)
+    t = found.knots + shift
+    if one is None:
+        wires.put(wires.L - 2, weight.expand(K, -1), -t)
+    else:
+        here = one if at == wires.L - 3 else torch.eye(wires.x.shape[1], dtype=w.dtype, device=w.device)[1]
+        rows = w.new_zeros(n, wires.x.shape[1])
+        rows[:K], rows[-1] = weight - t[:, None] * here, here
+        wires.put(wires.L - 2, rows)
+    U = w.new_zeros(len(found.gates.U), n)
+    U[:, :K] = found.gates.U
+    return Gates(U, found.gates.u, found.gates.V, found.error)
+
+
+def _best_line(x: Tensor, wanted: Tensor, directions: Tensor, most: int, units: int) -> tuple[Line, Tensor] | None:
+    """The direction along which `most` knots and so many units tell what is wanted best, and how."""
     best: tuple[Line, Tensor] | None = None
     for direction in directions:
         z = x @ direction
         spread = float(z.max() - z.min())
-        if spread > 0 and (found := line(z / spread, wanted, wires.free(L - 2) - extra, units)):
+        if spread > 0 and (found := line(z / spread, wanted, most, units)):
             best = (found, direction / spread) if best is None or found.error < best[0].error else best
-    if best is None:
-        return None
-    found, w = best
-    weight, shift = w[None], 0.0
-    for p in range(at + 1, L - 2):
+    return best
+
+
+def _carried(wires: Wires, x: Tensor, w: Tensor, one: Tensor | None) -> tuple[Tensor, float]:
+    """Layers up to L-3 that carry the projection on w: what reads it behind them, and its shift."""
+    at, extra, weight, shift = wires.at, int(one is not None), w[None], 0.0
+    for p in range(at + 1, wires.L - 2):
         if wires.free(p) <= extra:
             raise InputError(f"free units of layer {p}", expected=f"at least {1 + extra}", got=wires.free(p))
         if p == at + 1:  # far enough from 0 for ReLU to be the identity on all examples
@@ -242,18 +282,7 @@ def _on_a_line(
             wires.put(p, torch.eye(1 + extra, wires.x.shape[1], dtype=w.dtype, device=w.device))
         weight = torch.zeros_like(wires.x[:1])
         weight[0, 0] = 1
-    K, n = len(found.knots), wires.free(L - 2)
-    t = found.knots + shift
-    if one is None:
-        wires.put(L - 2, weight.expand(K, -1), -t)
-    else:
-        here = one if at == L - 3 else torch.eye(wires.x.shape[1], dtype=w.dtype, device=w.device)[1]
-        rows = w.new_zeros(n, wires.x.shape[1])
-        rows[:K], rows[-1] = weight - t[:, None] * here, here
-        wires.put(L - 2, rows)
-    U = w.new_zeros(len(found.gates.U), n)
-    U[:, :K] = found.gates.U
-    return Gates(U, found.gates.u, found.gates.V, found.error)
+    return weight, shift
 
 
 # -- separating
@@ -313,12 +342,12 @@ def _through_any(wires: Wires, W: Tensor, c: Tensor, C: int) -> None:
         p = wires.at + 1
         values = wires.x @ W.T + c
         middle = (values.max() + values.min()) / 2 if wires.has_bias(p) else values.new_zeros(())
-        size = float((values - middle).abs().max()) / INTERVAL
+        size = float((values - middle).abs().max()) / _INTERVAL
         wires.put(p, W / size, (c - middle) / size if wires.has_bias(p) else None)
         W, c = W.new_zeros(C, wires.x.shape[1]), torch.zeros_like(c)
         W[here, here] = 1
     wires.put(wires.L, W)
 
 
-MAKERS = {"memorise": memorising, "separate": separating}
+_MAKERS = {"memorise": memorising, "separate": separating}
 """The constructions by name."""

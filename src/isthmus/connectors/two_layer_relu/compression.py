@@ -27,7 +27,7 @@ from isthmus.training.memory import Memory, State, recalled
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class HiddenLayer:
     """A hidden layer with its last layer: rows W [m, w] (weights and bias), A [O, m, k], b [O], and their value.
 
     `gap`: how far the last layer can be from the best one for these rows and units; None where not known.
@@ -43,17 +43,6 @@ class Layer:
     def live(self) -> Tensor:
         """The units with outgoing weights, ascending."""
         return self.A.abs().sum((0, 2)).nonzero().flatten()
-
-
-def layer_recalled(memory: Memory, compute: Callable[[], Layer]) -> Layer:
-    """The layer that `compute` gives, or gave before this work was killed."""
-
-    def packed() -> State:
-        layer = compute()
-        return {"W": layer.W, "A": layer.A, "b": layer.b}, {"value": layer.value, "gap": layer.gap}
-
-    tensors, values = recalled(memory, packed)
-    return Layer(**tensors, **values)
 
 
 class TwoLayers:
@@ -77,14 +66,14 @@ class TwoLayers:
         """The number of hidden units."""
         return self.chain.widths[1]
 
-    def read(self, params: Params) -> Layer:
+    def read(self, params: Params) -> HiddenLayer:
         """The layers of `params`, with the value of the objective."""
         theta = self.chain.read(params)
         W = torch.cat([theta.A[1].flatten(1), theta.b[1]], 1)
         b = theta.b[2][:, 0] if theta.b[2].numel() else theta.A[2].new_zeros(len(theta.A[2]))
-        return Layer(W, theta.A[2], b, self.objective.loss(params))
+        return HiddenLayer(W, theta.A[2], b, self.objective.loss(params))
 
-    def weights(self, layer: Layer, like: Params) -> Weights:
+    def weights(self, layer: HiddenLayer, like: Params) -> Weights:
         """The layers as weights of the chain; `like` gives the kernel's shape."""
         columns = like[self.chain.layer(1).weight][0].numel()
         b = {1: layer.W[:, columns:], 2: layer.b[:, None] if self.chain.layer(2).vectors else layer.b[:, None][:, :0]}
@@ -115,12 +104,24 @@ class TwoLayers:
         losses = self.objective.example_losses
         return Readout(Z, self.y, losses, self.kappa, self.bias, squared=self.squared, outputs=self.chain.widths[2])
 
-    def solved(self, readout: Readout, layer: Layer, units: Tensor | None = None, steps: int | None = None) -> Layer:
+    def recalled(self, memory: Memory, compute: Callable[[], HiddenLayer]) -> HiddenLayer:
+        """The layer that `compute` gives, or gave before this work was killed."""
+
+        def packed() -> State:
+            layer = compute()
+            return {"W": layer.W, "A": layer.A, "b": layer.b}, {"value": layer.value, "gap": layer.gap}
+
+        tensors, values = recalled(memory, packed)
+        return HiddenLayer(**{k: v.to(self.x.device) for k, v in tensors.items()}, **values)
+
+    def solved(
+        self, readout: Readout, layer: HiddenLayer, units: Tensor | None = None, steps: int | None = None
+    ) -> HiddenLayer:
         """`layer` with the best last layer on its rows, limited to `units` (bool [m]; default all)."""
         k = layer.A.shape[2]
         columns = None if units is None else units.repeat_interleave(k)
         found: Solution = readout.solve((layer.A.flatten(1), layer.b), columns, steps=steps)
-        return Layer(layer.W, found.A.view(layer.A.shape), found.b, found.value, found.gap)
+        return HiddenLayer(layer.W, found.A.view(layer.A.shape), found.b, found.value, found.gap)
 
 
 def two_layer_chain(objective: Objective) -> Chain:
@@ -129,9 +130,9 @@ def two_layer_chain(objective: Objective) -> Chain:
     if chain.L != 2:
         raise UnsupportedError("the network", f"Theorem 2.4 is about one hidden layer, and this has {chain.L - 1}")
     first, second = chain.layers
-    other = [n for n in first.before if n.kind not in RESHAPE] + [n for n in first.behind if not _fits(n)]
-    if other:
-        raise UnsupportedError(other[0].where or other[0].op, "Theorem 2.4 is about ReLU networks")
+    for node in (*first.before, *first.behind):
+        if not (node.kind in RESHAPE if node in first.before else _fits(node)):
+            raise UnsupportedError(node.where or node.op, "Theorem 2.4 is about ReLU networks")
     if all(n.base != "relu" for n in first.behind):
         raise UnsupportedError("the network", "it has no ReLU", "use im.DeepLinear()")
     if second.nodes[-1].base != "linear":
@@ -176,8 +177,8 @@ class Compression:
 
 
 def compress(
-    problem: TwoLayers, layer: Layer, keep: int, alpha: float, like: Params, how: Compression | None = None
-) -> Layer:
+    problem: TwoLayers, layer: HiddenLayer, keep: int, alpha: float, like: Params, how: Compression | None = None
+) -> HiddenLayer:
     """An upper bound on delta_W(keep, alpha; m), with the rows and the last layer that reach it.
 
     `layer` is the best last layer on all units (``TwoLayers.solved``). Where it uses at most `keep` units it is the
@@ -189,12 +190,10 @@ def compress(
     """
     how = how or Compression()
     readout = problem.readout(layer.W, like)
-    units = torch.ones(problem.m, dtype=torch.bool)
     if len(layer.live) > keep:
-        now = layer
+        now, units = layer, _mask(problem.m, layer.live)
         while (excess := len(now.live) - keep) > 0:
-            units = torch.zeros(problem.m, dtype=torch.bool)
-            units[now.live] = True
+            units = _mask(problem.m, now.live)
             cost = _cost_of_removal(readout, now)
             drop = cost.argsort()[: max(1, int(how.part * excess))]
             units[now.live[drop]] = False
@@ -203,7 +202,7 @@ def compress(
     return layer if alpha == 0 else _move(problem, layer, alpha, like, how)
 
 
-def _cost_of_removal(readout: Readout, layer: Layer) -> Tensor:
+def _cost_of_removal(readout: Readout, layer: HiddenLayer) -> Tensor:
     """For each live unit the mean square of its part in the outputs that other live features cannot replace."""
     live, k = layer.live, layer.A.shape[2]
     Z = readout.Z.view(len(readout.Z), -1, k)[:, live].flatten(1)
@@ -219,7 +218,7 @@ def _cost_of_removal(readout: Readout, layer: Layer) -> Tensor:
     return torch.stack(costs)
 
 
-def _move(problem: TwoLayers, layer: Layer, alpha: float, like: Params, how: Compression) -> Layer:
+def _move(problem: TwoLayers, layer: HiddenLayer, alpha: float, like: Params, how: Compression) -> HiddenLayer:
     """The live rows moved within the angle alpha, so that the value falls."""
     live, home, size = layer.live, layer.W, 1.0
     for _ in range(how.rounds):
@@ -239,13 +238,16 @@ def _move(problem: TwoLayers, layer: Layer, alpha: float, like: Params, how: Com
                     W, value, size = new, reached, 1.5 * size
                     break
                 size /= 2
-        units = torch.zeros(problem.m, dtype=torch.bool)
-        units[live] = True
-        moved = problem.solved(problem.readout(W, like), Layer(W, A, b, value), units)
+        moved = problem.solved(problem.readout(W, like), HiddenLayer(W, A, b, value), _mask(problem.m, live))
         if moved.value >= before * (1 - 1e-9):
             break
         layer, size = moved, max(size, 1e-2)
     return layer
+
+
+def _mask(m: int, units: Tensor) -> Tensor:
+    """Which of m units are among `units`."""
+    return units.new_zeros(m, dtype=torch.bool).index_fill(0, units, True)
 
 
 def _scaled(gradient: Tensor, W: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.checks import check_several, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
-from isthmus.connectors.checks import check_whole
 from isthmus.connectors.moves.units import Label, WeightWalk, labels_as_text
-from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, compress, layer_recalled
+from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers, compress
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
 from isthmus.errors import InputError
 from isthmus.params import Params, cast
@@ -58,9 +58,7 @@ class TwoLayerReLU(Connector):
     )
 
     def __post_init__(self) -> None:
-        several = (self.units,) if isinstance(self.units, int) else self.units or ()
-        if any(isinstance(n, bool) or n != int(n) or n < 1 for n in several):
-            raise InputError("units", expected="whole numbers >= 1", got=self.units)
+        check_several(self, "units")
         if not 0 <= self.alpha < pi / 2:
             raise InputError("alpha", expected="an angle in [0, pi / 2)", got=self.alpha)
         if self.radius is not None and not 0 < self.radius < float("inf"):
@@ -75,14 +73,14 @@ class TwoLayerReLU(Connector):
         layers = [problem.read(p) for p in wide]
         radius = self._radius(layers)
 
-        def solved(e: int) -> Layer:
+        def solved(e: int) -> HiddenLayer:
             return problem.solved(problem.readout(layers[e].W, wide[0]), layers[e])
 
-        def compressed(e: int, keep: int, alpha: float) -> Layer:
+        def compressed(e: int, keep: int, alpha: float) -> HiddenLayer:
             part = task.memory.part(f"compressed{e}-{keep}-{'turned' if alpha else 'still'}")
-            return layer_recalled(part, lambda: compress(problem, best[e], keep, alpha, wide[0]))
+            return problem.recalled(part, lambda: compress(problem, best[e], keep, alpha, wide[0]))
 
-        best = [layer_recalled(task.memory.part(f"solved{e}"), partial(solved, e)) for e in (0, 1)]
+        best = [problem.recalled(task.memory.part(f"solved{e}"), partial(solved, e)) for e in (0, 1)]
         found: list[_Try] = []
         for n in self._sizes(problem.m):
             sparse = [compressed(e, problem.m - n, self.alpha) for e in (0, 1)]
@@ -108,14 +106,14 @@ class TwoLayerReLU(Connector):
             raise InputError("network", expected="at least 2 hidden units", got=m)
         return sorted({max(1, n) for n in sizes})
 
-    def _radius(self, layers: list[Layer]) -> float:
+    def _radius(self, layers: list[HiddenLayer]) -> float:
         longest = max(float(x.W.norm(dim=1).max()) for x in layers)
         if self.radius is not None and longest > self.radius * (1 + 1e-6):
             raise InputError("radius", expected=f"at least the longest row of the ends, {longest:.6g}", got=self.radius)
         return self.radius or longest or 1.0
 
     def _margins(
-        self, problem: TwoLayers, best: list[Layer], sparse: list[Layer], radius: float, like: Params
+        self, problem: TwoLayers, best: list[HiddenLayer], sparse: list[HiddenLayer], radius: float, like: Params
     ) -> tuple[float | None, float | None]:
         """C alpha before (from kappa and the data alone) and after (from the rows and weights of these segments)."""
         if self.alpha == 0:
@@ -128,7 +126,7 @@ class TwoLayerReLU(Connector):
         return None if nu is None else margin(nu, level), after
 
     def _theorem(
-        self, problem: TwoLayers, layers: list[Layer], best: list[Layer], chosen: _Try, radius: float
+        self, problem: TwoLayers, layers: list[HiddenLayer], best: list[HiddenLayer], chosen: _Try, radius: float
     ) -> dict[str, Any]:
         """Equation 10 with its parts, as plain values."""
         vertex = chosen.vertex(best)
@@ -157,18 +155,18 @@ class _Try:
     """What one n gives: the oracle, the sparse networks of both ends, and the margins for moving both layers."""
 
     n: int
-    oracle: Layer
-    sparse: list[Layer]
+    oracle: HiddenLayer
+    sparse: list[HiddenLayer]
     apriori: float | None
     after: float | None
 
-    def vertex(self, best: list[Layer]) -> float:
+    def vertex(self, best: list[HiddenLayer]) -> float:
         """The maximum in equation 10."""
         return max(x.value for x in (self.oracle, *best, *self.sparse))
 
 
 def _walk(
-    problem: TwoLayers, ends: list[Params], best: list[Layer], chosen: _Try, alpha: float
+    problem: TwoLayers, ends: list[Params], best: list[HiddenLayer], chosen: _Try, alpha: float
 ) -> tuple[list[Params], list[str]]:
     """The vertices in float64 and a label for each segment: 9, or 11 where rows move."""
     walk, (to_a, to_b) = WeightWalk(problem.chain, ends[0]), chosen.sparse
@@ -176,14 +174,14 @@ def _walk(
     # where the oracle's units stand: on units dead at both ends, and where these are too few on disjoint ones
     here, there = common_places(chosen.n, complement(m, to_a.live), complement(m, to_b.live))
 
-    def put_layer(layer: Layer) -> None:
+    def put_layer(layer: HiddenLayer) -> None:
         walk.now = problem.weights(layer, ends[0])
 
-    def put_rows(layer: Layer, units: Tensor, to: Tensor) -> None:
+    def put_rows(layer: HiddenLayer, units: Tensor, to: Tensor) -> None:
         rows = problem.weights(layer, ends[0])
         walk.put_rows(1, to, None, rows.A[1][units], rows.b[1][units])
 
-    def compressed(layer: Layer, k: int) -> None:
+    def compressed(layer: HiddenLayer, k: int) -> None:
         put_layer(layer)
         what = "best sparse last layer" if alpha == 0 else f"best sparse network, rows within the angle {alpha:.4g}"
         walk.step(f"at {'AB'[k]}, {what}" + ", backwards" * k, "a" if alpha == 0 else "both layers")
@@ -192,7 +190,7 @@ def _walk(
         put_layer(best[0])
         walk.step("at A, best last layer", "a")
     compressed(to_a, 0)
-    everyone = torch.arange(len(oracle.W))
+    everyone = torch.arange(len(oracle.W), device=oracle.W.device)
     put_rows(oracle, everyone, here)
     walk.step("write the oracle into dead units", "b")
     small = problem.weights(oracle, ends[0])
@@ -229,7 +227,7 @@ def margin(nu: float, level: float) -> float:
     return 2 * nu * level**0.5 + nu**2
 
 
-def deviation(problem: TwoLayers, start: Layer, end: Layer, like: Params) -> float:
+def deviation(problem: TwoLayers, start: HiddenLayer, end: HiddenLayer, like: Params) -> float:
     """How far outputs can stray from the segment of last layers on both sets of rows, as a root mean square.
 
     A unit gives f = ((1-t) A + t A~) z((1-t) u + t u~), u = w x, where the segment has (1-t) A z(u) + t A~ z(u~). As z

@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import Task
-from isthmus.connectors.two_layer_relu.compression import Layer, TwoLayers, layer_recalled
+from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers
 from isthmus.errors import IsthmusError
 from isthmus.params import Params
 from isthmus.training.fit import Recipe, fit
 
-NAMES = ("W", "A", "b")
+_NAMES = ("W", "A", "b")
 
 
 def train_oracle(
     problem: TwoLayers,
     n: int,
     radius: float,
-    starts: Sequence[Layer],
+    starts: Sequence[HiddenLayer],
     like: Params,
     recipe: Recipe,
     *,
     attempts: int,
     task: Task,
-) -> Layer:
+) -> HiddenLayer:
     """An upper bound on e(n), with the network that reaches it: rows of length `radius`, l1 on the last layer.
 
     Trained from the `starts` (layers on at most n units) and from `attempts` random ones; the best is kept. ReLU is
@@ -36,7 +36,7 @@ def train_oracle(
     """
     chosen = [_compact(start, n) for start in starts]
     chosen += [_random(problem, n, like, task.generator) for _ in range(attempts)]
-    best: Layer | None = None
+    best: HiddenLayer | None = None
     for i, start in enumerate(chosen):
         place = replace(task, memory=task.memory.part(f"oracle{n}-{i}"))
         layer = _train(problem, start, radius, like, recipe, place, f"training the oracle, start {i + 1}")
@@ -47,7 +47,7 @@ def train_oracle(
     return best
 
 
-def scaled_to(layer: Layer, radius: float) -> Layer:
+def scaled_to(layer: HiddenLayer, radius: float) -> HiddenLayer:
     """The same function with every row of length `radius`; units with rows of zero are switched off."""
     length = layer.W.norm(dim=1)
     on = length > 0
@@ -56,13 +56,13 @@ def scaled_to(layer: Layer, radius: float) -> Layer:
     return replace(layer, W=W, A=A)
 
 
-def _compact(layer: Layer, n: int) -> Layer:
+def _compact(layer: HiddenLayer, n: int) -> HiddenLayer:
     """The live units of a layer, followed by others, n in all."""
     order = torch.cat([layer.live, (layer.A.abs().sum((0, 2)) == 0).nonzero().flatten()])[:n]
     return replace(layer, W=layer.W[order], A=layer.A[:, order])
 
 
-def _random(problem: TwoLayers, n: int, like: Params, generator: torch.Generator) -> Layer:
+def _random(problem: TwoLayers, n: int, like: Params, generator: torch.Generator) -> HiddenLayer:
     """Random directions, and a last layer of zeros but for noise."""
     whole = problem.read(like)
 
@@ -70,18 +70,20 @@ def _random(problem: TwoLayers, n: int, like: Params, generator: torch.Generator
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(whole.W)
 
     W, A = normal(n, whole.W.shape[1]), normal(len(whole.A), n, whole.A.shape[2])
-    return Layer(W / W.norm(dim=1, keepdim=True), A / (A[0].numel() ** 0.5), torch.zeros_like(whole.b), float("inf"))
+    return HiddenLayer(
+        W / W.norm(dim=1, keepdim=True), A / (A[0].numel() ** 0.5), torch.zeros_like(whole.b), float("inf")
+    )
 
 
 def _train(
     problem: TwoLayers,
-    start: Layer,
+    start: HiddenLayer,
     radius: float,
     like: Params,
     recipe: Recipe,
     task: Task,
     what: str,
-) -> Layer:
+) -> HiddenLayer:
     losses, x, y = problem.objective.example_losses, problem.x, problem.y
     fixed = {} if problem.bias != "none" else {"b": start.b}
 
@@ -106,7 +108,7 @@ def _train(
     rows = start.W / start.W.norm(dim=1, keepdim=True).clamp_min(1e-300)  # Adam's steps fit rows of length 1
     lengths = start.W.norm(dim=1)[None, :, None]
     params = {"W": rows, "A": start.A * lengths, "b": start.b}
-    trained = {k: params[k] for k in NAMES if k not in fixed}
+    trained = {k: params[k] for k in _NAMES if k not in fixed}
     fitted = fit(
         batch_loss,
         full_loss,
@@ -120,6 +122,6 @@ def _train(
         what=what,
     )
     found = {**fitted.params, **fixed}
-    layer = scaled_to(Layer(found["W"], found["A"], found["b"], fitted.loss), radius)
+    layer = scaled_to(HiddenLayer(found["W"], found["A"], found["b"], fitted.loss), radius)
     part = task.memory.part("solved")
-    return layer_recalled(part, lambda: problem.solved(problem.readout(layer.W, like), layer))
+    return problem.recalled(part, lambda: problem.solved(problem.readout(layer.W, like), layer))

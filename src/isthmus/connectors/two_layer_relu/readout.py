@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PATIENCE = 50
+_PATIENCE = 50
 """Steps between two checks of the gap."""
 
 
@@ -75,7 +75,7 @@ class Readout:
         be attained).
         """
         f = self.Z.shape[1]
-        columns = torch.ones(f, dtype=torch.bool) if columns is None else columns
+        columns = torch.ones(f, dtype=torch.bool, device=self.Z.device) if columns is None else columns
         A, b = (self.Z.new_zeros(self.O, f), self.Z.new_zeros(self.O)) if start is None else start
         A = torch.where(columns, A, torch.zeros_like(A))
         if self.gram is not None:
@@ -134,7 +134,7 @@ class Readout:
             after = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
             ahead = [q + (momentum - 1) / after * (q - p) for p, q in zip(now, new, strict=True)]
             now, point, momentum, value = new, (ahead[0], ahead[1]), after, reached
-            if step % PATIENCE == 0:
+            if step % _PATIENCE == 0:
                 if last - value <= tolerance * abs(last):
                     break
                 last = value
@@ -160,7 +160,7 @@ class Readout:
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class _Moments:
     """G = Z^T Z / N [f, f], C = Z^T y / N [f, O] and s = sum(y^2) / N [O]: all that squared error knows of the data."""
 
     G: Tensor
@@ -197,18 +197,18 @@ class _Gram:
         self.Z, self.y = Z, y
         self.G, self.C = Z.T @ Z / len(Z), Z.T @ y / len(Z)
 
-    def on(self, columns: Tensor, b: Tensor | None) -> Moments:
+    def on(self, columns: Tensor, b: Tensor | None) -> _Moments:
         """The moments of some features, the targets less a fixed bias."""
         if self.extra:
-            columns = torch.cat([columns, torch.ones(1, dtype=torch.bool)])
+            columns = torch.cat([columns, columns.new_ones(1)])
         C, s = self.C, self.y.square().mean(0)
         if b is not None:
             C = C - self.Z.mean(0)[:, None] * b
             s = (self.y - b).square().mean(0)
-        return Moments(self.G[columns][:, columns], C[columns], s)
+        return _Moments(self.G[columns][:, columns], C[columns], s)
 
 
-def _lasso(moments: Moments, W: Tensor, penalty: float, steps: int, tolerance: float) -> Tensor:
+def _lasso(moments: _Moments, W: Tensor, penalty: float, steps: int, tolerance: float) -> Tensor:
     """The least of loss + penalty ||W||_1 over W [O, f]: FISTA with restarts, each output with its own momentum."""
     if W.shape[1] == 0:
         return W
@@ -220,7 +220,7 @@ def _lasso(moments: Moments, W: Tensor, penalty: float, steps: int, tolerance: f
             momentum = 1.0
         after = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         point, now, momentum = new + (momentum - 1) / after * (new - now), new, after
-        if step % PATIENCE == 0:
+        if step % _PATIENCE == 0:
             exact = _polish(moments, now, penalty)
             if moments.value(exact, penalty) < moments.value(now, penalty):
                 now = point = exact
@@ -230,7 +230,7 @@ def _lasso(moments: Moments, W: Tensor, penalty: float, steps: int, tolerance: f
     return now
 
 
-def _polish(moments: Moments, W: Tensor, penalty: float) -> Tensor:
+def _polish(moments: _Moments, W: Tensor, penalty: float) -> Tensor:
     """The stationary point with the support and signs of W, where it has these signs; else W, output by output."""
     out = W.clone()
     for o, row in enumerate(W):
@@ -238,7 +238,8 @@ def _polish(moments: Moments, W: Tensor, penalty: float) -> Tensor:
         signs = row[support].sign()
         if len(signs):
             target = moments.C[support, o] - penalty / 2 * signs
-            found = torch.linalg.lstsq(moments.G[support][:, support], target[:, None], driver="gelsd").solution[:, 0]
+            G = moments.G[support][:, support].cpu()
+            found = torch.linalg.lstsq(G, target[:, None].cpu(), driver="gelsd").solution[:, 0].to(out)
             if bool((found.sign() == signs).all()):
                 out[o, support] = found
     return out

@@ -12,26 +12,26 @@ from isthmus.experiments.claims import Claim
 from isthmus.experiments.tables import Row
 from isthmus.stability.dropout.pattern import log_slope
 
-NEAR = 1.1
+_NEAR = 1.1
 """A normalised length up to here counts as near 1; the paper names no number."""
-FIT = 0.9
+_FIT = 0.9
 """The part of the variance that a power law must explain."""
-GROWS = -0.7
+_GROWS = -0.7
 """The rank correlation of length and level up to which a length counts as growing towards low levels."""
-SPIKE = 1.2
+_SPIKE = 1.2
 """By which factor a spike stands above the levels on both of its sides."""
-AROUND = (0.145, 0.165)
+_AROUND = (0.145, 0.165)
 """Levels around the spike of the cubic regression, at 0.15."""
-ALWAYS = 3
+_ALWAYS = 3
 """Both ends and the bead that is always put in."""
-SMALL = 1e-3
+_SMALL = 1e-3
 """A gap that counts as closed."""
-PROVED = 1.01
+_PROVED = 1.01
 """By how much a bound may exceed the limit: the certificates stop within one percent."""
-ROUNDING = 1e-9
+_ROUNDING = 1e-9
 
 
-class PowerLaw(NamedTuple):
+class _PowerLaw(NamedTuple):
     """beads = factor * level^exponent, by least squares on logarithms; `half`: half the exponent's 95 % interval."""
 
     exponent: float
@@ -40,7 +40,7 @@ class PowerLaw(NamedTuple):
     explained: float
 
 
-def power_law(levels: Sequence[float], beads: Sequence[float]) -> PowerLaw | None:
+def power_law(levels: Sequence[float], beads: Sequence[float]) -> _PowerLaw | None:
     """The fit; None for fewer than three levels, or where all beads are the same.
 
     >>> fit = power_law([1.0, 0.1, 0.01], [3.0, 30.0, 300.0])
@@ -53,12 +53,12 @@ def power_law(levels: Sequence[float], beads: Sequence[float]) -> PowerLaw | Non
     x, y = np.log(levels), np.log(beads)
     left = float(((y - slope.intercept - slope.value * x) ** 2).sum())
     explained = 1 - left / float(((y - y.mean()) ** 2).sum())
-    return PowerLaw(slope.value, (slope.high - slope.low) / 2, exp(slope.intercept), explained)
+    return _PowerLaw(slope.value, (slope.high - slope.low) / 2, exp(slope.intercept), explained)
 
 
 def where_beads_grow(table: Sequence[Row]) -> list[Row]:
     """The levels at which the one bead that is always put in was not enough for most pairs."""
-    return [r for r in table if r["beads"] > ALWAYS + 0.5]
+    return [r for r in table if r["beads"] > _ALWAYS + 0.5]
 
 
 FIGURES = ("2", "3", "4", "5", "6")
@@ -78,11 +78,11 @@ def _near_one(rows: list[Row]) -> tuple[bool | None, str]:
     if len(rows) < 2:
         return None, "one level alone"
     top = _downwards(rows)[0]
-    return top["length"] <= NEAR, f"{top['length']:.3f} at {top['L0']:g}"
+    return top["length"] <= _NEAR, f"{top['length']:.3f} at {top['L0']:g}"
 
 
 def _in_spike(row: Row) -> bool:
-    return row["figure"] == "3" and AROUND[0] <= row["L0"] <= AROUND[1]
+    return row["figure"] == "3" and _AROUND[0] <= row["L0"] <= _AROUND[1]
 
 
 def _grows(rows: list[Row]) -> tuple[bool | None, str]:
@@ -94,7 +94,7 @@ def _grows(rows: list[Row]) -> tuple[bool | None, str]:
     rank = float(spearmanr([r["L0"] for r in rest], [r["length"] for r in rest])[0])  # type: ignore[arg-type]
     top, low = _downwards(rows)[0], rest[-1]
     ends = ", ".join(f"{r['length']:.3f} at {r['L0']:g}" for r in (top, low))
-    return rank <= GROWS, f"{ends}, rank correlation {rank:.2f}"
+    return rank <= _GROWS, f"{ends}, rank correlation {rank:.2f}"
 
 
 def _beads(rows: list[Row]) -> tuple[bool | None, str]:
@@ -107,19 +107,19 @@ def _beads(rows: list[Row]) -> tuple[bool | None, str]:
     like = power_law([r["L0"] for r in known], [r["paper beads"] for r in known])
     if like is not None:
         text += f"; the paper's values at these levels {like.exponent:.2f} ± {like.half:.2f}"
-    return found.exponent + found.half < 0 and found.explained >= FIT, text
+    return found.exponent + found.half < 0 and found.explained >= _FIT, text
 
 
 def _spike(column: str) -> Callable[[list[Row]], tuple[bool | None, str]]:
     def judge(rows: list[Row]) -> tuple[bool | None, str]:
         inside = [r for r in rows if _in_spike(r)]
-        above = [r[column] for r in rows if r["L0"] > AROUND[1] + 0.004]
-        below = [r[column] for r in rows if 0.1 <= r["L0"] < AROUND[0]]
+        above = [r[column] for r in rows if r["L0"] > _AROUND[1] + 0.004]
+        below = [r[column] for r in rows if 0.1 <= r["L0"] < _AROUND[0]]
         if not (inside and above and below):
             return None, "no levels on one side"
         top = max(inside, key=lambda r: r[column])
         text = f"{top[column]:.2f} at {top['L0']:g}, at most {max(above):.2f} above and {max(below):.2f} below"
-        return top[column] >= SPIKE * max(*above, *below), text
+        return top[column] >= _SPIKE * max(*above, *below), text
 
     return judge
 
@@ -128,7 +128,7 @@ def _lstm(rows: list[Row]) -> tuple[bool, str]:
     """The paper's own run cannot say this: its program put one bead everywhere and looked no further."""
     low = _downwards(rows)[-1]
     text = f"{low['beads'] - 2:.1f} between the ends, mean of {low['connected']} pairs, at perplexity {low['L0']:g}"
-    return low["beads"] > ALWAYS, text
+    return low["beads"] > _ALWAYS, text
 
 
 def _all_connected(rows: list[Row]) -> tuple[bool | None, str]:
@@ -142,7 +142,7 @@ def _all_connected(rows: list[Row]) -> tuple[bool | None, str]:
 def _proofs(rows: list[Row]) -> tuple[bool, str]:
     proved, connected = sum(r["proved"] for r in rows), sum(r["connected"] for r in rows)
     worst = max((r["largest bound"] or inf) / r["limit"] for r in rows)
-    return proved == connected and worst <= PROVED, f"{proved} of {connected}, at most {worst:.4f} times"
+    return proved == connected and worst <= _PROVED, f"{proved} of {connected}, at most {worst:.4f} times"
 
 
 def _apart(example: str, below: bool) -> Callable[[Row], bool]:
@@ -178,7 +178,7 @@ def _gap_falls(rows: list[Row]) -> tuple[bool | None, str]:
     if len(rows) < 2:
         return None, "one width alone"
     (m, first), *_, (M, last) = sorted((r["m"], r["gap"]) for r in rows)
-    return last <= SMALL and last <= first, f"{first:.2g} at m = {m}, {last:.2g} at m = {M}"
+    return last <= _SMALL and last <= first, f"{first:.2g} at m = {m}, {last:.2g} at m = {M}"
 
 
 def _corollary(row: Row) -> bool:
@@ -187,7 +187,7 @@ def _corollary(row: Row) -> bool:
 
 CLAIMS = (
     Claim(
-        f"{{task}}: at the highest level the length is near 1, at most {NEAR:g}", _curve(), ("task",), judge=_near_one
+        f"{{task}}: at the highest level the length is near 1, at most {_NEAR:g}", _curve(), ("task",), judge=_near_one
     ),
     Claim("{task}: the length grows as the level falls", _curve(), ("task",), judge=_grows),
     Claim("{task}: the beads grow about as a power of the level", _curve(), ("task",), judge=_beads),
@@ -198,25 +198,25 @@ CLAIMS = (
     ),
     Claim(
         "{task}: the length stays near 1 at every level", _curve("4"), ("task",),
-        value="length", at_most=NEAR, says="at most {value:.3f}, at {L0:g} %",
+        value="length", at_most=_NEAR, says="at most {value:.3f}, at {L0:g} %",
     ),
     Claim("Penn Treebank: at a low perplexity one bead is not enough", _curve("6"), judge=_lstm),
     Claim("every pair of every task is connected", lambda row: row["figure"] in FIGURES, judge=_all_connected),
     Claim(
         "no connected string is above its limit", _curve(*FIGURES, "squared error", "show"),
-        value=lambda row: row["largest"] / row["limit"] if row[".dense"] else None, at_most=1 + ROUNDING,
+        value=lambda row: row["largest"] / row["limit"] if row[".dense"] else None, at_most=1 + _ROUNDING,
         says="at most {value:.4f} times the limit, {task} at {L0:g}",
     ),
     Claim(
-        f"squared error: every connected string is proved below {PROVED:g} times its limit",
+        f"squared error: every connected string is proved below {_PROVED:g} times its limit",
         lambda row: row["figure"] == "squared error", needs=("proved", "limit"), judge=_proofs,
     ),
     *_sides("permutation"),
     *_sides("mixture"),
-    Claim(f"Corollary 2.5: the gap falls with the width, to at most {SMALL:g}", _corollary, judge=_gap_falls),
+    Claim(f"Corollary 2.5: the gap falls with the width, to at most {_SMALL:g}", _corollary, judge=_gap_falls),
     Claim(
         "Theorem 2.4: no loss on a path is above its ends and epsilon", _corollary,
-        value=".above", at_most=ROUNDING, says="{count} paths, at most {value:.1g} above",
+        value=".above", at_most=_ROUNDING, says="{count} paths, at most {value:.1g} above",
     ),
 )  # fmt: skip
 """Every statement of the paper about its figures."""

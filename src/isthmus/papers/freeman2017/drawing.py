@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Points = Mapping[str, Sequence[float]]
+_Points = Mapping[str, Sequence[float]]
 """Equally long columns."""
 
 
-def geometry(ours: Points, kept: Points, paper: Points, law: Mapping[float, float] | None, label: str) -> Figure:
+def geometry(ours: _Points, kept: _Points, paper: _Points, law: Mapping[float, float] | None, label: str) -> Figure:
     """Figures 2 to 6: normalised length on the left, beads with both ends on the right, against the level.
 
     `ours`: columns "L0", "length", "beads" and their standard deviations; `kept`, `paper`: the first three, of strings
@@ -73,7 +73,7 @@ def _ticks(axes: Axes, levels: Sequence[float], beads: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def gaps(points: Points) -> Figure:
+def gaps(points: _Points) -> Figure:
     """Corollary 2.5: the gap of the bound and the excess on the path against the number of hidden units m."""
     with settings():
         figure, axes = new_axes(5.4, 3.4)

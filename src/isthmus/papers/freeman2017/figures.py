@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def curves(figure: str, task: str = "") -> Callable[[list[Row]], Figure]:
+def _curves(figure: str, task: str = "") -> Callable[[list[Row]], Figure]:
     """Length and beads against the level, of one figure of the paper; of one task where it has several."""
 
     def drawn(rows: list[Row]) -> Figure:
@@ -43,7 +43,7 @@ def _number(value: float | None) -> float:
     return 0.0 if value is None else value
 
 
-def frames(figure: str) -> Callable[[list[Row]], Figure]:
+def _frames(figure: str) -> Callable[[list[Row]], Figure]:
     """The algorithm at work on the string that stands for this figure: the lowest level that has one."""
 
     def drawn(rows: list[Row]) -> Figure:
@@ -56,7 +56,7 @@ def frames(figure: str) -> Callable[[list[Row]], Figure]:
     return drawn
 
 
-def gaps(rows: Sequence[Row]) -> Figure:
+def _gaps(rows: Sequence[Row]) -> Figure:
     """Corollary 2.5."""
     table = sorted((r for r in rows if r["figure"] == "Corollary 2.5"), key=lambda r: r["m"])
     columns = ("m", "gap", "largest gap", "largest excess")
@@ -64,15 +64,15 @@ def gaps(rows: Sequence[Row]) -> Figure:
 
 
 FIGURES: dict[str, Callable[[list[Row]], Figure]] = {
-    "figure-2": curves("2"),
-    "figure-3": curves("3"),
-    "figure-4": curves("4"),
-    "figure-5": curves("5"),
-    "figure-6": curves("6"),
-    "figure-7": frames("2"),
-    "figure-8": frames("8, D.1"),
-    "squared-quadratic": curves("squared error", "quadratic"),
-    "squared-cubic": curves("squared error", "cubic"),
-    "corollary": gaps,
+    "figure-2": _curves("2"),
+    "figure-3": _curves("3"),
+    "figure-4": _curves("4"),
+    "figure-5": _curves("5"),
+    "figure-6": _curves("6"),
+    "figure-7": _frames("2"),
+    "figure-8": _frames("8, D.1"),
+    "squared-quadratic": _curves("squared error", "quadratic"),
+    "squared-cubic": _curves("squared error", "cubic"),
+    "corollary": _gaps,
 }
 """By name."""

@@ -23,7 +23,7 @@ from isthmus.training.fit import Recipe
 
 
 @dataclass(frozen=True)
-class Task:
+class _Task:
     """A network on its data, taken to the `levels`, and strings between neighbours among 2 * `pairs` networks.
 
     Segments must stay below `reach` times the level, beads are trained to `bead` times it. `few`: levels of which only
@@ -58,10 +58,10 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Scale:
+class _Scale:
     """All parts of the page at one size."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[_Task, ...]
     permutation: tuple[float, ...]
     mixture: tuple[float, ...]
     gaps: tuple[Gap, ...]
@@ -85,11 +85,14 @@ LEVELS_3 = (
     *(0.15, 0.14, 0.12, 0.10, 0.08, 0.07, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01),
 )
 """The thresholds of Figures 2 and 3."""
-SQUARED = {"quadratic": (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5), "cubic": (8e-2, 6e-2, 4e-2, 2e-2, 1e-2, 5e-3, 2e-3)}
+_SQUARED = {
+    "quadratic": (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5),
+    "cubic": (8e-2, 6e-2, 4e-2, 2e-2, 1e-2, 5e-3, 2e-3),
+}
 """Levels of the mean squared error, at which a plain implementation was run before."""
 
 
-def published(
+def _published(
     bead: float, reach: float, *,
     lr: float = 2e-3, batch: int = 256, steps: int = 2000, check: int | None = None, **options: Any,
 ) -> StringSampling:  # fmt: skip
@@ -98,45 +101,47 @@ def published(
     return StringSampling(always=True, alpha=bead / reach, recipe=recipe, **options)
 
 
-def polynomial(name: str, pairs: int, levels: tuple[float, ...], lr: float, steps: int, **options: Any) -> Task:
+def _polynomial(name: str, pairs: int, levels: tuple[float, ...], lr: float, steps: int, **options: Any) -> _Task:
     """Figure 2 or 3, on `examples` points."""
     examples = options.pop("examples", 200)
     problem = Polynomial(name, "absolute", name == "quadratic", examples)
     ends = Recipe(lr=lr, steps=10 * steps, batch=examples, check=5, schedule="constant")
-    method = published(
+    method = _published(
         0.95, 1.1, depth=12, patience=12, lr=lr, batch=examples, steps=steps, check=20, attempts=2, budget=20 * steps
     )  # fmt: skip
     figure = "2" if name == "quadratic" else "3"
-    return Task(figure, name, problem, Judge(), levels, ends, pairs, method, dense=41, reach=1.1, **options)
+    return _Task(figure, name, problem, Judge(), levels, ends, pairs, method, dense=41, reach=1.1, **options)
 
 
-def squares(pairs: int, levels: slice) -> list[Task]:
+def _squares(pairs: int, levels: slice) -> list[_Task]:
     """The same polynomials with the mean squared error, biases and a linear output, 64 points."""
     out = []
-    for name, all_levels in SQUARED.items():
+    for name, all_levels in _SQUARED.items():
         ends = Recipe(lr=0.01, steps=60_000, batch=64, check=10, schedule="constant")
         method = StringSampling(
             depth=12, attempts=2, recipe=Recipe(lr=0.01, steps=6000, batch=64, schedule="constant", check=10)
         )
         problem = Polynomial(name, "squared", False, 64)
         out.append(
-            Task("squared error", f"{name}, squared", problem, Judge(), all_levels[levels], ends, pairs, method, (), 41)
+            _Task(
+                "squared error", f"{name}, squared", problem, Judge(), all_levels[levels], ends, pairs, method, (), 41
+            )
         )
     return out
 
 
-def _smoke() -> Scale:
+def _smoke() -> _Scale:
     brief: dict[str, Any] = dict(lr=0.01, batch=32, steps=200, check=10, attempts=1, depth=4)
-    images = Task(
+    images = _Task(
         "4", "digits", Problem("conv5:4-4-8", "digits", 200, dtype="float32", tests=100), Judge("error", "test", 5),
         (0.6, 0.4), Recipe(lr=0.01, steps=400, batch=32, check=5, schedule="constant"), 1,
-        published(0.98, 1.02, **brief), dense=5, reach=1.02,
+        _published(0.98, 1.02, **brief), dense=5, reach=1.02,
     )  # fmt: skip
-    return Scale(
+    return _Scale(
         (
-            polynomial("quadratic", 2, LEVELS_2[:4:3], 0.02, 1000, straight=1, examples=64),
-            polynomial("cubic", 1, (0.32, 0.156), 0.02, 1000, straight=1, examples=64),
-            *squares(1, slice(0, 2)),
+            _polynomial("quadratic", 2, LEVELS_2[:4:3], 0.02, 1000, straight=1, examples=64),
+            _polynomial("cubic", 1, (0.32, 0.156), 0.02, 1000, straight=1, examples=64),
+            *_squares(1, slice(0, 2)),
             images,
         ),
         (0.3, 0.03), (1.0, 0.2),
@@ -152,7 +157,7 @@ def sequential(method: StringSampling) -> StringSampling:
     return replace(method, order="depth", batched=False, position="half", alpha=1.0, always=False)
 
 
-def _laptop() -> Scale:
+def _laptop() -> _Scale:
     images = Recipe(lr=1e-3, steps=4000, batch=100, check=10, schedule="constant")
     mnist = Problem("conv5:8-16-64", "mnist", 10_000, dtype="float32", tests=1000)
     photographs = Recipe(lr=1e-3, steps=1200, batch=128, check=20, schedule="constant")
@@ -160,34 +165,34 @@ def _laptop() -> Scale:
     words = Recipe(lr=3e-3, steps=6000, batch=20, check=25, schedule="constant")
     ptb = Problem("lstm:48x2", "ptb:V=1000,T=20", 10_000, dtype="float32", tests=500)
     tasks = (
-        polynomial("cubic", 4, LEVELS_3, 5e-3, 20_000, straight=2, few=((0.01, 3),)),
-        polynomial("quadratic", 4, LEVELS_2[:-1], 1e-2, 20_000, straight=2),
-        *squares(3, slice(None)),
-        Task(
+        _polynomial("cubic", 4, LEVELS_3, 5e-3, 20_000, straight=2, few=((0.01, 3),)),
+        _polynomial("quadratic", 4, LEVELS_2[:-1], 1e-2, 20_000, straight=2),
+        *_squares(3, slice(None)),
+        _Task(
             "4", "MNIST", mnist, Judge("error", "test", 11), (0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03), images, 2,
-            published(0.98, 1.02, lr=1e-3, batch=100, steps=1000, check=20, attempts=2, depth=8), reach=1.02,
+            _published(0.98, 1.02, lr=1e-3, batch=100, steps=1000, check=20, attempts=2, depth=8), reach=1.02,
         ),
-        Task(
+        _Task(
             "6", "Penn Treebank", ptb, Judge("perplexity", "test", 9),
             (500, 200, 150, 130, 120, 110, 100, 95, 90, 85, 80, 75), words, 2,
-            published(0.98, 1.1, lr=3e-3, batch=20, steps=2000, check=50, attempts=2, depth=8), reach=1.1,
+            _published(0.98, 1.1, lr=3e-3, batch=20, steps=2000, check=50, attempts=2, depth=8), reach=1.1,
         ),
-        Task(
+        _Task(
             "5", "CIFAR-10", cifar, Judge("error", "test", 7), (0.8, 0.7, 0.6, 0.57, 0.54, 0.52), photographs, 1,
-            published(0.98, 1.1, lr=1e-3, batch=128, steps=600, check=20, attempts=2, depth=8), reach=1.1,
+            _published(0.98, 1.1, lr=1e-3, batch=128, steps=600, check=20, attempts=2, depth=8), reach=1.1,
         ),
-        *race(mnist, 2000, 0.1, images, 1),
-        polynomial("quadratic", 1, LEVELS_2[-1:], 3e-3, 20_000),
+        *_race(mnist, 2000, 0.1, images, 1),
+        _polynomial("quadratic", 1, LEVELS_2[-1:], 3e-3, 20_000),
     )  # fmt: skip
     gaps = tuple(
         Gap(m, seed, method=TwoLayerReLU(recipe=Recipe(lr=1e-2, steps=500)))
         for m in (4, 8, 16, 32, 64, 128)
         for seed in range(3)
     )
-    return Scale(tasks, (0.3, 0.2, 0.1, 0.08, 0.03, 0.01), (1.0, 0.8, 0.6, 0.4, 0.2, 0.05), gaps)
+    return _Scale(tasks, (0.3, 0.2, 0.1, 0.08, 0.03, 0.01), (1.0, 0.8, 0.6, 0.4, 0.2, 0.05), gaps)
 
 
-def _paper() -> Scale:
+def _paper() -> _Scale:
     """Sections 4.1 to 4.3; the paper names neither its number of pairs nor its restricted test sets."""
 
     def images(lr: float, batch: int, check: int) -> Recipe:
@@ -198,31 +203,31 @@ def _paper() -> Scale:
     ptb = Problem("lstm:200x2", "ptb:V=10000,T=20", dtype="float32")
     common: dict[str, Any] = dict(steps=50_000, attempts=2, budget=1_000_000)
     tasks = (
-        polynomial("quadratic", 10, LEVELS_2, 1e-3, 200_000, straight=10, examples=10_000),
-        polynomial("cubic", 10, LEVELS_3, 1e-3, 200_000, straight=10, examples=10_000),
-        *squares(10, slice(None)),
-        *race(mnist, 60_000, 0.02, images(1e-4, 100, 600), 3),
-        Task(
+        _polynomial("quadratic", 10, LEVELS_2, 1e-3, 200_000, straight=10, examples=10_000),
+        _polynomial("cubic", 10, LEVELS_3, 1e-3, 200_000, straight=10, examples=10_000),
+        *_squares(10, slice(None)),
+        *_race(mnist, 60_000, 0.02, images(1e-4, 100, 600), 3),
+        _Task(
             "4", "MNIST", mnist, Judge("error", "test", 21),
             (0.04, 0.02, 0.015, 0.01, 0.009, 0.0085, 0.008, 0.00775, 0.0075, 0.007), images(1e-4, 100, 600), 10,
-            published(0.98, 1.02, lr=1e-4, batch=100, check=600, **common), reach=1.02,
+            _published(0.98, 1.02, lr=1e-4, batch=100, check=600, **common), reach=1.02,
         ),
-        Task(
+        _Task(
             "5", "CIFAR-10", cifar, Judge("error", "test", 21), (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
             images(1e-3, 128, 390), 10,
-            published(0.98, 1.1, lr=1e-3, batch=128, check=390, **common), reach=1.1,
+            _published(0.98, 1.1, lr=1e-3, batch=128, check=390, **common), reach=1.1,
         ),
-        Task(
+        _Task(
             "6", "Penn Treebank", ptb, Judge("perplexity", "test", 21), (700, 300, 250, 200, 150, 135),
             images(1e-3, 20, 100), 10,
-            published(0.98, 1.1, lr=1e-3, batch=20, check=100, **common), reach=1.1,
+            _published(0.98, 1.1, lr=1e-3, batch=20, check=100, **common), reach=1.1,
         ),
     )  # fmt: skip
     gaps = tuple(Gap(m, seed) for m in (4, 8, 16, 32, 64, 128, 256, 512) for seed in range(10))
-    return Scale(tasks, (0.3, 0.2, 0.1, 0.08, 0.03, 0.01), (1.0, 0.8, 0.6, 0.4, 0.2, 0.05), gaps)
+    return _Scale(tasks, (0.3, 0.2, 0.1, 0.08, 0.03, 0.01), (1.0, 0.8, 0.6, 0.4, 0.2, 0.05), gaps)
 
 
-def race(problem: Problem, examples: int, level: float, ends: Recipe, pairs: int) -> list[Task]:
+def _race(problem: Problem, examples: int, level: float, ends: Recipe, pairs: int) -> list[_Task]:
     """Pairs below a training loss, connected by the library's search and by the sequential one."""
     small = replace(problem, examples=examples, tests=0)
     method = StringSampling(
@@ -230,7 +235,7 @@ def race(problem: Problem, examples: int, level: float, ends: Recipe, pairs: int
     )
     kinds = {"as it is": method, "one problem": replace(method, batched=True), "sequential": sequential(method)}
     return [
-        Task("show", name, small, Judge("loss", "train", 11), (level,), ends, pairs, kind, reach=1.1)
+        _Task("show", name, small, Judge("loss", "train", 11), (level,), ends, pairs, kind, reach=1.1)
         for name, kind in kinds.items()
     ]
 

@@ -15,7 +15,7 @@ from isthmus.papers.freeman2017.jobs import Proof, String
 from isthmus.papers.freeman2017.theory import Disconnected, Gap
 from isthmus.storage import load_connection
 
-ENDS = 2
+_ENDS = 2
 """The paper counts the two ends among the beads."""
 
 _FIGURE_2 = {
@@ -59,7 +59,7 @@ def _values() -> Iterable[PaperValue]:
         for level, (length, beads) in table.items():
             row = {"task": task, "L0": level}
             yield PaperValue(row, "length", length, "a plain first implementation, 4 pairs")
-            yield PaperValue(row, "beads", beads + ENDS, "a plain first implementation, 4 pairs")
+            yield PaperValue(row, "beads", beads + _ENDS, "a plain first implementation, 4 pairs")
 
 
 PAPER = tuple(_values())
@@ -120,7 +120,7 @@ def _quantity(entry: Entry) -> str:
 
 
 def _beads(entry: Entry) -> float:
-    return float(entry["beads"] + ENDS)
+    return float(entry["beads"] + _ENDS)
 
 
 def _line_kept(entry: Entry) -> bool:
@@ -161,7 +161,7 @@ _STRINGS = Table(
         "beads": _good(mean(_beads, "sd")),
         "lines below": _good(count(_line_kept)),
         "length, line kept": _good(mean(lambda e: 1.0 if _line_kept(e) else e["length"])),
-        "beads, line kept": _good(mean(lambda e: float(ENDS) if _line_kept(e) else _beads(e))),
+        "beads, line kept": _good(mean(lambda e: float(_ENDS) if _line_kept(e) else _beads(e))),
         "gradient steps": _good(mean("gradient_steps")),
         "limit": _good(first(lambda e: _percent(e) * e["limit"])),
         "largest": _good(largest(_largest)),
@@ -177,15 +177,15 @@ _STRINGS = Table(
 )
 """Means over the connected pairs; `line kept`: a straight line below the limit counts as it is."""
 
-FRAMES = 0.01
+_FRAMES = 0.01
 """The level of the quadratic string that stands for Figure 7."""
 
 
 def _with_frames(table: list[Row]) -> list[Row]:
-    """Figure 7: the string of the first pair of networks of the quadratic task, at the level nearest to ``FRAMES``."""
+    """Figure 7: the string of the first pair of networks of the quadratic task, at the level nearest to ``_FRAMES``."""
     quadratic = [r for r in table if r["figure"] == "2" and r[".first"] is not None]
     if quadratic:
-        row = min(quadratic, key=lambda r: abs(log(r["L0"] / FRAMES)))
+        row = min(quadratic, key=lambda r: abs(log(r["L0"] / _FRAMES)))
         shown = row[".first"]
         if _connected(shown):
             row[".frames"] = (shown.cell.a.problem.objectives()[0], _connection(shown))

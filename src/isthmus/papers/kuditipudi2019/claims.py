@@ -7,19 +7,19 @@ from collections.abc import Callable
 from isthmus.experiments.claims import Claim
 from isthmus.experiments.tables import Row
 
-STABLE = 90.0
+_STABLE = 90.0
 """The accuracy, in percent, that counts as "fairly dropout stable"; the paper names no number."""
-LOW = 95.0
+_LOW = 95.0
 """The accuracy of a narrow network whose loss counts as low."""
-FLAT = 0.01
+_FLAT = 0.01
 """How far the loss of a straight segment may rise above its ends."""
-CHANCE = 15.0
+_CHANCE = 15.0
 """An accuracy that counts as chance, with ten classes."""
-FIRST = 3
+_FIRST = 3
 """How many are "the first few layers"."""
-SIMILAR = 2.0
+_SIMILAR = 2.0
 """Within this factor two medians are similar."""
-ROUNDING = 1e-5
+_ROUNDING = 1e-5
 """By how much a loss in float32 may exceed its bound, which is computed in float64."""
 
 
@@ -43,7 +43,7 @@ def _four_fifths(rows: list[Row]) -> tuple[bool | None, str]:
 def _few_filters(rows: list[Row]) -> tuple[bool, str]:
     """The narrowest network that learns, else the best one."""
     found = sorted((row[".width"], row["accuracy %"], row["loss"]) for row in rows)
-    enough = next((f for f in found if f[1] >= LOW), None)
+    enough = next((f for f in found if f[1] >= _LOW), None)
     width, accuracy, loss = enough or max(found, key=lambda f: f[1])
     return enough is not None, f"{width} filters: {accuracy:.1f} %, loss {loss:.3g}"
 
@@ -64,7 +64,7 @@ def _without_dropout(rows: list[Row]) -> dict[bool, tuple[float, str]]:
     worst: dict[bool, tuple[float, str]] = {}
     for layer, row in sorted(tables[True].items()):
         if layer in tables[False]:
-            early = layer <= FIRST
+            early = layer <= _FIRST
             worst[early] = max(worst.get(early, (0.0, "")), _worse(tables[False][layer], row))
     return worst
 
@@ -73,7 +73,7 @@ def _late_layers(rows: list[Row]) -> tuple[bool | None, str]:
     worst = _without_dropout(rows)
     if False not in worst:
         return None, "not of both networks"
-    return worst[False][0] <= SIMILAR, "at worst {:.2f} times, {}".format(*worst[False])
+    return worst[False][0] <= _SIMILAR, "at worst {:.2f} times, {}".format(*worst[False])
 
 
 def _early_layers(rows: list[Row]) -> tuple[bool | None, str]:
@@ -108,7 +108,7 @@ def _proved(rows: list[Row]) -> tuple[bool, str]:
     """Constructed segments: proved, and never above their bound."""
     # all but the straight segments to theta_1 and back, of which Theorems 2 and 3 have one at each end
     missing = [row for row in rows if row["exact segments"] < row["segments"] - 2 * (row["method"] != "Dropout")]
-    above = [row for row in rows if row["their loss"] > row["their largest bound"] * (1 + ROUNDING)]
+    above = [row for row in rows if row["their loss"] > row["their largest bound"] * (1 + _ROUNDING)]
     count = sum(row["exact segments"] for row in rows)
     return not missing and not above, f"{count} segments on {len(rows)} kinds of paths"
 
@@ -120,33 +120,33 @@ def _theorem_3(part: str) -> Claim:
 
 CLAIMS = (
     Claim(
-        f"without dropout in training, half of the filters keep an accuracy of {STABLE:g} %",
+        f"without dropout in training, half of the filters keep an accuracy of {_STABLE:g} %",
         lambda row: row["figure"] == "2 left" and row[".p"] == 0.5,
-        value="accuracy %", at_least=STABLE, says="{value:.1f} %, loss {loss:.3g}",
+        value="accuracy %", at_least=_STABLE, says="{value:.1f} %, loss {loss:.3g}",
     ),
     Claim(
         "subnetworks of four fifths of the filters do better than those of half",
         lambda row: row["figure"] == "2 left", judge=_four_fifths,
     ),
     Claim(
-        f"the {{what}}, rises at most {FLAT} above its ends", lambda row: row["figure"] == "2 centre", ("what",),
-        value="largest excess", at_most=FLAT, says="{value:.2g} in {trials} trials",
+        f"the {{what}}, rises at most {_FLAT} above its ends", lambda row: row["figure"] == "2 centre", ("what",),
+        value="largest excess", at_most=_FLAT, says="{value:.2g} in {trials} trials",
     ),
-    Claim(f"networks of a few filters reach {LOW:g} %", lambda row: row["figure"] == "2 right", judge=_few_filters),
+    Claim(f"networks of a few filters reach {_LOW:g} %", lambda row: row["figure"] == "2 right", judge=_few_filters),
     _theorem_3("filters"),
     Claim(
-        f"without dropout in training, layers above {FIRST} are as noise stable within a factor of {SIMILAR:g}",
+        f"without dropout in training, layers above {_FIRST} are as noise stable within a factor of {_SIMILAR:g}",
         lambda row: row.get("layer") is not None, judge=_late_layers,
     ),
     Claim(
-        f"without dropout in training, one of the first {FIRST} layers is less noise stable than all others",
+        f"without dropout in training, one of the first {_FIRST} layers is less noise stable than all others",
         lambda row: row.get("layer") is not None, judge=_early_layers,
     ),
     _theorem_3("channels"),
     Claim(
-        f"channels: the accuracy on the straight line falls to chance, at most {CHANCE:g} %",
+        f"channels: the accuracy on the straight line falls to chance, at most {_CHANCE:g} %",
         lambda row: _of("channels")(row) and row["method"] == "Linear",
-        value="accuracy %", at_most=CHANCE, says="{value:.1f} %, loss {loss:.3g}",
+        value="accuracy %", at_most=_CHANCE, says="{value:.1f} %, loss {loss:.3g}",
     ),
     Claim(
         "perceptrons: Theorem 3 stays below Theorem 2, and Theorem 2 below the straight line",

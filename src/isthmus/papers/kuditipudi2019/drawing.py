@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Curve = Mapping[str, Sequence[float]]
+_Curve = Mapping[str, Sequence[float]]
 """Equally long columns "t", "loss" and "error"."""
 Points = Mapping[str, Sequence[float]]
 """Equally long columns "x", "loss", "loss sd", "accuracy" and "accuracy sd", in percent."""
-BINS = 30
+_BINS = 30
 
 
-def subnetworks(left: Points, centre: Sequence[Curve], right: Points, p: float) -> Figure:
+def subnetworks(left: Points, centre: Sequence[_Curve], right: Points, p: float) -> Figure:
     """Figure 2: loss above, accuracy below; subnetworks against p, straight segments, narrow networks.
 
     `left`, `right`: means and standard deviations over the trials, against p and against the number of filters;
@@ -58,30 +59,39 @@ def distributions(tables: Mapping[str, Mapping[int, Mapping[str, Sequence[float]
     is written into the panel. Errors: nothing to draw.
     """
     layers = sorted({layer for table in tables.values() for layer in table})
-    names = list(dict.fromkeys(n for table in tables.values() for row in table.values() for n in row))
+    rows = [row for table in tables.values() for row in table.values()]
     if not layers:
         raise InputError("tables", expected="at least one quantity of one layer", got="none")
-    colours = dict(zip(names, PALETTE, strict=False))
+    colours = dict(zip(dict.fromkeys(chain.from_iterable(rows)), PALETTE, strict=False))
     with settings():
-        if len(layers) == 1:
-            figure, axes = grid_of_axes(1, len(tables), 2.4 * len(tables) + 0.6, 2.6)
-            axes = axes.T
-        else:
-            figure, axes = grid_of_axes(len(tables), len(layers), 1.45 * len(layers) + 1, 1.55 * len(tables) + 0.6)
-        for panels, (quantity, table) in zip(axes, tables.items(), strict=True):
+        figure, axes = (_row if len(layers) == 1 else _rows)(list(tables), layers)
+        for panels, table in zip(axes, tables.values(), strict=True):
             for panel, layer in zip(panels, layers, strict=True):
                 _histogram(panel, table.get(layer, {}), colours)
                 panel.set_yticks([])
                 panel.tick_params(labelsize=7)
-            if len(layers) == 1:
-                panels[0].set_title(f"{quantity}, layer {layers[0]}", fontsize=9)
-            else:
-                panels[0].set_ylabel(quantity.replace(" ", "\n"), fontsize=9)
-        for panel, layer in zip(axes[0], layers, strict=True) if len(layers) > 1 else ():
-            panel.set_title(f"layer {layer}", fontsize=9)
         handles = [_patch(colour, name) for name, colour in colours.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
     return figure
+
+
+def _row(quantities: Sequence[str], layers: Sequence[int]) -> tuple[Figure, Any]:
+    """A panel per quantity, of one layer."""
+    figure, axes = grid_of_axes(1, len(quantities), 2.4 * len(quantities) + 0.6, 2.6)
+    for panel, quantity in zip(axes[0], quantities, strict=True):
+        panel.set_title(f"{quantity}, layer {layers[0]}", fontsize=9)
+    return figure, axes.T
+
+
+def _rows(quantities: Sequence[str], layers: Sequence[int]) -> tuple[Figure, Any]:
+    """A row per quantity, a column per layer."""
+    height = 1.55 * len(quantities) + 0.6
+    figure, axes = grid_of_axes(len(quantities), len(layers), 1.45 * len(layers) + 1, height)
+    for panels, quantity in zip(axes, quantities, strict=True):
+        panels[0].set_ylabel(quantity.replace(" ", "\n"), fontsize=9)
+    for panel, layer in zip(axes[0], layers, strict=True):
+        panel.set_title(f"layer {layer}", fontsize=9)
+    return figure, axes
 
 
 def _patch(colour: str, name: str) -> Any:
@@ -101,7 +111,7 @@ def _histogram(panel: Axes, networks: Mapping[str, Sequence[float]], colours: Ma
         panel.set_xticks([])
         return
     low, high = float(together.min()), float(np.quantile(together, 0.99))
-    edges = np.linspace(low, high if high > low else low + max(abs(low), 1e-6), BINS + 1)
+    edges = np.linspace(low, high if high > low else low + max(abs(low), 1e-6), _BINS + 1)
     for name, values in finite.items():
         panel.hist(
             np.clip(values, edges[0], edges[-1]), bins=edges.tolist(), density=True, color=colours[name], alpha=0.55
@@ -111,7 +121,7 @@ def _histogram(panel: Axes, networks: Mapping[str, Sequence[float]], colours: Ma
             panel.text(0.97, 0.9, f"{100 * missing:.0f} % inf", ha="right", transform=panel.transAxes, fontsize=6)
 
 
-def paths(curves: Mapping[str, Curve], title: str = "") -> Figure:
+def paths(curves: Mapping[str, _Curve], title: str = "") -> Figure:
     """Figures 3, right, and 5: loss and accuracy along paths by name; the straight line ("Linear") is grey.
 
     Losses that differ by more than a factor of 50 stand on a logarithmic axis, those below a millionth of the

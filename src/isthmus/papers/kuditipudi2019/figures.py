@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def figure_2(rows: Sequence[Row]) -> Figure:
+def _figure_2(rows: Sequence[Row]) -> Figure:
     """Left, centre and right."""
     (centre, *_) = [row for row in rows if row["figure"] == "2 centre"]
     p = float(centre["what"].rpartition("= ")[2])
@@ -28,7 +28,7 @@ def _points(rows: Sequence[Row], figure: str, x: str) -> draw.Points:
     return {"x": [row[x] for row in found], **points}
 
 
-def noise(rows: Sequence[Row], layer: int | None = None) -> Figure:
+def _noise(rows: Sequence[Row], layer: int | None = None) -> Figure:
     """D.3: all layers; Figure 3, left: the sixth, or the middle one of a network with fewer."""
     found = [row for row in rows if "layer" in row]
     if layer is not None:
@@ -48,7 +48,7 @@ def _by_layer(rows: Sequence[Row], name: str) -> dict[int, dict[str, list[float]
     return table
 
 
-def paths(part: str, title: str) -> Callable[[list[Row]], Figure]:
+def _paths(part: str, title: str) -> Callable[[list[Row]], Figure]:
     """Loss and accuracy along the paths of the first pair of one part of the page."""
 
     def figure(rows: list[Row]) -> Figure:
@@ -58,11 +58,11 @@ def paths(part: str, title: str) -> Callable[[list[Row]], Figure]:
 
 
 FIGURES = {
-    "figure-2": figure_2,
-    "figure-3-left": lambda rows: noise(rows, 6),
-    "figure-d3": noise,
-    "figure-3-right-5": paths("channels", "two networks trained with channel-wise dropout"),
-    "paths-filters": paths("filters", "two networks of three convolutions, trained without dropout"),
-    "paths-perceptrons": paths("perceptrons", "two perceptrons trained with dropout"),
+    "figure-2": _figure_2,
+    "figure-3-left": lambda rows: _noise(rows, 6),
+    "figure-d3": _noise,
+    "figure-3-right-5": _paths("channels", "two networks trained with channel-wise dropout"),
+    "paths-filters": _paths("filters", "two networks of three convolutions, trained without dropout"),
+    "paths-perceptrons": _paths("perceptrons", "two perceptrons trained with dropout"),
 }
 """By name."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from isthmus.connectors.noise_dropout import End
+from isthmus.device import seeded_global
 from isthmus.evaluate import profile
 from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.experiments.jobs import Network, On
@@ -48,7 +49,7 @@ class Subnetworks(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Every draw's loss and error, the units of the best, the straight segments to it."""
-        objective, _ = self.end.problem.objectives()
+        objective, _ = self.end.problem.objectives(job.device)
         theta = objective.check(self.end.params(job))
         generator = torch.Generator().manual_seed(self.end.seed)
         loss, error = objective.measure(theta)
@@ -63,23 +64,25 @@ class Subnetworks(Cell):
         factors = dict.fromkeys(sizes, 1 / (1 - p))
         subsets = [random_units(chain.widths, sizes, generator) for _ in range(self.draws)]
         draws = [End(chain, theta, kept, factors, (0, 0)) for kept in subsets]
-        measured = [smaller_measure(objective, d) for d in draws]
-        best = min(range(self.draws), key=lambda k: measured[k][0] if isfinite(measured[k][0]) else float("inf"))
+        measured = [_smaller_measure(objective, d) for d in draws]
+        losses, errors = (list(column) for column in zip(*measured, strict=True))
+        best = min(range(self.draws), key=lambda k: losses[k] if isfinite(losses[k]) else float("inf"))
         row = {
             "kept": [sizes[l] for l in sorted(sizes)],
-            "losses": [m[0] for m in measured],
-            "errors": [m[1] for m in measured],
-            "best": {"draw": best, "loss": measured[best][0], "error": measured[best][1]},
+            "losses": losses,
+            "errors": errors,
+            "best": {"draw": best, "loss": losses[best], "error": errors[best]},
             "units": {str(l): u.tolist() for l, u in draws[best].kept.items()},
         }
-        if p in self.lines:
-            line = Path.through([theta, chain.write(draws[best].dropped(), theta)])
-            found = profile(objective, line, self.num_points)
-            row["line"] = {"t": found.t.tolist(), "loss": found.loss.tolist(), "error": found.error.tolist()}
-        return row
+        return row | ({"line": self._line(objective, draws[best])} if p in self.lines else {})
+
+    def _line(self, objective: Objective, end: End) -> dict[str, Any]:
+        line = Path.through([end.theta, end.chain.write(end.dropped(), end.theta)])
+        found = profile(objective, line, self.num_points)
+        return {"t": found.t.tolist(), "loss": found.loss.tolist(), "error": found.error.tolist()}
 
 
-def smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
+def _smaller_measure(objective: Objective, end: End) -> tuple[float, float]:
     """Loss and error of theta_1, computed by the smaller network on its kept units alone."""
     chain, kept = end.chain, end.kept
     theta_1 = end.dropped()
@@ -108,7 +111,7 @@ class Losses(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Measure; with dropout active each pass draws new units for every example, and the mean is kept."""
-        sets = dict(zip(("train", "test"), self.end.problem.objectives(), strict=True))
+        sets = dict(zip(("train", "test"), self.end.problem.objectives(job.device), strict=True))
         theta = self.end.params(job)
         out: dict[str, Any] = {}
         for name, objective in sets.items():
@@ -121,15 +124,14 @@ class Losses(Cell):
         return out
 
     def _active(self, objective: Objective, theta: Params) -> dict[str, float]:
-        module = self.end.problem.module(self.end.problem.dataset()).eval()
+        module = self.end.problem.module(self.end.problem.dataset()).to(objective.device).eval()
         for layer in module.modules():
             if isinstance(layer, nn.Dropout | nn.Dropout2d):
                 layer.train()
         x, y = objective.data
         assert isinstance(x, Tensor)  # noqa: S101 - the networks of this page have one input
         found = []
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.random.default_generator.manual_seed(self.end.seed)  # dropout layers know no generator of their own
+        with seeded_global(self.end.seed, objective.device), torch.no_grad():
             for _ in range(self.passes):
                 parts = zip(x.split(objective.chunk), y.split(objective.chunk), strict=True)
                 found.append(objective.of_outputs((functional_call(module, theta, (p,)), q) for p, q in parts))
@@ -150,7 +152,7 @@ class Noise(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Definitions 2 to 4; every example's numbers are in noise.safetensors, as ``layer_cushion/6``."""
-        objective, _ = self.end.problem.objectives()
+        objective, _ = self.end.problem.objectives(job.device)
         found = noise_stability(objective, self.end.params(job), self.p, draws=self.draws, seed=self.end.seed)
         smoothness: dict[int, Tensor] = {}
         for (i, _j), rho in found.interlayer_smoothness.items():

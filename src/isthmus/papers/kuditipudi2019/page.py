@@ -21,7 +21,7 @@ from isthmus.training.fit import Recipe
 
 
 @dataclass(frozen=True)
-class Paths:
+class _Paths:
     """Methods on pairs of trained networks, on the first `examples`; `budget`: sub-intervals of the certificate."""
 
     methods: tuple[Connector, ...]
@@ -40,7 +40,7 @@ class Paths:
 
 
 @dataclass(frozen=True)
-class Filters:
+class _Filters:
     """Figure 2: networks of three convolutions, their subnetworks, and narrow networks of the same form."""
 
     data: str
@@ -52,7 +52,7 @@ class Filters:
     widths: tuple[int, ...]
     narrow_recipe: Recipe
     examples: int
-    paths: Paths
+    paths: _Paths
 
     def networks(self, channels: int, recipe: Recipe) -> list[Network]:
         """One for each trial, as in the paper's code: no pooling, no biases."""
@@ -70,7 +70,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Channels:
+class _Channels:
     """Figures 3, 5 and D.3: two networks trained with channel-wise dropout, one without; their noise, their paths."""
 
     data: str
@@ -80,7 +80,7 @@ class Channels:
     noisy: int
     draws: int
     passes: int
-    paths: Paths
+    paths: _Paths
 
     def network(self, model: str, seed: int) -> Network:
         """Trained to the end of its steps."""
@@ -96,13 +96,13 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Perceptrons:
+class _Perceptrons:
     """Pairs of perceptrons trained with dropout."""
 
     model: str
     recipe: Recipe
     pairs: int
-    paths: Paths
+    paths: _Paths
 
     def cells(self) -> list[Cell]:
         """The paths between neighbours."""
@@ -126,64 +126,64 @@ _DIGITS = Recipe(steps=6000, batch=256)
 
 SCALES = {
     "smoke": (
-        Filters(
+        _Filters(
             "digits", 8, Recipe(lr=1e-2, steps=120, batch=64), 2, (0.2, 0.5), 3, (1, 2),
             Recipe(lr=1e-2, steps=120, batch=64), 200,
-            Paths(
+            _Paths(
                 (Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, recipe=Recipe(steps=60))),
                 200, 3, 6,
             ),
         ),
-        Channels(
+        _Channels(
             "digits", "convnet:8", "0.1x2-0.25", Recipe(lr=1e-2, steps=150, batch=64), 60, 3, 1,
-            Paths((Linear(), Narrow(width=2, draws=2, recipe=Recipe(steps=60))), 200, 3, 0),
+            _Paths((Linear(), Narrow(width=2, draws=2, recipe=Recipe(steps=60))), 200, 3, 0),
         ),
-        Perceptrons(
+        _Perceptrons(
             "mlp:64-20x2-10:dropout=0.25", Recipe(lr=1e-2, steps=200, batch=128), 1,
-            Paths(
+            _Paths(
                 (Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, attempts=1, recipe=Recipe(steps=300))),
                 None, 5, 20,
             ),
         ),
     ),
     "laptop": (
-        Filters(
+        _Filters(
             "mnist", 32, replace(_SGD, steps=2000, check=2000), 5, _PS, 20,
             (1, 2, 4, 6), replace(_SGD, steps=1500, check=1500), 2048,
-            Paths(
+            _Paths(
                 (Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2, attempts=1, recipe=Recipe(steps=1500))),
                 2048, 11, 0,
             ),
         ),
-        Channels(
+        _Channels(
             # p / ((1 - p) n), the relative noise of dropout in a layer of n channels, is that of the paper
             "cifar10", "vgg11:16", "0.08x3-0.2x7", Recipe(lr=1e-3, steps=9 * _EPOCH, batch=128, check=3 * _EPOCH),
             64, 20, 1,
-            Paths(
+            _Paths(
                 (Linear(), Dropout(masks=10), NoiseDropout(), Narrow(p=0.2, attempts=1, recipe=Recipe(steps=1500))),
                 2500, 11, 0,
             ),
         ),
-        Perceptrons(
+        _Perceptrons(
             "mlp:64-60x4-10:dropout=0.25", _DIGITS, 3,
-            Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.3, width=12)), None, 61),
+            _Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.3, width=12)), None, 61),
         ),
     ),
     "paper": (
-        Filters(
+        _Filters(
             "mnist", 32, _SGD, 5, _PS, 20, (1, 2, 3, 4, 5, 6, 8, 10), _SGD, 4096,
-            Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2)), 4096, 61),
+            _Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2)), 4096, 61),
         ),
-        Channels(
+        _Channels(
             "cifar10", "vgg11:64:he", "0.25x3-0.5x7", _VGG, 50_000, 20, 10,
-            Paths(
+            _Paths(
                 (Linear(), Dropout(), NoiseDropout(), Narrow(width=(16, 32, 64, 128, *(256,) * 6))),
                 50_000, 61, 0,
             ),
         ),
-        Perceptrons(
+        _Perceptrons(
             "mlp:64-60x4-10:dropout=0.25", _DIGITS, 10,
-            Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.3, width=12)), None, 61),
+            _Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.3, width=12)), None, 61),
         ),
     ),
 }  # fmt: skip

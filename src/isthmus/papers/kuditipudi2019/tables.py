@@ -17,12 +17,12 @@ from isthmus.storage import read_json
 from isthmus.storage.tensors import read_tensors
 
 
-def network_of(end: Network | On) -> Network:
+def _network_of(end: Network | On) -> Network:
     """The trained network behind an end."""
     return end.network if isinstance(end, On) else end
 
 
-def part_of(network: Network) -> str:
+def _part_of(network: Network) -> str:
     """Which part of the page a network belongs to: "filters", "channels" or "perceptrons"."""
     if network.problem.model.startswith("mlp"):
         return "perceptrons"
@@ -35,7 +35,7 @@ def differences(network: Network, paper: Network) -> str:
     parts = []
     if here.data != there.data:
         parts.append(f"{here.data} for {there.data}")
-    if here.model != there.model and (here.data != there.data or part_of(network) == "channels"):
+    if here.model != there.model and (here.data != there.data or _part_of(network) == "channels"):
         parts.append(f"{here.model} for {there.model}")
     for f in fields(network.recipe):
         ours, theirs = getattr(network.recipe, f.name), getattr(paper.recipe, f.name)
@@ -47,7 +47,7 @@ def differences(network: Network, paper: Network) -> str:
 def _network(entry: Entry) -> Network:
     """That the entry is about."""
     end: Any = entry.cell.a if isinstance(entry.cell, Pair) else entry.cell.end
-    return network_of(end)
+    return _network_of(end)
 
 
 def _about(figure: Reader, what: Reader) -> dict[str, Reader]:
@@ -72,8 +72,8 @@ def tables(paper: Mapping[str, Network]) -> tuple[Table, ...]:
 
     def differs(entries: Sequence[Entry]) -> str | None:
         network = _network(entries[0])
-        plain = part_of(network) == "channels" and "dropout" not in network.problem.model
-        like = paper.get("plain" if plain else part_of(network))
+        plain = _part_of(network) == "channels" and "dropout" not in network.problem.model
+        like = paper.get("plain" if plain else _part_of(network))
         return None if like is None else differences(network, like)
 
     last = {"differs from the paper": differs}
@@ -176,7 +176,7 @@ def _finite_median(name: str) -> Column:
 
 def _figure(entry: Entry) -> str:
     """The paper shows two of the paths on its VGG-11."""
-    part, method = part_of(_network(entry)), type(entry.cell.method).__name__
+    part, method = _part_of(_network(entry)), type(entry.cell.method).__name__
     shown = {"Linear": "5", "Narrow": "3 right"} if part == "channels" else {}
     return shown.get(method, f"paths, {part}")
 

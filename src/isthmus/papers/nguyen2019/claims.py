@@ -10,18 +10,18 @@ from isthmus.experiments.claims import Claim
 from isthmus.experiments.tables import Row
 from isthmus.papers.nguyen2019.sketches import NEAR
 
-CONDITION = 1e6
+_CONDITION = 1e6
 """Paths with a larger condition number of features or weights are not asked to keep their digits."""
-EXCESS = 1e-10
+_EXCESS = 1e-10
 """How far above the higher end rounding may lift the loss, in units of the larger of 1 and that loss."""
-PROVED = 1e-8
+_PROVED = 1e-8
 """How far a certificate may be above it: the tolerance of ``Sublevel``. It allows for the worst case of every rounding,
 which grows with the width, and no path is seen to come near it."""
-INVARIANT = 1e-12
+_INVARIANT = 1e-12
 """How far outputs that stay may move, relative to the largest of them."""
-RISE = 1e-12
+_RISE = 1e-12
 """How far rounding may lift the loss on a descent."""
-SQUARED = 1e-20
+_SQUARED = 1e-20
 """What a descent of the squared loss has to reach."""
 
 
@@ -31,7 +31,7 @@ def _path(row: Row) -> bool:
 
 def _good(row: Row) -> bool:
     """A path that is asked to keep its digits."""
-    return _path(row) and row.get("condition") is not None and row["condition"] < CONDITION
+    return _path(row) and row.get("condition") is not None and row["condition"] < _CONDITION
 
 
 def _descent(row: Row) -> bool:
@@ -52,12 +52,12 @@ def _leads_down(rows: list[Row]) -> tuple[bool, str]:
     there = [r for r in rows if r.get("theorem") is not None]
     worst = max((r["rise"] for r in there), default=nan)
     down = all(r["loss at the end"] <= r["tolerance"] for r in there)
-    good = len(there) == len(rows) and down and worst <= RISE
+    good = len(there) == len(rows) and down and worst <= _RISE
     return good, f"{len(there)} of {len(rows)} descents, the largest rise {worst:.1e}"
 
 
 def _certain(rows: list[Row]) -> bool:
-    return all(r["proved"] and r["proved excess"] <= PROVED for r in rows)
+    return all(r["proved"] and r["proved excess"] <= _PROVED for r in rows)
 
 
 def _descents_proved(rows: list[Row]) -> tuple[bool, str]:
@@ -68,7 +68,7 @@ def _far(rows: list[Row]) -> tuple[bool, str]:
     change, norm = max(r["change"] for r in rows), min(r["norm at the end"] for r in rows)
     far = all(r["norm at the end"] >= r["wanted"] for r in rows)
     text = f"{change:.1e} on {len(rows)} rays, to norms of at least {norm:.1e}"
-    return change <= EXCESS and far and _certain(rows), text
+    return change <= _EXCESS and far and _certain(rows), text
 
 
 def _counts(row: Row) -> str:
@@ -115,37 +115,37 @@ def _figure(name: str, says: Callable[[Row], bool]) -> Claim:
     )
 
 
-_KEPT = f"{{part}}, condition numbers below {CONDITION:.0e}"
+_KEPT = f"{{part}}, condition numbers below {_CONDITION:.0e}"
 CLAIMS = (
     Claim("{part}: its premises hold wherever they should", _path, ("part",), judge=_premises),
     Claim(
-        f"{_KEPT}: the loss rises at most {EXCESS:.0e} above the higher end", _good, ("part",),
-        value="excess", at_most=EXCESS, says="{value:.1e} on {count} paths",
+        f"{_KEPT}: the loss rises at most {_EXCESS:.0e} above the higher end", _good, ("part",),
+        value="excess", at_most=_EXCESS, says="{value:.1e} on {count} paths",
     ),
     Claim(
-        f"{_KEPT}: outputs that stay move by at most {INVARIANT:.0e}", _good, ("part",),
-        value="invariance", at_most=INVARIANT, says="{value:.1e}",
+        f"{_KEPT}: outputs that stay move by at most {_INVARIANT:.0e}", _good, ("part",),
+        value="invariance", at_most=_INVARIANT, says="{value:.1e}",
     ),
     Claim(f"{_KEPT}: every path is proved", _good, ("part",), judge=_proved),
     Claim(
-        f"{_KEPT}: the proofs allow for at most {PROVED:.0e} above the higher end", _good, ("part",),
-        value=lambda row: row["proved excess"] if row["proved"] else None, at_most=PROVED, says="{value:.1e} at most",
+        f"{_KEPT}: the proofs allow for at most {_PROVED:.0e} above the higher end", _good, ("part",),
+        value=lambda row: row["proved excess"] if row["proved"] else None, at_most=_PROVED, says="{value:.1e} at most",
     ),
     Claim(
-        f"from every start a path leads down to the tolerance and rises by at most {RISE:.0e}", _descent,
+        f"from every start a path leads down to the tolerance and rises by at most {_RISE:.0e}", _descent,
         judge=_leads_down,
     ),
     Claim(
-        f"no descent exceeds the loss it starts from by more than {PROVED:.0e}, by proof", _descent,
+        f"no descent exceeds the loss it starts from by more than {_PROVED:.0e}, by proof", _descent,
         needs=("theorem",), judge=_descents_proved,
     ),
     Claim(
-        f"the squared loss comes below {SQUARED:.0e}", lambda row: _descent(row) and row["loss"] == "mse",
-        value="loss at the end", at_most=SQUARED, says="at most {value:.1e} in {count} descents",
+        f"the squared loss comes below {_SQUARED:.0e}", lambda row: _descent(row) and row["loss"] == "mse",
+        value="loss at the end", at_most=_SQUARED, says="at most {value:.1e} in {count} descents",
     ),
     Claim(
-        f"Theorem {{theorem}}, second part: on a ray to any norm the loss stays within {EXCESS:.0e}, "
-        f"by proof within {PROVED:.0e}", lambda row: row["part"] == "ray", ("theorem",), judge=_far,
+        f"Theorem {{theorem}}, second part: on a ray to any norm the loss stays within {_EXCESS:.0e}, "
+        f"by proof within {_PROVED:.0e}", lambda row: row["part"] == "ray", ("theorem",), judge=_far,
     ),
     *(_figure(name, says) for name, says in _FIGURES.items()),
 )  # fmt: skip

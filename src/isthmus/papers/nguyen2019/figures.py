@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def sketches(rows: Sequence[Row]) -> Figure:
+def _sketches(rows: Sequence[Row]) -> Figure:
     """Figures 1 to 5: the functions above, the components of their sublevel sets below."""
     found = [r for r in rows if r["part"].startswith("Figure")]
     return draw.sketches({r["part"]: r[".survey"] for r in found})
 
 
-def paths(rows: Sequence[Row]) -> Figure:
+def _paths(rows: Sequence[Row]) -> Figure:
     """The losses along one path per theorem and start, with the straight line; at the largest N that all have."""
     found = [r for r in _by_theorem(rows) if r["from"] in ("random", "trained")]
     panels: dict[str, dict[str, draw.Curve]] = {}
@@ -44,7 +44,7 @@ def _common(rows: Sequence[Row]) -> int:
     return max(n for n, found in kinds.items() if found == {row["from"] for row in rows})
 
 
-def digits(rows: Sequence[Row]) -> Figure:
+def _digits(rows: Sequence[Row]) -> Figure:
     """Against N: proved excess, invariance, condition numbers, growth, by theorem."""
     found = [r for r in _by_theorem(rows) if r["proved"]]
     table: dict[str, dict[str, list[tuple[int, float]]]] = {}
@@ -57,7 +57,7 @@ def digits(rows: Sequence[Row]) -> Figure:
     return draw.against_samples(table)
 
 
-def descents(rows: Sequence[Row]) -> Figure:
+def _descents(rows: Sequence[Row]) -> Figure:
     """The losses on the way down, by network."""
     panels: dict[str, dict[str, draw.Curve]] = {}
     for row in rows:
@@ -66,5 +66,5 @@ def descents(rows: Sequence[Row]) -> Figure:
     return draw.descents(panels)
 
 
-FIGURES = {"figures-1-to-5": sketches, "paths": paths, "digits": digits, "descents": descents}
+FIGURES = {"figures-1-to-5": _sketches, "paths": _paths, "digits": _digits, "descents": _descents}
 """By name."""

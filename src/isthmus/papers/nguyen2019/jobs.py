@@ -27,7 +27,7 @@ from isthmus.paths import Curve, Path
 from isthmus.sweep import Cell, Job
 from isthmus.training.fit import Recipe
 
-INSIDE = (0.25, 0.5, 0.75, 1.0)
+_INSIDE = (0.25, 0.5, 0.75, 1.0)
 """Where on every segment the outputs are compared."""
 
 
@@ -68,7 +68,7 @@ class _OnSamples(Cell):
         if self.start == "trained":
             return [network.params(job) for network in self.needs()]
         found = [self.setting.random(s) for s in self._seeds]
-        return [spoil(p, self.start) for p in found] if self.start in BAD else found
+        return [job.put(spoil(p, self.start) if self.start in BAD else p) for p in found]
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Joined(_OnSamples):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """The path's numbers, its losses, and those of the straight line between the same ends."""
-        objective = self.setting.objective()
+        objective = self.setting.objective(job.device)
         a, b = self.points(job)
         # the certificate below is the same; made here, it can be read
         found = connect(objective, a, b, Sublevel(theorem=self.theorem, prove=False), seed=self.seed)
-        out = about(found)
+        out = _about(found)
         if found.stats["theorem"] is None:
             return out
         proved = certify(objective, found, budget=BUDGET)
@@ -103,9 +103,9 @@ class Joined(_OnSamples):
             "conditions": stats["conditions"],
             "excess": max(stats["excess"], measured.excess),
             "invariance": invariance(objective, found.path, _joining(stats["segments"])),
-            "certificate": of_certificate(proved),
-            "curve": of_profile(measured),
-            "line": of_profile(line),
+            "certificate": _of_certificate(proved),
+            "curve": _of_profile(measured),
+            "line": _of_profile(line),
         }
 
 
@@ -128,12 +128,12 @@ def invariance(objective: Objective, path: Path, joining: int) -> float | None:
             continue
         kept = objective.outputs(path.start if i < joining else path.end)
         scale = float(kept.abs().max()) or 1.0
-        points = [segment.at(t) for t in INSIDE]
+        points = [segment.at(t) for t in _INSIDE]
         worst = max(worst, *(float((objective.outputs(p) - kept).abs().max()) / scale for p in points))
     return worst
 
 
-def about(found: Connection) -> dict[str, Any]:
+def _about(found: Connection) -> dict[str, Any]:
     """What every construction says of itself."""
     return {
         "outcome": found.outcome.name,
@@ -144,13 +144,13 @@ def about(found: Connection) -> dict[str, Any]:
     }
 
 
-def of_certificate(proved: Certificate) -> dict[str, Any]:
+def _of_certificate(proved: Certificate) -> dict[str, Any]:
     """Whether all is proved, the bound, the ends' losses, the kinds of claims."""
     finite = proved.bound if isfinite(proved.bound) else None
     return {"proved": proved.proved, "bound": finite, "ends": list(proved.ends), "claims": dict(proved.counts)}
 
 
-def of_profile(measured: Profile) -> dict[str, list[float]]:
+def _of_profile(measured: Profile) -> dict[str, list[float]]:
     """The losses along a path."""
     return {"t": measured.t.tolist(), "loss": measured.loss.tolist()}
 
@@ -178,10 +178,10 @@ class Descent(_OnSamples):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """The way down."""
-        objective = self.setting.objective()
+        objective = self.setting.objective(job.device)
         (a,) = self.points(job)
         found = descend(objective, a, self.tolerance, seed=self.seed, prove=False)
-        out = about(found)
+        out = _about(found)
         if found.stats["theorem"] is None:
             return out
         proved = certify(objective, found.path, labels=found.stats["segments"], budget=BUDGET)
@@ -191,8 +191,8 @@ class Descent(_OnSamples):
             "conditions": found.stats["conditions"],
             "loss": [objective.loss(a), objective.loss(found.path.end)],
             "rise": max(found.stats["rise"], rise(measured.loss.tolist())),
-            "certificate": of_certificate(proved),
-            "curve": of_profile(measured),
+            "certificate": _of_certificate(proved),
+            "curve": _of_profile(measured),
         }
 
 
@@ -207,18 +207,18 @@ class Far(_OnSamples):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """The way out; the weights' norms at its vertices."""
-        objective = self.setting.objective()
+        objective = self.setting.objective(job.device)
         (a,) = self.points(job)
         found = ray(objective, a, self.size)
         proved = certify(objective, found.path, labels=found.stats["segments"], budget=BUDGET)
         measured = profile(objective, found.path, self.num_points)
         losses = measured.loss.tolist()
         norms = [float(torch.stack([_square(v) for v in p.values()]).sum().sqrt()) for p in found.path.knots]
-        return about(found) | {
+        return _about(found) | {
             "norms": norms,
             "loss": losses[0],
             "change": max(found.stats["change"], max(losses) - min(losses)),
-            "certificate": of_certificate(proved),
+            "certificate": _of_certificate(proved),
         }
 
 

@@ -38,7 +38,7 @@ def wide(data: str, n: int, layers: int = 2) -> Setting:
 
 
 @dataclass(frozen=True)
-class Scale:
+class _Scale:
     """What is run. `data`: the samples that are independent for Theorem 3.2, and a second set for the other theorems.
 
     `samples`: N from ends of all `starts`; `more`: larger N for Theorems 3.2 and 5.1, `largest` for Theorem 5.1 alone,
@@ -129,12 +129,12 @@ def _below(n: int) -> tuple[int, ...]:
 _RECIPE = Recipe(lr=1e-3, steps=600, batch=64, check=50)
 
 SCALES = {
-    "smoke": Scale(
+    "smoke": _Scale(
         "digits", (20,), (), (), 20, 8, 12, 1, Recipe(lr=3e-3, steps=40, batch=20, check=20), 3, 41,
         ("trained", "low rank"), ("hinge",),
     ),
-    "laptop": Scale("mnist", (40, 100, 200, 400), (500,), (1000, 2000), 40, 60, 120, 1, _RECIPE, 11, 401),
-    "paper": Scale("mnist", (40, 100, 200, 400), (500,), (1000, 2000, 4000), 100, 60, 120, 5, _RECIPE, 41, 801),
+    "laptop": _Scale("mnist", (40, 100, 200, 400), (500,), (1000, 2000), 40, 60, 120, 1, _RECIPE, 11, 401),
+    "paper": _Scale("mnist", (40, 100, 200, 400), (500,), (1000, 2000, 4000), 100, 60, 120, 5, _RECIPE, 41, 801),
 }  # fmt: skip
 """The paper has no sizes of its own: "paper" is "laptop" with five pairs of each kind and more samples.
 

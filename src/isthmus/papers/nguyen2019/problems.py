@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
-from isthmus.experiments.jobs import Problem
+from isthmus.experiments.jobs import HOST, Problem
 from isthmus.models import seeded
 from isthmus.objective import Objective
 from isthmus.objective.data import rows
@@ -19,7 +19,7 @@ from isthmus.training.fit import Fitted, Recipe, fit
 from isthmus.training.memory import Memory, forget
 
 PAGE = "nguyen2019"
-LOSSES = ("cross_entropy", "mse", "hinge")
+_LOSSES = ("cross_entropy", "mse", "hinge")
 BAD = ("half dead", "low rank")
 """Ends at which the premises of the proofs fail: see ``spoil``."""
 STARTS = ("random", "trained", *BAD)
@@ -31,7 +31,7 @@ RANK = 5
 class Setting:
     """A perceptron on the first N training examples of a data set, in float64.
 
-    `slope`: of the leaky ReLU; None for ReLU. `loss`: one of ``LOSSES``; the targets of "mse" are the one-hot labels.
+    `slope`: of the leaky ReLU; None for ReLU. `loss`: one of ``_LOSSES``; the targets of "mse" are the one-hot labels.
 
     >>> Setting("digits", 40, (64, 80, 24, 10)).label
     '64-80-24-10, leaky ReLU of slope 0.2, digits, N = 40'
@@ -45,8 +45,8 @@ class Setting:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise InputError("loss", expected=f"one of {', '.join(LOSSES)}", got=repr(self.loss))
+        if self.loss not in _LOSSES:
+            raise InputError("loss", expected=f"one of {', '.join(_LOSSES)}", got=repr(self.loss))
         if len(self.widths) < 2:
             raise InputError("widths", expected="at least two", got=self.widths)
 
@@ -86,9 +86,9 @@ class Setting:
             parts += [nn.Linear(n, m, bias=self.bias, dtype=torch.float64), activation]
         return nn.Sequential(*parts[:-1])
 
-    def objective(self) -> Objective:
-        """The loss on the N examples."""
-        data = self._problem.dataset()
+    def objective(self, device: torch.device = HOST) -> Objective:
+        """The loss on the N examples, which are on `device`."""
+        data = self._problem.dataset().to(device)
         x, y = data.x_train.double(), data.y_train
         if self.loss == "hinge":
             return Objective(self.module(), hinge, (x, y), convex=True)
@@ -104,16 +104,19 @@ class Setting:
             out[name] = torch.randn(v.shape, generator=g, dtype=torch.float64) * scale
         return out
 
-    def train(self, seed: int, recipe: Recipe, target: float, memory: Memory = forget) -> Fitted:
+    def train(
+        self, seed: int, recipe: Recipe, target: float, memory: Memory = forget, device: torch.device = HOST
+    ) -> Fitted:
         """Trained from the random weights of that seed until the loss is at most `target`."""
-        objective = self.objective()
+        objective = self.objective(device)
         x, y = objective.data
+        start = {k: v.to(device) for k, v in self.random(seed).items()}
 
         def batch_loss(state: Params, index: Tensor) -> Tensor:
             return objective.example_losses(objective.forward(state, rows(x, index)), y[index]).mean()
 
         return fit(
-            batch_loss, objective.loss, self.random(seed), self.N, recipe,
+            batch_loss, objective.loss, start, self.N, recipe,
             generator=torch.Generator().manual_seed(seed), target=target, memory=memory,
         )  # fmt: skip
 

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Function = Callable[..., Any]
+_Floats = NDArray[np.float64]
+_Function = Callable[..., Any]
 NEAR = 0.02
 """A component whose values go to within this of the infimum is a global valley."""
-SHOWN = 81
+_SHOWN = 81
 """Points per axis of the values kept for the drawing of a function of two variables."""
 
 
 @dataclass(frozen=True)
-class Sketch:
+class _Sketch:
     """A function of one or two variables on a box; `infimum`: over all of the plane or line, not over the box alone."""
 
-    function: Function
+    function: _Function
     box: tuple[tuple[float, float], ...]
     levels: tuple[float, ...]
     infimum: float
@@ -87,31 +87,31 @@ def gradient_5(x: float, y: float) -> tuple[float, float]:
 
 
 SKETCHES = {
-    "1": Sketch(
+    "1": _Sketch(
         figure_1, ((-2.0, 2.0), (-1.0, 3.0)), (0.05, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0), 0.0,
         "not convex, with connected sublevel sets",
     ),
-    "2 left": Sketch(
+    "2 left": _Sketch(
         figure_2_left, ((-5.0, 5.0),), (0.1, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.2, 2.6, 3.5, 5.0), 0.0,
         "a bad local valley with several local minima",
     ),
-    "2 right": Sketch(
+    "2 right": _Sketch(
         figure_2_right, ((-6.0, 6.0), (-2.5, 2.5)), (0.1, 0.3, 0.55, 0.6, 0.8, 1.0, 1.2, 1.5), 0.0,
         "a bad local valley without a local minimum",
     ),
-    "3 left": Sketch(
+    "3 left": _Sketch(
         figure_3_left, ((-8.0, 8.0),), (0.1, 0.3, 0.55, 0.6, 0.8, 1.0, 1.2, 1.5), 0.0,
         "no local minimum, yet a bad local valley",
     ),
-    "3 right": Sketch(
+    "3 right": _Sketch(
         figure_3_right, ((-8.0, 8.0),), (0.1, 0.3, 0.45, 0.55, 0.6, 0.7, 0.8, 0.95, 1.1), 0.0,
         "every local minimum is global, yet bad local valleys",
     ),
-    "4": Sketch(
+    "4": _Sketch(
         figure_4, ((-2.0, 2.0), (-1.5, 1.5)), (0.05, 0.1, 0.3, 0.6, 0.9, 1.1, 1.5, 2.0), 0.0,
         "several valleys, all of them global",
     ),
-    "5": Sketch(
+    "5": _Sketch(
         figure_5, ((-1.0, 12.0), (-2.0, 8.0)), (0.05, 0.2, 0.5, 0.8, 0.95, 1.01, 1.1, 1.5, 2.0, 3.0), 0.0,
         "connected sublevel sets on which gradient descent is stuck",
         flow=((-0.5, 0.8), (0.0, -1.5), (1.0, 0.3), (0.0, 1.6)),
@@ -142,27 +142,29 @@ class Survey:
     runs: list[dict[str, Any]]
 
 
-def survey(sketch: Sketch, points: int) -> Survey:
+def survey(sketch: _Sketch, points: int) -> Survey:
     """Evaluate on `points` per axis (for one variable about 10 times as many), and count."""
     n = 10 * (points - 1) + 1 if len(sketch.box) == 1 else points
     axes = [np.linspace(low, high, n) for low, high in sketch.box]
     values = np.asarray(sketch.function(*np.meshgrid(*axes, indexing="ij")))
     at = local_minima(values)
-    components, bad, inside = [], [], []
-    for level in sketch.levels:
-        labels = label(values <= level)
-        lowest = [float(values[labels == k].min()) for k in range(1, labels.max() + 1)]
-        high = [k + 1 for k, v in enumerate(lowest) if v > sketch.infimum + NEAR]
-        components.append(len(lowest))
-        bad.append(len(high))
-        where = [int(labels[i]) for i in at]
-        inside.append(max((where.count(k) for k in high), default=0))
-    shown = [axis[:: max(1, (n - 1) // (SHOWN - 1) if len(axes) > 1 else (n - 1) // 400)] for axis in axes]
+    found = [_valleys(values, level, sketch.infimum + NEAR, at) for level in sketch.levels]
+    components, bad, inside = (list(column) for column in zip(*found, strict=True))
+    shown = [axis[:: max(1, (n - 1) // (_SHOWN - 1) if len(axes) > 1 else (n - 1) // 400)] for axis in axes]
     return Survey(
         list(sketch.levels), components, bad, [float(values[i]) for i in at], inside, curvature(values),
         [axis.tolist() for axis in shown], np.asarray(sketch.function(*np.meshgrid(*shown, indexing="ij"))).tolist(),
         [descend_from(start) for start in sketch.flow],
     )  # fmt: skip
+
+
+def _valleys(values: _Floats, level: float, near: float, minima: Sequence[tuple[int, ...]]) -> tuple[int, int, int]:
+    """The components below a level, those of them that stay above `near`, and the most local minima in one of these."""
+    labels = label(values <= level)
+    lowest = [float(values[labels == k].min()) for k in range(1, labels.max() + 1)]
+    high = [k for k, v in enumerate(lowest, start=1) if v > near]
+    where = [int(labels[i]) for i in minima]
+    return len(lowest), len(high), max((where.count(k) for k in high), default=0)
 
 
 def label(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -198,7 +200,7 @@ def label(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
     return out.reshape(inside.shape)
 
 
-def local_minima(values: Floats) -> list[tuple[int, ...]]:
+def local_minima(values: _Floats) -> list[tuple[int, ...]]:
     """The grid points inside the box that are below all their neighbours, diagonal ones included.
 
     >>> local_minima(np.array([3.0, 1.0, 2.0, 0.0, 1.0]))
@@ -213,7 +215,7 @@ def local_minima(values: Floats) -> list[tuple[int, ...]]:
     return [tuple(int(i) + 1 for i in at) for at in np.argwhere(below)]
 
 
-def curvature(values: Floats) -> float:
+def curvature(values: _Floats) -> float:
     """The largest excess of a value over the mean of two values equally far on both sides of it, along the axes.
 
     >>> curvature(np.array([0.0, 3.0, 2.0]))

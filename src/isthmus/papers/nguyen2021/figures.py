@@ -25,7 +25,7 @@ _PATHS = {
 }
 
 
-def paths(table: list[Row]) -> Figure:
+def _paths(table: list[Row]) -> Figure:
     """Figure 3 (d): the training loss along the paths between one pair, one panel per task."""
     table = [r for r in table if ".loss" in r]
     tasks = list(dict.fromkeys(r["task"] for r in table))
@@ -51,7 +51,7 @@ _BOTH = replace(_LAYERS, below=_TESTS)
 
 FIGURES = {
     "fig3": _LAYERS,
-    "fig3d": paths,
+    "fig3d": _paths,
     "fig4": _WIDTHS,
     "fig5": replace(_LAYERS, log="y"),
     "fig6": _TESTS,

@@ -20,12 +20,12 @@ from isthmus.storage import read_json
 from isthmus.sweep import Cell
 from isthmus.training.fit import Recipe
 
-NEAR_ZERO = 0.05
+_NEAR_ZERO = 0.05
 """A loss that the page calls near zero; the paper gives no number."""
 
 
 @dataclass(frozen=True)
-class Task:
+class _Task:
     """A network of the paper on its data: how it is trained, and how the two experiments on it are run.
 
     `networks` are trained; the dropout ratios in `others` are measured on the first of them only (appendix B), with
@@ -67,36 +67,36 @@ class Task:
         return out
 
 
-def _fcn(figure: str, name: str, model: str, data: str, **options: Any) -> Task:
-    return Task(figure, name, Problem(model, data, dtype="float32"), **options)
+def _fcn(figure: str, name: str, model: str, data: str, **options: Any) -> _Task:
+    return _Task(figure, name, Problem(model, data, dtype="float32"), **options)
 
 
-def _widths(name: str, inputs: int, data: str, widths: Sequence[int], **options: Any) -> list[Task]:
+def _widths(name: str, inputs: int, data: str, widths: Sequence[int], **options: Any) -> list[_Task]:
     task = _fcn("4", f"{name}, two hidden layers", "", data, **options)
     problems = [replace(task.problem, model=f"mlp:{inputs}-{n}x2-10") for n in widths]
     return [replace(task, problem=p, width=n) for n, p in zip(widths, problems, strict=True)]
 
 
-def _smoke() -> list[Task]:
+def _smoke() -> list[_Task]:
     brief: dict[str, Any] = dict(
         recipe=Recipe(lr=5e-3, steps=500, batch=64), target=5e-3, draws=2,
         subnets=Recipe(lr=5e-3, steps=200, batch=64), hub_steps=600, masks=8,
     )  # fmt: skip
     digits = Problem("mlp:64-40x3-10", "digits", 500, dtype="float32")
     methods = _methods(8, _trained(lr=5e-3, steps=400, batch=64))
-    task = Task(
+    task = _Task(
         "3(a)", "digits, 3 x 40", digits, 2, **brief, others=(1 / 3, 1 / 4), other_draws=2, methods=methods, budget=100
     )
     images = Problem("convnet:8", "digits", 300, dtype="float32")
-    convolutional = Task("3(c)", "digits, convolutional", images, 1, **brief)
+    convolutional = _Task("3(c)", "digits, convolutional", images, 1, **brief)
     narrow = [
-        Task("4", "digits, two hidden layers", replace(digits, model=f"mlp:64-{n}x2-10"), 1, **brief, width=n)
+        _Task("4", "digits, two hidden layers", replace(digits, model=f"mlp:64-{n}x2-10"), 1, **brief, width=n)
         for n in (8, 32)
     ]
     return [task, convolutional, *narrow]
 
 
-def _laptop() -> list[Task]:
+def _laptop() -> list[_Task]:
     mnist: dict[str, Any] = dict(
         recipe=Recipe(lr=1e-3, steps=40 * 234, batch=256), target=1e-3, draws=2,
         subnets=Recipe(lr=1e-3, steps=30 * 234, batch=256), hub_steps=40 * 234, masks=50,
@@ -118,11 +118,11 @@ def _laptop() -> list[Task]:
     return [
         _fcn("3(b)", "CIFAR-10, 5 x 500", "mlp:3072-500x5-10", "cifar10", networks=3, **cifar, **ratios,
              methods=_methods(50, _trained(lr=2e-3, steps=50 * 195, hub_steps=50 * 195))),
-        Task("like 3(a)", "digits, 4 x 60", Problem("mlp:64-60x4-10", "digits"), 3, **small,
+        _Task("like 3(a)", "digits, 4 x 60", Problem("mlp:64-60x4-10", "digits"), 3, **small,
              methods=_methods(200, _trained(lr=5e-3, steps=2000, batch=64, hub_steps=4000)), budget=100),
         _fcn("3(a)", "MNIST, 10 x 245", "mlp:784-245x10-10", "mnist", networks=3, **mnist,
              methods=_methods(50, _trained(lr=1e-3, steps=30 * 234, hub_steps=40 * 234))),
-        Task("3(c)", "CIFAR-10, VGG-11", images, 2, **vgg,
+        _Task("3(c)", "CIFAR-10, VGG-11", images, 2, **vgg,
              methods=_methods(30, _trained(lr=1e-3, steps=1000, batch=64, hub_steps=3000, slack=0.01))),
         *_widths("MNIST", 784, "mnist", (25, 50, 200, 400), networks=1, **mnist | {"draws": 1}),
         *_widths("CIFAR-10", 3072, "cifar10", (50, 250, 500), networks=1, **cifar | {"draws": 1}),
@@ -139,7 +139,7 @@ def _methods(masks: int, trained: Subnetwork) -> tuple[Connector, ...]:
     return Linear(), Dropout(masks=masks, search="random"), Dropout(masks=masks), trained
 
 
-def _paper() -> list[Task]:
+def _paper() -> list[_Task]:
     """Table 1; the paper stops at zero training error or after 400 epochs, here at the target or after 400."""
 
     def sgd(lr: float, momentum: float, epochs: int, n: int, decay: float = 0.0) -> Recipe:
@@ -160,7 +160,7 @@ def _paper() -> list[Task]:
         _fcn("3(a)", "MNIST, 10 x 245", "mlp:784-245x10-10", "mnist", networks=10, **deep_m, others=thirds),
         _fcn("3(b)", "CIFAR-10, 5 x 500", "mlp:3072-500x5-10", "cifar10", networks=10, **deep_c, others=thirds,
              methods=paths),
-        Task("3(c)", "CIFAR-10, VGG-11", images, 5, **vgg, others=thirds),
+        _Task("3(c)", "CIFAR-10, VGG-11", images, 5, **vgg, others=thirds),
         *_widths("MNIST", 784, "mnist", (50, 100, 200, 500, 1000, 2000, 3000), networks=3, **two_m),
         *_widths("CIFAR-10", 3072, "cifar10", (50, 100, 250, 400, 500, 1000, 2000, 3000), networks=3, **two_c),
     ]  # fmt: skip
@@ -295,11 +295,11 @@ def _widths_of(data: str, low: int, high: int) -> tuple[Claim, Claim]:
     return (
         Claim(
             f"{{task}}: A is near zero from about {low} neurons", wide, ("task",), needs=("A",),
-            value=lambda row: row["A"] if row["width"] >= low else None, at_most=NEAR_ZERO, says=_by_width,
+            value=lambda row: row["A"] if row["width"] >= low else None, at_most=_NEAR_ZERO, says=_by_width,
         ),
         Claim(
             f"{{task}}: B is not near zero below {high}", wide, ("task",), needs=("B",),
-            value=lambda row: row["B"] if row["width"] < high else None, at_least=NEAR_ZERO,
+            value=lambda row: row["B"] if row["width"] < high else None, at_least=_NEAR_ZERO,
             says="smallest B {value:.3g} of {count} widths, at {width}",
         ),
     )  # fmt: skip
@@ -308,7 +308,7 @@ def _widths_of(data: str, low: int, high: int) -> tuple[Claim, Claim]:
 CLAIMS = (
     Claim(
         "{task}: A is close to the reference at every layer", _half, ("task",), needs=("A",),
-        value=lambda row: row["A"] - row["reference"], at_most=NEAR_ZERO, says="at most {value:.3g} above it",
+        value=lambda row: row["A"] - row["reference"], at_most=_NEAR_ZERO, says="at most {value:.3g} above it",
     ),
     Claim("{task}: B is far above it at the first layers", _half, ("task",), needs=("A", "B"), judge=_far),
     Claim(

@@ -9,19 +9,19 @@ from isthmus.experiments.tables import Row
 from isthmus.papers.shevchenko2020.tables import TIMES
 from isthmus.papers.shevchenko2020.tasks import Task
 
-LINEAR = -0.9
+_LINEAR = -0.9
 """Points whose logarithms correlate at most this much lie "essentially" on a falling line."""
-SLOPES = (-1.0, -0.4)
+_SLOPES = (-1.0, -0.4)
 """Where the slope of the Gaussian task should be: -1/2 to first order, -1 where the loss is stationary."""
-MILD = 10.0
+_MILD = 10.0
 """A factor between two times of training that counts as a mild dependence on the time."""
-SAME = 2.0
+_SAME = 2.0
 """Within this factor, losses of networks with the same number of units left are the same."""
 ERROR, HALF = 2.0, 3.0
 """Classification errors on MNIST, in percent, of the whole and of the halved network of 3200 units."""
-FEATURES = (14.0, 16.0)
+_FEATURES = (14.0, 16.0)
 """The same on CIFAR-10 with VGG-16 features, three layers."""
-ROUNDING = 1e-5
+_ROUNDING = 1e-5
 """By how much a loss in float32 may exceed its bound, which is computed in float64."""
 
 
@@ -44,11 +44,11 @@ def _images(row: Row) -> bool:
 
 def _falls(rows: list[Row]) -> tuple[bool, str]:
     text = "; ".join(f"{r['time']}: slope {_slope(r)}, correlation {r['correlation']:.3f}" for r in rows)
-    return all(r["high"] < 0 and r["correlation"] <= LINEAR for r in rows), text
+    return all(r["high"] < 0 and r["correlation"] <= _LINEAR for r in rows), text
 
 
 def _near_the_rate(rows: list[Row]) -> tuple[bool, str]:
-    low, high = SLOPES
+    low, high = _SLOPES
     return all(low <= r["slope"] <= high for r in rows), "; ".join(f"{r['time']}: {_slope(r)}" for r in rows)
 
 
@@ -76,13 +76,13 @@ def _only_what_is_left(rows: list[Row]) -> tuple[bool | None, str]:
     if not ratios:
         return None, "no M in common"
     worst = max(ratios, key=lambda M: max(ratios[M], 1 / ratios[M]))
-    good = max(ratios[worst], 1 / ratios[worst]) <= SAME
+    good = max(ratios[worst], 1 / ratios[worst]) <= _SAME
     return good, f"at worst {ratios[worst]:.2f} times, M = {worst:g} of {of_M[0]['N']}"
 
 
 _LIMITS = {
     Task("mnist").label: (3200, ERROR, HALF),
-    Task("cifar10", 3, "vgg16", 128).label: (3200, *FEATURES),
+    Task("cifar10", 3, "vgg16", 128).label: (3200, *_FEATURES),
 }
 
 
@@ -112,8 +112,8 @@ def _constructed(layers: int) -> Claim:
     def judge(rows: list[Row]) -> tuple[bool, str]:
         judged = [j for row in rows for j in row[".judged"]]
         right = all(row["segments"] == count for row in rows)
-        below = all(j["path loss"] <= j["allowed loss"] * (1 + ROUNDING) for j in judged)
-        bounded = all(j["proved"] and j["bound"] <= j["allowed loss"] * (1 + ROUNDING) for j in judged)
+        below = all(j["path loss"] <= j["allowed loss"] * (1 + _ROUNDING) for j in judged)
+        bounded = all(j["proved"] and j["bound"] <= j["allowed loss"] * (1 + _ROUNDING) for j in judged)
         return right and below and bounded, f"{sum(j['proved'] for j in judged)} of {len(judged)} paths"
 
     text = f"{{task}}: {count} segments are proved to stay below the ends and the halved networks"
@@ -139,16 +139,16 @@ CLAIMS = (
         _what("change against N"), ("task",), judge=_falls,
     ),
     Claim(
-        "{{task}}: the slopes lie between {:g} and {:g}".format(*SLOPES),
+        "{{task}}: the slopes lie between {:g} and {:g}".format(*_SLOPES),
         _gaussians("change against N"), ("task",),
         judge=_near_the_rate,
     ),
     Claim(
-        f"{{task}}: at every width the changes in loss at the three times agree within a factor of {MILD:g}",
-        _what("widths"), ("task",), value=_ratio, at_most=MILD, says="at worst {value:.1f} times, N = {N}",
+        f"{{task}}: at every width the changes in loss at the three times agree within a factor of {_MILD:g}",
+        _what("widths"), ("task",), value=_ratio, at_most=_MILD, says="at worst {value:.1f} times, N = {N}",
     ),
     Claim(
-        f"{{task}}: M units left of the widest network and of 2M cost the same within a factor of {SAME:g}",
+        f"{{task}}: M units left of the widest network and of 2M cost the same within a factor of {_SAME:g}",
         _gaussians("change against"), ("task",),
         judge=_only_what_is_left,
     ),

@@ -19,10 +19,10 @@ Points = Mapping[str, Sequence[float]]
 """Equally long columns "x", "mean" and "deviation" (NaN where there is none)."""
 Training = Mapping[str, Sequence[float]]
 """Equally long columns "t", "loss", "half loss", "error", "half error" and their standard deviations, "loss sd" etc."""
-Curve = Mapping[str, Sequence[float]]
+_Curve = Mapping[str, Sequence[float]]
 """Equally long columns "t", "loss" and "error"."""
 
-TAIL = 0.005
+_TAIL = 0.005
 """What histograms of weights leave out on each side."""
 _WHOLE, _HALF = PALETTE[0], PALETTE[1]
 
@@ -77,7 +77,7 @@ def _band(axes: Axes, found: Training, name: str, factor: float, colour: str, la
     axes.fill_between(t, np.maximum(mean - sd, mean / 10), mean + sd, color=colour, alpha=0.2, linewidth=0)
 
 
-WIDE = 300.0
+_WIDE = 300.0
 """Logarithmic axes over more than this factor have numbers at powers of ten alone."""
 
 
@@ -86,7 +86,7 @@ def _plain_ticks(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high > WIDE * low else (1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > _WIDE * low else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -103,32 +103,36 @@ def falling(panels: Mapping[str, Mapping[str, Points]], x: str, y: str, predicte
     with settings():
         figure, axes = _grid(rows, columns, 3.4 * columns + 0.4, 3.0 * rows + 0.5)
         for panel, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-            for label, points in curves.items():
-                k = labels.index(label)
-                _points(panel, points, PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)], label)
-            if predicted and curves:
-                _rate(panel, next(iter(curves.values())))
-            panel.set(xscale="log", yscale="log", xlabel=x)
+            _log_log(panel, curves, labels, predicted)
+            panel.set_xlabel(x)
             panel.set_title(_wrapped(title), fontsize=10)
-            ticks = sorted({v for points in curves.values() for v in points["x"]})
-            panel.set_xticks(ticks, [f"{v:g}" for v in ticks], rotation=45 if len(ticks) > 5 else 0, fontsize=8)
-            panel.xaxis.set_minor_locator(_none())
-            _plain_ticks(panel.yaxis)
+            many = len(panel.get_xticks()) > 5
+            panel.tick_params(axis="x", labelsize=8, labelrotation=45 if many else 0)
             panel.tick_params(axis="y", labelsize=8)
         for panel in list(axes.flat)[len(panels) :]:
             panel.set_visible(False)
         for row in axes:
             row[0].set_ylabel(y)
         found = {label: handle for a in axes.flat for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
-        shown = [*labels, *(label for label in found if label not in labels)]
-        figure.legend([found[n] for n in shown], shown, loc="outside lower center", ncols=len(shown), fontsize=9)
+        shown = {label: found[label] for label in (*labels, *found)}
+        figure.legend([*shown.values()], [*shown], loc="outside lower center", ncols=len(shown), fontsize=9)
     return figure
 
 
-def _none() -> Any:
+def _log_log(panel: Axes, curves: Mapping[str, Points], labels: Sequence[str], predicted: bool = False) -> None:
+    """Curves in the colours of their places among the `labels`, with a number at each of their x."""
     from matplotlib.ticker import NullLocator
 
-    return NullLocator()
+    for label, points in curves.items():
+        k = labels.index(label)
+        _points(panel, points, PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)], label)
+    if predicted and curves:
+        _rate(panel, next(iter(curves.values())))
+    panel.set(xscale="log", yscale="log")
+    ticks = sorted({v for points in curves.values() for v in points["x"]})
+    panel.set_xticks(ticks, [f"{v:g}" for v in ticks])
+    panel.xaxis.set_minor_locator(NullLocator())
+    _plain_ticks(panel.yaxis)
 
 
 def _points(axes: Axes, points: Points, colour: str, marker: str, label: str) -> None:
@@ -149,7 +153,7 @@ def _rate(axes: Axes, points: Points) -> None:
 
 
 def path_and_weights(
-    curve: Curve, line: Curve, allowed: float, weights: Sequence[Mapping[str, Any]], title: str = ""
+    curve: _Curve, line: _Curve, allowed: float, weights: Sequence[Mapping[str, Any]], title: str = ""
 ) -> Figure:
     """Figure 3: the error along the path under what the paper allows, and the weights of both ends, layer by layer.
 
@@ -191,7 +195,7 @@ def path_and_weights(
 def _bulk(edges: Any, counts: Any) -> tuple[float, float]:
     """The edges between which all but half a percent of the weights lie on each side."""
     below = np.concatenate([[0.0], np.cumsum(counts)]) / counts.sum()
-    return float(edges[below <= TAIL][-1]), float(edges[below >= 1 - TAIL][0])
+    return float(edges[below <= _TAIL][-1]), float(edges[below >= 1 - _TAIL][0])
 
 
 def changes_of_error(curves: Mapping[str, Points]) -> Figure:
@@ -200,12 +204,7 @@ def changes_of_error(curves: Mapping[str, Points]) -> Figure:
     with settings():
         figure, axes = _grid(1, 1, 7.4, 3.8)
         panel = axes[0][0]
-        for k, (label, points) in enumerate(curves.items()):
-            _points(panel, points, PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)], label)
-        ticks = sorted({v for points in curves.values() for v in points["x"]})
-        panel.set(xscale="log", yscale="log", xlabel="N", ylabel="growth of the error, %")
-        panel.set_xticks(ticks, [f"{v:g}" for v in ticks])
-        panel.xaxis.set_minor_locator(_none())
-        _plain_ticks(panel.yaxis)
+        _log_log(panel, curves, list(curves))
+        panel.set(xlabel="N", ylabel="growth of the error, %")
         figure.legend(loc="outside right upper", fontsize=8)
     return figure

@@ -14,11 +14,11 @@ from isthmus.papers.shevchenko2020 import drawing as draw
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = {"loss": "loss", "half loss": "dropped_loss", "error": "error", "half error": "dropped_error"}
+_COLUMNS = {"loss": "loss", "half loss": "dropped_loss", "error": "error", "half error": "dropped_error"}
 """What Figure 1 calls them, and their names in a ``PatternStability``."""
 
 
-def figure_1(rows: Sequence[Row]) -> Figure:
+def _figure_1(rows: Sequence[Row]) -> Figure:
     """A column for every width that was judged on a grid of times."""
     panels = {f"{row['task']}\nN = {row['N']}": _training(row[".grid"]) for row in rows if row.get(".grid")}
     return draw.during_training(panels)
@@ -26,14 +26,14 @@ def figure_1(rows: Sequence[Row]) -> Figure:
 
 def _training(grid: Mapping[float, Sequence[Mapping[str, float]]]) -> draw.Training:
     out: dict[str, list[float]] = {"t": sorted(grid)}
-    for name, field in COLUMNS.items():
+    for name, field in _COLUMNS.items():
         values = [[trial[field] for trial in grid[t]] for t in out["t"]]
         out[name] = [fmean(v) for v in values]
         out[f"{name} sd"] = [stdev(v) if len(v) > 1 else nan for v in values]
     return out
 
 
-def figure_2(rows: Sequence[Row]) -> Figure:
+def _figure_2(rows: Sequence[Row]) -> Figure:
     """A panel per task, a curve per time."""
     panels: dict[str, dict[str, draw.Points]] = {}
     for row in rows:
@@ -42,7 +42,7 @@ def figure_2(rows: Sequence[Row]) -> Figure:
     return draw.falling(panels, "N", "change in loss")
 
 
-def figure_3(rows: Sequence[Row]) -> Figure:
+def _figure_3(rows: Sequence[Row]) -> Figure:
     """The widest network of the first task that has paths between different starts and is no Gaussian one."""
     found = [row for row in rows if row["what"] == "paths" and row["starts"] == "bimodal to unimodal"]
     images = [row for row in found if not row["task"].startswith("gaussians")] or found
@@ -58,7 +58,7 @@ def _one_path(row: Row) -> Figure:
     return draw.path_and_weights(row[".curve"], row[".line"], allowed, row[".weights"], title)
 
 
-def figure_3_deep(rows: Sequence[Row]) -> Figure:
+def _figure_3_deep(rows: Sequence[Row]) -> Figure:
     """The same for the last task, which has the most layers."""
     found = [row for row in rows if row["what"] == "paths" and row["starts"] == "bimodal to unimodal"]
     if not found:
@@ -78,7 +78,7 @@ def figure_4(rows: Sequence[Row]) -> Figure:
     return draw.changes_of_error(curves)
 
 
-def gaussians(rows: Sequence[Row]) -> Figure:
+def _gaussians(rows: Sequence[Row]) -> Figure:
     """Appendix D: the change against N beside that against M of the widest network, and the excess of the paths."""
     panels: dict[str, dict[str, draw.Points]] = {}
     for row in rows:
@@ -94,11 +94,11 @@ def gaussians(rows: Sequence[Row]) -> Figure:
 
 
 FIGURES = {
-    "figure-1": figure_1,
-    "figure-2": figure_2,
-    "figure-3": figure_3,
-    "figure-3-deep": figure_3_deep,
+    "figure-1": _figure_1,
+    "figure-2": _figure_2,
+    "figure-3": _figure_3,
+    "figure-3-deep": _figure_3_deep,
     "figure-4": figure_4,
-    "gaussians": gaussians,
+    "gaussians": _gaussians,
 }
 """By name."""

@@ -23,7 +23,7 @@ from isthmus.storage import load_params, save_params
 from isthmus.sweep import Cell, Job
 
 PAGE = "shevchenko2020"
-BINS = 80
+_BINS = 80
 """Of the histograms of Figure 3."""
 
 
@@ -95,15 +95,15 @@ class Trials(Cell):
         self, k: int, judged: Mapping[float, list[Params]], objective: Objective, examples: Examples
     ) -> Mapping[str, Any]:
         """At every fraction of T the whole network and its first half; at the end also the `keeps`."""
-        at = {str(f): as_row(pattern_stability(objective, p[k], self.N // 2)) for f, p in judged.items()}
+        at = {str(f): _as_row(pattern_stability(objective, p[k], self.N // 2)) for f, p in judged.items()}
         end = judged[1.0][k]
-        kept = {str(M): as_row(pattern_stability(objective, end, M)) for M in self.keeps}
+        kept = {str(M): _as_row(pattern_stability(objective, end, M)) for M in self.keeps}
         training = None if examples.training is None else objective.on(examples.training).loss(end)
         return {"seed": self.seeds[k], "at": at, "kept": kept, "training_loss": training}
 
     def params(self, job: Job, seed: int) -> Params:
         """The final weights of a trial that was saved."""
-        return load_params(job.load(self).folder / f"{seed}.safetensors")
+        return job.put(load_params(job.load(self).folder / f"{seed}.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ class Starts(Cell):
         examples = self.task.read(job)
         objective, module = examples.objective(self.task, self.N), examples.network(self.task, self.N)
         begins = ((seed, mean_field_init(module, self.init, seed)) for seed in self.seeds)
-        return {"trials": [{"seed": s, **as_row(pattern_stability(objective, p, self.N // 2))} for s, p in begins]}
+        return {"trials": [{"seed": s, **_as_row(pattern_stability(objective, p, self.N // 2))} for s, p in begins]}
 
 
-def as_row(found: PatternStability) -> dict[str, float]:
+def _as_row(found: PatternStability) -> dict[str, float]:
     """What `pattern_stability` found, as plain numbers."""
     return {
         "loss": found.loss,
@@ -178,8 +178,8 @@ class Paths(Cell):
             row, measured, line = self._pair(objective, *ends)
             out["pairs"].append({"seeds": [s, t], **row})
             if i == 0:
-                out["curve"], out["line"] = curve_of(measured), curve_of(line)
-                out["weights"] = histograms(*ends)
+                out["curve"], out["line"] = _curve_of(measured), _curve_of(line)
+                out["weights"] = _histograms(*ends)
         return out
 
     def _pair(self, objective: Objective, a: Params, b: Params) -> tuple[dict[str, Any], Profile, Profile]:
@@ -198,30 +198,30 @@ class Paths(Cell):
             "bound": proved.bound,
             "proved": proved.proved,
             "claims": [s.claim for s in proved.segments],
-            "distances": {k: distribution_distance(a[k], b[k]) for k in weight_names(a)},
+            "distances": {k: distribution_distance(a[k], b[k]) for k in _weight_names(a)},
         }
         return row, measured, line
 
 
-def curve_of(measured: Profile) -> dict[str, list[float]]:
+def _curve_of(measured: Profile) -> dict[str, list[float]]:
     """t, loss and error along a path."""
     return {"t": measured.t.tolist(), "loss": measured.loss.tolist(), "error": measured.error.tolist()}
 
 
-def weight_names(params: Params) -> list[str]:
+def _weight_names(params: Params) -> list[str]:
     """The weight matrices, first layer first."""
     return [k for k in params if k.endswith("weight")]
 
 
-def histograms(a: Params, b: Params) -> list[dict[str, Any]]:
+def _histograms(a: Params, b: Params) -> list[dict[str, Any]]:
     """For each layer the histograms of its weights at both ends, on common edges; the counts hold every weight."""
     out = []
-    for name in weight_names(a):
+    for name in _weight_names(a):
         values = [p[name].double().cpu().flatten() for p in (a, b)]
         low, high = (float(f(torch.stack([f(v) for v in values]))) for f in (torch.amin, torch.amax))
         high = high if high > low else low + 1.0
-        counts = [torch.histc(v, BINS, low, high).long().tolist() for v in values]
-        edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64).tolist()
+        counts = [torch.histc(v, _BINS, low, high).long().tolist() for v in values]
+        edges = torch.linspace(low, high, _BINS + 1, dtype=torch.float64).tolist()
         out.append({"name": name, "edges": edges, "a": counts[0], "b": counts[1]})
     return out
 

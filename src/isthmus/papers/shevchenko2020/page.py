@@ -20,7 +20,7 @@ from isthmus.sweep import Cell
 
 
 @dataclass(frozen=True)
-class Part:
+class _Part:
     """One learning task: for every width so many trials; widths of which more is shown.
 
     `middle`: the intermediate fraction of T. `grid`: widths judged at every tenth of T (Figure 1). `bimodal`: widths
@@ -42,18 +42,19 @@ class Part:
 
     def cells(self) -> list[Cell]:
         """Trainings first, then the paths between them."""
-        out: list[Cell] = []
-        for N, trials in self.trials:
-            groups = [(s,) for s in range(trials)] if N >= self.single else [tuple(range(trials))]
-            jobs = [self._job(N, seeds) for seeds in groups]
-            out += jobs
-            if self.starts:
-                out.append(Starts(self.task, N, tuple(range(self.starts))))
-            if self.pairs and trials > 1:
-                out.append(Paths(jobs[0], jobs[0], tuple((s, s + 1) for s in range(0, trials - 1, 2))))
-            if N in self.bimodal:
-                other = self._job(N, (0,), "bimodal")
-                out += [other, Paths(other, jobs[0], ((0, 0),))]
+        return [cell for N, trials in self.trials for cell in self._of_width(N, trials)]
+
+    def _of_width(self, N: int, trials: int) -> list[Cell]:
+        groups = [(s,) for s in range(trials)] if N >= self.single else [tuple(range(trials))]
+        jobs = [self._job(N, seeds) for seeds in groups]
+        out: list[Cell] = [*jobs]
+        if self.starts:
+            out.append(Starts(self.task, N, tuple(range(self.starts))))
+        if self.pairs and trials > 1:
+            out.append(Paths(jobs[0], jobs[0], tuple((s, s + 1) for s in range(0, trials - 1, 2))))
+        if N in self.bimodal:
+            other = self._job(N, (0,), "bimodal")
+            out += [other, Paths(other, jobs[0], ((0, 0),))]
         return out
 
     def _job(self, N: int, seeds: tuple[int, ...], init: str = "unimodal") -> Trials:
@@ -68,7 +69,7 @@ def _widths(*widths: int, trials: int) -> tuple[tuple[int, int], ...]:
     return tuple((N, trials) for N in widths)
 
 
-_GAUSSIANS = Part(
+_GAUSSIANS = _Part(
     Task("gaussians", side=32, tests=10_000), _widths(100, 200, 400, 800, 1600, 3200, 6400, trials=20),
     Schedule(0.02, 500, 16), 0.5, bimodal=(3200,), pairs=True, keeps=(50, 100, 200, 400, 800, 1600),
 )  # fmt: skip
@@ -76,56 +77,56 @@ _EPOCH = 600
 _PAPER = _widths(100, 200, 400, 800, 1600, 3200, 6400, 12_800, trials=20)
 
 
-def _paper(task: Task, alpha: float, epochs: int, per_epoch: int, middle: float) -> Part:
+def _paper(task: Task, alpha: float, epochs: int, per_epoch: int, middle: float) -> _Part:
     """Section 5: widths to 12,800, 20 trials, batches of 100, alpha_0 / N, k_0 N epochs (`alpha`, `epochs` at 3200)."""
     schedule = Schedule(alpha, epochs * per_epoch, 100, reference=3200)
-    return Part(task, _PAPER, schedule, middle, (800, 3200), (3200,), single=1600)
+    return _Part(task, _PAPER, schedule, middle, (800, 3200), (3200,), single=1600)
 
 
-def packaged() -> str | None:
+def _packaged() -> str | None:
     """The extractor whose weights come with an installed package, if there is one."""
     name = "efficientnet-lite0"
     return name if any(p.is_file() for p in EXTRACTORS[name].places()) else None
 
 
-def _laptop_cifar() -> list[Part]:
+def _laptop_cifar() -> list[_Part]:
     """Raw pixels, and features where the package with a pretrained network is installed."""
-    raw = Part(
+    raw = _Part(
         Task("cifar10", 3, examples=10_000, tests=2_000), _widths(50, 100, 200, 400, 800, trials=2),
         Schedule(0.06, 1000, 100), 0.7, bimodal=(800,), starts=20,
     )  # fmt: skip
-    if (extractor := packaged()) is None:
+    if (extractor := _packaged()) is None:
         return [raw]
     three, four = (Task("cifar10", L, extractor, 96, examples=10_000, tests=2_000) for L in (3, 4))
     return [
         raw,
-        Part(three, _widths(50, 100, 200, 400, 800, trials=3), Schedule(0.03, 1000, 100), 0.7,
+        _Part(three, _widths(50, 100, 200, 400, 800, trials=3), Schedule(0.03, 1000, 100), 0.7,
              grid=(200, 800), bimodal=(800,), starts=20),
-        Part(four, _widths(50, 100, 200, 400, 800, trials=2), Schedule(0.1, 1200, 100), 0.7, bimodal=(800,),
+        _Part(four, _widths(50, 100, 200, 400, 800, trials=2), Schedule(0.1, 1200, 100), 0.7, bimodal=(800,),
              starts=20),
     ]  # fmt: skip
 
 
-def parts(scale: str) -> list[Part]:
+def parts(scale: str) -> list[_Part]:
     """What is run. At laptop scale CIFAR-10 depends on what is installed, and the labels say so."""
     if scale == "smoke":
         digits = Task("digits", tests=200)
         return [
-            Part(Task("gaussians", side=8, tests=500), _widths(16, 32, 64, trials=4), Schedule(0.02, 100, 16), 0.5,
+            _Part(Task("gaussians", side=8, tests=500), _widths(16, 32, 64, trials=4), Schedule(0.02, 100, 16), 0.5,
                  bimodal=(64,), pairs=True, keeps=(8, 16, 32)),
-            Part(digits, _widths(20, 40, 80, trials=2), Schedule(0.3, 150, 50), 0.7, grid=(20, 80), bimodal=(80,),
+            _Part(digits, _widths(20, 40, 80, trials=2), Schedule(0.3, 150, 50), 0.7, grid=(20, 80), bimodal=(80,),
                  starts=5),
-            Part(Task("digits", 3, tests=200), _widths(10, 20, 40, trials=2), Schedule(0.3, 150, 50), 0.7,
+            _Part(Task("digits", 3, tests=200), _widths(10, 20, 40, trials=2), Schedule(0.3, 150, 50), 0.7,
                  bimodal=(40,)),
         ]  # fmt: skip
     if scale == "laptop":
         return [
             _GAUSSIANS,
-            Part(
+            _Part(
                 Task("mnist"), (*_widths(100, 200, 400, 800, trials=3), (1600, 2), (3200, 2)),
                 Schedule(0.2, 10 * _EPOCH, 100), 0.7, grid=(800, 3200), bimodal=(800, 3200), starts=20,
             ),
-            Part(
+            _Part(
                 Task("mnist", 3, examples=20_000), _widths(50, 100, 200, 400, 800, trials=3),
                 Schedule(0.1, 2000, 100), 0.7, bimodal=(800,), starts=20,
             ),

@@ -123,13 +123,13 @@ def _slopes(task: str, widths: Sequence[Row]) -> list[Row]:
 
 
 def _slope_row(task: str, what: str, time: str, curve: StabilityCurve) -> Row:
-    row = {"what": what, "task": task, "time": time, **fitted(curve.x, curve.mean, curve.slope())}
+    row = {"what": what, "task": task, "time": time, **_fitted(curve.x, curve.mean, curve.slope())}
     row["rate's slope"] = curve.predicted_slope
     row[".curve"] = {"x": list(curve.x), "mean": list(curve.mean), "deviation": list(curve.deviation)}
     return row
 
 
-def fitted(x: Sequence[float], y: Sequence[float], slope: Slope) -> Row:
+def _fitted(x: Sequence[float], y: Sequence[float], slope: Slope) -> Row:
     """The slope with its interval, and how straight the points lie: the correlation of the logarithms."""
     return {
         "slope": slope.value,
@@ -211,12 +211,16 @@ _PATHS = Table(
 
 def _excess_slope(task: str, joined: Sequence[Row]) -> list[Row]:
     """The slope of the paths' mean excess against N, over widths joined from the same kind of start."""
-    same = [row for row in joined if row["starts"] == "unimodal to unimodal" and row["excess sd"] is not None]
-    found = sorted((row for row in same if row["excess"] > 0), key=lambda row: row["N"])
+    found = sorted(filter(_comparable, joined), key=lambda row: row["N"])
     if len(found) < 3:
         return []
     x, mean = [float(row["N"]) for row in found], [row["excess"] for row in found]
-    slope: Row = {"what": "excess against N", "task": task, "time": "end", **fitted(x, mean, log_slope(x, mean))}
+    slope: Row = {"what": "excess against N", "task": task, "time": "end", **_fitted(x, mean, log_slope(x, mean))}
     slope["rate's slope"] = log_slope(x, [rate(v) for v in x]).value
     slope[".curve"] = {"x": x, "mean": mean, "deviation": [row["excess sd"] for row in found]}
     return [slope]
+
+
+def _comparable(row: Row) -> bool:
+    """Whether a mean excess over several pairs of the same kind of start has a logarithm."""
+    return row["starts"] == "unimodal to unimodal" and row["excess sd"] is not None and row["excess"] > 0

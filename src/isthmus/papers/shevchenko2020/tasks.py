@@ -21,11 +21,11 @@ from isthmus.storage import digest, load_params
 from isthmus.storage.tensors import read_tensors, save_tensors
 from isthmus.sweep import Cell, Job
 
-PIXELS = "pixels"
+_PIXELS = "pixels"
 """The features of a task that takes none but the images themselves."""
-DELTA = 0.2
+_DELTA = 0.2
 """x ~ N(0, (1 + DELTA y)^2 I) for the classes y = +-1 of the Gaussian task."""
-TRAINING = 10_000
+_TRAINING = 10_000
 """Training losses are measured on the first so many examples."""
 
 
@@ -46,7 +46,7 @@ class Features(Cell):
 
     def __post_init__(self) -> None:
         if self.extractor not in EXTRACTORS:
-            raise InputError("features", expected=f"{PIXELS} or one of {', '.join(EXTRACTORS)}", got=self.extractor)
+            raise InputError("features", expected=f"{_PIXELS} or one of {', '.join(EXTRACTORS)}", got=self.extractor)
 
     @property
     def label(self) -> str:
@@ -62,7 +62,7 @@ class Features(Cell):
         """The features and labels, in features.safetensors."""
         whole = load(self.data)
         chosen = whole.subset(self.examples, self.tests)
-        module = EXTRACTORS[self.extractor].module().to(device())
+        module = EXTRACTORS[self.extractor].module().to(job.device)
         tensors = {"y_train": chosen.y_train}
         tensors["x_train"] = extract(module, coloured(chosen.x_train, whole.x_train), self.side)
         if chosen.x_test is not None and chosen.y_test is not None:
@@ -110,7 +110,7 @@ class Task:
 
     data: str
     layers: int = 2
-    features: str = PIXELS
+    features: str = _PIXELS
     side: int = 0
     examples: int | None = None
     tests: int | None = None
@@ -133,13 +133,13 @@ class Task:
         >>> Task("cifar10", 3, "vgg16", 128).label, Task("mnist").label
         ('cifar10, vgg16 features, 3 layers', 'mnist, 2 layers')
         """
-        made = "" if self.features == PIXELS else f"{self.features} features, "
+        made = "" if self.features == _PIXELS else f"{self.features} features, "
         return f"{self.data}, {made}{self.layers} layers"
 
     @property
     def cached(self) -> Features | None:
         """The cell that computes the features, if any."""
-        if self.features == PIXELS:
+        if self.features == _PIXELS:
             return None
         return Features(self.data, self.features, self.side, self.examples, self.tests)
 
@@ -157,8 +157,8 @@ class Task:
         """The examples, ready for training."""
         if self.gaussian:
             assert self.tests is not None  # noqa: S101 - checked on construction
-            x, y = self.sample(self.tests, torch.Generator().manual_seed(TEST_SEED))
-            return Examples(None, None, x.to(device()), y.to(device()), 1)
+            x, y = self.sample(self.tests, torch.Generator().manual_seed(_TEST_SEED))
+            return Examples(None, None, x.to(job.device), y.to(job.device), 1)
         data = self.cached.dataset(job) if self.cached else load(self.data).subset(self.examples, self.tests).flat()
         if data.x_test is None or data.y_test is None:
             raise InputError("data", expected="test examples", got=f"none in {self.data}")
@@ -166,20 +166,20 @@ class Task:
         x = data.x_train.double()
         shift, scale = float(x.mean()), float(x.std())
         pairs = [(x - shift) / scale for x in (data.x_train, data.x_test)]
-        at = device()
+        at = job.device
         return Examples(pairs[0].to(at), data.y_train.to(at), pairs[1].to(at), data.y_test.to(at), data.classes)
 
     def sample(self, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """k fresh examples of the Gaussian task, y = +-1 [k, 1]."""
         y = torch.randint(2, (k, 1), generator=generator) * 2.0 - 1
-        return torch.randn(k, self.side, generator=generator) * (1 + DELTA * y), y
+        return torch.randn(k, self.side, generator=generator) * (1 + _DELTA * y), y
 
     def widths(self, examples: Examples, N: int) -> tuple[int, ...]:
         """(inputs, N, ..., N, outputs)."""
         return (examples.x_test.shape[1], *(N,) * (self.layers - 1), examples.classes)
 
 
-TEST_SEED = 99
+_TEST_SEED = 99
 """Of the fresh examples on which the Gaussian task is judged."""
 
 
@@ -205,19 +205,19 @@ class Examples:
     def objective(self, task: Task, N: int) -> Objective:
         """The population risk and the classification error of networks of width N."""
         if task.gaussian:
-            return Objective(self.network(task, N), "mse", (self.x_test, self.y_test), error=wrong_sign)
+            return Objective(self.network(task, N), "mse", (self.x_test, self.y_test), error=_wrong_sign)
         return Objective(self.network(task, N), "cross_entropy", (self.x_test, self.y_test))
 
     @cached_property
     def training(self) -> tuple[Tensor, Tensor] | None:
         """The first training examples, for the training loss; None where each is used once."""
-        return None if self.x is None or self.y is None else (self.x[:TRAINING], self.y[:TRAINING])
+        return None if self.x is None or self.y is None else (self.x[:_TRAINING], self.y[:_TRAINING])
 
 
-def wrong_sign(outputs: Tensor, y: Tensor) -> Tensor:
+def _wrong_sign(outputs: Tensor, y: Tensor) -> Tensor:
     """1 where the sign of the output is not that of y = +-1, [n].
 
-    >>> wrong_sign(torch.tensor([[0.2], [0.1]]), torch.tensor([[1.0], [-1.0]]))
+    >>> _wrong_sign(torch.tensor([[0.2], [0.1]]), torch.tensor([[1.0], [-1.0]]))
     tensor([0., 1.])
     """
     return (outputs.sign() != y).flatten(1).any(1).to(y)
@@ -255,8 +255,3 @@ class Schedule:
     def T(self) -> float:
         """The time of the evolution."""
         return self.step * self.steps
-
-
-def device() -> torch.device:
-    """A GPU where torch has one: wide networks are trained and measured there."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from math import inf, nan
@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
 from isthmus.shown import brief, draw, line, one_line, plural, table
-from isthmus.stability.dropout.search import Dropped
+from isthmus.stability.dropout.dropped import Dropped
+from isthmus.stability.dropout.search import Sought
 from isthmus.stability.dropout.search import search as search_subsets
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units
+from isthmus.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Progress = Callable[[str, int, int], None]
 
 
 @one_line
@@ -140,7 +139,7 @@ def dropout_stability(
     seed: int = 0,
     *,
     test: Objective | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> DropoutStability:
     """The smallest epsilon found for which the network is epsilon-dropout stable, and theta_i for every entry layer i.
 
@@ -167,21 +166,9 @@ def dropout_stability(
     check_kinds(dropout_stability, locals())
     theta = objective.check(params)
     check_finite(theta, "params")
-    if masks < 1:
-        raise InputError("masks", expected="at least 1 subset per layer", got=masks)
+    sought = Sought(keep, masks, scale, search, screen=False)
     chain = require_hidden_chain(objective)
-    done, total = 0, masks * (chain.L - 1)
-
-    def count(n: int) -> None:
-        nonlocal done
-        done += n
-        progress("searching subnetworks", done, total)
-
-    generator = torch.Generator().manual_seed(seed)
-    found = search_subsets(
-        objective, chain, theta,
-        keep=keep, masks=masks, scale=scale, generator=generator, progress=count, by=search, screen=False,
-    )  # fmt: skip
+    found = search_subsets(objective, chain, theta, sought, torch.Generator().manual_seed(seed), progress)
     loss, error = _measure(objective, theta)
     test_loss, test_error = _measure(test, theta)
     layers = []

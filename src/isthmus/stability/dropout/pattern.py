@@ -20,7 +20,7 @@ from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params
 from isthmus.shown import brief, draw, line, one_line, table
-from isthmus.stability.dropout.search import Dropped
+from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain
 from isthmus.structure.network_units import Units
@@ -87,13 +87,13 @@ def pattern_stability(objective: Objective, params: ParamsLike, keep: Pattern) -
     check_kinds(pattern_stability, locals())
     theta = objective.check(params)
     chain = require_hidden_chain(objective)
-    kept = kept_units(chain, keep)
+    kept = _kept_units(chain, keep)
     full = losses_of(objective, chain, theta)
     small = losses_of(objective, chain, without(chain, theta, kept))
     return PatternStability({l: len(units) for l, units in kept.items()}, *full, *small)
 
 
-def kept_units(chain: Chain, keep: Pattern) -> Units:
+def _kept_units(chain: Chain, keep: Pattern) -> Units:
     """The units that stay, ascending, by hidden layer; refuses what is no pattern of this network."""
     hidden = range(1, chain.L)
     if isinstance(keep, int):
@@ -103,17 +103,19 @@ def kept_units(chain: Chain, keep: Pattern) -> Units:
     if set(keep) != set(hidden):
         expected = f"a pattern for each of the hidden layers {list(hidden)}"
         raise InputError("keep", expected=expected, got=sorted(keep))
-    out: Units = {}
-    for l in hidden:
-        units = torch.as_tensor(keep[l])
-        units = units if units.numel() else units.long()
-        whole = units.dtype in (torch.int64, torch.int32) and units.dim() == 1
-        if not whole or (len(units) and not 0 <= int(units.min()) <= int(units.max()) < chain.widths[l]):
-            raise InputError(f"keep[{l}]", expected=f"unit numbers from 0 to {chain.widths[l] - 1}", got=keep[l])
-        out[l] = units.long().unique()
-        if len(out[l]) < len(units):
-            raise InputError(f"keep[{l}]", expected="every unit once", got=keep[l])
-    return out
+    return {l: _units(keep[l], l, chain.widths[l]) for l in hidden}
+
+
+def _units(given: Sequence[int] | Tensor, l: int, n: int) -> Tensor:
+    units = torch.as_tensor(given)
+    units = units if units.numel() else units.long()
+    whole = units.dtype in (torch.int64, torch.int32) and units.dim() == 1
+    if not whole or (len(units) and not 0 <= int(units.min()) <= int(units.max()) < n):
+        raise InputError(f"keep[{l}]", expected=f"unit numbers from 0 to {n - 1}", got=given)
+    once = units.long().unique()
+    if len(once) < len(units):
+        raise InputError(f"keep[{l}]", expected="every unit once", got=given)
+    return once
 
 
 def without(chain: Chain, params: Params, kept: Units, entry: int = 1) -> Params:

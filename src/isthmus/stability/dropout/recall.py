@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.stability.dropout.search import Dropped
+from isthmus.stability.dropout.dropped import Dropped
+from isthmus.stability.dropout.search import Sought, search
+from isthmus.structure.chain import Chain
 from isthmus.training.memory import Memory, State, named, recalled, taken
+from isthmus.training.progress import Progress, no_progress
 
 
 def search_recalled(
-    memory: Memory, generator: torch.Generator, search: Callable[[], dict[int, Dropped]]
+    memory: Memory,
+    objective: Objective,
+    chain: Chain,
+    params: Params,
+    sought: Sought,
+    generator: torch.Generator,
+    progress: Progress = no_progress,
 ) -> dict[int, Dropped]:
-    """What a `search` that draws from `generator` gives, or gave before this work was killed."""
-    tensors, values = recalled(memory, lambda: _packed(search()), generator)
+    """What ``search`` gives, or gave before this work was killed."""
+
+    def compute() -> State:
+        return _packed(search(objective, chain, params, sought, generator, progress))
+
+    tensors, values = recalled(memory, compute, generator)
     return {int(i): _unpacked(int(i), taken(tensors, i), row) for i, row in values.items()}
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from isthmus.objective import Objective
 
-GAIN = 1e-12
+_GAIN = 1e-12
 """A search stops when convexity leaves less than this to gain in the loss ..."""
-STEP = 1e-7
+_STEP = 1e-7
 """... or after a step shorter than this, relative to 1 + |s|; Newton's error is then about its square."""
 
 
@@ -125,9 +125,9 @@ def _newton(z: Tensor, offset: Tensor, y: Tensor, bound: float) -> Tensor:
             leap = halved & ahead & ~tried[side, todo]
             to = torch.where(leap, wall, to)
             tried[side, todo] = tried[side, todo] | leap
-        to = torch.where(slope.abs() * (b - a) <= GAIN, at, to)
+        to = torch.where(slope.abs() * (b - a) <= _GAIN, at, to)
         s[todo], step[todo] = to, (to - at).abs()
-        todo = todo[(to - at).abs() > STEP * (1 + at.abs())]
+        todo = todo[(to - at).abs() > _STEP * (1 + at.abs())]
         if not len(todo):
             break
     return s

@@ -19,10 +19,12 @@ from isthmus.evaluate.screen import SHARE, TIMES, has_bf16
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params
+from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.scales import best_scales, mean_losses, smallest_scale
-from isthmus.stability.dropout.subsets import SEARCHES, Budget, Scores, Search, check_choice, random_subsets, rescaling
+from isthmus.stability.dropout.subsets import SEARCHES, Budget, Scores, check_choice, random_subsets, rescaling
 from isthmus.structure.chain import RESHAPE, Chain, Weights
 from isthmus.structure.network_units import Units
+from isthmus.training.progress import Progress, no_progress
 
 WORTH_SCREENING = 1e9
 """Multiply-adds per mask above which a search asks whether bfloat16 is faster on this machine."""
@@ -35,100 +37,75 @@ SCALES = ("output", "each", "layer", "none")
 (the footnote of Definition 1); n / kept alone; nothing."""
 
 
-@dataclass(frozen=True, eq=False)
-class Dropped:
-    """theta_i of Definition 1: the network that keeps the units `kept` in layers `entry` .. L-1.
+@dataclass(frozen=True)
+class Sought:
+    """What a search is asked for: for each entry layer the best network on floor(keep n) units per layer.
 
-    Kept units of layer j have their outgoing weights multiplied by `factors[j]` (n_j / |kept_j|, or 1, or the best),
-    those of the last hidden layer also by `scale`; biases stay. `loss` is the loss of this network, penalty left out.
-    `separates`: the loss does not rise up to the largest scale that is searched, so no finite one is optimal.
-    `trace`: the losses of all subsets that were tried, in order; empty if only the best were computed exactly.
+    The price is that of `masks` evaluations. `by`: one of ``SEARCHES``, `scale`: one of ``SCALES``. `enough`: a loss
+    below which nothing is gained: output scales that reach a lower one are made smaller (not below 1). `screen`, for
+    random subsets: run them in bfloat16 first and again in the working precision where they may be the best; default:
+    for large searches on a processor that has bfloat16, so that the same machine gives the same subsets every time.
     """
 
-    entry: int
-    kept: Units
-    factors: dict[int, float]
-    scale: float
-    loss: float
-    separates: bool
-    trace: tuple[float, ...] = ()
+    keep: float
+    masks: int
+    scale: str = "output"
+    by: str = "random"
+    enough: float | None = None
+    screen: bool | None = None
 
-    def layers(self, theta: Weights, L: int) -> Weights:
-        """Its weights in compact form: the rows of layer `entry` and all that follows, kept units only."""
-        i = self.entry
-        A = {i: theta.A[i][self.kept[i]]}
-        b = {i: theta.b[i][self.kept[i]]}
-        for j in range(i + 1, L):
-            A[j] = theta.A[j][self.kept[j]][:, self.kept[j - 1]] * self.factors[j - 1]
-            b[j] = theta.b[j][self.kept[j]]
-        A[L] = theta.A[L][:, self.kept[L - 1]] * (self.factors[L - 1] * self.scale)
-        b[L] = theta.b[L]
-        return Weights(A, b)
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise InputError("keep", expected="a number in (0, 1]; Definition 1 asks for at most 1/2", got=self.keep)
+        if self.masks < 1:
+            raise InputError("masks", expected="at least 1 subset per layer", got=self.masks)
+        check_choice("scale", self.scale, SCALES)
+        check_choice("search", self.by, SEARCHES)
 
-    def vertex(self, chain: Chain, params: Params) -> Params:
-        """theta_i at full size: dropped units of layers `entry` .. L-1 have rows, columns and biases of zero."""
-        theta, small = chain.read(params), self.layers(chain.read(params), chain.L)
-        A, b = {}, {}
-        for j in small.A:
-            rows = self.kept.get(j, torch.arange(chain.widths[j]))
-            columns = torch.arange(chain.widths[j - 1]) if j == self.entry else self.kept[j - 1]
-            A[j], b[j] = torch.zeros_like(theta.A[j]), torch.zeros_like(theta.b[j])
-            A[j][rows.unsqueeze(1), columns.unsqueeze(0)] = small.A[j]
-            b[j][rows] = small.b[j]
-        return chain.write(Weights(A, b), params)
+    def screened(self, objective: Objective, params: Params) -> bool:
+        """Whether subsets are run in bfloat16 first."""
+        if self.screen is not None or self.by != "random":
+            return bool(self.screen) and self.by == "random"
+        work = size(params) * objective.num_examples * self.keep**2
+        return work >= WORTH_SCREENING and self.masks > 8 and has_bf16(objective.device)
 
 
 def search(
     objective: Objective,
     chain: Chain,
     params: Params,
-    *,
-    keep: float,
-    masks: int,
-    scale: str,
+    sought: Sought,
     generator: torch.Generator,
-    progress: Callable[[int], None],
-    by: str = "random",
-    enough: float | None = None,
-    screen: bool | None = None,
+    progress: Progress = no_progress,
 ) -> dict[int, Dropped]:
-    """For each entry layer i the best subsets found for the price of `masks` evaluations: theta_1 .. theta_{L-1}.
+    """For each entry layer i the best subsets found: theta_1 .. theta_{L-1}.
 
-    `by`: one of ``SEARCHES``. The features of layer i are computed once for all subsets, as far as they fit in the
-    objective's memory; a subset then runs a network of its own size, and its outputs are kept while the scale is
-    found, for many subsets at once (`best_scales`). `screen`, for random subsets: run them in bfloat16 first and again
-    in the working precision where they may be the best; default: for large searches on a processor that has
-    bfloat16, so that the same machine gives the same subsets every time.
-    `enough`: a loss below which nothing is gained: output scales that reach a lower one are made smaller (not below 1).
-    The subsets, losses and scales that are returned were computed in the working precision.
+    The features of layer i are computed once for all subsets, as far as they fit in the objective's memory; a subset
+    then runs a network of its own size, and its outputs are kept while the scale is found, for many subsets at once
+    (`best_scales`). The subsets, losses and scales that are returned were computed in the working precision.
     """
-    if not 0 < keep <= 1:
-        raise InputError("keep", expected="a number in (0, 1]; Definition 1 asks for at most 1/2", got=keep)
-    if masks < 1:
-        raise InputError("masks", expected="at least 1 subset per layer", got=masks)
-    check_choice("scale", scale, SCALES)
-    check_choice("search", by, SEARCHES)
-    if screen is None:
-        work = size(params) * objective.num_examples * keep**2
-        screen = work >= WORTH_SCREENING and masks > 8 and has_bf16(objective.device)
+    done = 0
+
+    def count(n: int) -> None:
+        nonlocal done
+        done += n
+        progress("searching subnetworks", done, sought.masks * (chain.L - 1))
+
     features = _features(objective, chain, params)
     best: dict[int, Dropped] = {}
     scores: Scores | None = None
+    screened = sought.screened(objective, params)
     # an informed search passes what it learnt about the deeper layers on to the entry layer before
-    layers = range(1, chain.L) if by == "random" else range(chain.L - 1, 0, -1)
-    for i in layers:
+    for i in range(1, chain.L) if sought.by == "random" else range(chain.L - 1, 0, -1):
         l = max(k for k in features if k <= i)
-        entry = _Entry(objective, chain, params, chain.read(params), i, features[l], l, scale)
+        entry = _Entry(objective, chain, params, chain.read(params), i, features[l], l, sought.scale)
         with torch.no_grad():
-            if by == "random" and screen:
-                widths = {j: chain.widths[j] for j in range(i, chain.L)}
-                subsets = [random_subsets(widths, keep, generator) for _ in range(masks)]
-                found = entry.best_screened([entry.trial(kept) for kept in subsets], progress)
+            if screened:
+                found = entry.best_screened(sought, generator, count)
             else:
-                found, scores = entry.searched(SEARCHES[by], keep, masks, generator, progress, scores)
-            found = entry.flagged(entry.each_scaled(found) if scale == "each" else found)
-            best[i] = found if enough is None else entry.shortened(found, enough)
-    return {i: best[i] for i in sorted(best)}
+                found, scores = entry.searched(sought, generator, count, scores)
+            best[i] = entry.finished(found, sought.enough)
+    return dict(sorted(best.items()))
 
 
 def _features(objective: Objective, chain: Chain, params: Params) -> dict[int, Tensor]:
@@ -164,6 +141,16 @@ class _Entry:
     l: int
     scale: str
 
+    @property
+    def widths(self) -> dict[int, int]:
+        """Those of the layers whose units are chosen."""
+        return {j: self.chain.widths[j] for j in range(self.i, self.chain.L)}
+
+    def finished(self, found: Dropped, enough: float | None) -> Dropped:
+        """With the scales of every layer where they are wanted, and no larger ones than is enough."""
+        found = self.flagged(self.each_scaled(found) if self.scale == "each" else found)
+        return found if enough is None else self.shortened(found, enough)
+
     def trial(self, kept: Units) -> Dropped:
         """The network on these units, not measured yet."""
         return Dropped(self.i, kept, {j: self.factor(j, kept[j]) for j in kept}, 1.0, inf, False)
@@ -173,13 +160,7 @@ class _Entry:
         return rescaling(self.chain.widths[j], len(kept)) if self.scale != "none" else 1.0
 
     def searched(
-        self,
-        search: Search,
-        keep: float,
-        masks: int,
-        generator: torch.Generator,
-        progress: Callable[[int], None],
-        scores: Scores | None,
+        self, sought: Sought, generator: torch.Generator, progress: Callable[[int], None], scores: Scores | None
     ) -> tuple[Dropped, Scores | None]:
         """What a search finds at this entry layer, and the scores it leaves for the next."""
         reported = 0
@@ -191,11 +172,9 @@ class _Entry:
             found = self.measured([self.trial(kept) for kept in subsets], progress=progress)
             return [(d.scale, d.loss) for d in found]
 
-        widths = {j: self.chain.widths[j] for j in range(self.i, self.chain.L)}
-        budget = Budget(
-            widths, keep, masks, self.objective.num_examples, generator, evaluate, self.slopes, self.strengths
-        )
-        scores = search(budget, scores)
+        masks, examples = sought.masks, self.objective.num_examples
+        budget = Budget(self.widths, sought.keep, masks, examples, generator, evaluate, self.slopes, self.strengths)
+        scores = SEARCHES[sought.by](budget, scores)
         progress(masks - reported)
         best = budget.best
         trace = (*budget.trace, *[inf] * (masks - len(budget.trace)))  # a part of one evaluation counts as a whole
@@ -241,11 +220,12 @@ class _Entry:
         """The features of layer i on some examples."""
         return _onward(self.chain, self.params, self.h[index.to(self.h.device)], self.l, self.i)
 
-    def best_screened(self, trials: Sequence[Dropped], progress: Callable[[int], None]) -> Dropped:
-        """The same, each trial run in bfloat16, and in the working precision while it may be the best."""
+    def best_screened(self, sought: Sought, generator: torch.Generator, progress: Callable[[int], None]) -> Dropped:
+        """The best random subset: each is run in bfloat16, and in the working precision while it may be the best."""
+        trials = [self.trial(random_subsets(self.widths, sought.keep, generator)) for _ in range(sought.masks)]
         rough = [_loss(d) for d in self.measured(trials, torch.bfloat16, progress)]
         exact: dict[int, Dropped] = {}
-        todo = [min(range(len(trials)), key=lambda m: rough[m])]
+        todo = [min(range(len(trials)), key=rough.__getitem__)]
         while todo:
             exact |= dict(zip(todo, self.measured([trials[m] for m in todo]), strict=True))
             lowest = min(map(_loss, exact.values()))

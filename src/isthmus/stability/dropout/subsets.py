@@ -139,16 +139,16 @@ class Budget:
         return out
 
 
-Search = Callable[[Budget, Scores | None], Scores | None]
+_Search = Callable[[Budget, Scores | None], Scores | None]
 """Spends a budget; takes the scores that the search left at the next deeper entry layer, and returns its own."""
 
 
-def by_chance(budget: Budget, before: Scores | None = None) -> None:
+def _by_chance(budget: Budget, before: Scores | None = None) -> None:
     """All evaluations on uniformly random subsets: the search of the paper."""
     budget.measure([random_subsets(budget.widths, budget.keep, budget.generator) for _ in range(budget.left)])
 
 
-def by_magnitude(budget: Budget, before: Scores | None = None) -> None:
+def _by_magnitude(budget: Budget, before: Scores | None = None) -> None:
     """Units ranked by activation norm times outgoing norm, perturbed by noise that grows from none to large.
 
     Can lose to chance on networks trained with dropout, where strong units do the same work many times over.
@@ -159,7 +159,7 @@ def by_magnitude(budget: Budget, before: Scores | None = None) -> None:
     budget.measure(_around(budget, scores, budget.left))
 
 
-def by_exchange(budget: Budget, before: Scores | None = None) -> None:
+def _by_exchange(budget: Budget, before: Scores | None = None) -> None:
     """Local search: from the best of some perturbed rankings, exchange units that the gradient proposes."""
     if _few(budget):
         return
@@ -167,14 +167,14 @@ def by_exchange(budget: Budget, before: Scores | None = None) -> None:
     _exchange(budget)
 
 
-STEP = 0.3
+_STEP = 0.3
 """Step of a score, whose spread is 1 at the start, for a gradient of typical size; falls to a tenth of it."""
-MOMENTUM = 0.9
+_MOMENTUM = 0.9
 FEWEST, MOST = 32, 512
 """Examples per gradient, about 200 gradients being made in between."""
 
 
-def by_gates(budget: Budget, before: Scores | None = None) -> Scores | None:
+def _by_gates(budget: Budget, before: Scores | None = None) -> Scores | None:
     """Half the budget trains scores by gradients on few examples at a time, the rest exchanges units.
 
     Each step keeps the units of the highest scores and moves all scores, those of dropped units too, against the
@@ -195,35 +195,35 @@ def by_gates(budget: Budget, before: Scores | None = None) -> Scores | None:
         slopes = budget.slopes(budget.top(scores), start.scale, budget.sample(batch, passes=3))
         for j, g in slopes.items():
             size = g.norm() / len(g) ** 0.5
-            speed[j] = MOMENTUM * speed[j] + (1 - MOMENTUM) * (g / size if size > 0 else g)
-            scores[j] = scores[j] - STEP * (1 - 0.9 * t / steps) * speed[j]
+            speed[j] = _MOMENTUM * speed[j] + (1 - _MOMENTUM) * (g / size if size > 0 else g)
+            scores[j] = scores[j] - _STEP * (1 - 0.9 * t / steps) * speed[j]
     if budget.left > 0:
         budget.measure([budget.top(scores)])
     _exchange(budget)
     return scores
 
 
-FEW = 10**9
+_FEW = 10**9
 """Where there are no more subsets (some 15 units in each of two layers), gradients were measured not to pay."""
-CHANCE = 0.3
+_CHANCE = 0.3
 """The part of the budget that then goes to random subsets first."""
 
 
 def _few(budget: Budget) -> bool:
     """Search among few subsets; says whether they are."""
-    if budget.subsets > FEW:
+    if budget.subsets > _FEW:
         return False
     if not budget.measure_all():
-        budget.measure(_elsewhere(budget, max(1, floor(CHANCE * budget.left))))
+        budget.measure(_elsewhere(budget, max(1, floor(_CHANCE * budget.left))))
         _exchange(budget, together=4)
     return True
 
 
-SEARCHES: dict[str, Search] = {
-    "random": by_chance,
-    "magnitude": by_magnitude,
-    "greedy": by_exchange,
-    "gates": by_gates,
+SEARCHES: dict[str, _Search] = {
+    "random": _by_chance,
+    "magnitude": _by_magnitude,
+    "greedy": _by_exchange,
+    "gates": _by_gates,
 }
 """Every search by its name."""
 
@@ -258,9 +258,8 @@ def _exchange(budget: Budget, together: int = 8) -> None:
     most = largest = max(1, sum(free.values()) // 10)
     slopes: Scores | None = None
     while budget.left > 0 and free:
-        if slopes is None and (n := min(budget.examples(0.1, passes=3), 256)) >= min(16, budget.num_examples):
-            found = budget.slopes(now.kept, now.scale, budget.sample(n, passes=3))
-            slopes = {j: g / max(float(g.abs().mean()), 1e-300) for j, g in found.items()}
+        if slopes is None:
+            slopes = _slopes_at(budget, now)
         proposals = _nearby(budget, now.kept, free, most, slopes, min(together, budget.left))
         if not proposals:
             again = budget.measure(_elsewhere(budget, min(together, budget.left)))
@@ -273,7 +272,16 @@ def _exchange(budget: Budget, together: int = 8) -> None:
             most = max(1, most // 2)
 
 
-TRIES = 16
+def _slopes_at(budget: Budget, now: Trial) -> Scores | None:
+    """The derivative of the loss in every unit's membership, of mean size 1; None where the budget has no room."""
+    n = min(budget.examples(0.1, passes=3), 256)
+    if n < min(16, budget.num_examples):
+        return None
+    found = budget.slopes(now.kept, now.scale, budget.sample(n, passes=3))
+    return {j: g / max(float(g.abs().mean()), 1e-300) for j, g in found.items()}
+
+
+_TRIES = 16
 """So many draws per proposal, and for a place to start again, are made before nothing new is said to be there."""
 
 
@@ -283,7 +291,7 @@ def _nearby(
     """Up to `wanted` subsets that differ in at most `most` exchanges and were not evaluated yet."""
     out: dict[bytes, Units] = {}
     layers = list(free)
-    for _ in range(TRIES * wanted):
+    for _ in range(_TRIES * wanted):
         if len(out) == wanted:
             break
         count = int(torch.randint(1, most + 1, (1,), generator=budget.generator))
@@ -300,7 +308,7 @@ def _nearby(
 def _elsewhere(budget: Budget, wanted: int) -> list[Units]:
     """Random subsets, as far as they are found different from one another and not evaluated yet."""
     out: dict[bytes, Units] = {}
-    for _ in range(TRIES * wanted):
+    for _ in range(_TRIES * wanted):
         if len(out) == wanted:
             break
         new = random_subsets(budget.widths, budget.keep, budget.generator)

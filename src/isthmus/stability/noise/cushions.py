@@ -11,11 +11,11 @@ from torch import Tensor
 
 from isthmus.stability.noise.jacobian import Jacobian, Layered, spectral_norms
 
-BASIS = 16
+_BASIS = 16
 """Lanczos vectors held per example."""
 
-Table = dict[int, Tensor]
-Pairs = dict[tuple[int, int], Tensor]
+_Table = dict[int, Tensor]
+_Pairs = dict[tuple[int, int], Tensor]
 
 
 @dataclass(eq=False)
@@ -23,14 +23,14 @@ class Piece:
     """What was found on some examples; each tensor has the examples on its last axis but for the smoothness by time."""
 
     output_norm: Tensor
-    layer_cushion: Table = field(default_factory=dict)
-    activation_contraction: Table = field(default_factory=dict)
-    interlayer_cushion: Pairs = field(default_factory=dict)
-    jacobian_norm: Pairs = field(default_factory=dict)
-    smoothness_draws: Pairs = field(default_factory=dict)
-    smoothness_times: Pairs = field(default_factory=dict)
-    concentration: Table = field(default_factory=dict)
-    column_share: Table = field(default_factory=dict)
+    layer_cushion: _Table = field(default_factory=dict)
+    activation_contraction: _Table = field(default_factory=dict)
+    interlayer_cushion: _Pairs = field(default_factory=dict)
+    jacobian_norm: _Pairs = field(default_factory=dict)
+    smoothness_draws: _Pairs = field(default_factory=dict)
+    smoothness_times: _Pairs = field(default_factory=dict)
+    concentration: _Table = field(default_factory=dict)
+    column_share: _Table = field(default_factory=dict)
     accuracy: float = 0.0
 
     @staticmethod
@@ -55,12 +55,12 @@ class Piece:
         )
 
 
-def norm(x: Tensor) -> Tensor:
+def _norm(x: Tensor) -> Tensor:
     """The Euclidean norm of every example."""
     return x.flatten(1).norm(dim=1)
 
 
-def ratio(top: Tensor, bottom: Tensor, empty: float) -> Tensor:
+def _ratio(top: Tensor, bottom: Tensor, empty: float) -> Tensor:
     """top / bottom, and `empty` where both are zero: the inequality then holds for every constant."""
     return torch.where((top == 0) & (bottom == 0), torch.full_like(top, empty), top / bottom)
 
@@ -86,7 +86,7 @@ class Work:
         with torch.no_grad():
             sizes = [v.numel() for v in self.net.onward(self.net.apply(one, 1), 1, self.d)]
         largest = sorted([self.net.apply(one, 1).numel(), *sizes])[-2]
-        each = (BASIS + 8) * largest * one.element_size() + (self.d + 4) * bytes_each
+        each = (_BASIS + 8) * largest * one.element_size() + (self.d + 4) * bytes_each
         return max(1, memory // each)
 
     def measure(self, x: Tensor, k: int, total: int) -> Piece:
@@ -101,7 +101,7 @@ class Work:
             self.progress("measuring noise stability", done, total * steps)
 
         pre, act = self._forward(x)
-        out = Piece(output_norm=norm(pre[self.d]))
+        out = Piece(output_norm=_norm(pre[self.d]))
         self._layers(out, pre, act)
         for i in range(1, self.d + 1):
             out.interlayer_cushion[i, i] = torch.ones_like(out.output_norm)
@@ -112,7 +112,7 @@ class Work:
         self._smoothness(out, pre, act, count)
         return out
 
-    def _forward(self, x: Tensor) -> tuple[Table, Table]:
+    def _forward(self, x: Tensor) -> tuple[_Table, _Table]:
         """x^i for i = 1..d, and phi(x^i) for i = 0..d-1."""
         pre, act = {}, {0: x}
         with torch.no_grad():
@@ -122,24 +122,24 @@ class Work:
                     act[i] = self.net.phi(pre[i], i)
         return pre, act
 
-    def _layers(self, out: Piece, pre: Table, act: Table) -> None:
+    def _layers(self, out: Piece, pre: _Table, act: _Table) -> None:
         for i in range(1, self.d + 1):
             columns = self.net.column_squares(act[i - 1], i)
-            out.layer_cushion[i] = ratio(norm(pre[i]), columns.sum().sqrt() * norm(act[i - 1]), inf)
+            out.layer_cushion[i] = _ratio(_norm(pre[i]), columns.sum().sqrt() * _norm(act[i - 1]), inf)
             if i > 1:
                 out.column_share[i] = (columns / columns.sum()).sqrt()
             if i < self.d:
-                out.activation_contraction[i] = ratio(norm(pre[i]), norm(act[i]), 0.0)
+                out.activation_contraction[i] = _ratio(_norm(pre[i]), _norm(act[i]), 0.0)
                 out.concentration[i] = torch.zeros_like(out.output_norm)
 
-    def _pair(self, out: Piece, pre: Table, i: int, j: int) -> None:
+    def _pair(self, out: Piece, pre: _Table, i: int, j: int) -> None:
         jacobian = Jacobian(lambda z: self.net.onward(z, i, j)[-1], pre[i])
-        value, error = spectral_norms(jacobian, pre[i], tolerance=self.tolerance, seed=self.seed, basis=BASIS)
+        value, error = spectral_norms(jacobian, pre[i], tolerance=self.tolerance, seed=self.seed, basis=_BASIS)
         out.jacobian_norm[i, j] = value
-        out.interlayer_cushion[i, j] = ratio(norm(pre[j]), value * norm(pre[i]), inf)
+        out.interlayer_cushion[i, j] = _ratio(_norm(pre[j]), value * _norm(pre[i]), inf)
         out.accuracy = max(out.accuracy, float(error.max()))
 
-    def _smoothness(self, out: Piece, pre: Table, act: Table, count: Callable[[], None]) -> None:
+    def _smoothness(self, out: Piece, pre: _Table, act: _Table, count: Callable[[], None]) -> None:
         jacobians = {i: Jacobian(lambda z, i=i: self.net.onward(z, i, self.d), pre[i]) for i in range(2, self.d)}
         by_draw: dict[tuple[int, int], list[Tensor]] = {}
         for delta in self.kept:
@@ -155,14 +155,20 @@ class Work:
 
     @torch.no_grad()
     def _noisy(
-        self, out: Piece, pre: Table, act: Table, jacobians: dict[int, Jacobian], delta: Mapping[int, Tensor], t: float
-    ) -> Pairs:
+        self,
+        out: Piece,
+        pre: _Table,
+        act: _Table,
+        jacobians: dict[int, Jacobian],
+        delta: Mapping[int, Tensor],
+        t: float,
+    ) -> _Pairs:
         """rho of both inequalities of Definition 3, [2, examples], at one draw and one t."""
-        rho: Pairs = {}
+        rho: _Pairs = {}
         h = act[1]
         for i in range(2, self.d + 1):
             units = h.reshape(len(h), self.net.widths[i - 1], -1)
-            spread = ratio(units.norm(dim=2).amax(1), norm(h), 0.0) * units.shape[1] ** 0.5
+            spread = _ratio(units.norm(dim=2).amax(1), _norm(h), 0.0) * units.shape[1] ** 0.5
             out.concentration[i - 1] = torch.maximum(out.concentration[i - 1], spread)
             # scaling the columns of A_i is scaling the units that it reads
             noised = (units * (t + (1 - t) * delta[i - 1])[:, None]).reshape(h.shape)
@@ -174,7 +180,7 @@ class Work:
             h = self.net.phi(z, i)
         return rho
 
-    def _gaps(self, pre: Table, jacobian: Jacobian, z: Tensor, i: int) -> Table:
+    def _gaps(self, pre: _Table, jacobian: Jacobian, z: Tensor, i: int) -> _Table:
         """The largest rho with ||M(z) - x^j - J (z - x^i)|| <= ||z - x^i|| ||x^j|| / (rho ||x^i||), for j > i.
 
         Where no unit is switched M is affine, and what is left of the difference is rounding: it counts as zero.
@@ -184,8 +190,8 @@ class Work:
         out = {}
         for j in range(i + 1, self.d + 1):
             there = exact[j - i - 1]
-            gap = norm(there - pre[j] - linear[j - i - 1])
-            rounding = 16 * torch.finfo(z.dtype).eps * (norm(there) + norm(pre[j]))
+            gap = _norm(there - pre[j] - linear[j - i - 1])
+            rounding = 16 * torch.finfo(z.dtype).eps * (_norm(there) + _norm(pre[j]))
             gap = torch.where(gap <= rounding, 0.0, gap)
-            out[j] = ratio(norm(step) * norm(pre[j]), norm(pre[i]) * gap, inf)
+            out[j] = _ratio(_norm(step) * _norm(pre[j]), _norm(pre[i]) * gap, inf)
         return out

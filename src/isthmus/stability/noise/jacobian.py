@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -95,23 +96,26 @@ class Layered:
 def _cut(nodes: tuple[Node, ...], last: bool) -> tuple[tuple[Node, ...], tuple[Node, ...], tuple[Node, ...]]:
     """One layer's operations as (affine without BatchNorm, affine, phi)."""
     at = next(k for k, n in enumerate(nodes) if n.kind == "affine")
-    before, rest = nodes[: at + 1], list(nodes[at + 1 :])
+    before, rest = nodes[: at + 1], nodes[at + 1 :]
     for node in before[:-1]:
         if node.kind not in (*RESHAPE, "identity"):
             raise _refusal(node, "it changes the input of the network before its first layer")
-    norms = []
-    while rest and rest[0].kind == "norm":
-        norms.append(rest.pop(0))
+    norms = list(takewhile(lambda n: n.kind == "norm", rest))
+    rest = rest[len(norms) :]
     for node in rest:
-        if node.kind == "norm":
-            raise _refusal(node, "BatchNorm after the activation is not positively homogeneous")
-        if node.base != "relu" and node.kind not in ("pool", "identity", *RESHAPE):
-            raise _refusal(node, "the noise stability of Kuditipudi et al. is defined for ReLU networks")
-        if node.kind == "pool" and not _apart(node.named()):
-            raise _refusal(node, "pooling windows that overlap repeat values, so the activation is not 1-Lipschitz")
+        _check_phi(node)
     if not last and not any(n.base == "relu" for n in rest):
         raise _refusal(nodes[at], "no ReLU follows this layer")
-    return before, (*before, *norms), tuple(rest)
+    return before, (*before, *norms), rest
+
+
+def _check_phi(node: Node) -> None:
+    if node.kind == "norm":
+        raise _refusal(node, "BatchNorm after the activation is not positively homogeneous")
+    if node.base != "relu" and node.kind not in ("pool", "identity", *RESHAPE):
+        raise _refusal(node, "the noise stability of Kuditipudi et al. is defined for ReLU networks")
+    if node.kind == "pool" and not _apart(node.named()):
+        raise _refusal(node, "pooling windows that overlap repeat values, so the activation is not 1-Lipschitz")
 
 
 def _refusal(node: Node, why: str) -> UnsupportedError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,10 @@ from isthmus.objective.given import ParamsLike
 from isthmus.shown import brief, draw, line, one_line, plural, table
 from isthmus.stability.noise.cushions import Piece, Work
 from isthmus.stability.noise.jacobian import Layered
+from isthmus.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Progress = Callable[[str, int, int], None]
 
 
 @one_line
@@ -189,7 +188,7 @@ def noise_stability(
     lipschitz: float | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> NoiseStability:
     """Layer cushions, interlayer cushions, activation contraction, interlayer smoothness and epsilon.
 
@@ -214,14 +213,7 @@ def noise_stability(
     check_kinds(noise_stability, locals())
     theta = objective.check(params)
     times = tuple(float(t) for t in times)
-    if not 0 < p < 1:
-        raise InputError("p", expected="a dropout probability in (0, 1)", got=p)
-    if draws < 1:
-        raise InputError("draws", expected="at least 1 draw of Algorithm 1", got=draws)
-    if not times or not all(0 <= t <= 1 for t in times):
-        raise InputError("times", expected="numbers in [0, 1], at least one", got=times)
-    if lipschitz is not None and not lipschitz > 0:
-        raise InputError("lipschitz", expected="a positive number", got=lipschitz)
+    _check_options(p, draws, times, lipschitz)
     chain = require_hidden_chain(objective)
     net = Layered.of(chain, theta)
     x = _examples(single(objective.data[0]), examples)
@@ -232,6 +224,17 @@ def noise_stability(
     parts = x.split(work.chunk(x[:1], objective.memory, objective.bytes_each))
     found = Piece.joined([work.measure(part, k, len(parts)) for k, part in enumerate(parts)])
     return NoiseStability(p=p, times=times, widths=chain.widths, lipschitz=beta, **vars(found))
+
+
+def _check_options(p: float, draws: int, times: Sequence[float], lipschitz: float | None) -> None:
+    if not 0 < p < 1:
+        raise InputError("p", expected="a dropout probability in (0, 1)", got=p)
+    if draws < 1:
+        raise InputError("draws", expected="at least 1 draw of Algorithm 1", got=draws)
+    if not times or not all(0 <= t <= 1 for t in times):
+        raise InputError("times", expected="numbers in [0, 1], at least one", got=times)
+    if lipschitz is not None and not lipschitz > 0:
+        raise InputError("lipschitz", expected="a positive number", got=lipschitz)
 
 
 def _examples(x: Tensor, wanted: int | Sequence[int] | Tensor | None) -> Tensor:

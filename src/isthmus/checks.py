@@ -1,4 +1,4 @@
-"""What the fields of methods have in common: choices, whole numbers, ranges."""
+"""What the fields of methods and recipes have in common: choices, whole numbers, ranges."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def check_choices(method: Any) -> None:
     for name, choices in _choices(type(method)).items():
         value = getattr(method, name)
         if value not in choices:
-            words = [repr(c) for c in choices]
-            expected = " or ".join(words) if len(words) < 4 else f"one of {', '.join(words)}"
+            *most, last = (repr(c) for c in choices)
+            expected = f"{', '.join(most)} or {last}" if len(most) < 3 else f"one of {', '.join(most)}, {last}"
             raise InputError(name, expected=expected, got=repr(value))
 
 
@@ -25,6 +25,14 @@ def check_whole(method: Any, *names: str, least: int = 1) -> None:
         value = getattr(method, name)
         if value is not None and (isinstance(value, bool) or value != int(value) or value < least):
             raise InputError(name, expected=f"a whole number >= {least}", got=value)
+
+
+def check_several(method: Any, name: str) -> None:
+    """Refuse what is neither a whole number >= 1 nor several of them; None is left to the method."""
+    value = getattr(method, name)
+    several = (value,) if isinstance(value, int) else value or ()
+    if any(isinstance(n, bool) or n != int(n) or n < 1 for n in several):
+        raise InputError(name, expected="whole numbers >= 1", got=value)
 
 
 def check_at_least_zero(method: Any, *names: str) -> None:

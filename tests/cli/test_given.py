@@ -1,0 +1,127 @@
+"""Data of the user's own code, and texts, on the command line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from isthmus.cli import run_app
+from isthmus.cli.given import Given, data_of
+from isthmus.cli.options import Asked
+from isthmus.errors import FileError, InputError
+from tests.hugging_face import saved
+
+CODE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+g = torch.Generator().manual_seed(0)
+x, y = torch.randn(40, 5, generator=g), torch.randint(0, 3, (40,), generator=g)
+loader = DataLoader(TensorDataset(x[:30], y[:30]), batch_size=7)
+def net(): return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+def arrays(): return x[:30], y[:30]
+def pair(): return loader, (x[30:], y[30:])
+def smooth(): return {"data": (x[:30], y[:30]), "loss": nn.CrossEntropyLoss(label_smoothing=0.1)}
+def wrong(): return {"data": (x, y), "los": 1}
+def fails(): raise SystemExit("no")
+"""
+
+
+@pytest.fixture
+def ends(tmp_path, monkeypatch):
+    """Two networks in wrappers, and what makes their data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(CODE)
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        state = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).state_dict()
+        torch.save({f"module._orig_mod.model.{k}": v for k, v in state.items()}, f"{name}.pt")
+
+
+def connect(data, *more):
+    command = ["connect", "a.pt", "b.pt", "--model", "mine.py:net", "--data", f"mine.py:{data}", "--method", "Linear"]
+    return run_app([*command, "--num-points", "3", "--budget", "0", "--out", data, "-q", *more])
+
+
+def test_every_form_of_data_gives_the_same_loss(ends, capsys):
+    found = []
+    for data in ("arrays", "pair", "loader"):
+        assert connect(data, "--batch", "4") == 0, capsys.readouterr().err
+        found.append(json.loads(open(f"{data}/result.json").read()))
+    assert len({row["max_loss"] for row in found}) == 1
+    assert [row.get("test_loss_max") is not None for row in found] == [False, True, False]
+    assert connect("smooth") == 0
+    assert json.loads(open("smooth/result.json").read())["max_loss"] != found[0]["max_loss"]
+    assert connect("arrays", "--examples", "10") == 0
+    assert json.loads(open("arrays/result.json").read())["objective"]["examples"] == 10
+
+
+def test_a_path_knows_its_data_again(ends, capsys):
+    assert connect("pair") == 0
+    asked = ["profile", "pair/path.safetensors", "--num-points", "3", "--out", "again", "-q"]
+    capsys.readouterr()
+    assert run_app(asked) == 2
+    line = capsys.readouterr().err.strip().partition("if you trust it: isthmus ")[2]
+    assert run_app(line.split()) == 0
+    assert not capsys.readouterr().err
+    assert run_app([*asked, "--model", "mine.py:net", "--data", "mine.py:arrays"]) == 0
+    assert "was made with other examples" in capsys.readouterr().err
+    text = open("mine.py").read().replace("manual_seed(0)", "manual_seed(1)")
+    open("mine.py", "w").write(text)
+    assert run_app(line.split()) == 2
+    assert (
+        "was made with 30 training and 10 test examples that mine.py:pair does not give now" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("wrong", "expected a dictionary with 'data', and perhaps 'test', 'loss'"),
+        ("fails", "expected fails() to build the data without arguments, got SystemExit"),
+        ("nothing", "a name that mine.py defines"),
+    ],
+)
+def test_data_that_cannot_be_used_are_one_line(ends, capsys, data, message):
+    capsys.readouterr()
+    assert connect(data) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path):
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    folder = shutil.copytree(saved("lm"), tmp_path / "lm")
+    model = f"hf:{folder}"
+    (tmp_path / "a.txt").write_text("a b c a b c d")
+    with pytest.raises(FileError, match="holds no tokenizer"):
+        data_of(str(tmp_path / "a.txt"), model, Asked(block=2))
+    cut = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate("ab cde")}, unk_token="e"))
+    cut.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=cut, eos_token="e", unk_token="e").save_pretrained(folder)
+    made = data_of(str(tmp_path / "a.txt"), model, Asked(block=2))
+    assert isinstance(made, Given)
+    assert made.options == {"class_axis": -1}
+    assert made.train[0].tolist() == [[0, 1], [3, 0], [1, 3]]
+    assert made.train[1].tolist() == [[1, 3], [0, 1], [3, 4]]
+    (tmp_path / "b.jsonl").write_text('{"text": "a b"}\n\n{"text": "c"}\n')
+    made = data_of(str(tmp_path / "b.jsonl"), model, Asked(block=3))
+    assert isinstance(made, Given)
+    assert [v.tolist() for v in made.train] == [[[0, 1, 5]], [[1, 5, 3]]]
+    (tmp_path / "c.jsonl").write_text('{"txt": "a b"}\n')
+    with pytest.raises(FileError, match='line 1 has no "text"'):
+        data_of(str(tmp_path / "c.jsonl"), model, Asked(block=3))
+    for other, message in (("mlp:4-4", "a model with a tokenizer"), (f"hf:{saved('bert')}", "predicts the next word")):
+        with pytest.raises(InputError, match=message):
+            data_of(str(tmp_path / "a.txt"), other, Asked())
+    with pytest.raises(InputError, match=r"--block: expected a text"):
+        data_of("digits", model, Asked(block=2))
+
+
+def test_a_folder_asks_for_its_network(capsys):
+    pytest.importorskip("transformers")
+    assert run_app(["connect", str(saved("lm")), str(saved("lm")), "--out", "x"]) == 2
+    assert f"--model hf:{saved('lm')}" in capsys.readouterr().err
