@@ -326,7 +326,7 @@ class Loose(nn.Module):
         self.layer = nn.Linear(4, 2)
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        return self.layer(inputs["x"]) * inputs["mask"].view(len(inputs["x"]), -1).sum(1, keepdim=True)
+        return self.layer(inputs["x"]) * inputs["mask"].view(inputs["x"].shape[0], -1).sum(1, keepdim=True)
 
 
 def test_inputs_that_forward_does_not_name_have_any_number_of_examples_in_one_trace() -> None:
