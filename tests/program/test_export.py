@@ -316,3 +316,22 @@ def test_ordinary_modules_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(calls) == 1
     trace(Counting(FOLLOWED["view"]), (noise(4, 4),))
     assert len(calls) == 4
+
+
+class Loose(nn.Module):
+    """Arguments by name only, and a reshape by the number of examples of another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.layer(inputs["x"]) * inputs["mask"].view(inputs["x"].shape[0], -1).sum(1, keepdim=True)
+
+
+def test_inputs_that_forward_does_not_name_have_any_number_of_examples_in_one_trace() -> None:
+    module = Loose()
+    program = trace(module, (), {"x": noise(4, 4), "mask": noise(4, 3)})
+    assert program.compared == ()
+    x, mask = noise(7, 4), noise(7, 3)
+    torch.testing.assert_close(program.run(module.state_dict(), x, mask), module(x=x, mask=mask))

@@ -9,6 +9,8 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from copy import copy
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -107,8 +109,21 @@ _SIZE = r"L\[[^\]]+\](?:\[[^\]]+\])*\.size\(\)\[0\]"
 def _conditions(exported: ExportedProgram) -> list[str]:
     """What torch assumed of the number of examples, other than that it is the same in all inputs."""
     found = getattr(exported, "_guards_code", None) or []
-    found = [g for g in found if ".size()[0]" in g and not re.fullmatch(f"{_SIZE} == {_SIZE}", g)]
+    found = [g for g in found if ".size()[0]" in g and not _always(g)]
     return [re.sub(r"L\['(\w+)'\]", r"\1", g).replace(".size()[0]", ".shape[0]") for g in found]
+
+
+def _always(condition: str) -> bool:
+    """Whether a condition, as torch writes it, compares the numbers of examples of inputs, and holds if they are equal.
+
+    Seen at the first thousand numbers, where any branch on the number itself shows.
+    """
+    if len(set(re.findall(_SIZE, condition))) < 2:
+        return False
+    numbers = re.sub(_SIZE, "n", condition)
+    if not re.fullmatch(r"[n\d\s()+*/%<>=!-]+", numbers):
+        return False
+    return all(eval(numbers, {"__builtins__": {}}, {"n": n}) for n in range(2, 1030))  # noqa: S307 - numbers alone
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
@@ -132,6 +147,7 @@ def _try_export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
     The fused attention of eval mode is switched off.
     """
+    module = _named(module, kwargs)
     bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
     batched = tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, Tensor) and x.ndim else None, dict(bound))
     reason = ""
@@ -142,6 +158,20 @@ def _try_export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             except Exception as error:
                 reason = reason or next(iter(str(error).strip().splitlines()), type(error).__name__)
     return reason
+
+
+def _named(module: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The module with its keyword arguments by name: torch.export follows no sizes through ``**kwargs``."""
+    signature = inspect.signature(module.forward)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    more = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY) for k in kwargs if k not in signature.parameters]
+    if not more:
+        return module
+    named = copy(module)
+    forward = partial(module.forward)
+    vars(forward)["__signature__"] = signature.replace(parameters=[*own, *more])
+    vars(named)["forward"] = forward
+    return named
 
 
 @contextmanager
