@@ -18,6 +18,7 @@ from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset
+from isthmus.device import seeded_global
 from isthmus.evaluate import Profile, profile
 from isthmus.evaluate.batchnorm import applied
 from isthmus.evaluate.profile import beside_others
@@ -84,8 +85,7 @@ def train(
     def full_loss(state: Mapping[str, Tensor]) -> float:
         return objective.loss({k: state[name] for k, name in whole.items()})
 
-    with torch.random.fork_rng(devices=[] if objective.device.type == "cpu" else [objective.device]):
-        torch.manual_seed(seed)  # dropout layers know no generator of their own
+    with seeded_global(seed, objective.device):  # dropout layers know no generator of their own
         fitted = fit(
             batch_loss, full_loss, params, len(y), recipe,
             generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers,

@@ -16,11 +16,12 @@ import torch
 import isthmus as im
 from isthmus.certify.certify import certify
 from isthmus.cli import run_app
+from isthmus.cli.experiments import engine_of
 from isthmus.experiments import SCALES, Experiment, Network, Pair, PaperValue, Problem, Weights
 from isthmus.experiments.page import as_markdown, write_tables
 from isthmus.papers import EXPERIMENTS, by_name
 from isthmus.params import equal
-from isthmus.sweep import Local, Store, canonical, identity, key_of, run_cells, with_needs
+from isthmus.sweep import Local, Ray, Store, canonical, identity, key_of, run_cells, with_needs
 from isthmus.training.fit import Recipe
 from tests.sweep.cells import ended, forked, results, temporaries
 
@@ -297,11 +298,31 @@ def test_files_that_are_no_sweep_are_refused(tmp_path, capsys, text):
 def test_options_that_do_not_fit_are_refused(tmp_path, capsys):
     file = tmp_path / "my.yaml"
     file.write_text(SWEEP)
-    for options in (["--gpus", "1"], ["--workers", "2", "--address", "auto"], ["--shard", "3/2"]):
+    none_here = [] if torch.cuda.is_available() else [["--gpus", "1"], ["--device", "cuda"]]
+    wrong = [["--gpus", "0.5"], ["--device", "cpu", "--gpus", "1"], ["--device", "toaster"], ["--cpus", "2"]]
+    for options in (*none_here, *wrong, ["--workers", "2", "--address", "auto"], ["--shard", "3/2"]):
         assert run_app(["sweep", str(file), "--runs", str(tmp_path / "runs"), *options]) == 2
+        assert options[0].removeprefix("--") in capsys.readouterr().err
     assert run_app(["sweep", str(file), "--workers", "2", "--resource", "big"]) == 2
     assert run_app(["experiment", "run", "no-such"]) == 2
     assert "compare-digits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "engine"),
+    [
+        ("auto", None, None, Local()),
+        ("cuda", None, 2, Ray(2, gpus=1)),
+        ("auto", 8, 2, Ray(8, gpus=0.25)),
+        ("auto", 3, None, Ray(3, gpus=1)),
+        ("auto", 6, None, Ray(6, gpus=0.6666)),
+        ("cpu", 6, None, Ray(6, gpus=0)),
+    ],
+)
+def test_workers_share_the_gpus(monkeypatch, device, workers, gpus, engine):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr("isthmus.cli.experiments.device_of", lambda name: None)
+    assert engine_of(workers, None, 1, gpus, None, 3, device) == engine
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path):

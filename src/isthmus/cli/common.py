@@ -17,6 +17,7 @@ from isthmus.cli.given import Given, on_device
 from isthmus.cli.options import Asked
 from isthmus.connectors import Connector
 from isthmus.data import Dataset
+from isthmus.device import device_of as device_of
 from isthmus.errors import CheckpointError, InputError, IsthmusError
 from isthmus.models import MODELS, by_name, parameters_of
 from isthmus.models.hugging_face import HUGGING_FACE
@@ -29,16 +30,6 @@ from isthmus.storage.contents import Contents
 from isthmus.storage.folders import adapter_folder
 from isthmus.storage.methods import connector_from
 from isthmus.storage.tensors import read_metadata
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; auto takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as e:
-        raise InputError("--device", expected="auto, cpu or a device that torch has here", got=repr(name)) from e
 
 
 def dtype_of(name: str, params: Params) -> torch.dtype:

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.table import Column, Table
 
 from isthmus.cli.console import console, progress_bar
 from isthmus.cli.options import Json, Quiet
 from isthmus.cli.typed import command
+from isthmus.device import device_of
 from isthmus.errors import FileError, InputError
 from isthmus.experiments import SCALES, Finding, read_sweep, sweep_file
 from isthmus.experiments.page import (
@@ -44,22 +46,50 @@ Workers = Annotated[
 Address = Annotated[str | None, typer.Option("--address", help="A Ray cluster: auto, or HOST:PORT.")]
 ShardOption = Annotated[str | None, typer.Option("--shard", help="i/N: only the i-th of N parts, for array jobs.")]
 Cpus = Annotated[float, typer.Option("--cpus", help="CPUs per job (Ray).")]
-Gpus = Annotated[float, typer.Option("--gpus", help="GPUs per job (Ray).")]
+Gpus = Annotated[
+    float | None,
+    typer.Option("--gpus", help="GPUs to spread the jobs over, a worker each (Ray); with --address, GPUs per job."),
+]
+Device = Annotated[str, typer.Option("--device", help="Of every job: auto, cpu, cuda, ...")]
 Resource = Annotated[list[str] | None, typer.Option("--resource", help="NAME=AMOUNT per job (Ray); repeatable.")]
 Retries = Annotated[int, typer.Option("--retries", help="New attempts at a job whose worker was killed (Ray).")]
 
 
 def engine_of(
-    workers: int | None, address: str | None, cpus: float, gpus: float, resource: list[str] | None, retries: int
+    workers: int | None,
+    address: str | None,
+    cpus: float,
+    gpus: float | None,
+    resource: list[str] | None,
+    retries: int,
+    device: str = "auto",
 ) -> Engine:
-    """The engine that the options mean: this process unless workers or an address are asked for."""
-    if workers is None and address is None:
-        if (cpus, gpus, resource or []) != (1, 0, []):
-            raise InputError("--cpus, --gpus, --resource", expected="--workers or --address with them", got="neither")
+    """The engine that the options mean: this process unless workers, an address or GPUs are asked for."""
+    wanted = dict(map(_amount, resource or []))
+    if address is not None:
+        if workers is not None:
+            raise InputError("--workers", expected="none with --address: the cluster has its own", got=workers)
+        return Ray(1, address, cpus, gpus or 0, wanted, retries)
+    device_of(device)
+    found = _gpus(gpus, device)
+    if workers is None and not gpus:
+        if cpus != 1 or wanted:
+            raise InputError("--cpus, --resource", expected="--workers or --address with them", got="neither")
         return Local()
-    if workers is not None and address is not None:
-        raise InputError("--workers", expected="none with --address: the cluster has its own", got=workers)
-    return Ray(workers or 1, address, cpus, gpus, dict(map(_amount, resource or [])), retries)
+    workers = workers or found
+    part = min(1.0, 10_000 * found // workers / 10_000)  # of a GPU, in ten-thousandths, as Ray counts them
+    return Ray(workers, None, cpus, part, wanted, retries)
+
+
+def _gpus(asked: float | None, device: str) -> int:
+    """How many GPUs of this machine the workers share: those that are asked for, else all that the device allows."""
+    here = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if asked is None:
+        return here
+    if asked != int(asked) or not 0 <= asked <= here:
+        why = f"a whole number up to {here}, the GPUs that torch sees here" if here else "0, as torch sees none here"
+        raise InputError("--gpus", expected=why, got=f"{asked:g} with --device {device}")
+    return int(asked)
 
 
 def _amount(text: str) -> tuple[str, float]:
@@ -96,7 +126,8 @@ def run(
     address: Address = None,
     shard: ShardOption = None,
     cpus: Cpus = 1,
-    gpus: Gpus = 0,
+    gpus: Gpus = None,
+    device: Device = "auto",
     resource: Resource = None,
     retries: Retries = 3,
     quiet: Quiet = False,
@@ -106,7 +137,8 @@ def run(
     experiment = by_name(name)
     cells = experiment.chosen(scale, only or ())
     store = Store(runs)
-    report = _run(cells, store, engine_of(workers, address, cpus, gpus, resource, retries), shard, quiet)
+    engine = engine_of(workers, address, cpus, gpus, resource, retries, device)
+    report = _run(cells, store, engine, device, shard, quiet)
     rows = experiment.table(store, cells)
     findings = experiment.findings(rows)
     if not only and len(done(store, cells)) == len(cells):
@@ -200,7 +232,8 @@ def sweep(
     address: Address = None,
     shard: ShardOption = None,
     cpus: Cpus = 1,
-    gpus: Gpus = 0,
+    gpus: Gpus = None,
+    device: Device = "auto",
     resource: Resource = None,
     retries: Retries = 3,
     quiet: Quiet = False,
@@ -212,8 +245,8 @@ def sweep(
     """
     document = read_sweep(file, set_ or (), repeated=[*(model or ()), *(data or ())], command=command())
     cells, store = document.cells(), Store(runs)
-    engine = engine_of(workers, address, cpus, gpus, resource, retries)
-    report = None if show else _run(cells, store, engine, shard, quiet)
+    engine = engine_of(workers, address, cpus, gpus, resource, retries, device)
+    report = None if show else _run(cells, store, engine, device, shard, quiet)
     found = done(store, cells)
     rows = rows_of(sweep_file.TABLE.rows, found)
     if rows:
@@ -227,11 +260,13 @@ def sweep(
     return 0 if report is None else _ended(report)
 
 
-def _run(cells: Sequence[Cell], store: Store, engine: Engine, shard: str | None, quiet: bool) -> SweepReport:
+def _run(
+    cells: Sequence[Cell], store: Store, engine: Engine, device: str, shard: str | None, quiet: bool
+) -> SweepReport:
     part = None if shard is None else Shard.parse(shard)
     with _cells_bar(quiet) as progress:
         try:
-            report = run_cells(cells, store, engine, shard=part, progress=progress)
+            report = run_cells(cells, store, engine, device=device, shard=part, progress=progress)
         except KeyboardInterrupt:
             plan = with_needs(cells if part is None else part.of(cells))
             finished = sum(store.find(c) is not None for c in plan)

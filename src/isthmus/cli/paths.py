@@ -15,7 +15,7 @@ from isthmus import pipeline as runs
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.asked import check_given, of_path
-from isthmus.cli.common import dtype_of, objectives
+from isthmus.cli.common import device_of, dtype_of, objectives
 from isthmus.cli.console import number, progress_bar
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.cli.given import Given
@@ -46,7 +46,7 @@ from isthmus.verdict import LEVEL, Level, verdict
 
 def _open_path(path: Path, asked: Asked, dtype: str) -> tuple[Connection, Objective, Objective | None]:
     """The path with its objectives; what differs from what it was made with is said on stderr."""
-    connection = load_connection(path)
+    connection = load_connection(path, device_of(asked.device))
     parts = of_path(path, connection.stats, asked)
     start = dict(connection.path.start)
     kind = parts.dtype if dtype == "auto" and parts.dtype is not None else dtype_of(dtype, start)

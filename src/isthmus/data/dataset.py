@@ -17,7 +17,7 @@ from isthmus.shown import one_line
 @one_line
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test examples: inputs in floating point or whole numbers (int64), labels as int64, all on the CPU.
+    """Training and test examples: inputs in floating point or whole numbers (int64), labels as int64.
 
     `x_train` is [n, c, h, w] for images, [n, d] for rows and [n, T] for sequences of words. `y_train` holds labels
     0 .. classes-1, or real targets (then `classes` is 0). `x_test` and `y_test` are None together when there are no
@@ -58,7 +58,7 @@ class Dataset:
                 sha.update(b"none;")
             else:
                 sha.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-                sha.update(tensor.contiguous().numpy().data)
+                sha.update(tensor.cpu().contiguous().numpy().data)
         return sha.hexdigest()
 
     @property
@@ -83,6 +83,12 @@ class Dataset:
             return out
         y_test = None if self.y_test is None else self.y_test.to(dtype)
         return replace(out, y_train=self.y_train.to(dtype), y_test=y_test)
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same examples on a device."""
+        out = self._map_x(lambda x: x.to(device))
+        y_test = None if self.y_test is None else self.y_test.to(device)
+        return replace(out, y_train=self.y_train.to(device), y_test=y_test)
 
     def subset(self, n_train: int | None = None, n_test: int | None = None) -> Dataset:
         """The first `n_train` training and the first `n_test` test examples; None keeps them all."""

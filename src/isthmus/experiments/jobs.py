@@ -27,6 +27,7 @@ from isthmus.sweep import Cell, Job
 from isthmus.training.fit import Fitted, Recipe
 from isthmus.training.memory import Memory, forget
 
+HOST = torch.device("cpu")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -75,18 +76,20 @@ class Problem:
         made = seeded(lambda: by_name(self.model, inputs=data.shape, outputs=data.classes or None), seed)
         return made.to(_DTYPES[self.dtype])
 
-    def train(self, seed: int, recipe: Recipe, target: float, memory: Memory = forget) -> Fitted:
-        """The network of that seed, trained until its loss is at most `target`."""
-        data = self.dataset()
+    def train(
+        self, seed: int, recipe: Recipe, target: float, memory: Memory = forget, device: torch.device = HOST
+    ) -> Fitted:
+        """The network of that seed, trained on `device` until its loss is at most `target`."""
+        data = self.dataset().to(device)
         x = data.cast(_DTYPES[self.dtype]).x_train
         return runs.train(
-            self.module(data, seed), (x, data.y_train), recipe,
+            self.module(data, seed).to(device), (x, data.y_train), recipe,
             seed=seed, loss=self.loss, target=target, memory=memory,
         )  # fmt: skip
 
-    def objectives(self) -> tuple[Objective, Objective | None]:
-        """On the training examples and, where there are some, on the test examples."""
-        data, kind = self.dataset(), _DTYPES[self.dtype]
+    def objectives(self, device: torch.device = HOST) -> tuple[Objective, Objective | None]:
+        """On the training examples and, where there are some, on the test examples; the data are on `device`."""
+        data, kind = self.dataset().to(device), _DTYPES[self.dtype]
         train = Objective(self.module(data).eval(), self.loss, (data.x_train, data.y_train), dtype=kind)
         if data.x_test is None or data.y_test is None or self.tests == 0:
             return train, None
@@ -139,7 +142,7 @@ class Network(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train, resuming where a killed run was; the weights are in params.safetensors."""
-        fitted = self.problem.train(self.seed, self.recipe, self.target, job.memory("training"))
+        fitted = self.problem.train(self.seed, self.recipe, self.target, job.memory("training"), job.device)
         about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
         save_params(fitted.params, job.folder / "params.safetensors", about)
         return {
@@ -151,7 +154,7 @@ class Network(Cell):
 
     def params(self, job: Job) -> Params:
         """The trained weights."""
-        return load_params(job.load(self).folder / "params.safetensors")
+        return job.put(load_params(job.load(self).folder / "params.safetensors"))
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ class Weights:
 
     def params(self, job: Job) -> Params:
         """The weights, in the precision of the problem."""
-        return cast(self.read(), _DTYPES[self.problem.dtype])
+        return job.put(cast(self.read(), _DTYPES[self.problem.dtype]))
 
 
 @dataclass(frozen=True)
@@ -246,7 +249,7 @@ class Pair(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Connect (a search that was killed goes on), measure, certify; all of it in files beside the result."""
-        objective, test = self.a.problem.objectives()
+        objective, test = self.a.problem.objectives(job.device)
         a, b = self.a.params(job), self.b.params(job)
         check_ends(objective.check(a, "a"), objective.check(b, "b"))
         judge = runs.judge_of(self.method, test)

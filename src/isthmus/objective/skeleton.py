@@ -190,8 +190,11 @@ def materialised(skeleton: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def storage(v: Tensor) -> int:
-    """The address of the memory of a tensor; 0 where there is none."""
-    return v.untyped_storage().data_ptr() if v.layout == torch.strided else 0
+    """The address of the memory of a tensor; 0 where there is none, as in a tensor that wraps others."""
+    try:
+        return v.untyped_storage().data_ptr() if v.layout == torch.strided else 0
+    except RuntimeError:
+        return 0
 
 
 def storages(module: nn.Module) -> set[int]:

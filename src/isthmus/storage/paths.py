@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path as File
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from isthmus.connectors.base import Connection, Outcome
@@ -140,10 +141,10 @@ def save(connection: Connection | Path, path: PathLike) -> None:
     save_tensors(store.tensors, path, {"isthmus": json.dumps(header | {"manifest": text}, separators=(",", ":"))})
 
 
-def load_connection(path: PathLike) -> Connection:
+def load_connection(path: PathLike, device: str | torch.device = "cpu") -> Connection:
     """Read a connection that ``save`` wrote; tensors that points of the path share are the same objects again.
 
-    Tensors arrive on the CPU. Memory: the distinct tensors once. Errors: ``FileError`` for a file that is
+    Tensors arrive on `device`. Memory: the distinct tensors once. Errors: ``FileError`` for a file that is
     missing, damaged (every byte that matters is under a digest), of another kind (the message says which),
     or written by a newer version of the format.
     """
@@ -152,7 +153,7 @@ def load_connection(path: PathLike) -> Connection:
     tensors, _ = read_tensors(path)
     if digest(tensors) != expected:
         raise FileError(path, "is damaged: its tensors do not match their digest", _AGAIN)
-    return _build(path, manifest, tensors)
+    return _build(path, manifest, {k: v.to(device) for k, v in tensors.items()})
 
 
 def read_header(path: PathLike) -> dict[str, Any]:

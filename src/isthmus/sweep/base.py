@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from isthmus.device import device_of
 from isthmus.errors import InputError, IsthmusError
 from isthmus.storage import make_folder, sweep_temporaries
 from isthmus.sweep.cells import Cell, identity, key_of, with_needs
@@ -116,6 +117,7 @@ class SweepReport:
 class _Place:
     root: Path
     engine: str
+    device: str
     wait: bool
 
 
@@ -124,13 +126,16 @@ def run_cells(
     store: Store,
     engine: Engine,
     *,
+    device: str = "auto",
     shard: Shard | None = None,
     progress: Progress = no_progress,
 ) -> SweepReport:
     """Compute the missing cells and all that they need; cells that are there are left as they are.
 
     A cell that fails does not stop the others, except when the disk does not take results any more. May be killed
-    at any time and called again, and any number of processes may work on one folder: no cell is done twice.
+    at any time and called again, and any number of processes may work on one folder: no cell is done twice. Each cell
+    works on the `device` of its worker, "auto" for a GPU where there is one; a cell that was done on another device
+    counts as done, and its record says on which.
     Errors: ``IsthmusError`` for a disk that fails, ``FileError`` for a damaged result or one of another cell.
     """
     make_folder(store.root)
@@ -145,7 +150,7 @@ def run_cells(
     try:
         for wait in (False, True):  # cells that other processes are doing come last
             progress("cells", report.found + report.computed, report.total)
-            missing = _pass(missing, _Place(store.root.absolute(), engine.name, wait), engine, report, progress)
+            missing = _pass(missing, _Place(store.root.absolute(), engine.name, device, wait), engine, report, progress)
     except BaseException:
         _tidy(missing, store)
         raise
@@ -202,10 +207,10 @@ def _do(place: _Place, cell: Cell) -> str:
         if store.find(cell) is not None:
             return "found"
         begin, worked = time.perf_counter(), time.process_time()
-        key = key_of(identity(cell))
-        result = cell.run(Job(store, key, make_folder(store.folder(cell, key))))
+        key, device = key_of(identity(cell)), device_of(place.device, "device")
+        result = cell.run(Job(store, key, make_folder(store.folder(cell, key)), device))
         spent = (time.perf_counter() - begin, time.process_time() - worked)
-        store.write(cell, result, record_of(*spent, place.engine))
+        store.write(cell, result, record_of(*spent, place.engine, device))
         return "computed"
 
 

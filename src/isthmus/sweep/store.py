@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from isthmus.errors import FileError, InputError, IsthmusError, MissingExtraError
+from isthmus.params import Params
 from isthmus.storage import FolderMemory as FolderMemory
 from isthmus.storage import make_folder, read_json, write_json
 from isthmus.storage.files import plain
@@ -145,11 +146,16 @@ def _clear(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What a running cell may use: its own folder, and the results it needs."""
+    """What a running cell may use: its own folder, the results it needs, and the device that it works on."""
 
     store: Store
     key: str
     folder: Path
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - cannot change
+
+    def put(self, params: Params) -> Params:
+        """The parameters on the cell's device."""
+        return {k: v.to(self.device) for k, v in params.items()}
 
     def load(self, need: Cell) -> Stored:
         """A finished cell that the running one declared in ``needs``."""
@@ -160,13 +166,14 @@ class Job:
         return FolderMemory(self.folder, self.key, seconds, steps).part(name)
 
 
-def record_of(seconds: float, processor: float, engine: str) -> dict[str, Any]:
+def record_of(seconds: float, processor: float, engine: str, device: torch.device) -> dict[str, Any]:
     """How a cell was computed: what may differ from run to run. `processor`: seconds of processor time."""
     return {
         "format": _FORMAT,
         "seconds": seconds,
         "processor_seconds": processor,
         "engine": engine,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -61,9 +61,10 @@ def measure(
 
     For l = 0 it reads the whole input.
     """
+    units = held.to(objective.device)
 
     def features(x: Tensor) -> Tensor:
-        return chain.features(params, x, l, len(x)).index_select(1, held) if l else x
+        return chain.features(params, x, l, len(x)).index_select(1, units) if l else x
 
     return losses_of(objective, chain, chain.compact(weights, params), first=l + 1, enter=features)
 

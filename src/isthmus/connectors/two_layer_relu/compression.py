@@ -45,17 +45,6 @@ class HiddenLayer:
         return self.A.abs().sum((0, 2)).nonzero().flatten()
 
 
-def layer_recalled(memory: Memory, compute: Callable[[], HiddenLayer]) -> HiddenLayer:
-    """The layer that `compute` gives, or gave before this work was killed."""
-
-    def packed() -> State:
-        layer = compute()
-        return {"W": layer.W, "A": layer.A, "b": layer.b}, {"value": layer.value, "gap": layer.gap}
-
-    tensors, values = recalled(memory, packed)
-    return HiddenLayer(**tensors, **values)
-
-
 class TwoLayers:
     """An objective whose network is x -> ReLU of an affine layer -> affine layer, read for Theorem 2.4; float64.
 
@@ -114,6 +103,16 @@ class TwoLayers:
             Z = self.features(W, like)
         losses = self.objective.example_losses
         return Readout(Z, self.y, losses, self.kappa, self.bias, squared=self.squared, outputs=self.chain.widths[2])
+
+    def recalled(self, memory: Memory, compute: Callable[[], HiddenLayer]) -> HiddenLayer:
+        """The layer that `compute` gives, or gave before this work was killed."""
+
+        def packed() -> State:
+            layer = compute()
+            return {"W": layer.W, "A": layer.A, "b": layer.b}, {"value": layer.value, "gap": layer.gap}
+
+        tensors, values = recalled(memory, packed)
+        return HiddenLayer(**{k: v.to(self.x.device) for k, v in tensors.items()}, **values)
 
     def solved(
         self, readout: Readout, layer: HiddenLayer, units: Tensor | None = None, steps: int | None = None
@@ -191,12 +190,10 @@ def compress(
     """
     how = how or Compression()
     readout = problem.readout(layer.W, like)
-    units = torch.ones(problem.m, dtype=torch.bool)
     if len(layer.live) > keep:
-        now = layer
+        now, units = layer, _mask(problem.m, layer.live)
         while (excess := len(now.live) - keep) > 0:
-            units = torch.zeros(problem.m, dtype=torch.bool)
-            units[now.live] = True
+            units = _mask(problem.m, now.live)
             cost = _cost_of_removal(readout, now)
             drop = cost.argsort()[: max(1, int(how.part * excess))]
             units[now.live[drop]] = False
@@ -241,13 +238,16 @@ def _move(problem: TwoLayers, layer: HiddenLayer, alpha: float, like: Params, ho
                     W, value, size = new, reached, 1.5 * size
                     break
                 size /= 2
-        units = torch.zeros(problem.m, dtype=torch.bool)
-        units[live] = True
-        moved = problem.solved(problem.readout(W, like), HiddenLayer(W, A, b, value), units)
+        moved = problem.solved(problem.readout(W, like), HiddenLayer(W, A, b, value), _mask(problem.m, live))
         if moved.value >= before * (1 - 1e-9):
             break
         layer, size = moved, max(size, 1e-2)
     return layer
+
+
+def _mask(m: int, units: Tensor) -> Tensor:
+    """Which of m units are among `units`."""
+    return units.new_zeros(m, dtype=torch.bool).index_fill(0, units, True)
 
 
 def _scaled(gradient: Tensor, W: Tensor) -> Tensor:

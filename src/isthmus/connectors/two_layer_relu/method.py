@@ -13,7 +13,7 @@ from torch import Tensor
 from isthmus.checks import check_several, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import Label, WeightWalk, labels_as_text
-from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers, compress, layer_recalled
+from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers, compress
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
 from isthmus.errors import InputError
 from isthmus.params import Params, cast
@@ -78,9 +78,9 @@ class TwoLayerReLU(Connector):
 
         def compressed(e: int, keep: int, alpha: float) -> HiddenLayer:
             part = task.memory.part(f"compressed{e}-{keep}-{'turned' if alpha else 'still'}")
-            return layer_recalled(part, lambda: compress(problem, best[e], keep, alpha, wide[0]))
+            return problem.recalled(part, lambda: compress(problem, best[e], keep, alpha, wide[0]))
 
-        best = [layer_recalled(task.memory.part(f"solved{e}"), partial(solved, e)) for e in (0, 1)]
+        best = [problem.recalled(task.memory.part(f"solved{e}"), partial(solved, e)) for e in (0, 1)]
         found: list[_Try] = []
         for n in self._sizes(problem.m):
             sparse = [compressed(e, problem.m - n, self.alpha) for e in (0, 1)]
@@ -190,7 +190,7 @@ def _walk(
         put_layer(best[0])
         walk.step("at A, best last layer", "a")
     compressed(to_a, 0)
-    everyone = torch.arange(len(oracle.W))
+    everyone = torch.arange(len(oracle.W), device=oracle.W.device)
     put_rows(oracle, everyone, here)
     walk.step("write the oracle into dead units", "b")
     small = problem.weights(oracle, ends[0])

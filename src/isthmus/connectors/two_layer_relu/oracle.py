@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import Task
-from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers, layer_recalled
+from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers
 from isthmus.errors import IsthmusError
 from isthmus.params import Params
 from isthmus.training.fit import Recipe, fit
@@ -124,4 +124,4 @@ def _train(
     found = {**fitted.params, **fixed}
     layer = scaled_to(HiddenLayer(found["W"], found["A"], found["b"], fitted.loss), radius)
     part = task.memory.part("solved")
-    return layer_recalled(part, lambda: problem.solved(problem.readout(layer.W, like), layer))
+    return problem.recalled(part, lambda: problem.solved(problem.readout(layer.W, like), layer))

@@ -75,7 +75,7 @@ class Readout:
         be attained).
         """
         f = self.Z.shape[1]
-        columns = torch.ones(f, dtype=torch.bool) if columns is None else columns
+        columns = torch.ones(f, dtype=torch.bool, device=self.Z.device) if columns is None else columns
         A, b = (self.Z.new_zeros(self.O, f), self.Z.new_zeros(self.O)) if start is None else start
         A = torch.where(columns, A, torch.zeros_like(A))
         if self.gram is not None:
@@ -200,7 +200,7 @@ class _Gram:
     def on(self, columns: Tensor, b: Tensor | None) -> _Moments:
         """The moments of some features, the targets less a fixed bias."""
         if self.extra:
-            columns = torch.cat([columns, torch.ones(1, dtype=torch.bool)])
+            columns = torch.cat([columns, columns.new_ones(1)])
         C, s = self.C, self.y.square().mean(0)
         if b is not None:
             C = C - self.Z.mean(0)[:, None] * b
@@ -238,7 +238,8 @@ def _polish(moments: _Moments, W: Tensor, penalty: float) -> Tensor:
         signs = row[support].sign()
         if len(signs):
             target = moments.C[support, o] - penalty / 2 * signs
-            found = torch.linalg.lstsq(moments.G[support][:, support], target[:, None], driver="gelsd").solution[:, 0]
+            G = moments.G[support][:, support].cpu()
+            found = torch.linalg.lstsq(G, target[:, None].cpu(), driver="gelsd").solution[:, 0].to(out)
             if bool((found.sign() == signs).all()):
                 out[o, support] = found
     return out

@@ -16,7 +16,7 @@ from isthmus.certify import certify
 from isthmus.connectors import StringSampling, connect
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.evaluate import profile
-from isthmus.experiments.jobs import Problem
+from isthmus.experiments.jobs import HOST, Problem
 from isthmus.experiments.page import ended
 from isthmus.models import mlp, seeded
 from isthmus.objective import Objective
@@ -67,9 +67,9 @@ class Polynomial:
         """These weights."""
         return {k: v.detach() for k, v in self.module(seed).state_dict().items()}
 
-    def objectives(self) -> tuple[Objective, Objective | None]:
+    def objectives(self, device: torch.device = HOST) -> tuple[Objective, Objective | None]:
         """On the points; there are no others to test on."""
-        x = torch.linspace(0, 1, self.examples, dtype=torch.float64)[:, None]
+        x = torch.linspace(0, 1, self.examples, dtype=torch.float64)[:, None].to(device)
         y = sum((c * x**k for k, c in enumerate(_COEFFICIENTS[self.name])), torch.zeros_like(x))
         if self.loss == "squared":
             return Objective(self.module(0).eval(), "mse", (x, y)), None
@@ -84,9 +84,9 @@ def _start_of(problem: Problem | Polynomial, seed: int) -> Params:
 
 
 @lru_cache(maxsize=1)
-def _objectives(problem: Problem | Polynomial) -> tuple[Objective, Objective | None]:
+def _objectives(problem: Problem | Polynomial, device: torch.device) -> tuple[Objective, Objective | None]:
     """Cells of one problem follow one another, and images take seconds to read."""
-    return problem.objectives()
+    return problem.objectives(device)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,11 @@ class Judge:
     on: str = "train"
     points: int = 11
 
-    def threshold(self, problem: Problem | Polynomial, value: float) -> tuple[Objective, Threshold]:
+    def threshold(
+        self, problem: Problem | Polynomial, value: float, device: torch.device = HOST
+    ) -> tuple[Objective, Threshold]:
         """The training objective, and the set below `value`."""
-        objective, test = _objectives(problem)
+        objective, test = _objectives(problem, device)
         judging = test if self.on == "test" and test is not None else objective
         return objective, Threshold(judging, self.quantity, value, self.points)
 
@@ -123,8 +125,8 @@ class Ends(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train to the lowest level; the weights of level i, where it was reached, are in level-i.safetensors."""
-        objective, limit = self.judge.threshold(self.problem, min(self.levels))
-        start = objective.check(_start_of(self.problem, self.seed))
+        objective, limit = self.judge.threshold(self.problem, min(self.levels), job.device)
+        start = objective.check(job.put(_start_of(self.problem, self.seed)))
         check = self.recipe.check or max(1, objective.num_examples // self.recipe.batch)
         watch = Crossings(limit, self.levels, check)
         fitted = fit(
@@ -140,7 +142,8 @@ class Ends(Cell):
     def params(self, job: Job, level: float) -> Params | None:
         """The weights at that level; None where it was not reached."""
         i, found = self.levels.index(level), job.load(self)
-        return load_params(found.folder / f"level-{i}.safetensors") if str(i) in found.result["reached"] else None
+        reached = str(i) in found.result["reached"]
+        return job.put(load_params(found.folder / f"level-{i}.safetensors")) if reached else None
 
 
 class Crossings:
@@ -204,7 +207,7 @@ class String(Cell):
         if a is None or b is None:
             return {"outcome": "END_NOT_TRAINED"}
         judge, problem = self.a.judge, self.a.problem
-        objective, limit = judge.threshold(problem, self.reach * self.level)
+        objective, limit = judge.threshold(problem, self.reach * self.level, job.device)
         method = replace(
             self.method, threshold=limit.value, quantity=judge.quantity, on=judge.on, points=judge.points
         )  # fmt: skip
@@ -261,7 +264,7 @@ class Proof(Cell):
         stored = job.load(self.string)
         if ended(stored.result["outcome"]) != "CONSTRUCTED":
             return {"bound": None}
-        objective, _ = self.string.a.problem.objectives()
-        path = load_connection(stored.folder / "string.safetensors").path
+        objective, _ = self.string.a.problem.objectives(job.device)
+        path = load_connection(stored.folder / "string.safetensors", job.device).path
         found = certify(objective, path, self.gap, budget=self.budget)
         return {"bound": found.bound if found.proved else None, "claims": found.counts}

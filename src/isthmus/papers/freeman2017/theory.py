@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from isthmus.analysis.gap_by_width import gap_by_width
 from isthmus.connectors import ConstrainedStringSampling, StringSampling, TwoLayerReLU, connect
 from isthmus.counterexamples import gaussian_mixture, permutation
 from isthmus.evaluate import profile
+from isthmus.experiments.jobs import HOST
 from isthmus.models import mlp, seeded
 from isthmus.objective import Objective
 from isthmus.objective.losses import L1
@@ -81,21 +83,22 @@ class Gap(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """``gap_by_width`` at this width."""
-        (row,) = gap_by_width(self.ends, [self.m], self.method, seed=self.seed)
+        (row,) = gap_by_width(partial(self.ends, device=job.device), [self.m], self.method, seed=self.seed)
         return asdict(row) | {"gap": row.gap, "excess": row.excess}
 
-    def ends(self, m: int) -> tuple[Objective, Params, Params]:
+    def ends(self, m: int, device: torch.device = HOST) -> tuple[Objective, Params, Params]:
         """The objective and two networks trained from their own seeds."""
         x = torch.randn(self.examples, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         net = mlp((2, m, 1), bias=False).double()
         y = torch.sin(x.sum(1, keepdim=True))
-        objective = Objective(net.eval(), "mse", (x, y), penalty=L1(self.kappa, ("2.weight",)))
+        data = (x.to(device), y.to(device))
+        objective = Objective(net.eval(), "mse", data, penalty=L1(self.kappa, ("2.weight",)))
         out = []
         for seed in (2 * self.seed, 2 * self.seed + 1):
             made = seeded(lambda: mlp((2, m, 1), bias=False).double(), seed).state_dict()
             recipe = Recipe(lr=1e-2, steps=self.steps, batch=self.examples, check=50)
             generator = torch.Generator().manual_seed(seed)
-            out.append(
-                fit(objective.batch_loss, objective.loss, made, self.examples, recipe, generator=generator).params
-            )
+            start = {k: v.to(device) for k, v in made.items()}
+            found = fit(objective.batch_loss, objective.loss, start, self.examples, recipe, generator=generator)
+            out.append(found.params)
         return objective, out[0], out[1]

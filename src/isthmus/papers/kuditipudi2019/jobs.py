@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from isthmus.connectors.noise_dropout import End
+from isthmus.device import seeded_global
 from isthmus.evaluate import profile
 from isthmus.evaluate.chain import losses_of, require_hidden_chain
 from isthmus.experiments.jobs import Network, On
@@ -48,7 +49,7 @@ class Subnetworks(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Every draw's loss and error, the units of the best, the straight segments to it."""
-        objective, _ = self.end.problem.objectives()
+        objective, _ = self.end.problem.objectives(job.device)
         theta = objective.check(self.end.params(job))
         generator = torch.Generator().manual_seed(self.end.seed)
         loss, error = objective.measure(theta)
@@ -110,7 +111,7 @@ class Losses(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Measure; with dropout active each pass draws new units for every example, and the mean is kept."""
-        sets = dict(zip(("train", "test"), self.end.problem.objectives(), strict=True))
+        sets = dict(zip(("train", "test"), self.end.problem.objectives(job.device), strict=True))
         theta = self.end.params(job)
         out: dict[str, Any] = {}
         for name, objective in sets.items():
@@ -123,15 +124,14 @@ class Losses(Cell):
         return out
 
     def _active(self, objective: Objective, theta: Params) -> dict[str, float]:
-        module = self.end.problem.module(self.end.problem.dataset()).eval()
+        module = self.end.problem.module(self.end.problem.dataset()).to(objective.device).eval()
         for layer in module.modules():
             if isinstance(layer, nn.Dropout | nn.Dropout2d):
                 layer.train()
         x, y = objective.data
         assert isinstance(x, Tensor)  # noqa: S101 - the networks of this page have one input
         found = []
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.random.default_generator.manual_seed(self.end.seed)  # dropout layers know no generator of their own
+        with seeded_global(self.end.seed, objective.device), torch.no_grad():
             for _ in range(self.passes):
                 parts = zip(x.split(objective.chunk), y.split(objective.chunk), strict=True)
                 found.append(objective.of_outputs((functional_call(module, theta, (p,)), q) for p, q in parts))
@@ -152,7 +152,7 @@ class Noise(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Definitions 2 to 4; every example's numbers are in noise.safetensors, as ``layer_cushion/6``."""
-        objective, _ = self.end.problem.objectives()
+        objective, _ = self.end.problem.objectives(job.device)
         found = noise_stability(objective, self.end.params(job), self.p, draws=self.draws, seed=self.end.seed)
         smoothness: dict[int, Tensor] = {}
         for (i, _j), rho in found.interlayer_smoothness.items():

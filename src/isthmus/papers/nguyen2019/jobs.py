@@ -68,7 +68,7 @@ class _OnSamples(Cell):
         if self.start == "trained":
             return [network.params(job) for network in self.needs()]
         found = [self.setting.random(s) for s in self._seeds]
-        return [spoil(p, self.start) for p in found] if self.start in BAD else found
+        return [job.put(spoil(p, self.start) if self.start in BAD else p) for p in found]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Joined(_OnSamples):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """The path's numbers, its losses, and those of the straight line between the same ends."""
-        objective = self.setting.objective()
+        objective = self.setting.objective(job.device)
         a, b = self.points(job)
         # the certificate below is the same; made here, it can be read
         found = connect(objective, a, b, Sublevel(theorem=self.theorem, prove=False), seed=self.seed)
@@ -178,7 +178,7 @@ class Descent(_OnSamples):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """The way down."""
-        objective = self.setting.objective()
+        objective = self.setting.objective(job.device)
         (a,) = self.points(job)
         found = descend(objective, a, self.tolerance, seed=self.seed, prove=False)
         out = _about(found)
@@ -207,7 +207,7 @@ class Far(_OnSamples):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """The way out; the weights' norms at its vertices."""
-        objective = self.setting.objective()
+        objective = self.setting.objective(job.device)
         (a,) = self.points(job)
         found = ray(objective, a, self.size)
         proved = certify(objective, found.path, labels=found.stats["segments"], budget=BUDGET)

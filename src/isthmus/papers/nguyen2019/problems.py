@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus.errors import InputError
-from isthmus.experiments.jobs import Problem
+from isthmus.experiments.jobs import HOST, Problem
 from isthmus.models import seeded
 from isthmus.objective import Objective
 from isthmus.objective.data import rows
@@ -86,9 +86,9 @@ class Setting:
             parts += [nn.Linear(n, m, bias=self.bias, dtype=torch.float64), activation]
         return nn.Sequential(*parts[:-1])
 
-    def objective(self) -> Objective:
-        """The loss on the N examples."""
-        data = self._problem.dataset()
+    def objective(self, device: torch.device = HOST) -> Objective:
+        """The loss on the N examples, which are on `device`."""
+        data = self._problem.dataset().to(device)
         x, y = data.x_train.double(), data.y_train
         if self.loss == "hinge":
             return Objective(self.module(), hinge, (x, y), convex=True)
@@ -104,16 +104,19 @@ class Setting:
             out[name] = torch.randn(v.shape, generator=g, dtype=torch.float64) * scale
         return out
 
-    def train(self, seed: int, recipe: Recipe, target: float, memory: Memory = forget) -> Fitted:
+    def train(
+        self, seed: int, recipe: Recipe, target: float, memory: Memory = forget, device: torch.device = HOST
+    ) -> Fitted:
         """Trained from the random weights of that seed until the loss is at most `target`."""
-        objective = self.objective()
+        objective = self.objective(device)
         x, y = objective.data
+        start = {k: v.to(device) for k, v in self.random(seed).items()}
 
         def batch_loss(state: Params, index: Tensor) -> Tensor:
             return objective.example_losses(objective.forward(state, rows(x, index)), y[index]).mean()
 
         return fit(
-            batch_loss, objective.loss, self.random(seed), self.N, recipe,
+            batch_loss, objective.loss, start, self.N, recipe,
             generator=torch.Generator().manual_seed(seed), target=target, memory=memory,
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ class ExperimentA(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Loss and error of every layer's best subnetwork, on training and test data, beside the network's own."""
-        objective, test = self.network.problem.objectives()
+        objective, test = self.network.problem.objectives(job.device)
         return subnetwork_bounds(
             objective, self.network.params(job), 1 - self.p, self.draws, self.seed,
             recipe=self.recipe, hub_steps=self.hub_steps, target=self.target, test=test,
@@ -53,6 +53,6 @@ class ExperimentB(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """As of ``ExperimentA``."""
-        objective, test = self.network.problem.objectives()
+        objective, test = self.network.problem.objectives(job.device)
         params = self.network.params(job)
         return dropout_bounds(objective, params, 1 - self.p, self.draws, self.seed, test=test).to_dict()

@@ -103,7 +103,7 @@ class Trials(Cell):
 
     def params(self, job: Job, seed: int) -> Params:
         """The final weights of a trial that was saved."""
-        return load_params(job.load(self).folder / f"{seed}.safetensors")
+        return job.put(load_params(job.load(self).folder / f"{seed}.safetensors"))
 
 
 @dataclass(frozen=True)

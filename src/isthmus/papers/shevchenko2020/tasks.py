@@ -62,7 +62,7 @@ class Features(Cell):
         """The features and labels, in features.safetensors."""
         whole = load(self.data)
         chosen = whole.subset(self.examples, self.tests)
-        module = EXTRACTORS[self.extractor].module().to(device())
+        module = EXTRACTORS[self.extractor].module().to(job.device)
         tensors = {"y_train": chosen.y_train}
         tensors["x_train"] = extract(module, coloured(chosen.x_train, whole.x_train), self.side)
         if chosen.x_test is not None and chosen.y_test is not None:
@@ -158,7 +158,7 @@ class Task:
         if self.gaussian:
             assert self.tests is not None  # noqa: S101 - checked on construction
             x, y = self.sample(self.tests, torch.Generator().manual_seed(_TEST_SEED))
-            return Examples(None, None, x.to(device()), y.to(device()), 1)
+            return Examples(None, None, x.to(job.device), y.to(job.device), 1)
         data = self.cached.dataset(job) if self.cached else load(self.data).subset(self.examples, self.tests).flat()
         if data.x_test is None or data.y_test is None:
             raise InputError("data", expected="test examples", got=f"none in {self.data}")
@@ -166,7 +166,7 @@ class Task:
         x = data.x_train.double()
         shift, scale = float(x.mean()), float(x.std())
         pairs = [(x - shift) / scale for x in (data.x_train, data.x_test)]
-        at = device()
+        at = job.device
         return Examples(pairs[0].to(at), data.y_train.to(at), pairs[1].to(at), data.y_test.to(at), data.classes)
 
     def sample(self, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -255,8 +255,3 @@ class Schedule:
     def T(self) -> float:
         """The time of the evolution."""
         return self.step * self.steps
-
-
-def device() -> torch.device:
-    """A GPU where torch has one: wide networks are trained and measured there."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
