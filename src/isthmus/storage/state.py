@@ -15,7 +15,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from isthmus.connectors.base import Connector, lasting
 from isthmus.errors import FileError, InputError
@@ -154,7 +153,6 @@ def memory_in(
         "seed": seed,
         "network": re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton)),  # addresses differ between processes
         "objective": [s.describe() for s in sets],
-        "data": [digest({str(i): v for i, v in enumerate(tree_flatten(s.data)[0])}) for s in sets],
     }
     owner = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     return FolderMemory(Path(folder), owner, seconds)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from isthmus.params import Params
+from isthmus.program.adapted import Adapted
 
 __all__ = ["quietly", "translated"]
 
@@ -43,6 +44,7 @@ def _of_library(like: Any) -> tuple[str, Any] | None:
     module = getattr(like, "skeleton", like)
     if base is None or not isinstance(module, nn.Module):
         return None
+    module = module.own if isinstance(module, Adapted) else module
     parts = [(name, part) for name, part in module.named_modules() if isinstance(part, base)]
     return next(((f"{name}." if name else "", part) for name, part in parts), None)
 
