@@ -111,6 +111,22 @@ def tanh_regression() -> Problem:
 
 
 @made_once
+def permuted() -> Problem:
+    """A network that gives its own labels, and the same one with its units in another order: low ends, a high line."""
+    module = perceptron([5, 8, 8, 4]).double()
+    a = random_params(module, 1)
+    a |= {k: 4 * a[k] for k in ("4.weight", "4.bias")}
+    x, _ = blobs(24, (5,), 4)
+    with torch.no_grad():
+        y = torch.func.functional_call(module, a, x).argmax(1)
+    b = dict(a)
+    for before, after in (("0", "2"), ("2", "4")):
+        b |= {f"{before}.{k}": b[f"{before}.{k}"].flip(0) for k in ("weight", "bias")}
+        b[f"{after}.weight"] = b[f"{after}.weight"].flip(1)
+    return Problem("permuted", im.Objective(module, "cross_entropy", (x, y)), a, b)
+
+
+@made_once
 def with_ridge() -> Problem:
     return classify("with ridge", perceptron([5, 8, 6, 4]), (5,), penalty=im.Ridge(1e-3))
 

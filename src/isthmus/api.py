@@ -17,6 +17,7 @@ from isthmus.certify import Certificate as Certificate
 from isthmus.certify import certify as certify
 from isthmus.certify import verify_certificate as verify_certificate
 from isthmus.connectors import METHODS as METHODS
+from isthmus.connectors import Bezier as Bezier
 from isthmus.connectors import Connection as Connection
 from isthmus.connectors import Connector as Connector
 from isthmus.connectors import ConstrainedStringSampling as ConstrainedStringSampling
@@ -28,6 +29,7 @@ from isthmus.connectors import Memorised as Memorised
 from isthmus.connectors import Narrow as Narrow
 from isthmus.connectors import NoiseDropout as NoiseDropout
 from isthmus.connectors import Outcome as Outcome
+from isthmus.connectors import PolyChain as PolyChain
 from isthmus.connectors import Separated as Separated
 from isthmus.connectors import StringSampling as StringSampling
 from isthmus.connectors import Sublevel as Sublevel

@@ -20,7 +20,7 @@ from isthmus.storage.methods import connector_from, connector_to_dict
 from isthmus.training.fit import Recipe
 from tests.laws.test_methods import QUICK
 from tests.mortal import Killed, Mortal, to_the_end
-from tests.problems import Problem, odd_widths, tanh_regression, two_layers
+from tests.problems import Problem, odd_widths, permuted, tanh_regression, two_layers
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ TRAINED: dict[str, tuple[Connector, Callable[[], Problem]]] = {
     "ConstrainedStringSampling": (replace(QUICK[im.ConstrainedStringSampling], excess=0.005), tanh_regression),
     "TwoLayerReLU": (QUICK[im.TwoLayerReLU], two_layers),
     "Dropout": (QUICK[im.Dropout], odd_widths),
+    "Bezier": (im.Bezier(bends=4, recipe=im.Recipe(lr=None, epochs=8, batch=8)), permuted),
+    "PolyChain": (replace(QUICK[im.PolyChain], draws=2), permuted),
 }
 
 

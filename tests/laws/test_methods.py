@@ -16,6 +16,7 @@ from tests.problems import (
     Problem,
     deep_linear,
     linear_with_ridge,
+    permuted,
     sparse_regression,
     two_layers,
     wide_relu,
@@ -23,6 +24,8 @@ from tests.problems import (
 )
 
 QUICK: dict[type, Any] = {
+    im.Bezier: im.Bezier(recipe=im.Recipe(lr=None, steps=20, batch=8)),
+    im.PolyChain: im.PolyChain(bends=4, recipe=im.Recipe(lr=None, steps=20, batch=8)),
     im.Dropout: im.Dropout(masks=3),
     im.NoiseDropout: im.NoiseDropout(draws=3),
     im.Narrow: im.Narrow(draws=3, recipe=im.Recipe(steps=30, batch=8)),
@@ -38,8 +41,12 @@ ONLY: dict[type, tuple[Callable[[], Problem], ...]] = {
     im.TwoLayerReLU: (two_layers, sparse_regression),
 }
 """The problems of a method whose premises are special; every other problem it must refuse by name."""
-MORE: dict[type, tuple[Callable[[], Problem], ...]] = {im.Sublevel: (wide_relu, wide_then_narrow)}
-"""Problems besides those of all, wide enough for a method that gives the straight line where they are not."""
+MORE: dict[type, tuple[Callable[[], Problem], ...]] = {
+    im.Sublevel: (wide_relu, wide_then_narrow),
+    im.Bezier: (permuted,),
+    im.PolyChain: (permuted,),
+}
+"""Problems besides those of all, for methods that give the straight line there: wider ones, and ones with a barrier."""
 CONSTRUCTIVE = (im.Dropout, im.NoiseDropout, im.Narrow, im.Subnetwork, im.MeanField, im.Sublevel, im.TwoLayerReLU)
 PROVED = (*CONSTRUCTIVE, im.DeepLinear)
 

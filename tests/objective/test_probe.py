@@ -462,7 +462,7 @@ def test_modules_of_many_kinds_work(name):
         name, type(bare).__name__
     )
     path = im.connect(objective, a, b, im.Linear()).path
-    measured = im.profile(objective, path, 3)
+    measured = im.profile(objective, path, 3, bn="interpolate")
     assert measured.loss.tolist() == pytest.approx([objective.loss(path.at(t)) for t in (0.0, 0.5, 1.0)], rel=1e-9)
 
 

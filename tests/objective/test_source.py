@@ -191,9 +191,17 @@ class Counted(Segment):
         self.alive.update(v for v in point.values())
         return point
 
-    start = property(lambda self: self.inner.start)
-    end = property(lambda self: self.inner.end)
-    length = property(lambda self: self.inner.length)
+    @property
+    def start(self) -> dict[str, Tensor]:
+        return self.inner.start
+
+    @property
+    def end(self) -> dict[str, Tensor]:
+        return self.inner.end
+
+    @property
+    def length(self) -> float:
+        return self.inner.length
 
     def reversed(self) -> Segment:
         return self.inner.reversed()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from isthmus.connectors.strings.threshold import Given, Threshold
+from isthmus.connectors.strings.threshold import Threshold, ThresholdAsked
 from isthmus.errors import InputError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
@@ -65,7 +65,7 @@ def straighten(
     """
     check_kinds(straighten, locals())
     path = path_of(path)
-    Given(quantity, threshold, points=points)
+    ThresholdAsked(quantity, threshold, points=points)
     if passes < 1 or not 0 < tol < 1:
         raise InputError("passes, tol", expected=">= 1 and in (0, 1)", got=(passes, tol))
     limit = Threshold(objective, quantity, threshold, points)

@@ -92,7 +92,8 @@ def _widened(objective: Objective) -> Objective:
 
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     shadow.skeleton = module
-    loss, error = objective._loss, objective._labelled["error"]
+    loss: Any = objective._loss
+    error = objective._labelled["error"]
     changes: dict[str, Any] = {} if error is None else {"error": _on_wide(error)}
     if not is_named(loss) and not is_torchs(loss):
         changes["loss"] = _on_wide(loss)

@@ -4,6 +4,8 @@ from isthmus.connectors.base import Connection as Connection
 from isthmus.connectors.base import Connector as Connector
 from isthmus.connectors.base import Outcome as Outcome
 from isthmus.connectors.connect import connect as connect
+from isthmus.connectors.curves.method import Bezier as Bezier
+from isthmus.connectors.curves.method import PolyChain as PolyChain
 from isthmus.connectors.deep_linear.method import DeepLinear as DeepLinear
 from isthmus.connectors.dropout import Dropout as Dropout
 from isthmus.connectors.linear import Linear as Linear
@@ -21,6 +23,8 @@ from isthmus.connectors.two_layer_relu.method import TwoLayerReLU as TwoLayerReL
 
 METHODS: tuple[type[Connector], ...] = (
     Linear,
+    Bezier,
+    PolyChain,
     Dropout,
     NoiseDropout,
     Narrow,

@@ -187,8 +187,34 @@ class TwoLayerReLUInfo:
     tried: _Rows
 
 
+@one_line
+@dataclass(frozen=True)
+class CurveInfo:
+    """Of ``Bezier`` and ``PolyChain``. `max`: the largest loss that was found on the curve, on all examples, at `t`.
+
+    `target`, `ends`: what was to be reached, and the losses of the ends; `lr`, `precision`: of the training. `history`:
+    a row per check, with "max" and "t" of that moment, whether it was "confirmed" on all examples, and the "profile":
+    running means of the losses of batches in equal parts of t (None: nothing known). `gradient_steps`, `evaluations`:
+    in all. `statistics`: of BatchNorm, in how many "pieces" they move, and the largest "deviation" of the loss from
+    that with recomputed ones.
+    """
+
+    max: float
+    t: float
+    target: float
+    ends: list[float]
+    lr: float
+    precision: str
+    history: _Rows
+    gradient_steps: int
+    evaluations: int
+    statistics: dict[str, Any] | None = None
+
+
 INFO: dict[str, type] = {
     "Linear": LinearInfo,
+    "Bezier": CurveInfo,
+    "PolyChain": CurveInfo,
     "Dropout": DropoutInfo,
     "NoiseDropout": NoiseDropoutInfo,
     "Narrow": NarrowInfo,

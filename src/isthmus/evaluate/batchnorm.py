@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from isthmus.errors import InputError, UnsupportedError
@@ -103,6 +103,16 @@ def statistics(objective: Objective) -> list[str]:
     ]
 
 
+def with_batch_statistics(module: nn.Module) -> nn.Module:
+    """A copy whose BatchNorm layers normalise by the batch, and keep the mean of all batches' statistics."""
+    copy = copied(module, {})
+    for part in copy.modules():
+        if isinstance(part, _BatchNorm):
+            part.train()
+            part.momentum = None
+    return copy
+
+
 def refresh(objective: Objective, params: Params) -> Params:
     """`params` with running statistics computed again: the averages over fixed batches of the objective's data.
 
@@ -110,11 +120,7 @@ def refresh(objective: Objective, params: Params) -> Params:
     what the ones before it normalise by the batch, and averages are cumulative (momentum None). Costs one pass over the
     data. Nothing is written into `params` or into the user's module.
     """
-    module, ties = copied(objective.skeleton, {}), ties_of(objective.skeleton)
-    for part in module.modules():
-        if isinstance(part, _BatchNorm):
-            part.train()
-            part.momentum = None
+    module, ties = with_batch_statistics(objective.skeleton), ties_of(objective.skeleton)
     own: dict[str, Tensor] = {k: torch.zeros_like(params[k]) for k in statistics(objective)}
     order = torch.randperm(objective.num_examples, generator=torch.Generator().manual_seed(0)).to(objective.device)
     with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,12 +43,15 @@ class Engine:
     def __init__(self, objective: Objective, dtype: torch.dtype | None = None) -> None:
         self.objective = objective
         self.dtype = dtype
+        self._network: Network | None = None
         self._last: tuple[Params, Tensor] | None = None
 
-    @cached_property
+    @property
     def network(self) -> Network:
         """The objective's network, made when it is first run here."""
-        return Network(self.objective, self.dtype)
+        if self._network is None:
+            self._network = Network(self.objective, self.dtype)
+        return self._network
 
     def prepare(self, segment: Segment, points: int = 61) -> Prepared:
         """What can be computed once for all points of `segment`, when about so many will be asked for."""

@@ -217,7 +217,7 @@ def _opened(path: Path | HasPath | str | os.PathLike[str]) -> Path:
     # upwards, and only for a file, as for the checkpoints of an objective
     from isthmus.storage.on_file import open_path
 
-    return open_path(path)
+    return open_path(os.fspath(path))
 
 
 def beside_others(

@@ -28,7 +28,11 @@ class Owner(Protocol):
     """The engine, as the routes see it."""
 
     objective: Objective
-    network: Network
+
+    @property
+    def network(self) -> Network:
+        """What it runs."""
+        ...
 
     def known(self, params: Params) -> Tensor | None:
         """The outputs at `params`, if they are at hand."""

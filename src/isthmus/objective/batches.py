@@ -38,7 +38,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Reading:
+class BatchReading:
     """How a batch is read. `targets`: their name or place; `whole`: the module's side is the batch as it is."""
 
     targets: str | int | None = None
@@ -89,7 +89,7 @@ class Reading:
         return self.targets
 
 
-def read(data: Data, reading: Reading) -> Batch:
+def read(data: Data, reading: BatchReading) -> Batch:
     """All examples in memory, checked: dense tensors, not empty, equal lengths, one device, finite."""
     if data is None:
         raise InputError("data", expected="a pair of tensors (x, y) or a DataLoader", got="nothing")
@@ -102,7 +102,8 @@ def checked(found: Batch) -> Batch:
     if not parts or not all_tensors(parts):
         raise InputError("data", expected="x as a tensor, a tuple or a dict of tensors", got=kind(found.x))
     check_examples(parts, tree_flatten(found.y)[0])
-    return Batch(*(tree_map(lambda v: v.detach(), part) for part in (found.x, found.y)), found.batch)
+    x, y = tree_map(lambda v: v.detach(), (found.x, found.y))
+    return Batch(x, y, found.batch)
 
 
 def is_batch(data: Any) -> bool:
@@ -137,7 +138,7 @@ def inputs(x: Any) -> Any:
     return tensor_of(x)
 
 
-def _read_loader(loader: Iterable[Any], reading: Reading) -> Batch:
+def _read_loader(loader: Iterable[Any], reading: BatchReading) -> Batch:
     """Read a loader into memory, twice: passes that differ by more than the order are refused."""
     first = _one_pass(loader, reading)
     if isinstance(loader, list):
@@ -153,7 +154,7 @@ def _read_loader(loader: Iterable[Any], reading: Reading) -> Batch:
     return first
 
 
-def _one_pass(loader: Iterable[Any], reading: Reading) -> Batch:
+def _one_pass(loader: Iterable[Any], reading: BatchReading) -> Batch:
     batches = [reading.split(batch) for batch in loader]
     if not batches:
         raise InputError("data", expected="at least one batch", got="an empty loader")
@@ -195,7 +196,7 @@ def size(v: Tensor) -> float:
     return float(v.abs().double().square().sum()) if v.dtype != torch.bool else float(v.sum())
 
 
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Batches one after the other. Errors: examples of different shapes."""
     if len(shapes := sorted({tuple(v.shape[1:]) for v in parts})) > 1:
         raise InputError(

@@ -39,11 +39,10 @@ class _Criterion:
 
     def means(self, parts: Iterable[tuple[Tensor, Any]]) -> tuple[float, float]:
         """(mean loss, mean error) of (outputs, y), part by part; sums are added in float64."""
-        loss = error = 0.0
-        n = 0
+        loss, error, errors, n = 0.0, 0.0, self.errors, 0
         for outputs, y in parts:
             loss += float(self.values(outputs, y).double().sum())
-            error += float("nan") if self.errors is None else float(self.errors(outputs, y).double().sum())
+            error += float("nan") if errors is None else float(errors(outputs, y).double().sum())
             n += len(outputs)
         return loss / n, error / n
 

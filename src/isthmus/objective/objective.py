@@ -112,7 +112,7 @@ class Objective:
         self._loss = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss  # later changes do not matter
         self._labelled = {"error": error, "ignore_index": ignore_index, "class_axis": class_axis}
         self.penalty = penalty
-        self._limit = memory
+        self._limit, self.memory = memory, MEMORY if memory is None else memory
         self._hand_written = structure
         self._programs = Programs()
         if evaluate is not None:
@@ -168,11 +168,6 @@ class Objective:
     def passes(self) -> int:
         """How often streamed data were read to their end; 0 for data in memory."""
         return self.source.passes
-
-    @property
-    def memory(self) -> int:
-        """Bytes of activations per chunk of examples."""
-        return MEMORY if self._limit is None else self._limit
 
     @property
     def device(self) -> torch.device:
@@ -250,7 +245,8 @@ class Objective:
         """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
         new = copy.copy(self)
         new._programs = self._programs
-        new.source = Held(*datasets.rows(self.data, index), self.source.batch)
+        x, y = datasets.rows(self.data, index)
+        new.source = Held(x, y, self.source.batch)
         new.__dict__.pop("chunk", None)
         new.__dict__.pop("_digest", None)
         return new

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import data as datasets
 from isthmus.objective.adapt import nameless
-from isthmus.objective.batches import Batch, Reading, check_layouts, checked, is_batch, joined, loader_of, read
+from isthmus.objective.batches import Batch, BatchReading, check_layouts, checked, is_batch, joined, loader_of, read
 from isthmus.objective.data import rows
 from isthmus.objective.named import targets
 from isthmus.shown import plural
@@ -36,7 +36,8 @@ class Prepare:
 
     def __call__(self, examples: Batch) -> Pair:
         """(x, y)."""
-        x = examples.x if self.nameless is None else examples.x[self.nameless]
+        x: Any = examples.x
+        x = x if self.nameless is None else x[self.nameless]
         return datasets.cast_inputs(x, self.dtype), targets(self.loss, examples.y, datasets.wide(self.dtype))
 
 
@@ -116,7 +117,8 @@ class Held(Source):
 
     def part(self, index: slice) -> Held:
         """Some of them, as views."""
-        return Held(*rows((self.x, self.y), index), self.batch)
+        x, y = rows((self.x, self.y), index)
+        return Held(x, y, self.batch)
 
     def chunks(self, most: int) -> Iterator[Pair]:
         """Views."""
@@ -158,7 +160,7 @@ class Streamed(Source):
     """
 
     loader: Iterable[Any]
-    reading: Reading
+    reading: BatchReading
     prepare: Prepare
     start: Batch
     passes: int = 0
@@ -292,7 +294,8 @@ class Numbers(Source):
             "give loss= and data=",
         )  # fmt: skip
 
-    held = chunks = at = few = head = first = targets = digest = _refuse
+    _none: ClassVar[Any] = _refuse
+    held = chunks = at = few = head = first = targets = digest = _none
 
     def cast(self, dtype: torch.dtype) -> Numbers:
         """Itself."""
@@ -324,7 +327,7 @@ def open_source(
     if isinstance(data, Source):
         dtype = dtype or datasets.precision(module.parameters())
         return dtype, data.cast(dtype)
-    given = _opened(data, Reading(called["targets"], called["forward"] is not None), called["stream"], limit)
+    given = _opened(data, BatchReading(called["targets"], called["forward"] is not None), called["stream"], limit)
     start = given.start if isinstance(given, Streamed) else given
     dtype = dtype or datasets.precision([*module.parameters(), *tree_flatten(start.x)[0]])
     prepare = Prepare(loss, dtype, nameless(module, start.x))
@@ -332,7 +335,7 @@ def open_source(
     return dtype, replace(given, prepare=prepare) if streamed else Held(*prepare(given), given.batch)
 
 
-def _opened(data: Any, reading: Reading, stream: bool | None, limit: int | None) -> Batch | Streamed:
+def _opened(data: Any, reading: BatchReading, stream: bool | None, limit: int | None) -> Batch | Streamed:
     """The examples in memory; those of a loader streamed when asked, or when their bytes exceed the `limit`."""
     if data is None or is_batch(data):
         if stream:
@@ -346,7 +349,7 @@ def _opened(data: Any, reading: Reading, stream: bool | None, limit: int | None)
     return Streamed(loader, reading, Prepare(None, torch.float32), start)
 
 
-def first_batch(loader: Iterable[Any], reading: Reading) -> Batch:
+def first_batch(loader: Iterable[Any], reading: BatchReading) -> Batch:
     """The examples in the first batch."""
     for batch in loader:
         return checked(reading.split(batch))
@@ -358,7 +361,7 @@ def bytes_of(examples: Batch) -> int:
     return sum(v.numel() * v.element_size() for v in tree_flatten((examples.x, examples.y))[0])
 
 
-def _exceeds(loader: Iterable[Any], reading: Reading, limit: int) -> bool:
+def _exceeds(loader: Iterable[Any], reading: BatchReading, limit: int) -> bool:
     """Whether the examples of a loader, which are not in memory yet, have more bytes than that."""
     if isinstance(loader, list | tuple):
         return False

@@ -158,7 +158,8 @@ class Program:
     def run(self, params: Mapping[str, Tensor], *inputs: Any) -> Any:
         """The module's output at `params`, node by node: one tensor, or a tuple when the module returns several.
 
-        Computes in the floating-point type of `params`, whatever type was traced.
+        Computes in the floating-point type of `params`, whatever type was traced; in float64 throughout, even where
+        the module says float32.
         """
         if len(inputs) != len(self.inputs):
             raise InputError("inputs", expected=f"{len(self.inputs)} tensors", got=len(inputs))
@@ -166,9 +167,10 @@ class Program:
             raise InputError("params", expected=f"the key {missing[0]!r}", got=f"only {sorted(params)}")
         dtype = next((v.dtype for v in params.values() if v.is_floating_point()), self.dtype)
         env: dict[str, Any] = {p: params[name] for p, name in self.tensors.items()}
-        env |= {k: v.to(dtype) if v.dtype == self.dtype else v for k, v in self.constants.items()}
+        types = {self.dtype: dtype} | ({torch.float32: dtype} if dtype == torch.float64 else {})
+        env |= {k: v.to(types.get(v.dtype, v.dtype)) for k, v in self.constants.items()}
         env |= dict(zip(self.inputs, inputs, strict=True))
-        out = self.interpret(lambda node, values: node.call(values, {self.dtype: dtype}), env)
+        out = self.interpret(lambda node, values: node.call(values, types), env)
         return out[0] if len(out) == 1 else out
 
     def interpret(self, handle: Handler, env: Mapping[str, Any]) -> tuple[Any, ...]:

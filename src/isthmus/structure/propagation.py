@@ -195,11 +195,11 @@ class Propagation:
         groups: list[Group] = []
         for tensor, atom in self._made():
             if atom in found:
-                name = _name(tensor, atom.label or self.labels.get(tensor, ""), {g.name for g in groups})
+                name = _distinct(self._layer(tensor, atom), {g.name for g in groups})
                 groups.append(_group(name, found.pop(atom), atom))
         # a single unit that cannot be removed alone leaves nothing to do
         groups = [g for g in groups if g.size > 1 or g.separable]
-        return Structure(tuple(groups), self.shapes, self._fixed({g.name for g in groups}))
+        return Structure(tuple(groups), self.shapes, self._fixed())
 
     def _made(self) -> Iterator[tuple[str, Axis]]:
         """The atoms that weights make, in the order of the program, each with the tensor."""
@@ -224,16 +224,18 @@ class Propagation:
                 ax.mark(atom, f"{tensor!r} both makes and reads these units along axis {dim}")
         return found
 
-    def _fixed(self, taken: set[str]) -> dict[str, str]:
-        """The units that weights make and that are no group, and why."""
+    def _fixed(self) -> dict[str, str]:
+        """For each layer that makes units of which some form no group, the first reason."""
         out: dict[str, str] = {}
-        seen: set[Axis] = set()
         for tensor, atom in self._made():
-            if atom.fixed and atom.size > 1 and atom.why not in ("", ax.GIVEN) and atom not in seen:
-                seen.add(atom)
-                name = _name(tensor, atom.label or self.labels.get(tensor, ""), taken | out.keys())
-                out[name] = f"{atom.size} units: {atom.why}"
-        return out
+            if atom.fixed and atom.why != ax.GIVEN:
+                out.setdefault(self._layer(tensor, atom), atom.why)
+        return {layer: why for layer, why in out.items() if why}
+
+    def _layer(self, tensor: str, atom: Axis) -> str:
+        """The layer of a tensor, with a label where its axis holds several groups."""
+        layer, label = tensor.rpartition(".")[0] or tensor, atom.label or self.labels.get(tensor, "")
+        return f"{layer}.{label}" if label else layer
 
     def _roles(self) -> dict[tuple[str, int, Axis], set[Role]]:
         """The roles of each free atom on each weight axis; an atom that some axis holds without a role is fixed."""
@@ -310,8 +312,5 @@ def _group(name: str, members: list[Member], atom: Axis) -> Group:
     return Group(name, atom.size, tuple(members), separable=not why, why=why)
 
 
-def _name(tensor: str, label: str, taken: Collection[str]) -> str:
-    """The layer that first makes the units, with a label where its axis holds several groups."""
-    layer = tensor.rpartition(".")[0] or tensor
-    name = f"{layer}.{label}" if label else layer
+def _distinct(name: str, taken: Collection[str]) -> str:
     return next(n for n in (name, *(f"{name}#{i}" for i in range(2, len(taken) + 3))) if n not in taken)

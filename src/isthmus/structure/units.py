@@ -73,9 +73,9 @@ class Structure:
     """The unit groups of a network, in the order in which it computes them, and the tensor shapes they fit.
 
     All methods are pure: they return new dictionaries that share the tensors they do not touch. Two groups may share
-    positions of an axis only as a grid (attention heads and the dimensions inside each head). `fixed` names the units
-    that some layer makes and that form no group, with the operation that gives each a meaning of its own; `verified`
-    says on what inputs the laws were checked, if they were.
+    positions of an axis only as a grid (attention heads and the dimensions inside each head). `fixed` names
+    the layers of which some units form no group, with the operation that gives each of these a meaning of its own;
+    `verified` says on what inputs the laws were checked, if they were.
 
     >>> index = torch.arange(2)[:, None]
     >>> hidden = Group("0", 2, (Member("0.weight", 0, "in", index), Member("2.weight", 1, "out", index)))

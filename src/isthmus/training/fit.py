@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from hashlib import sha256
 from math import cos, inf, isfinite, pi
@@ -28,26 +28,47 @@ class Recipe:
     "lbfgs" uses all examples in every step, with a strong Wolfe line search, and stops by itself at a stationary
     point: for the convex problems. The learning rate falls to a hundredth of `lr` along half a cosine ("cosine"),
     is halved after every tenth of the steps ("halving"), or stays ("constant").
+
+    Of trained curves only: `epochs`, a budget in passes over the data, in place of `steps`; `lr` None, from the
+    distance of the ends; `precision`, of the passes: that of the objective ("own"), bfloat16 on weights in the
+    objective's precision ("bf16"), or bfloat16 where it pays ("auto").
     """
 
     optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
-    lr: float = 2e-3
+    lr: float | None = 2e-3
     steps: int = 4000
     batch: int = 256
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: Literal["cosine", "halving", "constant"] = "cosine"
     check: int | None = None
+    epochs: int | None = None
+    precision: Literal["own", "bf16", "auto"] = "own"
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_whole(self, "steps", "batch", "check")
-        if not 0 < self.lr < inf:
+        check_whole(self, "steps", "batch", "check", "epochs")
+        if self.lr is not None and not 0 < self.lr < inf:
             raise InputError("lr", expected="a positive number", got=self.lr)
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise InputError(
                 "weight_decay, momentum", expected=">= 0 and in [0, 1)", got=(self.weight_decay, self.momentum)
             )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate. Errors: what only the trainings of curves can do without, or can do."""
+        if self.lr is None:
+            raise InputError("lr", expected="a number: only curves have one of their own", got=None)
+        if self.epochs is not None or self.precision != "own":
+            got = f"epochs={self.epochs}, precision={self.precision!r}"
+            raise InputError("recipe", expected="steps, and the objective's precision, for all but curves", got=got)
+        return self.lr
+
+    def for_curve(self, examples: int, lr: float) -> Recipe:
+        """The recipe of ``fit`` for so many examples; `lr` where none is given."""
+        steps = self.epochs * max(1, examples // min(self.batch, examples)) if self.epochs else self.steps
+        return replace(self, lr=self.lr or lr, steps=steps, epochs=None, precision="own")
 
 
 class Ended(Enum):
@@ -88,6 +109,7 @@ def fit(
     generator: torch.Generator,
     target: float = 0.0,
     buffers: Params | None = None,
+    due: Callable[[int], bool] | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
@@ -99,14 +121,15 @@ def fit(
     worse than the start. A loss that is not finite ends training with ``Ended.NOT_FINITE``. `buffers` go with the
     parameters into both losses and into the result; the batch loss may write into them (running statistics of
     BatchNorm). `params` may be grouped, as the points of a curve are: ``{"bend": {"weight": ...}}``. A tensor that a
-    batch loss does not use stays where it is in that step.
+    batch loss does not use stays where it is in that step. `due`: after which steps ``full_loss`` is computed, in place
+    of every `check`-th one.
 
     With a `memory` the state is saved when it is due and at the end, and a later call with the same arguments goes on
     from there to the same result, bit for bit; a state of other arguments counts as none. L-BFGS keeps its result only.
     """
     (one,) = fit_together(
         batch_loss, lambda p: [full_loss(p)], params, num_examples, recipe,
-        generator=generator, target=target, buffers=buffers, memory=memory, progress=progress, what=what,
+        generator=generator, target=target, buffers=buffers, due=due, memory=memory, progress=progress, what=what,
     )  # fmt: skip
     return one
 
@@ -122,6 +145,7 @@ def fit_together(
     target: float = 0.0,
     enough: int | None = None,
     buffers: Params | None = None,
+    due: Callable[[int], bool] | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
@@ -151,7 +175,7 @@ def fit_together(
             return fitting.results(target, params)
     while fitting.goes_on(target, enough):
         fitting.advance(lambda flat, index: batch_loss(_grouped(flat, params), index))
-        if fitting.checks():
+        if fitting.checks(due):
             found = losses()
             progress(what, fitting.step, recipe.steps)
             fitting.note(found)
@@ -228,8 +252,10 @@ class _Fitting:
             for name, v in self.best.items():
                 v[better] = now[name][better]
 
-    def checks(self) -> bool:
-        """Whether the losses are computed after this step."""
+    def checks(self, due: Callable[[int], bool] | None) -> bool:
+        """Whether the losses are computed after this step: when they are `due`, if that is said, and at the end."""
+        if due is not None:
+            return due(self.step) or self.step == self.recipe.steps
         every = 1 if self.lbfgs else self.recipe.check or max(1, len(self.everything) // self.batch)
         return self.step % every == 0 or self.step == self.recipe.steps
 
@@ -252,7 +278,7 @@ class _Fitting:
         """One step of the optimiser on the next batch."""
         if self.recipe.schedule != "constant" and not self.lbfgs:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.lr * self._fraction()
+                group["lr"] = self.recipe.rate * self._fraction()
         index = self.everything if self.lbfgs else self._next_batch()
 
         def closure() -> Tensor:
@@ -362,7 +388,11 @@ def _optimizer(recipe: Recipe, trained: list[Tensor]) -> Any:
         return torch.optim.LBFGS(trained, lr=1.0, max_iter=20, history_size=20, line_search_fn="strong_wolfe")
     if recipe.optimizer == "adam":
         real = not any(v.is_complex() for v in trained)
-        return torch.optim.Adam(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=real)
+        return torch.optim.Adam(trained, lr=recipe.rate, weight_decay=recipe.weight_decay, fused=real)
     return torch.optim.SGD(
-        trained, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=recipe.weight_decay
+        trained,
+        lr=recipe.rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
     )

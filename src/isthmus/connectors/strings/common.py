@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.connectors.base import Task, lasting
 from isthmus.connectors.strings.beads import Trainer
-from isthmus.connectors.strings.threshold import Given, Scan, Threshold
+from isthmus.connectors.strings.threshold import Scan, Threshold, ThresholdAsked
 from isthmus.errors import InputError
 from isthmus.params import distance, equal, norm
 from isthmus.paths import Curve, Path
@@ -27,7 +27,7 @@ class Tools:
     """
 
     task: Task
-    given: Given
+    given: ThresholdAsked
     limit: Threshold
     trainer: Trainer
     seed: int
@@ -36,7 +36,7 @@ class Tools:
     @classmethod
     def of(cls, method: StringSampling | ConstrainedStringSampling, task: Task, seed: int) -> Tools:
         """The threshold and the trainer of a method. Errors: a memory that holds the state of another search."""
-        given = Given.of(method)
+        given = ThresholdAsked.of(method)
         limit = given.limit(given.judge(task.objective, task.test), (task.a, task.b))
         task.progress(f"{limit.quantity} at most {limit.value:.4g} ({limit.origin})", 0, 1)
         trainer = Trainer.of(task.objective, limit, method.recipe, method.batched, task.a)

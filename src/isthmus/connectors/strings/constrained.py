@@ -14,7 +14,7 @@ from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.strings.beads import Goal, check_recipe
 from isthmus.connectors.strings.common import Tools
 from isthmus.connectors.strings.search import PERSISTS, beside
-from isthmus.connectors.strings.threshold import Given
+from isthmus.connectors.strings.threshold import ThresholdAsked
 from isthmus.errors import InputError
 from isthmus.params import Params, lerp
 from isthmus.paths import Curve, Path
@@ -77,7 +77,7 @@ class ConstrainedStringSampling(Connector):
     )
 
     def __post_init__(self) -> None:
-        Given.of(self)
+        ThresholdAsked.of(self)
         check_choices(self)
         check_at_least_zero(self, "zeta", "kappa")
         if not 0 < self.fall < 1:

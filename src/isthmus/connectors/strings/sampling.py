@@ -9,7 +9,7 @@ from isthmus.checks import check_choices, check_whole
 from isthmus.connectors.base import About, Connection, Connector, Task
 from isthmus.connectors.strings.beads import check_recipe
 from isthmus.connectors.strings.search import StringSearch
-from isthmus.connectors.strings.threshold import Given
+from isthmus.connectors.strings.threshold import ThresholdAsked
 from isthmus.errors import InputError
 from isthmus.training.fit import Recipe
 
@@ -70,7 +70,7 @@ class StringSampling(Connector):
     )
 
     def __post_init__(self) -> None:
-        Given.of(self)
+        ThresholdAsked.of(self)
         check_choices(self)
         if not 0 < self.alpha <= 1:
             raise InputError("alpha", expected="a number in (0, 1]", got=self.alpha)

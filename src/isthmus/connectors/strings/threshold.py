@@ -149,7 +149,7 @@ def _closer(seen: Samples, measure: _Measure) -> None:
 
 
 @dataclass(frozen=True)
-class Given:
+class ThresholdAsked:
     """What a method says of its threshold, in fields of these names; refuses what no threshold can be."""
 
     quantity: str
@@ -174,7 +174,7 @@ class Given:
             raise InputError("points", expected="at least 3 samples of each segment", got=self.points)
 
     @classmethod
-    def of(cls, method: Any) -> Given:
+    def of(cls, method: Any) -> ThresholdAsked:
         """The fields of a method."""
         return cls(**{f.name: getattr(method, f.name) for f in fields(cls)})
 

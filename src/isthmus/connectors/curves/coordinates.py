@@ -1,0 +1,87 @@
+"""The tensors of a curve that are trained, as one vector for each control point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.errors import UnsupportedError
+from isthmus.objective import Objective
+from isthmus.objective.skeleton import ties_of
+from isthmus.params import Params, lerp
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """The parameters that differ at the ends `a` and `b`; all other tensors are interpolated, or equal anyway.
+
+    `names`: one for each tensor that is trained. `tied`: the other names of these tensors.
+    """
+
+    a: Params
+    b: Params
+    names: tuple[str, ...]
+    tied: Mapping[str, str]
+
+    @classmethod
+    def between(cls, objective: Objective, a: Params, b: Params) -> Coordinates:
+        """Errors: ``UnsupportedError`` for complex parameters."""
+        ties = ties_of(objective.skeleton)
+        names = tuple(k for k in objective.parameter_names if k not in ties and a[k] is not b[k])
+        if any(a[k].is_complex() for k in names):
+            raise UnsupportedError("a trained curve", "complex weights", "Linear() or StringSampling()")
+        return cls(a, b, names, {k: own for k, own in ties.items() if own in names})
+
+    def flat(self, params: Params) -> Tensor:
+        """The trained tensors of a point as one vector, a copy."""
+        return torch.cat([params[k].detach().flatten() for k in self.names] or [torch.empty(0)])
+
+    def views(self, vector: Tensor) -> Params:
+        """The trained tensors by name, as views of the vector that carry gradients to it."""
+        parts = vector.split([self.a[k].numel() for k in self.names])
+        out = {k: v.view(self.a[k].shape) for k, v in zip(self.names, parts, strict=True)}
+        return out | {k: out[own] for k, own in self.tied.items()}
+
+    def rest(self, t: float) -> Params:
+        """The tensors that are not trained, at t."""
+        a, b = ({k: v for k, v in p.items() if k not in self.names and k not in self.tied} for p in (self.a, self.b))
+        return lerp(a, b, t)
+
+    def point(self, vector: Tensor, t: float) -> Params:
+        """All tensors of the point whose trained ones are `vector`, in the order of the ends."""
+        found = {**self.rest(t), **self.views(vector)}
+        return {k: found[k] for k in self.a}
+
+
+class _Combine(torch.autograd.Function):
+    """sum_i weights[i] points[i] in one pass over each, in another precision if asked; weight 0 gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Sequence[float], dtype: torch.dtype, *points: Tensor) -> Tensor:
+        ctx.weights, ctx.dtype = weights, points[0].dtype
+        total = points[0] * weights[0]
+        for weight, point in zip(weights[1:], points[1:], strict=True):
+            if weight:
+                total.add_(point, alpha=weight)
+        return total.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0].to(ctx.dtype)
+        needed = zip(ctx.weights, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(grad * w if w and need else None for w, need in needed)
+
+
+def combine(weights: Sequence[float], points: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The vector sum_i weights[i] points[i] in `dtype`; a point of weight 0 gets no gradient, not one of zeros.
+
+    >>> points = [torch.tensor([v], requires_grad=True) for v in (1.0, 3.0, 5.0)]
+    >>> combine([0.5, 0.5, 0.0], points, torch.float64).backward()
+    >>> [p.grad for p in points]
+    [tensor([0.5000]), tensor([0.5000]), None]
+    """
+    return _Combine.apply(weights, dtype, *points)

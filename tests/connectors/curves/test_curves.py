@@ -1,0 +1,366 @@
+"""Trained curves: what is trained, where on the curve, what is returned, and what its statistics are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import isthmus as im
+from isthmus.connectors.curves import losses
+from isthmus.connectors.curves.coordinates import Coordinates, combine
+from isthmus.connectors.curves.focus import Focus
+from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen
+from isthmus.connectors.curves.losses import CurveLosses
+from isthmus.connectors.curves.shape import Bernstein, Polygon
+from isthmus.connectors.curves.train import CurveTraining
+from isthmus.data import load
+from isthmus.params import distance, equal
+from isthmus.pipeline import train
+from tests.evaluate.networks import Residual
+from tests.problems import blobs, classify, odd_widths, perceptron, with_ridge
+
+SHAPES = [Bernstein(3), Bernstein(5), Polygon(3), Polygon(5)]
+RECIPE = im.Recipe(lr=None, epochs=30, batch=16)
+
+
+# -- shapes
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_start_is_the_straight_line(shape):
+    p = odd_widths()
+    path = shape.path(shape.straight(p.a, p.b))
+    line = im.Path.through([p.a, p.b])
+    assert equal(path.start, p.a)
+    assert equal(path.end, p.b)
+    for t in np.linspace(0, 1, 13):
+        assert distance(path.at(float(t)), line.at(float(t))) < 1e-12 * distance(p.a, p.b)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_weights_are_those_of_the_path(shape):
+    points = [{"w": torch.tensor([float(v)], dtype=torch.float64)} for v in (1, 4, 9, 16, 25)[: shape.bends]]
+    path = shape.path(points)
+    for t in np.linspace(0, 1, 17):
+        weights = shape.weights(float(t))
+        assert sum(weights) == pytest.approx(1)
+        assert min(weights) >= 0
+        at = path.at(float(t))["w"]
+        assert sum(w * p["w"] for w, p in zip(weights, points, strict=True)) == pytest.approx(at, rel=1e-13)
+
+
+# -- where to train
+
+
+def test_t_is_drawn_as_the_loss_to_the_power_says():
+    focus = Focus(3.0)
+    centres = (np.arange(32) + 0.5) / 32
+    for t in centres:
+        focus.note(float(t), float(1 + 4 * t))
+    wanted = 0.8 * (1 + 4 * centres) ** 2 / ((1 + 4 * centres) ** 2).sum() + 0.2 / 32
+    assert focus.density() == pytest.approx(wanted)
+    generator = torch.Generator().manual_seed(0)
+    drawn = np.histogram([focus.draw(generator) for _ in range(8000)], 32, (0, 1))[0] / 8000
+    assert drawn == pytest.approx(wanted, abs=0.004)
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0])
+def test_t_is_uniform_for_a_power_of_1_and_before_anything_is_known(p):
+    focus, generator = Focus(p), torch.Generator().manual_seed(1)
+    if p == 1:
+        for t in (0.1, 0.5, 0.9):
+            focus.note(t, 1 / t)
+    drawn = [focus.draw(generator) for _ in range(800)]
+    assert np.histogram(drawn, 8, (0, 1))[0].tolist() == [100] * 8  # eight draws in a row are spread over the eighths
+    assert not focus.known
+
+
+def test_drawing_by_the_density_gives_the_gradient_of_the_power_mean():
+    """grad J_p of a scalar family, by quadrature, against the expectation of gradients under the density."""
+    t = torch.linspace(0, 1, 4001, dtype=torch.float64)
+    w = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
+    losses_ = 0.1 + (w[0] - t) ** 2 + (w[1] * t - 0.2) ** 2
+    (wanted,) = torch.autograd.grad(losses_.pow(3).mean().pow(1 / 3), w, retain_graph=True)
+    density = losses_.detach() ** 2 / (losses_.detach() ** 2).sum()
+    (drawn,) = torch.autograd.grad((density * losses_).sum(), w)
+    assert torch.cosine_similarity(wanted, drawn, dim=0) > 1 - 1e-12
+
+
+def test_a_negative_loss_has_no_powers():
+    with pytest.raises(im.InputError, match="focus: expected 1 for a loss that can be negative"):
+        Focus(3.0).note(0.5, -1.0)
+    Focus(1.0).note(0.5, -1.0)
+
+
+# -- what is trained
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+def test_gradients_are_those_through_the_combination(shape, t):
+    p = with_ridge()
+    coordinates = Coordinates.between(p.objective, p.a, p.b)
+    points = [
+        coordinates.flat(v).requires_grad_(0 < i < shape.bends - 1) for i, v in enumerate(shape.straight(p.a, p.b))
+    ]
+    slow = sum(w * v for w, v in zip(shape.weights(t), points, strict=True))
+    index = torch.arange(7)
+    inner = points[1:-1]
+    wanted = torch.autograd.grad(p.objective.batch_loss(coordinates.views(slow), index), inner, retain_graph=True)
+    fast = combine(shape.weights(t), points, torch.float64)
+    training = CurveTraining.start(im_task(p), shape, RECIPE, focus=1.0, draws=1, target=None, bn="recompute")
+    loss = training.losses.batch(coordinates.views(fast), index)
+    assert float(loss) == pytest.approx(float(p.objective.batch_loss(coordinates.views(slow), index)), rel=1e-13)
+    loss.backward()
+    for point, grad, weight in zip(inner, wanted, shape.weights(t)[1:-1], strict=True):
+        assert (point.grad is None) == (weight == 0)
+        if point.grad is not None:
+            torch.testing.assert_close(point.grad, grad, rtol=1e-12, atol=1e-14)
+
+
+def im_task(p):
+    from isthmus.connectors.base import Task
+
+    return Task(p.objective, p.a, p.b, torch.Generator().manual_seed(0))
+
+
+def test_tensors_that_the_ends_share_stay_and_tied_ones_move_together():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.same = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.same(self.two(self.one(x).relu()).relu())
+
+    x, y = blobs(24, (5,), 4)
+    objective = im.Objective(Tied(), data=(x, y))
+    a, b = pair(Tied, x, y)
+    b["same.bias"] = a["same.bias"]
+    found = im.connect(objective, a, b, im.Bezier(recipe=RECIPE))
+    middle = found.path.segments[0].control[1]
+    assert torch.equal(middle["same.bias"], a["same.bias"])
+    assert torch.equal(middle["one.weight"], middle["two.weight"])
+    assert objective.loss(found.path.at(0.5)) < objective.loss(im.connect(objective, a, b).path.at(0.5))
+
+
+# -- the largest loss
+
+
+def test_the_highest_point_is_confirmed_on_all_examples():
+    def few(t):
+        return 1 - abs(t - 0.4) + 0.1 * (t > 0.7)
+
+    screened = screen(few, (0.2, 0.3), [0.41])
+    assert 0.41 in screened
+    assert len(screened) == 18
+    assert of_screened(screened) == Highest(few(0.41), 0.41, False)
+    asked = []
+
+    def everything(t):
+        asked.append(t)
+        return few(t) - (0.5 if t == 0.41 else 0.0)
+
+    found = confirm(screened, everything)
+    assert found == Highest(few(0.75), 0.75, True)
+    assert asked[0] == 0.41
+    assert confirm(screened, lambda t: 0.0).loss == 0.3  # the larger end
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_the_highest(bad):
+    found = confirm({0.0: 0.1, 0.5: bad, 1.0: 0.2}, lambda t: bad)
+    assert not np.isfinite(found.loss)
+    assert found.t == 0.5
+
+
+# -- curves
+
+
+def pair(make, x, y, **changes):
+    """Two networks, trained from other weights."""
+    out = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        recipe = im.Recipe(**{"lr": 1e-2, "steps": 60, "batch": 16} | changes)
+        out.append(train(make().to(x.dtype), (x, y), recipe, seed=seed).params)
+    return out
+
+
+@pytest.fixture(scope="module")
+def digits():
+    held = load("digits").flat().subset(400, None)
+    x, y = held.x_train.double(), held.y_train
+
+    def make():
+        return perceptron([64, 24, 24, 10])
+
+    return im.Objective(make(), data=(x, y)), *pair(make, x, y, steps=300, batch=64)
+
+
+@pytest.mark.parametrize(
+    "method", [im.Bezier(recipe=RECIPE), im.PolyChain(recipe=RECIPE)], ids=lambda m: type(m).__name__
+)
+def test_a_curve_is_far_below_the_line_and_says_how_high_it_is(digits, method):
+    objective, a, b = digits
+    found = im.connect(objective, a, b, replace(method, recipe=replace(RECIPE, epochs=60, batch=32)))
+    line, measured = im.profile(objective, im.connect(objective, a, b)), im.profile(objective, found)
+    assert measured.max < 0.1 * line.max
+    assert found.info.max == pytest.approx(measured.max, rel=0.05)
+    assert found.outcome is im.Outcome.BUDGET_EXHAUSTED
+    assert found.info.history[-1]["confirmed"]
+    assert found.cost.gradient_steps == 60 * (400 // 32)
+    proved = im.certify(objective, found, 0.2)
+    assert proved.bound >= measured.max
+
+
+def test_training_stops_when_the_target_is_confirmed(digits):
+    objective, a, b = digits
+    found = im.connect(objective, a, b, im.Bezier(recipe=replace(RECIPE, epochs=200), target=0.5))
+    assert found.outcome.ok
+    assert found.info.max <= 0.5
+    with pytest.raises(im.InputError, match="target: expected at least the larger end's loss"):
+        im.connect(objective, a, b, im.Bezier(target=1e-9))
+    assert found.cost.gradient_steps < 0.8 * 200 * (400 // 16)
+
+
+def test_the_line_is_returned_where_training_makes_it_worse(digits):
+    objective, a, b = digits
+    found = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=10.0, steps=20, batch=32, schedule="constant")))
+    assert not found.outcome.ok
+    line = im.profile(objective, im.connect(objective, a, b), 17).max
+    assert found.info.max == pytest.approx(line, rel=1e-6)
+    assert im.profile(objective, found, 17).max == pytest.approx(line, rel=1e-6)
+
+
+def test_low_precision_is_as_low(digits):
+    objective, a, b = digits
+    narrow = objective.cast(torch.float32)
+    pair = [{k: v.float() for k, v in p.items()} for p in (a, b)]
+    recipe = replace(RECIPE, batch=32)
+    tops = []
+    for precision in ("own", "bf16"):
+        method = im.Bezier(recipe=replace(recipe, precision=precision))
+        found = im.connect(narrow, *pair, method)
+        assert found.info.precision == {"own": "float32", "bf16": "bfloat16"}[precision]
+        assert found.path.segments[0].control[1]["0.weight"].dtype == torch.float32
+        tops.append(im.profile(narrow, found).max)
+    assert tops[1] == pytest.approx(tops[0], rel=0.5)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_precision_is_chosen_by_the_processor_the_size_and_what_the_network_can_do(monkeypatch, runs):
+    class Choosy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(6, 4)
+
+        def forward(self, x):
+            if not runs and x.dtype == torch.bfloat16:
+                raise RuntimeError("not implemented for BFloat16")
+            return self.one(x)
+
+    x, y = blobs(12, (6,), 4)
+    objective = im.Objective(Choosy(), data=(x.float(), y))
+    assert CurveLosses.of(objective, "recompute", "auto").dtype == torch.float32
+    monkeypatch.setattr(losses, "has_bf16", lambda device: True)
+    assert CurveLosses.of(objective, "recompute", "auto").dtype == torch.float32  # small
+    monkeypatch.setattr(losses, "_LARGE", 10)
+    found = CurveLosses.of(objective, "recompute", "auto")
+    assert found.dtype == (torch.bfloat16 if runs else torch.float32)
+    assert CurveLosses.of(objective.cast(torch.float64), "recompute", "auto").dtype == torch.float64
+
+
+def test_several_places_a_step_are_their_mean(digits):
+    objective, a, b = digits
+    found = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=None, steps=10, batch=32), draws=3))
+    assert found.cost.gradient_steps == 30
+    assert found.info.history[-1]["gradient_samples"] == 10 * 32 * 3
+
+
+def test_a_loss_that_is_not_finite_ends_training():
+    p = classify("three", perceptron([5, 7, 4]), (5,))
+
+    def loss(outputs, y):
+        return nn.functional.cross_entropy(outputs, y, reduction="none") + torch.where(
+            outputs.abs().max() > 3, torch.inf, 0.0
+        )
+
+    objective = im.Objective(perceptron([5, 7, 4]), loss, data=p.objective.data)
+    found = im.connect(
+        objective, p.a, {k: -v for k, v in p.a.items()}, im.Bezier(recipe=im.Recipe(lr=5.0, steps=30, batch=8))
+    )
+    assert found.outcome in (im.Outcome.NOT_FINITE, im.Outcome.BUDGET_EXHAUSTED)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"bends": 2}, "bends"),
+        ({"focus": 0.5}, "focus"),
+        ({"draws": 0}, "draws"),
+        ({"bn": "freeze"}, "bn"),
+        ({"recipe": im.Recipe("lbfgs")}, "recipe"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(wrong, what):
+    for kind in (im.Bezier, im.PolyChain):
+        with pytest.raises(im.InputError, match=what):
+            kind(**wrong)
+
+
+@pytest.mark.parametrize("recipe", [im.Recipe(lr=None), im.Recipe(epochs=3), im.Recipe(precision="auto")])
+def test_what_only_curves_can_do_is_refused_elsewhere(recipe):
+    p = odd_widths()
+    with pytest.raises(im.InputError, match="curves"):
+        im.connect(p.objective, p.a, p.b, im.Subnetwork(inner=im.Trained(recipe=recipe)))
+
+
+# -- networks with statistics
+
+
+@pytest.fixture(scope="module")
+def normalised():
+    x, y = blobs(40, (1, 8, 8), 4)
+    return im.Objective(Residual().eval(), data=(x, y)), *pair(Residual, x, y)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [im.Bezier(recipe=RECIPE), im.PolyChain(recipe=RECIPE)],
+    ids=["Bezier", "PolyChain"],
+)
+def test_statistics_are_recomputed_at_knots_and_settle_at_the_ends(normalised, method):
+    objective, a, b = normalised
+    before = {k: v.clone() for k, v in a.items()}
+    found = im.connect(objective, a, b, method)
+    assert equal(a, before)
+    path = found.path
+    assert equal(path.start, objective.check(a))
+    assert equal(path.end, objective.check(b))
+    for segment in (path.segments[0], path.segments[-1]):
+        moved = [k for k in segment.start if not torch.equal(segment.start[k], segment.end[k])]
+        assert moved
+        assert all("running" in k for k in moved)
+    assert found.labels[0] == "the statistics of the start settle"
+    assert len(found.labels) == len(path) == found.info.statistics["pieces"] + 2
+    stored, fresh = (im.profile(objective, found, 3, bn=policy) for policy in ("interpolate", "recompute"))
+    inner = slice(2, -2)
+    assert float((stored.loss - fresh.loss)[inner].abs().max()) <= 0.03 * found.info.max
+    line = im.profile(objective, im.connect(objective, a, b), 3)
+    assert fresh.loss[len(fresh.loss) // 2] < line.loss[1]
+    for knot in path.knots[1:-1]:
+        assert all(float(v.min()) > 0 for k, v in knot.items() if k.endswith("running_var"))
+
+
+def test_kept_statistics_are_those_of_the_start(normalised):
+    objective, a, b = normalised
+    found = im.connect(objective, a, b, im.Bezier(recipe=RECIPE, bn="keep"))
+    kept = im.profile(objective, found, 17, bn="keep")
+    assert found.info.max == pytest.approx(kept.max, rel=0.05)
+    assert len(found.path) == 1
