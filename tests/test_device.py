@@ -96,6 +96,23 @@ def batchnorm() -> Problem:
     return classify("batchnorm", module, (5,))
 
 
+class Shifted(nn.Sequential):
+    """Constants of the host: a buffer that no state_dict holds, and attributes."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.register_buffer("shift", torch.linspace(0, 1, 5).double(), persistent=False)
+        self.scale, self.order = torch.linspace(1, 2, 5).double(), torch.tensor([4, 2, 0, 1, 3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x * self.scale + self.shift).index_select(1, self.order))
+
+
+@made_once
+def shifted() -> Problem:
+    return classify("shifted", Shifted(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4)), (5,))
+
+
 def found_by(p: Problem, method: im.Connector, **options: Any) -> im.Connection:
     found = im.connect(p.objective, p.a, p.b, method, seed=1, **options)
     assert {v.device for knot in found.path.knots for v in knot.values()} == {p.objective.device}
@@ -209,6 +226,7 @@ CASES: dict[str, tuple[Callable[[], Problem], Question]] = {
     **{f"profile, {bn}": (batchnorm, profiled(bn=bn)) for bn in ("interpolate", "recompute", "keep")},
     "certify, convolutional": (convolutional, certified(im.Linear())),
     "certify, BatchNorm": (batchnorm, certified(im.Linear())),
+    "constants of the host": (shifted, profiled(bn="keep")),
     "certify, tanh": (tanh_regression, certified(im.Linear())),
     "certify, Dropout": (two_layers, certified(im.Dropout(masks=2))),
     "dropout stability": (convolutional, asked(im.dropout_stability, masks=4, search="greedy")),

@@ -134,7 +134,7 @@ class Objective:
 
     def _take_structure(self, module: nn.Module) -> set[int]:
         """The module on meta tensors, without weights, and its names; gives the memory of views of its weights."""
-        self.skeleton, self._fixed, views = skeletons.skeleton_of(module, self.dtype)
+        self.skeleton, self._fixed, views = skeletons.skeleton_of(module, self.dtype, self.device)
         state = self.skeleton.state_dict()
         self._extra = {k: v for k, v in state.items() if k.endswith(skeletons.EXTRA)}
         self._like = {k: v for k, v in state.items() if k not in self._extra}

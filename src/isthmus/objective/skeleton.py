@@ -111,23 +111,29 @@ def _codes(code: CodeType | None) -> Iterator[CodeType]:
 # -- copies
 
 
-def skeleton_of(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Params, set[int]]:
-    """A copy of the module's structure with no memory in it, and its buffers that no state_dict holds.
+def skeleton_of(module: nn.Module, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Params, set[int]]:
+    """A copy of the module's structure with no memory in it, and its buffers that no state_dict holds, on `device`.
 
     Last, the memory of attributes that were views of parameters or buffers: they do not follow those any more.
     """
-    memo, fixed = _stand_ins(module, dtype)
+    memo, fixed = _stand_ins(module, dtype, device)
     memory = storages(module)
     held = [v for part in module.modules() for v in attributes(part)]
     views = [v for v in held if storage(v) in memory and id(v) not in memo]
-    memo |= {id(v): v.detach().clone() for v in views}
+    memo |= {id(v): _put(v.detach().clone(), device) for v in views}
     for v in held:
         if v.is_floating_point():
-            memo.setdefault(id(v), v.detach().clone().to(dtype))  # constants, as precise as the rest
+            memo.setdefault(id(v), _put(v.detach().clone().to(dtype), device))  # constants, as precise as the rest
+        elif v.device != device:
+            memo.setdefault(id(v), _put(v.detach(), device))
     return _bare_copy(module, memo), fixed, {storage(memo[id(v)]) for v in views}
 
 
-def _stand_ins(module: nn.Module, dtype: torch.dtype) -> tuple[dict[int, Any], Params]:
+def _put(v: Tensor, device: torch.device) -> Tensor:
+    return v if v.is_meta else v.to(device)
+
+
+def _stand_ins(module: nn.Module, dtype: torch.dtype, device: torch.device) -> tuple[dict[int, Any], Params]:
     """What to put for each parameter and buffer: it has no memory, unless no state_dict holds it; and the latter."""
     memo: dict[int, Any] = {}
     for p in module.parameters():
@@ -137,7 +143,7 @@ def _stand_ins(module: nn.Module, dtype: torch.dtype) -> tuple[dict[int, Any], P
     fixed = {}
     for name, b in module.named_buffers():
         value = in_dtype(b.detach(), dtype)
-        memo[id(b)] = value.to("meta") if name in kept else value.clone()
+        memo[id(b)] = value.to("meta") if name in kept else _put(value.clone(), device)
         if name not in kept:
             fixed[name] = memo[id(b)]
     return memo, fixed
