@@ -49,7 +49,7 @@ class Training:
 
     def ends(self) -> tuple[Network, ...]:
         """The networks, as cells."""
-        values = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name != "check"}
+        values = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in vars(self)}
         problem = Problem(self.model, self.data, self.examples, self.loss, self.dtype)
         return tuple(Network(problem, seed, Recipe(**values), self.target) for seed in self.seeds)
 
