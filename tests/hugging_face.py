@@ -115,5 +115,5 @@ def adapter(name):
         made = peft.get_peft_model(module, peft.LoraConfig(**options))
         for p in (p for p in made.parameters() if p.requires_grad):
             p.data += 0.3 * torch.randn_like(p)
-        made.save_pretrained(folder)
+        made.save_pretrained(str(folder))
     return folder

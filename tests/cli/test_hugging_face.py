@@ -61,16 +61,16 @@ def mean(x, y):
 def test_two_folders_by_data_of_ones_own(made, kind, data):
     x, y = made(kind)
     found = losses(saved(kind), saved(kind, 1), saved(kind), f"mine.py:{data}")
-    ends = (network(kind, seed).state_dict() for seed in (0, 1))
-    assert found == slowly(kind, *ends, mean(x, y))
+    a, b = (network(kind, seed).state_dict() for seed in (0, 1))
+    assert found == slowly(kind, a, b, mean(x, y))
 
 
 def test_a_base_and_its_adapter(made):
     pytest.importorskip("peft")
     x, y = made("gpt2")
     found = losses(saved("gpt2"), adapter("patterns"), saved("gpt2"), "mine.py:arrays", "--batch", "2")
-    ends = (im.load_params(p, like=network("gpt2")) for p in (saved("gpt2"), adapter("patterns")))
-    assert found == slowly("gpt2", *ends, mean(x, y))
+    a, b = (im.load_params(p, like=network("gpt2")) for p in (saved("gpt2"), adapter("patterns")))
+    assert found == slowly("gpt2", a, b, mean(x, y))
 
 
 def test_a_text(made, tmp_path):
@@ -88,5 +88,5 @@ def test_a_text(made, tmp_path):
     asked = ["--model", f"hf:{folder}", "--data", "a.txt", "--block", "3", "--num-points", "3", "--out", "again", "-q"]
     assert run_app(["profile", "out/path.safetensors", *asked]) == 0
     assert json.loads(open("again/profile.json").read())["loss"] == pytest.approx(found, rel=1e-6)
-    ends = (network("lm", seed).state_dict() for seed in (0, 1))
-    assert found == slowly("lm", *ends, mean(x, y))
+    a, b = (network("lm", seed).state_dict() for seed in (0, 1))
+    assert found == slowly("lm", a, b, mean(x, y))

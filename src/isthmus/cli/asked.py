@@ -118,7 +118,8 @@ def options_of(dataset: Dataset | Given) -> Mapping[str, Any]:
 def _labelled(own: Mapping[str, Any], asked: Asked, stored: Mapping[str, int] | None = None) -> dict[str, int]:
     """How labels are read: as typed, else as the data say, else as stored."""
     typed = {"ignore_index": asked.ignore_index, "class_axis": asked.class_axis}
-    return {k: held[k] for held in (stored or {}, own, typed) for k in LABELLED if held.get(k) is not None}
+    sources: tuple[Mapping[str, Any], ...] = (stored or {}, own, typed)
+    return {k: held[k] for held in sources for k in LABELLED if held.get(k) is not None}
 
 
 def _names(gate: StoredSetup, asked: Asked, model: object, data: object) -> tuple[str, str]:
