@@ -102,12 +102,8 @@ certify/analytic.py:_measured
 certify/analytic.py:_place
 certify/bounds.py:_losses
 certify/certificate.py:Certificate.expected
-certify/certify.py:_exact
 certify/certify.py:certify
 certify/forms.py:contract
-certify/rules.py:_einsum
-certify/verify.py:_segment
-certify/verify.py:_totals
 cli/app.py:run_app
 cli/asked.py:_examples
 cli/asked.py:of_checkpoints
@@ -135,12 +131,6 @@ connectors/subnetwork/train.py:Training._together
 connectors/subnetwork/untrained.py:_memorise
 connectors/subnetwork/untrained.py:_on_a_line
 connectors/two_layer_relu/compression.py:two_layer_chain
-evaluate/engine.py:Engine._route
-evaluate/network.py:Network.without_dead
-evaluate/plan.py:_not_worth
-evaluate/plan.py:_stage
-evaluate/plan.py:plan_for
-evaluate/profile.py:profile
 evaluate/routes.py:Penalty.along
 evaluate/sample.py:adaptively
 evaluate/sample.py:screened
