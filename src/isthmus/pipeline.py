@@ -130,7 +130,7 @@ def run(
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
     Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
-    `budget` are those of ``certify`` (by default thirty times this measuring, of `num_points` points per segment), `level`
+    `budget` are those of ``certify`` (by default 30 times this measuring, of `num_points` points per segment), `level`
     is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
     is measured; it also judges the path of a method with ``on="test"``. `bn`: of ``profile``; the other policies are
     measured beside it, and the file of the path keeps it. With a `memory` (see ``state_of``) a

@@ -74,6 +74,34 @@ def padded(m: Layers, h: Tensor) -> Tensor:
     return (mean[:, None] + (h + far[:, None]).softmax(1)) * h.gather(1, torch.zeros(len(h), 3, 4, dtype=torch.long))
 
 
+def to_itself(m: Layers, h: Tensor) -> Tensor:
+    return m.parts["own"](h, h, h)[0]
+
+
+def own(m: Layers, h: Tensor) -> Tensor:
+    return m.parts["own"](h)
+
+
+def volume(m: Layers, h: Tensor) -> Tensor:
+    return m.parts["own"](h.view(-1, 1, 3, 2, 2))
+
+
+def of_length_one(m: Layers, h: Tensor) -> Tensor:
+    return h @ torch._weight_norm(m.parts["own"].weight + 2, m.vector, 1)
+
+
+def deviations(m: Layers, h: Tensor) -> Tensor:
+    return h / (h.var(1, keepdim=True) + 1) + h.std((1, 2), correction=0)[:, None, None]
+
+
+def greatest(m: Layers, h: Tensor) -> Tensor:
+    return h.amax(-1, keepdim=True) - h.amin((1, 2))[:, None, None] + torch.clamp(h, min=m.vector)
+
+
+def special(m: Layers, h: Tensor) -> Tensor:
+    return h.erf() + (h.abs() + 0.5).log() + (h.abs() + 0.1) ** 1.5 + h**3
+
+
 SCALES = {"special functions": 0.1, "deviations": 0.3}
 """Where a wide interval would reach numbers that a function is not defined for."""
 
@@ -86,14 +114,14 @@ def written(m: Layers, h: Tensor) -> Tensor:
 
 
 MODERN: dict[str, Callable[[], nn.Module]] = {
-    "LayerNorm": lambda: Layers(lambda m, h: m.parts["own"](h), own=nn.LayerNorm(4)),
+    "LayerNorm": lambda: Layers(own, own=nn.LayerNorm(4)),
     "LayerNorm of two axes": lambda: Layers(lambda m, h: F.layer_norm(h, (3, 4))),
-    "RMSNorm": lambda: Layers(lambda m, h: m.parts["own"](h), own=nn.RMSNorm(4)),
+    "RMSNorm": lambda: Layers(own, own=nn.RMSNorm(4)),
     "GroupNorm": lambda: Layers(image, own=nn.GroupNorm(3, 3)),
     "InstanceNorm": lambda: Layers(image, own=nn.InstanceNorm2d(3, affine=True)),
     "InstanceNorm, kept": lambda: Layers(image, own=nn.InstanceNorm2d(3, track_running_stats=True)),
-    "weight norm": lambda: Layers(lambda m, h: h @ torch._weight_norm(m.parts["own"].weight + 2, m.vector, 1), own=nn.Linear(4, 4)),
-    "deviations": lambda: Layers(lambda m, h: h / (h.var(1, keepdim=True) + 1) + h.std((1, 2), correction=0)[:, None, None]),
+    "weight norm": lambda: Layers(of_length_one, own=nn.Linear(4, 4)),
+    "deviations": lambda: Layers(deviations),
     "softmax": lambda: Layers(lambda m, h: h.softmax(-1) * h.softmax(1)),
     "log_softmax": lambda: Layers(lambda m, h: h.log_softmax(-1)),
     "attention": lambda: Layers(attend()),
@@ -101,22 +129,22 @@ MODERN: dict[str, Callable[[], nn.Module]] = {
     "masked attention": lambda: Layers(attend(attn_mask=SEEN)),
     "added masks": lambda: Layers(attend(attn_mask=torch.zeros(3, 3).masked_fill(~SEEN, -inf))),
     "grouped queries": lambda: Layers(grouped),
-    "MultiheadAttention": lambda: Layers(lambda m, h: m.parts["own"](h, h, h)[0], own=nn.MultiheadAttention(4, 2, batch_first=True)),
+    "MultiheadAttention": lambda: Layers(to_itself, own=nn.MultiheadAttention(4, 2, batch_first=True)),
     "far away": lambda: Layers(lambda m, h: by_hand(m, h, FAR * (1.0 - (torch.arange(3) < 2).float()))),
     "infinitely far": lambda: Layers(lambda m, h: by_hand(m, h, torch.full((3, 3), -inf).triu(1))),
     "rotary": lambda: Layers(rotated),
     "waves": lambda: Layers(lambda m, h: h.sin() + (2 * h).cos()),
-    "special functions": lambda: Layers(lambda m, h: h.erf() + (h.abs() + 0.5).log() + (h.abs() + 0.1) ** 1.5 + h**3),
+    "special functions": lambda: Layers(special),
     "swiglu": lambda: Layers(lambda m, h: F.silu(m.parts["own"](h)) * h, own=nn.Linear(4, 4)),
-    "greatest": lambda: Layers(lambda m, h: h.amax(-1, keepdim=True) - h.amin((1, 2))[:, None, None] + torch.clamp(h, min=m.vector)),
+    "greatest": lambda: Layers(greatest),
     "written into": lambda: Layers(written, own=nn.LayerNorm(4)),
     "padding": lambda: Layers(padded),
     "LSTM": lambda: Layers(recurrent, own=nn.LSTM(4, 2, 2, batch_first=True, bidirectional=True)),
     "GRU": lambda: Layers(recurrent, own=nn.GRU(4, 4, bias=False, batch_first=True)),
     "RNN": lambda: Layers(recurrent, own=nn.RNN(4, 4, batch_first=True)),
     "rectified RNN": lambda: Layers(recurrent, own=nn.RNN(4, 4, nonlinearity="relu", batch_first=True)),
-    "transposed": lambda: Layers(lambda m, h: m.parts["own"](h)[..., :4], own=nn.ConvTranspose1d(3, 3, 2, 2, 1, 1, groups=3)),
-    "transposed images": lambda: Layers(lambda m, h: m.parts["own"](h.view(-1, 3, 2, 2)), own=nn.ConvTranspose2d(3, 3, 1)),
-    "volumes": lambda: Layers(lambda m, h: m.parts["own"](h.view(-1, 1, 3, 2, 2)), own=nn.Conv3d(1, 1, 3, padding=1)),
-    "transposed volumes": lambda: Layers(lambda m, h: m.parts["own"](h.view(-1, 1, 3, 2, 2)), own=nn.ConvTranspose3d(1, 1, 1)),
-}  # fmt: skip
+    "transposed": lambda: Layers(lambda m, h: own(m, h)[..., :4], own=nn.ConvTranspose1d(3, 3, 2, 2, 1, 1, groups=3)),
+    "transposed images": lambda: Layers(image, own=nn.ConvTranspose2d(3, 3, 1)),
+    "volumes": lambda: Layers(volume, own=nn.Conv3d(1, 1, 3, padding=1)),
+    "transposed volumes": lambda: Layers(volume, own=nn.ConvTranspose3d(1, 1, 1)),
+}

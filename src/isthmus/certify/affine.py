@@ -19,7 +19,7 @@ from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
 from isthmus.objective.data import arguments, rows
 from isthmus.params import Params
-from isthmus.program.export import Program
+from isthmus.program.export import Node, Program
 from isthmus.program.program import interpret, last_reads
 from isthmus.structure.liveness import changed_tensors
 
@@ -104,34 +104,20 @@ class Reading:
         moving: Collection[str] | None = None,
         uncertain: Mapping[str, Tensor] | None = None,
     ) -> None:
-        first = control[0]
         moving = changed_tensors(control) if moving is None else moving
-        if any(v.is_complex() for v in first.values()):
+        if any(v.is_complex() for v in control[0].values()):
             raise UnsupportedError("complex weights", "they have no rule for affine forms")
         self.objective, self.program = objective, program
-        self.motions = {
-            place: Motion([p[name].double() for p in control])
-            for place, name in program.tensors.items()
-            if name in moving
-        }
-        off = uncertain or {}
-        self.fixed: dict[str, Any] = {
-            place: Form(first[name].double(), None, off[name]) if name in off else _value(first[name])
-            for place, name in program.tensors.items()
-            if name not in moving
-        }
-        self.fixed |= {k: _value(v) for k, v in program.constants.items()}
-        varying = set(self.motions)
-        self.before, self.after = [], []
-        for node in program.needed:
-            if varying.intersection(node.refs()):
-                varying.add(node.name)
-                self.after.append(node)
-            else:
-                self.before.append(node)
-        needed = {r for node in self.after for r in node.refs()} | {program.outputs[0].name}
-        self.needed = needed - varying
-        self.drop = last_reads(self.after, keep={program.outputs[0].name})
+        moves, rests = {}, {}
+        for place, name in program.tensors.items():
+            (moves if name in moving else rests)[place] = name
+        self.motions = {place: Motion([p[name].double() for p in control]) for place, name in moves.items()}
+        self.fixed: dict[str, Any] = {k: _value(v) for k, v in program.constants.items()}
+        self.fixed |= {place: _value(control[0][name], (uncertain or {}).get(name)) for place, name in rests.items()}
+        self.before, self.after, varying = _parted(program, set(self.motions))
+        output = program.outputs[0].name
+        self.needed = {output, *(r for node in self.after for r in node.refs())} - varying
+        self.drop = last_reads(self.after, keep={output})
         self.kept: dict[int, dict[str, Any]] = {}
         self.room = memory
 
@@ -161,11 +147,14 @@ class Reading:
             yield self._run(mixed | moving), y
 
     def _enters(self, name: str, value: Any) -> bool:
-        return name not in self.fixed and isinstance(value, Form)
+        return name not in self.fixed and isinstance(value, Form) and value.dropped is None
 
     def _run(self, values: dict[str, Any]) -> Form:
         interpret(self.after, apply, values, self.drop)
-        return values[self.program.outputs[0].name]
+        out = values[self.program.outputs[0].name]
+        if out.dropped is not None:
+            raise UnsupportedError("the outputs", "entries of -infinity have no bound")
+        return out
 
     def _prefix(self, i: int, x: Any) -> dict[str, Any]:
         """The values that do not depend on t, for chunk i: those that what depends on t reads."""
@@ -217,9 +206,23 @@ def line(p: Form, q: Form, start: float, end: float) -> Form:
     return Form(centre, step * ((end - start) / 2), radius, 8)
 
 
-def _value(v: Tensor) -> Any:
+def _parted(program: Program, varying: set[str]) -> tuple[list[Node], list[Node], set[str]]:
+    """The nodes that do not depend on the values in `varying`, those that do, and all values that do."""
+    before, after = [], []
+    for node in program.needed:
+        if varying.intersection(node.refs()):
+            varying.add(node.name)
+            after.append(node)
+        else:
+            before.append(node)
+    return before, after, varying
+
+
+def _value(v: Tensor, off: Tensor | None = None) -> Any:
     if v.is_complex():
         raise UnsupportedError("a complex tensor", "it has no rule for affine forms")
+    if off is not None:
+        return Form(v.double(), None, off)
     try:
         return number(v) if v.is_floating_point() else v
     except Refused as e:

@@ -125,7 +125,8 @@ class Certificate:
         """The budget that is expected to bring the bound within the gap; None where none is needed, or none would do.
 
         From the sub-intervals so far: the excess of a bound falls about fourfold when its interval is halved. It falls
-        faster while a bound is useless, so this is rather too much: 1 to 9 times what was needed, in trials.
+        faster while a bound is useless, and where the network is smooth, so this is rather too much: 1 to 9 times what
+        was needed for networks of ReLU, in trials, and up to 30 times for smooth ones.
         """
         best = self.witness[1]
         if self.close or not self.spent:

@@ -58,7 +58,7 @@ def certify(
 
     Cost: about four passes over the data per control point of exact claims, one per end of others, `num_points` per
     measured segment, about six to thirty per sub-interval (a line between two small trained networks takes 30 to 80
-    sub-intervals, deep ones thousands). ``budget=None`` allows as many sub-intervals as cost thirty times the operations
+    sub-intervals, deep ones thousands). ``budget=None`` allows as many sub-intervals as cost 30 times the operations
     of a profile with `num_points` points; they are counted, not timed, so the same call gives the same certificate.
     Where that is not enough, ``certificate.close`` is False, and ``certificate.summary`` says how far the bound is from
     the largest loss seen and which budget is expected to do. ``budget=0`` makes the exact claims only.
@@ -77,6 +77,33 @@ def certify(
     check_kinds(certify, locals())
     labels = labels or getattr(path, "labels", ())
     path = path_of(path)
+    _check(path, gap, budget, labels)
+    kernel = Kernel(objective, path)
+    found = []
+    for i, segment in enumerate(path.segments):
+        found.append((kernel.claim(segment), kernel.ends(i)))
+        progress("certifying", i + 1, len(path))
+    open_ = [i for i, (c, _) in enumerate(found) if c.kind == "measured" and isinstance(path.segments[i], Curve)]
+    numerical = open_ if budget != 0 and not kernel.obstacle else []
+    bound = cache(kernel.bound)  # what is bounded to count its cost need not be bounded again
+    if budget is None:
+        budget = in_proportion(kernel, numerical, bound, num_points, READINGS) if numerical else 0
+    result = search(
+        numerical, bound, kernel.loss, kernel.ends, partial(confront, kernel),
+        best=max(max(ends) for _, ends in found), gap=gap, budget=budget, progress=progress,
+    )  # fmt: skip
+    rows = [_row(kernel, i, c, result, num_points) for i, (c, _) in enumerate(found)]
+    segments = tuple(
+        _labelled(row, str(label)) for (row, _), label in zip(rows, labels or [""] * len(rows), strict=True)
+    )
+    slack = max(rounding for _, rounding in rows)
+    if any(s.claim == "bounded" for s in segments):
+        slack = max(slack, _rounding(kernel, result))
+    ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
+    return Certificate(segments, ends, kernel.dtype, slack, gap, result.evaluations, budget, result.spent)
+
+
+def _check(path: Path, gap: float, budget: int | None, labels: Sequence[str]) -> None:
     if not gap > 0:
         raise InputError("gap", expected="a number > 0", got=gap)
     if budget is not None and budget < 0:
@@ -85,29 +112,6 @@ def certify(
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
     if (bad := nonfinite_on(path.knots)) is not None:
         raise InputError(f"path, knot {bad[0]}", expected="finite weights", got=f"NaN or infinities in {bad[1]!r}")
-    kernel = Kernel(objective, path)
-    found = []
-    for i, segment in enumerate(path.segments):
-        found.append((kernel.claim(segment), kernel.ends(i)))
-        progress("certifying", i + 1, len(path))
-    open_ = [i for i, (c, _) in enumerate(found) if c.kind == "measured"]
-    numerical = [i for i in open_ if isinstance(path.segments[i], Curve)] if budget != 0 and not kernel.obstacle else []
-    bound = cache(kernel.bound)  # what is bounded to count its cost need not be bounded again
-    if budget is None:
-        budget = in_proportion(kernel, numerical, bound, num_points, READINGS) if numerical else 0
-    result = search(
-        numerical, bound, kernel.loss, kernel.ends, partial(confront, kernel),
-        best=max(max(ends) for _, ends in found), gap=gap, budget=budget, progress=progress,
-    )  # fmt: skip
-    segments, slack = [], 0.0
-    for i, (c, _) in enumerate(found):
-        row, rounding = _row(kernel, i, c, result, num_points)
-        slack = max(slack, rounding)
-        segments.append(row if not labels else _labelled(row, str(labels[i])))
-    if any(s.claim == "bounded" for s in segments):
-        slack = max(slack, _rounding(kernel, result))
-    ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
-    return Certificate(tuple(segments), ends, kernel.dtype, slack, gap, result.evaluations, budget, result.spent)
 
 
 def _row(kernel: Kernel, i: int, found: Claim, result: Search, num_points: int) -> tuple[SegmentCertificate, float]:
@@ -134,10 +138,10 @@ def _exact(kernel: Kernel, i: int, found: Claim) -> tuple[SegmentCertificate, fl
     losses = [kernel.loss_at(p) for p in control]
     if not all(isfinite(v) for v in losses):
         raise InputError(f"path, segment {i}", expected="a finite loss at its control points", got=losses)
-    bound = max(b.loss for b in several)
+    above = [b.loss for b in several] * (1 if len(several) == len(losses) else len(losses))
+    bound = max(above)
     for k, (p, v) in enumerate(zip(control, losses, strict=True)):
         kernel.confront(p, v, bound, f"at control point {k} of segment {i}")
-    above = [b.loss for b in several] if len(several) == len(losses) else [bound] * len(losses)
     slack = max(b - v for b, v in zip(above, losses, strict=True))
     wrong = torch.stack([b.unsure for b in several if b.unsure is not None]).amax(0)
     ends, deviation = kernel.ends(i), max(losses) - min(losses)

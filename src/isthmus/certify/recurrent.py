@@ -75,17 +75,10 @@ def _stacked(several: Sequence[Form], dim: int = 0) -> Form:
 
 def _layers(cell: Cell, node: Node, a: Arguments) -> tuple[Form, ...]:
     """All layers, in both directions where there are two; steps first inside."""
-    if a["train"] and a["dropout"]:
-        raise Refused("it is in training mode, with dropout")
-    if "batch_sizes" in a:
-        raise Refused("packed sequences have no rule")
-    directions = 2 if a["bidirectional"] else 1
-    each = 4 if a["has_biases"] else 2
+    directions, each = 1 + a["bidirectional"], 2 + 2 * a["has_biases"]
+    _check(a, each * directions * a["num_layers"])
     starts = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
-    if len(a["params"]) != each * directions * a["num_layers"]:
-        raise Refused("projections have no rule")
-    swapped = (lambda v: moved(lambda p: p.transpose(0, 1), v)) if a["batch_first"] else (lambda v: v)
-    x, last = swapped(a["x"]), []
+    x, last = _swapped(a["x"], a), []
     for layer in range(a["num_layers"]):
         found = []
         for d in range(directions):
@@ -94,8 +87,22 @@ def _layers(cell: Cell, node: Node, a: Arguments) -> tuple[Form, ...]:
             steps, end = _steps(cell, x, state, Weights(a["params"][each * k : each * (k + 1)]), d == 1)
             found.append(_stacked(steps))
             last.append(end)
-        x = found[0] if directions == 1 else joined(lambda parts: torch.cat(list(parts), -1), found)
-    return (swapped(x), *(_stacked(column) for column in zip(*last, strict=True)))
+        x = joined(lambda parts: torch.cat(list(parts), -1), found)
+    return (_swapped(x, a), *(_stacked(column) for column in zip(*last, strict=True)))
+
+
+def _check(a: Arguments, weights: int) -> None:
+    if a["train"] and a["dropout"]:
+        raise Refused("it is in training mode, with dropout")
+    if "batch_sizes" in a:
+        raise Refused("packed sequences have no rule")
+    if len(a["params"]) != weights:
+        raise Refused("projections have no rule")
+
+
+def _swapped(x: Form, a: Arguments) -> Form:
+    """Between examples first and steps first."""
+    return moved(lambda p: p.transpose(0, 1), x) if a["batch_first"] else x
 
 
 RECURRENT = {

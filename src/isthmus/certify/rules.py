@@ -105,11 +105,9 @@ def _einsum(node: Node, a: Arguments) -> Form:
     inputs, arrow, output = a["equation"].replace(" ", "").partition("->")
     if len(tensors) > 2 or "." in inputs or not arrow:
         raise Refused("only one or two tensors, all axes named on both sides of an arrow, have a rule")
-    size = {
-        k: n
-        for names, v in zip(inputs.split(","), tensors, strict=True)
-        for k, n in zip(names, v.centre.shape, strict=True)
-    }
+    size: dict[str, int] = {}
+    for letters, v in zip(inputs.split(","), tensors, strict=True):
+        size |= zip(letters, v.centre.shape, strict=True)
     terms = prod(n for k, n in size.items() if k not in output)
     if len(tensors) == 1:
         return average(lambda p: torch.einsum(a["equation"], p), terms, tensors[0])

@@ -1,7 +1,7 @@
 """Affine forms through softmax: one probability against all others, which is what cancels common motion.
 
-With x = c + s k + (s^2 - 1/2) q + e and |e| <= r, log p_i = x_i - logsumexp(x). What all entries share changes nothing, so
-k and q are taken less their means under p(c). Then, for probabilities of points in the box that x runs over,
+With x = c + s k + (s^2 - 1/2) q + e and |e| <= r, log p_i = x_i - logsumexp(x). What all entries share changes nothing,
+so k and q are taken less their means under p(c). Then, for probabilities of points in the box that x runs over,
 
     logsumexp(c + h) = logsumexp(c) + p(c) . h + Var(h) / 2     for h = s k + (s^2 - 1/2) q, p(c) . h = 0,
     |what e adds to log p_i| <= (1 - p_i) r_i + sum over the others of p_j r_j.

@@ -99,8 +99,7 @@ def _samples(kernel: Kernel, i: int, stored: Mapping[str, Any], num_points: int)
 
 
 def _segment(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
-    found = kernel.claim(kernel.path.segments[i])
-    claim, bound, ends = stored["claim"], stored["bound"], kernel.ends(i)
+    bound = stored["bound"]
     if not isfinite(bound):
         yield f"the bound {bound} is not a number"
     if not 0 <= stored["witness"] <= 1:
@@ -111,35 +110,54 @@ def _segment(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]
         yield f"the loss at its witness t = {stored['witness']} is {value}, not {stored['value']}"
     if not _same(reached(bound, stored["value"]), stored["gap"]):
         yield f"the gap {stored['gap']} is not the one between bound and value"
-    deviation = abs(ends[1] - ends[0])
-    if claim in ("unchanged", "convex"):
-        losses = [kernel.loss_at(p) for p in kernel.control(i)]
-        deviation = max(losses) - min(losses)
-        if not bound >= max(losses):
-            yield f"the bound {bound} is below the loss at a control point, {max(losses)}"
-        if found.kind != claim:
-            yield f"claimed {claim!r}, but the control points give {found.kind!r} ({found.why})"
-        else:
-            yield from _exactly(kernel, i, stored, found)
-    elif claim == "analytic":
-        segment = kernel.path.segments[i]
-        if found.kind != claim or not isinstance(segment, LevelCurve):
-            yield f"claimed {claim!r}, but the curve gives {found.kind!r} ({found.why})"
-            return
-        known = kernel.level(segment)
-        deviation = known.deviation
-        if not bound >= known.bound - TOLERANCE * max(1.0, abs(known.bound)) or not bound >= max(ends):
-            yield f"the bound {bound} is below that of the closed form, {known.bound}"
-        yield from _error(stored, known.error)
-    elif claim == "bounded":
-        yield from _intervals(kernel, i, stored)
-    elif claim == "measured":
-        if not _same(bound, stored["value"]):
-            yield f"measured, but the bound {bound} is not the largest sample {stored['value']}"
+    rule = _CLAIMS.get(stored["claim"])
+    if rule is None:
+        yield f"the claim {stored['claim']!r} is not known"
     else:
-        yield f"the claim {claim!r} is not known"
+        yield from rule(kernel, i, stored)
+
+
+def _deviation(stored: Mapping[str, Any], deviation: float) -> Iterator[str]:
     if not abs(deviation - stored["deviation"]) <= TOLERANCE * max(1.0, abs(deviation)):
         yield f"the deviation is {deviation}, not {stored['deviation']}"
+
+
+def _rise(kernel: Kernel, i: int) -> float:
+    first, last = kernel.ends(i)
+    return abs(last - first)
+
+
+def _control(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
+    """An exact claim from the control points."""
+    claim, bound, found = stored["claim"], stored["bound"], kernel.claim(kernel.path.segments[i])
+    losses = [kernel.loss_at(p) for p in kernel.control(i)]
+    if not bound >= max(losses):
+        yield f"the bound {bound} is below the loss at a control point, {max(losses)}"
+    if found.kind != claim:
+        yield f"claimed {claim!r}, but the control points give {found.kind!r} ({found.why})"
+    else:
+        yield from _exactly(kernel, i, stored, found)
+    yield from _deviation(stored, max(losses) - min(losses))
+
+
+def _closed_form(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
+    """A claim on a level curve."""
+    segment, bound = kernel.path.segments[i], stored["bound"]
+    found = kernel.claim(segment)
+    if found.kind != stored["claim"] or not isinstance(segment, LevelCurve):
+        yield f"claimed {stored['claim']!r}, but the curve gives {found.kind!r} ({found.why})"
+        return
+    known = kernel.level(segment)
+    if not bound >= known.bound - TOLERANCE * max(1.0, abs(known.bound)) or not bound >= max(kernel.ends(i)):
+        yield f"the bound {bound} is below that of the closed form, {known.bound}"
+    yield from _error(stored, known.error)
+    yield from _deviation(stored, known.deviation)
+
+
+def _sampled(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
+    if not _same(stored["bound"], stored["value"]):
+        yield f"measured, but the bound {stored['bound']} is not the largest sample {stored['value']}"
+    yield from _deviation(stored, _rise(kernel, i))
 
 
 def _exactly(kernel: Kernel, i: int, stored: Mapping[str, Any], found: Claim) -> Iterator[str]:
@@ -172,6 +190,12 @@ def _intervals(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[st
     if reach != 1.0:
         yield f"the sub-intervals leave out t from {reach} to 1"
     yield from _error(stored, max(errors, default=float("nan")))
+    yield from _deviation(stored, _rise(kernel, i))
+
+
+_CLAIMS = {
+    "unchanged": _control, "convex": _control, "analytic": _closed_form, "bounded": _intervals, "measured": _sampled,
+}  # fmt: skip
 
 
 def _error(stored: Mapping[str, Any], error: float) -> Iterator[str]:
@@ -183,6 +207,7 @@ def _error(stored: Mapping[str, Any], error: float) -> Iterator[str]:
 def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
     """Whether the numbers of the whole path follow from those of its segments."""
     segments = certificate["segments"]
+    yield from _claims_of(certificate, segments)
     ends = [kernel.ends(0)[0], kernel.ends(len(segments) - 1)[1]]
     bound = max(s["bound"] for s in segments)
     top = max(segments, key=lambda s: s["value"])
@@ -201,6 +226,9 @@ def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
             yield f"ends: stored {have}, but the loss there is {value}"
     if not _same(certificate["witness"]["loss"], top["value"]):
         yield f"witness: stored {certificate['witness']['loss']}, but the segments give {top['value']}"
+
+
+def _claims_of(certificate: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if certificate["proved"] != all(s["claim"] != "measured" for s in segments):
         yield f"proved: stored {certificate['proved']}, but the claims of the segments say otherwise"
     if certificate["counts"] != Counter(s["claim"] for s in segments):

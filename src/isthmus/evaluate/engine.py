@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from isthmus.evaluate.network import Network, size
 from isthmus.evaluate.plan import plan_for
 from isthmus.evaluate.routes import Affine, ByValue, General, Penalty, Plain, Route, Tick, Unchanged
 from isthmus.objective import Objective
-from isthmus.params import Params, equal, nonfinite, nonfinite_on
+from isthmus.params import Params, equal, moves, nonfinite, nonfinite_on
 from isthmus.paths import Curve, Segment
+from isthmus.program.export import Program
 from isthmus.structure import Structure
 from isthmus.structure.liveness import changed_tensors, effective_changes, live_units
 
@@ -62,17 +64,28 @@ class Engine:
             self.objective.check_path((segment.start, segment.end))
             return Plain(self, segment) if self.objective.in_memory else ByValue(self.objective, segment)
         control = self.objective.check_path(segment.control)
-        curve = Curve(control)
+        curve, moved = Curve(control), changed_tensors(control)
         if not self.objective.in_memory:
             return ByValue(self.objective, curve)
-        if nonfinite_on(control) is not None:
+        if nonfinite_on(control) is not None or self._nothing_to_save(control[0], moved):
             return Plain(self, curve)
         program = self.network.program(control[0])
-        if program is None:
-            return Plain(self, curve)
+        return Plain(self, curve) if program is None else self._planned(curve, moved, program, points)
+
+    def _nothing_to_save(self, params: Params, moved: set[str]) -> bool:
+        """Whether all weights move, and those that are reached first look up whole numbers: no product can be saved.
+
+        Reading the graph of such a network takes longer than many passes.
+        """
+        all_move = all(k in moved for k, v in params.items() if v.is_floating_point())
+        return all_move and not any(map(moves, tree_leaves(self.objective.data[0])))
+
+    def _planned(self, curve: Curve, moved: set[str], program: Program, points: int) -> Route:
+        """What the graph of the network and its units tell about the change from the first control point."""
+        control = curve.control
         # zero weights do not silence what is infinite
         structure = None if nonfinite(control[0]) else self.network.structure(control)
-        moved, small = changed_tensors(control), control
+        small = control
         if structure is not None and structure.groups:
             live = live_units(control, structure)
             moved = effective_changes(control, moved, live, structure) if moved else moved

@@ -21,6 +21,8 @@ from isthmus.structure.liveness import live_units, separable
 
 CACHE = 1 << 25
 """Bytes of activations per forward pass: what a processor's last cache can be hoped to hold of them at a time."""
+FEW = 32
+"""Examples that one pass takes in any case, where the objective's memory holds them: calls are not free."""
 
 LEFT_OUT = 0.9
 """Dead units are left out when the weights shrink below this fraction; gathering the others is not free."""
@@ -38,7 +40,7 @@ class Network:
         self.x = cast_inputs(objective.data[0], self.dtype)
         self._checked = False
         self._program: Program | None = None
-        chunk = max(1, min(objective.memory, CACHE) // objective.bytes_each)
+        chunk = min(objective.chunk, max(FEW, CACHE // objective.bytes_each))
         parts = ceil(objective.num_examples / chunk)
         self.chunk = ceil(objective.num_examples / parts)
 
@@ -103,12 +105,7 @@ class Network:
         self, control: tuple[Params, ...], structure: Structure, live: Mapping[str, Tensor] | None = None
     ) -> tuple[Params, ...]:
         """The control points without the units that are dead at all of them, where leaving them out pays."""
-        live = live_units(control, structure) if live is None else live
-        keep = {}
-        for group in structure.groups:
-            alive = live[group.name].nonzero().flatten()
-            if separable(group) and len(alive) < group.size:
-                keep[group.name] = alive if len(alive) else torch.zeros(1, dtype=torch.int64)
+        keep = _alive(structure, live_units(control, structure) if live is None else live)
         if not keep:
             return control
         try:
@@ -143,6 +140,13 @@ class Network:
         except _REFUSALS:
             return False
         return True
+
+
+def _alive(structure: Structure, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The units to keep of each group that has dead ones which can be left out, at least one."""
+    alive = {g: live[g.name].nonzero().flatten() for g in structure.groups if separable(g)}
+    one = torch.zeros(1, dtype=torch.int64)
+    return {g.name: v if len(v) else one for g, v in alive.items() if len(v) < g.size}
 
 
 def evaluate(program: Program, plan: Plan, params: Params, x: Inputs, dtype: torch.dtype) -> Tensor:

@@ -71,20 +71,13 @@ class Plan:
 def plan_for(program: Program, moved: set[str], points: int, degree: int) -> Plan:
     """The stages when the tensors `moved` follow a Bezier curve of this degree, for so many points of it."""
     level, _ = levels(program, moved)
-    output = program.outputs[0].name
-    alive = program.live()
-    nodes = [n for n in program.nodes if n.name in alive]
+    output, nodes = program.outputs[0].name, list(program.needed)
     if level.get(output, CONSTANT) == NEITHER:
-        for name in _not_worth(program, nodes, level, everything=points <= degree + 1):
-            level[name] = NEITHER
-    fixed = [n for n in nodes if level[n.name] == CONSTANT]
-    ends = [n for n in nodes if level[n.name] == AFFINE]
-    each = [n for n in nodes if level[n.name] == NEITHER]
+        level |= dict.fromkeys(_not_worth(program, nodes, level, everything=points <= degree + 1), NEITHER)
+    fixed, ends, each = ([n for n in nodes if level[n.name] == kind] for kind in (CONSTANT, AFFINE, NEITHER))
     kind = {CONSTANT: "unchanged", AFFINE: "affine", NEITHER: "general"}[level.get(output, CONSTANT)]
-    read_later = {r for n in (*ends, *each) for r in n.refs()} | {output}
-    read_each = {r for n in each for r in n.refs()} | {output}
-    held = tuple(n.name for n in fixed if n.name in read_later)
-    held += tuple(k for k in program.inputs if k in read_later)
+    read_later, read_each = _read([*ends, *each]) | {output}, _read(each) | {output}
+    held = tuple(k for k in (*(n.name for n in fixed), *program.inputs) if k in read_later)
     mixed = tuple(n.name for n in ends if n.name in read_each)
     readers = _readers(program, nodes)
     return Plan(
@@ -103,6 +96,10 @@ def whole(program: Program) -> Plan:
     return plan_for(program, set(program.tensors.values()), 1, 1)
 
 
+def _read(nodes: list[Node]) -> set[str]:
+    return {r for n in nodes for r in n.refs()}
+
+
 def _readers(program: Program, nodes: list[Node]) -> dict[str, int]:
     count: dict[str, int] = {r.name: 1 for r in program.outputs}
     for n in nodes:
@@ -112,17 +109,11 @@ def _readers(program: Program, nodes: list[Node]) -> dict[str, int]:
 
 
 def _stage(nodes: list[Node], keep: set[str], readers: Mapping[str, int], fresh: set[str] | None = None) -> Stage:
-    own = {n.name for n in nodes} | (fresh or set())
-    made = {n.name for n in nodes if _fresh(n)} | (fresh or set())
-    over = {
-        n.name
-        for n in nodes
-        if n.base == "relu"
-        and n.refs()[0] in made
-        and readers[n.refs()[0]] == 1
-        and (n.refs()[0] not in keep or n.refs()[0] in (fresh or ()))
-    }
-    return Stage(tuple(nodes), last_reads(nodes, keep, own), frozenset(over))
+    fresh = fresh or set()
+    own = {n.name for n in nodes} | fresh
+    free = {k for k in fresh | ({n.name for n in nodes if _fresh(n)} - keep) if readers.get(k) == 1}
+    over = frozenset(n.name for n in nodes if n.base == "relu" and n.refs()[0] in free)
+    return Stage(tuple(nodes), last_reads(nodes, keep, own), over)
 
 
 def _fresh(node: Node) -> bool:
@@ -141,18 +132,21 @@ def _not_worth(program: Program, nodes: list[Node], level: Mapping[str, int], *,
     affine = {n.name for n in nodes if level[n.name] == AFFINE}
     if everything:
         return affine
-    frontier = {r for n in nodes if level[n.name] == NEITHER for r in n.refs() if r in affine}
     worth: set[str] = set()
-    for name in frontier:
-        above, todo = set(), [name]
-        while todo:
-            node = todo.pop()
-            if node not in above:
-                above.add(node)
-                todo += [r for r in by_name[node].refs() if r in affine]
+    for name in affine & _read([n for n in nodes if level[n.name] == NEITHER]):
+        above = _up_to(name, by_name, affine)
         if sum(_multiplications(program, by_name, by_name[k]) for k in above) >= WORTH * _numel(by_name[name]):
             worth |= above
     return affine - worth
+
+
+def _up_to(name: str, by_name: Mapping[str, Node], among: set[str]) -> set[str]:
+    """The node and what it is computed from, of those in `among`."""
+    found, todo = set(), {name}
+    while todo:
+        found |= todo
+        todo = ({r for k in todo for r in by_name[k].refs()} & among) - found
+    return found
 
 
 def _multiplications(program: Program, by_name: Mapping[str, Node], node: Node) -> int:

@@ -182,14 +182,7 @@ def profile(
     """
     check_kinds(profile, locals())
     path = _opened(path)
-    if num_points < 2:
-        raise InputError("num_points", expected="at least 2 points per segment", got=num_points)
-    if screen is not None and screen not in SCREENS:
-        raise InputError("screen", expected=f"None or one of {SCREENS}", got=repr(screen))
-    if tol is not None and not 0 < tol < float("inf"):
-        raise InputError("tol", expected="a number > 0", got=tol)
-    if tol is not None and screen is not None:
-        raise InputError("screen", expected="None with tol, which needs exact values", got=repr(screen))
+    _check(num_points, screen, tol)
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
@@ -236,6 +229,17 @@ def beside_others(
         for policy in others(found.bn)
     }
     return replace(found, beside=more)
+
+
+def _check(num_points: int, screen: str | None, tol: float | None) -> None:
+    if num_points < 2:
+        raise InputError("num_points", expected="at least 2 points per segment", got=num_points)
+    if screen is not None and screen not in SCREENS:
+        raise InputError("screen", expected=f"None or one of {SCREENS}", got=repr(screen))
+    if tol is not None and not 0 < tol < float("inf"):
+        raise InputError("tol", expected="a number > 0", got=tol)
+    if tol is not None and screen is not None:
+        raise InputError("screen", expected="None with tol, which needs exact values", got=repr(screen))
 
 
 def _profile(

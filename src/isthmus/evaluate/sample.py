@@ -14,6 +14,8 @@ from isthmus.evaluate.screen import confirm
 from isthmus.objective import Objective
 from isthmus.paths import Curve, Segment
 
+Pairs = dict[float, tuple[float, float]]
+"""t -> (loss, error)."""
 Progress = Callable[[str, int, int], None]
 Place = tuple[int, float]
 """The number of a segment, and t in [0, 1] on it."""
@@ -47,18 +49,11 @@ def screened(sets: Sequence[Objective], segments: Sequence[Segment], num_points:
     grid = _grid(len(segments), num_points)
     places = [(i, t) for i, ts in enumerate(grid) for t in ts]
     tick = _Ticker(progress, len(places) * len(sets), len(sets))
-    engines = [Engine(s) for s in sets]
-    low, sure = [], torch.zeros(len(places), dtype=torch.bool)
-    for s, engine in zip(sets, engines, strict=True):
-        rough, columns, done = Engine(s, torch.bfloat16), [], 0
-        for segment, ts in zip(segments, grid, strict=True):
-            ready = engine.prepare(segment, num_points)
-            cheap = ready.kind in ("unchanged", "affine")
-            values = ready.measure(ts, tick) if cheap else rough.prepare(segment, num_points).measure(ts, tick)
-            sure[done : done + len(ts)] = cheap
-            done += len(ts)
-            columns.append(torch.tensor(values, dtype=torch.float64))
-        low.append(torch.cat(columns, 1))
+    engines, low = [Engine(s) for s in sets], []
+    sure = torch.zeros(len(places), dtype=torch.bool)
+    for engine in engines:
+        values, sure = _roughly(engine, segments, grid, num_points, tick)
+        low.append(values)
     exact = [v.clone() for v in low]
 
     def measure(indices: list[int]) -> None:
@@ -77,28 +72,28 @@ def screened(sets: Sequence[Objective], segments: Sequence[Segment], num_points:
     return Sampled(places, exact, confirmed, named)
 
 
+def _roughly(
+    engine: Engine, segments: Sequence[Segment], grid: list[list[float]], num_points: int, tick: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
+    """[2, points] in bfloat16, but where the working precision costs next to nothing; and where that is."""
+    rough, columns, cheap = Engine(engine.objective, torch.bfloat16), [], []
+    for segment, ts in zip(segments, grid, strict=True):
+        ready = engine.prepare(segment, num_points)
+        cheap += [ready.kind in ("unchanged", "affine")] * len(ts)
+        values = (ready if cheap[-1] else rough.prepare(segment, num_points)).measure(ts, tick)
+        columns.append(torch.tensor(values, dtype=torch.float64))
+    return torch.cat(columns, 1), torch.tensor(cheap)
+
+
 def adaptively(
     sets: Sequence[Objective], segments: Sequence[Segment], num_points: int, tol: float, progress: Progress
 ) -> Sampled:
     """Points where the loss of the first data set may be largest; the others are measured at the same ones."""
-    engine, first = Engine(sets[0]), sets[0]
-    start = [k / (min(num_points, START) - 1) for k in range(min(num_points, START))]
-    tick = _Ticker(progress, 0, 1)
-    found: list[dict[float, tuple[float, float]]] = []
-    known: tuple[float, float] | None = None
-    open_ones = []
-    for i, segment in enumerate(segments):
-        ready = engine.prepare(segment)
-        if not _highest_at_an_end(first, segment, ready.kind):
-            open_ones.append(i)
-        ts = start if i in open_ones else [0.0, 1.0]
-        points = _pairs(ready, ts if known is None else ts[1:], tick)
-        found.append(points if known is None else {0.0: known, **points})
-        known = found[-1][1.0]
-    best = max(loss for points in found for loss, _ in points.values())
-    bound = best
+    engine, tick = Engine(sets[0]), _Ticker(progress, 0, 1)
+    found, open_ones = _coarse(engine, segments, min(num_points, START), tick)
+    best = bound = max(map(_largest, found))
     if best < float("inf"):  # also false for NaN
-        for i in sorted(open_ones, key=lambda i: -max(loss for loss, _ in found[i].values())):
+        for i in sorted(open_ones, key=lambda i: -_largest(found[i])):
             best, bound = _refine(engine, segments[i], found[i], best, bound, tol, tick)
     grid = [sorted(points) if i == 0 else sorted(points)[1:] for i, points in enumerate(found)]
     places = [(i, t) for i, ts in enumerate(grid) for t in ts]
@@ -106,6 +101,26 @@ def adaptively(
     values += [_measure(Engine(s), segments, grid, tick) for s in sets[1:]]
     within = max(0.0, bound - best) if best < float("inf") else None
     return Sampled(places, values, torch.ones(len(places), dtype=torch.bool), [{} for _ in sets], within)
+
+
+def _coarse(
+    engine: Engine, segments: Sequence[Segment], num_points: int, tick: Callable[[], None]
+) -> tuple[list[Pairs], list[int]]:
+    """(loss, error) at the ends of each segment, or on a grid of those whose maximum may be inside: they are named."""
+    found: list[Pairs] = []
+    inside = []
+    for i, segment in enumerate(segments):
+        ready = engine.prepare(segment)
+        if not _highest_at_an_end(engine.objective, segment, ready.kind):
+            inside.append(i)
+        last = num_points - 1 if i in inside else 1
+        known = {0.0: found[-1][1.0]} if found else {}
+        found.append(known | _pairs(ready, [k / last for k in range(len(known), last + 1)], tick))
+    return found, inside
+
+
+def _largest(points: Pairs) -> float:
+    return max(loss for loss, _ in points.values())
 
 
 def _highest_at_an_end(objective: Objective, segment: Segment, kind: str) -> bool:

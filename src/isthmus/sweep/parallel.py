@@ -127,7 +127,7 @@ def certify_in_parallel(
     is a bound on it, whatever claim each rests on. On a straight segment whose claims are exact ("unchanged",
     "convex") the loss is at most its larger end, which loses nothing; numerical bounds are added up sub-interval
     by sub-interval. One chunk that is only measured makes the segment measured. `budget` is for each task, None for
-    thirty profiles of its part; that of the certificate is the largest. Where numerical bounds are added, the loss of all
+    30 profiles of its part; that of the certificate is the largest. Where numerical bounds are added, the loss of all
     data is sampled at `num_points`, as the largest samples of the chunks need not be at one t.
     """
     if labels and len(labels) != len(path):

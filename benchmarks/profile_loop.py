@@ -1,0 +1,90 @@
+"""Is a profile ever slower than the loop that one would write, on networks that offer it nothing to save?"""
+
+from __future__ import annotations
+
+import common
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import isthmus as im
+
+POINTS = 9
+
+
+class Block(nn.Module):
+    """A residual block of convolutions with BatchNorm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
+        self.first, self.second = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.two(F.relu(self.first(self.one(x))))))
+
+
+class Encoder(nn.Module):
+    """Tokens through a transformer, to three classes."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(1000, width), nn.Parameter(torch.zeros(64, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, activation="gelu", batch_first=True)
+        self.layers, self.last = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layers(self.words(x) + self.places[: x.shape[1]])[:, 0])
+
+
+def residual() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), Block(16), Block(16), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16 * 64, 10)
+    )  # fmt: skip
+
+
+def cases() -> dict[str, tuple[nn.Module, Tensor, int]]:
+    """Name -> module, inputs, classes."""
+    words = torch.randint(0, 1000, (256, 64))
+    return {
+        "encoder, 2 layers of 32": (Encoder(32, 2), words[:, :16], 3),
+        "encoder, 4 layers of 128": (Encoder(128, 4), words, 3),
+        "residual network": (residual(), torch.randn(256, 3, 32, 32), 10),
+        "perceptron, 5 x 500": (common.perceptron(), torch.randn(2000, 784), 10),
+    }
+
+
+def moved(module: nn.Module, seed: int) -> im.Params:
+    """Every tensor of floating-point numbers, moved a little."""
+    g = torch.Generator().manual_seed(seed)
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    return {k: v + 0.01 * torch.rand(v.shape, generator=g) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def main() -> None:
+    common.start(f"A profile of {POINTS} points on a line on which everything moves, against the loop")
+    rows = []
+    for name, (module, x, classes) in cases().items():
+        module, y = module.eval(), torch.arange(len(x)) % classes
+        a, b = (moved(module, seed) for seed in (1, 2))
+        segment = im.Curve((a, b))
+        path, ts = im.Path((segment,)), [k / (POINTS - 1) for k in range(POINTS)]
+        batch = common.good_batch(module, segment, x, y)
+        objective = im.Objective(module, data=(x, y))
+        first = common.timed(lambda objective=objective, path=path: im.profile(objective, path, POINTS))
+        times = common.in_turns(
+            {
+                "profile": lambda objective=objective, path=path: im.profile(objective, path, POINTS),
+                "loop": lambda: common.careful(module, segment, ts, x, y, batch),  # noqa: B023
+            },
+            3,
+        )
+        ratio = common.ratio(times["loop"], times["profile"])
+        again = first / min(times["profile"])
+        print(f"  {name}: batches of {batch}; the first profile takes {again:.2f} times a later one", flush=True)
+        rows.append((f"times the loop, {name}", ratio, 1 / 1.05))
+    common.report(rows)
+
+
+if __name__ == "__main__":
+    main()
