@@ -335,7 +335,7 @@ class Recurrent(nn.Module):
         self.lstm = isinstance(self.rnn, nn.LSTM)
 
     def forward(self, x: Tensor) -> Tensor:
-        zero = torch.zeros_like(self.rnn.weight_hh_l0[0]).expand(2, len(x), 8).contiguous()
+        zero = torch.zeros_like(self.rnn.get_parameter("weight_hh_l0")[0]).expand(2, len(x), 8).contiguous()
         out, _ = self.rnn(self.words(x), (zero, zero) if self.lstm else zero)
         return self.head(out[:, -1])
 
@@ -460,7 +460,7 @@ class Logits(nn.Module):
         return self.inner(**dict(zip(self.names, tensors, strict=True))).logits
 
 
-def hugging_face(name: str, config: str, names: tuple[str, ...] = ("input_ids",), **options: Any) -> Logits:
+def hugging_face(name: str, config: str, names: Any = ("input_ids",), **options: Any) -> Logits:
     transformers = pytest.importorskip("transformers")
     made = getattr(transformers, config)(**options)
     return Logits(getattr(transformers, name)(made), *names)

@@ -104,8 +104,9 @@ class Shifted(nn.Sequential):
         self.register_buffer("shift", torch.linspace(0, 1, 5).double(), persistent=False)
         self.scale, self.order = torch.linspace(1, 2, 5).double(), torch.tensor([4, 2, 0, 1, 3])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward((x * self.scale + self.shift).index_select(1, self.order))
+    def forward(self, input: Tensor) -> Tensor:
+        shift = self.get_buffer("shift")
+        return super().forward((input * self.scale + shift).index_select(1, self.order))
 
 
 @made_once

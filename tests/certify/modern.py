@@ -33,7 +33,9 @@ def attend(**options: Any) -> Callable[..., Tensor]:
 
     def f(m: Layers, h: Tensor) -> Tensor:
         q = h.view(-1, 3, 2, 2).transpose(1, 2)
-        given = {k: v.to(h.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()}
+        given: Any = {
+            k: v.to(h.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()
+        }
         return F.scaled_dot_product_attention(q, q * m.vector[:2], q + m.vector[2:], **given).transpose(1, 2)
 
     return f

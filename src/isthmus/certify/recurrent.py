@@ -75,20 +75,31 @@ def _stacked(several: Sequence[Form], dim: int = 0) -> Form:
 
 def _layers(cell: Cell, node: Node, a: Arguments) -> tuple[Form, ...]:
     """All layers, in both directions where there are two; steps first inside."""
-    directions, each = 1 + a["bidirectional"], 2 + 2 * a["has_biases"]
-    _check(a, each * directions * a["num_layers"])
-    starts = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
+    _check(a, _each(a) * (1 + a["bidirectional"]) * a["num_layers"])
     x, last = _swapped(a["x"], a), []
     for layer in range(a["num_layers"]):
-        found = []
-        for d in range(directions):
-            k = layer * directions + d
-            state = tuple(moved(lambda p, k=k: p[k], s) for s in starts)
-            steps, end = _steps(cell, x, state, Weights(a["params"][each * k : each * (k + 1)]), d == 1)
-            found.append(_stacked(steps))
-            last.append(end)
-        x = joined(lambda parts: torch.cat(list(parts), -1), found)
+        x, ends = _layer(cell, x, a, layer)
+        last += ends
     return (_swapped(x, a), *(_stacked(column) for column in zip(*last, strict=True)))
+
+
+def _each(a: Arguments) -> int:
+    """How many tensors of weights a layer has in one direction."""
+    return 2 + 2 * a["has_biases"]
+
+
+def _layer(cell: Cell, x: Form, a: Arguments, layer: int) -> tuple[Form, list[State]]:
+    """The outputs of one layer, and its last states, in each direction."""
+    starts = a["hx"] if isinstance(a["hx"], (list, tuple)) else [a["hx"]]
+    directions, each = 1 + a["bidirectional"], _each(a)
+    found, ends = [], []
+    for d in range(directions):
+        k = layer * directions + d
+        state = tuple(moved(lambda p, k=k: p[k], s) for s in starts)
+        steps, end = _steps(cell, x, state, Weights(a["params"][each * k : each * (k + 1)]), d == 1)
+        found.append(_stacked(steps))
+        ends.append(end)
+    return joined(lambda parts: torch.cat(list(parts), -1), found), ends
 
 
 def _check(a: Arguments, weights: int) -> None:

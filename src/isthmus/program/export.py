@@ -299,7 +299,7 @@ def _placeholders(
         place = spec.arg.name
         if spec.kind is InputKind.USER_INPUT:
             inputs.append(place)
-        elif spec.target in named:
+        elif spec.target is not None and spec.target in named:
             tensors[place] = spec.target
         elif isinstance(constant := program.constants.get(spec.target or ""), Tensor):
             constants[place] = constant.detach().clone()

@@ -338,7 +338,7 @@ def _needed(node: Node | None, before: tuple[int, ...], batch: int) -> list[Node
     """A reshape of values of the shape `before`, if it does anything; refuses what moves entries between channels."""
     if node is None or node.shape == before:
         return []
-    shape = node.shape or ()
+    shape: tuple[int, ...] = node.shape or ()
     keeps = min(len(before), len(shape)) > 2 and shape[1] == before[1]
     if shape[:1] != (batch,) or not (len(shape) == 2 or keeps):
         raise UnsupportedError(node.where or node.op, "a reshape other than flattening each example is not a chain")

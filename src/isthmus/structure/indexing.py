@@ -131,12 +131,16 @@ def _one_hot(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return Value([*x.axes, numbers], active=x.active)
 
 
+def _length(shape: tuple[int, ...] | None, d: int) -> int:
+    return 0 if shape is None else shape[d]
+
+
 def _chosen(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     """The largest, or all in order: values that do not depend on the order of the units, and the units' numbers."""
     x, d = a["x"], a["dim"] % len(a["x"].axes)
     axis = x.axes[d]
     ax.mark(axis, f"{node.base} chooses among these units")
-    values = elementwise(walk, [x], bent=True).with_axis(d, ax.fixed((node.shapes[0] or ())[d]), NONE)
+    values = elementwise(walk, [x], bent=True).with_axis(d, ax.fixed(_length(node.shapes[0], d)), NONE)
     return values, Value(values.axes, active=x.active, numbers=axis)
 
 
@@ -165,7 +169,7 @@ def _along(walk: Propagation, node: Node, a: dict[str, Any]) -> Any:
     ax.fix(*(v.axes[d] for v in (x, *more)))
     out = elementwise(walk, [x], bent=True)
     if node.base == "diff":
-        return out.with_axis(d, ax.fixed((node.shape or ())[d]), NONE)
+        return out.with_axis(d, ax.fixed(_length(node.shape, d)), NONE)
     return tuple(out for _ in node.shapes) if node.shapes else out
 
 

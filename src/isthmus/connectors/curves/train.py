@@ -143,17 +143,17 @@ class CurveTraining:
     def _best(self, fitted: Fitted[Params]) -> TrainedCurve:
         """The trained curve, or the straight line where that is not higher."""
         line, last = self.shape.straight(self.task.a, self.task.b), self.shape.bends - 1
-        accepted = [row for row in self.history[1:] if row["max"] == fitted.loss]
-        highest = None
-        if accepted:
+        control, highest = line, Highest(inf, 0.0, True)
+        if accepted := [row for row in self.history[1:] if row["max"] == fitted.loss]:
             highest = Highest(fitted.loss, accepted[0]["t"], True)
-            control = [self.coordinates.point(v, i / last) for i, v in enumerate(fitted.params.values(), start=1)]
-        if highest is None or self.history[0]["max"] <= _HOPE * highest.loss:
+            inner = [self.coordinates.point(v, i / last) for i, v in enumerate(fitted.params.values(), start=1)]
+            control = [self.task.a, *inner, self.task.b]
+        if self.history[0]["max"] <= _HOPE * highest.loss:
             straight = {f"bend {i}": self.coordinates.flat(line[i]) for i in range(1, last)}
             on_line = confirm(self._screen(straight), lambda t: self.losses.all(self._at(straight, t)))
-            if highest is None or on_line.loss <= highest.loss:
-                return self._trained(line, on_line, fitted.ended, fitted.steps)
-        return self._trained([self.task.a, *control, self.task.b], highest, fitted.ended, fitted.steps)
+            if not accepted or on_line.loss <= highest.loss:
+                control, highest = line, on_line
+        return self._trained(control, highest, fitted.ended, fitted.steps)
 
     def _trained(self, control: list[Params], highest: Highest, ended: Ended, steps: int) -> TrainedCurve:
         stats = {
