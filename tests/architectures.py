@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -335,7 +335,7 @@ class Recurrent(nn.Module):
         self.lstm = isinstance(self.rnn, nn.LSTM)
 
     def forward(self, x: Tensor) -> Tensor:
-        zero = torch.zeros_like(self.rnn.get_parameter("weight_hh_l0")[0]).expand(2, len(x), 8).contiguous()
+        zero = torch.zeros_like(cast(Any, self.rnn).weight_hh_l0[0]).expand(2, len(x), 8).contiguous()
         out, _ = self.rnn(self.words(x), (zero, zero) if self.lstm else zero)
         return self.head(out[:, -1])
 

@@ -285,7 +285,7 @@ def test_a_pickle_with_code_is_not_executed(folder, tmp_path, capsys, monkeypatc
         (["--model", "transformer9000"], ["mlp", "'transformer9000'"]),
         (["--device", "toaster"], ["--device", "'toaster'"]),
         (["--dtype", "float7"], ["float32 or float64", "'float7'"]),
-        (["--loss", "hinge"], ["cross_entropy", "'hinge'"]),
+        (["--loss", "hingy"], ["cross_entropy", "'hingy'"]),
         (["--num-points", "1"], ["num-points", "2"]),
         (["--examples", "10000000"], ["10000000"]),
         (["--colour", "red"], ["--colour"]),

@@ -140,7 +140,7 @@ def test_the_certificate_is_never_exceeded(make, kind):
         assert worst <= proof.bound * (1 + 1e-12)
     if kind in PROVED:
         assert certificate.proved, [certificate.segments[i].why for i in certificate.unproved()]
-        assert certificate.bound >= im.profile(problem.objective, connection.path, 5).max
+        assert certificate.bound >= im.profile(problem.objective, connection.path, 5, bn="interpolate").max
 
 
 @constructive
@@ -171,7 +171,7 @@ def test_float32_paths_are_exact_at_the_ends_and_proved_too(make, kind):
     if kind in PROVED:
         certificate = im.certify(objective, connection.path)
         assert certificate.proved, [certificate.segments[i].why for i in certificate.unproved()]
-        assert im.profile(objective, connection.path, 5).max <= certificate.bound * (1 + 1e-5)
+        assert im.profile(objective, connection.path, 5, bn="interpolate").max <= certificate.bound * (1 + 1e-5)
 
 
 @exam

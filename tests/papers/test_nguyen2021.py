@@ -44,7 +44,7 @@ def test_rows_are_means_of_what_the_library_measures(smoke):
         assert row[f"{kind} ±"] == pytest.approx(12.7062 * abs(values[0] - values[1]) / 2, rel=1e-4)
     cell, result = results["B"][0]
     objective, test = cell.network.problem.objectives()
-    job = type("Job", (), {"load": staticmethod(store.load)})
+    job = type("Job", (), {"load": staticmethod(store.load), "put": staticmethod(dict)})
     params = cell.network.params(job)
     found = im.dropout_bounds(objective, params, 0.5, cell.draws, cell.seed, test=test)
     assert [r.loss for r in found.layers] == [r["loss"] for r in result["layers"]]

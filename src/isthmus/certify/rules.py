@@ -172,11 +172,11 @@ def _dropout(node: Node, a: Arguments) -> Form:
 def _compared(node: Node, a: Arguments) -> Tensor:
     """A comparison that comes out the same for all values that its sides can have."""
     like = a["x"] if isinstance(a["x"], Form) else a["other"]
-    pair = [form(a[k], like) for k in ("x", "other")]
+    x, other = (form(a[k], like) for k in ("x", "other"))
     compare = getattr(torch, node.base)
-    if all(v.exact for v in pair):
-        return compare(*(v.centre for v in pair))
-    gap = add(*pair, -1.0).settled()
+    if x.exact and other.exact:
+        return compare(x.centre, other.centre)
+    gap = add(x, other, -1.0).settled()
     if not bool((gap.centre.abs() > half_width(gap)).all()):
         raise Refused("which side is larger depends on t, or on rounding")
     return compare(gap.centre, 0.0)

@@ -115,7 +115,7 @@ def options_of(dataset: Dataset | Given) -> Mapping[str, Any]:
     return dataset.options if isinstance(dataset, Given) else {}
 
 
-def _labelled(own: Mapping[str, Any], asked: Asked, stored: Mapping[str, int] | None = None) -> dict[str, int]:
+def _labelled(own: Mapping[str, Any], asked: Asked, stored: Mapping[str, int] | None = None) -> dict[str, Any]:
     """How labels are read: as typed, else as the data say, else as stored."""
     typed = {"ignore_index": asked.ignore_index, "class_axis": asked.class_axis}
     sources: tuple[Mapping[str, Any], ...] = (stored or {}, own, typed)

@@ -339,7 +339,7 @@ def _needed(node: Node | None, before: tuple[int, ...], batch: int) -> list[Node
     if node is None or node.shape == before:
         return []
     shape: tuple[int, ...] = node.shape or ()
-    keeps = min(len(before), len(shape)) > 2 and shape[1] == before[1]
+    keeps = min(len(before), len(shape)) > 2 and shape[1:2] == before[1:2]
     if shape[:1] != (batch,) or not (len(shape) == 2 or keeps):
         raise UnsupportedError(node.where or node.op, "a reshape other than flattening each example is not a chain")
     return [node]
