@@ -16,19 +16,13 @@ WIDE = (5, 2 * N + 1, 2 * N, 3)
 NARROWING = (5, 2 * N, 9, 6, 3)
 
 
-class Asinh(nn.Module):
-    def forward(self, x):
-        return torch.asinh(x)
-
-
 class Atan(nn.Module):
     def forward(self, x):
         return torch.atan(x)
 
 
-@pytest.mark.parametrize("activation", [Asinh, Atan])
-def test_a_missing_rule_of_certify_is_said_and_is_no_failure(activation):
-    objective, a, b = setting(WIDE, activation)
+def test_a_missing_rule_of_certify_is_said_and_is_no_failure():
+    objective, a, b = setting(WIDE, Atan)
     connection = im.connect(objective, a, b, im.Sublevel(), throw=True)
     assert connection.outcome is im.Outcome.UNPROVED
     assert connection.outcome.ok
@@ -42,7 +36,7 @@ def test_a_missing_rule_of_certify_is_said_and_is_no_failure(activation):
 
 
 def test_without_a_rule_what_is_measured_still_decides():
-    objective, a, b = setting(WIDE, Asinh)
+    objective, a, b = setting(WIDE, Atan)
     narrow, a, b = objective.cast(torch.float32), cast(a, torch.float32), cast(b, torch.float32)
     assert im.connect(narrow, a, b, im.Sublevel(tolerance=1e-12)).outcome is im.Outcome.IMPRECISE
     exact = im.connect(objective, cast(a, F64), cast(b, F64), im.Sublevel(prove=False))
