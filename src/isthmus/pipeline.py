@@ -20,7 +20,7 @@ from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset
 from isthmus.device import seeded_global
 from isthmus.evaluate import Profile, profile
-from isthmus.evaluate.batchnorm import applied
+from isthmus.evaluate.batchnorm import POLICIES, applied
 from isthmus.evaluate.profile import beside_others
 from isthmus.models import MODELS
 from isthmus.objective import Objective
@@ -121,7 +121,7 @@ def run(
     gap: float = 0.01,
     budget: int | None = None,
     level: float | str = LEVEL,
-    bn: str = "recompute",
+    bn: str | None = None,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
     memory: Memory = forget,
@@ -137,13 +137,13 @@ def run(
     method that takes long goes on where it was killed.
     """
     Level.read(level)  # before the work, as a wrong one would be found after it
-    policy = applied(objective, bn)
+    applied(objective, bn or POLICIES[0])  # before the work, too
     check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
     stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
-    stats |= {"test": examples_of(test)} | ({} if policy == "none" else {"bn": bn})
+    stats |= {"test": examples_of(test)} | ({} if bn is None else {"bn": bn})
     connection = replace(connection, stats=stats)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()

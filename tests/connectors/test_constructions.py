@@ -199,7 +199,7 @@ def test_convolutional_networks_with_batchnorm_and_flatten():
         (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=0))), "steps: expected a whole number"),
         (lambda: im.Subnetwork(inner=im.Trained(recipe=im.Recipe(lr=-1))), "lr: expected a positive number"),
         (lambda: im.Recipe(optimizer="adagrad"), "'adam', 'sgd' or 'lbfgs'"),  # type: ignore[arg-type]
-        (lambda: im.Trained(init="zeros"), "'theta' or 'random'"),  # type: ignore[arg-type]
+        (lambda: im.Trained(init="zeros"), "'theta', 'random' or 'dropout'"),  # type: ignore[arg-type]
         (lambda: im.Subnetwork(slack=-1), "slack: expected"),
         (lambda: im.Subnetwork(inner=im.Trained(attempts=0)), "attempts: expected"),
         (lambda: im.Subnetwork(inner=im.Trained(hub_steps=0)), "hub_steps: expected"),

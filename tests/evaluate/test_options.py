@@ -14,7 +14,7 @@ from isthmus.evaluate.profile import Barriers, beside_others
 from isthmus.evaluate.refine import START, Samples, refine
 from isthmus.paths import Curve
 from tests.evaluate.networks import CASES, Case, ends, flops, objective_of
-from tests.problems import perceptron
+from tests.problems import convolutional, perceptron
 
 PERCEPTRON, CONVNET = CASES[0], CASES[2]
 
@@ -282,6 +282,22 @@ def test_recomputed_statistics_are_those_of_fixed_batches(monkeypatch):
         assert float(loss) == pytest.approx(objective.loss(fresh), rel=1e-9)
         assert float(other) == pytest.approx(test.loss(fresh), rel=1e-9)
     assert torch.equal(im.profile(objective, path, 4, bn="recompute").loss, p.loss)  # the batches are fixed
+
+
+def test_statistics_are_part_of_a_construction(tmp_path):
+    p = convolutional()
+    file = tmp_path / "path.safetensors"
+    found = im.connect(p.objective, p.a, p.b, im.Dropout(masks=2))
+    im.save(found, file)
+    again = im.load_connection(file)
+    for path in (found, found.path, found.path.reversed(), again, again.path):
+        measured = im.profile(p.objective, path, 5)
+        assert measured.bn == "interpolate"
+        assert measured.max <= im.certify(p.objective, path).bound
+    assert im.profile(p.objective, str(file), 5).bn == "interpolate"
+    assert im.profile(p.objective, found, 5, bn="recompute").bn == "recompute"
+    assert im.profile(p.objective, im.connect(p.objective, p.a, p.b), 5).bn == "recompute"
+    assert "bn" not in im.connect(objective_of(PERCEPTRON), *ends(PERCEPTRON), im.Dropout(masks=2)).stats
 
 
 def test_other_policies_stand_beside():

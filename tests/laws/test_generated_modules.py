@@ -44,7 +44,7 @@ def test_as_the_plain_loop(seed: int) -> None:
     assert _near(float(objective.batch_loss(a, index)), want, case), case.described
 
     path = im.connect(objective, a, b, im.Linear(), seed=0).path
-    measured = im.profile(objective, path, num_points=4)
+    measured = im.profile(objective, path, num_points=4, bn="interpolate")
     for t, loss, error in zip(measured.t.tolist(), measured.loss.tolist(), measured.error.tolist(), strict=True):
         want_loss, want_error = _plain(case, path.at(t))
         assert _near(loss, want_loss, case), f"t = {t}: {case.described}"

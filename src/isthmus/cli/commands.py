@@ -36,7 +36,6 @@ from isthmus.cli.typed import command
 from isthmus.connectors import METHODS, Connector
 from isthmus.data import DATASETS, load
 from isthmus.errors import UnsupportedError
-from isthmus.evaluate.batchnorm import POLICIES
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
 from isthmus.storage import make_folder, save_params
@@ -122,7 +121,7 @@ def connect(
     with progress_bar(quiet) as progress, _others_named():
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
-            test=test, num_points=num_points, gap=gap, budget=budget, level=level, bn=bn or POLICIES[0], seed=seed,
+            test=test, num_points=num_points, gap=gap, budget=budget, level=level, bn=bn, seed=seed,
             about=about, memory=state, progress=progress,
         )  # fmt: skip
     state.remove()

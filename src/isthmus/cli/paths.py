@@ -36,7 +36,7 @@ from isthmus.cli.options import (
 from isthmus.connectors import Connection
 from isthmus.errors import FileError, InputError
 from isthmus.evaluate import profile as profile_path
-from isthmus.evaluate.batchnorm import POLICIES, applied, beside_in_words, policy_in_words
+from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
 from isthmus.objective import Objective
 from isthmus.storage import load_connection, make_folder, read_json
@@ -90,7 +90,6 @@ def profile(
     Level.read(level)
     engine = _engine(workers, address, {"--tol": tol, "--screen": screen})
     connection, objective, test = _open_path(path, asked, asked.dtype)
-    bn = bn or _policy(path, connection)
     with progress_bar(quiet) as progress:
         if engine is None:
             measured = profile_path(
@@ -169,14 +168,6 @@ def _engine(workers: int | None, address: str | None, others: dict[str, Any]) ->
     if given := [name for name, value in others.items() if value is not None]:
         raise InputError("--workers, --address", expected=f"none with {', '.join(given)}", got=workers or address)
     return engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
-
-
-def _policy(path: Path, connection: Connection) -> str:
-    """What becomes of BatchNorm's statistics, as the file says; the default where it does not."""
-    held = connection.stats.get("bn", POLICIES[0])
-    if held not in POLICIES:
-        raise FileError(path, "names a policy for BatchNorm that there is not", "say it: --bn recompute")
-    return str(held)
 
 
 def _verify(objective: Objective, connection: Connection, labels: tuple[str, ...], stored: Any, quiet: bool) -> int:

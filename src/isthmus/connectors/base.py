@@ -121,7 +121,8 @@ class About:
     """What a user reads before choosing a method.
 
     `convex`: whether what its theorem says of the path rests on a loss that is convex in the outputs; ``connect`` then
-    refuses any other. `grows`: fields that may be larger when work that was ended by them goes on.
+    refuses any other. `grows`: fields that may be larger when work that was ended by them goes on. `statistics`: what
+    its path says of BatchNorm's, "interpolate" where they are part of the construction; None: they are computed again.
     """
 
     makes: str
@@ -130,6 +131,7 @@ class About:
     cost: str
     convex: bool = field(kw_only=True)
     grows: tuple[str, ...] = field(default=(), kw_only=True)
+    statistics: str | None = field(default=None, kw_only=True)
 
     @property
     def premises(self) -> str:
@@ -182,6 +184,11 @@ class Connector(ABC):
     def judged(self) -> bool:
         """Whether ``task.test`` judges the path; a wrapper is as its inner method. Else ``connect`` refuses one."""
         return any(inner.judged for inner in _inner_methods(self))
+
+    @property
+    def statistics(self) -> str | None:
+        """What becomes of BatchNorm's statistics on its path, see ``Path.bn``; a wrapper is as its inner method."""
+        return self.about.statistics or next((v for inner in _inner_methods(self) if (v := inner.statistics)), None)
 
 
 def _inner_methods(method: Connector) -> list[Connector]:

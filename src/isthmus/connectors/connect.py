@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from os import PathLike
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from isthmus.connectors.base import Connection, Connector, Task, check_convex, describe, needs_convex
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError, IsthmusError, OutcomeError
+from isthmus.evaluate.batchnorm import statistics
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
@@ -63,8 +65,10 @@ def connect(
     _check_found(found, method, objective, start, goal)
     if throw and not found.outcome.ok:
         raise OutcomeError(f"{type(method).__name__}: {found.outcome}")
+    bn = method.statistics if statistics(objective) else None
     stats = {"method": describe(method), "seed": seed, "objective": objective.describe(), **found.stats}
-    return Connection(found.path, found.target, found.outcome, stats, seconds)
+    stats |= {} if bn is None else {"bn": bn}
+    return Connection(replace(found.path, bn=bn), found.target, found.outcome, stats, seconds)
 
 
 def _check_method(method: object, objective: Objective, test: Objective | None) -> None:

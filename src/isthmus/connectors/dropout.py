@@ -50,6 +50,7 @@ class Dropout(Connector):
         needs="a chain of layers (perceptron, plain convolutional network); low loss if dropout stable",
         cost="masks x (L - 1) evaluations of half-width networks per end",
         convex=True,
+        statistics="interpolate",
     )
 
     def __post_init__(self) -> None:

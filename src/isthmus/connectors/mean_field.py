@@ -46,6 +46,7 @@ class MeanField(Connector):
         needs="a chain of layers; low loss for wide networks trained by mean-field SGD",
         cost="L - 1 evaluations of narrower networks per end",
         convex=True,
+        statistics="interpolate",
     )
 
     def __post_init__(self) -> None:

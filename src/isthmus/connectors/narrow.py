@@ -64,6 +64,7 @@ class Narrow(Connector):
         needs="a chain of layers (perceptron, plain convolutional network) with units to spare",
         cost="one training of a narrow network, 2 x draws evaluations per end",
         convex=True,
+        statistics="interpolate",
     )
 
     def __post_init__(self, network: Mapping[str, Any] | None) -> None:

@@ -54,6 +54,7 @@ class NoiseDropout(Connector):
         needs="a chain of layers (perceptron, plain convolutional network); low loss if noise stable",
         cost="2 x draws evaluations per end",
         convex=True,
+        statistics="interpolate",
     )
 
     def __post_init__(self) -> None:

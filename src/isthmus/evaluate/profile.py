@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.evaluate.batchnorm import others, segments_under
+from isthmus.evaluate.batchnorm import POLICIES, others, segments_under
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
 from isthmus.kinds import check_kinds
@@ -147,7 +147,7 @@ def profile(
     num_points: int = 61,
     *,
     test: Objective | None = None,
-    bn: str = "recompute",
+    bn: str | None = None,
     screen: str | None = None,
     tol: float | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -163,11 +163,14 @@ def profile(
     `bn`: BatchNorm's running statistics are computed again at every point from fixed batches of the objective's data
     ("recompute": one more pass per point, the same statistics for `test`), are moved along the segments like weights
     ("interpolate"; what ``path.at`` holds and what ``certify`` speaks about), or stay those of the start ("keep");
-    "error" refuses networks that have them. `screen`: "bf16" measures segments on which nothing can be saved in
-    bfloat16 first, and again in the working precision where a maximum may be; "auto" does so only if bfloat16 is
-    measured to be faster here. `tol`: instead of a grid, start each segment with ``min(num_points, START)`` points
-    and halve intervals until none is estimated to rise more than `tol` above the largest loss found. The estimate
-    (``refine.Samples``) sees no rise that fits between two starting points.
+    "error" refuses networks that have them. None is what the path says: "interpolate" where the statistics are part of
+    a construction, as for ``Subnetwork``, else "recompute".
+
+    `screen`: "bf16" measures segments on which nothing can be saved in bfloat16 first, and again in the working
+    precision where a maximum may be; "auto" does so only if bfloat16 is measured to be faster here. `tol`: instead of a grid,
+    start each segment with ``min(num_points, START)`` points and halve intervals until none is estimated to rise more
+    than `tol` above the largest loss found. The estimate (``refine.Samples``) sees no rise that fits between two
+    starting points.
 
     Errors: ``InputError`` for options that do not fit and for a path along which integer tensors change that the
     outputs depend on, ``UnsupportedError`` for bn="error" with BatchNorm and for a network that bfloat16 cannot run.
@@ -184,7 +187,7 @@ def profile(
     path = _opened(path)
     _check(num_points, screen, tol)
     check_own(path.start, objective.check(path.start, "path"))
-    segments, policy = segments_under(objective, path, bn)
+    segments, policy = segments_under(objective, path, bn or path.bn or POLICIES[0])
     sets = [objective] if test is None else [objective, test]
     if screen is not None and not all(s.in_memory for s in sets):
         raise UnsupportedError(f"screen={screen!r}", "it needs the data in memory", "leave screen out")

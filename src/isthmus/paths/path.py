@@ -37,7 +37,8 @@ def path_of(given: Path | HasPath) -> Path:
 class Path:
     """Consecutive segments, a continuous function of t in [0, 1]; segment i of n covers [i/n, (i+1)/n].
 
-    Each segment must start where the one before ends, bit for bit; a gap is refused and named.
+    Each segment must start where the one before ends, bit for bit; a gap is refused and named. `bn`: what becomes of
+    BatchNorm's statistics when the path is measured, unless ``profile`` is told; None is the default there.
 
     >>> import torch
     >>> p = Path.through([{"w": torch.tensor([v])} for v in (0.0, 1.0, 3.0)])
@@ -46,6 +47,7 @@ class Path:
     """
 
     segments: tuple[Segment, ...]
+    bn: str | None = None
 
     def __post_init__(self) -> None:
         check_kind(self.segments, Sequence[Segment], "segments")
@@ -106,11 +108,11 @@ class Path:
         return (*(s.start for s in self.segments), self.end)
 
     def __add__(self, other: Path) -> Path:
-        return Path(self.segments + other.segments)
+        return Path(self.segments + other.segments, self.bn or other.bn)
 
     def reversed(self) -> Path:
         """The same points walked from the end to the start."""
-        return Path(tuple(s.reversed() for s in reversed(self.segments)))
+        return Path(tuple(s.reversed() for s in reversed(self.segments)), self.bn)
 
     def polygonal(self, tol: float, loss: Callable[[Params], float] | None = None, most: int = 1 << 14) -> Path:
         """Straight segments through points of this path, fine enough that they stay within `tol` of it.
@@ -144,7 +146,7 @@ class Path:
                 raise InputError("tol", expected=f"a tolerance that {most} segments reach", got=tol)
             else:
                 todo += reversed(segment.split(0.5))
-        return Path(tuple(out))
+        return Path(tuple(out), self.bn)
 
     def map(self, change: Callable[[Params], Params]) -> Path:
         """The path whose control points are changed one by one (a cast, a permutation: an affine map)."""
@@ -157,7 +159,7 @@ class Path:
                 if id(p) not in done:
                     done[id(p)] = change(p)
             out.append(Curve(tuple(done[id(p)] for p in segment.control)))
-        return Path(tuple(out))
+        return Path(tuple(out), self.bn)
 
     @cached_property
     def length(self) -> float:

@@ -12,7 +12,7 @@ from isthmus.params import Params
 from isthmus.paths import Curve, Path, Segment
 from isthmus.shown import line, plural
 from isthmus.storage.files import PathLike
-from isthmus.storage.paths import key_of, load_connection, open_manifest
+from isthmus.storage.paths import key_of, load_connection, open_manifest, policy_of
 from isthmus.storage.tensors import combine, digest_of, one_by_one
 
 __all__ = ["StoredCurve", "open_path"]
@@ -88,4 +88,5 @@ def open_path(path: PathLike) -> Path:
     if found != expected:
         raise FileError(path, "is damaged: its tensors do not match their digest", "copy it again")
     points = [dict(zip(manifest["names"], map(key_of, row), strict=True)) for row in manifest["points"]]
-    return Path(tuple(StoredCurve(path, tuple(points[k] for k in s["control"])) for s in manifest["segments"]))
+    curves = (StoredCurve(path, tuple(points[k] for k in s["control"])) for s in manifest["segments"])
+    return Path(tuple(curves), policy_of(manifest))

@@ -207,6 +207,12 @@ def _cells(manifest: Mapping[str, Any]) -> int:
     return sum(len(s["control"]) for s in manifest["segments"]) * max(len(manifest["names"]), 1)
 
 
+def policy_of(manifest: Mapping[str, Any]) -> str | None:
+    """What becomes of BatchNorm's statistics on the path, as its file says."""
+    held = manifest["stats"].get("bn") if isinstance(manifest["stats"], dict) else None
+    return held if isinstance(held, str) else None
+
+
 def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Connection:
     """The connection that a manifest describes. The digest was right, so a fault here is not an accident."""
     try:
@@ -226,7 +232,8 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         if not isinstance(manifest["stats"], dict):
             raise TypeError("stats are not a dictionary")
         target = points[_index(manifest["target"])]
-        return Connection(Path(tuple(segments)), target, Outcome[manifest["outcome"]], manifest["stats"])
+        path = Path(tuple(segments), policy_of(manifest))
+        return Connection(path, target, Outcome[manifest["outcome"]], manifest["stats"])
     except FileError:
         raise
     except (InputError, ValueError, TypeError, LookupError, AttributeError) as error:

@@ -19,7 +19,7 @@ from isthmus.certify.certificate import SegmentCertificate
 from isthmus.certify.widened import evaluation
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
-from isthmus.evaluate.batchnorm import applied, segments_under
+from isthmus.evaluate.batchnorm import POLICIES, applied, segments_under
 from isthmus.objective import Objective
 from isthmus.paths import Curve, Path, Segment
 from isthmus.sweep.base import Engine, Failed, one_thread
@@ -55,7 +55,7 @@ def profile_in_parallel(
     num_points: int = 61,
     *,
     test: Objective | None = None,
-    bn: str = "recompute",
+    bn: str | None = None,
     engine: Engine | None = None,
     chunk: int = 8192,
     progress: Progress = no_progress,
@@ -71,6 +71,7 @@ def profile_in_parallel(
     >>> profile_in_parallel(objective, path, num_points=3, chunk=1).error.tolist()
     [0.0, 0.5, 1.0]
     """
+    bn = bn or path.bn or POLICIES[0]
     policy = applied(objective, bn)
     if policy == "recompute":
         one = max(_check(chunk), objective.num_examples)

@@ -43,6 +43,11 @@ class _CurveMethod(Connector):
         if self.recipe.optimizer == "lbfgs":
             raise InputError("recipe", expected="adam or sgd: every step is at another place", got="lbfgs")
 
+    @property
+    def statistics(self) -> str | None:
+        """As they were in training."""
+        return None if self.bn == "recompute" else self.bn
+
     def _shape(self) -> Shape:
         raise NotImplementedError
 

@@ -73,6 +73,7 @@ class ConstrainedStringSampling(Connector):
         needs="any module",
         cost="a training of all beads at every level",
         convex=False,
+        statistics="interpolate",
         grows=("budget", "beads"),
     )
 

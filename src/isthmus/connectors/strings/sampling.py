@@ -66,6 +66,7 @@ class StringSampling(Connector):
         needs="any module",
         cost="a short training per bead",
         convex=False,
+        statistics="interpolate",
         grows=("budget", "depth"),
     )
 

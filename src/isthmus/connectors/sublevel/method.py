@@ -68,6 +68,7 @@ class Sublevel(Connector):
         needs="a perceptron (or plain convolutional network) with layers of 2N units, or N independent samples",
         cost="factorisations of N x n_l matrices",
         convex=True,
+        statistics="interpolate",
     )
 
     def __post_init__(self) -> None:

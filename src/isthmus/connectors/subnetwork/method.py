@@ -60,6 +60,7 @@ class Subnetwork(Connector):
         needs="a chain of layers (perceptron, plain convolutional network)",
         cost="2L - 1 trainings of half-width networks",
         convex=True,
+        statistics="interpolate",
     )
 
     def __post_init__(self) -> None:
