@@ -167,9 +167,9 @@ def profile(
     a construction, as for ``Subnetwork``, else "recompute".
 
     `screen`: "bf16" measures segments on which nothing can be saved in bfloat16 first, and again in the working
-    precision where a maximum may be; "auto" does so only if bfloat16 is measured to be faster here. `tol`: instead of a grid,
-    start each segment with ``min(num_points, START)`` points and halve intervals until none is estimated to rise more
-    than `tol` above the largest loss found. The estimate (``refine.Samples``) sees no rise that fits between two
+    precision where a maximum may be; "auto" does so only if bfloat16 is measured to be faster here. `tol`: instead of a
+    grid, start each segment with ``min(num_points, START)`` points and halve intervals until none is estimated to rise
+    more than `tol` above the largest loss found. The estimate (``refine.Samples``) sees no rise that fits between two
     starting points.
 
     Errors: ``InputError`` for options that do not fit and for a path along which integer tensors change that the

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.base import Connection, Outcome
+from isthmus.device import device_of
 from isthmus.errors import FileError, InputError, IsthmusError, UnsupportedError
 from isthmus.kinds import check_kinds
 from isthmus.params import Params, check_like
@@ -149,11 +150,12 @@ def load_connection(path: PathLike, device: str | torch.device = "cpu") -> Conne
     or written by a newer version of the format.
     """
     check_kinds(load_connection, locals())
+    where = device_of(str(device), "device")
     manifest, expected = open_manifest(path)
     tensors, _ = read_tensors(path)
     if digest(tensors) != expected:
         raise FileError(path, "is damaged: its tensors do not match their digest", _AGAIN)
-    return _build(path, manifest, {k: v.to(device) for k, v in tensors.items()})
+    return _build(path, manifest, {k: v.to(where) for k, v in tensors.items()})
 
 
 def read_header(path: PathLike) -> dict[str, Any]:
