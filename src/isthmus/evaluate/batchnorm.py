@@ -28,9 +28,12 @@ BATCH = 256
 """Examples per batch, about, when statistics are computed again."""
 
 
-def segments_under(objective: Objective, path: Path, bn: str) -> tuple[Sequence[Segment], str]:
-    """The segments of `path` under a policy, and the policy that applies ("none" without running statistics)."""
-    policy, names = applied(objective, bn), statistics(objective)
+def segments_under(objective: Objective, path: Path, bn: str | None) -> tuple[Sequence[Segment], str]:
+    """The segments of `path` under a policy, and the policy that applies ("none" without running statistics).
+
+    None is the policy of the path, else the default.
+    """
+    policy, names = applied(objective, bn or path.bn or POLICIES[0]), statistics(objective)
     if policy == "error":
         raise UnsupportedError(
             "BatchNorm",

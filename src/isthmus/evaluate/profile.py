@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, UnsupportedError
-from isthmus.evaluate.batchnorm import POLICIES, others, segments_under
+from isthmus.evaluate.batchnorm import others, segments_under
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
 from isthmus.kinds import check_kinds
@@ -187,7 +187,7 @@ def profile(
     path = _opened(path)
     _check(num_points, screen, tol)
     check_own(path.start, objective.check(path.start, "path"))
-    segments, policy = segments_under(objective, path, bn or path.bn or POLICIES[0])
+    segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
     if screen is not None and not all(s.in_memory for s in sets):
         raise UnsupportedError(f"screen={screen!r}", "it needs the data in memory", "leave screen out")

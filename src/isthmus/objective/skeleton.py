@@ -121,12 +121,15 @@ def skeleton_of(module: nn.Module, dtype: torch.dtype, device: torch.device) -> 
     held = [v for part in module.modules() for v in attributes(part)]
     views = [v for v in held if storage(v) in memory and id(v) not in memo]
     memo |= {id(v): _put(v.detach().clone(), device) for v in views}
-    for v in held:
-        if v.is_floating_point():
-            memo.setdefault(id(v), _put(v.detach().clone().to(dtype), device))  # constants, as precise as the rest
-        elif v.device != device:
-            memo.setdefault(id(v), _put(v.detach(), device))
+    memo = _constants(held, dtype, device) | memo
     return _bare_copy(module, memo), fixed, {storage(memo[id(v)]) for v in views}
+
+
+def _constants(held: list[Tensor], dtype: torch.dtype, device: torch.device) -> dict[int, Any]:
+    """Attributes that are tensors: numbers as precise as the rest, all on the device; others there stay themselves."""
+    moved = (v for v in held if v.is_floating_point() or v.device != device)
+    own = {id(v): v.detach().clone().to(dtype) if v.is_floating_point() else v.detach() for v in moved}
+    return {k: _put(v, device) for k, v in own.items()}
 
 
 def _put(v: Tensor, device: torch.device) -> Tensor:

@@ -28,6 +28,7 @@ from isthmus.program.ops import op_named
 from isthmus.program.program import Node as Node
 from isthmus.program.program import Program as Program
 from isthmus.program.program import Ref as Ref
+from isthmus.program.where import where_of
 
 __all__ = ["Node", "Program", "Ref", "plain_attention", "trace"]
 
@@ -327,7 +328,7 @@ def _node(node: FxNode, alias: Mapping[str, str]) -> Node:
         shape=_sizes(result),
         shapes=tuple(map(_sizes, several)),
         hint=None if isinstance(result, (tuple, list, Tensor)) else _hint(result),
-        where=_where(node),
+        where=where_of(node),
     )
 
 
@@ -343,7 +344,7 @@ def _referring(x: Any, alias: Mapping[str, str]) -> Any:
 def _refuse_control_flow(node: FxNode) -> None:
     if node.op != "call_function":
         raise UnsupportedError(
-            f"{node.target} ({_where(node)})",
+            f"{node.target} ({where_of(node)})",
             "control flow and gradient-mode blocks inside forward are not followed",
             "move torch.no_grad() out of forward",
         )
@@ -353,7 +354,7 @@ def _refuse_unknown_sizes(node: FxNode, results: Sequence[Any]) -> None:
     sizes = [n for v in results if isinstance(v, Tensor) for n in v.shape]
     if any(_hint(n) is None for n in sizes):
         raise UnsupportedError(
-            f"operation {node.target} ({_where(node)})",
+            f"operation {node.target} ({where_of(node)})",
             "how many entries its result has depends on the data",
             "keep all of them and multiply by a mask, or use torch.where",
         )
@@ -373,29 +374,6 @@ def _hint(x: Any) -> Any:
 
 def _sizes(x: Any) -> tuple[int, ...] | None:
     return tuple(int(_hint(n)) for n in x.shape) if isinstance(x, Tensor) else None
-
-
-def _where(node: FxNode) -> str:
-    """The innermost line of the user's own code, and the torch module below it, as far as torch recorded them."""
-    frames = [f.split("\n") for f in (node.meta.get("stack_trace") or "").split('File "')[1:]]
-    own = next((f for f in reversed(frames) if "torch/" not in f[0]), None)
-    module = _module_of(node) if own is None or own is not frames[-1] else ""
-    return ", ".join(part for part in (_line(own) if own else "", module) if part)
-
-
-def _line(frame: Sequence[str]) -> str:
-    """A frame of a stack trace as file, line, function and the code itself."""
-    path, line, function = (p.strip() for p in frame[0].split(","))
-    place = f"{path.rstrip(chr(34)).split('/')[-1]}:{line.removeprefix('line ')} {function}"
-    return f"{place}: {frame[1].strip()}" if len(frame) > 1 and frame[1].strip() else place
-
-
-def _module_of(node: FxNode) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path, kind = stack[-1] if stack else ("", "")
-    if not path or path.startswith("_empty"):
-        return ""
-    return f"module {path!r} ({str(getattr(kind, '__name__', kind)).split('.')[-1]})"
 
 
 def _two_rows(example: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[Any, ...], dict[str, Any]]:
