@@ -27,3 +27,7 @@ class _Together(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> LoadScopeScheduling:
     return _Together(config, log)
+
+
+# registering a device changes all of torch, for good: tests/test_device.py runs these in a process of its own
+collect_ignore = [] if "ISTHMUS_PRETENDED_DEVICE" in os.environ else ["on_a_device.py", "pretended_device.py"]
