@@ -11,7 +11,7 @@ import isthmus as im
 from isthmus.certify.certificate import Certificate, SegmentCertificate
 from isthmus.evaluate import Profile
 from isthmus.verdict import Level
-from tests.problems import two_layers
+from tests.problems import Atan, two_layers
 
 
 def measured(*loss, **more):
@@ -157,9 +157,7 @@ def test_a_line_between_unrelated_networks_and_a_segment_that_does_not_move():
 
 def test_a_network_without_a_proof_is_measured():
     p = two_layers()
-    objective = im.Objective(
-        nn.Sequential(nn.Linear(5, 9), nn.Softmax(1), nn.Linear(9, 4)).double(), data=p.objective.data
-    )
+    objective = im.Objective(nn.Sequential(nn.Linear(5, 9), Atan(), nn.Linear(9, 4)).double(), data=p.objective.data)
     path = im.Path.through([p.a, p.a, p.b])
     found = im.verdict(im.profile(objective, path, 5), im.certify(objective, path), level=100.0)
     assert (found.below, found.how) == (True, "measured")

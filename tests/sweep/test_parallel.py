@@ -7,7 +7,7 @@ from torch import nn
 import isthmus as im
 from isthmus.sweep import certify_in_parallel, profile_in_parallel
 from tests.evaluate.networks import CASES, ends, objective_of
-from tests.problems import PROBLEMS, two_layers
+from tests.problems import PROBLEMS, Atan, two_layers
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
@@ -66,11 +66,6 @@ def test_numerical_bounds_of_the_chunks_add_up_to_a_bound():
     for start, end, bound in pieces:
         inside = (fine.t >= start) & (fine.t <= end)
         assert float(fine.loss[inside].max()) <= bound
-
-
-class Atan(nn.Module):
-    def forward(self, x):
-        return torch.atan(x)
 
 
 def test_what_cannot_be_proved_is_measured_on_all_data():

@@ -55,6 +55,7 @@ Contraction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Form:
     """Centre, slope, bend and radius; a value that is read by many operations is never written to.
 
+    >>> from isthmus.certify.kinks import rectified
     >>> x = Form(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     >>> float(x.size()), round(float(rectified(x).centre), 9), rectified(x).slope
     (1.0, 0.25, tensor([0.5000], dtype=torch.float64))

@@ -9,16 +9,11 @@ from isthmus.analysis.ray import ray
 from isthmus.params import cast, equal
 from tests.analysis.test_descend import falls
 from tests.connectors.sublevel.test_sublevel import N, below, check, leaky, setting
-from tests.problems import random_params
+from tests.problems import Atan, random_params
 
 F64 = torch.float64
 WIDE = (5, 2 * N + 1, 2 * N, 3)
 NARROWING = (5, 2 * N, 9, 6, 3)
-
-
-class Atan(nn.Module):
-    def forward(self, x):
-        return torch.atan(x)
 
 
 def test_a_missing_rule_of_certify_is_said_and_is_no_failure():
