@@ -297,7 +297,8 @@ def test_statistics_are_part_of_a_construction(tmp_path):
     assert im.profile(p.objective, str(file), 5).bn == "interpolate"
     assert im.profile(p.objective, found, 5, bn="recompute").bn == "recompute"
     assert im.profile(p.objective, im.connect(p.objective, p.a, p.b), 5).bn == "recompute"
-    assert "bn" not in im.connect(objective_of(PERCEPTRON), *ends(PERCEPTRON), im.Dropout(masks=2)).stats
+    a, b = ends(PERCEPTRON)
+    assert "bn" not in im.connect(objective_of(PERCEPTRON), a, b, im.Dropout(masks=2)).stats
 
 
 def test_other_policies_stand_beside():

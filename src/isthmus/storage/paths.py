@@ -234,8 +234,8 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         if not isinstance(manifest["stats"], dict):
             raise TypeError("stats are not a dictionary")
         target = points[_index(manifest["target"])]
-        path = Path(tuple(segments), policy_of(manifest))
-        return Connection(path, target, Outcome[manifest["outcome"]], manifest["stats"])
+        found = Path(tuple(segments), policy_of(manifest))
+        return Connection(found, target, Outcome[manifest["outcome"]], manifest["stats"])
     except FileError:
         raise
     except (InputError, ValueError, TypeError, LookupError, AttributeError) as error:
