@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
+from isthmus.shown import one_line
 from isthmus.training.fit import Recipe
 
 
+@one_line
 @dataclass(frozen=True)
 class Trained:
     """xi_l is trained from the end's own weights on the free units, at random, or from a half-width network.
