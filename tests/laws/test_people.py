@@ -61,7 +61,7 @@ def values(objective, modules, connection):
         im.theory(objective, *modules, theorems=["Theorem 1"], masks=2, steps=2), im.straighten(squares, bent, 0.5),
         im.geometry(squares, bent.start, bent.end, [1.0]), im.LevelLayer("w", None), im.Ridge(0.1), im.L1(0.1),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
-        *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(),
+        *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
     ]  # fmt: skip
     return found
 
