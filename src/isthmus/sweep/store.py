@@ -112,17 +112,20 @@ class Store:
             make_folder(locks)
         lock = FileLock(locks / folder.name)
         try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            raise BusyError(f"another process is doing {cell.label}") from None
-        try:
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
+            except Timeout:
+                raise BusyError(f"another process is doing {cell.label}") from None
             _clear(folder)
             yield
-        finally:
-            _clear(folder)
-            with suppress(OSError):
-                os.unlink(lock.lock_file)  # whoever waits for it sees that, and makes a new one
-            lock.release()
+        finally:  # an interrupt may come anywhere: what is held is given back
+            if lock.is_locked:
+                try:
+                    _clear(folder)
+                finally:
+                    with suppress(OSError):
+                        os.unlink(lock.lock_file)  # whoever waits for it sees that, and makes a new one
+                    lock.release()
 
     def tidy(self, cell: Cell) -> None:
         """Remove what a killed process left of an unfinished cell, except its state."""
