@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from isthmus.program.export import Program, trace
 from isthmus.structure import Structure, structure_of
+from tests.architectures import noise, tokens
 from tests.structure import models as m
 from tests.structure import sequences as s
 from tests.structure.models import Lambda, between, between_convs
@@ -44,14 +45,6 @@ class Case:
             torch.manual_seed(0)
             # modules that stand in the list below are shared between calls
             return copy.deepcopy(self.make()).eval()
-
-
-def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def tokens(*shape: int, high: int = 11) -> Tensor:
-    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(1))
 
 
 ACTIVATIONS = [

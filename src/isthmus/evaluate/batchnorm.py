@@ -152,16 +152,6 @@ class Refreshed(Segment):
         return {**params, **self._known[t]}
 
     @property
-    def start(self) -> Params:
-        """The point at t = 0."""
-        return self.at(0.0)
-
-    @property
-    def end(self) -> Params:
-        """The point at t = 1."""
-        return self.at(1.0)
-
-    @property
     def length(self) -> float:
         """The length of the segment without its statistics' change."""
         few = tuple({k: v for k, v in p.items() if k not in self.names} for p in self._control())

@@ -34,14 +34,14 @@ class Segment(ABC):
         """The point at t in [0, 1]; at 0 and 1 the ends themselves, bit for bit."""
 
     @property
-    @abstractmethod
     def start(self) -> Params:
         """The point at t = 0."""
+        return self.at(0.0)
 
     @property
-    @abstractmethod
     def end(self) -> Params:
         """The point at t = 1."""
+        return self.at(1.0)
 
     @property
     @abstractmethod

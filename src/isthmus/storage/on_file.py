@@ -34,7 +34,7 @@ class StoredCurve(Segment):
         return line(self, plural(len(self.control), "control point"), plural(len(self.control[0]), "tensor"))
 
     def at(self, t: float) -> Params:
-        """The point at t."""
+        """The point at t, read again each time; so are `start` and `end`."""
         point: Params = {}
         with one_by_one(self.file) as read:
             for name in self.control[0]:
@@ -44,16 +44,6 @@ class StoredCurve(Segment):
                         held[keys[name]] = read(keys[name])
                 point |= Curve(tuple({name: held[keys[name]]} for keys in self.control)).at(t)
         return point
-
-    @property
-    def start(self) -> Params:
-        """The point at t = 0, read again each time."""
-        return self.at(0.0)
-
-    @property
-    def end(self) -> Params:
-        """The point at t = 1, read again each time."""
-        return self.at(1.0)
 
     @property
     def length(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,8 +49,13 @@ class Coordinates:
 
     def rest(self, t: float) -> Params:
         """The tensors that are not trained, at t."""
-        a, b = ({k: v for k, v in p.items() if k not in self.names and k not in self.tied} for p in (self.a, self.b))
-        return lerp(a, b, t)
+        return lerp(*self._rest, t)
+
+    @cached_property
+    def _rest(self) -> tuple[Params, Params]:
+        trained = {*self.names, *self.tied}
+        a, b = ({k: v for k, v in p.items() if k not in trained} for p in (self.a, self.b))
+        return a, b
 
     def point(self, vector: Tensor, t: float) -> Params:
         """All tensors of the point whose trained ones are `vector`, in the order of the ends."""

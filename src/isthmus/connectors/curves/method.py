@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from isthmus.checks import check_choices, check_whole
@@ -48,8 +49,8 @@ class _CurveMethod(Connector):
         """As they were in training."""
         return None if self.bn == "recompute" else self.bn
 
-    def _shape(self) -> Shape:
-        raise NotImplementedError
+    @abstractmethod
+    def _shape(self) -> Shape: ...
 
     def find(self, task: Task) -> Connection:
         """Train the control points, then state how high the loss is on the best curve."""
@@ -109,13 +110,7 @@ class PolyChain(_CurveMethod):
     At the same cost a Bezier curve is mostly lower. When to use: where every segment shall be straight, as for proofs.
     """
 
-    about = About(
-        makes="bends - 1 straight segments through trained control points",
-        reference="Garipov, Izmailov, Podoprikhin, Vetrov, Wilson 2018",
-        needs="any module, a loss with gradients",
-        cost="20 epochs of training, and a few passes to measure",
-        convex=False,
-    )
+    about = replace(Bezier.about, makes="bends - 1 straight segments through trained control points")
 
     def _shape(self) -> Shape:
         return Polygon(self.bends)

@@ -81,26 +81,32 @@ class CurveTraining:
 
     def run(self) -> TrainedCurve:
         """From the straight line; the curve is never above it."""
-        a, b = self.vectors
-        last = self.shape.bends - 1
-        if not len(a):
+        if not self.coordinates.names:
             at = float(self.ends[1] > self.ends[0])
             line = self.shape.straight(self.task.a, self.task.b)
             return self._trained(line, Highest(max(self.ends), at, True), Ended.TARGET, 0)
-        bends = {f"bend {i}": torch.lerp(a, b, i / last) for i in range(1, last)}
         fitted = fit(
-            self._batch_loss, self._check, bends, self.task.objective.num_examples, self.recipe,
+            self._batch_loss, self._check, self._straight(), self.task.objective.num_examples, self.recipe,
             generator=self.task.generator, target=self.target, due=self._due,
             memory=Beside(self.task.memory.part("curve"), self._give, self._take), what="training the curve",
         )  # fmt: skip
         return self._best(fitted)
 
+    def _straight(self) -> Params:
+        """The bends of the straight line."""
+        last = self.shape.bends - 1
+        return {f"bend {i}": torch.lerp(*self.vectors, i / last) for i in range(1, last)}
+
+    def _combined(self, bends: Mapping[str, Tensor], t: float, dtype: torch.dtype) -> Tensor:
+        """The vector of the point at t."""
+        a, b = self.vectors
+        return combine(self.shape.weights(t), [a, *bends.values(), b], dtype)
+
     def _batch_loss(self, bends: Params, index: Tensor) -> Tensor:
         total = torch.zeros((), dtype=self.task.objective.dtype, device=index.device)
         for _ in range(self.draws):
             t = self.focus.draw(self.task.generator)
-            points = [self.vectors[0], *bends.values(), self.vectors[1]]
-            vector = combine(self.shape.weights(t), points, self.losses.dtype)
+            vector = self._combined(bends, t, self.losses.dtype)
             rest = {k: in_dtype(v, self.losses.dtype) for k, v in self.coordinates.rest(t).items()}
             loss = self.losses.batch({**rest, **self.coordinates.views(vector)}, index)
             self.focus.note(t, float(loss.detach()))
@@ -137,8 +143,7 @@ class CurveTraining:
         return screen(lambda t: self.losses.few(self._at(bends, t)), self.ends, knots)
 
     def _at(self, bends: Mapping[str, Tensor], t: float) -> Params:
-        points = [self.vectors[0], *bends.values(), self.vectors[1]]
-        return self.coordinates.point(combine(self.shape.weights(t), points, self.task.objective.dtype), t)
+        return self.coordinates.point(self._combined(bends, t, self.task.objective.dtype), t)
 
     def _best(self, fitted: Fitted[Params]) -> TrainedCurve:
         """The trained curve, or the straight line where that is not higher."""
@@ -149,7 +154,7 @@ class CurveTraining:
             inner = [self.coordinates.point(v, i / last) for i, v in enumerate(fitted.params.values(), start=1)]
             control = [self.task.a, *inner, self.task.b]
         if self.history[0]["max"] <= _HOPE * highest.loss:
-            straight = {f"bend {i}": self.coordinates.flat(line[i]) for i in range(1, last)}
+            straight = self._straight()
             on_line = confirm(self._screen(straight), lambda t: self.losses.all(self._at(straight, t)))
             if not accepted or on_line.loss <= highest.loss:
                 control, highest = line, on_line
