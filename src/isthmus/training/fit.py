@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from hashlib import sha256
 from math import cos, inf, isfinite, pi
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from isthmus.checks import check_choices, check_whole
 from isthmus.errors import InputError
 from isthmus.params import Params, moves
+from isthmus.training.groups import P, flat, grouped
 from isthmus.training.memory import Memory, forget, named, taken
 from isthmus.training.progress import Progress, no_progress
 
@@ -85,8 +86,9 @@ class Ended(Enum):
         return {"BUDGET": "budget_exhausted", "NOT_FINITE": "not_finite"}.get(self.name, "done")
 
 
-P = TypeVar("P", bound=Mapping[str, Any])
-"""Parameters: tensors by name, or groups of them by name, such as the points of a curve."""
+After = Callable[[Params, Params, list[Params]], None]
+"""``after(before, now, kept)``: called after each step with the parameters before it and, to be changed in place, those
+after it and what the optimiser keeps of them, of their shapes (momenta). Groups are written "group/name"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,7 @@ def fit(
     target: float = 0.0,
     buffers: Params | None = None,
     due: Callable[[int], bool] | None = None,
+    after: After | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
@@ -122,14 +125,15 @@ def fit(
     parameters into both losses and into the result; the batch loss may write into them (running statistics of
     BatchNorm). `params` may be grouped, as the points of a curve are: ``{"bend": {"weight": ...}}``. A tensor that a
     batch loss does not use stays where it is in that step. `due`: after which steps ``full_loss`` is computed, in place
-    of every `check`-th one.
+    of every `check`-th one. `after`: what else moves the parameters, see ``After``.
 
     With a `memory` the state is saved when it is due and at the end, and a later call with the same arguments goes on
     from there to the same result, bit for bit; a state of other arguments counts as none. L-BFGS keeps its result only.
     """
     (one,) = fit_together(
         batch_loss, lambda p: [full_loss(p)], params, num_examples, recipe,
-        generator=generator, target=target, buffers=buffers, due=due, memory=memory, progress=progress, what=what,
+        generator=generator, target=target, buffers=buffers, due=due, after=after, memory=memory, progress=progress,
+        what=what,
     )  # fmt: skip
     return one
 
@@ -146,6 +150,7 @@ def fit_together(
     enough: int | None = None,
     buffers: Params | None = None,
     due: Callable[[int], bool] | None = None,
+    after: After | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
@@ -157,14 +162,14 @@ def fit_together(
     that use these batches. Each keeps its own best parameters. Training stops when `enough` of them (default: all)
     are at the target, or when no loss is finite. L-BFGS has one step length for all, so it takes one problem only.
     """
-    flat = _flat(params)
-    _check_precision(flat)
-    fitting = _Fitting.start(flat, buffers or {}, num_examples, recipe, generator)
+    leaves = flat(params)
+    _check_precision(leaves)
+    fitting = _Fitting.start(leaves, buffers or {}, num_examples, recipe, generator)
     same = {"recipe": asdict(recipe), "examples": num_examples, "target": target, "enough": enough}
-    same |= _begin(flat, generator)
+    same |= _begin(leaves, generator)
 
     def losses() -> Sequence[float]:
-        return full_losses(_grouped(fitting.now(), params))
+        return full_losses(grouped(fitting.now(), params))
 
     kept = memory.load()
     if kept is None or kept[1].get("same") != same:
@@ -174,7 +179,7 @@ def fit_together(
         if kept[1]["ended"]:
             return fitting.results(target, params)
     while fitting.goes_on(target, enough):
-        fitting.advance(lambda flat, index: batch_loss(_grouped(flat, params), index))
+        fitting.advance(lambda now, index: batch_loss(grouped(now, params), index), after)
         if fitting.checks(due):
             found = losses()
             progress(what, fitting.step, recipe.steps)
@@ -271,10 +276,10 @@ class _Fitting:
         for i, (loss, finite) in enumerate(zip(self.best_losses, self.finite, strict=True)):
             how = Ended.TARGET if loss <= target else Ended.STALLED if self.stalled else Ended.BUDGET
             params = {k: v[i] for k, v in self.best.items()} if many else self.best
-            out.append(Fitted(_grouped(params, like), loss, self.step, how if finite else Ended.NOT_FINITE))
+            out.append(Fitted(grouped(params, like), loss, self.step, how if finite else Ended.NOT_FINITE))
         return out
 
-    def advance(self, batch_loss: Callable[[Params, Tensor], Tensor]) -> None:
+    def advance(self, batch_loss: Callable[[Params, Tensor], Tensor], after: After | None) -> None:
         """One step of the optimiser on the next batch."""
         if self.recipe.schedule != "constant" and not self.lbfgs:
             for group in self.optimizer.param_groups:
@@ -290,8 +295,11 @@ class _Fitting:
                     v.grad = v.grad.to_dense()
             return loss
 
+        before = _snapshot(self.leaves, {}) if after else {}
         self.optimizer.step(closure)
         self.step += 1
+        if after:
+            after(before, _detached(self.leaves), self._kept())
 
     def _fraction(self) -> float:
         """The learning rate of this step, as a part of the first."""
@@ -306,6 +314,15 @@ class _Fitting:
             self.position = 0
         self.position += self.batch
         return self.order[self.position - self.batch : self.position]
+
+    def _kept(self) -> list[Params]:
+        """What the optimiser keeps of the parameters, such as momenta: each of their shape, under their names."""
+        found: dict[str, Params] = {}
+        for name, leaf in self.leaves.items():
+            for what, v in self.optimizer.state.get(leaf, {}).items():
+                if what != "step" and isinstance(v, Tensor):
+                    found.setdefault(what, {})[name] = v
+        return list(found.values())
 
     def values(self) -> dict[str, Any]:
         """The plain values of the state."""
@@ -342,23 +359,6 @@ class _Fitting:
             rows.setdefault(int(i), {})[key] = v.clone()
         self.optimizer.load_state_dict({"state": rows, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.order = tensors["order/"].to(self.everything.device, copy=True)
-
-
-def _flat(params: Mapping[str, Any]) -> Params:
-    """Tensors by one name each: those of a group have its name before theirs."""
-    flat: Params = {}
-    for name, v in params.items():
-        flat |= named(name, dict(v)) if isinstance(v, Mapping) else {name: v}
-    return flat
-
-
-def _grouped(flat: Params, like: P) -> P:
-    """The tensors in the groups of `like`; those that it has not, the buffers, beside the groups."""
-    groups = {name: {k: flat[f"{name}/{k}"] for k in v} for name, v in like.items() if isinstance(v, Mapping)}
-    if not groups:
-        return cast(P, flat)
-    grouped = {f"{name}/{k}" for name, group in groups.items() for k in group}
-    return cast(P, groups | {k: v for k, v in flat.items() if k not in grouped})
 
 
 def _begin(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def test_gradients_are_those_through_the_combination(shape, t):
     wanted = torch.autograd.grad(p.objective.batch_loss(coordinates.views(slow), index), inner, retain_graph=True)
     fast = combine(shape.weights(t), points, torch.float64)
     training = CurveTraining.start(task_of(p), shape, RECIPE, focus=1.0, draws=1, target=None, bn="recompute")
-    loss = training.losses.batch(coordinates.views(fast), index)
+    loss = training.setting.losses.batch(coordinates.views(fast), index)
     torch.testing.assert_close(loss, p.objective.batch_loss(coordinates.views(slow), index), rtol=1e-13, atol=0)
     loss.backward()
     for point, grad, weight in zip(inner, wanted, shape.weights(t)[1:-1], strict=True):
