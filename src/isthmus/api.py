@@ -48,6 +48,9 @@ from isthmus.errors import OutcomeError as OutcomeError
 from isthmus.errors import UnsupportedError as UnsupportedError
 from isthmus.evaluate import Profile as Profile
 from isthmus.evaluate import profile as profile
+from isthmus.graph import MinimaGraph as MinimaGraph
+from isthmus.graph import load_graph as load_graph
+from isthmus.graph import minima_graph as minima_graph
 from isthmus.objective import Objective as Objective
 from isthmus.objective.losses import L1 as L1
 from isthmus.objective.losses import Ridge as Ridge

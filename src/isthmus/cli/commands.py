@@ -15,7 +15,7 @@ import typer
 
 from isthmus import pipeline as runs
 from isthmus.cli.common import device_of, dtype_of, method_of, opened
-from isthmus.cli.console import hanging, number, progress_bar, show
+from isthmus.cli.console import hanging, number, progress_bar, show, show_graph
 from isthmus.cli.options import (
     CHECKPOINTS,
     PATHS,
@@ -36,6 +36,8 @@ from isthmus.cli.typed import command
 from isthmus.connectors import METHODS, Connector
 from isthmus.data import DATASETS, load
 from isthmus.errors import UnsupportedError
+from isthmus.graph import minima_graph
+from isthmus.graph.search import names_of
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
 from isthmus.storage import make_folder, save_params
@@ -133,6 +135,54 @@ def connect(
     return 0 if done.connection.outcome.ok else 1
 
 
+@with_asked(*PATHS)
+def graph(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more files or folders of weights of one network.")],
+    asked: Asked,
+    out: OutOption,
+    method: Annotated[str, typer.Option("--method", help="See: isthmus methods.")] = "Bezier",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
+    ] = None,
+    goal: Annotated[str, typer.Option("--goal", help="tree: pairs that can matter; all: every pair.")] = "tree",
+    tol: Annotated[
+        float, typer.Option("--tol", help="The share of a path's loss by which another must be able to be lower.")
+    ] = 0.01,
+    num_points: Points = 61,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes on this machine, by Ray (isthmus[ray]).", min=1)
+    ] = None,
+    address: Annotated[str | None, typer.Option("--address", help="A Ray cluster: auto, or HOST:PORT.")] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Join several checkpoints until it is known how high one must climb from each to each; write everything.
+
+    The folder gets graph.json, the paths, the figures and a page to read. Every pair is kept as soon as it is done: after
+    a kill, the same command goes on.
+    """
+    from isthmus.cli.experiments import engine_of
+    from isthmus.report.graph import write_graph_page
+
+    chosen = method_of(method, option or [])
+    engine = engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
+    found = opened(checkpoints, asked)
+    with progress_bar(quiet) as progress, _others_named():
+        made = minima_graph(
+            found.objective, dict(zip(names_of(checkpoints), found.ends, strict=True)), chosen,
+            folder=out, test=found.test, goal=goal, seed=seed, workers=engine,  # type: ignore[arg-type]
+            tol=tol, num_points=num_points, progress=progress,
+        )  # fmt: skip
+    files = write_graph_page(made, out)
+    if as_json:
+        print(json.dumps(made.to_dict(), indent=2))
+        return 0
+    show_graph(made)
+    print(f"{made.stop}\nwritten to {out}: {', '.join(file.name for file in files)}")
+    return 0
+
+
 @contextmanager
 def _others_named() -> Iterator[None]:
     """Let a method that cannot take the network say which methods can."""
@@ -172,8 +222,9 @@ def report(
 ) -> int:
     """Write one self-contained HTML page from stored results."""
     from isthmus.report import write_report
+    from isthmus.report.graph import write_stored_graph
 
-    print(write_report(folder, out))
+    print(write_stored_graph(folder, out) or write_report(folder, out))
     return 0
 
 

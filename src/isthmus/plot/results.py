@@ -10,8 +10,10 @@ import numpy as np
 from isthmus.certify import Certificate
 from isthmus.connectors import Connection
 from isthmus.evaluate import Profile
+from isthmus.graph import MinimaGraph
 from isthmus.plot.curves import DASHED, highest
 from isthmus.plot.figures import GREY, PALETTE, ground, settings
+from isthmus.plot.graph import draw_graph, graph_size
 from isthmus.plot.plane import draw_ends, name_directions, project
 from isthmus.plot.runs import Floats
 from isthmus.plot.stability import QUANTITIES, draw_entry_layers, loss_axis, noise_values
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw(value: Any, ax: Axes | None) -> Axes:
+def draw(value: Any, ax: Any) -> Any:
     """The picture of `value` on `ax`, by default on new axes of pyplot. Errors: ``MissingExtraError``."""
     with settings():
         if ax is None:
             from matplotlib import pyplot
 
-            ax = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
-            ground(ax)
+            columns, size = (2, graph_size(value)) if isinstance(value, MinimaGraph) else (1, (6.4, 4.2))
+            ax = pyplot.subplots(1, columns, figsize=size, layout="constrained")[1]
+            for one in np.ravel(ax):
+                ground(one)
         _DRAWINGS[type(value)](value, ax)
     return ax
 
@@ -126,4 +130,5 @@ _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
     DropoutStability: _dropout,
     PatternStability: _pattern,
     NoiseStability: _noise,
+    MinimaGraph: draw_graph,
 }

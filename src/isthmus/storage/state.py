@@ -134,6 +134,11 @@ class FolderMemory(Memory):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def network_of(objective: Objective) -> str:
+    """The network in words, the same in every process: without addresses."""
+    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton))
+
+
 def memory_in(
     folder: str | os.PathLike[str],
     objective: Objective,
@@ -151,7 +156,7 @@ def memory_in(
         "ends": [digest(a), digest(b)],
         "method": lasting(method),
         "seed": seed,
-        "network": re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton)),  # addresses differ between processes
+        "network": network_of(objective),
         "objective": [s.describe() for s in sets],
     }
     owner = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

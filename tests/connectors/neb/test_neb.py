@@ -113,7 +113,9 @@ def band(p, method):
     return Band(method, CurveSetting.of(task, method.recipe, method.target, method.bn))
 
 
-@pytest.mark.parametrize("recipe", [Recipe(lr=None, batch=8), Recipe("sgd", lr=0.1, batch=8, weight_decay=0.1)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [Recipe(lr=None, batch=8), Recipe("sgd", lr=0.1, batch=8, weight_decay=0.1)], ids=str
+)
 @pytest.mark.parametrize("rule", ["henkelman", "central"])
 def test_no_step_moves_a_pivot_along_the_band(monkeypatch, recipe, rule):
     monkeypatch.setattr("isthmus.connectors.neb.train._SPREAD", 10**6)
