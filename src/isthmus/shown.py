@@ -148,7 +148,7 @@ def _cell(value: object) -> str:
 
 
 def draw(value: object, ax: Any) -> Any:
-    """The picture of a result on `ax`, axes or several (default: a new figure). Errors: ``MissingExtraError`` without matplotlib."""
+    """The picture of a result on `ax`, axes or several (default: new ones). Errors: ``MissingExtraError``."""
     # upwards, and only when a picture is asked for: drawing knows all results, and results know no drawing
     from isthmus.plot.results import draw as on_axes
 

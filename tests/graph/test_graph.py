@@ -281,7 +281,7 @@ def test_what_does_not_fit_is_refused(wrong, what):
 
 def test_a_pair_that_cannot_be_joined_is_named():
     objective, nets, _ = networks(2)
-    with pytest.raises(im.IsthmusError, match="a to b: .*while connecting with DeepLinear"):
+    with pytest.raises(im.IsthmusError, match=r"a to b: .*while connecting with DeepLinear"):
         im.minima_graph(objective, nets, im.DeepLinear())
 
 

@@ -159,8 +159,8 @@ def graph(
 ) -> int:
     """Join several checkpoints until it is known how high one must climb from each to each; write everything.
 
-    The folder gets graph.json, the paths, the figures and a page to read. Every pair is kept as soon as it is done: after
-    a kill, the same command goes on.
+    The folder gets graph.json, the paths, the figures and a page to read. Every pair is kept as soon as it is done:
+    after a kill, the same command goes on.
     """
     from isthmus.cli.experiments import engine_of
     from isthmus.report.graph import write_graph_page

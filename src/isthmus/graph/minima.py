@@ -185,8 +185,8 @@ class MinimaGraph:
         return [tuple(self.minima[i].name for i in sorted(part)) for part in sorted(parts.subsets(), key=min)]
 
     def dendrogram(self) -> NDArray[np.float64]:
-        """The tree in the form of ``scipy.cluster.hierarchy.linkage``: rows of two clusters, the saddle between them and
-        the number of networks. Errors: ``InputError`` where some pair is joined by no finite way."""
+        """The tree in the form of ``scipy.cluster.hierarchy.linkage``: rows of two clusters, the saddle between them
+        and the number of networks. Errors: ``InputError`` where some pair is joined by no finite way."""
         if not isfinite(self.bottleneck):
             raise InputError("graph", expected="ways between all networks", got=f"a bottleneck of {self.bottleneck}")
         return merges(self.saddles)

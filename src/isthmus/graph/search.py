@@ -50,11 +50,12 @@ def minima_graph(
 ) -> MinimaGraph:
     """Join trained networks by `method` (default ``Linear()``) until it is known how high one must climb between them.
 
-    `params`: state_dicts, modules or checkpoint files, by name. No path between two networks is lower than the larger of
-    their losses, their floor. First the lowest network is joined with each other one. Then, from the highest edge of the
-    minimum spanning tree down, an untried pair across it is tried if its floor is lower by more than the share `tol` (.01)
-    of it; when there is none, no untried pair can lower the tree by more than that, and the graph is complete
-    (Draxler et al. 2018 try pairs in a similar order, without floors and without an end). ``goal="all"`` tries all pairs.
+    `params`: state_dicts, modules or checkpoint files, by name. No path between two networks is lower than the larger
+    of their losses, their floor. First the lowest network is joined with each other one. Then, from the highest edge of
+    the minimum spanning tree down, an untried pair across it is tried if its floor is lower by more than the share
+    `tol` (.01) of it; when there is none, no untried pair can lower the tree by more than that, and the graph is
+    complete (Draxler et al. 2018 try pairs in a similar order, without floors and without an end). ``goal="all"`` tries
+    all pairs.
 
     `folder` keeps what is found (default: as long as the graph lives): each pair is a job of its own, whose key is
     that of the networks, the data, the method and the seed. A call that was killed goes on with the same call, to the
@@ -195,7 +196,7 @@ class _Search:
         return [store.load(cell) for cell in cells]
 
     def _graph(self, minima: list[Minimum], held: object) -> MinimaGraph:
-        about = self.material.objective.describe()
+        about = {"method": describe(self.method), "objective": self.material.objective.describe()}
         return MinimaGraph(
-            tuple(minima), tuple(self.edges), self.root, self.tol, self.goal, describe(self.method), self.seed, about, held
-        )  # fmt: skip
+            tuple(minima), tuple(self.edges), self.root, self.tol, self.goal, seed=self.seed, held=held, **about
+        )

@@ -78,8 +78,8 @@ def suggestions(losses: Sequence[float], weights: Weights, tol: float, count: in
     """Up to `count` pairs to try next; none where no pair that was not tried can lower the tree by more than `tol`.
 
     Of several components the lowest nodes, all with the lowest one: these are not limited to `count`. Then for the
-    highest edge of the tree whose two sides are joined by an untried pair that could be lower, (1 + tol) floor < weight:
-    these pairs, those of the lowest ends first.
+    highest edge of the tree whose two sides are joined by an untried pair that could be lower, (1 + tol) floor <
+    weight: these pairs, those of the lowest ends first.
 
     >>> suggestions([0.0, 0.1, 0.2], {}, 0.01), suggestions([0.0, 0.1, 0.2], {(0, 1): 0.1, (0, 2): 0.5}, 0.01)
     ([(0, 1), (0, 2)], [(1, 2)])
@@ -108,8 +108,8 @@ def _better(losses: Sequence[float], weights: Weights, tol: float, tree: Sequenc
 
 
 def merges(saddles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The tree as ``scipy.cluster.hierarchy.linkage`` gives it: rows of two clusters, the height at which they meet, and
-    the number of nodes."""
+    """The tree as ``scipy.cluster.hierarchy.linkage`` gives it: rows of two clusters, the height at which they meet,
+    and the number of nodes."""
     plain = saddles.copy()
     np.fill_diagonal(plain, 0)
     return linkage(squareform(plain, checks=False), "single")

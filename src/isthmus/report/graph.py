@@ -38,16 +38,17 @@ def _page(graph: MinimaGraph, picture: str) -> str:
     method = graph.method.get("name", "a method")
     options = ", ".join(f"{k}={v}" for k, v in graph.method.items() if k != "name")
     worst = graph.tree[-1]
-    names = [m.name for m in graph.minima]
+    names, pairs = [m.name for m in graph.minima], len(graph) * (len(graph) - 1) // 2
     body = [
         "<h1>How high must one climb from each network to each other?</h1>",
-        f"<section class='summary'><p>{len(graph)} networks, {len(graph.edges)} of {len(graph) * (len(graph) - 1) // 2} "
-        f"pairs joined by {escape(method)}. From each to each there is a known way on which the loss is at most "
+        f"<section class='summary'><p>{len(graph)} networks, {len(graph.edges)} of {pairs} pairs "
+        f"joined by {escape(method)}. From each to each there is a known way on which the loss is at most "
         f"<b>{graph.bottleneck:.4g}</b>, its height between {escape(names[worst.a])} and {escape(names[worst.b])}; "
         f"the networks themselves have up to {max(graph.losses):.4g}.</p><p>{escape(graph.stop)}.</p></section>",
-        f"<section><h2>The tree and the saddles</h2><div class='scroll'>{picture}</div><p class='note'>Left: each network "
-        "starts at its own loss and meets the others at the height of the lowest known way. Right: these heights for "
-        "each pair, on the diagonal the losses. Heights are measured at points of the paths.</p></section>",
+        f"<section><h2>The tree and the saddles</h2><div class='scroll'>{picture}</div>"
+        "<p class='note'>Left: each network starts at its own loss and meets the others at the height of the lowest "
+        "known way. Right: these heights for each pair, on the diagonal the losses. Heights are measured at points of "
+        "the paths.</p></section>",
         f"<section><h2>The networks</h2>{_networks(graph)}</section>",
         f"<section><h2>The paths that were tried</h2>{_paths(graph)}</section>",
         f"<section><h2>To repeat this</h2><p>{escape(method)}({escape(options)}), seed {graph.seed}, "

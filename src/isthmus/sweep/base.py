@@ -139,11 +139,11 @@ def run_cells(
 ) -> SweepReport:
     """Compute the missing cells and all that they need; cells that are there are left as they are.
 
-    A cell that fails does not stop the others, except when the disk does not take results any more. May be killed
-    at any time and called again, and any number of processes may work on one folder: no cell is done twice. Each cell
+    A cell that fails does not stop the others, except when the disk does not take results any more. May be killed at
+    any time and called again, and any number of processes may work on one folder: no cell is done twice. Each cell
     works on the `device` of its worker, "auto" for a GPU where there is one; a cell that was done on another device
-    counts as done, and its record says on which. `given`: what the cells find in ``Job.given``, which they name by digest.
-    Errors: ``IsthmusError`` for a disk that fails, ``FileError`` for a damaged result or one of another cell.
+    counts as done, and its record says on which. `given`: what the cells find in ``Job.given``, which they name by
+    digest. Errors: ``IsthmusError`` for a disk that fails, ``FileError`` for a damaged result or one of another cell.
     """
     make_folder(store.root)
     plan = with_needs(cells if shard is None else shard.of(cells))

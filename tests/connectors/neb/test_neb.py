@@ -92,7 +92,7 @@ SCREENED = {0.0: 1, 0.1: 1.5, 0.25: 2, 0.3: 2.5, 0.5: 1, 0.6: 1.05, 0.75: 3, 0.9
     ids=["above both pivots", "but not above the target", "above the chord"],
 )
 def test_new_pivots_go_where_the_loss_asks_for_them(rule, target, wanted):
-    # gap 0 rises from 1 to 2 a little above its chord; gap 1 has a peak of 2.5; gap 2 is below its chord, gap 3 far above
+    # gap 0 is a little above its chord, gap 1 has a peak of 2.5, gap 2 is below its chord, gap 3 far above
     found = gaps(SCREENED, 5, rule, target)
     assert [gap for gap, _ in found] == wanted
     assert all(0 < where < 1 for _, where in found)

@@ -23,12 +23,12 @@ class AutoNEB(Connector):
     returned is the band with the lowest largest loss, measured on all examples, at the start and after every cycle.
 
     `cycles`: for each its steps, and how many pivots are put in before it; it ends when no gap asks for one. `tangent`:
-    "henkelman", towards the higher neighbour, or "central". `insertion`: of the gaps inside which the loss is above both
-    pivots and the target ("peak"), or, as published, of those inside which it is above the chord between the pivots
-    ("highest"). `spacing`: the pivots stay equally far from one another ("equal"), or the gaps that were divided because
-    of their loss stay shorter ("loss"). `recipe`: ``lr=None`` is .024 times the root mean square distance of the ends'
-    weights; its `steps` (or `epochs`) are a budget for all cycles together, its `check` lies between two measurements
-    inside a cycle. `target` and `bn` are those of ``Bezier``.
+    "henkelman", towards the higher neighbour, or "central". `insertion`: of the gaps inside which the loss is above
+    both pivots and the target ("peak"), or, as published, of those inside which it is above the chord between the
+    pivots ("highest"). `spacing`: the pivots stay equally far from one another ("equal"), or the gaps that were divided
+    because of their loss stay shorter ("loss"). `recipe`: ``lr=None`` is .024 times the root mean square distance of
+    the ends' weights; its `steps` (or `epochs`) are a budget for all cycles together, its `check` lies between two
+    measurements inside a cycle. `target` and `bn` are those of ``Bezier``.
 
     When to use: to reproduce published bands, and for evenly spaced pivots. At the same cost ``Bezier`` is lower: here
     a step costs a pass for every pivot.

@@ -84,7 +84,7 @@ class Band:
         )  # fmt: skip
 
     def _inserted(self, pivots: list[Tensor], count: int) -> list[Tensor]:
-        """The pivots with up to `count` more, spread over the band; the first ones are spread over the straight line."""
+        """The pivots with up to `count` more, spread over the band; the first ones, over the straight line."""
         a, b = self.setting.vectors
         if not pivots:
             self.shares = [1 / (count + 1)] * (count + 1)
