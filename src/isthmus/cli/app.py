@@ -25,6 +25,10 @@ COMMANDS = {
         "commands",
         "Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.",
     ),
+    "graph": (
+        "commands",
+        "Join several checkpoints until it is known how high one must climb from each to each; write everything.",
+    ),
     "methods": ("commands", "The methods: where they come from, what each makes, needs and costs, and its options."),
     "report": ("commands", "Write one self-contained HTML page from stored results."),
     "demo": (
