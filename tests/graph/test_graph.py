@@ -227,7 +227,9 @@ def test_killed_and_started_again_it_is_the_same_bytes(made, tmp_path, monkeypat
 
 def test_more_at_once_gives_a_tree_as_low(made, tmp_path):
     class Wide(Local):
-        at_once = 3
+        @property
+        def at_once(self):
+            return 3
 
     objective, nets, test, folder, graph, _ = made
     wide = im.minima_graph(objective, nets, CURVE, folder=folder, test=test, num_points=9, workers=Wide())
@@ -290,7 +292,7 @@ def test_statistics_are_under_the_policy_of_the_paths():
     objective = im.Objective(module.double().eval(), data=blobs(24, (5,), 4))
     nets = [random_params(module, seed) for seed in (1, 2)]
     graph = im.minima_graph(objective, nets, num_points=5)
-    measured = im.profile(objective, im.connect(objective, *nets), 5)
+    measured = im.profile(objective, im.connect(objective, nets[0], nets[1]), 5)
     assert [m.loss for m in graph.minima] == pytest.approx([float(measured.loss[0]), float(measured.loss[-1])])
     assert graph.bottleneck == measured.max
 
@@ -302,5 +304,20 @@ def test_a_path_that_ends_at_a_permutation_is_not_continued(made):
     minima = tuple(Minimum(name, 0.0, 0.0) for name in "abc")
     broken = im.MinimaGraph(minima, tuple(chain), graph.folder)
     for ends in (("a", "c"), ("c", "a")):
-        with pytest.raises(im.UnsupportedError, match="the path from a to b ends at a permutation of b"):
+        with pytest.raises(im.UnsupportedError, match="the path from a to b: it ends at a permutation of b"):
             broken.path(*ends)
+
+
+def test_pictures(made):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    *_, graph, _ = made
+    tree, matrix = graph.plot()
+    heights = {round(float(y), 9) for line in tree.get_lines() for y in line.get_ydata()}
+    assert {round(e.max, 9) for e in graph.tree} <= heights
+    assert {text.get_text() for text in tree.get_xticklabels()} == {m.name for m in graph.minima}
+    assert f"{graph.bottleneck:.3g}" in {text.get_text() for text in matrix.texts}
+    assert len(matrix.patches) == 2 * len(graph.edges)
+    alone = pyplot.subplots()[1]
+    assert graph.plot(alone) is alone
+    pyplot.close("all")

@@ -61,6 +61,7 @@ def values(objective, modules, connection):
         im.theory(objective, *modules, theorems=["Theorem 1"], masks=2, steps=2), im.straighten(squares, bent, 0.5),
         im.geometry(squares, bent.start, bent.end, [1.0]), im.LevelLayer("w", None), im.Ridge(0.1), im.L1(0.1),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
+        im.minima_graph(objective, modules),
         *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
     ]  # fmt: skip
     return found
@@ -150,6 +151,7 @@ def test_pictures_stand_on_the_axes_that_are_given(values):
     figures = pytest.importorskip("matplotlib.figure")
     drawn = shows(values, "plot")
     names = {"Connection", "Profile", "Certificate", "DropoutStability", "PatternStability", "NoiseStability"}
+    names |= {"MinimaGraph"}
     assert {type(v).__name__ for v in drawn} == names
     for value in drawn:
         ax = figures.Figure().add_subplot()
@@ -228,6 +230,7 @@ WRONG = {
 
 # what a function of the user says of its arguments is its own affair
 UNCHECKED = {("progress", "module"), ("progress", "class"), ("kwargs", "numbers")}
+UNCHECKED |= {("workers", "int")}  # is accepted, and starts processes
 
 
 def calls(objective, modules, connection, folder):
@@ -254,6 +257,8 @@ def calls(objective, modules, connection, folder):
         im.geometry: {"objective": objective, "a": a, "b": b, "thresholds": [99.0]},
         im.gap_by_width: {"make": lambda m: (objective, a, b), "widths": []},
         im.derive_structure: {"module": modules[0], "args": (torch.zeros(2, 4),)},
+        im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},
+        im.load_graph: {"folder": folder / "graph"},
         im.save: {"connection": connection, "path": folder / "again.safetensors"},
         im.load_connection: {"path": folder / "path.safetensors"},
         im.save_params: {"params": a, "path": folder / "b.safetensors"},

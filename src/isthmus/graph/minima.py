@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, reduce
 from math import isfinite
@@ -204,21 +204,25 @@ class MinimaGraph:
         start, goal = self.number(i), self.number(j)
         if start == goal:
             raise InputError("path", expected="two networks", got=f"{self.minima[start].name} twice")
-        own = {e.pair: e for e in self.tree}
-        steps = route(list(own), start, goal)
-        for at in (node for _, node in steps[:-1]):
-            if broken := [e for e in own.values() if e.moved and e.b == at and {*e.pair} in map(set, steps)]:
-                a, b = (self.minima[n].name for n in broken[0].pair)
+        own = {pair: e for e in self.tree for pair in (e.pair, e.pair[::-1])}
+        steps = route([e.pair for e in self.tree], start, goal)
+        self._check_joined([own[step] for step in steps], {node for _, node in steps[:-1]})
+        return reduce(add, (self._piece(own[step], forward=own[step].a == step[0]) for step in steps))
+
+    def _check_joined(self, edges: Sequence[Edge], passed: set[int]) -> None:
+        """Refuse a way through a network of which one of its paths ends at a permutation."""
+        for edge in edges:
+            if edge.moved and edge.b in passed:
+                a, b = (self.minima[n].name for n in edge.pair)
                 raise UnsupportedError(
-                    f"path from {self.minima[start].name} to {self.minima[goal].name}",
-                    f"the path from {a} to {b} ends at a permutation of {b}, where the next one does not start",
+                    f"the path from {a} to {b}",
+                    f"it ends at a permutation of {b}, where the next one does not start",
                     "make the graph by a method whose paths end at the networks themselves, such as Bezier()",
                 )
-        parts = [
-            self.connection(own[p, q]).path if (p, q) in own else self.connection(own[q, p]).path.reversed()
-            for p, q in steps
-        ]
-        return reduce(add, parts)
+
+    def _piece(self, edge: Edge, *, forward: bool) -> Path:
+        path = self.connection(edge).path
+        return path if forward else path.reversed()
 
     def save(self, folder: str | FilePath) -> FilePath:
         """Write the graph and its paths into a folder, from which ``load_graph`` reads them; returns it."""

@@ -22,7 +22,7 @@ from isthmus.graph.tree import Pair, floor_of, suggestions
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
-from isthmus.params import check_finite
+from isthmus.params import Params, check_finite
 from isthmus.storage import digest
 from isthmus.sweep import Cell, Engine, Local, Ray, Store, Stored, run_cells
 from isthmus.training.progress import Progress, no_progress
@@ -79,17 +79,28 @@ def minima_graph(
     method = Linear() if method is None else method
     if not isinstance(method, Connector):
         raise InputError("method", expected="a connector such as im.Bezier()", got=type(method).__name__)
-    engine = workers if isinstance(workers, Engine) else Local() if workers is None else Ray(workers)
-    given = _named(params)
-    networks = {name: objective.check(p, name) for name, p in given.items()}
-    for name, found in networks.items():
-        check_finite({k: found[k] for k in objective.parameter_names if k in found}, name)
-    held = None if folder is not None else TemporaryDirectory(prefix="isthmus-graph-")
-    root = Path(folder if held is None else held.name)
+    engine = _engine(workers)
+    networks = _checked(objective, params)
+    where = TemporaryDirectory(prefix="isthmus-graph-") if folder is None else folder
+    root = Path(where.name if isinstance(where, TemporaryDirectory) else where)
     digests = [digest(p) for p in networks.values()]
     material = Material(objective, test, dict(zip(digests, networks.values(), strict=True)))
     search = _Search(material, list(networks), digests, method, root, goal, seed, engine, **options)
-    return search.run(held)
+    return search.run(where)
+
+
+def _engine(workers: int | Engine | None) -> Engine:
+    if isinstance(workers, Engine):
+        return workers
+    return Local() if workers is None else Ray(workers)
+
+
+def _checked(objective: Objective, params: Mapping[str, ParamsLike] | Sequence[ParamsLike]) -> dict[str, Params]:
+    """The networks by name, as the objective evaluates them."""
+    networks = {name: objective.check(p, name) for name, p in _named(params).items()}
+    for name, found in networks.items():
+        check_finite({k: found[k] for k in objective.parameter_names if k in found}, name)
+    return networks
 
 
 def _named(params: Mapping[str, ParamsLike] | Sequence[ParamsLike]) -> dict[str, Any]:

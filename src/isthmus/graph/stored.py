@@ -11,6 +11,7 @@ from typing import Any
 
 from isthmus.errors import FileError
 from isthmus.graph.minima import Edge, MinimaGraph, Minimum
+from isthmus.kinds import check_kinds
 from isthmus.storage import make_folder, read_json, write_json
 
 FILE = "graph.json"
@@ -32,6 +33,7 @@ def write_graph(graph: MinimaGraph, folder: Path) -> Path:
 
 def load_graph(folder: str | os.PathLike[str]) -> MinimaGraph:
     """The graph that ``minima_graph`` or ``graph.save`` left in a folder. Errors: ``FileError`` for a damaged one."""
+    check_kinds(load_graph, locals())
     file = Path(folder) / FILE
     held = read_json(file)
     try:

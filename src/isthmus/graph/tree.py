@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import inf
 
@@ -66,12 +66,12 @@ def saddle_matrix(losses: Sequence[float], weights: Weights) -> NDArray[np.float
     return out
 
 
-def parts_of(n: int, tree: Sequence[Pair]) -> list[set[int]]:
-    """The components that the edges of a tree leave, each with its nodes."""
+def joined(n: int, pairs: Iterable[Pair]) -> DisjointSet:
+    """The components of a graph of n nodes."""
     parts = DisjointSet(range(n))
-    for pair in tree:
+    for pair in pairs:
         parts.merge(*pair)
-    return parts.subsets()
+    return parts
 
 
 def suggestions(losses: Sequence[float], weights: Weights, tol: float, count: int = 1) -> list[Pair]:
@@ -86,7 +86,7 @@ def suggestions(losses: Sequence[float], weights: Weights, tol: float, count: in
     """
     n = len(losses)
     tree = spanning_tree(n, weights)
-    heads = [min(part, key=lambda i: (losses[i], i)) for part in parts_of(n, tree)]
+    heads = [min(part, key=lambda i: (losses[i], i)) for part in joined(n, tree).subsets()]
     if len(heads) > 1:
         lowest = min(heads, key=lambda i: (losses[i], i))
         return [(min(lowest, i), max(lowest, i)) for i in sorted(heads) if i != lowest]
@@ -100,10 +100,10 @@ def suggestions(losses: Sequence[float], weights: Weights, tol: float, count: in
 
 def _better(losses: Sequence[float], weights: Weights, tol: float, tree: Sequence[Pair], cut: Pair) -> list[Pair]:
     """The untried pairs between the two sides of an edge of the tree that could be lower than it."""
-    side = next(part for part in parts_of(len(losses), [p for p in tree if p != cut]) if cut[0] in part)
-    across = [p for p in combinations(range(len(losses)), 2) if (p[0] in side) != (p[1] in side) and p not in weights]
-    floors = {p: floor_of(losses, p) for p in across}
-    could = [p for p in across if floors[p] + tol * abs(floors[p]) < weights[cut]]
+    parts = joined(len(losses), (pair for pair in tree if pair != cut))
+    untried = (p for p in combinations(range(len(losses)), 2) if p not in weights)
+    floors = {p: floor_of(losses, p) for p in untried if not parts.connected(*p)}
+    could = [p for p, floor in floors.items() if floor + tol * abs(floor) < weights[cut]]
     return sorted(could, key=lambda p: (floors[p], losses[p[0]] + losses[p[1]], p))
 
 

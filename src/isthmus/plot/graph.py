@@ -59,7 +59,7 @@ def draw_tree(graph: MinimaGraph, ax: Axes) -> None:
         span = [x[side] for side in sides]
         ax.plot(span, [height, height], color=PALETTE[0], lw=1.8, solid_capstyle="round")
         floor = max(low[side] for side in sides)
-        said = {"label": "floor: no way between the two sides is lower"} if row == 0 else {}
+        said: dict[str, Any] = {"label": "floor: no way between the two sides is lower"} if row == 0 else {}
         ax.plot(span, [floor, floor], color=GREY, lw=1.2, linestyle=(0, (4, 3)), zorder=1, **said)
         ax.annotate(f" {height:.3g}", (min(span), height), (2, 3), textcoords="offset points", fontsize=8)
         x[new], low[new], top[new] = sum(span) / 2, min(low[side] for side in sides), float(height)
@@ -88,7 +88,7 @@ def draw_saddles(graph: MinimaGraph, ax: Axes) -> None:
     ax.grid(False)
     size = float(np.clip(54 / len(graph), 4, 9))
     for (i, j), value in np.ndenumerate(values):
-        red, green, blue, _ = picture.to_rgba(value)
+        red, green, blue, _ = picture.cmap(picture.norm(float(value)))
         ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
         ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=size, color=ink)
         if tuple(sorted((order[i], order[j]))) in graph.weights:
