@@ -4,9 +4,14 @@ from isthmus import counterexamples as counterexamples
 from isthmus import data as data
 from isthmus import models as models
 from isthmus.analysis.descend import descend as descend
+from isthmus.analysis.ensemble import Ensemble as Ensemble
+from isthmus.analysis.ensemble import EnsembleRow as EnsembleRow
+from isthmus.analysis.ensemble import ensemble as ensemble
+from isthmus.analysis.fge import fast_geometric_ensemble as fast_geometric_ensemble
 from isthmus.analysis.gap_by_width import gap_by_width as gap_by_width
 from isthmus.analysis.geometry import Geometry as Geometry
 from isthmus.analysis.geometry import geometry as geometry
+from isthmus.analysis.scores import Scores as Scores
 from isthmus.analysis.straighten import Straightened as Straightened
 from isthmus.analysis.straighten import straighten as straighten
 from isthmus.analysis.subnetwork_bounds import LayerBound as LayerBound
