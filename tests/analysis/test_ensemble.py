@@ -212,7 +212,7 @@ def test_wrong_options_are_refused(given, says):
     with pytest.raises(im.InputError, match=says):
         im.ensemble(p.objective, line(p), **given)
     if "bn" not in given:
-        with pytest.raises(im.InputError, match="None for networks without a path|points"):
+        with pytest.raises(im.InputError, match=r"None for networks without a path|points"):
             im.ensemble(p.objective, [p.a, p.b], **given)
 
 

@@ -303,10 +303,8 @@ def _evaluated(objective: Objective, nets: _Networks, plans: Sequence[_Plan], pr
 
 def _finite(predictions: Predictions, name: str, one: Tensor, y: Tensor) -> Tensor:
     """The prediction. Errors: ``InputError`` where one that counts is no number."""
-    if bad := predictions.count_nan(one, y):
-        raise InputError(
-            name, expected="outputs that are numbers", got=f"{bad} that are NaN", instead="the others alone"
-        )
+    if predictions.has_nan(one, y):
+        raise InputError(name, expected="outputs that are numbers", got="NaN", instead="the other networks alone")
     return one
 
 
