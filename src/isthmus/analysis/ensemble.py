@@ -81,11 +81,13 @@ class Ensemble:
             raise InputError("i", expected=f"0 to {len(self.members) - 1}", got=i)
         return self.members[i]
 
-    def table(self) -> tuple[list[str], list[list[Any]]]:
-        """The headings, and a row of cells for each way to predict: test scores first; scores that no row has not."""
-        sets = ["test", "train"] if any(row.test for row in self.rows) else ["train"]
-        classes = any(row.train.nll is not None for row in self.rows)
-        names = HEADINGS if classes else {"loss": "loss", "error": "error"}
+    def table(self, *parts: str) -> tuple[list[str], list[list[Any]]]:
+        """The headings, and a row of cells for each way to predict; scores that no row has are left out.
+
+        `parts`: "test", "train" or both, in the order of the columns; default: the test data first, if there are any.
+        """
+        sets = parts or (("test", "train") if self.rows[0].test is not None else ("train",))
+        names = HEADINGS if self.rows[0].train.nll is not None else {"loss": "loss", "error": "error"}
         columns = [(part, name) for part in sets for name in names]
         held = [[getattr(getattr(row, part), name) for part, name in columns] for row in self.rows]
         kept = [k for k in range(len(columns)) if any(cells[k] is not None for cells in held)]

@@ -64,11 +64,12 @@ def fast_geometric_ensemble(
     size = min(_BATCH, objective.num_examples)
     half = max(1, round(epochs * (objective.num_examples // size) / 2))
     recipe = Recipe("sgd", lr_max, (2 * cycles - 1) * half, size, _MOMENTUM, schedule="constant")
-    known = {
-        "a": start, "objective": objective.describe(), "seed": seed,
-        "cycles": cycles, "half": half, "rates": [lr_max, lr_min],
-    }  # fmt: skip
     work = _Cycles(losses, start, half, (lr_max, lr_min))
+
+    def known() -> dict[str, Any]:
+        rates = {"cycles": cycles, "half": half, "rates": [lr_max, lr_min]}
+        return {"a": start, "objective": objective.describe(), "seed": seed, **rates}
+
     fitted = fit(
         work.batch_loss, work.full_loss, work.trained, objective.num_examples, recipe,
         generator=torch.Generator().manual_seed(seed), target=-inf, due=work.due, rate=work.rate,

@@ -96,17 +96,19 @@ class Beside(Memory):
         return own, {k: v for k, v in values.items() if k != "beside"}
 
 
-def memory_of(given: Memory | os.PathLike[str] | str, known: Mapping[str, Any], steps: int | None = None) -> Memory:
-    """A memory as it is, or that in a folder, for the work that `known` decides; due after so many `steps`, if given.
+def memory_of(
+    given: Memory | os.PathLike[str] | str, known: Callable[[], Mapping[str, Any]], steps: int | None = None
+) -> Memory:
+    """A memory as it is, or that in a folder, for the work that is decided by what `known` gives.
 
-    `known`: plain values and parameters.
+    These are plain values and parameters. `steps`: between two times that it is due, in place of some seconds.
     """
     if isinstance(given, Memory):
         return given
     # upwards, and only for a folder, as for the checkpoints of an objective
     from isthmus.storage.state import memory_for
 
-    return memory_for(given, known, steps=steps)
+    return memory_for(given, known(), steps=steps)
 
 
 def named(prefix: str, tensors: Params) -> Params:
