@@ -11,11 +11,13 @@ from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.params import Params, dot, in_dtype
+from isthmus.shown import one_line
 
 _FLAT = 1e-6
 """Networks span no plane where the third is nearer to the line than so many times its distance from the first."""
 
 
+@one_line
 @dataclass(frozen=True, eq=False)
 class Frame:
     """The plane through `a`, `b` and `c`, with `a` at (0, 0), `b` at (`width`, 0) and `c` at (`shift`, `height`).

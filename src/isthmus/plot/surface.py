@@ -132,11 +132,15 @@ def draw_surface(axes: Axes, surface: Surface, name: str) -> None:
     bar = axes.figure.colorbar(filled, ax=axes, ticks=levels[:: LEVELS // 7])
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{10**v if log else v:.2g}"))
     bar.set_label(name)
+    if not surface.exact.all():
+        inside = surface.exact.astype(np.float64)
+        axes.contour(surface.x, surface.y, inside, levels=[0.5], colors="#1f2328", linestyles="dotted", linewidths=0.9)
+        axes.set_title(f"on all examples inside the dotted line, on {surface.screen:,} outside", fontsize=9)
     _draw_path(axes, surface)
     axes.set_aspect("equal")
     axes.grid(False)
-    axes.set_xlabel("from a to b, in weights")
-    axes.set_ylabel("from their line to c, in weights")
+    axes.set_xlabel("towards b, in distances of weight space")
+    axes.set_ylabel("towards c")
 
 
 def _draw_path(axes: Axes, surface: Surface) -> None:
@@ -158,7 +162,10 @@ def surface_figure(surface: Surface) -> Figure:
     names = [n for n in ("training loss", "test error", "test loss", "training error") if n in surface.values][:2]
     with settings():
         flat = float(np.ptp(surface.y) / np.ptp(surface.x))
-        figure, panels = grid_of_axes(1, len(names), 6.2 * len(names), float(np.clip(4.6 * flat + 0.9, 2.4, 9)))
-        for axes, name in zip(panels[0], names, strict=True):
+        shape = (len(names), 1) if flat < 0.6 else (1, len(names))
+        each = float(np.clip(5.0 * flat + 1.1, 2.4, 8))
+        figure, panels = grid_of_axes(*shape, 6.6 * shape[1], each * shape[0])
+        figure.set_layout_engine("compressed")  # which knows of equal scales
+        for axes, name in zip(panels.flat, names, strict=True):
             draw_surface(axes, surface, name)
     return figure

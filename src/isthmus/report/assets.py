@@ -131,6 +131,9 @@ SCRIPT = """
       line: { width: 0.4, color: "#ffffff" },
       hovertemplate: "(%{x:.4~g}, %{y:.4~g})<br>" + name + " %{customdata}<extra></extra>",
       colorbar: { tickvals: ticks, ticktext: ticks.map((v) => (s.log ? Math.pow(10, v) : v).toPrecision(2)) } }];
+    if (d.exact) traces.push({ type: "contour", x: d.x, y: d.y, z: d.exact, showscale: false, hoverinfo: "skip",
+      contours: { type: "constraint", operation: "=", value: 0.5 },
+      line: { color: "#1f2328", width: 1, dash: "dot" } });
     const [a, b] = d.corners;
     traces.push({ x: [a[1], b[1]], y: [a[2], b[2]], mode: "lines", showlegend: false, hoverinfo: "skip",
       line: { color: "#ffffff", width: 1.5, dash: "dash" } });
@@ -142,8 +145,9 @@ SCRIPT = """
       textposition: "top center", textfont: { size: 15, color: "#ffffff" },
       marker: { size: 11, color: "#1f2328", line: { color: "#ffffff", width: 1.5 } },
       hovertemplate: "%{text}: " + name + " %{customdata}<extra></extra>" });
-    Plotly.react(box, traces, layout({ xaxis: { title: { text: "from a to b, in weights" }, constrain: "domain" },
-      yaxis: { title: { text: "from their line to c" }, scaleanchor: "x", constrain: "domain" } }), config);
+    const across = { title: { text: "towards b, in distances of weight space" }, constrain: "domain" };
+    Plotly.react(box, traces, layout({ xaxis: across,
+      yaxis: { title: { text: "towards c" }, scaleanchor: "x", constrain: "domain" } }), config);
   }
 
   function draw() {

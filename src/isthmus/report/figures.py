@@ -87,7 +87,9 @@ def surface_data(surface: Surface) -> dict[str, Any]:
         }
     corners = [[name, *_numbers(place)] for name, place in zip("abc", surface.corners, strict=True)]
     path = [_numbers(np.array([*place, off])) for place, off in zip(surface.path, surface.off, strict=True)]
-    return {"x": _numbers(surface.x), "y": _numbers(surface.y), "values": values, "corners": corners, "path": path}
+    exact = None if surface.exact.all() else surface.exact.astype(int).tolist()
+    axes = {"x": _numbers(surface.x), "y": _numbers(surface.y)}
+    return {**axes, "values": values, "corners": corners, "path": path, "exact": exact}
 
 
 def _numbers(values: Floats) -> list[float | None]:
