@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -86,17 +86,17 @@ class Ensemble:
 
         `parts`: "test", "train" or both, in the order of the columns; default: the test data first, if there are any.
         """
-        sets = parts or (("test", "train") if self.rows[0].test is not None else ("train",))
         names = HEADINGS if self.rows[0].train.nll is not None else {"loss": "loss", "error": "error"}
-        columns = [(part, name) for part in sets for name in names]
-        held = [[getattr(getattr(row, part), name) for part, name in columns] for row in self.rows]
-        kept = [k for k in range(len(columns)) if any(cells[k] is not None for cells in held)]
-        told = [f"{part} {names[name]}" for part, name in (columns[k] for k in kept)]
-        rows = [
-            [row.name, *(cells[k] for k in kept), row.passes, row.seconds]
-            for row, cells in zip(self.rows, held, strict=True)
-        ]
+        columns = self._columns(parts or (("test", "train") if self.rows[0].test is not None else ("train",)), names)
+        told = [f"{part} {names[name]}" for part, name in columns]
+        cells = [[getattr(getattr(row, part), name) for part, name in columns] for row in self.rows]
+        rows = [[row.name, *scores, row.passes, row.seconds] for row, scores in zip(self.rows, cells, strict=True)]
         return ["prediction", *told, "passes", "training s"], rows
+
+    def _columns(self, parts: Sequence[str], names: Iterable[str]) -> list[tuple[str, str]]:
+        """The scores that some row has."""
+        every = [(part, name) for part in parts for name in names]
+        return [(p, n) for p, n in every if any(getattr(getattr(row, p), n) is not None for row in self.rows)]
 
     def _repr_html_(self) -> str:
         return table(*self.table(), repr(self))

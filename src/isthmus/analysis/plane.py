@@ -190,10 +190,15 @@ def _frame(objective: Objective, corners: Sequence[Params], policy: str) -> Fram
     for name, p in zip("abc", corners, strict=True):
         check_finite({k: p[k] for k in objective.parameter_names if k in p}, name)
     objective.check_path(corners, "c")
-    ties, still = ties_of(objective.skeleton), () if policy == "interpolate" else statistics(objective)
-    # tied tensors count once; copies, as a state_dict shares memory with its module
-    copies = [{k: v.clone() for k, v in p.items() if k not in ties} for p in corners]
+    copies = [_copy_of(objective, p) for p in corners]
+    still = () if policy == "interpolate" else statistics(objective)
     return Frame(*copies, tuple(k for k, v in copies[0].items() if moves(v) and k not in still))
+
+
+def _copy_of(objective: Objective, point: Params) -> Params:
+    """Tied tensors once; copies, as a state_dict shares memory with its module."""
+    ties = ties_of(objective.skeleton)
+    return {k: v.clone() for k, v in point.items() if k not in ties}
 
 
 def _along(frame: Frame, path: Path | None) -> tuple[Tensor, Tensor]:

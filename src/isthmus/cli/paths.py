@@ -191,28 +191,27 @@ def ensemble(
         found = ensemble_along(
             objective, connection, points, test=test, independent=independent or (), bn=bn, progress=progress
         )
-    folder = make_folder(out)
-    write_json(folder / "ensemble.json", found.to_dict() | {"objective": objective.describe()})
-    heading, rows = found.table()
-    write_csv(folder / "ensemble.csv", {name: [row[k] for row in rows] for k, name in enumerate(heading)})
-    told = {k: getattr(asked, k) or connection.stats.get(k) for k in ("model", "data")}
-    about = {k: v for k, v in told.items() if isinstance(v, str)}
-    save_params({k: v.cpu() for k, v in found.average.items()}, folder / "average.safetensors", about)
-    _draw_ensemble(found, folder)
+    names = {k: getattr(asked, k) or connection.stats.get(k) for k in ("model", "data")}
+    _write_ensemble(found, make_folder(out), objective, {k: v for k, v in names.items() if isinstance(v, str)})
     if as_json:
         print(json.dumps(plain(found.to_dict(), nonfinite=True), indent=2))
         return 0
     for part in ("train",) if test is None else ("test", "train"):
         show_table(*found.table(part))
-    for said in filter(None, (policy_in_words(found.bn), f"written to {folder}")):
+    for said in filter(None, (policy_in_words(found.bn), f"written to {out}")):
         print(said)
     return 0
 
 
-def _draw_ensemble(found: Ensemble, folder: Path) -> None:
+def _write_ensemble(found: Ensemble, folder: Path, objective: Objective, about: dict[str, str]) -> None:
+    """The table, the network of averaged weights with what it is `about`, and the picture."""
     from isthmus.plot import save_figure
     from isthmus.plot.figures import new_axes, settings
 
+    write_json(folder / "ensemble.json", found.to_dict() | {"objective": objective.describe()})
+    heading, rows = found.table()
+    write_csv(folder / "ensemble.csv", {name: [row[k] for row in rows] for k, name in enumerate(heading)})
+    save_params({k: v.cpu() for k, v in found.average.items()}, folder / "average.safetensors", about)
     with settings():
         figure, axes = new_axes(7.4, 4.4)
         found.plot(axes)

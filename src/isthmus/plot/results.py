@@ -138,14 +138,19 @@ def _ensemble(found: Ensemble, ax: Axes) -> None:
     members = [row for row in found.rows if row.kind == "member"]
     places = list(found.t) or list(range(1, len(members) + 1))
     ax.plot(places, [value(row) for row in members], "o-", ms=5, color=PALETTE[0], label="one network", zorder=3)
-    drawn = {row.name: row for row in found.rows if row.kind in ("ends", "probability average", "weight average")}
-    fair = [row for row in found.rows if row.kind == "independent ensemble" and row.passes == len(members)]
-    for colour, row in zip(PALETTE[1:], [*drawn.values(), *fair], strict=False):
+    for colour, row in zip(PALETTE[1:], _averages(found, len(members)), strict=False):
         style = "-" if row.kind == "probability average" else DASHED
         ax.axhline(value(row), color=colour, lw=1.7, linestyle=style, label=row.name)
     ax.set_xlabel("t, from network A to network B" if found.t else "network")
     ax.set_ylabel(f"{part} {quantity}".replace("train ", "training "))
     ax.legend(fontsize=9, loc="best")
+
+
+def _averages(found: Ensemble, members: int) -> list[EnsembleRow]:
+    """The rows of several networks, of independent ones that of as many as there are members."""
+    kinds = ("ends", "probability average", "weight average")
+    fair = [row for row in found.rows if row.kind == "independent ensemble" and row.passes == members]
+    return [*(row for row in found.rows if row.kind in kinds), *fair]
 
 
 _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {

@@ -42,22 +42,13 @@ class Surface:
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Surface:
         """From what ``Plane.to_dict()`` gives. Errors: those of Python for anything else."""
-        x, y = (_array(document[k], (None,)) for k in "xy")
+        x, y, off = (_array(document[k], (None,)) for k in ("x", "y", "off"))
         n = len(x)
-        if not 2 <= n <= _MOST or len(y) != n or not (np.all(np.diff(x) > 0) and np.all(np.diff(y) > 0)):
-            raise ValueError("expected increasing coordinates")
-        off = _array(document["off"], (None,))
-        values = {}
-        for part, name in (("train", "training"), ("test", "test")):
-            for quantity in ("loss", "error") if document.get(part) else ():
-                grid = _array(document[part][quantity], (n, n))
-                if np.isfinite(grid).any():
-                    values[f"{name} {quantity}"] = grid, _array(document[part][f"corner_{quantity}"], (3,))
-        path = _array(document["path"] or np.zeros((0, 2)), (len(off), 2))
-        screen = document["screen"]
+        _check_axes(x, y)
         exact, corners = np.array(document["exact"], bool).reshape(n, n), _array(document["corners"], (3, 2))
-        screen = None if screen is None else int(screen)
-        return cls(x, y, values, exact, corners, path, off, str(document["bn"]), screen)
+        path = _array(document["path"] or np.zeros((0, 2)), (len(off), 2))
+        screen = None if document["screen"] is None else int(document["screen"])
+        return cls(x, y, _values(document, n), exact, corners, path, off, str(document["bn"]), screen)
 
     @classmethod
     def read(cls, file: Path) -> Surface:
@@ -94,6 +85,23 @@ class Surface:
         share = np.clip(-self.y[i] / (self.y[i + 1] - self.y[i]), 0, 1)
         row = (1 - share) * grid[i] + share * grid[i + 1]
         return np.interp(np.linspace(0, self.corners[1, 0], 101), self.x, row)
+
+
+def _check_axes(x: Floats, y: Floats) -> None:
+    increasing = all(np.all(np.diff(v) > 0) for v in (x, y))
+    if not 2 <= len(x) <= _MOST or len(y) != len(x) or not increasing:
+        raise ValueError("expected increasing coordinates, as many of rows as of columns")
+
+
+def _values(document: Mapping[str, Any], n: int) -> dict[str, tuple[Floats, Floats]]:
+    """The grids in which something is finite, with the values at the corners."""
+    found = {}
+    for part, name in (("train", "training"), ("test", "test")):
+        for quantity in ("loss", "error") if document.get(part) else ():
+            grid = _array(document[part][quantity], (n, n))
+            if np.isfinite(grid).any():
+                found[f"{name} {quantity}"] = grid, _array(document[part][f"corner_{quantity}"], (3,))
+    return found
 
 
 def _array(value: Any, shape: tuple[int | None, ...]) -> Floats:

@@ -113,7 +113,7 @@ def fit_together(
     fitting = _Fitting.start(flat, buffers or {}, num_examples, recipe, generator)
     fitting.rate = rate or recipe.at
     same = {"recipe": asdict(recipe), "examples": num_examples, "target": target, "enough": enough}
-    same |= _begin(flat, generator) | ({} if rate is None else {"rates": [rate(i) for i in range(recipe.steps)]})
+    same |= _begin(flat, generator) | _rates(rate, recipe.steps)
 
     def losses() -> Sequence[float]:
         return full_losses(_grouped(fitting.now(), params))
@@ -312,6 +312,11 @@ def _begin(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str
     """What tells where a fit begins from where another does: the size of its parameters, and its random numbers."""
     size = sum(float(v.detach().abs().double().square().sum()) for v in params.values())
     return {"size": size, "random": sha256(generator.get_state().numpy().tobytes()).hexdigest()}
+
+
+def _rates(rate: Callable[[int], float] | None, steps: int) -> dict[str, Any]:
+    """What tells learning rates that are given from others."""
+    return {} if rate is None else {"rates": [rate(i) for i in range(steps)]}
 
 
 def _check_precision(params: Mapping[str, Tensor]) -> None:
