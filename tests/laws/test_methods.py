@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -117,6 +118,21 @@ def test_training_on_does_not_move_the_ends_of_a_path(kind):
             p.zero_()
     assert equal(connection.path.start, problem.a)
     assert not any(v.requires_grad for v in connection.path.start.values())
+
+
+@methods
+def test_every_path_has_its_pictures(kind):
+    problem, connection = constructed(ONLY.get(kind, PROBLEMS)[0], kind)
+    g = torch.Generator().manual_seed(5)
+    c = {k: torch.randn(v.shape, generator=g, dtype=v.dtype) for k, v in problem.a.items()}
+    plane = im.plane(problem.objective, problem.a, problem.b, c, connection, points=2)
+    assert len(plane.off) >= len(connection.path) + 1
+    assert plane.path[-1].tolist() == pytest.approx(plane.frame.place(connection.target)[:2], abs=1e-9)
+    figures = pytest.importorskip("matplotlib.figure")
+    for value in (plane, connection):
+        ax = figures.Figure().add_subplot()
+        assert value.plot(ax) is ax
+        ax.figure.savefig(io.BytesIO(), format="svg")
 
 
 @exam

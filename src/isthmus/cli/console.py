@@ -88,6 +88,19 @@ def number(value: float | None, digits: int = 4, *, up: bool = False) -> str:
     return f"{upward(value, digits) if up else value:.{digits}g}"
 
 
+def show_table(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table with as many columns as it has, numbers in four digits; as wide as it needs to be."""
+    table = Table()
+    for k, name in enumerate(heading):
+        table.add_column(name, justify="right" if k else "left", no_wrap=True)
+    for row in rows:
+        cells = [number(v) if isinstance(v, float) else "" if v is None else str(v) for v in row]
+        table.add_row(*cells)
+    screen = console()
+    screen.width = max(screen.width, screen.measure(table, options=screen.options.update(width=10_000)).maximum)
+    screen.print(table, markup=False)
+
+
 COLUMNS: Sequence[tuple[str, str]] = (
     ("method", "method"),
     ("segments", "segments"),

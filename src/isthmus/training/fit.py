@@ -3,73 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from hashlib import sha256
-from math import cos, inf, isfinite, pi
-from typing import Any, Generic, Literal
+from math import inf, isfinite
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
-from isthmus.checks import check_choices, check_whole
 from isthmus.errors import InputError
 from isthmus.params import Params, moves
 from isthmus.training.groups import P, flat, grouped
 from isthmus.training.memory import Memory, forget, named, taken
 from isthmus.training.progress import Progress, no_progress
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: the optimiser and when to stop.
-
-    `steps` is the budget in optimiser steps; `check` the steps between two evaluations on all examples (default:
-    one pass over them). Training stops at the first check that finds the loss at or below the target.
-    "lbfgs" uses all examples in every step, with a strong Wolfe line search, and stops by itself at a stationary
-    point: for the convex problems. The learning rate falls to a hundredth of `lr` along half a cosine ("cosine"),
-    is halved after every tenth of the steps ("halving"), or stays ("constant").
-
-    Of trained curves only: `epochs`, a budget in passes over the data, in place of `steps`; `lr` None, from the
-    distance of the ends; `precision`, of the passes: that of the objective ("own"), bfloat16 on weights in the
-    objective's precision ("bf16"), or bfloat16 where it pays ("auto").
-    """
-
-    optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
-    lr: float | None = 2e-3
-    steps: int = 4000
-    batch: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: Literal["cosine", "halving", "constant"] = "cosine"
-    check: int | None = None
-    epochs: int | None = None
-    precision: Literal["own", "bf16", "auto"] = "own"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole(self, "steps", "batch", "check", "epochs")
-        if self.lr is not None and not 0 < self.lr < inf:
-            raise InputError("lr", expected="a positive number", got=self.lr)
-        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise InputError(
-                "weight_decay, momentum", expected=">= 0 and in [0, 1)", got=(self.weight_decay, self.momentum)
-            )
-
-    @property
-    def rate(self) -> float:
-        """The learning rate. Errors: what only the trainings of curves can do without, or can do."""
-        if self.lr is None:
-            raise InputError("lr", expected="a number: only curves have one of their own", got=None)
-        if self.epochs is not None or self.precision != "own":
-            got = f"epochs={self.epochs}, precision={self.precision!r}"
-            raise InputError("recipe", expected="steps, and the objective's precision, for all but curves", got=got)
-        return self.lr
-
-    def for_curve(self, examples: int, lr: float) -> Recipe:
-        """The recipe of ``fit`` for so many examples; `lr` where none is given."""
-        steps = self.epochs * max(1, examples // min(self.batch, examples)) if self.epochs else self.steps
-        return replace(self, lr=self.lr or lr, steps=steps, epochs=None, precision="own")
+from isthmus.training.recipe import Recipe
 
 
 class Ended(Enum):
@@ -113,6 +61,7 @@ def fit(
     buffers: Params | None = None,
     due: Callable[[int], bool] | None = None,
     after: After | None = None,
+    rate: Callable[[int], float] | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
@@ -125,15 +74,16 @@ def fit(
     parameters into both losses and into the result; the batch loss may write into them (running statistics of
     BatchNorm). `params` may be grouped, as the points of a curve are: ``{"bend": {"weight": ...}}``. A tensor that a
     batch loss does not use stays where it is in that step. `due`: after which steps ``full_loss`` is computed, in place
-    of every `check`-th one. `after`: what else moves the parameters, see ``After``.
+    of every `check`-th one. `after`: what else moves the parameters, see ``After``. `rate`: the learning rate of each
+    step, in place of that of the recipe.
 
     With a `memory` the state is saved when it is due and at the end, and a later call with the same arguments goes on
     from there to the same result, bit for bit; a state of other arguments counts as none. L-BFGS keeps its result only.
     """
     (one,) = fit_together(
         batch_loss, lambda p: [full_loss(p)], params, num_examples, recipe,
-        generator=generator, target=target, buffers=buffers, due=due, after=after, memory=memory, progress=progress,
-        what=what,
+        generator=generator, target=target, buffers=buffers, due=due, after=after, rate=rate, memory=memory,
+        progress=progress, what=what,
     )  # fmt: skip
     return one
 
@@ -151,6 +101,7 @@ def fit_together(
     buffers: Params | None = None,
     due: Callable[[int], bool] | None = None,
     after: After | None = None,
+    rate: Callable[[int], float] | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
@@ -165,8 +116,9 @@ def fit_together(
     leaves = flat(params)
     _check_precision(leaves)
     fitting = _Fitting.start(leaves, buffers or {}, num_examples, recipe, generator)
+    fitting.rate = rate or recipe.at
     same = {"recipe": asdict(recipe), "examples": num_examples, "target": target, "enough": enough}
-    same |= _begin(leaves, generator)
+    same |= _begin(leaves, generator) | _rates(rate, recipe.steps)
 
     def losses() -> Sequence[float]:
         return full_losses(grouped(fitting.now(), params))
@@ -209,6 +161,7 @@ class _Fitting:
     best_losses: list[float] = field(default_factory=list)
     finite: list[bool] = field(default_factory=list)
     stalled: bool = False
+    rate: Callable[[int], float] = lambda step: 0.0
 
     @classmethod
     def start(
@@ -281,9 +234,9 @@ class _Fitting:
 
     def advance(self, batch_loss: Callable[[Params, Tensor], Tensor], after: After | None) -> None:
         """One step of the optimiser on the next batch."""
-        if self.recipe.schedule != "constant" and not self.lbfgs:
+        if not self.lbfgs:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.rate * self._fraction()
+                group["lr"] = self.rate(self.step)
         index = self.everything if self.lbfgs else self._next_batch()
 
         def closure() -> Tensor:
@@ -300,12 +253,6 @@ class _Fitting:
         self.step += 1
         if after:
             after(before, _detached(self.leaves), self._kept())
-
-    def _fraction(self) -> float:
-        """The learning rate of this step, as a part of the first."""
-        if self.recipe.schedule == "halving":
-            return 0.5 ** (10 * self.step // self.recipe.steps)
-        return 0.01 + 0.99 * (1 + cos(pi * self.step / self.recipe.steps)) / 2
 
     def _next_batch(self) -> Tensor:
         n = len(self.everything)
@@ -365,6 +312,11 @@ def _begin(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str
     """What tells where a fit begins from where another does: the size of its parameters, and its random numbers."""
     size = sum(float(v.detach().abs().double().square().sum()) for v in params.values())
     return {"size": size, "random": sha256(generator.get_state().numpy().tobytes()).hexdigest()}
+
+
+def _rates(rate: Callable[[int], float] | None, steps: int) -> dict[str, Any]:
+    """What tells learning rates that are given from others."""
+    return {} if rate is None else {"rates": [rate(i) for i in range(steps)]}
 
 
 def _check_precision(params: Mapping[str, Tensor]) -> None:
