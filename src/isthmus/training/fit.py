@@ -340,7 +340,8 @@ def _optimizer(recipe: Recipe, trained: list[Tensor]) -> Any:
         return torch.optim.LBFGS(trained, lr=1.0, max_iter=20, history_size=20, line_search_fn="strong_wolfe")
     if recipe.optimizer == "adam":
         real = not any(v.is_complex() for v in trained)
-        return torch.optim.Adam(trained, lr=recipe.rate, weight_decay=recipe.weight_decay, fused=real)
+        betas = (0.9, recipe.beta2)
+        return torch.optim.Adam(trained, lr=recipe.rate, betas=betas, weight_decay=recipe.weight_decay, fused=real)
     return torch.optim.SGD(
         trained,
         lr=recipe.rate,

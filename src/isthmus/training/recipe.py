@@ -18,7 +18,8 @@ class Recipe:
     one pass over them). Training stops at the first check that finds the loss at or below the target.
     "lbfgs" uses all examples in every step, with a strong Wolfe line search, and stops by itself at a stationary
     point: for the convex problems. The learning rate falls to a hundredth of `lr` along half a cosine ("cosine"),
-    is halved after every tenth of the steps ("halving"), or stays ("constant").
+    is halved after every tenth of the steps ("halving"), or stays ("constant"). `beta2`: how much of the mean square of
+    the gradients Adam keeps at each step; a smaller one suits losses that fall by orders of magnitude.
 
     Of trained curves only: `epochs`, a budget in passes over the data, in place of `steps`; `lr` None, from the
     distance of the ends; `precision`, of the passes: that of the objective ("own"), bfloat16 on weights in the
@@ -35,12 +36,15 @@ class Recipe:
     check: int | None = None
     epochs: int | None = None
     precision: Literal["own", "bf16", "auto"] = "own"
+    beta2: float = 0.999
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_whole(self, "steps", "batch", "check", "epochs")
         if self.lr is not None and not 0 < self.lr < inf:
             raise InputError("lr", expected="a positive number", got=self.lr)
+        if not 0 <= self.beta2 < 1:
+            raise InputError("beta2", expected="a number in [0, 1)", got=self.beta2)
         if self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise InputError(
                 "weight_decay, momentum", expected=">= 0 and in [0, 1)", got=(self.weight_decay, self.momentum)

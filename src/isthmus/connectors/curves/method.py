@@ -19,7 +19,7 @@ class _CurveMethod(Connector):
     """The fields that trained curves have in common."""
 
     bends: int = 3
-    recipe: Recipe = Recipe(lr=None, epochs=20, batch=128, precision="auto")  # noqa: RUF009 - frozen
+    recipe: Recipe = Recipe(lr=None, epochs=20, batch=128, precision="auto", beta2=0.95)  # noqa: RUF009 - frozen
     focus: float = 3.0
     draws: int = 1
     target: float | None = None
@@ -60,7 +60,7 @@ class Bezier(_CurveMethod):
 
     `bends`: control points, both ends counted. `recipe`: ``lr=None`` is .024 times the root mean square distance of the
     ends' weights; "auto" trains large networks in bfloat16, on weights in the objective's precision, if the processor
-    has it. `draws`: places t per step. `target`: stop when the largest loss is confirmed to be at most that; default
+    has it; ``beta2=0.95``, as the loss falls by orders of magnitude, which .999 remembers for too long. `draws`: places t per step. `target`: stop when the largest loss is confirmed to be at most that; default
     1.05 times the larger end's. A curve that misses it ends with BUDGET_EXHAUSTED and is the best that was found, which
     proves no disconnection: more `bends` (small networks), more epochs, or aligned ends make it lower.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus.connectors.base import Connection, Outcome, Task
 from isthmus.connectors.curves.coordinates import Coordinates, combine
-from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen
+from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen, sharpened
 from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.connectors.curves.shape import Shape
 from isthmus.connectors.curves.statistics import settle
@@ -104,9 +104,11 @@ class CurveSetting:
     ) -> Highest:
         """The largest loss on the curve, confirmed on all examples unless a few show it to be above `limit`."""
         screened = screened or self.screened(shape, inner)
-        found = of_screened(screened)
-        if not found.loss <= limit:
-            return found
+        if not of_screened(screened).loss <= limit:
+            return of_screened(screened)
+        screened = sharpened(screened, lambda t: self.losses.few(self._at(shape, inner, t)))
+        if not of_screened(screened).loss <= limit:
+            return of_screened(screened)
         return confirm(screened, lambda t: self.losses.all(self._at(shape, inner, t)))
 
     def _at(self, shape: Shape, inner: Mapping[str, Tensor], t: float) -> Params:
