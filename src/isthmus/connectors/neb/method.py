@@ -30,8 +30,8 @@ class AutoNEB(Connector):
     the ends' weights; its `steps` (or `epochs`) are a budget for all cycles together, its `check` lies between two
     measurements inside a cycle. `target` and `bn` are those of ``Bezier``.
 
-    When to use: to reproduce published bands, or for evenly spaced pivots (``spacing="equal"``). At the same cost ``Bezier`` is lower: here
-    a step costs a pass for every pivot.
+    When to use: to reproduce published bands, or for evenly spaced pivots (``spacing="equal"``). At the same cost
+    ``Bezier`` is mostly lower: here a step costs a pass for every pivot.
     """
 
     cycles: tuple[tuple[int, int], ...] = ((150, 3), (150, 2), (150, 2))
