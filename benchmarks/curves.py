@@ -28,7 +28,7 @@ BANDS = {
     f"AutoNEB, {name}, {spacing} spacing, {insertion} gaps": (recipe, spacing, insertion)
     for name, recipe in (
         ("Adam", im.Recipe(lr=None, batch=512, precision="auto")),
-        ("SGD", im.Recipe("sgd", lr=0.02, batch=512, precision="auto")),
+        ("SGD", im.AutoNEB().recipe),
     )
     for spacing, insertion in (("equal", "peak"), ("loss", "peak"), ("loss", "highest"))
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from itertools import combinations, pairwise
 from math import inf
 
@@ -238,13 +239,18 @@ def test_more_at_once_gives_a_tree_as_low(made, tmp_path):
     assert wide.bottleneck <= 1.01 * graph.bottleneck
 
 
-def test_other_processes_do_the_same(made, tmp_path):
-    pytest.importorskip("ray")
+def test_jobs_travel_to_other_processes(made, tmp_path):
+    class Sent(Local):
+        def map(self, function, shared, items, after=None):
+            shared, items = pickle.loads(pickle.dumps((shared, list(items))))
+            return Local.map(self, function, shared, items, after)
+
     objective, nets, test, _, graph, _ = made
     few = dict(list(nets.items())[:2])
-    ray = im.minima_graph(objective, few, CURVE, folder=tmp_path, test=test, num_points=9, workers=1)
-    assert ray.edges[0].max == graph.weights.get((0, 1), ray.edges[0].max)
-    assert ray.complete
+    sent = im.minima_graph(objective, few, CURVE, folder=tmp_path, test=test, num_points=9, workers=Sent())
+    assert sent.edges == graph.edges[:1]
+    with pytest.raises(im.InputError, match="workers"):
+        im.minima_graph(objective, few, workers=0)
 
 
 def test_without_a_folder_and_without_a_method():

@@ -87,9 +87,9 @@ def draw_saddles(graph: MinimaGraph, ax: Axes) -> None:
     picture = ax.imshow(values, cmap="YlGnBu", norm=norm(float(values.min()), float(values.max()) or 1.0))
     ax.grid(False)
     size = float(np.clip(54 / len(graph), 4, 9))
+    bright = picture.to_rgba(values)[..., :3] @ np.array([0.3, 0.59, 0.11])
     for (i, j), value in np.ndenumerate(values):
-        red, green, blue, _ = picture.cmap(picture.norm(float(value)))
-        ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
+        ink = "black" if bright[i, j] > 0.5 else "white"
         ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=size, color=ink)
         if tuple(sorted((order[i], order[j]))) in graph.weights:
             ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, lw=1.4, ec=PALETTE[1]))

@@ -30,20 +30,20 @@ class AutoNEB(Connector):
     the ends' weights; its `steps` (or `epochs`) are a budget for all cycles together, its `check` lies between two
     measurements inside a cycle. `target` and `bn` are those of ``Bezier``.
 
-    When to use: to reproduce published bands, and for evenly spaced pivots. At the same cost ``Bezier`` is lower: here
-    a step costs a pass for every pivot.
+    When to use: to reproduce published bands, or for evenly spaced pivots (``spacing="equal"``). At the same cost
+    ``Bezier`` is mostly lower: here a step costs a pass for every pivot.
     """
 
     cycles: tuple[tuple[int, int], ...] = ((150, 3), (150, 2), (150, 2))
-    recipe: Recipe = Recipe(lr=None, batch=512, precision="auto")  # noqa: RUF009 - frozen
+    recipe: Recipe = Recipe("sgd", 0.02, batch=512, schedule="constant", precision="auto")  # noqa: RUF009 - frozen
     tangent: Literal["henkelman", "central"] = "henkelman"
-    spacing: Literal["equal", "loss"] = "equal"
+    spacing: Literal["equal", "loss"] = "loss"
     insertion: Literal["peak", "highest"] = "peak"
     target: float | None = None
     bn: Literal["recompute", "interpolate", "keep"] = "recompute"
 
     about = About(
-        makes="straight segments through pivots, evenly spaced",
+        makes="straight segments through pivots of a band",
         reference="Draxler, Veschgini, Salmhofer, Hamprecht 2018",
         needs="any module, a loss with gradients",
         cost="450 steps of 3, 5 and 7 networks, and a few passes to measure",
