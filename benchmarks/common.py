@@ -120,9 +120,13 @@ def good_batch(module: nn.Module, segment: Segment, x: Tensor, y: Tensor) -> int
     return min(best, key=lambda b: best[b])
 
 
-def timed(work: Callable[[], object]) -> float:
+def clock() -> float:
     """Wall seconds, or processor seconds with --cpu."""
-    clock = process_time if CPU else perf_counter
+    return process_time() if CPU else perf_counter()
+
+
+def timed(work: Callable[[], object]) -> float:
+    """What that costs, in seconds of ``clock``."""
     begin = clock()
     work()
     return clock() - begin

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import sys
 from copy import deepcopy
-from time import perf_counter, process_time
-
 import torch
 import torch.nn.functional as F
-from common import CPU, data, perceptron, start, trained
+from common import clock, data, perceptron, start, trained
 from torch import Tensor, nn
 
 import isthmus as im
@@ -73,10 +71,6 @@ def plain_epoch(network: nn.Module, x: Tensor, y: Tensor) -> float:
             optimizer.step()
         times.append(clock() - begin)
     return min(times)
-
-
-def clock() -> float:
-    return process_time() if CPU else perf_counter()
 
 
 def methods(epochs: int) -> dict[str, im.Bezier | im.PolyChain | im.AutoNEB]:
