@@ -60,7 +60,8 @@ def values(objective, modules, connection):
         im.noise_stability(objective, a, draws=2), im.sublevel_conditions(objective, a), bounds, *bounds.layers,
         im.theory(objective, *modules, theorems=["Theorem 1"], masks=2, steps=2), im.straighten(squares, bent, 0.5),
         im.geometry(squares, bent.start, bent.end, [1.0]), im.LevelLayer("w", None), im.Ridge(0.1), im.L1(0.1),
-        im.ensemble(objective, connection, points=2, test=objective), im.plane(objective, *modules, mlp(), points=2),
+        im.ensemble(objective, connection, points=2, test=objective),
+        im.plane(objective, a, modules[1], mlp(), points=2),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
         *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
     ]  # fmt: skip
