@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def test_axes_are_orthonormal_and_corners_are_the_networks_themselves():
     u, v = found.frame.axes
     assert [dot(u, u), dot(v, v), dot(u, v)] == pytest.approx([1, 1, 0], abs=1e-14)
     assert found.corners[1].tolist() == pytest.approx([distance(p.a, p.b), 0])
+    assert found.test is not None
     for k, network in enumerate((p.a, p.b, c)):
         assert equal(found.frame.at(*found.corners[k].tolist()), network)
         assert float(found.train.corner_loss[k]) == p.objective.loss(network)
@@ -80,7 +82,8 @@ def test_networks_on_a_line_span_no_plane():
             im.plane(p.objective, p.a, p.b, c)
     with pytest.raises(im.InputError, match="b: expected another network than a"):
         im.plane(p.objective, p.a, p.a, p.b)
-    for given in ({"points": 1}, {"margin": -1}, {"screen": 1}, {"bn": "forget"}):
+    wrong: list[dict[str, Any]] = [{"points": 1}, {"margin": -1}, {"screen": 1}, {"bn": "forget"}]
+    for given in wrong:
         with pytest.raises(im.InputError, match=next(iter(given))):
             im.plane(p.objective, p.a, p.b, third(p), **given)
 

@@ -155,8 +155,8 @@ def ensemble(
     train = _evaluated(objective, nets, plans, progress)
     tests = [None] * len(plans) if test is None else _evaluated(test, nets, plans, progress)
     rows = tuple(
-        EnsembleRow(p.name, p.kind, len(p.networks), *scores, p.t, p.seconds)
-        for p, *scores in zip(plans, train, tests, strict=True)
+        EnsembleRow(p.name, p.kind, len(p.networks), one, other, p.t, p.seconds)
+        for p, one, other in zip(plans, train, tests, strict=True)
     )
     return Ensemble(rows, tuple(chosen.members.values()), chosen.average, tuple(chosen.t), chosen.bn)
 
@@ -256,7 +256,9 @@ def _mean(several: Sequence[Tensor]) -> Tensor:
     first = several[0]
     if not moves(first) or all(v is first for v in several):
         return first
-    total = sum(in_dtype(v, torch.float64) for v in several)
+    total = in_dtype(first, torch.float64)
+    for v in several[1:]:
+        total = total + in_dtype(v, torch.float64)
     return (total / len(several)).to(first.dtype)
 
 

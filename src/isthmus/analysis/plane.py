@@ -162,7 +162,7 @@ def plane(
         return {"corners": [frame.a, frame.b, frame.c], "sets": [s.describe() for s in sets], **told}
 
     work.run(memory_of(folder, known, steps=1), progress)
-    values = [PlaneValues(*v, *work.corners(k)) for k, v in enumerate(work.values)]
+    values = [PlaneValues(v[0], v[1], *work.corners(k)) for k, v in enumerate(work.values)]
     train, held_out = values[0], values[1] if test is not None else None
     return Plane(frame, x, y, train, held_out, work.exact, corners, t, places[:, :2], places[:, 2], policy, screen)
 
@@ -190,9 +190,9 @@ def _frame(objective: Objective, corners: Sequence[Params], policy: str) -> Fram
     for name, p in zip("abc", corners, strict=True):
         check_finite({k: p[k] for k in objective.parameter_names if k in p}, name)
     objective.check_path(corners, "c")
-    copies = [_copy_of(objective, p) for p in corners]
+    a, b, c = (_copy_of(objective, p) for p in corners)
     still = () if policy == "interpolate" else statistics(objective)
-    return Frame(*copies, tuple(k for k, v in copies[0].items() if moves(v) and k not in still))
+    return Frame(a, b, c, tuple(k for k, v in a.items() if moves(v) and k not in still))
 
 
 def _copy_of(objective: Objective, point: Params) -> Params:
