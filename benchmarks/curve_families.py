@@ -1,9 +1,8 @@
 """Trained curves through other families of networks: how low, what was proved, what it cost, and on held-out data.
 
-``python benchmarks/curve_families.py [NAME ...] [--cpu]``. Pairs from two seeds, trained on the digits of scikit-learn's
-set that comes with the library (the first 1,200 of 1,797; the rest is held out): a perceptron, a ResNet-8 with
-BatchNorm, a vision transformer, an LSTM over rows, a U-Net with GroupNorm that takes noise away, and a network on the
-graph of pixels.
+``python benchmarks/curve_families.py [NAME ...] [--cpu]``. Pairs from two seeds, trained on the digits that come with
+the library (1,200 of 1,797; the rest is held out): a perceptron, a ResNet-8 with BatchNorm, a vision transformer, an
+LSTM over rows, a U-Net with GroupNorm that takes noise away, and a network on the graph of pixels.
 """
 
 from __future__ import annotations
@@ -162,8 +161,9 @@ def main() -> None:
             found = im.connect(train, a, b, method)
             seconds = clock() - begin
             curve = im.profile(train, found, test=test)
+            ends = max(found.info.ends)
             print(
-                f"  {name}, {epochs} epochs: ends {max(found.info.ends):.4g}, line {line.max:.4g}, curve {curve.max:.4g}"
+                f"  {name}, {epochs} epochs: ends {ends:.4g}, line {line.max:.4g}, curve {curve.max:.4g}"
                 f" in {seconds:.1f} s; held out: ends {max(curve.test.loss[0], curve.test.loss[-1]):.4g}, line"
                 f" {line.test.max:.4g}, curve {curve.test.max:.4g}, error {curve.test.barriers['error'].max:.3g}",
                 flush=True,

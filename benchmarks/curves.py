@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from common import clock, data, perceptron, start, trained

@@ -244,8 +244,8 @@ def test_a_maximum_between_the_screened_points_is_found():
     """It begins at the larger end and is over before the next point."""
     x = torch.ones(4, 1)
     module = nn.Linear(1, 1, bias=False)
-    spike = lambda out: 3 * torch.exp(-((out - 1.969) / 0.005).square())  # noqa: E731
-    loss = lambda out, y: ((out - y).square() + spike(out)).sum(1)  # noqa: E731
+    spike = lambda out: 3 * torch.exp(-((out - 1.969) / 0.005).square())
+    loss = lambda out, y: ((out - y).square() + spike(out)).sum(1)
     objective = im.Objective(module, loss, (x, torch.zeros(4, 1)))
     ends = ({"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0))
     found = im.connect(objective, *ends, im.Bezier(recipe=im.Recipe(lr=1e-9, steps=4, batch=4), target=9.0))
