@@ -15,6 +15,9 @@ from isthmus.shown import brief, draw, line, one_line, plural, table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NO_BOUND = "; no bound: "
+"""What stands in a `why` before the reason why the affine forms bound nothing, which is the last word."""
+
 
 @one_line
 @dataclass(frozen=True)
@@ -148,7 +151,8 @@ class Certificate:
         best = self.witness[1]
         if not self.proved:
             n, total = len(self.unproved()), len(self.segments)
-            return f"not proved: {n} of {total} segments {'is' if n == 1 else 'are'} only measured"
+            said = f"not proved: {n} of {total} segments {'is' if n == 1 else 'are'} only measured"
+            return f"{said}: {self.segments[self.unproved()[0]].why.rpartition(NO_BOUND)[2]}"
         if self.close:
             return f"proved: at most {upward(self.bound):.4g}; the measured maximum is {best:.4g}"
         far = distance_in_words(self.bound, best, self.goal)

@@ -9,7 +9,7 @@ from math import isfinite, isnan
 import torch
 
 from isthmus.certify.branch import Search, search
-from isthmus.certify.certificate import Certificate, SegmentCertificate
+from isthmus.certify.certificate import NO_BOUND, Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim
 from isthmus.certify.cost import in_proportion
 from isthmus.certify.kernel import READINGS, Kernel
@@ -116,7 +116,7 @@ def _check(path: Path, gap: float, budget: int | None, labels: Sequence[str]) ->
 
 def _row(kernel: Kernel, i: int, found: Claim, result: Search, num_points: int) -> tuple[SegmentCertificate, float]:
     """What holds on segment i, and what its bound allows for rounding; measured where nothing else can be said."""
-    why = f"{found.why}; {result.refused[i]}" if i in result.refused else found.why
+    why = f"{found.why}{NO_BOUND}{result.refused[i]}" if i in result.refused else found.why
     try:
         if i in result.pieces:
             return _bounded(kernel, i, found, result), 0.0

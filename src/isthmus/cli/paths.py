@@ -110,7 +110,9 @@ def profile(
     found = verdict(measured, level=level)
     words = beside_in_words(measured.max, {policy: other.max for policy, other in measured.beside.items()})
     more = {"bn": measured.bn, "verdict": found.to_dict()}
-    _print_values(values, more, [*found.lines, *filter(None, [words])], measured.bn, as_json)
+    reading = f"{measured.reading:.1f} seconds of this went into reading the network's graph, once"
+    sentences = [*found.lines, *filter(None, [words, reading if measured.reading >= 0.05 else ""])]
+    _print_values(values, more, sentences, measured.bn, as_json)
     return 0
 
 

@@ -135,8 +135,12 @@ def hint(complaint: str, x: Inputs) -> str:
     types = ("dtype", "Byte", "Char", "Short", "Int", "Long", "Bool", "not implemented for")
     if whole and any(word in complaint for word in types):
         return f"x.float(), for x of {whole[0]}"
+    if whole and "index out of range" in complaint:
+        return "numbers that the network knows, and no more places than it has (--block for texts)"
     if not whole and "indices" in complaint:
         return "x.long(), for numbers that are looked up"
+    if "mat_a" in complaint and "got Double" in complaint:
+        return 'model.set_experts_implementation("batched_mm"), for experts of transformers'
     for word, narrow in (("BFloat16", "bfloat16"), ("Half", "float16")):
         if word in complaint:
             return f"dtype=torch.{narrow}, where the module itself computes in that"
