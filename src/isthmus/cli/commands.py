@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,8 @@ import torch
 import typer
 
 from isthmus import pipeline as runs
-from isthmus.cli.common import device_of, dtype_of, method_of, opened
+from isthmus.cli.asked import of_checkpoints
+from isthmus.cli.common import device_of, dtype_of, method_of, network_of, objectives, opened
 from isthmus.cli.console import hanging, number, progress_bar, show
 from isthmus.cli.options import (
     CHECKPOINTS,
@@ -34,17 +36,16 @@ from isthmus.cli.options import (
 )
 from isthmus.cli.typed import command
 from isthmus.connectors import METHODS, Connector
-from isthmus.data import DATASETS, load
+from isthmus.data import DATASETS
 from isthmus.errors import UnsupportedError
-from isthmus.models import MODELS, by_name, seeded
-from isthmus.pipeline import inputs_of
+from isthmus.models import MODELS, seeded
 from isthmus.storage import make_folder, save_params
 from isthmus.storage.methods import options_of
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
 
-@with_asked("penalty", "batch", "block", "ignore_index", "class_axis", *CHECKPOINTS, *PATHS)
+@with_asked("penalty", "batch", *CHECKPOINTS, *PATHS)
 def train(
     asked: Asked,
     out: Annotated[Path, typer.Option("--out", help="Where to write the weights (.safetensors).")],
@@ -61,18 +62,17 @@ def train(
 ) -> int:
     """Train a network and write its weights, with what made them."""
     make_folder(out.parent)
-    model, data, loss = asked.model or "mlp:64-60x4-10", asked.data or "digits", asked.loss or "cross_entropy"
-    dataset = inputs_of(model, load(data).subset(asked.examples, None))
-    kind, where = dtype_of("float32" if asked.dtype == "auto" else asked.dtype, {}), device_of(asked.device)
-    module = seeded(lambda: by_name(model, inputs=dataset.shape, outputs=dataset.classes or None), seed)
-    module = module.to(device=where, dtype=kind)
-    x, y = dataset.cast(kind).x_train.to(where), dataset.y_train.to(where)
-    steps = epochs * max(1, len(y) // min(batch, len(y)))
+    kind = dtype_of("float32" if asked.dtype == "auto" else asked.dtype, {})
+    parts = of_checkpoints([out], [{}], replace(asked, model=asked.model or "mlp:64-60x4-10"))
+    module = seeded(lambda: network_of(parts), seed).to(device=device_of(asked.device), dtype=kind)
+    objective, _ = objectives(parts, copy.deepcopy(module), asked, kind)
+    steps = epochs * max(1, objective.num_examples // min(batch, objective.num_examples))
     recipe = Recipe(optimizer, lr, steps, batch, momentum, weight_decay)  # type: ignore[arg-type]
     with progress_bar(quiet) as progress:
-        fitted = runs.train(module, (x, y), recipe, seed=seed, loss=loss, target=until, progress=progress)
+        fitted = runs.train_on(module, objective, recipe, seed=seed, target=until, progress=progress)
     about = {
-        "model": model, "data": data, "loss": loss, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
+        "model": parts.model, "data": parts.data, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
+        **({"loss": parts.loss} if isinstance(parts.loss, str) else {}),  # another one is said by the data again
         "train_loss": repr(fitted.loss), "steps": str(fitted.steps),
         **({} if asked.examples is None else {"examples": str(asked.examples)}),
     }  # fmt: skip

@@ -15,7 +15,7 @@ from isthmus import pipeline as runs
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.asked import check_given, of_path
-from isthmus.cli.common import device_of, dtype_of, objectives
+from isthmus.cli.common import device_of, dtype_of, network_of, objectives
 from isthmus.cli.console import number, progress_bar
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.cli.given import Given
@@ -50,7 +50,7 @@ def _open_path(path: Path, asked: Asked, dtype: str) -> tuple[Connection, Object
     parts = of_path(path, connection.stats, asked)
     start = dict(connection.path.start)
     kind = parts.dtype if dtype == "auto" and parts.dtype is not None else dtype_of(dtype, start)
-    objective, test = objectives(parts, start, asked, kind)
+    objective, test = objectives(parts, network_of(parts, start), asked, kind)
     notes = [*parts.notes]
     if isinstance(parts.dataset, Given):
         notes += filter(None, [check_given(path, connection.stats, objective, test, asked)])

@@ -16,7 +16,7 @@ from isthmus.objective import Objective
 from isthmus.objective.data import Inputs, cast_inputs, rows
 from isthmus.objective.skeleton import CountProducts
 from isthmus.params import Params, in_dtype
-from isthmus.program.export import Program
+from isthmus.program.export import Program, plain_attention
 from isthmus.structure import Structure
 from isthmus.structure.liveness import live_units, separable
 
@@ -71,7 +71,7 @@ class Network:
         """The share of the multiply-adds of a pass in products that read the inputs themselves; counted once."""
         if self._first is None:
             x = rows(self.x, slice(0, 4))
-            with torch.no_grad(), CountProducts(x) as counter:
+            with torch.no_grad(), plain_attention(), CountProducts(x) as counter:
                 self.objective.forward(self.cast(params), x)
             self._first = counter.first / max(1, counter.total)
         return self._first
