@@ -159,7 +159,9 @@ def main() -> None:
             measured = json.loads(Path(name, "profile.json").read_text())["loss"]
             apart = max(abs(p - q) / abs(q) for p, q in zip(measured, json.loads(plain[0]), strict=True))
             proved = json.loads(Path(name, "certificate.json").read_text())
-            bound = f"bound {proved['bound'] / proved['witness']['loss']:.3f} x" if proved["proved"] else proved["summary"]
+            bound = (
+                f"bound {proved['bound'] / proved['witness']['loss']:.3f} x" if proved["proved"] else proved["summary"]
+            )
             print(
                 f"{name}: {structure_in_words(name, start)}; profile = loop to {apart:.0e}; {bound}; "
                 f"{memory:.0f} MB against {least:.0f}; {seconds:.1f} s against {loop:.1f}",

@@ -69,7 +69,9 @@ def test_training_takes_every_form_of_data(ends, capsys):
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     net.load_state_dict(load_file("smooth.safetensors"))
     x, y = data_of("mine.py:arrays", "mine.py:net", Asked()).train
-    assert found["smooth"] == pytest.approx(float(nn.CrossEntropyLoss(label_smoothing=0.1)(net(x), y).detach()), rel=1e-6)
+    assert found["smooth"] == pytest.approx(
+        float(nn.CrossEntropyLoss(label_smoothing=0.1)(net(x), y).detach()), rel=1e-6
+    )
 
 
 def test_a_path_knows_its_data_again(ends, capsys):
@@ -96,11 +98,12 @@ def test_a_path_knows_its_data_again(ends, capsys):
         ("wrong", "expected a dictionary with 'data', and perhaps 'test', 'loss'"),
         ("fails", "expected fails() to build the data without arguments, got SystemExit"),
         ("nothing", "a name that mine.py defines"),
+        ("", "write --data mine.py:make"),
     ],
 )
 def test_data_that_cannot_be_used_are_one_line(ends, capsys, data, message):
     capsys.readouterr()
-    assert connect(data) == 2
+    assert connect(data or "no", *([] if data else ["--data", "mine.py"])) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1

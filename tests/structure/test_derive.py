@@ -119,6 +119,18 @@ def test_the_module_and_the_generator_are_left_alone(case: Case) -> None:
     assert not any(m.training for m in module.modules())
 
 
+class Cached(nn.Sequential):
+    """Returns what no graph can, beside its outputs."""
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        return {"logits": super().forward(x), "cache": Cached()}
+
+
+def test_what_is_returned_beside_the_outputs_is_left_out() -> None:
+    module = Cached(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    assert [g.size for g in derive_structure(module.eval(), (torch.ones(2, 4),)).groups] == [6]
+
+
 def test_groups_keep_the_order_of_the_network() -> None:
     for case in CASES:
         assert list(case.groups) == [g.name for g in case.structure.groups], case.name

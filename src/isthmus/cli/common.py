@@ -58,7 +58,9 @@ def network_of(parts: Parts, like: Params | None = None) -> nn.Module:
     return by_name(parts.model, inputs=data.shape, outputs=data.classes or None, like=like)
 
 
-def objectives(parts: Parts, network: nn.Module, asked: Asked, dtype: torch.dtype) -> tuple[Objective, Objective | None]:
+def objectives(
+    parts: Parts, network: nn.Module, asked: Asked, dtype: torch.dtype
+) -> tuple[Objective, Objective | None]:
     """The training objective of a network and, where the data have a test part, the test objective."""
     module = network.eval().to(device_of(asked.device))
     if isinstance(parts.dataset, Given):

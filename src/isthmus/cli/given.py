@@ -133,7 +133,9 @@ def _text(file: Path, model: str, block: int | None) -> Given:
     for text in _documents(file):
         words += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *end]
     if len(words) < 2:
-        raise FileError(file, f"holds {len(words)} words of the tokenizer, too few to predict one", "give a longer text")
+        raise FileError(
+            file, f"holds {len(words)} words of the tokenizer, too few to predict one", "give a longer text"
+        )
     n = (len(words) - 1) // size
     if n < 1:
         raise InputError("--block", expected=f"at most {len(words) - 1}, the words of {file} less one", got=size)

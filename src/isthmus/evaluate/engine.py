@@ -18,7 +18,6 @@ from isthmus.program.export import Program
 from isthmus.structure import Structure
 from isthmus.structure.liveness import changed_tensors, effective_changes, live_units
 
-
 WORTH_READING = 0.1
 """The graph is read for less than idle or unmoved weights only where this share of all products can be saved."""
 

@@ -192,8 +192,7 @@ def profile(
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
-    graphs = {id(s.graphs): s.graphs for s in sets}.values()
-    read = sum(g.seconds for g in graphs)
+    read = _seconds_of_reading(sets)
     if screen is not None and not all(s.in_memory for s in sets):
         raise UnsupportedError(f"screen={screen!r}", "it needs the data in memory", "leave screen out")
     if screen == "auto" and not bf16_pays(objective, objective.check(path.start, "path")):
@@ -210,7 +209,12 @@ def profile(
     else:
         sampled = on_grid(sets, segments, num_points, progress)
     found = _profile(sampled, len(path), num_points, policy, screen, tol)
-    return replace(found, reading=sum(g.seconds for g in graphs) - read)
+    return replace(found, reading=_seconds_of_reading(sets) - read)
+
+
+def _seconds_of_reading(sets: list[Objective]) -> float:
+    """What reading the graphs of these objectives, which may share them, took until now."""
+    return sum({id(s.graphs): s.graphs.seconds for s in sets}.values())
 
 
 def _opened(path: Path | HasPath | str | os.PathLike[str]) -> Path:

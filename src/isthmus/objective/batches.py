@@ -69,22 +69,29 @@ class BatchReading:
 
     def _target(self, batch: Any) -> str | int | None:
         """Where the targets stand in a batch; None where that is not said. Errors: not where `targets` says."""
-        if isinstance(batch, Mapping):
-            places: list[Any] = list(batch)
-            usual = next((k for k in TARGETS if k in batch), None)
-        elif isinstance(batch, tuple | list):
-            places = list(range(len(batch)))
-            usual = places[-1] if len(batch) > 1 else None
-        else:
-            usual = None
-            places = [name for name in dir(batch) if not name.startswith("_")] if self.targets is not None else []
         if self.targets is None:
-            return usual
+            return _usual(batch)
+        places = _places(batch)
         if self.targets not in places or len(places) == 1:
-            raise InputError(
-                "targets", expected=f"one of the parts of a batch, {_parts(batch)}", got=repr(self.targets)
-            )
+            got = repr(self.targets)
+            raise InputError("targets", expected=f"one of the parts of a batch, {_parts(batch)}", got=got)
         return self.targets
+
+
+def _usual(batch: Any) -> str | int | None:
+    """Where targets stand when nobody says it."""
+    if isinstance(batch, Mapping):
+        return next((k for k in TARGETS if k in batch), None)
+    return len(batch) - 1 if isinstance(batch, tuple | list) and len(batch) > 1 else None
+
+
+def _places(batch: Any) -> list[Any]:
+    """Where targets may stand: keys, places, or attributes."""
+    if isinstance(batch, Mapping):
+        return list(batch)
+    if isinstance(batch, tuple | list):
+        return list(range(len(batch)))
+    return [name for name in dir(batch) if not name.startswith("_")]
 
 
 def read(data: Data, reading: BatchReading) -> Batch:

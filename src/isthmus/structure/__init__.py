@@ -30,10 +30,10 @@ def derive_structure(
     """The unit groups of a module: its program is traced, read axis by axis, and the result verified.
 
     Call ``module.eval()`` first. Where its result holds more than tensors (caches of Hugging Face's language models,
-    say), the ``logits`` are read, else its first or only tensor. Costs one torch.export (a fraction of a second; two for long inputs) and, when
-    `verified`, about six forward passes per group, or as many per power of two in the number of groups where there are
-    many; ``.verified`` says what that was done on. Errors: `UnsupportedError` naming the operation and its source line,
-    or the parameter, that no rule covers.
+    say), the ``logits`` are read, else its first or only tensor. Costs one torch.export (a fraction of a second; two
+    for long inputs) and, when `verified`, about six forward passes per group, or as many per power of two in the number
+    of groups where there are many; ``.verified`` says what that was done on. Errors: `UnsupportedError` naming the
+    operation and its source line, or the parameter, that no rule covers.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
