@@ -55,6 +55,13 @@ with torch.no_grad():
         losses.append(total / count)
 print(json.dumps(losses))
 """
+MEASURED = """
+import json, os, resource, subprocess, sys
+subprocess.run([sys.executable, *sys.argv[1:]], env={**os.environ, "OMP_NUM_THREADS": "1"})
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
+"""A small process between: a child counts the memory of the one that started it as its own."""
 
 
 def networks(width: int) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -115,12 +122,9 @@ def prepared(name: str, options: dict[str, Any], kind: str, n: int) -> nn.Module
 
 def run(*command: str) -> tuple[str, float, float]:
     """What a command prints, its processor seconds, and its peak memory in MB."""
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen([sys.executable, *command], stdout=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        return out.read(), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    out = subprocess.run([sys.executable, "-c", MEASURED, *command], capture_output=True, text=True, check=True).stdout
+    said, _, used = out.rstrip("\n").rpartition("\n")
+    return said, *json.loads(used)
 
 
 def structure_in_words(name: str, module: nn.Module) -> str:

@@ -113,7 +113,7 @@ def main() -> None:
         ratio = common.ratio(times["loop"], times["profile"])
         print(
             f"  {name}: batches of {batch}; a pass of the loop takes {min(times['loop']) / POINTS:.3f} s, a profile "
-            f"{min(times['profile']):.2f}; the first, in wall time, {seconds:.2f}, with {first.reading:.2f} for the graph",
+            f"{min(times['profile']):.2f}; the first, by the wall, {seconds:.2f}, {first.reading:.2f} for the graph",
             flush=True,
         )
         rows.append((f"times the loop, {name}", ratio, 1 / 1.05))
