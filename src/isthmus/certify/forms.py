@@ -17,7 +17,8 @@ that multiplies makes more than this of what it reads and of what it loses, and 
 product with weights, because they may be as large as 1e308, and behind it. A sum of n products loses at most n 2^-1074
 <= TINY / 16 for n <= 2^30. Weights count as `FAINT` larger than they are, so that g m (|W| + FAINT) covers the
 2^-1066 m that they leave unsaid. A settled form leaves nothing unsaid. Quotients that underflow are not used. Overflow
-makes infinities or NaN, and these stay until the bound, which is then none.
+makes infinities or NaN, and so does a value that may not be defined, as the logarithm of what may be negative. These
+stay until the bound, which is then none, also where the next function is bounded: the loss as evaluated may be NaN.
 
 **Masks.** Entries that are -infinity in a network's own constants are `dropped` ones: the parts hold zeros there. They
 can be moved, added to and scaled up, and a softmax leaves them out; every other rule refuses them.
@@ -339,8 +340,15 @@ def joined(f: Callable[[Sequence[Tensor]], Tensor], several: Sequence[Form]) -> 
     return Form(present(c0), c1, r, max(x.ulps for x in several), q, dropped)
 
 
+def known(x: Form) -> Tensor:
+    """0 where something is known of an entry, NaN where nothing is: it overflowed, or may have no value."""
+    return x.size().mul_(0.0)
+
+
 def cut(x: Form, low: Tensor | float, high: Tensor | float) -> Form:
     """The same values, known to be in [low, high] as well; entries whose radius is more than that are these constants.
+
+    Ends that are NaN make an entry NaN: whatever the function, nothing is known where nothing was (``known``).
 
     >>> wide = Form(torch.zeros(1, dtype=torch.float64), None, torch.full((1,), 9.0, dtype=torch.float64))
     >>> x = cut(wide, 0.0, 1.0)

@@ -21,7 +21,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, moved, present
+from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, known, moved, present
 from isthmus.certify.smooth import ASSUMED, EXP, smooth
 
 Masked = Callable[[Tensor, float], Tensor]
@@ -84,7 +84,7 @@ def _simplex(x: Form, dropped: Tensor | None, dim: int) -> _Simplex:
         rounding += common.abs() * (8 * UNIT)
     k, q = parts
     radius = masked(present(x.radius) + rounding, 0.0)
-    low, high = _range(Form(centre, k, radius, HEADROOM, q), masked, dim)
+    low, high = (v + total(masked(known(x), 0.0)) for v in _range(Form(centre, k, radius, HEADROOM, q), masked, dim))
     others = total(high * radius).mul_(1 + (2 * n + 64) * UNIT)
     spread, left = _variance(share, low, high, k, q, masked, dim)
     logarithm = masked(centre, -inf).logsumexp(dim, keepdim=True)
