@@ -288,7 +288,9 @@ def about_another(objective: Objective, path: FilePath, certificate: object) -> 
     """What a stored certificate says of its objective and its path that does not fit these, as far as it says it."""
     if not isinstance(certificate, Mapping):
         return []
-    found = [f"it is about another objective, {what}" for what in differs(objective.describe(), certificate.get("objective"))]
+    found = [
+        f"it is about another objective, {what}" for what in differs(objective.describe(), certificate.get("objective"))
+    ]
     for name, own in (("path", path_digest(path)), ("bn", applied(objective, "interpolate"))):
         if certificate.get(name, own) != own:
             found.append(f"it is about another {name}: {certificate[name]!r}, not {own!r}")

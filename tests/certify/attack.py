@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.certify.affine import Interval, Reading
+from isthmus.certify.affine import Interval
 from isthmus.certify.kernel import Kernel
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
 from isthmus.params import Params
@@ -228,7 +228,9 @@ class Attack:
         names = names or random.choices(list(BLOCKS), k=random.choice([1, 1, 1, 2, 2, 3]))
         loss, classes = random.choice(LOSSES), random.choice([2, 4, 4])
         dtype = random.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16])
-        module = Stack([BLOCKS[k]() for k in names], classes, loss in ("nll", "kl"), random.random() < 0.3).to(dtype).eval()
+        module = (
+            Stack([BLOCKS[k]() for k in names], classes, loss in ("nll", "kl"), random.random() < 0.3).to(dtype).eval()
+        )
         n = random.choice([1, 2, 5, 12, 50])
         x = torch.randn(n, 5, generator=g, dtype=F64) * random.choice([1, 1, 1, 3])
         x = (x.round() if random.random() < 0.3 else x).to(dtype)  # ties, and zeros
@@ -274,7 +276,11 @@ def _contradicted(kernel: Kernel, c: im.Certificate, random: Random) -> Iterator
     row, wide = c.segments[0], kernel.wide
     intervals = row.intervals or ((0.0, 1.0, row.bound),)
     at = [k / 32 for k in range(33)] + [random.random() for _ in range(8)]
-    at += [v for start, end, _ in random.sample(intervals, min(12, len(intervals))) for v in (start, end, (start + end) / 2)]
+    at += [
+        v
+        for start, end, _ in random.sample(intervals, min(12, len(intervals)))
+        for v in (start, end, (start + end) / 2)
+    ]
     seen = {t: wide.measure(kernel.point(0, t)) for t in at}
     for t in sorted(seen, key=lambda t: -seen[t][0])[:2]:
         seen |= _climb(lambda t: wide.measure(kernel.point(0, t)), t, 1 / 32)

@@ -87,7 +87,7 @@ TAMPERED = {
     "close": (whole("close", value=lambda v: not v), "close: stored"),
     "words": (whole("summary", value="proved: at most 0.001"), "summary: stored proved: at most 0.001"),
     "expected": (whole("expected", value=7), "expected: stored 7"),
-    "evaluations": (whole("evaluations", value=3), "evaluations: stored 3, but there are more sub-intervals"),
+    "evaluations": (whole("evaluations", value=3), "evaluations: stored 3, but there are"),
     "budget": (whole("budget", value=-1), "the search: expected finite numbers >= 0"),
     "why, exact": (at(1, "why", value="it is so"), "segment 1: why: stored 'it is so'"),
     "why, bounded": (at(0, "why", value="it is so"), "segment 0: why: stored 'it is so'"),

@@ -149,20 +149,22 @@ def _losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor, T
     """Per example: bounds at s = -1 and s = 1, and the loss at the centre."""
     # at a point both ends are the same
     ends = (z.centre,) if z.slope is None else (z.centre - z.slope, z.centre + z.slope)
-    radius = z.size() if z.radius is None else z.radius
-    centre, terms = objective.example_losses(z.centre, y), z.centre[:1].numel()
-    if (rises := objective.criterion.rises) is not None and (not y.is_floating_point() or objective.named_loss):
-        weight = y.flatten(1).sum(1).add_(1) * rises if y.is_floating_point() else rises
-        extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED + 4 * terms * UNIT) * weight
-        bounds = [_cross_entropy(objective, end, radius, y) + extra for end in ends]
-    elif objective.named_loss == "mse":
+    bounds = [_worst(objective, z, end, y) for end in ends]
+    return bounds[0], bounds[-1], objective.example_losses(z.centre, y)
+
+
+def _worst(objective: Objective, z: Form, end: Tensor, y: Tensor) -> Tensor:
+    """Per example a bound at one end, over all remainders."""
+    radius, terms = z.size() if z.radius is None else z.radius, z.centre[:1].numel()
+    if objective.named_loss == "mse":
         radius = radius + (z.size() + y.abs()) * (8 * UNIT)
-        share = 1 + ASSUMED + 2 * terms * UNIT
-        bounds = [per_example(((end - y).abs() + radius).square()) * share + TINY for end in ends]
-    else:
-        widest = WIDEST if len(ends) > 1 else WIDEST_POINT
-        bounds = [_convex(objective, end, radius, y, widest) for end in ends]
-    return bounds[0], bounds[-1], centre
+        return per_example(((end - y).abs() + radius).square()) * (1 + ASSUMED + 2 * terms * UNIT) + TINY
+    soft, rises = y.is_floating_point(), objective.criterion.rises
+    if rises is None or (soft and not objective.named_loss):
+        return _convex(objective, end, radius, y, WIDEST_POINT if z.slope is None else WIDEST)
+    weight = y.flatten(1).sum(1).add_(1) * rises if soft else rises
+    extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED + 4 * terms * UNIT) * weight
+    return _cross_entropy(objective, end, radius, y) + extra
 
 
 def _cross_entropy(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from isthmus.certify.forms import (
     add,
     average,
     cut,
-    divided,
     half_width,
     known,
     moved,
@@ -26,7 +25,7 @@ from isthmus.certify.forms import (
     squared,
 )
 from isthmus.certify.made import form
-from isthmus.certify.smooth import INVERSE_ROOT, ROOT, smooth
+from isthmus.certify.smooth import INVERSE_ROOT, smooth
 from isthmus.certify.windows import Arguments
 from isthmus.program.export import Node
 
@@ -92,7 +91,9 @@ def _rms_norm(node: Node, a: Arguments) -> Form:
 def _of_any_type(x: Form) -> Form:
     """The eps that torch takes where none is given: that of float64 or, for all narrower types, of float32."""
     low, high = (torch.finfo(t).eps for t in (torch.float64, torch.float32))
-    middle, half = (torch.full((), v / 2, dtype=x.centre.dtype, device=x.centre.device) for v in (high + low, high - low))
+    middle, half = (
+        torch.full((), v / 2, dtype=x.centre.dtype, device=x.centre.device) for v in (high + low, high - low)
+    )
     return Form(middle, None, half)
 
 
@@ -137,30 +138,6 @@ def _weight_norm(node: Node, a: Arguments) -> Form:
     return multiply(v, multiply(g, smooth(INVERSE_ROOT, length)))
 
 
-def _variance(node: Node, a: Arguments) -> Form:
-    x, dims = a["x"], a.get("dim")
-    axes = [d % x.centre.dim() for d in ([dims] if isinstance(dims, int) else dims or range(x.centre.dim()))]
-    n = prod(x.centre.shape[d] for d in axes)
-    flat = moved(lambda p: p.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes)), x)
-    correction = a.get("correction", int(a.get("unbiased", True)))
-    total = average(lambda p: p.sum(-1), n, squared(centred(flat, -1)))
-    left = n - (1 if correction is None else float(correction))
-    if left <= 0:
-        raise Refused(f"a correction of as much as the {n} entries leaves no number")
-    out = divided(total, left)
-    if a.get("keepdim"):
-        shape = [1 if d in axes else s for d, s in enumerate(x.centre.shape)]
-        out = moved(lambda p: p.reshape(shape), out)
-    return _root(out) if node.base == "std" else out
-
-
-def _root(x: Form) -> Form:
-    """The root of what is nowhere below 0, whatever its form allows."""
-    x = x.rounded()
-    above = (x.centre + half_width(x)).clamp_(min=0) * (1 + 8 * UNIT)
-    return cut(smooth(ROOT, x), known(x), above.sqrt() * (1 + 4 * UNIT))
-
-
 NORMS = {
     "layer_norm": _layer_norm,
     "batch_norm": _batch_norm,
@@ -168,6 +145,4 @@ NORMS = {
     "group_norm": _group_norm,
     "instance_norm": _instance_norm,
     "_weight_norm": _weight_norm,
-    "var": _variance,
-    "std": _variance,
 }

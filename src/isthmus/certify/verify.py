@@ -36,8 +36,9 @@ def verify_certificate(
     bounded segment is bounded once more (they must cover [0, 1]), all that is said of the whole path is made again from
     its segments, and the path is sampled at `num_points` points per segment, none of which may exceed the bound of its
     segment or of its sub-interval. `labels`: those that the segments must have. What cannot be found out from a path is
-    taken as it is said: `goal`, `budget`, `evaluations`, `spent` and `slack`, and why a segment is only measured. Cost: one bound per stored sub-interval, which is less than the search took, and
-    a profile.
+    taken as it is said: `goal`, `budget`, `evaluations`, `spent` and `slack`, and why a segment is only measured.
+
+    Cost: one bound per stored sub-interval, which is less than the search took, and a profile.
 
     >>> import torch
     >>> from isthmus.certify import certify
@@ -217,18 +218,27 @@ def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
     ends = kernel.ends(0)[0], kernel.ends(len(own) - 1)[1]
     if not all(_same(have, value) for have, value in zip(certificate["ends"], ends, strict=True)):
         yield f"ends: stored {certificate['ends']}, but the losses there are {list(ends)}"
-    how = {k: certificate[k] for k in ("slack", "goal", "evaluations", "budget", "spent") if k in certificate}
+    how = {k: certificate[k] for k in _SEARCH if k in certificate}
     if any(not isinstance(v, int | float) or not 0 <= v < inf for v in how.values()):
         yield f"the search: expected finite numbers >= 0, got {how}"
         return
-    if not sum(len(s.intervals) for s in own) <= max(how.get("evaluations", inf), len(own)):
-        yield f"evaluations: stored {how['evaluations']}, but there are more sub-intervals"
     said = Certificate(tuple(own), ends, certificate["dtype"], **({"slack": 0.0, "goal": 1.0} | how)).to_dict()
-    for name in certificate.keys() & said.keys() - {"segments", "ends", "dtype", "format"}:
-        if not _agree(certificate[name], said[name]):
-            yield f"{name}: stored {certificate[name]}, but the segments give {said[name]}"
-    if missing := {"bound", "excess", "proved", "gap", "witness", "error_bound", "counts"} - certificate.keys():
+    yield from _differences(certificate, said)
+
+
+_SEARCH = ("slack", "goal", "evaluations", "budget", "spent")
+
+
+def _differences(stored: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:
+    """In what a stored certificate differs from that of its segments; what newer versions say too may be missing."""
+    for name in stored.keys() & said.keys() - {"segments", "ends", "dtype", "format"}:
+        if not _agree(stored[name], said[name]):
+            yield f"{name}: stored {stored[name]}, but the segments give {said[name]}"
+    if missing := {"bound", "excess", "proved", "gap", "witness", "error_bound", "counts"} - stored.keys():
         yield f"the certificate is malformed: it does not say {sorted(missing)}"
+    pieces = sum(len(s["intervals"]) for s in said["segments"])
+    if pieces > stored.get("evaluations", inf):
+        yield f"evaluations: stored {stored['evaluations']}, but there are {pieces} sub-intervals"
 
 
 def _row(stored: Mapping[str, Any]) -> SegmentCertificate:
