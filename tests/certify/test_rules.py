@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from math import inf
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.attention import averaged
-from isthmus.certify.forms import Form, Refused, cut
+from isthmus.certify.forms import Form, Open, Refused
 from isthmus.certify.norms import normalised
 from isthmus.certify.recurrent import RECURRENT
 from isthmus.certify.rules import RULES
-from isthmus.certify.softmax import logsumexp
 from tests.certify.test_forms import at, excess, full
 
 F64 = torch.float64
@@ -226,6 +223,57 @@ def test_recurrent_layers(name, width):
 
     for parts in ("sbr", "s", "r"):
         check(rule, f, {k: form(shape, i, width, parts) for i, (k, shape) in enumerate(shapes.items())})
+
+
+# -- choices
+
+
+def test_groups_of_rows_and_sums_at_places():
+    ends, at_ = torch.tensor([20, 20, 60]), torch.arange(60) % 7
+    for width in (0.5, 0.01):
+        forms = {"x": form(ROWS, 0, width), "weight": form((3, 4, 2), 1, width)}
+        by_hand = lambda x, w: torch.cat([x[:20] @ w[0], x[20:] @ w[2]])  # noqa: E731
+        check(ruled("_grouped_mm", offs=ends), by_hand, forms)
+        forms = {"x": form((7, 4), 0, width), "source": form(ROWS, 1, width)}
+        rule = ruled("index_add", torch.index_add, dim=0, index=at_, alpha=2)
+        check(rule, lambda x, source: x.index_add(0, at_, source, alpha=2), forms)
+        forms = {"x": form((7, 4), 0, width), "src": form(ROWS, 1, width)}
+        index = at_[:, None].expand(60, 4)
+        check(
+            ruled("scatter_add", torch.scatter_add, dim=0, index=index), lambda x, s: x.scatter_add(0, index, s), forms
+        )
+        index = torch.arange(4).expand(60, 4).flip(1)
+        forms = {"x": form(ROWS, 0, width), "src": form(ROWS, 1, width)}
+        check(ruled("scatter", torch.scatter, dim=1, index=index), lambda x, s: x.scatter(1, index, s), forms)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_greatest_entries_are_named_where_no_sample_disagrees_and_only_there(largest):
+    """Rows one by one: whatever is decided is so for all samples; what no sample contradicts by far is decided."""
+    rule, decided = ruled("topk", k=2, dim=-1, largest=largest, sorted=True), 0
+    x, g = form((60, 5), 4, 0.3), torch.Generator().manual_seed(0)
+    for i in range(60):
+        row = Form(*(None if p is None else p[i : i + 1] for p in (x.centre, x.slope, x.radius)), 0, x.bend[i : i + 1])  # type: ignore[index]
+        places, values = set(), []
+        for s in torch.linspace(-1, 1, 41, dtype=F64):
+            for k in range(6):
+                v = at(row, s) + signs(row.centre.shape, g, k) * full(row)[2]
+                places.add(tuple(v.topk(2, largest=largest).indices[0].tolist()))
+                values.append((s, v.topk(2, largest=largest).values))
+        try:
+            form_, found = rule(x=row)
+        except Open:
+            continue
+        decided += 1
+        assert places == {tuple(found[0].tolist())}
+        assert all(excess(form_, s, v) <= 0 for s, v in values)
+    assert 5 < decided < 55
+
+
+def test_equal_entries_have_no_order():
+    x = Form(torch.tensor([[1.0, 1.0, 0.0]], dtype=F64))
+    with pytest.raises(Open, match="which entries are the greatest depends on t, or on rounding"):
+        ruled("topk", k=1, dim=-1, largest=True, sorted=True)(x=x)
 
 
 # -- what is known of nothing

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from isthmus.certify.affine import Interval, Reading
-from isthmus.certify.forms import TINY, UNIT, Form
+from isthmus.certify.forms import TINY, UNIT, Form, Undecided
 from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
@@ -46,13 +46,15 @@ class Bound:
     """On one interval: the loss is at most `loss`, the error rate at most `error` (NaN where none is defined).
 
     `estimate`: the loss at the centres of the forms, close to the loss at the middle of the interval; proves nothing.
-    `unsure`: per example whether (or at what fraction of its positions) another class may be the largest.
+    `unsure`: per example whether (or at what fraction of its positions) another class may be the largest. `why` there
+    is no bound, where a choice is open on this interval and may not be on a smaller one.
     """
 
     loss: float
     error: float
     estimate: float
     unsure: Tensor | None = None
+    why: str = ""
 
 
 class Bounds:
@@ -82,7 +84,10 @@ class Bounds:
         with torch.no_grad():
             left, right = (float(v) for v in self.penalty(start, end))
             outputs = self.reading.outputs(Interval.between(start, end))
-            return bound_of_outputs(self.objective, outputs, left, right)
+            try:
+                return bound_of_outputs(self.objective, outputs, left, right)
+            except Undecided as e:
+                return Bound(inf, nan, -inf, why=str(e))
 
     def penalty(self, start: float, end: float) -> tuple[float, float]:
         """A line over [start, end] above the penalty, by its values at both ends."""

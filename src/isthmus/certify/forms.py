@@ -33,6 +33,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from isthmus.errors import UnsupportedError
+
 UNIT = 2.0**-53
 HEADROOM = -8
 """The `ulps` of a form whose radius already holds more rounding than one elementwise operation makes."""
@@ -46,6 +48,14 @@ NARROW = 2.0**-1000
 
 class Refused(Exception):
     """Why a rule does not cover this use of its operation."""
+
+
+class Open(Refused):
+    """A choice that is not the same for all that a form stands for; it may be on a smaller interval."""
+
+
+class Undecided(UnsupportedError):
+    """The operation whose choice is open on an interval."""
 
 
 Contraction = Callable[[Tensor, Tensor, Tensor | None], Tensor]

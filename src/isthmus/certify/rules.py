@@ -12,8 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.certify.attention import ATTENTION
+from isthmus.certify.choices import CHOICES
 from isthmus.certify.elementwise import ELEMENTWISE, reciprocal
-from isthmus.certify.forms import Form, Refused, add, average, contract, divided, half_width, joined, moved, multiply
+from isthmus.certify.forms import (
+    Form,
+    Open,
+    Refused,
+    Undecided,
+    add,
+    average,
+    contract,
+    divided,
+    half_width,
+    joined,
+    moved,
+    multiply,
+)
 from isthmus.certify.forms import scaled as _scaled
 from isthmus.certify.made import form, known, like, whole
 from isthmus.certify.norms import NORMS
@@ -30,15 +44,20 @@ __all__ = ["RULES", "apply", "refusal"]
 Rule = Callable[[Node, Arguments], Any]
 
 
-def refusal(node: Node, why: str) -> UnsupportedError:
+def refusal(node: Node, why: str, kind: type[UnsupportedError] = UnsupportedError) -> UnsupportedError:
     """The error that names an operation and its source line."""
-    return UnsupportedError(f"{node.base} ({node.where})" if node.where else node.base, why)
+    return kind(f"{node.base} ({node.where})" if node.where else node.base, why)
 
 
 def apply(node: Node, values: Mapping[str, Any]) -> Any:
-    """The node's result: forms for floating-point tensors, plain values for whole numbers and sizes."""
+    """The node's result: forms for floating-point tensors, plain values for whole numbers and sizes.
+
+    Errors: ``Undecided`` where a smaller interval may do, else ``UnsupportedError``.
+    """
     try:
         return _applied(node, values)
+    except Open as e:
+        raise refusal(node, str(e), Undecided) from None
     except Refused as e:
         raise refusal(node, str(e)) from None
     except TROUBLE as e:
@@ -174,7 +193,7 @@ def _compared(node: Node, a: Arguments) -> Tensor:
         return compare(x.centre, other.centre)
     gap = add(x, other, -1.0).settled()
     if not bool((gap.centre.abs() > half_width(gap)).all()):
-        raise Refused("which side is larger depends on t, or on rounding")
+        raise Open("which side is larger depends on t, or on rounding")
     return compare(gap.centre, 0.0)
 
 
@@ -258,6 +277,7 @@ RULES: dict[str, Rule] = (
     | dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _compared)
     | dict.fromkeys(("slice_scatter", "select_scatter"), _scattered)
     | ATTENTION
+    | CHOICES
     | ELEMENTWISE
     | NORMS
     | RECURRENT

@@ -34,9 +34,9 @@ Function = Callable[[Tensor], Tensor]
 class Smooth:
     """f with f' and f'', and the points where f' and f'' have extrema (both sides of a kink, where f'' is infinite).
 
-    `cut`: from there on torch's own f is another function, at most `jump` away. `domain`: f is defined above it alone, so
-    that nothing is known of a range that reaches below. `rising`: f is monotone, so that its values are between those
-    at both ends.
+    `cut`: from there on torch's own f is another function, at most `jump` away. `domain`: f is defined above it alone;
+    nothing is known of a range that reaches below. `rising`: f is monotone, so that its values are between those at
+    both ends.
     """
 
     value: Function
