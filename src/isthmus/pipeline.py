@@ -303,6 +303,19 @@ def _about(objective: Objective | None, path: FilePath | None) -> dict[str, Any]
     return about if path is None else {**about, "path": path_digest(path)}
 
 
+def about_another(objective: Objective, path: FilePath, certificate: object) -> list[str]:
+    """What a stored certificate says of its objective and its path that does not fit these, as far as it says it."""
+    if not isinstance(certificate, Mapping):
+        return []
+    found = [
+        f"it is about another objective, {what}" for what in differs(objective.describe(), certificate.get("objective"))
+    ]
+    for name, own in (("path", path_digest(path)), ("bn", applied(objective, "interpolate"))):
+        if certificate.get(name, own) != own:
+            found.append(f"it is about another {name}: {certificate[name]!r}, not {own!r}")
+    return found
+
+
 _SAME = ("loss", "loss_options", "named", "examples", "penalty", "error")
 """The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
 

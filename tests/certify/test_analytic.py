@@ -77,6 +77,15 @@ def test_a_part_of_the_examples_is_covered_by_the_data_of_all():
         assert im.certify(part, im.Path((curve,))).proved
 
 
+def test_the_bounds_of_a_line_prove_nothing_about_a_level_curve():
+    """Affine forms read control points, which a level curve has none of."""
+    problem, curve = found()
+    line = im.certify(problem.objective, im.Path.through([curve.start, curve.end]), 0.05)
+    assert [s.claim for s in line.segments] == ["bounded"]
+    problems = im.verify_certificate(problem.objective, im.Path((curve,)), line)
+    assert any("affine forms are about Bezier curves alone" in p for p in problems), problems
+
+
 def test_other_data_than_the_curve_was_made_for():
     problem, curve = found()
     x, y = data_of(problem)

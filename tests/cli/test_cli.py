@@ -196,6 +196,10 @@ def test_a_stored_certificate_is_checked_again(folder, tmp_path, capsys):
     arguments = ["certify", path, "--out", str(tmp_path / "x"), "--quiet", "--verify"]
     assert run_app([*arguments, str(folder / "dropout/certificate.json")]) == 0
     assert "the certificate holds" in capsys.readouterr().out
+    for name, other in (("path", "0" * 16), ("bn", "recompute"), ("objective", stored["objective"] | {"examples": 3})):
+        (tmp_path / "other.json").write_text(json.dumps(stored | {name: other}))
+        assert run_app([*arguments, str(tmp_path / "other.json")]) == 1
+        assert f"it is about another {name}" in capsys.readouterr().out
     stored["segments"][4]["bound"] /= 2
     (tmp_path / "lower.json").write_text(json.dumps(stored))
     assert run_app([*arguments, str(tmp_path / "lower.json")]) == 1

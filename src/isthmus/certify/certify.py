@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from math import isfinite, isnan
 
@@ -81,26 +82,28 @@ def certify(
     kernel = Kernel(objective, path)
     found = []
     for i, segment in enumerate(path.segments):
-        found.append((kernel.claim(segment), kernel.ends(i)))
+        found.append(kernel.claim(segment))
+        kernel.ends(i)  # refuses losses that are not finite
         progress("certifying", i + 1, len(path))
-    open_ = [i for i, (c, _) in enumerate(found) if c.kind == "measured" and isinstance(path.segments[i], Curve)]
-    numerical = open_ if budget != 0 and not kernel.obstacle else []
+    numerical = _numerical(kernel, found) if budget != 0 else []
     bound = cache(kernel.bound)  # what is bounded to count its cost need not be bounded again
     if budget is None:
         budget = in_proportion(kernel, numerical, bound, num_points, READINGS) if numerical else 0
     result = search(
         numerical, bound, kernel.loss, kernel.ends, partial(confront, kernel),
-        best=max(max(ends) for _, ends in found), gap=gap, budget=budget, progress=progress,
+        best=max(max(kernel.ends(i)) for i in range(len(path))), gap=gap, budget=budget, progress=progress,
     )  # fmt: skip
-    rows = [_row(kernel, i, c, result, num_points) for i, (c, _) in enumerate(found)]
-    segments = tuple(
-        _labelled(row, str(label)) for (row, _), label in zip(rows, labels or [""] * len(rows), strict=True)
-    )
-    slack = max(rounding for _, rounding in rows)
-    if any(s.claim == "bounded" for s in segments):
-        slack = max(slack, _rounding(kernel, result))
+    rows, slacks = zip(*(_row(kernel, i, c, result, num_points) for i, c in enumerate(found)), strict=True)
+    segments = tuple(map(_labelled, rows, labels or [""] * len(rows)))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
+    slack = max(*slacks, _rounding(kernel, result))
     return Certificate(segments, ends, kernel.dtype, slack, gap, result.evaluations, budget, result.spent)
+
+
+def _numerical(kernel: Kernel, found: Sequence[Claim]) -> list[int]:
+    """The segments that affine forms may bound: Bezier curves without an exact claim."""
+    several = enumerate(zip(kernel.path.segments, found, strict=True))
+    return [i for i, (s, c) in several if c.kind == "measured" and isinstance(s, Curve) and not kernel.obstacle]
 
 
 def _check(path: Path, gap: float, budget: int | None, labels: Sequence[str]) -> None:
@@ -201,7 +204,7 @@ def _measured(kernel: Kernel, i: int, why: str, num_points: int) -> SegmentCerti
 
 
 def _labelled(row: SegmentCertificate, label: str) -> SegmentCertificate:
-    return SegmentCertificate(**{**vars(row), "label": label})
+    return replace(row, label=str(label))
 
 
 def _defined(error: float) -> float | None:
@@ -210,6 +213,8 @@ def _defined(error: float) -> float | None:
 
 def _rounding(kernel: Kernel, result: Search) -> float:
     """What rounding adds to a bound: the forms of the best sample, on a segment that stays there, less its loss."""
-    sample = max(result.samples.values(), key=lambda s: s.value)
+    if not result.pieces:
+        return 0.0
+    sample = max((result.samples[i] for i in result.pieces), key=lambda s: s.value)
     still = kernel.bound_at(kernel.point(sample.segment, sample.t))
     return max(still.loss - sample.value, 0.0)

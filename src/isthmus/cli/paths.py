@@ -150,7 +150,7 @@ def certify(
     connection, objective, _ = _open_path(path, asked, "float64")
     labels = _labels(path, connection)
     if verify is not None:
-        return _verify(objective, connection, labels, read_json(verify), quiet)
+        return _verify(objective, connection, labels, path, read_json(verify), quiet)
     make_folder(out)
     with progress_bar(quiet) as progress:
         if engine is None:
@@ -230,11 +230,12 @@ def _engine(workers: int | None, address: str | None, others: dict[str, Any]) ->
     return engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
 
 
-def _verify(objective: Objective, connection: Connection, labels: tuple[str, ...], stored: Any, quiet: bool) -> int:
+def _verify(
+    objective: Objective, connection: Connection, labels: tuple[str, ...], path: Path, stored: Any, quiet: bool
+) -> int:
     with progress_bar(quiet) as progress:
         problems = verify_certificate(objective, connection.path, stored, labels=labels, progress=progress)
-    about = stored.get("objective") if isinstance(stored, dict) else None
-    problems += [f"it is about another objective, {what}" for what in runs.differs(objective.describe(), about)]
+    problems += runs.about_another(objective, path, stored)
     for problem in problems:
         print(problem)
     print("the certificate holds" if not problems else f"the certificate does not hold: {len(problems)} problems")
