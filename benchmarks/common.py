@@ -47,9 +47,9 @@ def data(n: int = EXAMPLES) -> tuple[Tensor, Tensor]:
         return torch.randn(10, 784, generator=g)[y] + 2 * torch.randn(n, 784, generator=g), y
 
 
-def perceptron(hidden: int = 5, width: int = 500) -> nn.Sequential:
-    """784 - width x hidden - 10, ReLU."""
-    widths = [784, *[width] * hidden, 10]
+def perceptron(hidden: int = 5, width: int = 500, inputs: int = 784) -> nn.Sequential:
+    """inputs - width x hidden - 10, ReLU."""
+    widths = [inputs, *[width] * hidden, 10]
     parts = [m for n, k in pairwise(widths) for m in (nn.Linear(n, k), nn.ReLU())]
     return nn.Sequential(*parts[:-1]).eval()
 
@@ -120,9 +120,13 @@ def good_batch(module: nn.Module, segment: Segment, x: Tensor, y: Tensor) -> int
     return min(best, key=lambda b: best[b])
 
 
-def timed(work: Callable[[], object]) -> float:
+def clock() -> float:
     """Wall seconds, or processor seconds with --cpu."""
-    clock = process_time if CPU else perf_counter
+    return process_time() if CPU else perf_counter()
+
+
+def timed(work: Callable[[], object]) -> float:
+    """What that costs, in seconds of ``clock``."""
     begin = clock()
     work()
     return clock() - begin

@@ -1,28 +1,37 @@
 """How low trained curves are and what they cost: 784-500x5-10, 10,000 images; published recipe, and ours, in one run.
 
-``python benchmarks/curves.py [A.safetensors B.safetensors] [--epochs 20] [--cpu]``; without files two networks are
-trained on MNIST, with files the data are the first 10,000 images of Fashion-MNIST. The largest loss is over 61 points,
-on all examples, in float32.
+``python benchmarks/curves.py [A.safetensors B.safetensors] [--epochs 20] [--cpu] [--bands] [--digits] [--only TEXT]``;
+without files two networks are trained on MNIST, with files the data are the first 10,000 images of Fashion-MNIST, with
+--digits the networks are 64-60x4-10. --bands adds AutoNEB. The largest loss is over 61 points, on all examples.
 """
 
 from __future__ import annotations
 
 import sys
-from time import perf_counter, process_time
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
-from common import CPU, data, perceptron, start, trained
-from torch import Tensor
+from common import clock, data, perceptron, start, trained
+from torch import Tensor, nn
 
 import isthmus as im
 
-METHODS = {
+CURVES = {
     "Bezier, focus 3, Adam": lambda epochs: im.Bezier(recipe=ours(epochs)),
     "Bezier, focus 1, Adam": lambda epochs: im.Bezier(focus=1, recipe=ours(epochs)),
     "Bezier, focus 1, SGD (the published recipe)": lambda epochs: im.Bezier(focus=1, recipe=published(epochs)),
     "PolyChain, focus 3, Adam": lambda epochs: im.PolyChain(recipe=ours(epochs)),
 }
+BANDS = {
+    f"AutoNEB, {name}, {spacing} spacing, {insertion} gaps": (recipe, spacing, insertion)
+    for name, recipe in (
+        ("Adam", im.Recipe(lr=None, batch=512, precision="auto")),
+        ("SGD", im.AutoNEB().recipe),
+    )
+    for spacing, insertion in (("equal", "peak"), ("loss", "peak"), ("loss", "highest"))
+}
+"""With equal spacing it makes no difference in which gaps pivots are put in, as long as there are so many."""
 
 
 def ours(epochs: int) -> im.Recipe:
@@ -33,19 +42,26 @@ def published(epochs: int) -> im.Recipe:
     return im.Recipe("sgd", lr=0.02, epochs=epochs, batch=128, momentum=0.9)
 
 
-def pair(files: list[str]) -> tuple[im.Objective, im.Params | str, im.Params | str]:
+def pair(files: list[str]) -> tuple[im.Objective, nn.Module, im.Params | str, im.Params | str]:
+    """The objective, its network, and two trained ones."""
+    if "--digits" in sys.argv:
+        held, module = im.data.load("digits"), perceptron(4, 60, 64)
+        x, y = held.x_train.flatten(1).float(), held.y_train
+        ends = [trained(module, x, y, seed, epochs=80) for seed in (1, 2)]
+        return im.Objective(module, data=(x, y)), module, ends[0], ends[1]
+    module = perceptron()
     if not files:
         x, y = data()
-        ends = [trained(perceptron(), x, y, seed, epochs=6) for seed in (1, 2)]
-        return im.Objective(perceptron(), data=(x, y)), ends[0], ends[1]
+        ends = [trained(module, x, y, seed, epochs=6) for seed in (1, 2)]
+        return im.Objective(module, data=(x, y)), module, ends[0], ends[1]
     held = im.data.load("fashion-mnist")
     x, y = held.x_train[:10_000].flatten(1).float(), held.y_train[:10_000]
-    return im.Objective(perceptron(), data=(x, y)), files[0], files[1]
+    return im.Objective(module, data=(x, y)), module, files[0], files[1]
 
 
-def plain_epoch(x: Tensor, y: Tensor) -> float:
+def plain_epoch(network: nn.Module, x: Tensor, y: Tensor) -> float:
     """Seconds of an epoch of training one network by the obvious loop, the best of two."""
-    module = perceptron()
+    module = deepcopy(network)
     optimizer = torch.optim.Adam(module.parameters(), 1e-3, fused=True)
     times = []
     for _ in range(2):
@@ -58,28 +74,33 @@ def plain_epoch(x: Tensor, y: Tensor) -> float:
     return min(times)
 
 
-def clock() -> float:
-    return process_time() if CPU else perf_counter()
+def methods(epochs: int) -> dict[str, im.Bezier | im.PolyChain | im.AutoNEB]:
+    """All, or those whose names hold the text after --only."""
+    found = {name: make(epochs) for name, make in CURVES.items()}
+    if "--bands" in sys.argv:
+        found |= {n: im.AutoNEB(recipe=r, spacing=s, insertion=i) for n, (r, s, i) in BANDS.items()}
+    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
+    return {name: method for name, method in found.items() if only in name}
 
 
 def main() -> None:
     start("How low are trained curves, and what do they cost?")
     epochs = int(sys.argv[sys.argv.index("--epochs") + 1]) if "--epochs" in sys.argv else 20
-    objective, a, b = pair([v for v in sys.argv[1:] if v.endswith(".safetensors")])
+    objective, module, a, b = pair([v for v in sys.argv[1:] if v.endswith(".safetensors")])
     x, y = objective.data
     assert isinstance(x, Tensor)
     print(f"  straight line: {im.profile(objective, im.connect(objective, a, b)).max:.4g}")
-    for name, method in METHODS.items():
-        epoch = plain_epoch(x, y)
+    for name, method in methods(epochs).items():
+        epoch = plain_epoch(module, x, y)
         begin = clock()
-        found = im.connect(objective, a, b, method(epochs))
+        found = im.connect(objective, a, b, method)
         seconds = clock() - begin
-        top = im.profile(objective, found, 61).max
-        steps = found.cost.gradient_steps or 0
-        share = seconds / (steps / (len(y) // 128) * epoch)
+        top = im.profile(objective, found, 61 // len(found.path) + 1).max
+        samples = found.info.history[-1]["gradient_samples"]
         print(
-            f"  {name}: {steps} steps in {found.info.precision}, at most {top:.4g} (ends {max(found.info.ends):.4g}),"
-            f" {seconds:.1f} s, {share:.2f} x as many epochs of plain training",
+            f"  {name}: {found.cost.gradient_steps} gradients in {found.info.precision}, at most {top:.4g}"
+            f" (ends {max(found.info.ends):.4g}), {seconds:.1f} s,"
+            f" {seconds / (samples / len(y) * epoch):.2f} x as many samples of plain training",
             flush=True,
         )
 

@@ -4,9 +4,17 @@ from isthmus import counterexamples as counterexamples
 from isthmus import data as data
 from isthmus import models as models
 from isthmus.analysis.descend import descend as descend
+from isthmus.analysis.ensemble import Ensemble as Ensemble
+from isthmus.analysis.ensemble import EnsembleRow as EnsembleRow
+from isthmus.analysis.ensemble import ensemble as ensemble
+from isthmus.analysis.fge import fast_geometric_ensemble as fast_geometric_ensemble
 from isthmus.analysis.gap_by_width import gap_by_width as gap_by_width
 from isthmus.analysis.geometry import Geometry as Geometry
 from isthmus.analysis.geometry import geometry as geometry
+from isthmus.analysis.plane import Plane as Plane
+from isthmus.analysis.plane import PlaneValues as PlaneValues
+from isthmus.analysis.plane import plane as plane
+from isthmus.analysis.scores import Scores as Scores
 from isthmus.analysis.straighten import Straightened as Straightened
 from isthmus.analysis.straighten import straighten as straighten
 from isthmus.analysis.subnetwork_bounds import LayerBound as LayerBound
@@ -17,6 +25,7 @@ from isthmus.certify import Certificate as Certificate
 from isthmus.certify import certify as certify
 from isthmus.certify import verify_certificate as verify_certificate
 from isthmus.connectors import METHODS as METHODS
+from isthmus.connectors import AutoNEB as AutoNEB
 from isthmus.connectors import Bezier as Bezier
 from isthmus.connectors import Connection as Connection
 from isthmus.connectors import Connector as Connector
@@ -47,6 +56,9 @@ from isthmus.errors import OutcomeError as OutcomeError
 from isthmus.errors import UnsupportedError as UnsupportedError
 from isthmus.evaluate import Profile as Profile
 from isthmus.evaluate import profile as profile
+from isthmus.graph import MinimaGraph as MinimaGraph
+from isthmus.graph import load_graph as load_graph
+from isthmus.graph import minima_graph as minima_graph
 from isthmus.objective import Objective as Objective
 from isthmus.objective.losses import L1 as L1
 from isthmus.objective.losses import Ridge as Ridge
@@ -68,6 +80,7 @@ from isthmus.stability.noise.measure import noise_stability as noise_stability
 from isthmus.storage import load_connection as load_connection
 from isthmus.storage import load_params as load_params
 from isthmus.storage import save as save
+from isthmus.storage import save_curve_npz as save_curve_npz
 from isthmus.storage import save_params as save_params
 from isthmus.structure import Group as Group
 from isthmus.structure import Member as Member

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 T = TypeVar("T")
 
@@ -150,8 +147,8 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def draw(value: object, ax: Axes | None) -> Axes:
-    """The picture of a result on `ax` (default: a new figure). Errors: ``MissingExtraError`` without matplotlib."""
+def draw(value: object, ax: Any) -> Any:
+    """The picture of a result on `ax`, axes or several (default: new ones). Errors: ``MissingExtraError``."""
     # upwards, and only when a picture is asked for: drawing knows all results, and results know no drawing
     from isthmus.plot.results import draw as on_axes
 

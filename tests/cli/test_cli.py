@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,6 +109,53 @@ def test_profile_takes_the_ways_of_measuring(folder, tmp_path, capsys):
     assert json.loads((tmp_path / "profile.json").read_text())["screen"] == "bf16"
     fails(capsys, [*command, "--bn", "forget"], "'forget'")
     fails(capsys, [*command, "--screen", "int4"], "'int4'")
+
+
+def test_networks_along_a_path_are_averaged(folder, tmp_path, capsys):
+    path, (a, b) = str(folder / "dropout/path.safetensors"), ends(folder)
+    command = ["ensemble", path, "--points", "3", "--independent", a, "--independent", b, "--out", str(tmp_path), "-q"]
+    assert run_app(command) == 0
+    printed = capsys.readouterr().out
+    assert "probability average, 3 networks" in printed
+    assert printed.index("test NLL") < printed.index("train NLL")
+    held = json.loads((tmp_path / "ensemble.json").read_text())
+    assert held["rows"][0]["test"]["error"] == json.loads((folder / "dropout/result.json").read_text())["test_error_a"]
+    assert (tmp_path / "ensemble.csv").read_text().count("\n") == len(held["rows"]) + 1
+    assert (tmp_path / "ensemble.png").stat().st_size > 1000
+    average = im.load_params(tmp_path / "average.safetensors")
+    points = [im.load_connection(path).path.at(t) for t in held["t"]]
+    assert im.params.distance(average, {k: sum(p[k] for p in points) / 3 for k in average}) < 1e-5
+    # with what made it, so that other commands know its network
+    assert run_app(["connect", a, str(tmp_path / "average.safetensors"), "--method", "linear", *out(tmp_path)]) == 0
+    fails(capsys, [*command, "--independent", str(tmp_path / "no.pt")], "no such file")
+
+
+def test_a_plane_is_drawn_and_stands_in_the_report(folder, tmp_path, capsys):
+    path, (a, b) = folder / "dropout/path.safetensors", ends(folder)
+    command = ["plane", a, b, "--points", "3", "--out", str(tmp_path), "-q"]
+    fails(capsys, command, "a third checkpoint, or --path")
+    assert run_app([*command, "--path", str(path), "--screen", "50"]) == 0
+    assert capsys.readouterr().out.startswith("Plane(3 x 3 points")
+    held = json.loads((tmp_path / "plane.json").read_text())
+    assert held["screen"] == 50
+    assert held["checkpoints"] == [a, b]
+    assert len(held["off"]) == len(held["t"]) >= 21
+    assert {f.name for f in tmp_path.iterdir()} == {"plane.json", "plane.html", "plane.png", "plane.svg"}
+    (tmp_path / "result.json").write_text((folder / "dropout/result.json").read_text())
+    assert run_app(["report", str(tmp_path)]) == 0
+    assert "surface0" in (tmp_path / "report.html").read_text()
+    fails(capsys, ["plane", a, b, b, *command[3:]], "off the straight line through a and b")
+
+
+def test_a_profile_is_exported_as_curve_npz(folder, tmp_path, capsys):
+    path, file = str(folder / "dropout/path.safetensors"), tmp_path / "made/curve.npz"
+    assert run_app(["profile", path, "--num-points", "2", "--out", str(file.parent), "--npz", str(file), "-q"]) == 0
+    held = np.load(file)
+    assert (
+        held["te_err_max"]
+        == 100 * json.loads((file.parent / "profile.json").read_text())["test"]["barriers"]["error"]["max"]
+    )
+    assert held["dl"].sum() == pytest.approx(im.load_connection(path).path.length, rel=1e-5)
 
 
 def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path, capsys):

@@ -52,6 +52,7 @@ TRAINED: dict[str, tuple[Connector, Callable[[], Problem]]] = {
     "Dropout": (QUICK[im.Dropout], odd_widths),
     "Bezier": (im.Bezier(bends=4, recipe=im.Recipe(lr=None, epochs=8, batch=8)), permuted),
     "PolyChain": (replace(QUICK[im.PolyChain], draws=2), permuted),
+    "AutoNEB": (replace(QUICK[im.AutoNEB], cycles=((14, 2), (14, 2)), spacing="loss"), permuted),
 }
 
 

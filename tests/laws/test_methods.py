@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -26,6 +27,7 @@ from tests.problems import (
 QUICK: dict[type, Any] = {
     im.Bezier: im.Bezier(recipe=im.Recipe(lr=None, steps=20, batch=8)),
     im.PolyChain: im.PolyChain(bends=4, recipe=im.Recipe(lr=None, steps=20, batch=8)),
+    im.AutoNEB: im.AutoNEB(cycles=((10, 2), (6, 1)), recipe=im.Recipe(lr=None, batch=8)),
     im.Dropout: im.Dropout(masks=3),
     im.NoiseDropout: im.NoiseDropout(draws=3),
     im.Narrow: im.Narrow(draws=3, recipe=im.Recipe(steps=30, batch=8)),
@@ -45,6 +47,7 @@ MORE: dict[type, tuple[Callable[[], Problem], ...]] = {
     im.Sublevel: (wide_relu, wide_then_narrow),
     im.Bezier: (permuted,),
     im.PolyChain: (permuted,),
+    im.AutoNEB: (permuted,),
 }
 """Problems besides those of all, for methods that give the straight line there: wider ones, and ones with a barrier."""
 CONSTRUCTIVE = (im.Dropout, im.NoiseDropout, im.Narrow, im.Subnetwork, im.MeanField, im.Sublevel, im.TwoLayerReLU)
@@ -115,6 +118,21 @@ def test_training_on_does_not_move_the_ends_of_a_path(kind):
             p.zero_()
     assert equal(connection.path.start, problem.a)
     assert not any(v.requires_grad for v in connection.path.start.values())
+
+
+@methods
+def test_every_path_has_its_pictures(kind):
+    problem, connection = constructed(ONLY.get(kind, PROBLEMS)[0], kind)
+    g = torch.Generator().manual_seed(5)
+    c = {k: torch.randn(v.shape, generator=g, dtype=v.dtype) for k, v in problem.a.items()}
+    plane = im.plane(problem.objective, problem.a, problem.b, c, connection, points=2)
+    assert len(plane.off) >= len(connection.path) + 1
+    assert plane.path[-1].tolist() == pytest.approx(plane.frame.place(connection.target)[:2], abs=1e-9)
+    figures = pytest.importorskip("matplotlib.figure")
+    for value in (plane, connection):
+        ax = figures.Figure().add_subplot()
+        assert value.plot(ax) is ax
+        ax.figure.savefig(io.BytesIO(), format="svg")
 
 
 @exam

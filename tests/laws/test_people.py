@@ -60,7 +60,10 @@ def values(objective, modules, connection):
         im.noise_stability(objective, a, draws=2), im.sublevel_conditions(objective, a), bounds, *bounds.layers,
         im.theory(objective, *modules, theorems=["Theorem 1"], masks=2, steps=2), im.straighten(squares, bent, 0.5),
         im.geometry(squares, bent.start, bent.end, [1.0]), im.LevelLayer("w", None), im.Ridge(0.1), im.L1(0.1),
+        im.ensemble(objective, connection, points=2, test=objective),
+        im.plane(objective, a, modules[1], mlp(), points=2),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
+        im.minima_graph(objective, modules),
         *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
     ]  # fmt: skip
     return found
@@ -136,6 +139,7 @@ def test_tables_are_small_and_escaped(values, connection):
     tables = [v._repr_html_() for v in shows(values, "_repr_html_")]
     names = {type(v).__name__ for v in shows(values, "_repr_html_")}
     assert {"Connection", "Profile", "Certificate", "Theory", "DropoutStability", "NoiseStability"} <= names
+    assert {"Ensemble", "Plane"} <= names
     for text in tables:
         assert text.startswith("<table>")
         assert text.endswith("</table>")
@@ -150,6 +154,8 @@ def test_pictures_stand_on_the_axes_that_are_given(values):
     figures = pytest.importorskip("matplotlib.figure")
     drawn = shows(values, "plot")
     names = {"Connection", "Profile", "Certificate", "DropoutStability", "PatternStability", "NoiseStability"}
+    names |= {"MinimaGraph"}
+    names |= {"Ensemble", "Plane"}
     assert {type(v).__name__ for v in drawn} == names
     for value in drawn:
         ax = figures.Figure().add_subplot()
@@ -228,6 +234,7 @@ WRONG = {
 
 # what a function of the user says of its arguments is its own affair
 UNCHECKED = {("progress", "module"), ("progress", "class"), ("kwargs", "numbers")}
+UNCHECKED |= {("workers", "int")}  # is accepted, and starts processes
 
 
 def calls(objective, modules, connection, folder):
@@ -254,6 +261,17 @@ def calls(objective, modules, connection, folder):
         im.geometry: {"objective": objective, "a": a, "b": b, "thresholds": [99.0]},
         im.gap_by_width: {"make": lambda m: (objective, a, b), "widths": []},
         im.derive_structure: {"module": modules[0], "args": (torch.zeros(2, 4),)},
+        im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},
+        im.load_graph: {"folder": folder / "graph"},
+        im.ensemble: {"objective": objective, "path": connection, "points": 2, "independent": [a]},
+        im.fast_geometric_ensemble: {"objective": objective, "a": a, "cycles": 1, "epochs": 1},
+        im.plane: {"objective": objective, "a": a, "b": b, "c": mlp(), "points": 2},
+        im.save_curve_npz: {
+            "profile": profile,
+            "file": folder / "curve.npz",
+            "objective": objective,
+            "path": connection,
+        },
         im.save: {"connection": connection, "path": folder / "again.safetensors"},
         im.load_connection: {"path": folder / "path.safetensors"},
         im.save_params: {"params": a, "path": folder / "b.safetensors"},

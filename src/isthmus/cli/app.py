@@ -25,6 +25,10 @@ COMMANDS = {
         "commands",
         "Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.",
     ),
+    "graph": (
+        "commands",
+        "Join several checkpoints until it is known how high one must climb from each to each; write everything.",
+    ),
     "methods": ("commands", "The methods: where they come from, what each makes, needs and costs, and its options."),
     "report": ("commands", "Write one self-contained HTML page from stored results."),
     "demo": (
@@ -41,6 +45,11 @@ COMMANDS = {
         "paths",
         "Prove a bound on the loss over a stored path, or check a stored proof against the path alone.",
     ),
+    "ensemble": (
+        "paths",
+        "How good the networks along a stored path are together: averages of probabilities and of weights.",
+    ),
+    "plane": ("commands", "The loss and the error on the plane through three networks, and a path on it."),
     "stability": (
         "stability",
         "How dropout stable a network is (Kuditipudi et al. 2019, Definition 1), and how noise stable (Definition 4).",

@@ -1,21 +1,23 @@
-"""The commands that make: train networks, connect them, say which methods there are, write a report, the demo."""
+"""The commands that make: networks, paths, planes, the list of methods, a report, the demo."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from isthmus import pipeline as runs
+from isthmus.analysis.plane import plane as plane_through
 from isthmus.cli.common import device_of, dtype_of, method_of, opened
-from isthmus.cli.console import hanging, number, progress_bar, show
+from isthmus.cli.console import hanging, number, progress_bar, show, show_graph
 from isthmus.cli.options import (
     CHECKPOINTS,
     PATHS,
@@ -35,13 +37,20 @@ from isthmus.cli.options import (
 from isthmus.cli.typed import command
 from isthmus.connectors import METHODS, Connector
 from isthmus.data import DATASETS, load
-from isthmus.errors import UnsupportedError
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.evaluate.batchnorm import policy_in_words
+from isthmus.graph import minima_graph
+from isthmus.graph.search import names_of
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.pipeline import inputs_of
-from isthmus.storage import make_folder, save_params
+from isthmus.storage import load_connection, make_folder, save_params, write_json
+from isthmus.storage.files import plain
 from isthmus.storage.methods import options_of
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
+
+_ROWS = "plane-state"
+"""The folder in that of a plane that holds the rows which were measured."""
 
 
 @with_asked("penalty", "batch", "block", "ignore_index", "class_axis", *CHECKPOINTS, *PATHS)
@@ -133,6 +142,115 @@ def connect(
     return 0 if done.connection.outcome.ok else 1
 
 
+@with_asked(*PATHS)
+def graph(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more files or folders of weights of one network.")],
+    asked: Asked,
+    out: OutOption,
+    method: Annotated[str, typer.Option("--method", help="See: isthmus methods.")] = "Bezier",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
+    ] = None,
+    goal: Annotated[str, typer.Option("--goal", help="tree: pairs that can matter; all: every pair.")] = "tree",
+    tol: Annotated[
+        float, typer.Option("--tol", help="The share of a path's loss by which another must be able to be lower.")
+    ] = 0.01,
+    num_points: Points = 61,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes on this machine, by Ray (isthmus[ray]).", min=1)
+    ] = None,
+    address: Annotated[str | None, typer.Option("--address", help="A Ray cluster: auto, or HOST:PORT.")] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Join several checkpoints until it is known how high one must climb from each to each; write everything.
+
+    The folder gets graph.json, the paths, the figures and a page to read. Every pair is kept as soon as it is done:
+    after a kill, the same command goes on.
+    """
+    from isthmus.cli.experiments import engine_of
+    from isthmus.report.graph import write_graph_page
+
+    chosen = method_of(method, option or [])
+    engine = engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
+    found = opened(checkpoints, asked)
+    with progress_bar(quiet) as progress, _others_named():
+        made = minima_graph(
+            found.objective, dict(zip(names_of(checkpoints), found.ends, strict=True)), chosen,
+            folder=out, test=found.test, goal=goal, seed=seed, workers=engine,  # type: ignore[arg-type]
+            tol=tol, num_points=num_points, progress=progress,
+        )  # fmt: skip
+    files = write_graph_page(made, out)
+    if as_json:
+        print(json.dumps(made.to_dict(), indent=2))
+        return 0
+    show_graph(made)
+    print(f"{made.stop}\nwritten to {out}: {', '.join(file.name for file in files)}")
+    return 0
+
+
+@with_asked(*PATHS)
+def plane(
+    a: Checkpoint,
+    b: Checkpoint,
+    asked: Asked,
+    out: OutOption,
+    c: Annotated[Path | None, typer.Argument(help="Weights, as of A and B; default: the middle of the path.")] = None,
+    path: Annotated[Path | None, typer.Option("--path", help="A path file, whose path is drawn on the plane.")] = None,
+    points: Annotated[int, typer.Option("--points", help="Of each side of the grid.", min=2)] = 21,
+    margin: Annotated[
+        float, typer.Option("--margin", help="What is shown around the networks, in their extent.")
+    ] = 0.2,
+    screen: Annotated[
+        int | None,
+        typer.Option("--screen", help="Measure on N examples first, and on all where it matters.", min=2),
+    ] = None,
+    bn: BatchNorm = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """The loss and the error on the plane through three networks, and a path on it.
+
+    Writes the values (JSON), a picture (SVG, PNG), and a page to explore, plane.html. After a kill, the same command
+    goes on.
+    """
+    if c is None and path is None:
+        raise InputError("C", expected="a third checkpoint, or --path for the middle of a path", got="neither")
+    found = opened((a, b) if c is None else (a, b, c), asked)
+    device = found.objective.device
+    drawn = None if path is None else load_connection(path, device).path
+    ends = [*found.ends, *([drawn.at(0.5)] if c is None and drawn is not None else [])]
+    folder = make_folder(out)
+    with progress_bar(quiet) as progress:
+        measured = plane_through(
+            found.objective, *ends, path=drawn, points=points, margin=margin, test=found.test, bn=bn, screen=screen,
+            folder=folder / _ROWS, progress=progress,
+        )  # fmt: skip
+    document = measured.to_dict()
+    files = [str(v) for v in (a, b, c) if v is not None]
+    about = {"model": found.model, "data": found.data, "checkpoints": files, "command": command()}
+    write_json(folder / "plane.json", document | {"objective": found.objective.describe(), **about})
+    written = _draw_plane(document, folder)
+    shutil.rmtree(folder / _ROWS, ignore_errors=True)
+    if as_json:
+        print(json.dumps(plain(document, nonfinite=True), indent=2))
+    else:
+        print("\n".join([repr(measured), *filter(None, [policy_in_words(measured.bn)]), *map(str, written)]))
+    return 0
+
+
+def _draw_plane(document: dict[str, Any], folder: Path) -> list[Path]:
+    from isthmus.plot import save_figure
+    from isthmus.plot.surface import Surface, surface_figure
+    from isthmus.report.surfaces import write_plane_page
+
+    surface = Surface.of(document)
+    figure = surface_figure(surface)
+    write_plane_page(surface, folder / "plane.html")
+    return [*(save_figure(figure, folder / f"plane.{kind}") for kind in ("svg", "png")), folder / "plane.html"]
+
+
 @contextmanager
 def _others_named() -> Iterator[None]:
     """Let a method that cannot take the network say which methods can."""
@@ -172,8 +290,9 @@ def report(
 ) -> int:
     """Write one self-contained HTML page from stored results."""
     from isthmus.report import write_report
+    from isthmus.report.graph import write_stored_graph
 
-    print(write_report(folder, out))
+    print(write_stored_graph(folder, out) or write_report(folder, out))
     return 0
 
 

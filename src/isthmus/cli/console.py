@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
+from isthmus.graph import MinimaGraph
 from isthmus.pipeline import upward
 from isthmus.storage.files import plain
 from isthmus.training.progress import Progress as Report
@@ -87,6 +88,19 @@ def number(value: float | None, digits: int = 4, *, up: bool = False) -> str:
     return f"{upward(value, digits) if up else value:.{digits}g}"
 
 
+def show_table(heading: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table with as many columns as it has, numbers in four digits; as wide as it needs to be."""
+    table = Table()
+    for k, name in enumerate(heading):
+        table.add_column(name, justify="right" if k else "left", no_wrap=True)
+    for row in rows:
+        cells = [number(v) if isinstance(v, float) else "" if v is None else str(v) for v in row]
+        table.add_row(*cells)
+    screen = console()
+    screen.width = max(screen.width, screen.measure(table, options=screen.options.update(width=10_000)).maximum)
+    screen.print(table, markup=False)
+
+
 COLUMNS: Sequence[tuple[str, str]] = (
     ("method", "method"),
     ("segments", "segments"),
@@ -144,3 +158,19 @@ def show(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
             name = f"{row['method']['name']}: " if len(results) > 1 else ""
             for line in sentences(row):
                 print(f"{name}{line}")
+
+
+def show_graph(graph: MinimaGraph) -> None:
+    """The tree of a graph as a table, the highest edge first, then the networks."""
+    names = [m.name for m in graph.minima]
+    tree = Table(caption="a path of the tree; its largest values; floor: the larger loss of its ends")
+    for heading in ("from", "to", "max loss", "floor", "max error", "test loss", "test error"):
+        tree.add_column(heading, justify="left" if heading in ("from", "to") else "right")
+    for edge in reversed(graph.tree):
+        values = (edge.max, graph.floor(*edge.pair), edge.error, edge.test_loss, edge.test_error)
+        tree.add_row(names[edge.a], names[edge.b], *map(number, values))
+    console().print(tree)
+    pairs = len(graph) * (len(graph) - 1) // 2
+    print(
+        f"{len(graph.edges)} of {pairs} pairs tried; from each to each one climbs to {number(graph.bottleneck)} at most"
+    )

@@ -1,4 +1,4 @@
-"""The commands on a stored path: ``isthmus profile`` and ``isthmus certify``."""
+"""The commands on a stored path: ``isthmus profile``, ``isthmus certify`` and ``isthmus ensemble``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from isthmus import pipeline as runs
+from isthmus.analysis.ensemble import Ensemble
+from isthmus.analysis.ensemble import ensemble as ensemble_along
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.asked import check_given, of_path
 from isthmus.cli.common import device_of, dtype_of, objectives
-from isthmus.cli.console import number, progress_bar
+from isthmus.cli.console import number, progress_bar, show_table
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.cli.given import Given
 from isthmus.cli.options import (
@@ -39,7 +41,8 @@ from isthmus.evaluate import profile as profile_path
 from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
 from isthmus.objective import Objective
-from isthmus.storage import load_connection, make_folder, read_json
+from isthmus.storage import load_connection, make_folder, read_json, save_curve_npz, save_params, write_csv, write_json
+from isthmus.storage.files import plain
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
 from isthmus.verdict import LEVEL, Level, verdict
 
@@ -81,6 +84,9 @@ def profile(
     ] = None,
     screen: Annotated[str | None, typer.Option("--screen", help="bf16 or auto: screen points in bfloat16.")] = None,
     bn: BatchNorm = None,
+    npz: Annotated[
+        Path | None, typer.Option("--npz", help="Also write this file with the arrays of Garipov's curve.npz.")
+    ] = None,
     workers: Workers = None,
     address: Address = None,
     quiet: Quiet = False,
@@ -104,6 +110,8 @@ def profile(
             )
     make_folder(out)
     runs.write_profile(measured, out, objective, path)
+    if npz is not None:
+        save_curve_npz(measured, npz, objective, connection)
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
@@ -159,6 +167,56 @@ def certify(
         s = proved.segments[i]
         print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
     return 0 if proved.proved else 1
+
+
+@with_asked(*CHECKPOINTS)
+def ensemble(
+    path: PathFile,
+    asked: Asked,
+    out: OutOption,
+    points: Annotated[int, typer.Option("--points", help="Networks at equal distances along the path.", min=1)] = 5,
+    independent: Annotated[
+        list[Path] | None, typer.Option("--independent", help="Weights of another network, to compare; repeatable.")
+    ] = None,
+    bn: BatchNorm = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """How good the networks along a stored path are together: averages of probabilities and of weights.
+
+    Writes the table (JSON, CSV), its picture, and the network of averaged weights, average.safetensors.
+    """
+    connection, objective, test = _open_path(path, asked, asked.dtype)
+    with progress_bar(quiet) as progress:
+        found = ensemble_along(
+            objective, connection, points, test=test, independent=independent or (), bn=bn, progress=progress
+        )
+    names = {k: getattr(asked, k) or connection.stats.get(k) for k in ("model", "data")}
+    _write_ensemble(found, make_folder(out), objective, {k: v for k, v in names.items() if isinstance(v, str)})
+    if as_json:
+        print(json.dumps(plain(found.to_dict(), nonfinite=True), indent=2))
+        return 0
+    for part in ("train",) if test is None else ("test", "train"):
+        show_table(*found.table(part))
+    for said in filter(None, (policy_in_words(found.bn), f"written to {out}")):
+        print(said)
+    return 0
+
+
+def _write_ensemble(found: Ensemble, folder: Path, objective: Objective, about: dict[str, str]) -> None:
+    """The table, the network of averaged weights with what it is `about`, and the picture."""
+    from isthmus.plot import save_figure
+    from isthmus.plot.figures import new_axes, settings
+
+    write_json(folder / "ensemble.json", found.to_dict() | {"objective": objective.describe()})
+    heading, rows = found.table()
+    write_csv(folder / "ensemble.csv", {name: [row[k] for row in rows] for k, name in enumerate(heading)})
+    save_params({k: v.cpu() for k, v in found.average.items()}, folder / "average.safetensors", about)
+    with settings():
+        figure, axes = new_axes(7.4, 4.4)
+        found.plot(axes)
+    for kind in ("svg", "png"):
+        save_figure(figure, folder / f"ensemble.{kind}")
 
 
 def _engine(workers: int | None, address: str | None, others: dict[str, Any]) -> Engine | None:

@@ -11,6 +11,7 @@ from isthmus.connectors.dropout import Dropout as Dropout
 from isthmus.connectors.linear import Linear as Linear
 from isthmus.connectors.mean_field import MeanField as MeanField
 from isthmus.connectors.narrow import Narrow as Narrow
+from isthmus.connectors.neb.method import AutoNEB as AutoNEB
 from isthmus.connectors.noise_dropout import NoiseDropout as NoiseDropout
 from isthmus.connectors.strings.constrained import ConstrainedStringSampling as ConstrainedStringSampling
 from isthmus.connectors.strings.sampling import StringSampling as StringSampling
@@ -25,6 +26,7 @@ METHODS: tuple[type[Connector], ...] = (
     Linear,
     Bezier,
     PolyChain,
+    AutoNEB,
     Dropout,
     NoiseDropout,
     Narrow,

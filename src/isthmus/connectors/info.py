@@ -211,10 +211,32 @@ class CurveInfo:
     statistics: dict[str, Any] | None = None
 
 
+@one_line
+@dataclass(frozen=True)
+class AutoNEBInfo:
+    """Of ``AutoNEB``: as of ``Bezier``; `pivots`: how many the band has between the ends.
+
+    `history`: a row per check, with the "pivots" of that moment; "profile": the running means of their losses.
+    """
+
+    max: float
+    t: float
+    target: float
+    ends: list[float]
+    lr: float
+    precision: str
+    history: _Rows
+    gradient_steps: int
+    evaluations: int
+    pivots: int = 0
+    statistics: dict[str, Any] | None = None
+
+
 INFO: dict[str, type] = {
     "Linear": LinearInfo,
     "Bezier": CurveInfo,
     "PolyChain": CurveInfo,
+    "AutoNEB": AutoNEBInfo,
     "Dropout": DropoutInfo,
     "NoiseDropout": NoiseDropoutInfo,
     "Narrow": NarrowInfo,

@@ -184,7 +184,7 @@ def profile(
     ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0], 0.0)
     """
     check_kinds(profile, locals())
-    path = _opened(path)
+    path = opened(path)
     _check(num_points, screen, tol)
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
@@ -207,7 +207,8 @@ def profile(
     return _profile(sampled, len(path), num_points, policy, screen, tol)
 
 
-def _opened(path: Path | HasPath | str | os.PathLike[str]) -> Path:
+def opened(path: Path | HasPath | str | os.PathLike[str]) -> Path:
+    """The path itself, of a result that has one, or of a file, in which it stays."""
     if not isinstance(path, str | os.PathLike):
         return path_of(path)
     # upwards, and only for a file, as for the checkpoints of an objective

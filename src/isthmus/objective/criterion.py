@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ class _Criterion:
     `convex`: in the outputs. `named`: "cross_entropy" or "mse" where `values` is just that function of this library.
     `labels`: how a wrong class is counted, where that is the error; `positions` the same for the loss of classes.
     `rises`: the largest sum of weights of an example, where its loss is a sum of weighted cross-entropies, which rise
-    with every output but the label's.
+    with every output but the label's. `link`: how outputs become probabilities, which are what may be averaged over
+    networks: "softmax" over the classes, "sigmoid", "log" (they are logarithms already), or "none".
     """
 
     values: LossFunction
@@ -36,6 +37,7 @@ class _Criterion:
     labels: Labels | None = None
     positions: Labels | None = None
     rises: float | None = None
+    link: Literal["softmax", "sigmoid", "log", "none"] = "none"
 
     def means(self, parts: Iterable[tuple[Tensor, Any]]) -> tuple[float, float]:
         """(mean loss, mean error) of (outputs, y), part by part; sums are added in float64."""
@@ -93,6 +95,7 @@ def _wrong_sign(outputs: Tensor, y: Tensor) -> Tensor:
 
 _IN_UNIT = (nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss)
 _OF_LOGITS = (nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+_OF_LOGARITHMS = (nn.NLLLoss, nn.KLDivLoss)
 
 
 def read(
@@ -121,6 +124,7 @@ def read(
         found = _of_margins(own, outputs, y) if margin else _of_entries(own, outputs, y)
     else:
         found = _of_callable(own, outputs, y, error, ignore_index, class_axis)
+    found = replace(found, link=_link(own, found))
     if convex is not None:
         _check_convex(convex, found, loss)
         found = replace(found, convex=convex)
@@ -130,6 +134,16 @@ def read(
         return found
     _check_values("error", error, outputs, few)
     return replace(found, errors=error, labels=None)
+
+
+def _link(own: Any, found: _Criterion) -> Literal["softmax", "sigmoid", "log", "none"]:
+    """Outputs of a function of the user that are judged by class labels are taken for logits."""
+    if isinstance(own, _OF_LOGITS):
+        return "sigmoid"
+    if isinstance(own, _OF_LOGARITHMS):
+        return "log"
+    unknown = not (isinstance(own, str) or is_torchs(own))
+    return "softmax" if isinstance(own, nn.CrossEntropyLoss) or (unknown and found.labels is not None) else "none"
 
 
 def _check_convex(convex: bool, found: _Criterion, loss: Any) -> None:

@@ -11,6 +11,7 @@ from typing import final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from isthmus.errors import InputError
@@ -134,14 +135,17 @@ class Curve(Segment):
         """Exact for a line; else 32-point Gauss-Legendre quadrature of the speed on each of 8 pieces."""
         if self.is_straight:
             return distance(self.start, self.end)
+        nodes, weights = np.polynomial.legendre.leggauss(32)
+        t = ((np.arange(8)[:, None] + (nodes + 1) / 2) / 8).ravel()
+        return float(self.speed(t) @ np.tile(weights / 16, 8))
+
+    def speed(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The length of the derivative at each of `t`, from the inner products of the steps between control points."""
         steps = [_minus(q, p) for p, q in pairwise(self.control)]
         gram = np.array([[dot(p, q) for q in steps] for p in steps])
         n = len(steps) - 1
-        nodes, weights = np.polynomial.legendre.leggauss(32)
-        t = ((np.arange(8)[:, None] + (nodes + 1) / 2) / 8).ravel()
         basis = np.array([comb(n, i) * t**i * (1 - t) ** (n - i) for i in range(n + 1)])
-        speed = (n + 1) * np.sqrt(np.maximum(np.einsum("it,ij,jt->t", basis, gram, basis), 0))
-        return float(speed @ np.tile(weights / 16, 8))
+        return (n + 1) * np.sqrt(np.maximum(np.einsum("it,ij,jt->t", basis, gram, basis), 0))
 
     def reversed(self) -> Curve:
         """The curve with its control points in the opposite order."""

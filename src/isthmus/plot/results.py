@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isthmus.analysis.ensemble import Ensemble, EnsembleRow
+from isthmus.analysis.plane import Plane
+from isthmus.analysis.projection import project
 from isthmus.certify import Certificate
 from isthmus.connectors import Connection
 from isthmus.evaluate import Profile
+from isthmus.graph import MinimaGraph
 from isthmus.plot.curves import DASHED, highest
 from isthmus.plot.figures import GREY, PALETTE, ground, settings
-from isthmus.plot.plane import draw_ends, name_directions, project
+from isthmus.plot.graph import draw_graph, graph_size
+from isthmus.plot.plane import draw_ends, name_directions
 from isthmus.plot.runs import Floats
 from isthmus.plot.stability import QUANTITIES, draw_entry_layers, loss_axis, noise_values
+from isthmus.plot.surface import Surface, draw_surface
 from isthmus.stability.dropout.measure import DropoutStability
 from isthmus.stability.dropout.pattern import PatternStability
 from isthmus.stability.noise.measure import NoiseStability
@@ -23,14 +29,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw(value: Any, ax: Axes | None) -> Axes:
+def draw(value: Any, ax: Any) -> Any:
     """The picture of `value` on `ax`, by default on new axes of pyplot. Errors: ``MissingExtraError``."""
     with settings():
         if ax is None:
             from matplotlib import pyplot
 
-            ax = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
-            ground(ax)
+            columns, size = (2, graph_size(value)) if isinstance(value, MinimaGraph) else (1, (6.4, 4.2))
+            ax = pyplot.subplots(1, columns, figsize=size, layout="constrained")[1]
+            for one in np.ravel(ax):
+                ground(one)
         _DRAWINGS[type(value)](value, ax)
     return ax
 
@@ -119,11 +127,44 @@ def _finite(values: Floats) -> Floats:
     return kept if len(kept) else np.array([np.nan])
 
 
+def _plane(plane: Plane, ax: Axes) -> None:
+    draw_surface(ax, Surface.of(plane.to_dict()), "training loss")
+
+
+def _ensemble(found: Ensemble, ax: Axes) -> None:
+    """The error (else the loss) of the members along the path, on the test data if there are any; averages as lines."""
+    part = "test" if found.rows[0].test is not None else "train"
+    quantity = "loss" if found.rows[0].train.error is None else "error"
+
+    def value(row: EnsembleRow) -> float:
+        return getattr(getattr(row, part), quantity)
+
+    members = [row for row in found.rows if row.kind == "member"]
+    places = list(found.t) or list(range(1, len(members) + 1))
+    ax.plot(places, [value(row) for row in members], "o-", ms=5, color=PALETTE[0], label="one network", zorder=3)
+    for colour, row in zip(PALETTE[1:], _averages(found, len(members)), strict=False):
+        style = "-" if row.kind == "probability average" else DASHED
+        ax.axhline(value(row), color=colour, lw=1.7, linestyle=style, label=row.name)
+    ax.set_xlabel("t, from network A to network B" if found.t else "network")
+    ax.set_ylabel(f"{part} {quantity}".replace("train ", "training "))
+    ax.legend(fontsize=9, loc="best")
+
+
+def _averages(found: Ensemble, members: int) -> list[EnsembleRow]:
+    """The rows of several networks, of independent ones that of as many as there are members."""
+    kinds = ("ends", "probability average", "weight average")
+    fair = [row for row in found.rows if row.kind == "independent ensemble" and row.passes == members]
+    return [*(row for row in found.rows if row.kind in kinds), *fair]
+
+
 _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
     Connection: _connection,
+    Ensemble: _ensemble,
+    Plane: _plane,
     Profile: _profile,
     Certificate: _certificate,
     DropoutStability: _dropout,
     PatternStability: _pattern,
     NoiseStability: _noise,
+    MinimaGraph: draw_graph,
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isthmus import paths
+from isthmus.analysis.projection import gram_of, principal
 from isthmus.connectors import Connection
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
@@ -16,7 +17,6 @@ from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.paths import Curve
 from isthmus.plot.figures import settings
-from isthmus.plot.plane import _gram
 from isthmus.plot.runs import Floats
 from isthmus.training.progress import Progress, no_progress
 
@@ -92,7 +92,7 @@ def strings(
     path = connection.path
     _check_straight(path)
     knots = list(path.knots)
-    where, variance = _three(knots)
+    where, variance = principal(gram_of(knots), 3)
     born: list[int] = connection.stats.get("born") or []
     threshold = connection.stats.get("threshold", {})
     level = threshold["value"] if threshold.get("quantity") == "loss" else None
@@ -122,26 +122,6 @@ def _frame(objective: Objective, knots: Sequence[Params], where: Floats, num_poi
     loss = measured.loss.numpy()
     name = beads if depth is None else "the straight line" if depth == 0 else f"depth {depth}, {beads}"
     return _Frame(points, loss, at, f"{name}: largest loss {loss.max():.3g}")
-
-
-def _three(knots: Sequence[Params]) -> tuple[Floats, tuple[float, ...]]:
-    """Coordinates [n, 3] of the knots on their principal directions, and the fractions of the variance."""
-    gram = _gram(knots)
-    centred = gram - gram.mean(0)
-    centred = centred - centred.mean(1, keepdims=True)
-    values, vectors = np.linalg.eigh((centred + centred.T) / 2)
-    order = np.argsort(values)[::-1][:3]
-    kept = np.maximum(values[order], 0)
-    total = float(np.trace(centred)) or 1.0
-    kept = np.where(kept > 1e-14 * total, kept, 0)
-    where = np.zeros((len(knots), 3))
-    where[:, : len(order)] = vectors[:, order] * np.sqrt(kept)
-    for k in range(3):  # a principal direction has no sign: a to the left of b, largest height upward
-        column = where[:, k]
-        if (column[-1] < column[0]) if k == 0 else column[np.argmax(np.abs(column).round(12))] < 0:
-            where[:, k] *= -1
-    fractions = [float(v / total) for v in kept] + [0.0] * (3 - len(kept))
-    return where, tuple(fractions)
 
 
 def draw_string(found: Strings, frame: int = -1) -> Figure:

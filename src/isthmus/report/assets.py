@@ -45,7 +45,7 @@ details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
 .controls.on { display: flex; }
 .controls fieldset { border: 0; margin: 0; padding: 0; } .controls legend { display: none; }
 .controls label { margin-right: .8rem; cursor: pointer; }
-.figure { width: 100%; } #curves { height: 460px; } #plane { height: 520px; }
+.figure { width: 100%; } .surface { height: 560px; } #curves { height: 460px; } #plane { height: 520px; }
 noscript svg { width: 100%; height: auto; background: #ffffff; border-radius: 8px; }
 @media (max-width: 640px) { #curves, #plane { height: 640px; } section, .alert { padding: 1rem .8rem; }
   th, td { padding: .4rem .45rem; } }
@@ -120,14 +120,44 @@ SCRIPT = """
       yaxis: { title: { text: "direction 2 (" + d.variance[1] + " of the variance)" } } }), config);
   }
 
+  function drawSurface(d, k) {
+    const box = document.getElementById("surface" + k);
+    const name = document.querySelector("input[name=quantity" + k + "]:checked").value;
+    const s = d.values[name], z = s.grid.map((row) => row.map((v) => (s.log ? Math.log10(v) : v)));
+    const [low, high] = s.range.map((v) => (s.log ? Math.log10(v) : v));
+    const ticks = [0, 1, 2, 3, 4].map((i) => low + (i / 4) * (high - low));
+    const traces = [{ type: "contour", x: d.x, y: d.y, z: z, customdata: s.told, colorscale: "Viridis", zmin: low,
+      zmax: high, autocontour: false, contours: { start: low, end: high, size: (high - low) / 14 || 1 },
+      line: { width: 0.4, color: "#ffffff" },
+      hovertemplate: "(%{x:.4~g}, %{y:.4~g})<br>" + name + " %{customdata}<extra></extra>",
+      colorbar: { tickvals: ticks, ticktext: ticks.map((v) => (s.log ? Math.pow(10, v) : v).toPrecision(2)) } }];
+    if (d.exact) traces.push({ type: "contour", x: d.x, y: d.y, z: d.exact, showscale: false, hoverinfo: "skip",
+      contours: { type: "constraint", operation: "=", value: 0.5 },
+      line: { color: "#1f2328", width: 1, dash: "dot" } });
+    const [a, b] = d.corners;
+    traces.push({ x: [a[1], b[1]], y: [a[2], b[2]], mode: "lines", showlegend: false, hoverinfo: "skip",
+      line: { color: "#ffffff", width: 1.5, dash: "dash" } });
+    if (d.path.length) traces.push({ x: d.path.map((p) => p[0]), y: d.path.map((p) => p[1]), mode: "lines",
+      customdata: d.path.map((p) => p[2]), line: { color: "#d9541e", width: 3 }, showlegend: false,
+      hovertemplate: "the path, %{customdata:.3~g} off the plane<extra></extra>" });
+    traces.push({ x: d.corners.map((c) => c[1]), y: d.corners.map((c) => c[2]), showlegend: false, cliponaxis: false,
+      customdata: s.corners, text: d.corners.map((c) => "<b>" + c[0] + "</b>"), mode: "markers+text",
+      textposition: "top center", textfont: { size: 15, color: "#ffffff" },
+      marker: { size: 11, color: "#1f2328", line: { color: "#ffffff", width: 1.5 } },
+      hovertemplate: "%{text}: " + name + " %{customdata}<extra></extra>" });
+    const across = { title: { text: "towards b, in distances of weight space" }, constrain: "domain" };
+    Plotly.react(box, traces, layout({ xaxis: across,
+      yaxis: { title: { text: "towards c" }, scaleanchor: "x", constrain: "domain" } }), config);
+  }
+
   function draw() {
     if (data.curves) drawCurves();
     if (data.plane) drawPlane();
+    (data.surfaces || []).forEach(drawSurface);
   }
-  const controls = document.querySelector(".controls");
-  if (controls) {
+  for (const controls of document.querySelectorAll(".controls")) {
     controls.classList.add("on");
-    controls.addEventListener("change", drawCurves);
+    controls.addEventListener("change", draw);
   }
   dark.addEventListener("change", draw);
   narrow.addEventListener("change", draw);

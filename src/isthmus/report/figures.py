@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from isthmus.analysis.projection import Projection
 from isthmus.plot.curves import all_values, highest, log_floor, wants_log
 from isthmus.plot.figures import colours, legend_text
-from isthmus.plot.plane import Projection, named_ends
+from isthmus.plot.plane import named_ends
 from isthmus.plot.runs import Floats, StoredProfile, StoredRun
+from isthmus.plot.surface import Surface
 
 MAX_POINTS = 500
 """Points drawn per curve; a longer one keeps the lowest and highest sample of each stretch."""
@@ -69,6 +71,25 @@ def plane_data(runs: Sequence[StoredRun], drawn: Sequence[StoredRun], projection
         )
     ends = [[name, *_numbers(np.array(place))] for name, place in named_ends(projection).items()]
     return {"runs": entries, "ends": ends, "variance": [f"{100 * v:.3g} %" for v in projection.variance]}
+
+
+def surface_data(surface: Surface) -> dict[str, Any]:
+    """What the script draws for the loss on a plane; values that colours do not tell apart are only told."""
+    values = {}
+    for name, (grid, corners) in surface.values.items():
+        low, top = surface.range(name)
+        values[name] = {
+            "grid": [_numbers(row) for row in surface.clipped(name)],
+            "told": [[f"{v:.4g}" for v in row] for row in grid.tolist()],
+            "range": [low, top],
+            "log": surface.is_log(name),
+            "corners": [f"{v:.4g}" for v in corners.tolist()],
+        }
+    corners = [[name, *_numbers(place)] for name, place in zip("abc", surface.corners, strict=True)]
+    path = [_numbers(np.array([*place, off])) for place, off in zip(surface.path, surface.off, strict=True)]
+    exact = None if surface.exact.all() else surface.exact.astype(int).tolist()
+    axes = {"x": _numbers(surface.x), "y": _numbers(surface.y)}
+    return {**axes, "values": values, "corners": corners, "path": path, "exact": exact}
 
 
 def _numbers(values: Floats) -> list[float | None]:

@@ -7,14 +7,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from isthmus.errors import FileError, MissingExtraError
+from isthmus.errors import FileError
 from isthmus.plot.curves import loss_along_paths
 from isthmus.plot.figures import svg_text
 from isthmus.plot.html import data_and_script, html_page
 from isthmus.plot.plane import draw_plane, project_runs
 from isthmus.plot.runs import StoredRun, read_runs
+from isthmus.plot.surface import Surface
 from isthmus.report.assets import CSS, SCRIPT
 from isthmus.report.figures import MAX_POINTS, curves_data, plane_data
+from isthmus.report.library import plotly
+from isthmus.report.surfaces import read_surfaces, surface_sections
 from isthmus.report.words import failures, introduction, proofs, repeat, table, verdict
 from isthmus.storage.files import write_text
 
@@ -24,7 +27,8 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
     `out` is a file, by default ``folder/report.html``. The page stands alone: it fetches nothing, its figures are
     interactive, and each has a still picture for readers without scripts. Equal results give equal bytes. Only
-    stored files are read; nothing is evaluated again. Cost: the paths are read once for the projection.
+    stored files are read; nothing is evaluated again. Planes (plane.json) have sections too. Cost: the paths are read
+    once for the projection.
     Errors: FileError for a folder without results or with damaged ones; MissingExtraError without matplotlib and
     plotly.
     """
@@ -32,23 +36,15 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     target = Path(folder) / "report.html" if out is None else Path(out)
     if target.is_dir():
         raise FileError(target, "is a folder, not a file", f"write {target / 'report.html'}")
-    write_text(target, _page(runs))
+    write_text(target, _page(runs, read_surfaces(Path(folder))))
     return target
 
 
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as exc:
-        raise MissingExtraError("plotly", "plot") from exc
-    return get_plotlyjs()
-
-
-def _page(runs: tuple[StoredRun, ...]) -> str:
-    library = _plotly()
+def _page(runs: tuple[StoredRun, ...], surfaces: Sequence[Surface]) -> str:
+    library = plotly()
     data: dict[str, Any] = {"curves": None, "plane": None}
-    figures = [_curves_section(runs, data), _plane_section(runs, data)]
-    drawn = data["curves"] or data["plane"]
+    figures = [_curves_section(runs, data), _plane_section(runs, data), *surface_sections(surfaces, data)]
+    drawn = any(data.values())
     scripts = f"<script>{library}</script>\n{data_and_script(data, SCRIPT)}" if drawn else ""
     verdicts = "\n".join(f"<li>{verdict(run)}</li>" for run in runs)
     body = "\n".join(

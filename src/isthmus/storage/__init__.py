@@ -3,6 +3,7 @@
 from isthmus.storage.checkpoints import load_params as load_params
 from isthmus.storage.checkpoints import read_checkpoint as read_checkpoint
 from isthmus.storage.checkpoints import save_params as save_params
+from isthmus.storage.curve_npz import save_curve_npz as save_curve_npz
 from isthmus.storage.files import atomic_write as atomic_write
 from isthmus.storage.files import make_folder as make_folder
 from isthmus.storage.files import read_json as read_json

@@ -134,6 +134,11 @@ class FolderMemory(Memory):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def network_of(objective: Objective) -> str:
+    """The network in words, the same in every process: without addresses."""
+    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton))
+
+
 def memory_in(
     folder: str | os.PathLike[str],
     objective: Objective,
@@ -148,11 +153,26 @@ def memory_in(
     """Where ``connect`` with these arguments keeps the state of its work: in `folder`, bound to all that decides it."""
     sets = [objective, *([test] if test is not None and method.judged else [])]
     known = {
-        "ends": [digest(a), digest(b)],
+        "ends": [a, b],
         "method": lasting(method),
         "seed": seed,
-        "network": re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton)),  # addresses differ between processes
+        "network": network_of(objective),
         "objective": [s.describe() for s in sets],
     }
-    owner = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    return FolderMemory(Path(folder), owner, seconds)
+    return memory_for(folder, known, seconds=seconds)
+
+
+def memory_for(
+    folder: str | os.PathLike[str], known: Mapping[str, Any], *, seconds: float = 10.0, steps: int | None = None
+) -> FolderMemory:
+    """Where work keeps its state in `folder`, bound to all that decides it: plain values, and parameters."""
+    owner = hashlib.sha256(json.dumps(_digested(known), sort_keys=True).encode()).hexdigest()
+    return FolderMemory(Path(folder), owner, seconds, steps)
+
+
+def _digested(value: Any) -> Any:
+    """The value with parameters as their digests."""
+    if isinstance(value, Mapping):
+        tensors = value and all(isinstance(v, Tensor) for v in value.values())
+        return digest(value) if tensors else {k: _digested(v) for k, v in value.items()}
+    return [_digested(v) for v in value] if isinstance(value, list | tuple) else value

@@ -44,6 +44,11 @@ class Engine(ABC):
     def name(self) -> str:
         """What the record of a cell says."""
 
+    @property
+    def at_once(self) -> int:
+        """How many items it works on at a time."""
+        return 1
+
     @abstractmethod
     def map(
         self,
@@ -119,6 +124,7 @@ class _Place:
     engine: str
     device: str
     wait: bool
+    given: Any = None
 
 
 def run_cells(
@@ -128,15 +134,16 @@ def run_cells(
     *,
     device: str = "auto",
     shard: Shard | None = None,
+    given: Any = None,
     progress: Progress = no_progress,
 ) -> SweepReport:
     """Compute the missing cells and all that they need; cells that are there are left as they are.
 
-    A cell that fails does not stop the others, except when the disk does not take results any more. May be killed
-    at any time and called again, and any number of processes may work on one folder: no cell is done twice. Each cell
+    A cell that fails does not stop the others, except when the disk does not take results any more. May be killed at
+    any time and called again, and any number of processes may work on one folder: no cell is done twice. Each cell
     works on the `device` of its worker, "auto" for a GPU where there is one; a cell that was done on another device
-    counts as done, and its record says on which.
-    Errors: ``IsthmusError`` for a disk that fails, ``FileError`` for a damaged result or one of another cell.
+    counts as done, and its record says on which. `given`: what the cells find in ``Job.given``, which they name by
+    digest. Errors: ``IsthmusError`` for a disk that fails, ``FileError`` for a damaged result or one of another cell.
     """
     make_folder(store.root)
     plan = with_needs(cells if shard is None else shard.of(cells))
@@ -146,11 +153,11 @@ def run_cells(
     if shard is not None and missing:  # shards that need the same cells start with different ones
         turn = (shard.index - 1) * len(missing) // shard.count
         missing = _missing(with_needs(missing[turn:] + missing[:turn]), store)
-    report = SweepReport(len(plan), len(plan) - len(missing))
+    report, root = SweepReport(len(plan), len(plan) - len(missing)), store.root.absolute()
     try:
         for wait in (False, True):  # cells that other processes are doing come last
             progress("cells", report.found + report.computed, report.total)
-            missing = _pass(missing, _Place(store.root.absolute(), engine.name, device, wait), engine, report, progress)
+            missing = _pass(missing, _Place(root, engine.name, device, wait, given), engine, report, progress)
     except BaseException:
         _tidy(missing, store)
         raise
@@ -208,7 +215,7 @@ def _do(place: _Place, cell: Cell) -> str:
             return "found"
         begin, worked = time.perf_counter(), time.process_time()
         key, device = key_of(identity(cell)), device_of(place.device, "device")
-        result = cell.run(Job(store, key, make_folder(store.folder(cell, key)), device))
+        result = cell.run(Job(store, key, make_folder(store.folder(cell, key)), device, place.given))
         spent = (time.perf_counter() - begin, time.process_time() - worked)
         store.write(cell, result, record_of(*spent, place.engine, device))
         return "computed"

@@ -56,6 +56,11 @@ class Ray(Engine):
         """What the record of a cell says."""
         return "ray"
 
+    @property
+    def at_once(self) -> int:
+        """The processes on this machine; of a cluster, one."""
+        return self.workers
+
     def map(
         self,
         function: Callable[[Shared, Item], Any],

@@ -149,12 +149,16 @@ def _clear(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """What a running cell may use: its own folder, the results it needs, and the device that it works on."""
+    """What a running cell may use: its own folder, the results it needs, and the device that it works on.
+
+    `given`: what ``run_cells`` was given for all its cells, for what is no plain value.
+    """
 
     store: Store
     key: str
     folder: Path
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - cannot change
+    given: Any = None
 
     def put(self, params: Params) -> Params:
         """The parameters on the cell's device."""

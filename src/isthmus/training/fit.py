@@ -3,72 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from hashlib import sha256
-from math import cos, inf, isfinite, pi
-from typing import Any, Generic, Literal, TypeVar, cast
+from math import inf, isfinite
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
-from isthmus.checks import check_choices, check_whole
 from isthmus.errors import InputError
 from isthmus.params import Params, moves
+from isthmus.training.groups import P, flat, grouped
 from isthmus.training.memory import Memory, forget, named, taken
 from isthmus.training.progress import Progress, no_progress
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: the optimiser and when to stop.
-
-    `steps` is the budget in optimiser steps; `check` the steps between two evaluations on all examples (default:
-    one pass over them). Training stops at the first check that finds the loss at or below the target.
-    "lbfgs" uses all examples in every step, with a strong Wolfe line search, and stops by itself at a stationary
-    point: for the convex problems. The learning rate falls to a hundredth of `lr` along half a cosine ("cosine"),
-    is halved after every tenth of the steps ("halving"), or stays ("constant").
-
-    Of trained curves only: `epochs`, a budget in passes over the data, in place of `steps`; `lr` None, from the
-    distance of the ends; `precision`, of the passes: that of the objective ("own"), bfloat16 on weights in the
-    objective's precision ("bf16"), or bfloat16 where it pays ("auto").
-    """
-
-    optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
-    lr: float | None = 2e-3
-    steps: int = 4000
-    batch: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: Literal["cosine", "halving", "constant"] = "cosine"
-    check: int | None = None
-    epochs: int | None = None
-    precision: Literal["own", "bf16", "auto"] = "own"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_whole(self, "steps", "batch", "check", "epochs")
-        if self.lr is not None and not 0 < self.lr < inf:
-            raise InputError("lr", expected="a positive number", got=self.lr)
-        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise InputError(
-                "weight_decay, momentum", expected=">= 0 and in [0, 1)", got=(self.weight_decay, self.momentum)
-            )
-
-    @property
-    def rate(self) -> float:
-        """The learning rate. Errors: what only the trainings of curves can do without, or can do."""
-        if self.lr is None:
-            raise InputError("lr", expected="a number: only curves have one of their own", got=None)
-        if self.epochs is not None or self.precision != "own":
-            got = f"epochs={self.epochs}, precision={self.precision!r}"
-            raise InputError("recipe", expected="steps, and the objective's precision, for all but curves", got=got)
-        return self.lr
-
-    def for_curve(self, examples: int, lr: float) -> Recipe:
-        """The recipe of ``fit`` for so many examples; `lr` where none is given."""
-        steps = self.epochs * max(1, examples // min(self.batch, examples)) if self.epochs else self.steps
-        return replace(self, lr=self.lr or lr, steps=steps, epochs=None, precision="own")
+from isthmus.training.recipe import Recipe
 
 
 class Ended(Enum):
@@ -85,8 +34,9 @@ class Ended(Enum):
         return {"BUDGET": "budget_exhausted", "NOT_FINITE": "not_finite"}.get(self.name, "done")
 
 
-P = TypeVar("P", bound=Mapping[str, Any])
-"""Parameters: tensors by name, or groups of them by name, such as the points of a curve."""
+After = Callable[[Params, Params, list[Params]], None]
+"""``after(before, now, kept)``: called after each step with the parameters before it and, to be changed in place, those
+after it and what the optimiser keeps of them, of their shapes (momenta). Groups are written "group/name"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +60,8 @@ def fit(
     target: float = 0.0,
     buffers: Params | None = None,
     due: Callable[[int], bool] | None = None,
+    after: After | None = None,
+    rate: Callable[[int], float] | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
@@ -122,14 +74,16 @@ def fit(
     parameters into both losses and into the result; the batch loss may write into them (running statistics of
     BatchNorm). `params` may be grouped, as the points of a curve are: ``{"bend": {"weight": ...}}``. A tensor that a
     batch loss does not use stays where it is in that step. `due`: after which steps ``full_loss`` is computed, in place
-    of every `check`-th one.
+    of every `check`-th one. `after`: what else moves the parameters, see ``After``. `rate`: the learning rate of each
+    step, in place of that of the recipe.
 
     With a `memory` the state is saved when it is due and at the end, and a later call with the same arguments goes on
     from there to the same result, bit for bit; a state of other arguments counts as none. L-BFGS keeps its result only.
     """
     (one,) = fit_together(
         batch_loss, lambda p: [full_loss(p)], params, num_examples, recipe,
-        generator=generator, target=target, buffers=buffers, due=due, memory=memory, progress=progress, what=what,
+        generator=generator, target=target, buffers=buffers, due=due, after=after, rate=rate, memory=memory,
+        progress=progress, what=what,
     )  # fmt: skip
     return one
 
@@ -146,6 +100,8 @@ def fit_together(
     enough: int | None = None,
     buffers: Params | None = None,
     due: Callable[[int], bool] | None = None,
+    after: After | None = None,
+    rate: Callable[[int], float] | None = None,
     memory: Memory = forget,
     progress: Progress = no_progress,
     what: str = "training",
@@ -157,14 +113,15 @@ def fit_together(
     that use these batches. Each keeps its own best parameters. Training stops when `enough` of them (default: all)
     are at the target, or when no loss is finite. L-BFGS has one step length for all, so it takes one problem only.
     """
-    flat = _flat(params)
-    _check_precision(flat)
-    fitting = _Fitting.start(flat, buffers or {}, num_examples, recipe, generator)
+    leaves = flat(params)
+    _check_precision(leaves)
+    fitting = _Fitting.start(leaves, buffers or {}, num_examples, recipe, generator)
+    fitting.rate = rate or recipe.at
     same = {"recipe": asdict(recipe), "examples": num_examples, "target": target, "enough": enough}
-    same |= _begin(flat, generator)
+    same |= _begin(leaves, generator) | _rates(rate, recipe.steps)
 
     def losses() -> Sequence[float]:
-        return full_losses(_grouped(fitting.now(), params))
+        return full_losses(grouped(fitting.now(), params))
 
     kept = memory.load()
     if kept is None or kept[1].get("same") != same:
@@ -174,7 +131,7 @@ def fit_together(
         if kept[1]["ended"]:
             return fitting.results(target, params)
     while fitting.goes_on(target, enough):
-        fitting.advance(lambda flat, index: batch_loss(_grouped(flat, params), index))
+        fitting.advance(lambda now, index: batch_loss(grouped(now, params), index), after)
         if fitting.checks(due):
             found = losses()
             progress(what, fitting.step, recipe.steps)
@@ -204,6 +161,7 @@ class _Fitting:
     best_losses: list[float] = field(default_factory=list)
     finite: list[bool] = field(default_factory=list)
     stalled: bool = False
+    rate: Callable[[int], float] = lambda step: 0.0
 
     @classmethod
     def start(
@@ -271,14 +229,14 @@ class _Fitting:
         for i, (loss, finite) in enumerate(zip(self.best_losses, self.finite, strict=True)):
             how = Ended.TARGET if loss <= target else Ended.STALLED if self.stalled else Ended.BUDGET
             params = {k: v[i] for k, v in self.best.items()} if many else self.best
-            out.append(Fitted(_grouped(params, like), loss, self.step, how if finite else Ended.NOT_FINITE))
+            out.append(Fitted(grouped(params, like), loss, self.step, how if finite else Ended.NOT_FINITE))
         return out
 
-    def advance(self, batch_loss: Callable[[Params, Tensor], Tensor]) -> None:
+    def advance(self, batch_loss: Callable[[Params, Tensor], Tensor], after: After | None) -> None:
         """One step of the optimiser on the next batch."""
-        if self.recipe.schedule != "constant" and not self.lbfgs:
+        if not self.lbfgs:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.rate * self._fraction()
+                group["lr"] = self.rate(self.step)
         index = self.everything if self.lbfgs else self._next_batch()
 
         def closure() -> Tensor:
@@ -290,14 +248,11 @@ class _Fitting:
                     v.grad = v.grad.to_dense()
             return loss
 
+        before = _snapshot(self.leaves, {}) if after else {}
         self.optimizer.step(closure)
         self.step += 1
-
-    def _fraction(self) -> float:
-        """The learning rate of this step, as a part of the first."""
-        if self.recipe.schedule == "halving":
-            return 0.5 ** (10 * self.step // self.recipe.steps)
-        return 0.01 + 0.99 * (1 + cos(pi * self.step / self.recipe.steps)) / 2
+        if after:
+            after(before, _detached(self.leaves), self._kept())
 
     def _next_batch(self) -> Tensor:
         n = len(self.everything)
@@ -306,6 +261,15 @@ class _Fitting:
             self.position = 0
         self.position += self.batch
         return self.order[self.position - self.batch : self.position]
+
+    def _kept(self) -> list[Params]:
+        """What the optimiser keeps of the parameters, such as momenta: each of their shape, under their names."""
+        found: dict[str, Params] = {}
+        for name, leaf in self.leaves.items():
+            for what, v in self.optimizer.state.get(leaf, {}).items():
+                if what != "step" and isinstance(v, Tensor):
+                    found.setdefault(what, {})[name] = v
+        return list(found.values())
 
     def values(self) -> dict[str, Any]:
         """The plain values of the state."""
@@ -344,27 +308,15 @@ class _Fitting:
         self.order = tensors["order/"].to(self.everything.device, copy=True)
 
 
-def _flat(params: Mapping[str, Any]) -> Params:
-    """Tensors by one name each: those of a group have its name before theirs."""
-    flat: Params = {}
-    for name, v in params.items():
-        flat |= named(name, dict(v)) if isinstance(v, Mapping) else {name: v}
-    return flat
-
-
-def _grouped(flat: Params, like: P) -> P:
-    """The tensors in the groups of `like`; those that it has not, the buffers, beside the groups."""
-    groups = {name: {k: flat[f"{name}/{k}"] for k in v} for name, v in like.items() if isinstance(v, Mapping)}
-    if not groups:
-        return cast(P, flat)
-    grouped = {f"{name}/{k}" for name, group in groups.items() for k in group}
-    return cast(P, groups | {k: v for k, v in flat.items() if k not in grouped})
-
-
 def _begin(params: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Any]:
     """What tells where a fit begins from where another does: the size of its parameters, and its random numbers."""
     size = sum(float(v.detach().abs().double().square().sum()) for v in params.values())
     return {"size": size, "random": sha256(generator.get_state().numpy().tobytes()).hexdigest()}
+
+
+def _rates(rate: Callable[[int], float] | None, steps: int) -> dict[str, Any]:
+    """What tells learning rates that are given from others."""
+    return {} if rate is None else {"rates": [rate(i) for i in range(steps)]}
 
 
 def _check_precision(params: Mapping[str, Tensor]) -> None:
@@ -388,7 +340,8 @@ def _optimizer(recipe: Recipe, trained: list[Tensor]) -> Any:
         return torch.optim.LBFGS(trained, lr=1.0, max_iter=20, history_size=20, line_search_fn="strong_wolfe")
     if recipe.optimizer == "adam":
         real = not any(v.is_complex() for v in trained)
-        return torch.optim.Adam(trained, lr=recipe.rate, weight_decay=recipe.weight_decay, fused=real)
+        betas = (0.9, recipe.beta2)
+        return torch.optim.Adam(trained, lr=recipe.rate, betas=betas, weight_decay=recipe.weight_decay, fused=real)
     return torch.optim.SGD(
         trained,
         lr=recipe.rate,

@@ -7,6 +7,7 @@ with its result, so that the steps after it draw what they would have drawn.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,6 +94,21 @@ class Beside(Memory):
         self.take(more, values["beside"])
         own = {k: v for k, v in tensors.items() if not k.startswith("beside/")}
         return own, {k: v for k, v in values.items() if k != "beside"}
+
+
+def memory_of(
+    given: Memory | os.PathLike[str] | str, known: Callable[[], Mapping[str, Any]], steps: int | None = None
+) -> Memory:
+    """A memory as it is, or that in a folder, for the work that is decided by what `known` gives.
+
+    These are plain values and parameters. `steps`: between two times that it is due, in place of some seconds.
+    """
+    if isinstance(given, Memory):
+        return given
+    # upwards, and only for a folder, as for the checkpoints of an objective
+    from isthmus.storage.state import memory_for
+
+    return memory_for(given, known(), steps=steps)
 
 
 def named(prefix: str, tensors: Params) -> Params:

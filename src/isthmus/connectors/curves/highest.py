@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 
 _POINTS = 17
+_HALVINGS, _PEAKS = 3, 3
+"""How often the parts beside so many of the highest points are halved before a maximum is confirmed."""
 _MOST = 4
 """Points that are measured on all examples, at most."""
 _TIMES, _SHARE = 4.0, 1e-3
@@ -27,6 +29,23 @@ def screen(few: Callable[[float], float], ends: tuple[float, float], knots: Sequ
     """Losses on some examples at equidistant points and at the `knots`; those of the ends are known."""
     inner = {k / (_POINTS - 1) for k in range(1, _POINTS - 1)} | {t for t in knots if 0 < t < 1}
     return {0.0: ends[0], **{t: few(t) for t in sorted(inner)}, 1.0: ends[1]}
+
+
+def sharpened(screened: dict[float, float], few: Callable[[float], float]) -> dict[float, float]:
+    """The screened points, and others ever closer to the highest of them that are local maxima, the ends among these.
+
+    >>> found = sharpened({0.0: 1.0, 0.5: 0.5, 1.0: 0.0}, lambda t: 3.0 if t == 0.125 else 0.5)
+    >>> found[0.125], 0.75 in found
+    (3.0, True)
+    """
+    known = dict(screened)
+    for _ in range(_HALVINGS):
+        places = sorted(known)
+        beside = {t: [*places[max(i - 1, 0) : i], *places[i + 1 : i + 2]] for i, t in enumerate(places)}
+        peaks = [t for t in places if isfinite(known[t]) and not any(known[u] > known[t] for u in beside[t])]
+        for t in sorted(peaks, key=lambda t: -known[t])[:_PEAKS]:
+            known |= {(t + u) / 2: few((t + u) / 2) for u in beside[t]}
+    return known
 
 
 def of_screened(screened: dict[float, float]) -> Highest:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from isthmus.checks import check_choices, check_whole
-from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.connectors.base import About, Connection, Connector, Task
 from isthmus.connectors.curves.shape import Bernstein, Polygon, Shape
-from isthmus.connectors.curves.statistics import settle
 from isthmus.connectors.curves.train import CurveTraining
 from isthmus.errors import InputError
-from isthmus.training.fit import Ended, Recipe
-
-_OUTCOMES = {
-    Ended.TARGET: Outcome.CONSTRUCTED,
-    Ended.STALLED: Outcome.CONSTRUCTED,
-    Ended.BUDGET: Outcome.BUDGET_EXHAUSTED,
-    Ended.NOT_FINITE: Outcome.NOT_FINITE,
-}
-_DEVIATION = 0.02
-"""How far statistics between knots may take the loss from recomputed ones, as a share of the largest loss."""
+from isthmus.training.fit import Recipe
 
 
 @dataclass(frozen=True)
@@ -29,7 +19,7 @@ class _CurveMethod(Connector):
     """The fields that trained curves have in common."""
 
     bends: int = 3
-    recipe: Recipe = Recipe(lr=None, epochs=20, batch=128, precision="auto")  # noqa: RUF009 - frozen
+    recipe: Recipe = Recipe(lr=None, epochs=20, batch=128, precision="auto", beta2=0.95)  # noqa: RUF009 - frozen
     focus: float = 3.0
     draws: int = 1
     target: float | None = None
@@ -54,18 +44,10 @@ class _CurveMethod(Connector):
 
     def find(self, task: Task) -> Connection:
         """Train the control points, then state how high the loss is on the best curve."""
-        shape = self._shape()
         training = CurveTraining.start(
-            task, shape, self.recipe, focus=self.focus, draws=self.draws, target=self.target, bn=self.bn
+            task, self._shape(), self.recipe, focus=self.focus, draws=self.draws, target=self.target, bn=self.bn
         )
-        found = training.run()
-        path, what = shape.path(found.control), type(self).__name__
-        stats: dict[str, Any] = {"segments": [f"trained {what}"] * len(path), **found.stats}
-        if training.losses.bn == "recompute":
-            settled = settle(task.objective, path, _DEVIATION * abs(found.highest.loss), f"trained {what}")
-            path, stats["segments"] = settled.path, settled.labels
-            stats["statistics"] = {"pieces": len(path) - 2, "deviation": settled.deviation}
-        return Connection(path, task.b, _OUTCOMES[found.ended], stats)
+        return training.setting.connection(training.run(), f"trained {type(self).__name__}")
 
 
 @dataclass(frozen=True)
@@ -78,9 +60,10 @@ class Bezier(_CurveMethod):
 
     `bends`: control points, both ends counted. `recipe`: ``lr=None`` is .024 times the root mean square distance of the
     ends' weights; "auto" trains large networks in bfloat16, on weights in the objective's precision, if the processor
-    has it. `draws`: places t per step. `target`: stop when the largest loss is confirmed to be at most that; default
-    1.05 times the larger end's. A curve that misses it ends with BUDGET_EXHAUSTED and is the best that was found, which
-    proves no disconnection: more `bends` (small networks), more epochs, or aligned ends make it lower.
+    has it; ``beta2=0.95``, as the loss falls by orders of magnitude, which .999 remembers for too long. `draws`: places
+    t per step. `target`: stop when the largest loss is confirmed to be at most that; default 1.05 times the larger
+    end's. A curve that misses it ends with BUDGET_EXHAUSTED and is the best that was found, which proves no
+    disconnection: more `bends` (small networks), more epochs, or aligned ends make it lower.
 
     `bn`: networks with BatchNorm are trained with the statistics of each batch ("recompute"), and the path is stored
     with statistics that are computed again at knots, as many as keep the loss near that of recomputed ones; the ends

@@ -1,0 +1,213 @@
+"""``minima_graph``: try the pairs that can matter, each once, until no other one can."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import isnan
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypedDict, Unpack
+
+from isthmus.checks import check_choices, check_whole
+from isthmus.connectors import Connector, Linear
+from isthmus.connectors.base import describe
+from isthmus.errors import InputError, IsthmusError
+from isthmus.graph.cells import Material, MinimumCell, edge_cells
+from isthmus.graph.minima import Edge, MinimaGraph, Minimum
+from isthmus.graph.stored import write_graph
+from isthmus.graph.tree import Pair, floor_of, suggestions
+from isthmus.kinds import check_kinds
+from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
+from isthmus.params import Params, check_finite
+from isthmus.storage import digest
+from isthmus.sweep import Cell, Engine, Local, Ray, Store, Stored, run_cells
+from isthmus.training.progress import Progress, no_progress
+
+
+class GraphOptions(TypedDict, total=False):
+    """What ``minima_graph`` takes besides. `num_points`: measured per segment; `tol`, `progress`: see there."""
+
+    tol: float
+    num_points: int
+    progress: Progress
+
+
+def minima_graph(
+    objective: Objective,
+    params: Mapping[str, ParamsLike] | Sequence[ParamsLike],
+    method: Connector | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    test: Objective | None = None,
+    goal: Literal["tree", "all"] = "tree",
+    seed: int = 0,
+    workers: int | Engine | None = None,
+    **options: Unpack[GraphOptions],
+) -> MinimaGraph:
+    """Join trained networks by `method` (default ``Linear()``) until it is known how high one must climb between them.
+
+    `params`: state_dicts, modules or checkpoint files, by name. No path between two networks is lower than the larger
+    of their losses, their floor. First the lowest network is joined with each other one. Then, from the highest edge of
+    the minimum spanning tree down, an untried pair across it is tried if its floor is lower by more than the share
+    `tol` (.01) of it; when there is none, no untried pair can lower the tree by more than that, and the graph is
+    complete (Draxler et al. 2018 try pairs in a similar order, without floors and without an end). ``goal="all"`` tries
+    all pairs.
+
+    `folder` keeps what is found (default: as long as the graph lives): each pair is a job of its own, whose key is
+    that of the networks, the data, the method and the seed. A call that was killed goes on with the same call, to the
+    same bytes. `workers`: processes of this machine, by Ray, or an engine of ``isthmus.sweep``; then as many pairs are
+    tried at a time, which may be a few more in all. `test`: held-out data; their largest loss and error stand beside
+    every maximum. `num_points` (61) are measured on each segment; ``progress(what, done, total)`` is told of each pair.
+
+    The nodes are measured under the policy of BatchNorm of the paths (see ``profile``). Needs ``isthmus[cli]`` for the
+    locks of the jobs. Errors: ``InputError`` for fewer than two networks; ``IsthmusError`` for a pair that cannot be
+    joined, which is named: what was done before stays.
+
+    >>> import torch
+    >>> x, y = torch.eye(2), torch.tensor([0, 1])
+    >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
+    >>> nets = {name: {"weight": k * torch.eye(2)} for name, k in (("a", 1.0), ("b", 2.0), ("c", 4.0))}
+    >>> graph = minima_graph(objective, nets)
+    >>> graph.suggestions(), round(graph.saddle("a", "c"), 4), graph.floor("a", "c") == graph.saddle("a", "c")
+    ([], 0.3133, True)
+    """
+    check_kinds(minima_graph, locals(), but=["method", "params"])
+    method = Linear() if method is None else method
+    if not isinstance(method, Connector):
+        raise InputError("method", expected="a connector such as im.Bezier()", got=type(method).__name__)
+    engine = _engine(workers)
+    networks = _checked(objective, params)
+    where = TemporaryDirectory(prefix="isthmus-graph-") if folder is None else folder
+    root = Path(where.name if isinstance(where, TemporaryDirectory) else where)
+    digests = [digest(p) for p in networks.values()]
+    material = Material(objective, test, dict(zip(digests, networks.values(), strict=True)))
+    search = _Search(material, list(networks), digests, method, root, goal, seed, engine, **options)
+    return search.run(where)
+
+
+def _engine(workers: int | Engine | None) -> Engine:
+    if isinstance(workers, Engine):
+        return workers
+    return Local() if workers is None else Ray(workers)
+
+
+def _checked(objective: Objective, params: Mapping[str, ParamsLike] | Sequence[ParamsLike]) -> dict[str, Params]:
+    """The networks by name, as the objective evaluates them."""
+    networks = {name: objective.check(p, name) for name, p in _named(params).items()}
+    for name, found in networks.items():
+        check_finite({k: found[k] for k in objective.parameter_names if k in found}, name)
+    return networks
+
+
+def _named(params: Mapping[str, ParamsLike] | Sequence[ParamsLike]) -> dict[str, Any]:
+    """The networks by name: files by theirs where these differ, others by number."""
+    if not isinstance(params, Mapping | Sequence) or isinstance(params, str):
+        raise InputError("params", expected="networks by name, or several of them", got=type(params).__name__)
+    if isinstance(params, Mapping):
+        named = {str(name): value for name, value in params.items()}
+    else:
+        named = dict(zip(names_of(params), params, strict=True))
+    if len(named) < 2:
+        raise InputError("params", expected="at least two networks", got=len(named))
+    return named
+
+
+def names_of(params: Sequence[Any]) -> list[str]:
+    """Names for networks without: of files theirs, or with their folders where these are equal; of others numbers.
+
+    >>> names_of(["runs/a.pt", "b.pt"]), names_of(["1/end.pt", "2/end.pt"]), names_of([{}, {}])
+    (['a', 'b'], ['1/end', '2/end'], ['0', '1'])
+    """
+    if not all(isinstance(p, str | os.PathLike) for p in params):
+        return [str(i) for i in range(len(params))]
+    for name in (lambda p: p.stem, lambda p: f"{p.parent.name}/{p.stem}", lambda p: str(p)):
+        names = [name(Path(p)) for p in params]
+        if len({*names}) == len(names):
+            return names
+    raise InputError("params", expected="different files", got=", ".join(map(str, params)))
+
+
+@dataclass(eq=False)
+class _Search:
+    """A graph in the making: rounds of pairs, each a sweep of its own."""
+
+    material: Material
+    names: list[str]
+    digests: list[str]
+    method: Connector
+    root: Path
+    goal: Literal["tree", "all"]
+    seed: int
+    engine: Engine
+    tol: float = 0.01
+    num_points: int = 61
+    progress: Progress = no_progress
+    edges: list[Edge] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_whole(self, "num_points", least=2)
+        if not 0 <= self.tol < float("inf"):
+            raise InputError("tol", expected="a number >= 0", got=self.tol)
+
+    def run(self, held: object) -> MinimaGraph:
+        """Rounds until no pair is suggested; graph.json is there after each."""
+        minima = self._measured()
+        losses = [m.loss for m in minima]
+        while True:
+            graph = self._graph(minima, held)
+            write_graph(graph, self.root)
+            pairs = self._next(losses)
+            if not pairs:
+                return graph
+            self.edges += self._joined(pairs, losses)
+
+    def _next(self, losses: list[float]) -> list[Pair]:
+        weights = {e.pair: e.max for e in self.edges}
+        if self.goal == "all":
+            return [p for p in combinations(range(len(losses)), 2) if p not in weights]
+        return suggestions(losses, weights, self.tol, self.engine.at_once)
+
+    def _measured(self) -> list[Minimum]:
+        on = self.material.digest()
+        cells = [MinimumCell(on, d, self.method.statistics) for d in self.digests]
+        found = self._done(cells, [f"network {name}" for name in self.names], no_progress)
+        return [Minimum(name, **stored.result) for name, stored in zip(self.names, found, strict=True)]
+
+    def _joined(self, pairs: Sequence[Pair], losses: list[float]) -> list[Edge]:
+        cells = edge_cells(self.material.digest(), self.digests, pairs, self.method, self.seed, self.num_points)
+        labels = [f"{self.names[i]} to {self.names[j]}" for i, j in pairs]
+        before, total = len(self.edges), len(losses) * (len(losses) - 1) // 2
+
+        def told(_: str, done: int, __: int) -> None:
+            self.progress(f"joining {labels[0] if len(labels) == 1 else 'pairs'}", before + done, total)
+
+        found = self._done(cells, labels, told)
+        return [self._edge(pair, stored, losses) for pair, stored in zip(pairs, found, strict=True)]
+
+    def _edge(self, pair: Pair, stored: Stored, losses: list[float]) -> Edge:
+        held = dict(stored.result)
+        top = float("inf") if held["max"] is None or isnan(held["max"]) else float(held["max"])
+        held |= {"max": max(top, floor_of(losses, pair)), "folder": f"edges/{stored.key}"}
+        return Edge(*pair, **held)
+
+    def _done(self, cells: Sequence[Cell], labels: Sequence[str], progress: Progress) -> list[Stored]:
+        """The results of the jobs, done where they are missing. Errors: the first that failed, by its label."""
+        store = Store(self.root)
+        device = str(self.material.objective.device)
+        report = run_cells(cells, store, self.engine, device=device, given=self.material, progress=progress)
+        for cell, label in zip(cells, labels, strict=True):
+            if store.find(cell) is None:
+                why = next(iter(report.failed.values())).message
+                raise IsthmusError(f"{label}: {why}")
+        return [store.load(cell) for cell in cells]
+
+    def _graph(self, minima: list[Minimum], held: object) -> MinimaGraph:
+        about = {"method": describe(self.method), "objective": self.material.objective.describe()}
+        return MinimaGraph(
+            tuple(minima), tuple(self.edges), self.root, self.tol, self.goal, seed=self.seed, held=held, **about
+        )

@@ -1,0 +1,56 @@
+"""A graph as a folder: graph.json, and the paths in folders of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from isthmus.errors import FileError
+from isthmus.graph.minima import Edge, MinimaGraph, Minimum
+from isthmus.kinds import check_kinds
+from isthmus.storage import make_folder, read_json, write_json
+
+FILE = "graph.json"
+_FILES = ("path.safetensors", "profile.json", "profile.csv")
+
+
+def write_graph(graph: MinimaGraph, folder: Path) -> Path:
+    """graph.json, and the files of the edges where they are not there yet."""
+    make_folder(folder)
+    for edge in graph.edges:
+        for name in _FILES:
+            source, target = graph.folder / edge.folder / name, folder / edge.folder / name
+            if not target.exists():
+                make_folder(target.parent)
+                shutil.copyfile(source, target)
+    write_json(folder / FILE, graph.to_dict())
+    return folder
+
+
+def load_graph(folder: str | os.PathLike[str]) -> MinimaGraph:
+    """The graph that ``minima_graph`` or ``graph.save`` left in a folder. Errors: ``FileError`` for a damaged one."""
+    check_kinds(load_graph, locals())
+    file = Path(folder) / FILE
+    held = read_json(file)
+    try:
+        if held["format"] != 1:
+            raise ValueError(held["format"])
+        minima, edges = tuple(Minimum(**row) for row in held["minima"]), tuple(map(_edge, held["edges"]))
+        plain = {name: held[name] for name in ("tol", "goal", "method", "seed", "objective")}
+        graph = MinimaGraph(minima, edges, Path(folder), **plain)
+        graph.to_dict()
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise FileError(file, f"is not a graph of this version ({error!r})", "make it again") from error
+    return graph
+
+
+def _edge(row: dict[str, Any]) -> Edge:
+    """An edge; a largest loss that was not finite is no number in JSON."""
+    edge = Edge(**row)
+    if Path(edge.folder).is_absolute() or ".." in Path(edge.folder).parts:
+        raise ValueError(f"folder {edge.folder}")
+    return replace(edge, max=inf if edge.max is None else edge.max)

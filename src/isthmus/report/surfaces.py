@@ -1,0 +1,71 @@
+"""The loss on planes through three networks, as sections of the page and as a page of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from isthmus.evaluate.batchnorm import policy_in_words
+from isthmus.plot.figures import svg_text
+from isthmus.plot.html import data_and_script, html_page
+from isthmus.plot.surface import Surface, surface_figure
+from isthmus.report.assets import CSS, SCRIPT
+from isthmus.report.figures import surface_data
+from isthmus.report.library import plotly
+from isthmus.storage.files import write_text
+
+FILE = "plane.json"
+
+
+def read_surfaces(folder: Path) -> list[Surface]:
+    """Those of the planes that were measured into the folder and its subfolders."""
+    files = [folder / FILE, *sorted(folder.glob(f"*/{FILE}"))]
+    return [Surface.read(file) for file in files if file.is_file()]
+
+
+def surface_sections(surfaces: Sequence[Surface], data: dict[str, Any]) -> list[str]:
+    """The sections; what their script draws goes to `data`."""
+    data["surfaces"] = [surface_data(surface) for surface in surfaces]
+    return [_section(k, surface) for k, surface in enumerate(surfaces)]
+
+
+def write_plane_page(surface: Surface, out: Path) -> None:
+    """One self-contained page about one plane; it fetches nothing. Errors: ``MissingExtraError`` without plotly."""
+    data: dict[str, Any] = {}
+    body = "<h1>The loss on a plane through three networks</h1>\n" + surface_sections([surface], data)[0]
+    write_text(
+        out, html_page("Isthmus plane", CSS, body, f"<script>{plotly()}</script>\n{data_and_script(data, SCRIPT)}")
+    )
+
+
+def _section(k: int, surface: Surface) -> str:
+    names = list(enumerate(surface.values))
+    buttons = [f"<input type='radio' name='quantity{k}' value='{name}'" + " checked" * (not i) for i, name in names]
+    choices = "".join(f"<label>{button}> {name}</label>" for button, (_, name) in zip(buttons, names, strict=True))
+    still = svg_text(surface_figure(surface))
+    return (
+        "<section><h2>The loss on a plane</h2>\n"
+        f"<div class='controls'><fieldset><legend>Quantity</legend>{choices}</fieldset></div>"
+        f"<div class='figure surface' id='surface{k}'></div>\n<noscript>{still}</noscript>\n"
+        f"<p class='note'>{escape(' '.join(_said(surface)))}</p></section>"
+    )
+
+
+def _said(surface: Surface) -> list[str]:
+    """What a reader must know of the picture."""
+    said = [
+        "The plane through the networks a, b and c; distances are those of weight space, and both axes have one scale. "
+        "Colours are cut off at the largest value on the straight line from a to b, and tell nothing apart above it."
+    ]
+    if len(surface.off):
+        said.append(f"The path is seen from above: it is up to {surface.off.max():.3g} off the plane.")
+    if surface.screen is not None:
+        exact, cells = int(surface.exact.sum()), surface.exact.size
+        said.append(
+            f"{exact} of {cells} cells, around the path, the corners and the lowest point, were measured on all "
+            f"examples, the others on the first {surface.screen}: the dotted line is between them, and a step of the "
+            "values across it means nothing."
+        )
+    return [*said, *filter(None, [policy_in_words(surface.bn)])]

@@ -1,0 +1,86 @@
+"""The arrays of ``curve.npz``, under the names that ``eval_curve.py`` of dnn-mode-connectivity gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path as File
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isthmus.errors import InputError
+from isthmus.evaluate import Profile
+from isthmus.kinds import check_kinds
+from isthmus.objective import Objective
+from isthmus.objective.skeleton import ties_of
+from isthmus.params import Params, distance
+from isthmus.paths import HasPath, Path, path_of
+from isthmus.storage.files import PathLike, atomic_write
+
+_Floats = NDArray[np.float64]
+_SUMMED = ("loss", "nll", "err")
+"""The curves of which the file also has four numbers each."""
+
+
+def save_curve_npz(profile: Profile, file: PathLike, objective: Objective, path: Path | HasPath) -> None:
+    """Write what was measured of a path under the names of Garipov et al. 2018, atomically.
+
+    `ts`: t; `dl`: the distances between neighbouring points of the profile in weights (without statistics of
+    BatchNorm), after a first 0. "tr_" stands for the training data, "te_" for the test data, if they were measured:
+    `tr_nll` the loss without the penalty, `tr_loss` with it, `tr_acc` and `tr_err` in percent; and `tr_loss_min`,
+    `_max`, `_avg` (the mean over the points) and `_int` (the mean over the length: trapezoids of widths `dl`), the same
+    of `nll` and `err`. `l2`, only where there is a penalty: the sum of the squares of the weights at each point.
+    `objective`: the one that was measured, `path`: the path. Cost: the points of the path, no pass over the data.
+
+    Errors: ``InputError`` for a profile that is not of a path like this one.
+    """
+    check_kinds(save_curve_npz, locals())
+    walked = path_of(path)
+    last = int(profile.segment[-1]) + 1
+    if last != len(walked):
+        raise InputError("profile", expected=f"one of {len(walked)} segments, as the path has", got=last)
+    ts = profile.t.numpy()
+    dl, penalties, squares = _along(objective, walked, ts)
+    arrays = {"ts": ts, "dl": dl}
+    for name, found in (("tr", profile), ("te", profile.test)):
+        if found is not None:
+            arrays |= _curves(name, found, penalties, dl)
+    if objective.penalty is not None:
+        arrays["l2"] = squares
+    atomic_write(file, lambda temporary: _write(temporary, arrays))
+
+
+def _write(temporary: File, arrays: dict[str, _Floats]) -> None:
+    with open(temporary, "wb") as out:  # a name without the ending would get it
+        np.savez(out, **arrays)  # type: ignore[arg-type]
+
+
+def _along(objective: Objective, path: Path, ts: _Floats) -> tuple[_Floats, _Floats, _Floats]:
+    """At each t the distance from the point before, the penalty, and the sum of the squares of the weights."""
+    ties = ties_of(objective.skeleton)
+    weights = [k for k in objective.parameter_names if k not in ties]
+    dl, penalties, squares = (np.zeros(len(ts)) for _ in range(3))
+    before: Params | None = None
+    for i, t in enumerate(ts):
+        point = objective.check(path.at(float(t)), "path")
+        own = {k: point[k] for k in weights}
+        dl[i] = 0.0 if before is None else distance(before, own)
+        penalties[i] = objective.penalty_of(point)
+        squares[i] = sum(float(v.detach().abs().double().square().sum()) for v in own.values())
+        before = own
+    return dl, penalties, squares
+
+
+def _curves(name: str, found: Profile, penalties: _Floats, dl: _Floats) -> dict[str, _Floats]:
+    loss, error = found.loss.numpy(), 100 * found.error.numpy()
+    curves = {"loss": loss, "nll": loss - penalties, "acc": 100 - error, "err": error}
+    arrays = {f"{name}_{k}": v for k, v in curves.items()}
+    for k in _SUMMED:
+        arrays |= {f"{name}_{k}_{how}": np.asarray(v) for how, v in _numbers(curves[k], dl).items()}
+    return arrays
+
+
+def _numbers(q: _Floats, dl: _Floats) -> dict[str, float]:
+    """The four numbers of a curve; the mean over a path of length 0 is that over its points."""
+    length = float(dl[1:].sum())
+    along = float((0.5 * (q[:-1] + q[1:]) * dl[1:]).sum()) / length if length > 0 else float(q.mean())
+    return {"min": float(q.min()), "max": float(q.max()), "avg": float(q.mean()), "int": along}

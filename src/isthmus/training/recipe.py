@@ -1,0 +1,74 @@
+"""How to train: the optimiser, its learning rate, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import cos, inf, pi
+from typing import Literal
+
+from isthmus.checks import check_choices, check_whole
+from isthmus.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: the optimiser and when to stop.
+
+    `steps` is the budget in optimiser steps; `check` the steps between two evaluations on all examples (default:
+    one pass over them). Training stops at the first check that finds the loss at or below the target.
+    "lbfgs" uses all examples in every step, with a strong Wolfe line search, and stops by itself at a stationary
+    point: for the convex problems. The learning rate falls to a hundredth of `lr` along half a cosine ("cosine"),
+    is halved after every tenth of the steps ("halving"), or stays ("constant"). `beta2`: how much of the mean square of
+    the gradients Adam keeps at each step; a smaller one suits losses that fall by orders of magnitude.
+
+    Of trained curves only: `epochs`, a budget in passes over the data, in place of `steps`; `lr` None, from the
+    distance of the ends; `precision`, of the passes: that of the objective ("own"), bfloat16 on weights in the
+    objective's precision ("bf16"), or bfloat16 where it pays ("auto").
+    """
+
+    optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"
+    lr: float | None = 2e-3
+    steps: int = 4000
+    batch: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["cosine", "halving", "constant"] = "cosine"
+    check: int | None = None
+    epochs: int | None = None
+    precision: Literal["own", "bf16", "auto"] = "own"
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_whole(self, "steps", "batch", "check", "epochs")
+        if self.lr is not None and not 0 < self.lr < inf:
+            raise InputError("lr", expected="a positive number", got=self.lr)
+        if not 0 <= self.beta2 < 1:
+            raise InputError("beta2", expected="a number in [0, 1)", got=self.beta2)
+        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
+            raise InputError(
+                "weight_decay, momentum", expected=">= 0 and in [0, 1)", got=(self.weight_decay, self.momentum)
+            )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate. Errors: what only the trainings of curves can do without, or can do."""
+        if self.lr is None:
+            raise InputError("lr", expected="a number: only curves have one of their own", got=None)
+        if self.epochs is not None or self.precision != "own":
+            got = f"epochs={self.epochs}, precision={self.precision!r}"
+            raise InputError("recipe", expected="steps, and the objective's precision, for all but curves", got=got)
+        return self.lr
+
+    def for_curve(self, examples: int, lr: float) -> Recipe:
+        """The recipe of ``fit`` for so many examples; `lr` where none is given."""
+        steps = self.epochs * max(1, examples // min(self.batch, examples)) if self.epochs else self.steps
+        return replace(self, lr=self.lr or lr, steps=steps, epochs=None, precision="own")
+
+    def at(self, step: int) -> float:
+        """The learning rate of that step, from 0 on."""
+        if self.schedule == "halving":
+            return self.rate * 0.5 ** (10 * step // self.steps)
+        if self.schedule == "cosine":
+            return self.rate * (0.01 + 0.99 * (1 + cos(pi * step / self.steps)) / 2)
+        return self.rate

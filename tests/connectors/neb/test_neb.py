@@ -1,0 +1,255 @@
+"""The band: its directions, where its pivots are, what a step may move, and what it reaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import isthmus as im
+from isthmus.connectors.base import Task
+from isthmus.connectors.curves.losses import CurveLosses
+from isthmus.connectors.curves.setting import CurveSetting
+from isthmus.connectors.neb.spacing import between, gaps, places, with_new
+from isthmus.connectors.neb.tangent import across, tangent
+from isthmus.connectors.neb.train import Band
+from isthmus.params import distance, equal
+from isthmus.training.fit import Recipe
+from tests.evaluate.networks import Residual
+from tests.problems import blobs, odd_widths, permuted, random_params
+
+QUICK = im.AutoNEB(cycles=((8, 3), (8, 2)), recipe=Recipe(lr=None, batch=8))
+
+# -- the direction of the band; the steps to the middle point and from it are (2, 0) and (0, 1)
+
+CASES = [
+    ("rising", (1, 2, 5), (0, 1)),
+    ("falling", (5, 2, 1), (2, 0)),
+    ("maximum, right higher", (1, 5, 4), (2 * 1, 1 * 4)),  # differences 4 and 1: the larger weight to the right
+    ("maximum, left higher", (4, 5, 1), (2 * 4, 1 * 1)),
+    ("minimum, right higher", (2, 1, 5), (2 * 1, 1 * 4)),
+    ("minimum, left higher", (5, 1, 2), (2 * 4, 1 * 1)),
+    ("maximum, neighbours equal", (1, 2, 1), (2, 1)),
+    ("flat", (1, 1, 1), (2, 1)),
+    ("level on the left, then up", (1, 1, 3), (0, 1)),  # differences 0 and 2
+    ("level on the right, from above", (3, 1, 1), (2, 0)),
+]
+
+
+@pytest.mark.parametrize(("losses", "wanted"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_the_tangent_of_every_case(losses, wanted):
+    points = [torch.tensor(p, dtype=torch.float64) for p in ([0, 0], [2, 0], [2, 1])]
+    wanted = np.array(wanted, dtype=float)
+    assert tangent(points, losses, "henkelman").numpy() == pytest.approx(wanted / np.linalg.norm(wanted))
+    assert tangent(points, losses, "central").numpy() == pytest.approx(np.array([2, 1]) / 5**0.5)
+
+
+def test_a_point_on_its_neighbours_has_no_direction():
+    points = [torch.ones(3)] * 3
+    assert not tangent(points, [1.0, 2.0, 1.0], "henkelman").any()
+    assert torch.equal(across(torch.ones(3), torch.zeros(3)), torch.ones(3))
+
+
+# -- where pivots are
+
+
+def band_of(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(6, generator=g, dtype=torch.float64) for _ in range(n)]
+
+
+@pytest.mark.parametrize("shares", [[0.25] * 4, [1, 5, 0.5, 2]])
+def test_spread_pivots_lie_on_the_old_band_with_the_shares_of_its_length(shares):
+    points = band_of(5)
+    at = places(points, shares)
+    new = between(points, at)
+    assert len(new) == 3
+    lengths = [float((q - p).norm()) for p, q in pairwise(points)]
+    for (gap, where), point, share in zip(at, new, np.cumsum(shares), strict=False):
+        assert 0 <= where <= 1
+        start, end = points[gap], points[gap + 1]
+        assert float((point - start).norm() + (end - point).norm()) == pytest.approx(lengths[gap], rel=1e-12)
+        arc = sum(lengths[:gap]) + float((point - start).norm())
+        assert arc == pytest.approx(sum(lengths) * share / sum(shares), rel=1e-12)
+
+
+def test_pivots_that_coincide_can_be_spread():
+    point = torch.ones(2)
+    assert between([point] * 4, places([point] * 4, [1.0] * 3)) == [pytest.approx(point)] * 2
+    line = [torch.tensor([v]) for v in (0.0, 0.0, 3.0, 3.0)]
+    assert [float(p) for p in between(line, places(line, [1.0] * 3))] == pytest.approx([1, 2])
+
+
+SCREENED = {0.0: 1, 0.1: 1.5, 0.25: 2, 0.3: 2.5, 0.5: 1, 0.6: 1.05, 0.75: 3, 0.9: 2.9, 1.0: 1}
+
+
+@pytest.mark.parametrize(
+    ("rule", "target", "wanted"),
+    [("peak", 0.0, [1]), ("peak", 2.6, []), ("highest", 0.0, [3, 1, 0])],
+    ids=["above both pivots", "but not above the target", "above the chord"],
+)
+def test_new_pivots_go_where_the_loss_asks_for_them(rule, target, wanted):
+    # gap 0 is a little above its chord, gap 1 has a peak of 2.5, gap 2 is below its chord, gap 3 far above
+    found = gaps(SCREENED, 5, rule, target)
+    assert [gap for gap, _ in found] == wanted
+    assert all(0 < where < 1 for _, where in found)
+
+
+def test_a_divided_gap_keeps_the_band_and_its_length():
+    points, shares = band_of(3), [0.5, 0.5]
+    new, parts = with_new(points, shares, [(1, 0.25)])
+    assert [len(new), *parts] == [4, 0.5, 0.125, 0.375]
+    assert torch.equal(new[2], torch.lerp(points[1], points[2], 0.25))
+
+
+# -- steps
+
+
+def band(p, method):
+    task = Task(p.objective, p.a, p.b, torch.Generator().manual_seed(0))
+    return Band(method, CurveSetting.of(task, method.recipe, method.target, method.bn))
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(lr=None, batch=8), Recipe("sgd", lr=0.1, batch=8, weight_decay=0.1)], ids=str
+)
+@pytest.mark.parametrize("rule", ["henkelman", "central"])
+def test_no_step_moves_a_pivot_along_the_band(monkeypatch, recipe, rule):
+    monkeypatch.setattr("isthmus.connectors.neb.train._SPREAD", 10**6)
+    found = band(permuted(), replace(QUICK, cycles=((12, 3),), recipe=recipe, tangent=rule))
+    seen = []
+    real = Band._moved
+
+    def watched(self, before, now, kept):
+        raw = {k: v.clone() for k, v in now.items()}
+        real(self, before, now, kept)
+        for k, unit in zip(now, self.tangents, strict=True):
+            update, whole = now[k] - before[k], raw[k] - before[k]
+            seen.append(float(torch.dot(update, unit).abs() / update.norm()))
+            assert float(unit.norm()) == pytest.approx(1)
+            assert float((update - whole).norm()) <= float(whole.norm())
+
+    monkeypatch.setattr(Band, "_moved", watched)
+    found.run()
+    assert len(seen) == 36
+    assert max(seen) < 1e-9
+
+
+def test_spreading_takes_the_momenta_along(monkeypatch):
+    found = band(permuted(), QUICK)
+    a, b = found.setting.vectors
+    now = {f"pivot {i}": torch.lerp(a, b, t) for i, t in enumerate((0.1, 0.2, 0.3), 1)}
+    before = {k: v.clone() for k, v in now.items()}
+    kept = {k: (i + 1.0) * torch.ones_like(a) for i, k in enumerate(now)}
+    found.means, found.shares, found.step = [1.0, 2.0, 3.0], [0.25] * 4, 9
+    found.tangents = [torch.zeros_like(a)] * 3
+    found._moved(before, now, [kept])
+    for i, v in enumerate(now.values(), 1):
+        assert torch.allclose(v, torch.lerp(a, b, i / 4), rtol=1e-12)
+    # on the old band 1/4 is the middle of the second and third pivot, 1/2 and 3/4 lie between the last and the end
+    assert [float(v[0]) for v in kept.values()] == pytest.approx([2.5, 3 * 5 / 7, 3 * 2.5 / 7])
+    end = found.setting.ends[1]
+    assert found.means == pytest.approx([2.5, 3 * 5 / 7 + end * 2 / 7, 3 * 2.5 / 7 + end * 4.5 / 7])
+
+
+def test_all_pivots_of_a_step_see_one_batch_and_the_ends_are_run_once(monkeypatch):
+    p = permuted()
+    batches, wholes = [], []
+    batch, every = CurveLosses.batch, CurveLosses.all
+
+    def watched(self, point, index):
+        batches.append(index.tolist())
+        return batch(self, point, index)
+
+    def measured(self, point):
+        wholes.append([equal(point, end) for end in (p.a, p.b)])
+        return every(self, point)
+
+    monkeypatch.setattr(CurveLosses, "batch", watched)
+    monkeypatch.setattr(CurveLosses, "all", measured)
+    im.connect(p.objective, p.a, p.b, replace(QUICK, cycles=((5, 4),)))
+    assert len(batches) == 20
+    assert all(row == batches[4 * (i // 4)] for i, row in enumerate(batches))
+    assert np.sum(wholes, 0).tolist() == [1, 1]
+
+
+# -- the method
+
+
+@pytest.mark.parametrize("spacing", ["equal", "loss"])
+@pytest.mark.parametrize("insertion", ["peak", "highest"])
+def test_a_band_is_far_below_the_line(spacing, insertion):
+    p = permuted()
+    found = im.connect(p.objective, p.a, p.b, replace(QUICK, spacing=spacing, insertion=insertion))
+    line, measured = (im.profile(p.objective, v, 17) for v in (im.connect(p.objective, p.a, p.b), found))
+    assert measured.max < 0.5 * line.max
+    assert found.info.max == pytest.approx(measured.max, rel=0.1)
+    assert found.outcome.ok == (found.info.max <= found.info.target)
+    rows = found.info.history
+    assert rows[0]["max"] == pytest.approx(line.max, rel=0.1)
+    assert found.info.max == min(row["max"] for row in rows if row["confirmed"])
+    assert found.info.gradient_steps == sum(8 * pivots for pivots in (3, found.info.pivots))
+    lengths = [s.length for s in found.path.segments]
+    assert len(lengths) == found.info.pivots + 1 == len(found.labels)
+
+
+def test_it_ends_where_no_gap_asks_for_a_pivot_and_at_the_target():
+    p = permuted()
+    line = im.connect(p.objective, p.a, p.b)
+    top = im.profile(p.objective, line, 17).max
+    done = im.connect(p.objective, p.a, p.b, replace(QUICK, target=2 * top))
+    assert done.outcome.ok
+    assert done.info.gradient_steps == 0
+    same = im.connect(p.objective, p.a, {**p.a}, QUICK)
+    assert same.outcome.ok
+    with pytest.raises(im.InputError, match="target: expected at least the larger end's loss"):
+        im.connect(p.objective, p.a, p.b, replace(QUICK, target=-1.0))
+
+
+def test_the_recipe_is_a_budget_for_all_cycles():
+    p = permuted()
+    found = im.connect(p.objective, p.a, p.b, replace(QUICK, recipe=Recipe(lr=None, batch=8, steps=12, check=4)))
+    assert found.info.gradient_steps == 8 * 3 + 4 * found.info.pivots
+    assert [row["step"] for row in found.info.history] == [0, 4, 8, 12]
+
+
+def test_statistics_are_recomputed_at_knots_and_settle_at_the_ends():
+    x, y = blobs(24, (1, 8, 8), 4)
+    objective = im.Objective(Residual().double().eval(), data=(x, y))
+    a, b = (random_params(Residual(), seed) for seed in (1, 2))
+    found = im.connect(objective, a, b, replace(QUICK, cycles=((6, 2),)))
+    assert equal(found.path.start, objective.check(a))
+    assert equal(found.path.end, objective.check(b))
+    assert len(found.path) == found.info.statistics["pieces"] + 2
+    assert found.labels[0] == "the statistics of the start settle"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"cycles": ()}, "cycles"),
+        ({"cycles": ((10, 0),)}, "cycles"),
+        ({"cycles": ((0, 3),)}, "cycles"),
+        ({"cycles": (10, 3)}, "cycles"),
+        ({"tangent": "upwind"}, "tangent"),
+        ({"spacing": "even"}, "spacing"),
+        ({"insertion": "middle"}, "insertion"),
+        ({"bn": "freeze"}, "bn"),
+        ({"recipe": Recipe("lbfgs")}, "recipe"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(wrong, what):
+    with pytest.raises(im.InputError, match=what):
+        im.AutoNEB(**wrong)
+
+
+def test_the_line_is_returned_where_training_makes_it_worse():
+    p = odd_widths()
+    wild = replace(QUICK, recipe=Recipe(lr=10.0, batch=8, schedule="constant"))
+    found = im.connect(p.objective, p.a, p.b, wild)
+    line = im.connect(p.objective, p.a, p.b)
+    assert found.info.max == pytest.approx(im.profile(p.objective, line, 65).max, rel=1e-2)
+    assert found.path.length == pytest.approx(distance(p.a, p.b))

@@ -1,0 +1,329 @@
+"""Graphs of minima: the arithmetic against brute force, what is tried and when it stops, files, paths, resuming."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from itertools import combinations, pairwise
+from math import inf
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.hierarchy import fcluster
+
+import isthmus as im
+from isthmus.graph import Edge, Minimum
+from isthmus.graph.cells import EdgeCell
+from isthmus.graph.tree import floor_of, route, saddle_matrix, spanning_tree, suggestions
+from isthmus.params import equal
+from isthmus.sweep import Local
+from tests.mortal import Killed
+from tests.problems import blobs, permuted, random_params
+
+# -- arithmetic
+
+
+def random_graph(n, seed):
+    """Losses and the weights of all pairs, none below its floor; some of them equal."""
+    rng = np.random.default_rng(seed)
+    losses = rng.integers(0, 5, n) / 10
+    weights = {p: max(losses[list(p)].max(), rng.integers(0, 12) / 10) for p in combinations(range(n), 2)}
+    return losses.tolist(), weights
+
+
+def brute(losses, weights):
+    """The smallest largest weight over all walks, by relaxation until nothing changes."""
+    n = len(losses)
+    best = np.full((n, n), inf)
+    for (i, j), w in weights.items():
+        best[i, j] = best[j, i] = w
+    for _ in range(n):
+        for i, j, k in np.ndindex(n, n, n):
+            if i != j:
+                best[i, j] = min(best[i, j], max(best[i, k], best[k, j]))
+    best[np.diag_indices(n)] = losses
+    return best
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_tree_is_the_minimax_over_all_ways_and_an_ultrametric(seed):
+    n = 3 + seed % 4
+    losses, weights = random_graph(n, seed)
+    saddles = saddle_matrix(losses, weights)
+    assert np.array_equal(saddles, brute(losses, weights))
+    tree = spanning_tree(n, weights)
+    assert len(tree) == n - 1
+    for i, j in combinations(range(n), 2):
+        steps = route(tree, i, j)
+        assert steps[0][0] == i
+        assert steps[-1][1] == j
+        assert all(p[1] == q[0] for p, q in pairwise(steps))
+        assert max(weights[min(p), max(p)] for p in steps) == saddles[i, j] >= floor_of(losses, (i, j))
+        assert all(saddles[i, j] <= max(saddles[i, k], saddles[k, j]) for k in range(n) if k not in (i, j))
+
+
+@pytest.mark.parametrize("tol", [0.0, 0.1])
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("count", [1, 3])
+def test_suggestions_stop_with_the_lowest_tree_and_a_proof(seed, tol, count):
+    n = 3 + seed % 4
+    losses, weights = random_graph(n, seed)
+    tried, rounds = {}, 0
+    while pairs := suggestions(losses, tried, tol, count):
+        assert len(pairs) <= (n - 1 if rounds == 0 else count)
+        assert not set(pairs) & set(tried)
+        tried |= {p: weights[p] for p in pairs}
+        rounds += 1
+    found, wanted = saddle_matrix(losses, tried), saddle_matrix(losses, weights)
+    assert np.all(found <= (1 + tol) * wanted + 1e-12)
+    # the proof: were all the others as low as they could be, the tree would be no lower
+    ideal = tried | {p: (1 + tol) * floor_of(losses, p) for p in weights if p not in tried}
+    assert np.array_equal(saddle_matrix(losses, ideal), found)
+
+
+def test_one_pair_less_would_prove_nothing():
+    """A pair whose floor is below the tree is suggested, one whose floor is not is left out."""
+    losses = [0.0, 0.1, 0.2, 0.5]
+    star = {(0, 1): 0.3, (0, 2): 0.3, (0, 3): 0.5}
+    assert suggestions(losses, star, 0.01) == [(1, 2)]
+    assert suggestions(losses, star | {(1, 2): 0.4}, 0.01) == []
+    assert suggestions(losses, star | {(1, 2): 0.4, (0, 3): inf}, 0.01) == [(1, 3)]
+    assert suggestions(losses, {(0, 1): 0.3}, 0.01) == [(0, 2), (0, 3)]
+
+
+# -- graphs
+
+
+def networks(n=5):
+    """Three networks that are permutations of one another, low and apart, and poor ones."""
+    p = permuted()
+    c = dict(p.a) | {f"0.{k}": p.a[f"0.{k}"].flip(0) for k in ("weight", "bias")}
+    c["2.weight"] = c["2.weight"].flip(1)
+    nets = {"a": p.a, "b": p.b, "c": c, "poor": random_params(p.objective.skeleton, 5)}
+    nets["worse"] = random_params(p.objective.skeleton, 7)
+    return p.objective, dict(list(nets.items())[:n]), p.objective.part(slice(0, 8))
+
+
+CURVE = im.Bezier(recipe=im.Recipe(lr=None, steps=12, batch=8))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    objective, nets, test = networks()
+    folder = tmp_path_factory.mktemp("graph")
+    told = []
+    graph = im.minima_graph(
+        objective, nets, CURVE, folder=folder, test=test, progress=lambda *said: told.append(said), num_points=9
+    )
+    return objective, nets, test, folder, graph, told
+
+
+def contents(folder):
+    """All that must be the same bytes: records say when and where."""
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != "record.json")
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+def test_edges_are_the_profiles_of_connections(made):
+    objective, nets, test, _, graph, told = made
+    assert [m.name for m in graph.minima] == list(nets)
+    for m, params in zip(graph.minima, nets.values(), strict=True):
+        assert (m.loss, m.error) == pytest.approx(objective.measure(params), rel=1e-12)
+        assert (m.test_loss, m.test_error) == pytest.approx(test.measure(params), rel=1e-12)
+    edge = graph.edges[0]
+    a, b = (list(nets.values())[i] for i in edge.pair)
+    found = im.connect(objective, a, b, CURVE)
+    measured = im.profile(objective, found, 9, test=test)
+    assert measured.test is not None
+    assert edge.max == max(measured.max, graph.floor(*edge.pair))
+    assert edge.error == measured.barriers["error"].max
+    assert (edge.test_loss, edge.test_error) == (measured.test.max, measured.test.barriers["error"].max)
+    assert edge.gradient_steps == 12
+    assert not edge.moved
+    assert told[-1] == (told[-1][0], len(graph.edges), 10)
+    assert "joining" in told[-1][0]
+
+
+def test_the_tree_is_that_of_all_pairs_within_the_tolerance(made):
+    objective, nets, test, folder, graph, _ = made
+    whole = im.minima_graph(objective, nets, CURVE, folder=folder, test=test, goal="all", num_points=9)
+    assert len(whole.edges) == 10 >= len(graph.edges) >= 4
+    assert whole.stop == "all pairs were tried"
+    assert graph.complete
+    assert graph.bottleneck <= 1.01 * whole.bottleneck
+    assert np.all(graph.saddles <= 1.01 * whole.saddles)
+    assert {e.pair: e for e in graph.edges}.items() <= {e.pair: e for e in whole.edges}.items()
+    again = im.minima_graph(objective, nets, CURVE, folder=folder, test=test, num_points=9)
+    assert again.to_dict() == graph.to_dict()
+
+
+def test_paths_follow_the_tree(made):
+    objective, nets, _, _, graph, _ = made
+    for i, j in combinations(nets, 2):
+        path = graph.path(i, j)
+        assert equal(path.start, nets[i])
+        assert equal(path.end, nets[j])
+        assert im.profile(objective, path, 9).max <= graph.saddle(i, j) * (1 + 1e-9)
+        assert graph.saddle(i, j) == graph.saddle(j, i) >= graph.floor(i, j)
+    with pytest.raises(im.InputError, match="a twice"):
+        graph.path("a", 0)
+    with pytest.raises(im.InputError, match="network: expected one of a, b, c"):
+        graph.saddle("a", "z")
+
+
+def test_a_graph_is_read_back_and_saved_elsewhere(made, tmp_path):
+    _, nets, _, folder, graph, _ = made
+    graph.save(folder)
+    again = im.load_graph(folder)
+    assert again.to_dict() == json.loads((folder / "graph.json").read_text()) == json.loads(json.dumps(graph.to_dict()))
+    assert len(repr(again)) < 200
+    assert "5 networks" in repr(again)
+    assert "<table>" in again._repr_html_()
+    copy = im.load_graph(again.save(tmp_path / "copy"))
+    assert equal(copy.path("a", "b").end, nets["b"])
+    (tmp_path / "copy/graph.json").write_text('{"format": 2}')
+    with pytest.raises(im.FileError, match="not a graph of this version"):
+        im.load_graph(tmp_path / "copy")
+
+
+def test_components_and_the_dendrogram_are_those_of_the_saddles(made):
+    *_, graph, _ = made
+    links = graph.dendrogram()
+    assert links[:, 2].tolist() == sorted(e.max for e in graph.tree)
+    for level in (0.0, *sorted({*graph.saddles.ravel()})):
+        parts = graph.components(level)
+        low = [m.name for m in graph.minima if m.loss <= level]
+        assert sorted(name for part in parts for name in part) == sorted(low)
+        clusters = fcluster(links, level, "distance")
+        for i, j in combinations(low, 2):
+            together = any(i in part and j in part for part in parts)
+            assert together == (graph.saddle(i, j) <= level)
+            assert together == (clusters[graph.number(i)] == clusters[graph.number(j)])
+
+
+@pytest.mark.parametrize("after", [2, 5])
+def test_killed_and_started_again_it_is_the_same_bytes(made, tmp_path, monkeypatch, after):
+    objective, nets, test, folder, graph, _ = made
+    count, real = [0], EdgeCell.run
+
+    def run(self, job):
+        count[0] += 1
+        found = real(self, job)
+        if count[0] == after:
+            raise Killed
+        return found
+
+    monkeypatch.setattr(EdgeCell, "run", run)
+    given = {"folder": tmp_path, "test": test, "num_points": 9}
+    with pytest.raises(Killed):
+        im.minima_graph(objective, nets, CURVE, **given)
+    made_again = im.minima_graph(objective, nets, CURVE, **given)
+    assert made_again.to_dict() == graph.to_dict()
+    assert count[0] == len(graph.edges) + 1
+    graph.save(folder)
+    whole = contents(folder)
+    assert all(whole[name] == held for name, held in contents(tmp_path).items())
+
+
+def test_more_at_once_gives_a_tree_as_low(made, tmp_path):
+    class Wide(Local):
+        @property
+        def at_once(self):
+            return 3
+
+    objective, nets, test, folder, graph, _ = made
+    wide = im.minima_graph(objective, nets, CURVE, folder=folder, test=test, num_points=9, workers=Wide())
+    assert wide.complete
+    assert len(wide.edges) >= len(graph.edges)
+    assert wide.bottleneck <= 1.01 * graph.bottleneck
+
+
+def test_jobs_travel_to_other_processes(made, tmp_path):
+    class Sent(Local):
+        def map(self, function, shared, items, after=None):
+            shared, items = pickle.loads(pickle.dumps((shared, list(items))))
+            return Local.map(self, function, shared, items, after)
+
+    objective, nets, test, _, graph, _ = made
+    few = dict(list(nets.items())[:2])
+    sent = im.minima_graph(objective, few, CURVE, folder=tmp_path, test=test, num_points=9, workers=Sent())
+    assert sent.edges == graph.edges[:1]
+    with pytest.raises(im.InputError, match="workers"):
+        im.minima_graph(objective, few, workers=0)
+
+
+def test_without_a_folder_and_without_a_method():
+    objective, nets, _ = networks(3)
+    graph = im.minima_graph(objective, list(nets.values()))
+    assert [m.name for m in graph.minima] == ["0", "1", "2"]
+    assert graph.minima[0].test_loss is None
+    assert graph.method["name"] == "Linear"
+    assert equal(graph.path(0, 2).end, nets["c"])
+
+
+def test_files_are_named_by_theirs(tmp_path):
+    objective, nets, _ = networks(2)
+    for name, params in nets.items():
+        im.save_params(params, tmp_path / f"{name}.safetensors", {})
+    graph = im.minima_graph(objective, [tmp_path / "a.safetensors", str(tmp_path / "b.safetensors")])
+    assert [m.name for m in graph.minima] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"params": {"a": None}}, "at least two"),
+        ({"params": "a.safetensors"}, "params: expected networks by name"),
+        ({"goal": "most"}, "goal"),
+        ({"tol": -1.0}, "tol"),
+        ({"num_points": 1}, "num_points"),
+        ({"method": im.Bezier}, "method"),
+    ],
+)
+def test_what_does_not_fit_is_refused(wrong, what):
+    objective, nets, _ = networks(2)
+    with pytest.raises(im.InputError, match=what):
+        im.minima_graph(objective, **{"params": nets} | wrong)
+
+
+def test_a_pair_that_cannot_be_joined_is_named():
+    objective, nets, _ = networks(2)
+    with pytest.raises(im.IsthmusError, match=r"a to b: .*while connecting with DeepLinear"):
+        im.minima_graph(objective, nets, im.DeepLinear())
+
+
+def test_statistics_are_under_the_policy_of_the_paths():
+    module = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Linear(6, 4))
+    objective = im.Objective(module.double().eval(), data=blobs(24, (5,), 4))
+    nets = [random_params(module, seed) for seed in (1, 2)]
+    graph = im.minima_graph(objective, nets, num_points=5)
+    measured = im.profile(objective, im.connect(objective, nets[0], nets[1]), 5)
+    assert [m.loss for m in graph.minima] == pytest.approx([float(measured.loss[0]), float(measured.loss[-1])])
+    assert graph.bottleneck == measured.max
+
+
+def test_a_path_that_ends_at_a_permutation_is_not_continued(made):
+    *_, graph, _ = made
+    chain = [Edge(0, 1, 1.0, 0.5, 0, None, None, "CONSTRUCTED", True, 1.0, None, "x"),
+             Edge(1, 2, 1.0, 0.5, 0, None, None, "CONSTRUCTED", False, 1.0, None, "x")]  # fmt: skip
+    minima = tuple(Minimum(name, 0.0, 0.0) for name in "abc")
+    broken = im.MinimaGraph(minima, tuple(chain), graph.folder)
+    for ends in (("a", "c"), ("c", "a")):
+        with pytest.raises(im.UnsupportedError, match="the path from a to b: it ends at a permutation of b"):
+            broken.path(*ends)
+
+
+def test_pictures(made):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    *_, graph, _ = made
+    tree, matrix = graph.plot()
+    heights = {round(float(y), 9) for line in tree.get_lines() for y in line.get_ydata()}
+    assert {round(e.max, 9) for e in graph.tree} <= heights
+    assert {text.get_text() for text in tree.get_xticklabels()} == {m.name for m in graph.minima}
+    assert f"{graph.bottleneck:.3g}" in {text.get_text() for text in matrix.texts}
+    assert len(matrix.patches) == 2 * len(graph.edges)
+    alone = pyplot.subplots()[1]
+    assert graph.plot(alone) is alone
+    pyplot.close("all")
