@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
+from decimal import Decimal, localcontext
+from math import inf, prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -322,3 +323,63 @@ def test_what_overflowed_stays_unknown(name, part):
 def test_a_variance_with_too_large_a_correction_is_refused():
     with pytest.raises(Refused, match="a correction of as much as the number of entries, 4, leaves no number"):
         ruled("var", dim=[-1], correction=4)(x=form(ROWS, 0, 0.1))
+
+
+# -- rounding, against sixty digits
+
+
+EPS = 1e-5
+
+
+def _exact(rows: Tensor) -> list[list[Decimal]]:
+    return [[Decimal(v) for v in row] for row in rows.tolist()]
+
+
+def _exact_at(x: Form, s: float) -> list[list[Decimal]]:
+    """Centre + s slope, without rounding."""
+    pairs = zip(_exact(x.centre), _exact(full(x)[1]), strict=True)
+    return [[c + Decimal(s) * k for c, k in zip(p, q, strict=True)] for p, q in pairs]
+
+
+def _log_softmax(row: list[Decimal]) -> list[Decimal]:
+    total = sum((v - max(row)).exp() for v in row).ln() + max(row)
+    return [v - total for v in row]
+
+
+def _normed(row: list[Decimal]) -> list[Decimal]:
+    centred = [v - sum(row) / len(row) for v in row]
+    length = (sum(v * v for v in centred) / len(row) + Decimal(EPS)).sqrt()
+    return [v / length for v in centred]
+
+
+def _deviation(row: list[Decimal]) -> list[Decimal]:
+    return [(sum((v - sum(row) / len(row)) ** 2 for v in row) / (len(row) - 1)).sqrt()]
+
+
+IN_DIGITS: dict[str, tuple[Values, Callable[[list[Decimal]], list[Decimal]]]] = {
+    "log_softmax": (ONE["log_softmax"][0], _log_softmax),
+    "softmax": (ONE["softmax"][0], lambda row: [v.exp() for v in _log_softmax(row)]),
+    "logsumexp": (ONE["logsumexp, kept"][0], lambda row: [row[0] - _log_softmax(row)[0]]),
+    "layer_norm": (ruled("layer_norm", normalized_shape=(4,), weight=None, bias=None, eps=EPS), _normed),
+    "std": (ruled("std", dim=[-1], correction=1, keepdim=True), _deviation),
+    "prod": (ruled("prod", dim=-1, keepdim=True), lambda row: [prod(row)]),
+}
+
+
+@pytest.mark.parametrize("moving", [0.0, 1.0, 1e9], ids=["still", "moving", "far"])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("name", IN_DIGITS)
+def test_rounding_of_functions_of_rows_is_in_the_radius(name, size, moving):
+    """Entries with a large part that all share; what they share may move as well, and far."""
+    rule, f = IN_DIGITS[name]
+    g = torch.Generator().manual_seed(5)
+    shared, own, drift = (torch.randn(30, n, generator=g, dtype=F64) for n in (1, 4, 1))
+    own[::5] = own[::5, :1]
+    x = Form(size * shared + own, (moving * drift + 1e-3 * own).contiguous() if moving else None)
+    out = rule(x=x).settled()
+    with localcontext() as context:
+        context.prec = 60
+        for s in (-1.0, 0.5, 1.0) if moving else (0.0,):
+            for row, found, radii in zip(_exact_at(x, s), _exact_at(out, s), _exact(full(out)[2]), strict=True):
+                for p, q, e in zip(f(row), found, radii, strict=True):
+                    assert not e.is_finite() or abs(p - q) <= e
