@@ -122,7 +122,7 @@ def test_the_budget_is_respected_and_its_bound_is_still_one():
 @pytest.mark.parametrize("make", [two_layers, odd_widths, tanh_regression], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("route", [straight, bent, lambda p: bent(p, 3)], ids=["line", "quadratic", "cubic"])
 def test_the_excess_of_a_bound_falls_fourfold_per_halving(make, route):
-    """At most places: where the interval holds a kink of a ReLU the excess is of first order, until it no longer does."""
+    """At most places: around a kink of a ReLU the excess only halves, until the interval no longer holds it."""
     problem = make()
     path = route(problem)
     bounds = Bounds(problem.objective, problem.objective.program, control(path))
