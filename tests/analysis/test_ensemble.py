@@ -281,13 +281,8 @@ def test_cycles_go_on_after_a_kill_to_the_same_networks(tmp_path):
 
 def test_cycles_that_cannot_be_are_refused():
     p = two_layers()
-    wrong: list[dict[str, Any]] = [
-        {"cycles": 0},
-        {"epochs": 0},
-        {"cycles": float("inf")},
-        {"lr_min": 1.0},
-        {"lr_max": float("nan")},
-    ]
+    wrong: list[dict[str, Any]] = [{"cycles": 0}, {"epochs": 0}, {"lr_min": 1.0}]
+    wrong += [{"cycles": float("inf")}, {"lr_max": float("nan")}]
     for given in wrong:
         with pytest.raises(im.InputError):
             im.fast_geometric_ensemble(p.objective, p.a, **given)
