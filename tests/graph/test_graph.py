@@ -287,6 +287,16 @@ def test_what_does_not_fit_is_refused(wrong, what):
         im.minima_graph(objective, **{"params": nets} | wrong)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), inf])
+def test_a_network_without_a_finite_loss_is_named(bad):
+    given, nets, _ = networks(2)
+    loss = lambda out, y: torch.where(out.abs().amax(1) > 1e3, bad, 1.0)
+    objective = im.Objective(given.skeleton, loss, given.data)
+    broken = {k: 1e4 * v for k, v in nets["b"].items()}
+    with pytest.raises(im.InputError, match="b: expected a network of finite loss"):
+        im.minima_graph(objective, nets | {"b": broken})
+
+
 def test_a_pair_that_cannot_be_joined_is_named():
     objective, nets, _ = networks(2)
     with pytest.raises(im.IsthmusError, match=r"a to b: .*while connecting with DeepLinear"):
