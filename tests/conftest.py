@@ -20,6 +20,8 @@ _BY_PARAMETER = (
     *("structure/test_derive.py", "structure/test_units.py", "program/test_export.py"),
 )
 _APART = ("laws/test_memory.py", "laws/test_generated_modules.py", "structure/test_architectures.py")
+# to import transformers takes seconds, in each worker that does
+_TRANSFORMERS = ("test_hugging_face.py", "storage/test_adapters.py", "certify/test_modern.py")
 
 
 class _Together(LoadScopeScheduling):
@@ -29,6 +31,8 @@ class _Together(LoadScopeScheduling):
         file = nodeid.split("::")[0]
         if file.endswith(_BY_PARAMETER):
             return nodeid.split("[")[-1]
+        if file.endswith(_TRANSFORMERS):
+            return "transformers"
         return nodeid if file.endswith(_APART) else file
 
 
