@@ -33,8 +33,8 @@ def refuse_unless_whole(name: str, value: Any, least: int = 1) -> None:
     Traceback (most recent call last):
     isthmus.errors.InputError: points: expected a whole number >= 1, got inf
     """
-    whole = isinstance(value, Real) and not isinstance(value, bool) and value % 1 == 0
-    if value is not None and not (whole and value >= least):
+    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value) % 1 == 0
+    if value is not None and not (whole and float(value) >= least):
         raise InputError(name, expected=f"a whole number >= {least}", got=value)
 
 

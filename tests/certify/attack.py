@@ -69,7 +69,9 @@ def _heads(h: Tensor) -> Tensor:
 def _attend(**options: Any) -> Step:
     def f(m: Block, h: Tensor) -> Tensor:
         q = _heads(h)
-        given = {k: v.to(h.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()}
+        given: dict[str, Any] = {
+            k: v.to(h.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()
+        }
         out: Tensor = F.scaled_dot_product_attention(q, q * m.vector[:2], q + m.vector[2:], **given)
         return out.transpose(1, 2).reshape(h.shape)
 
@@ -163,7 +165,7 @@ LAYERS = {
     "transposed, grouped": lambda: nn.ConvTranspose1d(3, 3, 3, padding=1, groups=3),
 }  # fmt: skip
 FLAT = ("LayerNorm", "tiny LayerNorm", "RMSNorm", "GroupNorm")
-BLOCKS: dict[str, Callable[[], nn.Module]] = (
+BLOCKS: dict[str, Callable[..., nn.Module]] = (
     {name: lambda f=f: Block(lambda m, h: f(h)) for name, f in FUNCTIONS.items()}
     | {name: lambda f=f: Block(lambda m, h: h + m.own(h)[0], own=f()) for name, f in RECURRENT.items()}
     | {name: lambda f=f: Block(Block.own, own=f()) for name, f in LAYERS.items()}

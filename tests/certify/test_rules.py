@@ -309,7 +309,7 @@ def test_what_may_have_no_value_stays_unknown_through_bounded_functions(name):
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "erf", "sin", "cos", "softmax"])
 @pytest.mark.parametrize("part", ["centre", "slope", "radius"])
 def test_what_overflowed_stays_unknown(name, part):
-    given = {
+    given: dict[str, Any] = {
         "centre": torch.zeros(1, 3, dtype=F64),
         "slope": torch.ones(1, 3, dtype=F64),
         "radius": torch.ones(1, 3, dtype=F64),
@@ -329,6 +329,7 @@ def test_a_variance_with_too_large_a_correction_is_refused():
 
 
 EPS = 1e-5
+ZERO = Decimal(0)
 
 
 def _exact(rows: Tensor) -> list[list[Decimal]]:
@@ -342,18 +343,18 @@ def _exact_at(x: Form, s: float) -> list[list[Decimal]]:
 
 
 def _log_softmax(row: list[Decimal]) -> list[Decimal]:
-    total = sum((v - max(row)).exp() for v in row).ln() + max(row)
+    total = sum(((v - max(row)).exp() for v in row), ZERO).ln() + max(row)
     return [v - total for v in row]
 
 
 def _normed(row: list[Decimal]) -> list[Decimal]:
-    centred = [v - sum(row) / len(row) for v in row]
-    length = (sum(v * v for v in centred) / len(row) + Decimal(EPS)).sqrt()
+    centred = [v - sum(row, ZERO) / len(row) for v in row]
+    length = (sum((v * v for v in centred), ZERO) / len(row) + Decimal(EPS)).sqrt()
     return [v / length for v in centred]
 
 
 def _deviation(row: list[Decimal]) -> list[Decimal]:
-    return [(sum((v - sum(row) / len(row)) ** 2 for v in row) / (len(row) - 1)).sqrt()]
+    return [(sum(((v - sum(row, ZERO) / len(row)) ** 2 for v in row), ZERO) / (len(row) - 1)).sqrt()]
 
 
 IN_DIGITS: dict[str, tuple[Values, Callable[[list[Decimal]], list[Decimal]]]] = {
@@ -362,7 +363,7 @@ IN_DIGITS: dict[str, tuple[Values, Callable[[list[Decimal]], list[Decimal]]]] = 
     "logsumexp": (ONE["logsumexp, kept"][0], lambda row: [row[0] - _log_softmax(row)[0]]),
     "layer_norm": (ruled("layer_norm", normalized_shape=(4,), weight=None, bias=None, eps=EPS), _normed),
     "std": (ruled("std", dim=[-1], correction=1, keepdim=True), _deviation),
-    "prod": (ruled("prod", dim=-1, keepdim=True), lambda row: [prod(row)]),
+    "prod": (ruled("prod", dim=-1, keepdim=True), lambda row: [prod(row, start=Decimal(1))]),
 }
 
 

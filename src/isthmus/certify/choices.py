@@ -86,7 +86,7 @@ def _added(node: Node, a: Arguments) -> Form:
 
 def _grouped(node: Node, a: Arguments) -> Form:
     """Rows in groups, each by a matrix of its own."""
-    x, w, ends = a["x"], a.get("weight", a.get("mat2")), a["offs"]
+    x, w, ends = a["x"], a["weight"] if "weight" in a else a["mat2"], a["offs"]
     if x.centre.dim() != 2 or w.centre.dim() != 3 or ends is None or a.get("bias") is not None:
         raise Refused("only rows by several matrices have a rule")
     return contract(lambda p, q, b: grouped_product(p, q, ends), w.centre.shape[1], x, w)

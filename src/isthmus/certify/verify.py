@@ -218,11 +218,12 @@ def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
     ends = kernel.ends(0)[0], kernel.ends(len(own) - 1)[1]
     if not all(_same(have, value) for have, value in zip(certificate["ends"], ends, strict=True)):
         yield f"ends: stored {certificate['ends']}, but the losses there are {list(ends)}"
-    how = {k: certificate[k] for k in _SEARCH if k in certificate}
+    how: dict[str, Any] = {k: certificate[k] for k in _SEARCH if k in certificate}
     if any(not isinstance(v, int | float) or not 0 <= v < inf for v in how.values()):
         yield f"the search: expected finite numbers >= 0, got {how}"
         return
-    said = Certificate(tuple(own), ends, certificate["dtype"], **({"slack": 0.0, "goal": 1.0} | how)).to_dict()
+    how = {"slack": 0.0, "goal": 1.0} | how
+    said = Certificate(tuple(own), ends, certificate["dtype"], **how).to_dict()
     yield from _differences(certificate, said)
 
 
@@ -242,8 +243,9 @@ def _differences(stored: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator
 
 
 def _row(stored: Mapping[str, Any]) -> SegmentCertificate:
-    row = {k: stored[k] for k in SegmentCertificate.__dataclass_fields__}
-    return SegmentCertificate(**row | {"intervals": tuple((p, q, b) for p, q, b in row["intervals"])})
+    row: dict[str, Any] = {k: stored[k] for k in SegmentCertificate.__dataclass_fields__}
+    row["intervals"] = tuple((p, q, b) for p, q, b in row["intervals"])
+    return SegmentCertificate(**row)
 
 
 def _agree(a: Any, b: Any) -> bool:
@@ -252,7 +254,8 @@ def _agree(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_agree(a[k], b[k]) for k in a)
     if isinstance(a, bool | str) or isinstance(b, bool | str):
         return type(a) is type(b) and a == b
-    return _same(a, b)
+    have: Any = a
+    return _same(have, b)
 
 
 def _below(value: float, bound: float) -> bool:

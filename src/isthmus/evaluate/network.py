@@ -69,12 +69,13 @@ class Network:
 
     def first_products(self, params: Params) -> float:
         """The share of the multiply-adds of a pass in products that read the inputs themselves; counted once."""
-        if self._first is None:
+        first = self._first
+        if first is None:
             x = rows(self.x, slice(0, 4))
             with torch.no_grad(), plain_attention(), CountProducts(x) as counter:
                 self.objective.forward(self.cast(params), x)
-            self._first = counter.first / max(1, counter.total)
-        return self._first
+            self._first = first = counter.first / max(1, counter.total)
+        return first
 
     def slices(self, block: slice | None = None) -> Iterator[slice]:
         """The examples (of a block) in chunks, in order."""

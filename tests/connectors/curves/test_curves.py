@@ -267,8 +267,8 @@ def test_a_maximum_between_the_screened_points_is_found():
     spike = lambda out: 3 * torch.exp(-((out - 1.969) / 0.005).square())
     loss = lambda out, y: ((out - y).square() + spike(out)).sum(1)
     objective = im.Objective(module, loss, (x, torch.zeros(4, 1)))
-    ends = ({"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0))
-    found = im.connect(objective, *ends, im.Bezier(recipe=im.Recipe(lr=1e-9, steps=4, batch=4), target=9.0))
+    a, b = ({"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0))
+    found = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=1e-9, steps=4, batch=4), target=9.0))
     assert found.info.max > 6.5, "the loss is 6.88 at t = .031, and 4 at the larger end"
 
 
@@ -360,9 +360,9 @@ def test_where_the_line_is_not_finite_is_said():
     x = torch.ones(4, 1)
     loss = lambda out, y: ((out - y).square() + torch.where((out - 1.5).abs() < 0.02, torch.nan, 0.0)).sum(1)
     objective = im.Objective(nn.Linear(1, 1, bias=False), loss, (x, torch.zeros(4, 1)))
-    ends = [{"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0)]
+    a, b = ({"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0))
     for method in (im.Bezier(), im.AutoNEB()):
-        found = im.connect(objective, *ends, method)
+        found = im.connect(objective, a, b, method)
         assert found.outcome is im.Outcome.NOT_FINITE
         assert (found.info.max, found.info.t) == (float("inf"), 0.5)
 
