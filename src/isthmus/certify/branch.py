@@ -151,7 +151,7 @@ class _State:
                 self.samples[i] = Sample(i, middle, value)
             self.best = max(self.best, value)
         if found.why:
-            self.open[i] = found.why
+            self.open[i] = f": {found.why}"
         piece = Piece(i, start, end, found.loss, found.error)
         heappush(self.heap, (-found.loss, self.evaluations, piece))
         self.progress("bounding", self.evaluations, max(self.budget, self.evaluations))
@@ -162,8 +162,10 @@ class _State:
         for piece in sorted([*self.done, *(p for _, _, p in self.heap)], key=lambda p: p.start):
             if piece.segment in pieces:
                 pieces[piece.segment].append(piece)
-        for i in [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]:
-            why = f"its bound did not become finite within {self.budget} sub-intervals"
-            self.refused[i] = f"{why}: {self.open[i]}" if i in self.open else why
+        unbounded = [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]
+        for i in unbounded:
+            self.refused[i] = f"its bound did not become finite within {self.budget} sub-intervals" + self.open.get(
+                i, ""
+            )
             del pieces[i]
         return Search(pieces, self.samples, self.refused, self.best, self.evaluations, self.spent)
