@@ -90,6 +90,8 @@ def test_one_pair_less_would_prove_nothing():
     assert suggestions(losses, star | {(1, 2): 0.4}, 0.01) == []
     assert suggestions(losses, star | {(1, 2): 0.4, (0, 3): inf}, 0.01) == [(1, 3)]
     assert suggestions(losses, {(0, 1): 0.3}, 0.01) == [(0, 2), (0, 3)]
+    nearly = {(0, 1): 0.1, (0, 2): 0.201}  # (1, 2) could be lower by half a percent
+    assert [suggestions([0.0, 0.1, 0.2], nearly, tol) for tol in (0.01, 0.0)] == [[], [(1, 2)]]
 
 
 # -- graphs

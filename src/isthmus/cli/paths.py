@@ -37,6 +37,7 @@ from isthmus.cli.options import (
 )
 from isthmus.connectors import Connection
 from isthmus.errors import FileError, InputError
+from isthmus.evaluate import Profile
 from isthmus.evaluate import profile as profile_path
 from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
@@ -112,6 +113,12 @@ def profile(
     runs.write_profile(measured, out, objective, path)
     if npz is not None:
         save_curve_npz(measured, npz, objective, connection)
+    _print_profile(measured, level, as_json)
+    return 0
+
+
+def _print_profile(measured: Profile, level: LevelOption, as_json: bool) -> None:
+    """The numbers, the verdict, and what to know of both."""
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
@@ -121,7 +128,6 @@ def profile(
     reading = f"{measured.reading:.1f} seconds of this went into reading the network's graph, once"
     sentences = [*found.lines, *filter(None, [words, reading if measured.reading >= 0.05 else ""])]
     _print_values(values, more, sentences, measured.bn, as_json)
-    return 0
 
 
 @with_asked("dtype", *CHECKPOINTS)

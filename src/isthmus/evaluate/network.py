@@ -72,7 +72,8 @@ class Network:
         first = self._first
         if first is None:
             x = rows(self.x, slice(0, 4))
-            with torch.no_grad(), plain_attention(), CountProducts(x) as counter:
+            counter = CountProducts(x)
+            with torch.no_grad(), plain_attention(), counter:
                 self.objective.forward(self.cast(params), x)
             self._first = first = counter.first / max(1, counter.total)
         return first

@@ -41,7 +41,7 @@ class CountProducts(TorchDispatchMode):
 
     def __init__(self, x: Any) -> None:
         super().__init__()
-        self.places = {v.untyped_storage().data_ptr() for v in tree_flatten(x)[0] if moves(v)}
+        self.places = {_place(v) for v in tree_flatten(x)[0] if moves(v)}
         self.total = self.first = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,10 +49,15 @@ class CountProducts(TorchDispatchMode):
         out = func(*args, **kwargs)
         if (count := flop_registry.get(func.overloadpacket)) is not None:
             made = count(*args, **kwargs, out_val=out)
-            read = [v.untyped_storage().data_ptr() for v in tree_flatten(args)[0] if isinstance(v, Tensor)]
+            read = [_place(v) for v in tree_flatten(args)[0] if isinstance(v, Tensor)]
             self.total += made
             self.first += made * (not self.places.isdisjoint(read))
         return out
+
+
+def _place(v: Tensor) -> int:
+    """What tensors with the same memory have in common, on any device."""
+    return v.untyped_storage()._cdata
 
 
 def bytes_each(forward: Callable[[int], Any]) -> int:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from isthmus.kinds import check_kinds
 from isthmus.program.adapted import Manner, adapted, choose
-from isthmus.program.copied import name_of
+from isthmus.program.copied import copied, name_of
 from isthmus.program.export import trace
 from isthmus.structure.rules import structure_of as structure_of
 from isthmus.structure.units import Group as Group
@@ -54,8 +53,7 @@ def derive_structure(
 def _of_tensors(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
     """The module itself where it returns nothing but tensors, else one that returns a tensor of those."""
     with torch.no_grad():
-        copies = {k: v.clone() for k, v in (*module.named_parameters(), *module.named_buffers())}
-        found = functional_call(module, copies, args, dict(kwargs))
+        found = copied(module, {})(*args, **kwargs)  # a forward pass may write, and nothing of the user's is written to
     if all(v is None or isinstance(v, Tensor | int | float) for v in tree_leaves(found)):
         return module
     return adapted(module, Manner(output=choose(found, None, name_of(module))))

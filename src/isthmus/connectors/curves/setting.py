@@ -66,6 +66,7 @@ class CurveSetting:
     @classmethod
     def of(cls, task: Task, recipe: Recipe, target: float | None, bn: str) -> CurveSetting:
         """Measures the ends; `target` None: a little above the larger one."""
+        task.objective.source.few()  # there must be examples
         losses = CurveLosses.of(task.objective, bn, recipe.precision)
         kept = {k: task.a[k] for k in statistics(task.objective)} if bn == "keep" else {}
         coordinates = Coordinates.between(task.objective, task.a, {**task.b, **kept})
