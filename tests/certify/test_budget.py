@@ -11,7 +11,7 @@ import isthmus as im
 from isthmus.certify.certificate import Certificate, SegmentCertificate
 from isthmus.certify.cost import PROFILES, Count
 from isthmus.sweep import certify_in_parallel
-from tests.problems import Atan, PROBLEMS, odd_widths, random_params, two_layers
+from tests.problems import PROBLEMS, Atan, odd_widths, random_params, two_layers
 
 
 def straight(problem):
