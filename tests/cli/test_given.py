@@ -68,7 +68,9 @@ def test_training_takes_every_form_of_data(ends, capsys):
     assert found["arrays"] == pytest.approx(found["pair"], rel=1e-6)
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     net.load_state_dict(load_file("smooth.safetensors"))
-    x, y = data_of("mine.py:arrays", "mine.py:net", Asked()).train
+    given = data_of("mine.py:arrays", "mine.py:net", Asked())
+    assert isinstance(given, Given)
+    x, y = given.train
     assert found["smooth"] == pytest.approx(
         float(nn.CrossEntropyLoss(label_smoothing=0.1)(net(x), y).detach()), rel=1e-6
     )

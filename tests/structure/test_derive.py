@@ -122,8 +122,8 @@ def test_the_module_and_the_generator_are_left_alone(case: Case) -> None:
 class Cached(nn.Sequential):
     """Returns what no graph can, beside its outputs."""
 
-    def forward(self, x: Tensor) -> dict[str, object]:
-        return {"logits": super().forward(x), "cache": Cached()}
+    def forward(self, input: Tensor) -> dict[str, object]:
+        return {"logits": super().forward(input), "cache": Cached()}
 
 
 def test_what_is_returned_beside_the_outputs_is_left_out() -> None:

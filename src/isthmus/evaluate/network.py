@@ -71,9 +71,10 @@ class Network:
         """The share of the multiply-adds of a pass in products that read the inputs themselves; counted once."""
         if self._first is None:
             x = rows(self.x, slice(0, 4))
-            with torch.no_grad(), plain_attention(), CountProducts(x) as counter:
+            counter = CountProducts(x)
+            with torch.no_grad(), plain_attention(), counter:
                 self.objective.forward(self.cast(params), x)
-            self._first = counter.first / max(1, counter.total)
+            self._first = counter.share
         return self._first
 
     def slices(self, block: slice | None = None) -> Iterator[slice]:
