@@ -165,7 +165,7 @@ LAYERS = {
     "transposed, grouped": lambda: nn.ConvTranspose1d(3, 3, 3, padding=1, groups=3),
 }  # fmt: skip
 FLAT = ("LayerNorm", "tiny LayerNorm", "RMSNorm", "GroupNorm")
-BLOCKS: dict[str, Callable[..., nn.Module]] = (
+BLOCKS: dict[str, Any] = (
     {name: lambda f=f: Block(lambda m, h: f(h)) for name, f in FUNCTIONS.items()}
     | {name: lambda f=f: Block(lambda m, h: h + m.own(h)[0], own=f()) for name, f in RECURRENT.items()}
     | {name: lambda f=f: Block(Block.own, own=f()) for name, f in LAYERS.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from math import inf, prod
 from types import SimpleNamespace
@@ -309,13 +310,13 @@ def test_what_may_have_no_value_stays_unknown_through_bounded_functions(name):
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "erf", "sin", "cos", "softmax"])
 @pytest.mark.parametrize("part", ["centre", "slope", "radius"])
 def test_what_overflowed_stays_unknown(name, part):
-    given: dict[str, Any] = {
+    given = {
         "centre": torch.zeros(1, 3, dtype=F64),
         "slope": torch.ones(1, 3, dtype=F64),
         "radius": torch.ones(1, 3, dtype=F64),
     }
     for huge in (inf, -inf, float("nan")):
-        x = Form(**(given | {part: torch.full((1, 3), huge, dtype=F64)}))
+        x = replace(Form(**given), **{part: torch.full((1, 3), huge, dtype=F64)})
         out = ruled(name, dim=-1)(x=x) if name == "softmax" else ruled(name)(x=x)
         assert not bool(out.settled().size().isfinite().any())
 

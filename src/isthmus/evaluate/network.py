@@ -75,7 +75,7 @@ class Network:
             counter = CountProducts(x)
             with torch.no_grad(), plain_attention(), counter:
                 self.objective.forward(self.cast(params), x)
-            self._first = first = counter.first / max(1, counter.total)
+            self._first = first = counter.share
         return first
 
     def slices(self, block: slice | None = None) -> Iterator[slice]:

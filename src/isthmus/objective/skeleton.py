@@ -44,6 +44,11 @@ class CountProducts(TorchDispatchMode):
         self.places = {_place(v) for v in tree_flatten(x)[0] if moves(v)}
         self.total = self.first = 0
 
+    @property
+    def share(self) -> float:
+        """`first` / `total`."""
+        return self.first / max(1, self.total)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)

@@ -261,9 +261,9 @@ def test_where_the_line_is_not_finite_is_said():
     x = torch.ones(4, 1)
     loss = lambda out, y: ((out - y).square() + torch.where((out - 1.5).abs() < 0.02, torch.nan, 0.0)).sum(1)
     objective = im.Objective(nn.Linear(1, 1, bias=False), loss, (x, torch.zeros(4, 1)))
-    ends = [{"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0)]
+    a, b = ({"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0))
     for method in (im.Bezier(), im.AutoNEB()):
-        found = im.connect(objective, *ends, method)
+        found = im.connect(objective, a, b, method)
         assert found.outcome is im.Outcome.NOT_FINITE
         assert (found.info.max, found.info.t) == (float("inf"), 0.5)
 
