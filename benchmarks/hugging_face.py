@@ -94,7 +94,7 @@ def batch_of(name: str, words: int, n: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def tuned(start: nn.Module, batch: dict[str, Tensor], seed: int) -> nn.Module:
+def tuned(start: Any, batch: dict[str, Tensor], seed: int) -> Any:
     """A copy after twelve steps of AdamW."""
     torch.manual_seed(seed)
     module = copy.deepcopy(start).train()
@@ -154,7 +154,7 @@ def main() -> None:
             ends = (f"{name}-1", f"{name}-2", "--method", "Linear", "--num-points", str(POINTS), "--out", name)
             run("-m", "isthmus", "connect", *ends, *given, *proof, "--bn", "interpolate")
             path = (f"{name}/path.safetensors", "--num-points", str(POINTS), "--bn", "interpolate", "--out", name)
-            rows = []
+            rows, plain = [], ("", 0.0, 0.0)
             for _ in range(3):
                 ours = run("-m", "isthmus", "profile", *path, *given)
                 plain = run("-c", PLAIN, kind, f"{name}-1", f"{name}-2", f"{name}.pt", str(POINTS))

@@ -196,7 +196,8 @@ def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Le
     objective = net.objective
     ends = [objective.outputs(_wide(segment, t)) for t in (0.0, 1.0)]
     scale = float(torch.stack(ends).abs().max()) or 1.0
-    stray, deviation = _strays(objective, segment, ends)
+    losses = [loss_of_outputs(objective, Z) for Z in ends]
+    stray, deviation = _strays(objective, segment, ends) if all(map(isfinite, losses)) else (nan, nan)
     if not stray <= (1e-2 if _narrow(segment) else STRAY) * scale:
         why = f"a level curve whose outputs stray by {stray / scale:.1e} of their size from its closed form"
         return Level(Claim("measured", why))
@@ -205,11 +206,7 @@ def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Le
         f"the outputs on the data are {how} by the closed form of the level curve; its premises hold, and at {POINTS} "
         f"points the outputs differ from it by at most {stray / scale:.1e} of their size"
     )
-    losses, exact, noise = (
-        [loss_of_outputs(objective, Z) for Z in ends],
-        max(b.loss for b in closed),
-        FACTOR * deviation,
-    )
+    exact, noise = max(b.loss for b in closed), FACTOR * deviation
     above = max(b.loss - v for b, v in zip(closed, losses if len(closed) == 2 else [min(losses)], strict=True))
     error = _error(objective, ends, closed, FACTOR * stray + 1e-11 * (1 + scale))
     return Level(
