@@ -13,14 +13,20 @@ BIN := .venv/bin
 demo: .venv/.ok
 	$(BIN)/isthmus demo --out demo-results
 
-test: .venv/.ok
+test: lint types tests
+
+lint: .venv/.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+
+types: .venv/.ok
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2
+
+tests: .venv/.ok
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 clean:
 	rm -rf .venv demo-results
 
-.PHONY: demo test clean
+.PHONY: demo test lint types tests clean

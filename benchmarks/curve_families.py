@@ -113,6 +113,8 @@ EPOCHS = {"perceptron": 40, "ResNet-8, BatchNorm": 10, "graph network": 60, "LST
 def task(name: str) -> tuple[Tensor, Tensor, str]:
     """Inputs, targets and loss of all 1,797 examples."""
     held = im.data.load("digits")
+    assert held.x_test is not None
+    assert held.y_test is not None
     x = torch.cat([held.x_train, held.x_test]).flatten(1).float()
     y = torch.cat([held.y_train, held.y_test])
     if not name.startswith("U-Net"):
@@ -161,6 +163,8 @@ def main() -> None:
             found = im.connect(train, a, b, method)
             seconds = clock() - begin
             curve = im.profile(train, found, test=test)
+            assert line.test is not None
+            assert curve.test is not None
             ends = max(found.info.ends)
             print(
                 f"  {name}, {epochs} epochs: ends {ends:.4g}, line {line.max:.4g}, curve {curve.max:.4g}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +25,16 @@ CURVES = {
     "PolyChain, focus 3, Adam": lambda epochs: im.PolyChain(recipe=ours(epochs)),
 }
 BANDS = {
-    f"AutoNEB, {name}, {spacing} spacing, {insertion} gaps": (recipe, spacing, insertion)
+    f"AutoNEB, {name}, {band.spacing} spacing, {band.insertion} gaps": replace(band, recipe=recipe)
     for name, recipe in (
         ("Adam", im.Recipe(lr=None, batch=512, precision="auto")),
         ("SGD", im.AutoNEB().recipe),
     )
-    for spacing, insertion in (("equal", "peak"), ("loss", "peak"), ("loss", "highest"))
+    for band in (
+        im.AutoNEB(spacing="equal"),
+        im.AutoNEB(spacing="loss"),
+        im.AutoNEB(spacing="loss", insertion="highest"),
+    )
 }
 """With equal spacing it makes no difference in which gaps pivots are put in, as long as there are so many."""
 
@@ -78,7 +83,7 @@ def methods(epochs: int) -> dict[str, im.Bezier | im.PolyChain | im.AutoNEB]:
     """All, or those whose names hold the text after --only."""
     found = {name: make(epochs) for name, make in CURVES.items()}
     if "--bands" in sys.argv:
-        found |= {n: im.AutoNEB(recipe=r, spacing=s, insertion=i) for n, (r, s, i) in BANDS.items()}
+        found |= BANDS
     only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
     return {name: method for name, method in found.items() if only in name}
 

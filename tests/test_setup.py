@@ -95,13 +95,6 @@ def test_files_stay_under_400_lines():
 
 
 COMPLEX = """
-certify/affine.py:Reading.__init__
-certify/analytic.py:_measured
-certify/analytic.py:_place
-certify/bounds.py:_losses
-certify/certificate.py:Certificate.expected
-certify/certify.py:certify
-certify/forms.py:contract
 evaluate/routes.py:Penalty.along
 evaluate/sample.py:adaptively
 evaluate/sample.py:screened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from math import inf
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from isthmus.errors import InputError
@@ -22,9 +23,19 @@ def check_choices(method: Any) -> None:
 def check_whole(method: Any, *names: str, least: int = 1) -> None:
     """Refuse what is no whole number >= `least`; None is left to the method."""
     for name in names:
-        value = getattr(method, name)
-        if value is not None and (isinstance(value, bool) or value != int(value) or value < least):
-            raise InputError(name, expected=f"a whole number >= {least}", got=value)
+        refuse_unless_whole(name, getattr(method, name), least)
+
+
+def refuse_unless_whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is neither None nor a whole number >= `least`.
+
+    >>> refuse_unless_whole("points", float("inf"))
+    Traceback (most recent call last):
+    isthmus.errors.InputError: points: expected a whole number >= 1, got inf
+    """
+    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value) % 1 == 0
+    if value is not None and not (whole and float(value) >= least):
+        raise InputError(name, expected=f"a whole number >= {least}", got=value)
 
 
 def check_several(method: Any, name: str) -> None:

@@ -24,7 +24,9 @@ from isthmus.evaluate.batchnorm import POLICIES, applied
 from isthmus.evaluate.profile import beside_others
 from isthmus.models import MODELS
 from isthmus.objective import Objective
+from isthmus.objective.data import arguments
 from isthmus.params import Params, check_ends
+from isthmus.program.adapted import Adapted, Manner, adapted
 from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_json
 from isthmus.storage.paths import path_digest
 from isthmus.storage.state import memory_in
@@ -63,31 +65,48 @@ def train(
     memory: Memory = forget,
     progress: Progress = no_progress,
 ) -> Fitted:
+    """``train_on`` the objective that the module, the loss and the data make."""
+    objective = Objective(copy.deepcopy(module).eval(), loss, data)
+    return train_on(module, objective, recipe, seed=seed, target=target, memory=memory, progress=progress)
+
+
+def train_on(
+    module: nn.Module,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    seed: int,
+    target: float = 0.0,
+    memory: Memory = forget,
+    progress: Progress = no_progress,
+) -> Fitted:
     """Train a copy of `module` from its present weights; dropout and BatchNorm work as in training.
+
+    `objective`: that of the same module in evaluation mode, of any data, in the precision of the module.
 
     The checks, the stopping rule and the returned loss are those of the network in evaluation mode on all
     examples. All randomness comes from `seed`; neither the module nor the global random state is written to.
     With a `memory`, a training that was killed goes on where it was last saved, to the same weights.
     """
-    learner, judge = copy.deepcopy(module).train(), copy.deepcopy(module).eval()
-    objective = Objective(judge, loss, data)
-    x, y = data
+    manner = objective.skeleton.manner if isinstance(objective.skeleton, Adapted) else Manner()
+    learner = adapted(copy.deepcopy(module).train(), manner)
     params = {k: v.detach() for k, v in learner.named_parameters()}
     buffers = {k: v.detach() for k, v in learner.named_buffers()}
 
     def batch_loss(state: Params, index: Tensor) -> Tensor:
-        outputs = functional_call(learner, state, (x[index],), strict=True)
-        return objective.example_losses(outputs, y[index]).mean()
+        x, y = objective.source.at(index)
+        outputs = functional_call(learner, state, *arguments(x), strict=True)
+        return objective.example_losses(outputs, y).mean()
 
-    names = {id(v): k for k, v in [*judge.named_parameters(), *judge.named_buffers()]}
-    whole = {k: names[id(v)] for k, v in judge.state_dict(keep_vars=True).items()}  # tied entries by their first name
+    names = {id(v): k for k, v in [*learner.named_parameters(), *learner.named_buffers()]}
+    whole = {k: names[id(v)] for k, v in learner.state_dict(keep_vars=True).items()}  # tied ones by their first name
 
     def full_loss(state: Mapping[str, Tensor]) -> float:
         return objective.loss({k: state[name] for k, name in whole.items()})
 
     with seeded_global(seed, objective.device):  # dropout layers know no generator of their own
         fitted = fit(
-            batch_loss, full_loss, params, len(y), recipe,
+            batch_loss, full_loss, params, objective.num_examples, recipe,
             generator=torch.Generator().manual_seed(seed), target=target, buffers=buffers,
             memory=_beside_global_state(memory, objective.device), progress=progress,
         )  # fmt: skip
@@ -282,6 +301,19 @@ def write_certificate(
 def _about(objective: Objective | None, path: FilePath | None) -> dict[str, Any]:
     about = {} if objective is None else {"objective": objective.describe()}
     return about if path is None else {**about, "path": path_digest(path)}
+
+
+def about_another(objective: Objective, path: FilePath, certificate: object) -> list[str]:
+    """What a stored certificate says of its objective and its path that does not fit these, as far as it says it."""
+    if not isinstance(certificate, Mapping):
+        return []
+    found = [
+        f"it is about another objective, {what}" for what in differs(objective.describe(), certificate.get("objective"))
+    ]
+    for name, own in (("path", path_digest(path)), ("bn", applied(objective, "interpolate"))):
+        if certificate.get(name, own) != own:
+            found.append(f"it is about another {name}: {certificate[name]!r}, not {own!r}")
+    return found
 
 
 _SAME = ("loss", "loss_options", "named", "examples", "penalty", "error")

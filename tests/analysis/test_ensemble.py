@@ -281,9 +281,13 @@ def test_cycles_go_on_after_a_kill_to_the_same_networks(tmp_path):
 
 def test_cycles_that_cannot_be_are_refused():
     p = two_layers()
-    wrong: list[dict[str, Any]] = [{"cycles": 0}, {"epochs": 0}, {"lr_min": 1.0}, {"lr_max": float("nan")}]
+    wrong: list[dict[str, Any]] = [{"cycles": 0}, {"epochs": 0}, {"lr_min": 1.0}]
+    wrong += [{"cycles": float("inf")}, {"lr_max": float("nan")}]
     for given in wrong:
         with pytest.raises(im.InputError):
             im.fast_geometric_ensemble(p.objective, p.a, **given)
+    numbers = im.Objective(p.objective.skeleton, evaluate=lambda params: {"loss": 1.0})
+    with pytest.raises(im.UnsupportedError, match="evaluate= gives only the loss"):
+        im.fast_geometric_ensemble(numbers, p.a)
     with pytest.raises(im.InputError, match="lr_max: expected a rate at which training goes on"):
         im.fast_geometric_ensemble(tanh_regression().objective, tanh_regression().a, epochs=40, lr_max=1e30)

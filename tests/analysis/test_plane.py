@@ -88,6 +88,14 @@ def test_networks_on_a_line_span_no_plane():
             im.plane(p.objective, p.a, p.b, third(p), **given)
 
 
+def test_a_path_of_other_networks_is_refused():
+    p = two_layers()
+    foreign = ({k: v[:1] for k, v in p.a.items()}, {"other": torch.ones(2)})
+    for point in foreign:
+        with pytest.raises(im.InputError, match="path"):
+            im.plane(p.objective, p.a, p.b, third(p), Path.through([point, point]), points=3)
+
+
 def test_screened_cells_are_named_and_the_others_are_exact():
     p = two_layers()
     path = Path((Curve((p.a, third(p), p.b)),))

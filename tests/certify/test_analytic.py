@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from math import nan
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import isthmus as im
+from isthmus.certify import analytic
 from isthmus.certify.analytic import level
 from isthmus.evaluate.level_network import LevelNetwork
 from isthmus.objective.data import single
@@ -77,6 +79,15 @@ def test_a_part_of_the_examples_is_covered_by_the_data_of_all():
         assert im.certify(part, im.Path((curve,))).proved
 
 
+def test_the_bounds_of_a_line_prove_nothing_about_a_level_curve():
+    """Affine forms read control points, which a level curve has none of."""
+    problem, curve = found()
+    line = im.certify(problem.objective, im.Path.through([curve.start, curve.end]), 0.05)
+    assert [s.claim for s in line.segments] == ["bounded"]
+    problems = im.verify_certificate(problem.objective, im.Path((curve,)), line)
+    assert any("affine forms are about Bezier curves alone" in p for p in problems), problems
+
+
 def test_other_data_than_the_curve_was_made_for():
     problem, curve = found()
     x, y = data_of(problem)
@@ -135,6 +146,14 @@ def test_a_curve_that_strays_from_its_closed_form_is_only_measured(monkeypatch):
     exact = level_curve.preimage
     monkeypatch.setattr(level_curve, "preimage", lambda A, *rest: exact(A, *rest) + 1e-3)
     refused(problem.objective, curve, "stray by")
+
+
+def test_a_loss_at_an_end_that_is_not_finite_is_only_measured(monkeypatch):
+    problem, curve = found()
+    last = problem.objective.cast(F64).outputs(curve.at(1.0))
+    exact = analytic.loss_of_outputs
+    monkeypatch.setattr(analytic, "loss_of_outputs", lambda o, Z: nan if torch.equal(Z, last) else exact(o, Z))
+    refused(problem.objective, curve, "stray by nan")
 
 
 def test_stored_certificates_of_level_curves_are_checked_again():

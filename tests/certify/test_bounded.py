@@ -1,6 +1,7 @@
 """Bounds over whole paths: sound, close, affordable."""
 
 import json
+from statistics import median
 
 import pytest
 import torch
@@ -120,19 +121,20 @@ def test_the_budget_is_respected_and_its_bound_is_still_one():
 
 @pytest.mark.parametrize("make", [two_layers, odd_widths, tanh_regression], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("route", [straight, bent, lambda p: bent(p, 3)], ids=["line", "quadratic", "cubic"])
-def test_the_excess_of_a_bound_falls_about_fourfold_per_halving(make, route):
+def test_the_excess_of_a_bound_falls_fourfold_per_halving(make, route):
+    """At most places: around a kink of a ReLU the excess only halves, until the interval no longer holds it."""
     problem = make()
     path = route(problem)
     bounds = Bounds(problem.objective, problem.objective.program, control(path))
-    excess = []
-    for k in (6, 7, 8, 9):
-        width, total = 2.0**-k, 0.0
-        for start in torch.linspace(0.02, 0.95, 12).tolist():  # a kink at one place counts less
+    ratios = []
+    for start in torch.linspace(0.02, 0.95, 12).tolist():
+        excess = []
+        for width in (2.0**-9, 2.0**-10):
             top = max(problem.objective.loss(path.at(start + width * j / 30)) for j in range(31))
-            total += bounds.over(start, start + width).loss - top
-        excess.append(total)
-    assert min(excess) > 0
-    assert all(2.3 < p / q < 9 for p, q in zip(excess, excess[1:], strict=False)), excess  # third order at first
+            excess.append(bounds.over(start, start + width).loss - top)
+        ratios.append(excess[0] / excess[1])
+        assert excess[1] > 0
+    assert 3.9 < median(ratios) < 4.2, ratios
 
 
 def test_losses_that_are_almost_zero_stop_at_the_floor():
@@ -166,9 +168,13 @@ def huber(z, y):
     return nn.functional.smooth_l1_loss(z, y, reduction="none").sum(1)
 
 
-@pytest.mark.parametrize("name", ["labels", "soft", "one-hot", "half", "mse", "convex callable"])
-@pytest.mark.parametrize("penalty", [None, im.Ridge(0.05), im.L1(0.05), im.Ridge(0.1, ("0.weight",))], ids=str)
-@pytest.mark.parametrize("degree", [1, 2, 3])
+LOSSES = ("labels", "soft", "one-hot", "half", "mse", "convex callable")
+PENALTIES = (None, im.Ridge(0.05), im.L1(0.05), im.Ridge(0.1, ("0.weight",)))
+# bounds of a loss and of a penalty are added: every loss and every penalty on every degree, not all products
+ADDED = [(name, PENALTIES[(i + k) % 4], k) for i, name in enumerate(LOSSES) for k in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("name", "penalty", "degree"), ADDED, ids=str)
 def test_losses_and_penalties(name, penalty, degree):
     module, x, y, soft, hot = everything()
     targets = {"labels": y, "soft": soft / soft.sum(1, keepdim=True), "one-hot": hot, "half": soft * (soft > 0.5)}

@@ -290,18 +290,18 @@ def test_padding_ties_and_entries_far_below(name, size):
     assert im.verify_certificate(objective, path, c.to_dict()) == []
 
 
-@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-30, 1e30, 1e120])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_no_sample_exceeds_a_bound_whatever_the_size_of_the_weights(case, scale):
+def test_no_sample_exceeds_a_bound_whatever_the_size_of_the_weights(case):
     objective = case.objective()
-    points = [{k: v * scale if v.is_floating_point() else v for k, v in p.items()} for p in case.control(1)]
-    curve = im.Curve(tuple(points))
-    bounds = Bounds(objective, objective.program, curve.control)
-    for start, end in ((0.0, 1.0), (0.5, 0.5625), (0.25, 0.25 + 2.0**-20)):
-        found = bounds.over(start, end).loss
-        for k in range(9):
-            value = objective.loss(curve.at(start + (end - start) * k / 8))
-            assert found == float("inf") or not value > found  # NaN: products that overflowed say nothing
+    for scale in (1e-320, 1e-200, 1e-30, 1e30, 1e120):
+        points = [{k: v * scale if v.is_floating_point() else v for k, v in p.items()} for p in case.control(1)]
+        curve = im.Curve(tuple(points))
+        bounds = Bounds(objective, objective.program, curve.control)
+        for start, end in ((0.0, 1.0), (0.5, 0.5625), (0.25, 0.25 + 2.0**-20)):
+            found = bounds.over(start, end).loss
+            for k in range(5):
+                value = objective.loss(curve.at(start + (end - start) * k / 4))
+                assert found == float("inf") or value <= found, (scale, start)  # and no NaN
 
 
 # -- the rules alone, on numbers that underflow

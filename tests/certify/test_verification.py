@@ -80,9 +80,18 @@ TAMPERED = {
     "whole bound": (whole("bound", value=0.5), "bound: stored 0.5"),
     "excess": (whole("excess", value=0.0), "excess: stored 0.0"),
     "gap": (whole("gap", value=0.0), "gap: stored 0.0"),
-    "ends": (whole("ends", 0, value=0.1), "ends: stored 0.1"),
+    "ends": (whole("ends", 0, value=0.1), "ends: stored [0.1"),
     "witness value": (at(0, "value", value=lambda v: v * 1.01), "segment 0: the loss at its witness"),
-    "witness": (whole("witness", "loss", value=1.0), "witness: stored 1.0"),
+    "witness": (whole("witness", "loss", value=1.0), "witness: stored {"),
+    "witness's place": (whole("witness", "t", value=0.123), "witness: stored {"),
+    "close": (whole("close", value=lambda v: not v), "close: stored"),
+    "words": (whole("summary", value="proved: at most 0.001"), "summary: stored proved: at most 0.001"),
+    "expected": (whole("expected", value=7), "expected: stored 7"),
+    "evaluations": (whole("evaluations", value=3), "evaluations: stored 3, but there are"),
+    "budget": (whole("budget", value=-1), "the search: expected finite numbers >= 0"),
+    "why, exact": (at(1, "why", value="it is so"), "segment 1: why: stored 'it is so'"),
+    "why, bounded": (at(0, "why", value="it is so"), "segment 0: why: stored 'it is so'"),
+    "no total": (lambda c: c.pop("bound"), "the certificate is malformed: it does not say ['bound']"),
     "error": (at(0, "error_bound", value=0.0), "segment 0: the error rate"),
     "error, exact": (at(1, "error_bound", value=0.0), "segment 1: the error rate"),
     "total error": (whole("error_bound", value=0.0), "error_bound: stored 0.0"),
@@ -140,3 +149,18 @@ def test_networks_of_all_kinds_are_certified_and_verified(name):
     assert c.proved
     assert c.gap <= 0.05
     assert verify_certificate(objective, path, c.to_dict()) == []
+
+
+def test_an_operation_without_a_rule_makes_a_claim_a_problem_and_no_error():
+    x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    odd = torch.nn.Sequential(module[0], Sinh(), module[2])
+    path = im.Path.through([{k: v * f for k, v in module.state_dict().items()} for f in (1.0, 2.0)])
+    stored = im.certify(im.Objective(module, data=(x, y)), path).to_dict()
+    problems = verify_certificate(im.Objective(odd, data=(x, y)), path, stored)
+    assert any("claimed 'bounded', but nothing of it can be derived: sinh" in p for p in problems), problems
+
+
+class Sinh(torch.nn.Module):
+    def forward(self, x):
+        return torch.sinh(x)

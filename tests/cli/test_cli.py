@@ -1,6 +1,5 @@
 """The command line: what it writes, what it prints, and how it ends."""
 
-import importlib.util
 import json
 import pickle
 import subprocess
@@ -13,6 +12,7 @@ import torch
 import isthmus as im
 from isthmus.cli import run_app
 from isthmus.params import equal
+from isthmus.sweep import Local, Ray
 
 MODEL = "mlp:64-12x2-10"
 
@@ -158,9 +158,10 @@ def test_a_profile_is_exported_as_curve_npz(folder, tmp_path, capsys):
     assert held["dl"].sum() == pytest.approx(im.load_connection(path).path.length, rel=1e-5)
 
 
-def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path, capsys):
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("needs isthmus[ray]")
+def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path, capsys, monkeypatch):
+    """The chunks of the workers, here in this process: tests/sweep/test_ray.py runs them on Ray."""
+    engines: list[Ray] = []
+    monkeypatch.setattr(Ray, "map", lambda self, *work: engines.append(self) or Local().map(*work))
     path = str(folder / "dropout/path.safetensors")
     both: dict[str, list] = {"profile": [], "certify": []}
     for name, extra in ((n, e) for n in both for e in ([], ["--workers", "1"])):
@@ -170,6 +171,8 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     for one, other in both.values():
         numbers = {k for k, v in one.items() if isinstance(v, float)} - {"slack"}
         assert {k: other[k] for k in numbers} == pytest.approx({k: one[k] for k in numbers}, rel=1e-6, abs=1e-9)
+    assert len(engines) >= 2
+    assert all(engine == Ray(1) for engine in engines)
     assert both["certify"][1]["proved"]
     fails(capsys, ["profile", path, "--workers", "1", "--tol", "0.1", "--out", tmp_path], "--tol")
     fails(capsys, ["certify", path, "--workers", "1", "--verify", path, "--out", tmp_path], "--verify")
@@ -196,6 +199,10 @@ def test_a_stored_certificate_is_checked_again(folder, tmp_path, capsys):
     arguments = ["certify", path, "--out", str(tmp_path / "x"), "--quiet", "--verify"]
     assert run_app([*arguments, str(folder / "dropout/certificate.json")]) == 0
     assert "the certificate holds" in capsys.readouterr().out
+    for name, other in (("path", "0" * 16), ("bn", "recompute"), ("objective", stored["objective"] | {"examples": 3})):
+        (tmp_path / "other.json").write_text(json.dumps(stored | {name: other}))
+        assert run_app([*arguments, str(tmp_path / "other.json")]) == 1
+        assert f"it is about another {name}" in capsys.readouterr().out
     stored["segments"][4]["bound"] /= 2
     (tmp_path / "lower.json").write_text(json.dumps(stored))
     assert run_app([*arguments, str(tmp_path / "lower.json")]) == 1

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from isthmus.cli import run_app
@@ -58,6 +59,23 @@ def test_every_form_of_data_gives_the_same_loss(ends, capsys):
     assert json.loads(open("arrays/result.json").read())["objective"]["examples"] == 10
 
 
+def test_training_takes_every_form_of_data(ends, capsys):
+    found = {}
+    for data in ("arrays", "pair", "smooth"):
+        command = ["train", "--model", "mine.py:net", "--data", f"mine.py:{data}", "--out", f"{data}.safetensors"]
+        assert run_app([*command, "--epochs", "2", "-q", "--json"]) == 0, capsys.readouterr().err
+        found[data] = float(json.loads(capsys.readouterr().out)["train_loss"])
+    assert found["arrays"] == pytest.approx(found["pair"], rel=1e-6)
+    net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    net.load_state_dict(load_file("smooth.safetensors"))
+    given = data_of("mine.py:arrays", "mine.py:net", Asked())
+    assert isinstance(given, Given)
+    x, y = given.train
+    assert found["smooth"] == pytest.approx(
+        float(nn.CrossEntropyLoss(label_smoothing=0.1)(net(x), y).detach()), rel=1e-6
+    )
+
+
 def test_a_path_knows_its_data_again(ends, capsys):
     assert connect("pair") == 0
     asked = ["profile", "pair/path.safetensors", "--num-points", "3", "--out", "again", "-q"]
@@ -82,11 +100,12 @@ def test_a_path_knows_its_data_again(ends, capsys):
         ("wrong", "expected a dictionary with 'data', and perhaps 'test', 'loss'"),
         ("fails", "expected fails() to build the data without arguments, got SystemExit"),
         ("nothing", "a name that mine.py defines"),
+        ("", "write --data mine.py:make"),
     ],
 )
 def test_data_that_cannot_be_used_are_one_line(ends, capsys, data, message):
     capsys.readouterr()
-    assert connect(data) == 2
+    assert connect(data or "no", *([] if data else ["--data", "mine.py"])) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1

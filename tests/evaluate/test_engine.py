@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
+from isthmus.evaluate import engine
 from isthmus.evaluate.engine import Engine
 from isthmus.evaluate.plan import combine
 from isthmus.evaluate.routes import General
@@ -32,13 +33,25 @@ def changing(a, b, *prefixes):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_a_segment_on_which_all_moves(case, dtype):
+def test_a_segment_on_which_all_moves(case, dtype, monkeypatch):
+    monkeypatch.setattr(engine, "WORTH_READING", 0.0)
     a, b, c = ends(case, dtype, 3)
     objective = objective_of(case, dtype)
     kind = "plain" if case.name == "not exportable" else "general"
     agree(objective, Curve((a, b)), kind)
     agree(objective, Curve((a, c, b)), kind)
     agree(objective, Curve((a, c, c, b)), kind)
+
+
+@pytest.mark.parametrize(("inputs", "kind"), [(64, "general"), (2, "plain")])
+def test_no_graph_is_read_where_all_moves_and_the_first_layer_is_a_small_part(inputs, kind):
+    module = perceptron([inputs, 32, 32, 3])
+    objective = im.Objective(module, data=blobs(20, (inputs,), 3), dtype=torch.float64)
+    segment = Curve((random_params(module, 1), random_params(module, 2)))
+    first, again = (im.profile(objective, im.Path((segment,)), 3) for _ in range(2))
+    assert bool(objective.graphs.known) == (first.reading > 0) == (kind == "general")
+    assert again.reading == 0
+    agree(objective, segment, kind)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -90,6 +90,8 @@ def test_one_pair_less_would_prove_nothing():
     assert suggestions(losses, star | {(1, 2): 0.4}, 0.01) == []
     assert suggestions(losses, star | {(1, 2): 0.4, (0, 3): inf}, 0.01) == [(1, 3)]
     assert suggestions(losses, {(0, 1): 0.3}, 0.01) == [(0, 2), (0, 3)]
+    nearly = {(0, 1): 0.1, (0, 2): 0.201}  # (1, 2) could be lower by half a percent
+    assert [suggestions([0.0, 0.1, 0.2], nearly, tol) for tol in (0.01, 0.0)] == [[], [(1, 2)]]
 
 
 # -- graphs
@@ -285,6 +287,16 @@ def test_what_does_not_fit_is_refused(wrong, what):
     objective, nets, _ = networks(2)
     with pytest.raises(im.InputError, match=what):
         im.minima_graph(objective, **{"params": nets} | wrong)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), inf])
+def test_a_network_without_a_finite_loss_is_named(bad):
+    given, nets, _ = networks(2)
+    loss = lambda out, y: torch.where(out.abs().amax(1) > 1e3, bad, 1.0)
+    objective = im.Objective(given.skeleton, loss, given.data)
+    broken = {k: 1e4 * v for k, v in nets["b"].items()}
+    with pytest.raises(im.InputError, match="b: expected a network of finite loss"):
+        im.minima_graph(objective, nets | {"b": broken})
 
 
 def test_a_pair_that_cannot_be_joined_is_named():

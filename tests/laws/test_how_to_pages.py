@@ -101,8 +101,7 @@ def test_the_operations_of_the_page_pass_the_laws(page):
         assert all(group.separable for group in structure.groups)
         assert len(structure.groups) == sum(isinstance(part, nn.Linear) for part in model.children()) - 1
         case = Case("of the page", lambda model=model: model)
-        for degree in (1, 2):
-            test_forms.test_no_sample_leaves_its_form_or_exceeds_its_bound(case, degree)
+        test_forms.test_no_sample_leaves_its_form_or_exceeds_its_bound(case)
         objective, (a, b) = case.objective(), case.control(1)
         half = {k: (a[k] + b[k]) / 2 for k in a}
         loss = float(im.profile(objective, im.Path.through([a, b]), 3).loss[1])

@@ -71,8 +71,9 @@ def assert_equal(one: im.Connection, two: im.Connection) -> None:
     assert one.outcome is two.outcome
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    ("name", "wrapped"), [*((name, False) for name in TRAINED), *((name, True) for name in ("Subnetwork", "Bezier"))]
+)
 def test_killed_at_random_moments_and_after_every_save_it_gives_the_same_path(name, wrapped):
     problem, once = alone(name)
     method = Handed(TRAINED[name][0]) if wrapped else TRAINED[name][0]

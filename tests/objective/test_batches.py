@@ -98,6 +98,10 @@ BATCHES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "labels of another name": (lambda: dicts("class"), {"targets": "class"}),
     "one dict": (lambda: {"mask": MASK, "right": RIGHT, "left": LEFT, "labels": Y}, {}),
     "a call of the batch": (lambda: dicts("y"), {"forward": whole}),
+    "an attribute of objects": (
+        lambda: [Pack((LEFT[:6], RIGHT[:6], MASK[:6]), Y[:6]), Pack((LEFT[6:], RIGHT[6:], MASK[6:]), Y[6:])],
+        {"forward": lambda module, b: module(*b.x), "targets": "y"},
+    ),
     "a call of objects": (
         lambda: [Pack((LEFT[:6], RIGHT[:6], MASK[:6]), Y[:6]), Pack((LEFT[6:], RIGHT[6:], MASK[6:]), Y[6:])],
         {"forward": lambda module, b: module(*b.x), "loss": lambda z, b: F.cross_entropy(z, b.y, reduction="none")},

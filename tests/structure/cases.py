@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from isthmus.program.export import Program, trace
 from isthmus.structure import Structure, structure_of
-from tests.architectures import noise, tokens
+from tests.architectures import Named, noise, tokens
 from tests.structure import models as m
 from tests.structure import sequences as s
 from tests.structure.models import Lambda, between, between_convs
@@ -21,11 +18,9 @@ from tests.structure.sequences import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class Case(Named):
     """A module, the arguments of its forward pass, and name -> size of its groups (negative: not separable)."""
 
-    name: str
-    make: Callable[[], nn.Module]
     args: tuple[Any, ...]
     groups: dict[str, int]
 
@@ -38,13 +33,6 @@ class Case:
     def structure(self) -> Structure:
         """Its groups, derived once and not verified."""
         return structure_of(self.program, {k: v.shape for k, v in self.module().state_dict().items()})
-
-    def module(self) -> nn.Module:
-        """The module in eval mode, with the weights of seed 0 (the global generator is left as it was)."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            # modules that stand in the list below are shared between calls
-            return copy.deepcopy(self.make()).eval()
 
 
 ACTIVATIONS = [

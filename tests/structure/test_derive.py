@@ -43,7 +43,7 @@ def difference(x: Tensor, y: Tensor) -> float:
 def refusal(structure: Structure, module: nn.Module, case: Case) -> str:
     """What verify says, or nothing."""
     try:
-        verify(structure, module, case.args)
+        verify(structure, module, case.args, program=case.program)
     except UnsupportedError as error:
         return str(error)
     return ""
@@ -51,7 +51,8 @@ def refusal(structure: Structure, module: nn.Module, case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_groups_are_those_expected(case: Case) -> None:
-    assert {g.name: g.size if g.separable else -g.size for g in case.structure.groups} == case.groups
+    found = {g.name: g.size if g.separable else -g.size for g in case.structure.groups}
+    assert [*found.items()] == [*case.groups.items()], "in the order of the network"
     assert all(g.separable == (not g.why) for g in case.structure.groups)
 
 
@@ -96,7 +97,8 @@ def test_verify_catches_any_one_member_dropped(case: Case) -> None:
 
 
 # under weight_norm a removed column changes the others, but no output depends on what made it: the law holds
-MIXED = [c for c in CASES if any(not g.separable and g.outs for g in c.structure.groups) and c.name != "weight_norm"]
+NOTHING = ("weight_norm", "attention by einsum")
+MIXED = [c for c in CASES if min(c.groups.values(), default=0) < 0 and c.name not in NOTHING]
 
 
 @pytest.mark.parametrize("case", MIXED, ids=[c.name for c in MIXED])
@@ -105,10 +107,10 @@ def test_verify_catches_a_wrong_separable_flag(case: Case) -> None:
     for group in (g for g in structure.groups if not g.separable and g.outs):
         lied = [replace(g, separable=True, why="") if g is group else g for g in structure.groups]
         with pytest.raises(UnsupportedError, match=f"{group.name!r}: the silence law fails"):
-            verify(Structure(tuple(lied), structure.shapes), case.module(), case.args)
+            verify(Structure(tuple(lied), structure.shapes), case.module(), case.args, program=case.program)
 
 
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", CASES[::8], ids=IDS[::8])
 def test_the_module_and_the_generator_are_left_alone(case: Case) -> None:
     module = case.module()
     before = {k: v.clone() for k, v in module.state_dict().items()}
@@ -119,9 +121,16 @@ def test_the_module_and_the_generator_are_left_alone(case: Case) -> None:
     assert not any(m.training for m in module.modules())
 
 
-def test_groups_keep_the_order_of_the_network() -> None:
-    for case in CASES:
-        assert list(case.groups) == [g.name for g in case.structure.groups], case.name
+class Cached(nn.Sequential):
+    """Returns what no graph can, beside its outputs."""
+
+    def forward(self, input: Tensor) -> dict[str, object]:
+        return {"logits": super().forward(input), "cache": Cached()}
+
+
+def test_what_is_returned_beside_the_outputs_is_left_out() -> None:
+    module = Cached(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    assert [g.size for g in derive_structure(module.eval(), (torch.ones(2, 4),)).groups] == [6]
 
 
 def test_members_of_tied_tensors_come_in_pairs() -> None:
@@ -130,7 +139,7 @@ def test_members_of_tied_tensors_come_in_pairs() -> None:
     assert "'wte.weight' both makes and reads" in group.why or "LayerNorm" in group.why
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_narrow_networks_without_biases_are_not_refused_by_bad_luck(seed):
     """With three units per layer and no biases, all outputs are zero at many random weights."""
     g = torch.Generator().manual_seed(seed)

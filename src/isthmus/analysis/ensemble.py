@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.analysis.scores import Predictions, Scores, Tally
+from isthmus.checks import refuse_unless_whole
 from isthmus.connectors.base import Connection
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import POLICIES, applied, refresh, segments_under, statistics
@@ -224,8 +225,7 @@ def _on_path(
 
 
 def _shares(points: int) -> list[float]:
-    if points != int(points) or points < 1:
-        raise InputError("points", expected="a whole number >= 1", got=points)
+    refuse_unless_whole("points", points)
     return [i / (points - 1) for i in range(int(points))] if points > 1 else [0.5]
 
 

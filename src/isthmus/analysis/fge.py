@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from isthmus.checks import refuse_unless_whole
 from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import refresh
@@ -62,6 +63,7 @@ def fast_geometric_ensemble(
     """
     check_kinds(fast_geometric_ensemble, locals())
     _check(cycles, epochs, lr_max, lr_min)
+    objective.source.few()  # there must be examples
     start = {k: v.clone() for k, v in objective.check(a, "a").items()}
     losses = CurveLosses.of(objective, "recompute", "own")
     size = min(_BATCH, objective.num_examples)
@@ -85,9 +87,8 @@ def fast_geometric_ensemble(
 
 
 def _check(cycles: int, epochs: int, lr_max: float, lr_min: float) -> None:
-    for name, value in (("cycles", cycles), ("epochs", epochs)):
-        if value != int(value) or value < 1:
-            raise InputError(name, expected="a whole number >= 1", got=value)
+    refuse_unless_whole("cycles", cycles)
+    refuse_unless_whole("epochs", epochs)
     if not 0 < lr_min <= lr_max < inf:
         raise InputError("lr_max, lr_min", expected="0 < lr_min <= lr_max", got=(lr_max, lr_min))
 

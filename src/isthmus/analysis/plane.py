@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.analysis.frame import Frame
+from isthmus.checks import refuse_unless_whole
 from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import POLICIES, applied, refresh, statistics
@@ -151,7 +152,7 @@ def plane(
     policy = _policy(objective, bn)
     frame = _frame(objective, [objective.check(p, n) for p, n in ((a, "a"), (b, "b"), (c, "c"))], policy)
     corners = torch.tensor([[0.0, 0.0], [frame.width, 0.0], [frame.shift, frame.height]], dtype=torch.float64)
-    t, places = _along(frame, None if path is None else opened(path))
+    t, places = _along(objective, frame, None if path is None else opened(path))
     x, y = (_axis(torch.cat([corners, places[:, :2]])[:, k], points, margin) for k in range(2))
     sets = [objective] if test is None else [objective, test]
     near = _near(x, y, torch.cat([corners, places[:, :2]]))
@@ -168,9 +169,8 @@ def plane(
 
 
 def _check(points: int, margin: float, screen: int | None, objective: Objective) -> None:
-    for name, value in (("points", points), ("screen", screen)):
-        if value is not None and (value != int(value) or value < 2):
-            raise InputError(name, expected="a whole number >= 2", got=value)
+    refuse_unless_whole("points", points, 2)
+    refuse_unless_whole("screen", screen, 2)
     if not 0 <= margin < float("inf"):
         raise InputError("margin", expected="a number >= 0", got=margin)
     if screen is not None:
@@ -201,12 +201,12 @@ def _copy_of(objective: Objective, point: Params) -> Params:
     return {k: v.clone() for k, v in point.items() if k not in ties}
 
 
-def _along(frame: Frame, path: Path | None) -> tuple[Tensor, Tensor]:
+def _along(objective: Objective, frame: Frame, path: Path | None) -> tuple[Tensor, Tensor]:
     """The t of points of the path, and (x, y, distance from the plane) of each."""
     if path is None:
         return torch.zeros(0, dtype=torch.float64), torch.zeros(0, 3, dtype=torch.float64)
     ts = sorted({i / (_ALONG - 1) for i in range(_ALONG)} | {i / len(path) for i in range(len(path) + 1)})
-    places = [frame.place(path.at(t)) for t in ts]
+    places = [frame.place(objective.check(path.at(t), "path")) for t in ts]
     return torch.tensor(ts, dtype=torch.float64), torch.tensor(places, dtype=torch.float64)
 
 

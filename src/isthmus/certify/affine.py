@@ -105,15 +105,15 @@ class Reading:
         uncertain: Mapping[str, Tensor] | None = None,
     ) -> None:
         moving = changed_tensors(control) if moving is None else moving
-        if any(v.is_complex() for v in control[0].values()):
-            raise UnsupportedError("complex weights", "they have no rule for affine forms")
-        self.objective, self.program = objective, program
-        moves, rests = {}, {}
-        for place, name in program.tensors.items():
-            (moves if name in moving else rests)[place] = name
-        self.motions = {place: Motion([p[name].double() for p in control]) for place, name in moves.items()}
+        _refuse_complex(control[0])
+        self.objective, self.program, uncertain = objective, program, uncertain or {}
+        self.motions: dict[str, Motion] = {}
         self.fixed: dict[str, Any] = {k: _value(v) for k, v in program.constants.items()}
-        self.fixed |= {place: _value(control[0][name], (uncertain or {}).get(name)) for place, name in rests.items()}
+        for place, name in program.tensors.items():
+            if name in moving:
+                self.motions[place] = Motion([p[name].double() for p in control])
+            else:
+                self.fixed[place] = _value(control[0][name], uncertain.get(name))
         self.before, self.after, varying = _parted(program, set(self.motions))
         output = program.outputs[0].name
         self.needed = {output, *(r for node in self.after for r in node.refs())} - varying
@@ -216,6 +216,11 @@ def _parted(program: Program, varying: set[str]) -> tuple[list[Node], list[Node]
         else:
             before.append(node)
     return before, after, varying
+
+
+def _refuse_complex(params: Params) -> None:
+    if any(v.is_complex() for v in params.values()):
+        raise UnsupportedError("complex weights", "they have no rule for affine forms")
 
 
 def _value(v: Tensor, off: Tensor | None = None) -> Any:

@@ -37,6 +37,7 @@ from isthmus.evaluate.level_network import LevelNetwork
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import LevelCurve
+from isthmus.paths.level_curve import LevelLayer
 from isthmus.structure.activations import reads_flat
 
 POINTS = 33
@@ -116,21 +117,28 @@ def _place(net: LevelNetwork, segment: LevelCurve) -> tuple[int, int] | str:
         return f"{segment.layers[0].weight!r} is no layer of the network"
     first = weights.index(segment.layers[0].weight) + 1
     for l, own in enumerate(segment.layers, start=first):
-        if l > net.L or net.chain.layer(l).weight != own.weight:
-            return f"{own.weight!r} is not layer {l} of the network"
-        layer = net.chain.layer(l)
-        if layer.vectors != (() if own.bias is None else (own.bias,)):
-            return f"layer {l} has the biases {layer.vectors}, not {own.bias!r}"
-        if not reads_flat(layer):
-            return f"layer {l} is no linear layer"
-        slope = 1.0 if l == net.L else net.activations[l].slope if net.activations[l].plain else None
-        if slope != own.slope:
-            name = "no activation" if l == net.L else net.activations[l].name
-            return f"behind layer {l} the network has {name}, the curve a slope of {own.slope:g}"
+        if problem := _misfit(net, l, own):
+            return problem
     top = first + len(segment.layers) - 1
     if top < net.L and not reads_flat(net.chain.layer(top + 1)):
         return f"layer {top + 1} is no linear layer"
     return first, top
+
+
+def _misfit(net: LevelNetwork, l: int, own: LevelLayer) -> str:
+    """Why layer l of the network is not that layer of a curve; nothing where it is."""
+    if l > net.L or net.chain.layer(l).weight != own.weight:
+        return f"{own.weight!r} is not layer {l} of the network"
+    layer = net.chain.layer(l)
+    if layer.vectors != (() if own.bias is None else (own.bias,)):
+        return f"layer {l} has the biases {layer.vectors}, not {own.bias!r}"
+    if not reads_flat(layer):
+        return f"layer {l} is no linear layer"
+    if l == net.L:
+        slope, name = 1.0, "no activation"
+    else:
+        slope, name = net.activations[l].slope if net.activations[l].plain else None, net.activations[l].name
+    return "" if slope == own.slope else f"behind layer {l} the network has {name}, the curve a slope of {own.slope:g}"
 
 
 def _gap(own: Tensor, x: Tensor) -> float:
@@ -185,41 +193,47 @@ def _mixed(net: LevelNetwork, ends: tuple[Params, Params], s: float) -> Iterator
 
 
 def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Level:
-    objective, y = net.objective, net.objective.data[1]
+    objective = net.objective
     ends = [objective.outputs(_wide(segment, t)) for t in (0.0, 1.0)]
+    scale = float(torch.stack(ends).abs().max()) or 1.0
     losses = [loss_of_outputs(objective, Z) for Z in ends]
-    scale = max(float(ends[0].abs().max()), float(ends[1].abs().max())) or 1.0
+    stray, deviation = _strays(objective, segment, ends) if all(map(isfinite, losses)) else (nan, nan)
+    if not stray <= (1e-2 if _narrow(segment) else STRAY) * scale:
+        why = f"a level curve whose outputs stray by {stray / scale:.1e} of their size from its closed form"
+        return Level(Claim("measured", why))
+    how = "constant" if torch.equal(*ends) else "affine in t"
+    why = (
+        f"the outputs on the data are {how} by the closed form of the level curve; its premises hold, and at {POINTS} "
+        f"points the outputs differ from it by at most {stray / scale:.1e} of their size"
+    )
+    exact, noise = max(b.loss for b in closed), FACTOR * deviation
+    above = max(b.loss - v for b, v in zip(closed, losses if len(closed) == 2 else [min(losses)], strict=True))
+    error = _error(objective, ends, closed, FACTOR * stray + 1e-11 * (1 + scale))
+    return Level(
+        Claim("analytic", why), max(*losses, exact) + noise, deviation, stray / scale, error, exact, above + noise
+    )
+
+
+def _narrow(segment: LevelCurve) -> bool:
+    return any(v.dtype != torch.float64 for v in segment.origin.values() if v.is_floating_point())
+
+
+def _error(objective: Objective, ends: list[Tensor], closed: list[Bound], noise: float) -> float:
+    """A bound on the error rate: of the closed form, and of the outputs at the ends within some noise."""
+    marks = [unsure(objective, Form(Z, None, torch.full_like(Z, noise)), objective.data[1]) for Z in ends]
+    return float(torch.stack([*marks, *(b.unsure for b in closed if b.unsure is not None)]).amax(0).mean())
+
+
+def _strays(objective: Objective, segment: LevelCurve, ends: list[Tensor]) -> tuple[float, float]:
+    """How far outputs, and a loss, are from the closed form at any of the points; NaN where any is not finite."""
     strays, deviations = [0.0], [0.0]
     for k in range(1, POINTS - 1):
         t = k / (POINTS - 1)
         Z, want = objective.outputs(_wide(segment, t)), torch.lerp(ends[0], ends[1], t)
         strays.append(float((Z - want).abs().max()))
         deviations.append(abs(loss_of_outputs(objective, Z) - loss_of_outputs(objective, want)))
-    wide = all(v.dtype == torch.float64 for v in segment.origin.values() if v.is_floating_point())
-    known = all(map(isfinite, (*losses, *strays, *deviations)))  # a maximum may pass over NaN
-    stray, deviation = (max(strays), max(deviations)) if known else (nan, nan)
-    if not stray <= (STRAY if wide else 1e-2) * scale:
-        why = f"a level curve whose outputs stray by {stray / scale:.1e} of their size from its closed form"
-        return Level(Claim("measured", why))
-    noise = torch.full_like(ends[0], FACTOR * stray + 1e-11 * (1 + scale))
-    marks = [unsure(objective, Form(Z, None, noise), y) for Z in ends]
-    error = torch.stack([*marks, *(b.unsure for b in closed if b.unsure is not None)]).amax(0)
-    how = "affine in t" if max(losses) > min(losses) or not torch.equal(ends[0], ends[1]) else "constant"
-    why = (
-        f"the outputs on the data are {how} by the closed form of the level curve; its premises hold, and at {POINTS} "
-        f"points the outputs differ from it by at most {stray / scale:.1e} of their size"
-    )
-    exact, noise_of_points = max(b.loss for b in closed), FACTOR * deviation
-    above = zip(closed, losses, strict=True) if len(closed) == 2 else [(closed[0], v) for v in losses]
-    return Level(
-        Claim("analytic", why),
-        max(*losses, exact) + noise_of_points,
-        deviation,
-        stray / scale,
-        float(error.mean()),
-        exact,
-        max(b.loss - v for b, v in above) + noise_of_points,
-    )
+    known = all(map(isfinite, (*strays, *deviations)))  # a maximum may pass over NaN
+    return (max(strays), max(deviations)) if known else (nan, nan)
 
 
 def _wide(segment: LevelCurve, t: float) -> Params:

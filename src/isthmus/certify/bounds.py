@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from isthmus.certify.affine import Interval, Reading
-from isthmus.certify.forms import TINY, UNIT, Form
+from isthmus.certify.forms import TINY, UNIT, Form, Undecided
 from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
@@ -46,13 +46,15 @@ class Bound:
     """On one interval: the loss is at most `loss`, the error rate at most `error` (NaN where none is defined).
 
     `estimate`: the loss at the centres of the forms, close to the loss at the middle of the interval; proves nothing.
-    `unsure`: per example whether (or at what fraction of its positions) another class may be the largest.
+    `unsure`: per example whether (or at what fraction of its positions) another class may be the largest. `why` there
+    is no bound, where a choice is open on this interval and may not be on a smaller one.
     """
 
     loss: float
     error: float
     estimate: float
     unsure: Tensor | None = None
+    why: str = ""
 
 
 class Bounds:
@@ -82,7 +84,10 @@ class Bounds:
         with torch.no_grad():
             left, right = (float(v) for v in self.penalty(start, end))
             outputs = self.reading.outputs(Interval.between(start, end))
-            return bound_of_outputs(self.objective, outputs, left, right)
+            try:
+                return bound_of_outputs(self.objective, outputs, left, right)
+            except Undecided as e:
+                return Bound(inf, nan, -inf, why=str(e))
 
     def penalty(self, start: float, end: float) -> tuple[float, float]:
         """A line over [start, end] above the penalty, by its values at both ends."""
@@ -149,20 +154,22 @@ def _losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor, T
     """Per example: bounds at s = -1 and s = 1, and the loss at the centre."""
     # at a point both ends are the same
     ends = (z.centre,) if z.slope is None else (z.centre - z.slope, z.centre + z.slope)
-    radius = z.size() if z.radius is None else z.radius
-    centre, terms = objective.example_losses(z.centre, y), z.centre[:1].numel()
-    if (rises := objective.criterion.rises) is not None and (not y.is_floating_point() or objective.named_loss):
-        weight = y.flatten(1).sum(1).add_(1) * rises if y.is_floating_point() else rises
-        extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED + 4 * terms * UNIT) * weight
-        bounds = [_cross_entropy(objective, end, radius, y) + extra for end in ends]
-    elif objective.named_loss == "mse":
+    bounds = [_worst(objective, z, end, y) for end in ends]
+    return bounds[0], bounds[-1], objective.example_losses(z.centre, y)
+
+
+def _worst(objective: Objective, z: Form, end: Tensor, y: Tensor) -> Tensor:
+    """Per example a bound at one end, over all remainders."""
+    radius, terms = z.size() if z.radius is None else z.radius, z.centre[:1].numel()
+    if objective.named_loss == "mse":
         radius = radius + (z.size() + y.abs()) * (8 * UNIT)
-        share = 1 + ASSUMED + 2 * terms * UNIT
-        bounds = [per_example(((end - y).abs() + radius).square()) * share + TINY for end in ends]
-    else:
-        widest = WIDEST if len(ends) > 1 else WIDEST_POINT
-        bounds = [_convex(objective, end, radius, y, widest) for end in ends]
-    return bounds[0], bounds[-1], centre
+        return per_example(((end - y).abs() + radius).square()) * (1 + ASSUMED + 2 * terms * UNIT) + TINY
+    soft, rises = y.is_floating_point(), objective.criterion.rises
+    if rises is None or (soft and not objective.named_loss):
+        return _convex(objective, end, radius, y, WIDEST_POINT if z.slope is None else WIDEST)
+    weight = y.flatten(1).sum(1).add_(1) * rises if soft else rises
+    extra = z.size().flatten(1).amax(1).add_(1) * (4 * ASSUMED + 4 * terms * UNIT) * weight
+    return _cross_entropy(objective, end, radius, y) + extra
 
 
 def _cross_entropy(objective: Objective, z: Tensor, radius: Tensor, y: Tensor) -> Tensor:

@@ -126,6 +126,7 @@ class _State:
     done: list[Piece] = field(default_factory=list)
     samples: dict[int, Sample] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
+    open: dict[int, str] = field(default_factory=dict)
     evaluations: int = 0
     spent: bool = False
 
@@ -149,6 +150,8 @@ class _State:
             if value > self.samples[i].value:
                 self.samples[i] = Sample(i, middle, value)
             self.best = max(self.best, value)
+        if found.why:
+            self.open[i] = f": {found.why}"
         piece = Piece(i, start, end, found.loss, found.error)
         heappush(self.heap, (-found.loss, self.evaluations, piece))
         self.progress("bounding", self.evaluations, max(self.budget, self.evaluations))
@@ -159,7 +162,10 @@ class _State:
         for piece in sorted([*self.done, *(p for _, _, p in self.heap)], key=lambda p: p.start):
             if piece.segment in pieces:
                 pieces[piece.segment].append(piece)
-        for i in [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]:
-            self.refused[i] = f"its bound did not become finite within {self.budget} sub-intervals"
+        unbounded = [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]
+        for i in unbounded:
+            self.refused[i] = f"its bound did not become finite within {self.budget} sub-intervals" + self.open.get(
+                i, ""
+            )
             del pieces[i]
         return Search(pieces, self.samples, self.refused, self.best, self.evaluations, self.spent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING, Context
-from math import ceil, isfinite, log2
+from math import ceil, inf, isfinite, log2
 from typing import TYPE_CHECKING, Any
 
 from isthmus.certify.affine import NARROWEST
@@ -14,6 +14,9 @@ from isthmus.shown import brief, draw, line, one_line, plural, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+NO_BOUND = "; no bound: "
+"""What stands in a `why` before the reason why the affine forms bound nothing, which is the last word."""
 
 
 @one_line
@@ -128,19 +131,12 @@ class Certificate:
         faster while a bound is useless, and where the network is smooth, so this is rather too much: 1 to 9 times what
         was needed for networks of ReLU, in trials, and up to 30 times for smooth ones.
         """
-        best = self.witness[1]
         if self.close or not self.spent:
             return None
-        if not all(s.intervals or close(s.bound, best, self.goal) for s in self.segments):
-            return None  # a claim from the control points alone stays where it is
-        allowed, more = max(self.goal * abs(best), FLOOR), 0.0
-        for start, end, bound in (piece for s in self.segments for piece in s.intervals):
-            if not close(bound, best, self.goal):
-                parts = 2 ** ceil(log2((bound - best) / allowed) / 2)
-                if (end - start) / parts < NARROWEST:
-                    return None
-                more += 4 / 3 * parts  # of the tree of quarters, all its levels
-        return self.budget + ceil(more)
+        # a claim from the control points stays where it is: nothing of it can be cut
+        pieces = [piece for s in self.segments for piece in s.intervals or ((0.0, 0.0, s.bound),)]
+        more = 4 / 3 * sum(_parts(*piece, self.witness[1], self.goal) for piece in pieces)
+        return self.budget + ceil(more) if isfinite(more) else None
 
     @property
     def summary(self) -> str:
@@ -148,7 +144,8 @@ class Certificate:
         best = self.witness[1]
         if not self.proved:
             n, total = len(self.unproved()), len(self.segments)
-            return f"not proved: {n} of {total} segments {'is' if n == 1 else 'are'} only measured"
+            said = f"not proved: {n} of {total} segments {'is' if n == 1 else 'are'} only measured"
+            return f"{said}: {self.segments[self.unproved()[0]].why.rpartition(NO_BOUND)[2]}"
         if self.close:
             return f"proved: at most {upward(self.bound):.4g}; the measured maximum is {best:.4g}"
         far = distance_in_words(self.bound, best, self.goal)
@@ -189,6 +186,14 @@ class Certificate:
                 asdict(s) | {"gap": s.gap, "intervals": [list(piece) for piece in s.intervals]} for s in self.segments
             ],
         }
+
+
+def _parts(start: float, end: float, bound: float, best: float, goal: float) -> float:
+    """Into how many parts a sub-interval must be cut for its bound to come close; infinite where it is too narrow."""
+    if close(bound, best, goal):
+        return 0.0
+    parts = 2.0 ** ceil(log2((bound - best) / max(goal * abs(best), FLOOR)) / 2)
+    return parts if (end - start) / parts >= NARROWEST else inf
 
 
 def reached(bound: float, value: float) -> float:

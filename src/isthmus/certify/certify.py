@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from math import isfinite, isnan
 
 import torch
 
 from isthmus.certify.branch import Search, search
-from isthmus.certify.certificate import Certificate, SegmentCertificate
+from isthmus.certify.certificate import NO_BOUND, Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim
 from isthmus.certify.cost import in_proportion
 from isthmus.certify.kernel import READINGS, Kernel
@@ -36,13 +37,17 @@ def certify(
     """Bound the loss over the continuous `path`, deriving every claim from the control points alone.
 
     **What is proved** is about the network in real arithmetic: the loss of the function that the module's operations
-    define, with the weights of the path, widened to float64, as exact numbers. It is computed in float64, and the bound
+    define, with the weights of the path, widened to float64, as exact numbers (an RMSNorm without an eps: with that of
+    either type). It is computed in float64, and the bound
     allows for every rounding and underflow on the way, also for that of the losses that an exact claim rests on.
     Assumed are IEEE arithmetic with denormal numbers; torch's elementary functions to 1e-13; a loss given as a function
     to 1e-12, and that it is convex where it was declared so; see "analytic" for level curves. Nothing is said about the
     rounding of a computation in a narrower type, whether of the user's (float32 on another machine) or inside the
-    module: casts and float32 constants in a forward pass are taken in float64.
-
+    module: casts and float32 constants in a forward pass are taken in float64. Where a value overflows, or may not be
+    defined (a logarithm of what may be negative, a variance that may be below 0), there is no bound, also where a later
+    operation is bounded: of no point of an interval that has one is the loss, as float64 computes it, NaN or infinite.
+    A choice (``topk``, ``sort``, ``argmax``, a comparison) is followed on intervals on which it comes out the same; a
+    segment on which it changes has no bound.
 
     A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by the
     loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into
@@ -81,26 +86,28 @@ def certify(
     kernel = Kernel(objective, path)
     found = []
     for i, segment in enumerate(path.segments):
-        found.append((kernel.claim(segment), kernel.ends(i)))
+        found.append(kernel.claim(segment))
+        kernel.ends(i)  # refuses losses that are not finite
         progress("certifying", i + 1, len(path))
-    open_ = [i for i, (c, _) in enumerate(found) if c.kind == "measured" and isinstance(path.segments[i], Curve)]
-    numerical = open_ if budget != 0 and not kernel.obstacle else []
+    numerical = _numerical(kernel, found) if budget != 0 else []
     bound = cache(kernel.bound)  # what is bounded to count its cost need not be bounded again
     if budget is None:
         budget = in_proportion(kernel, numerical, bound, num_points, READINGS) if numerical else 0
     result = search(
         numerical, bound, kernel.loss, kernel.ends, partial(confront, kernel),
-        best=max(max(ends) for _, ends in found), gap=gap, budget=budget, progress=progress,
+        best=max(max(kernel.ends(i)) for i in range(len(path))), gap=gap, budget=budget, progress=progress,
     )  # fmt: skip
-    rows = [_row(kernel, i, c, result, num_points) for i, (c, _) in enumerate(found)]
-    segments = tuple(
-        _labelled(row, str(label)) for (row, _), label in zip(rows, labels or [""] * len(rows), strict=True)
-    )
-    slack = max(rounding for _, rounding in rows)
-    if any(s.claim == "bounded" for s in segments):
-        slack = max(slack, _rounding(kernel, result))
+    rows, slacks = zip(*(_row(kernel, i, c, result, num_points) for i, c in enumerate(found)), strict=True)
+    segments = tuple(map(_labelled, rows, labels or [""] * len(rows)))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
+    slack = max(*slacks, _rounding(kernel, result))
     return Certificate(segments, ends, kernel.dtype, slack, gap, result.evaluations, budget, result.spent)
+
+
+def _numerical(kernel: Kernel, found: Sequence[Claim]) -> list[int]:
+    """The segments that affine forms may bound: Bezier curves without an exact claim."""
+    several = enumerate(zip(kernel.path.segments, found, strict=True))
+    return [i for i, (s, c) in several if c.kind == "measured" and isinstance(s, Curve) and not kernel.obstacle]
 
 
 def _check(path: Path, gap: float, budget: int | None, labels: Sequence[str]) -> None:
@@ -116,7 +123,7 @@ def _check(path: Path, gap: float, budget: int | None, labels: Sequence[str]) ->
 
 def _row(kernel: Kernel, i: int, found: Claim, result: Search, num_points: int) -> tuple[SegmentCertificate, float]:
     """What holds on segment i, and what its bound allows for rounding; measured where nothing else can be said."""
-    why = f"{found.why}; {result.refused[i]}" if i in result.refused else found.why
+    why = f"{found.why}{NO_BOUND}{result.refused[i]}" if i in result.refused else found.why
     try:
         if i in result.pieces:
             return _bounded(kernel, i, found, result), 0.0
@@ -201,7 +208,7 @@ def _measured(kernel: Kernel, i: int, why: str, num_points: int) -> SegmentCerti
 
 
 def _labelled(row: SegmentCertificate, label: str) -> SegmentCertificate:
-    return SegmentCertificate(**{**vars(row), "label": label})
+    return replace(row, label=str(label))
 
 
 def _defined(error: float) -> float | None:
@@ -210,6 +217,8 @@ def _defined(error: float) -> float | None:
 
 def _rounding(kernel: Kernel, result: Search) -> float:
     """What rounding adds to a bound: the forms of the best sample, on a segment that stays there, less its loss."""
-    sample = max(result.samples.values(), key=lambda s: s.value)
+    if not result.pieces:
+        return 0.0
+    sample = max((result.samples[i] for i in result.pieces), key=lambda s: s.value)
     still = kernel.bound_at(kernel.point(sample.segment, sample.t))
     return max(still.loss - sample.value, 0.0)

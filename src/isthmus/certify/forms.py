@@ -17,7 +17,8 @@ that multiplies makes more than this of what it reads and of what it loses, and 
 product with weights, because they may be as large as 1e308, and behind it. A sum of n products loses at most n 2^-1074
 <= TINY / 16 for n <= 2^30. Weights count as `FAINT` larger than they are, so that g m (|W| + FAINT) covers the
 2^-1066 m that they leave unsaid. A settled form leaves nothing unsaid. Quotients that underflow are not used. Overflow
-makes infinities or NaN, and these stay until the bound, which is then none.
+makes infinities or NaN, and so does a value that may not be defined, as the logarithm of what may be negative. These
+stay until the bound, which is then none, also where the next function is bounded: the loss as evaluated may be NaN.
 
 **Masks.** Entries that are -infinity in a network's own constants are `dropped` ones: the parts hold zeros there. They
 can be moved, added to and scaled up, and a softmax leaves them out; every other rule refuses them.
@@ -32,6 +33,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from isthmus.errors import UnsupportedError
+
 UNIT = 2.0**-53
 HEADROOM = -8
 """The `ulps` of a form whose radius already holds more rounding than one elementwise operation makes."""
@@ -45,6 +48,14 @@ NARROW = 2.0**-1000
 
 class Refused(Exception):
     """Why a rule does not cover this use of its operation."""
+
+
+class Open(Refused):
+    """A choice that is not the same for all that a form stands for; it may be on a smaller interval."""
+
+
+class Undecided(UnsupportedError):
+    """The operation whose choice is open on an interval."""
 
 
 Contraction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -173,15 +184,14 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     arguments, and 64 u for the sums and for the headroom of the result.
     """
     x.refuse_dropped()
-    b0, b1, b2, spread = (None,) * 4 if b is None else (b.centre, b.slope, b.bend, b.radius)
-    g = (2 * terms + max(x.ulps, 0.0) + max(w.ulps, 0.0) + (0.0 if b is None else max(b.ulps, 0.0)) + 64) * UNIT
+    b0, b1, b2 = (None,) * 3 if b is None else (b.centre, b.slope, b.bend)
+    g = (2 * terms + sum(max(v.ulps, 0.0) for v in (x, w, b) if v is not None) + 64) * UNIT
 
     def summed(bias: Tensor | None, *pairs: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
-        total = None
-        for p, q in pairs:
-            if p is not None and q is not None:
-                total = f(p, q, bias) if total is None else total.add_(f(p, q, None))
-        return f(torch.zeros_like(x.centre), w.centre, bias) if total is None and bias is not None else total
+        both = [(p, q) for p, q in pairs if p is not None and q is not None]
+        if not both and bias is not None:
+            both = [(torch.zeros_like(x.centre), w.centre)]
+        return _sums(f, bias, both)
 
     centre = present(summed(b0, (x.centre, w.centre)))
     slope = summed(b1, (x.slope, w.centre), (x.centre, w.slope))
@@ -189,27 +199,37 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     second = summed(None, (x.slope, w.slope))
     third = summed(None, (x.bend, w.slope), (x.slope, w.bend))
     fourth = summed(None, (x.bend, w.bend))
-    if second is not None:
-        centre.add_(second, alpha=0.5)
-        bend = second if bend is None else bend.add_(second)
-    size = x.size()
-    rounding = (size * g if x.radius is None else torch.add(x.radius, size, alpha=g)).add_(TINY)
-    if b is not None:
-        own = b.size().mul_(g).add_(TINY)
-        spread = own if spread is None else own.add_(spread)
-    radius = f(rounding, w.reach(), spread)
-    if b is None:
-        radius.add_(TINY)
-    if third is not None:
-        slope = third * 0.25 if slope is None else slope.add_(third, alpha=0.25)
-        radius.add_(third.abs_(), alpha=0.25)
-    if fourth is not None:
-        centre.add_(fourth, alpha=0.125)
-        radius.add_(fourth.abs_(), alpha=0.125)
+    centre = present(_raised(_raised(centre, second, 0.5), fourth, 0.125))
+    slope, bend = _raised(slope, third, 0.25), _raised(bend, second, 1.0)
+    radius = f(_left(x, g), w.reach(), None if b is None else _left(b, g)).add_(TINY)
+    for part, share in ((third, 0.25), (fourth, 0.125)):
+        if part is not None:
+            radius.add_(part.abs_(), alpha=share)
     if w.radius is not None:
         # the factor: the ulps of w, over its radius; the term: what is lost of either where they are denormal
-        radius.add_(f(size, (w.radius * (1 + 2.0**-20)).add_(TINY), None))
+        radius.add_(f(x.size(), (w.radius * (1 + 2.0**-20)).add_(TINY), None))
     return Form(centre, slope, radius, HEADROOM, bend)
+
+
+def _sums(f: Contraction, bias: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """The sum of the products of pairs, plus a bias; None where there is no pair."""
+    total = None
+    for p, q in pairs:
+        total = f(p, q, bias) if total is None else total.add_(f(p, q, None))
+    return total
+
+
+def _raised(total: Tensor | None, part: Tensor | None, share: float) -> Tensor | None:
+    """total + share part, of what is there."""
+    if part is None:
+        return total
+    return part * share if total is None else total.add_(part, alpha=share)
+
+
+def _left(x: Form, g: float) -> Tensor:
+    """The radius, g m, and what is lost where they are denormal."""
+    rounding = x.size().mul_(g).add_(TINY)
+    return rounding if x.radius is None else rounding.add_(x.radius)
 
 
 def add(a: Form, b: Form, scale: float = 1.0) -> Form:
@@ -339,8 +359,15 @@ def joined(f: Callable[[Sequence[Tensor]], Tensor], several: Sequence[Form]) -> 
     return Form(present(c0), c1, r, max(x.ulps for x in several), q, dropped)
 
 
+def known(x: Form) -> Tensor:
+    """0 where something is known of an entry, NaN where nothing is: it overflowed, or may have no value."""
+    return x.size().mul_(0.0)
+
+
 def cut(x: Form, low: Tensor | float, high: Tensor | float) -> Form:
     """The same values, known to be in [low, high] as well; entries whose radius is more than that are these constants.
+
+    Ends that are NaN make an entry NaN: whatever the function, nothing is known where nothing was (``known``).
 
     >>> wide = Form(torch.zeros(1, dtype=torch.float64), None, torch.full((1,), 9.0, dtype=torch.float64))
     >>> x = cut(wide, 0.0, 1.0)

@@ -158,6 +158,8 @@ class Kernel:
             return self.bounds(i).over(start, end)
 
     def _make_bounds(self, i: int) -> Bounds:
+        if self.obstacle or not isinstance(self.path.segments[i], Curve):
+            raise UnsupportedError("its graph", self.obstacle or "affine forms are about Bezier curves alone")
         control = [cast(p, torch.float64) for p in self.control(i)]
         structure = self.structure
         simple = None if structure is None else cleared(control, live_units(control, structure), structure)

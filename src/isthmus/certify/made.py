@@ -44,7 +44,8 @@ def like(node: Node, a: Arguments) -> Any:
 
 def whole(x: Tensor) -> Form:
     """Whole numbers as real ones; those above 2^53 are rounded."""
-    return Form(x.double(), None, None, 1)
+    exact = x.is_floating_point() or x.dtype == torch.bool or not bool((x.abs() > 1 << 53).any())
+    return Form(x.double(), None, None, 0 if exact else 1)
 
 
 def form(x: Any, like: Form) -> Form:

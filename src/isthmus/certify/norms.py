@@ -18,14 +18,14 @@ from isthmus.certify.forms import (
     average,
     cut,
     half_width,
+    known,
     moved,
     multiply,
     present,
-    scaled,
     squared,
 )
 from isthmus.certify.made import form
-from isthmus.certify.smooth import INVERSE_ROOT, ROOT, smooth
+from isthmus.certify.smooth import INVERSE_ROOT, smooth
 from isthmus.certify.windows import Arguments
 from isthmus.program.export import Node
 
@@ -46,17 +46,20 @@ def centred(x: Form, dim: int) -> Form:
     return Form(less_mean(x.centre), slope, out, HEADROOM, bend)
 
 
-def normalised(x: Form, dim: int, eps: float) -> Form:
+def normalised(x: Form, dim: int, eps: float | Form) -> Form:
     """x / sqrt(mean of x^2 + eps) along an axis, which is nowhere larger than sqrt(n)."""
-    if eps < 0:
+    eps = form(eps, x).rounded()
+    least = float(eps.centre - half_width(eps))
+    if float(eps.centre) < 0:
         raise Refused("a negative eps has no rule")
     n = x.centre.shape[dim]
     mean = average(lambda v: v.mean(dim, keepdim=True), n, squared(x))
-    factor = smooth(INVERSE_ROOT, add(mean, form(eps, mean)))
-    if eps == 0:
+    factor = smooth(INVERSE_ROOT, add(mean, eps))
+    if least <= 0:
         return multiply(x, factor)
-    largest = sqrt(n) * (1 + 4 * UNIT)
-    return cut(multiply(x, cut(factor, 0.0, (1 + 4 * UNIT) / sqrt(eps))), -largest, largest)
+    factor = cut(factor, known(mean), known(mean) + (1 + 4 * UNIT) / sqrt(least))
+    largest = known(x) + sqrt(n) * (1 + 4 * UNIT)
+    return cut(multiply(x, factor), -largest, largest)
 
 
 def _affine(x: Form, a: Arguments, shape: Callable[[Tensor], Tensor] = lambda p: p) -> Form:
@@ -80,9 +83,18 @@ def _layer_norm(node: Node, a: Arguments) -> Form:
 
 def _rms_norm(node: Node, a: Arguments) -> Form:
     x, k = a["x"], len(a["normalized_shape"])
-    eps = torch.finfo(torch.float64).eps if a["eps"] is None else float(a["eps"])
+    eps = _of_any_type(x) if a["eps"] is None else float(a["eps"])
     out = normalised(moved(lambda p: p.flatten(-k), x), -1, eps)
     return _affine(moved(lambda p: p.reshape(x.centre.shape), out), a | {"bias": None})
+
+
+def _of_any_type(x: Form) -> Form:
+    """The eps that torch takes where none is given: that of float64 or, for all narrower types, of float32."""
+    low, high = (torch.finfo(t).eps for t in (torch.float64, torch.float32))
+    middle, half = (
+        torch.full((), v / 2, dtype=x.centre.dtype, device=x.centre.device) for v in (high + low, high - low)
+    )
+    return Form(middle, None, half)
 
 
 def _by_groups(a: Arguments, groups: int) -> Form:
@@ -126,27 +138,6 @@ def _weight_norm(node: Node, a: Arguments) -> Form:
     return multiply(v, multiply(g, smooth(INVERSE_ROOT, length)))
 
 
-def _variance(node: Node, a: Arguments) -> Form:
-    x, dims = a["x"], a.get("dim")
-    axes = [d % x.centre.dim() for d in ([dims] if isinstance(dims, int) else dims or range(x.centre.dim()))]
-    n = prod(x.centre.shape[d] for d in axes)
-    flat = moved(lambda p: p.movedim(axes, tuple(range(-len(axes), 0))).flatten(-len(axes)), x)
-    correction = a.get("correction", int(a.get("unbiased", True)))
-    total = average(lambda p: p.sum(-1), n, squared(centred(flat, -1)))
-    out = scaled(total, 1 / (n - (1 if correction is None else float(correction))))
-    if a.get("keepdim"):
-        shape = [1 if d in axes else s for d, s in enumerate(x.centre.shape)]
-        out = moved(lambda p: p.reshape(shape), out)
-    return _root(out) if node.base == "std" else out
-
-
-def _root(x: Form) -> Form:
-    """The root of what is nowhere below 0, whatever its form allows."""
-    x = x.rounded()
-    above = (x.centre + half_width(x)).clamp_(min=0) * (1 + 8 * UNIT)
-    return cut(smooth(ROOT, x), 0.0, above.sqrt() * (1 + 4 * UNIT))
-
-
 NORMS = {
     "layer_norm": _layer_norm,
     "batch_norm": _batch_norm,
@@ -154,6 +145,4 @@ NORMS = {
     "group_norm": _group_norm,
     "instance_norm": _instance_norm,
     "_weight_norm": _weight_norm,
-    "var": _variance,
-    "std": _variance,
 }

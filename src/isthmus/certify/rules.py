@@ -12,15 +12,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.certify.attention import ATTENTION
+from isthmus.certify.choices import CHOICES
 from isthmus.certify.elementwise import ELEMENTWISE, reciprocal
-from isthmus.certify.forms import Form, Refused, add, average, contract, divided, half_width, joined, moved, multiply
+from isthmus.certify.forms import (
+    Form,
+    Open,
+    Refused,
+    Undecided,
+    add,
+    average,
+    contract,
+    divided,
+    half_width,
+    joined,
+    moved,
+    multiply,
+)
 from isthmus.certify.forms import scaled as _scaled
-from isthmus.certify.kinks import maximum
 from isthmus.certify.made import form, known, like, whole
 from isthmus.certify.norms import NORMS
 from isthmus.certify.recurrent import RECURRENT
+from isthmus.certify.reductions import REDUCTIONS
 from isthmus.certify.widened import TROUBLE, first_line
-from isthmus.certify.windows import Arguments, adaptive_max_pool, average_pool, calls, max_pool, mean, reduced
+from isthmus.certify.windows import Arguments, adaptive_max_pool, average_pool, calls, max_pool
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Node
 from isthmus.program.ops import OPS, names
@@ -30,15 +44,20 @@ __all__ = ["RULES", "apply", "refusal"]
 Rule = Callable[[Node, Arguments], Any]
 
 
-def refusal(node: Node, why: str) -> UnsupportedError:
+def refusal(node: Node, why: str, kind: type[UnsupportedError] = UnsupportedError) -> UnsupportedError:
     """The error that names an operation and its source line."""
-    return UnsupportedError(f"{node.base} ({node.where})" if node.where else node.base, why)
+    return kind(f"{node.base} ({node.where})" if node.where else node.base, why)
 
 
 def apply(node: Node, values: Mapping[str, Any]) -> Any:
-    """The node's result: forms for floating-point tensors, plain values for whole numbers and sizes."""
+    """The node's result: forms for floating-point tensors, plain values for whole numbers and sizes.
+
+    Errors: ``Undecided`` where a smaller interval may do, else ``UnsupportedError``.
+    """
     try:
         return _applied(node, values)
+    except Open as e:
+        raise refusal(node, str(e), Undecided) from None
     except Refused as e:
         raise refusal(node, str(e)) from None
     except TROUBLE as e:
@@ -148,10 +167,6 @@ def _negative(node: Node, a: Arguments) -> Form:
     return _scaled(a["x"], -1.0)
 
 
-def _cumulated(node: Node, a: Arguments) -> Form:
-    return average(calls(node, a | {"dtype": None}), a["x"].centre.shape[a["dim"]], a["x"])
-
-
 def _same(node: Node, a: Arguments) -> Any:
     dtype = a.get("dtype")
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
@@ -178,7 +193,7 @@ def _compared(node: Node, a: Arguments) -> Tensor:
         return compare(x.centre, other.centre)
     gap = add(x, other, -1.0).settled()
     if not bool((gap.centre.abs() > half_width(gap)).all()):
-        raise Refused("which side is larger depends on t, or on rounding")
+        raise Open("which side is larger depends on t, or on rounding")
     return compare(gap.centre, 0.0)
 
 
@@ -239,19 +254,6 @@ def _count(node: Node, a: Arguments) -> int:
     return a["x"].centre.shape[a["dim"]]
 
 
-def _greatest(node: Node, a: Arguments) -> Form:
-    """The greatest (or least) entry along axes, two by two."""
-    x, dims = a["x"], a["dim"]
-    sign = -1.0 if node.base == "amin" else 1.0
-    axes = [d % x.centre.dim() for d in ([dims] if isinstance(dims, int) else dims or range(x.centre.dim()))]
-    x = moved(lambda p: p.movedim(axes, tuple(range(len(axes)))).flatten(0, len(axes) - 1), _scaled(x, sign))
-    rows = [moved(lambda p, i=i: p[i], x) for i in range(len(x.centre))]
-    out = _scaled(reduced(maximum, rows), sign)
-    for d in sorted(axes) if a["keepdim"] else ():
-        out = moved(lambda p, d=d: p.unsqueeze(d), out)
-    return out
-
-
 def _embedding(node: Node, a: Arguments) -> Form:
     return moved(lambda w: F.embedding(a["indices"], w), a["weight"])
 
@@ -271,15 +273,15 @@ RULES: dict[str, Rule] = (
     | dict.fromkeys(("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"), average_pool)
     | dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool2d_with_indices"), max_pool)
     | dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), adaptive_max_pool)
-    | dict.fromkeys(("mean", "sum"), mean)
     | dict.fromkeys(("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution)
     | dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _compared)
     | dict.fromkeys(("slice_scatter", "select_scatter"), _scattered)
-    | dict.fromkeys(("amax", "amin"), _greatest)
     | ATTENTION
+    | CHOICES
     | ELEMENTWISE
     | NORMS
     | RECURRENT
+    | REDUCTIONS
     | {
         "linear": _linear,
         "einsum": _einsum,
@@ -290,7 +292,6 @@ RULES: dict[str, Rule] = (
         "mul": _mul,
         "div": _div,
         "neg": _negative,
-        "cumsum": _cumulated,
         "expand_as": _expanded,
         "constant_pad_nd": _padded,
         "pad": _padded,

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf, pi, sqrt
+from math import exp, inf, nan, pi, sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, Form, beyond, cut, half_width, plus, present, times
+from isthmus.certify.forms import HEADROOM, Form, beyond, cut, half_width, known, plus, present, times
 
 ASSUMED = 1e-13
 """The error allowed for torch's elementary functions in float64."""
@@ -34,8 +34,9 @@ Function = Callable[[Tensor], Tensor]
 class Smooth:
     """f with f' and f'', and the points where f' and f'' have extrema (both sides of a kink, where f'' is infinite).
 
-    `cut`: from there on torch's own f is another function, at most `jump` away. `domain`: f is only defined above it; a
-    range that reaches below has no bound. `rising`: f is monotone, so that its values are between those at both ends.
+    `cut`: from there on torch's own f is another function, at most `jump` away. `domain`: f is defined above it alone;
+    nothing is known of a range that reaches below. `rising`: f is monotone, so that its values are between those at
+    both ends.
     """
 
     value: Function
@@ -76,16 +77,13 @@ def smooth(f: Smooth, x: Form) -> Form:
     radius = radius * (1 + 10 * ASSUMED) + rounding * (4 * ASSUMED)
     if f.cut < inf:
         radius = torch.where(hi > f.cut - 1e-6 - 1e-12 * abs(f.cut), radius + f.jump, radius)
-    if f.domain > -inf:
-        radius = torch.where(lo > f.domain, radius, inf)
-        centre, slope = centre.nan_to_num(0, 0, 0), slope.nan_to_num(0, 0, 0)
-        bend = None if bend is None else bend.nan_to_num(0, 0, 0)
+    radius = torch.where((lo > f.domain) & (hi < inf), radius, nan)
     out = Form(centre, times(slope, x.slope), radius, HEADROOM / 2, bend)
     return cut(out, *_ends(f.value, lo, hi)) if f.rising else out
 
 
 def _ends(f: Function, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-    """f(lo) and f(hi), and beyond them what f may be off."""
+    """f(lo) and f(hi), and beyond them what f may be off: all that there is where either is infinite."""
 
     def off(x: Tensor, value: Tensor) -> Tensor:
         return (1 + x.abs() + value.abs()).mul_(2 * ASSUMED)
@@ -201,7 +199,7 @@ def sine(x: Form, cosine: bool) -> Form:
     rounding = (1 + x.centre.abs() + width).mul_(4 * ASSUMED)
     radius = (width.square() * 0.5).addcmul_(slope.abs(), present(x.radius)).add_(rounding)
     out = Form(value, None if x.slope is None else slope * x.slope, radius, HEADROOM / 2)
-    return cut(out, -1.0, 1.0)
+    return cut(out, known(x) - 1, known(x) + 1)
 
 
 def softplus(beta: float, threshold: float) -> Smooth:

@@ -21,7 +21,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, moved, present
+from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, known, moved, present
 from isthmus.certify.smooth import ASSUMED, EXP, smooth
 
 Masked = Callable[[Tensor, float], Tensor]
@@ -34,9 +34,10 @@ EXPONENT = 1e-10
 
 @dataclass(frozen=True)
 class _Simplex:
-    """The logarithms of probabilities, as a form, and the least and the greatest value of each probability."""
+    """The logarithms of probabilities and of their sum, as forms, and the least and the greatest value of each."""
 
     logs: Form
+    total: Form
     low: Tensor
     high: Tensor
 
@@ -46,6 +47,23 @@ def log_softmax(x: Form, dim: int) -> Form:
     return _simplex(x.rounded(), None, dim).logs
 
 
+def logsumexp(x: Form, dim: int) -> Form:
+    """log(sum of exp(x)) along an axis, which is kept.
+
+    >>> z = logsumexp(Form(torch.zeros(1, 4, dtype=torch.float64)), 1)
+    >>> round(float(z.centre.exp()), 9)
+    4.0
+    """
+    return _simplex(x.kept().rounded(), _some(x, dim), dim).total
+
+
+def _some(x: Form, dim: int) -> Tensor | None:
+    """What is dropped, which is never everything."""
+    if x.dropped is not None and bool(x.dropped.all(dim).any()):
+        raise Refused("the softmax of nothing but -infinity is no number")
+    return x.dropped
+
+
 def softmax(x: Form, dim: int) -> Form:
     """p along an axis, exactly 0 where an entry is dropped.
 
@@ -53,9 +71,7 @@ def softmax(x: Form, dim: int) -> Form:
     >>> [round(v, 9) for v in p.centre[0].tolist()], bool((p.settled().radius < 1e-11).all())
     ([0.25, 0.25, 0.25, 0.25], True)
     """
-    dropped = x.dropped
-    if dropped is not None and bool(dropped.all(dim).any()):
-        raise Refused("the softmax of nothing but -infinity is no number")
+    dropped = _some(x, dim)
     found = _simplex(x.kept().rounded(), dropped, dim)
     p = cut(smooth(EXP, found.logs), found.low, found.high)
     if dropped is None:
@@ -71,20 +87,21 @@ def _simplex(x: Form, dropped: Tensor | None, dim: int) -> _Simplex:
         return v.sum(dim, keepdim=True)
 
     n, top = x.centre.shape[dim], masked(x.centre, -inf).amax(dim, keepdim=True)
-    centre, parts = x.centre - top, []
+    centre, parts, shared = x.centre - top, [], []
     share = masked(centre, -inf).softmax(dim)
     rounding = (x.size() + top.abs()).mul_(8 * UNIT).add_(TINY)
     off = torch.zeros_like(top)
     for part in (x.slope, x.bend):
         part = torch.zeros_like(centre) if part is None else masked(part, 0.0)
         common = total(share * part)
+        shared.append(common)
         part = part - common
         parts.append(masked(part, 0.0))
         off += total(share * parts[-1]).abs_() + parts[-1].abs().amax(dim, keepdim=True) * (10 * n * ASSUMED)
         rounding += common.abs() * (8 * UNIT)
     k, q = parts
     radius = masked(present(x.radius) + rounding, 0.0)
-    low, high = _range(Form(centre, k, radius, HEADROOM, q), masked, dim)
+    low, high = (v + total(masked(known(x), 0.0)) for v in _range(Form(centre, k, radius, HEADROOM, q), masked, dim))
     others = total(high * radius).mul_(1 + (2 * n + 64) * UNIT)
     spread, left = _variance(share, low, high, k, q, masked, dim)
     logarithm = masked(centre, -inf).logsumexp(dim, keepdim=True)
@@ -92,7 +109,11 @@ def _simplex(x: Form, dropped: Tensor | None, dim: int) -> _Simplex:
     rest = ((1 - low) * radius).add_((others - high * radius).clamp_(min=0)).add_(off)
     rest.add_((centre.abs() + logarithm.abs() + k.abs() + q.abs() + spread).mul_(32 * UNIT))
     slope, bend = (None, None) if x.constant else (k, q - spread * 0.5)
-    return _Simplex(Form(centre - logarithm - spread * 0.25, slope, rest, HEADROOM, bend), low, high)
+    logs = Form(centre - logarithm - spread * 0.25, slope, rest, HEADROOM, bend)
+    slope, bend = (None, None) if x.constant else (shared[0], shared[1] + spread * 0.5)
+    size = top.abs() + logarithm.abs() + spread + shared[0].abs() + shared[1].abs()
+    radius = (others + off).add_(size.mul_((2 * n + 64) * UNIT)).add_(TINY)
+    return _Simplex(logs, Form(top + logarithm + spread * 0.25, slope, radius, HEADROOM, bend), low, high)
 
 
 def _variance(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
 
-from isthmus.certify.certificate import Certificate, reached
+from isthmus.certify.certificate import Certificate, SegmentCertificate, reached
 from isthmus.certify.claims import Claim
 from isthmus.certify.kernel import Kernel
 from isthmus.errors import IsthmusError, UnsupportedError
@@ -34,10 +33,12 @@ def verify_certificate(
 
     Nothing in it is believed. Every claim is derived anew from the control points, the losses at the ends and at the
     witnesses are evaluated again, and bounded where an exact claim rests on them, every stored sub-interval of a
-    bounded segment is bounded once more (they must cover [0, 1]), the totals are added up, and the path is sampled at
-    `num_points` points per segment, none of which may exceed the bound of its segment or of its sub-interval. `labels`:
-    those that the segments must have. Cost: one bound per stored sub-interval, which is less than the search took, and
-    a profile.
+    bounded segment is bounded once more (they must cover [0, 1]), all that is said of the whole path is made again from
+    its segments, and the path is sampled at `num_points` points per segment, none of which may exceed the bound of its
+    segment or of its sub-interval. `labels`: those that the segments must have. What cannot be found out from a path is
+    taken as it is said: `goal`, `budget`, `evaluations`, `spent` and `slack`, and why a segment is only measured.
+
+    Cost: one bound per stored sub-interval, which is less than the search took, and a profile.
 
     >>> import torch
     >>> from isthmus.certify import certify
@@ -113,8 +114,11 @@ def _segment(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]
     rule = _CLAIMS.get(stored["claim"])
     if rule is None:
         yield f"the claim {stored['claim']!r} is not known"
-    else:
+        return
+    try:
         yield from rule(kernel, i, stored)
+    except UnsupportedError as e:
+        yield f"claimed {stored['claim']!r}, but nothing of it can be derived: {e}"
 
 
 def _deviation(stored: Mapping[str, Any], deviation: float) -> Iterator[str]:
@@ -136,6 +140,8 @@ def _control(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]
     if found.kind != claim:
         yield f"claimed {claim!r}, but the control points give {found.kind!r} ({found.why})"
     else:
+        if stored["why"] != found.why:
+            yield f"why: stored {stored['why']!r}, but the control points give {found.why!r}"
         yield from _exactly(kernel, i, stored, found)
     yield from _deviation(stored, max(losses) - min(losses))
 
@@ -175,7 +181,9 @@ def _exactly(kernel: Kernel, i: int, stored: Mapping[str, Any], found: Claim) ->
 
 def _intervals(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
     """Whether the sub-intervals cover [0, 1] and none of their bounds is too low."""
-    reach, errors = 0.0, []
+    reach, errors, found = 0.0, [], kernel.claim(kernel.path.segments[i])
+    if not stored["why"].startswith(found.why):
+        yield f"why: stored {stored['why']!r}, but the control points give {found.why!r}"
     for start, end, bound in stored["intervals"]:
         if not start == reach < end <= 1:
             yield f"the sub-intervals leave out t from {reach} to {start}, or overlap there"
@@ -205,34 +213,49 @@ def _error(stored: Mapping[str, Any], error: float) -> Iterator[str]:
 
 
 def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the numbers of the whole path follow from those of its segments."""
-    segments = certificate["segments"]
-    yield from _claims_of(certificate, segments)
-    ends = [kernel.ends(0)[0], kernel.ends(len(segments) - 1)[1]]
-    bound = max(s["bound"] for s in segments)
-    top = max(segments, key=lambda s: s["value"])
-    errors = [s["error_bound"] for s in segments]
-    want = {
-        "bound": bound,
-        "excess": bound - max(ends),
-        "gap": reached(bound, top["value"]),
-        "error_bound": None if None in errors else max(errors),
-    }
-    for name, value in want.items():
-        if not _same(certificate[name], value):
-            yield f"{name}: stored {certificate[name]}, but the segments give {value}"
-    for have, value in zip(certificate["ends"], ends, strict=True):
-        if not _same(have, value):
-            yield f"ends: stored {have}, but the loss there is {value}"
-    if not _same(certificate["witness"]["loss"], top["value"]):
-        yield f"witness: stored {certificate['witness']['loss']}, but the segments give {top['value']}"
+    """Whether what is said of the whole path, in numbers and in words, follows from its segments."""
+    own = [_row(s) for s in certificate["segments"]]
+    ends = kernel.ends(0)[0], kernel.ends(len(own) - 1)[1]
+    if not all(_same(have, value) for have, value in zip(certificate["ends"], ends, strict=True)):
+        yield f"ends: stored {certificate['ends']}, but the losses there are {list(ends)}"
+    how: dict[str, Any] = {k: certificate[k] for k in _SEARCH if k in certificate}
+    if any(not isinstance(v, int | float) or not 0 <= v < inf for v in how.values()):
+        yield f"the search: expected finite numbers >= 0, got {how}"
+        return
+    how = {"slack": 0.0, "goal": 1.0} | how
+    said = Certificate(tuple(own), ends, certificate["dtype"], **how).to_dict()
+    yield from _differences(certificate, said)
 
 
-def _claims_of(certificate: Mapping[str, Any], segments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if certificate["proved"] != all(s["claim"] != "measured" for s in segments):
-        yield f"proved: stored {certificate['proved']}, but the claims of the segments say otherwise"
-    if certificate["counts"] != Counter(s["claim"] for s in segments):
-        yield f"counts: stored {certificate['counts']}, which are not those of the segments"
+_SEARCH = ("slack", "goal", "evaluations", "budget", "spent")
+
+
+def _differences(stored: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:
+    """In what a stored certificate differs from that of its segments; what newer versions say too may be missing."""
+    for name in stored.keys() & said.keys() - {"segments", "ends", "dtype", "format"}:
+        if not _agree(stored[name], said[name]):
+            yield f"{name}: stored {stored[name]}, but the segments give {said[name]}"
+    if missing := {"bound", "excess", "proved", "gap", "witness", "error_bound", "counts"} - stored.keys():
+        yield f"the certificate is malformed: it does not say {sorted(missing)}"
+    pieces = sum(len(s["intervals"]) for s in said["segments"])
+    if pieces > stored.get("evaluations", inf):
+        yield f"evaluations: stored {stored['evaluations']}, but there are {pieces} sub-intervals"
+
+
+def _row(stored: Mapping[str, Any]) -> SegmentCertificate:
+    row: dict[str, Any] = {k: stored[k] for k in SegmentCertificate.__dataclass_fields__}
+    row["intervals"] = tuple((p, q, b) for p, q, b in row["intervals"])
+    return SegmentCertificate(**row)
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Whether plain values are the same, numbers up to the tolerance."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_agree(a[k], b[k]) for k in a)
+    if isinstance(a, bool | str) or isinstance(b, bool | str):
+        return type(a) is type(b) and a == b
+    have: Any = a
+    return _same(have, b)
 
 
 def _below(value: float, bound: float) -> bool:

@@ -127,6 +127,17 @@ def without_raw_errors(what: str) -> Iterator[None]:
         raise UnsupportedError(what, f"{type(e).__name__}: {first_line(e)}") from e
 
 
+def grouped_product(x: Tensor, several: Tensor, ends: Tensor) -> Tensor:
+    """Each group of rows by its own matrix; `ends`: where the groups end. torch has it for narrower types alone.
+
+    >>> x, several = torch.ones(3, 1), torch.tensor([[[2.0]], [[5.0]]])
+    >>> grouped_product(x, several, torch.tensor([1, 3])).flatten().tolist()
+    [2.0, 5.0, 5.0]
+    """
+    sizes = torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
+    return torch.cat([rows @ matrix for rows, matrix in zip(x.split(sizes), several, strict=True)])
+
+
 def flushes() -> bool:
     """Whether a thread of torch takes denormal numbers for zero (``torch.set_flush_denormal``): then no rounding error
     is what it should be."""
@@ -160,7 +171,7 @@ class _Widened(TorchDispatchMode):
         if schema.is_mutable and any(map(_narrow, tree_flatten((args, kwargs))[0])):
             raise UnsupportedError(schema.name, "it writes into a tensor of a narrower type than float64")
         args, kwargs = tree_map(_wide, args), tree_map(_wide, kwargs)
-        out = func(*args, **kwargs)
+        out = (grouped_product if func is torch.ops.aten._grouped_mm.default else func)(*args, **kwargs)
         if _narrow(out) and any(a.name == "dtype" for a in schema.arguments):
             out = func(*args, **(kwargs | {"dtype": torch.float64}))  # made from numbers, in the default type
         return tree_map(_wide, out)

@@ -1,4 +1,4 @@
-"""Rules for pooling and reductions, and what all rules share."""
+"""Rules for pooling, and what all rules share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from isthmus.certify.forms import Form, Refused, average, moved
 from isthmus.certify.kinks import maximum
 from isthmus.program.export import Node
 
-__all__ = ["Arguments", "adaptive_max_pool", "average_pool", "calls", "max_pool", "mean", "reduced"]
+__all__ = ["Arguments", "adaptive_max_pool", "average_pool", "calls", "max_pool", "reduced"]
 
 Arguments = dict[str, Any]
 
@@ -30,16 +30,6 @@ def average_pool(node: Node, a: Arguments) -> Form:
     n, shape = 1 if "1d" in node.base else 2, a["x"].centre.shape
     terms = prod(_list(a["kernel_size"], n)) if "kernel_size" in a else prod(shape[-n:])
     return average(calls(node, a), terms, a["x"])
-
-
-def mean(node: Node, a: Arguments) -> Form:
-    """A mean or a sum over axes."""
-    if (dtype := a.get("dtype")) is not None and not dtype.is_floating_point:
-        raise Refused("a mean in whole numbers has no rule")
-    a = a | {"dtype": None}
-    dims, x = a.get("dim"), a["x"].centre
-    dims = range(x.dim()) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    return average(calls(node, a), prod(x.shape[d] for d in dims), a["x"])
 
 
 def max_pool(node: Node, a: Arguments) -> Any:

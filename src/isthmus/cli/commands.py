@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,8 @@ import typer
 
 from isthmus import pipeline as runs
 from isthmus.analysis.plane import plane as plane_through
-from isthmus.cli.common import device_of, dtype_of, method_of, opened
+from isthmus.cli.asked import of_checkpoints
+from isthmus.cli.common import device_of, dtype_of, method_of, network_of, objectives, opened
 from isthmus.cli.console import hanging, number, progress_bar, show, show_graph
 from isthmus.cli.options import (
     CHECKPOINTS,
@@ -36,13 +38,12 @@ from isthmus.cli.options import (
 )
 from isthmus.cli.typed import command
 from isthmus.connectors import METHODS, Connector
-from isthmus.data import DATASETS, load
+from isthmus.data import DATASETS
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.batchnorm import policy_in_words
 from isthmus.graph import minima_graph
 from isthmus.graph.search import names_of
-from isthmus.models import MODELS, by_name, seeded
-from isthmus.pipeline import inputs_of
+from isthmus.models import MODELS, seeded
 from isthmus.storage import load_connection, make_folder, save_params, write_json
 from isthmus.storage.files import plain
 from isthmus.storage.methods import options_of
@@ -53,7 +54,7 @@ _ROWS = "plane-state"
 """The folder in that of a plane that holds the rows which were measured."""
 
 
-@with_asked("penalty", "batch", "block", "ignore_index", "class_axis", *CHECKPOINTS, *PATHS)
+@with_asked("penalty", "batch", *CHECKPOINTS, *PATHS)
 def train(
     asked: Asked,
     out: Annotated[Path, typer.Option("--out", help="Where to write the weights (.safetensors).")],
@@ -70,18 +71,17 @@ def train(
 ) -> int:
     """Train a network and write its weights, with what made them."""
     make_folder(out.parent)
-    model, data, loss = asked.model or "mlp:64-60x4-10", asked.data or "digits", asked.loss or "cross_entropy"
-    dataset = inputs_of(model, load(data).subset(asked.examples, None))
-    kind, where = dtype_of("float32" if asked.dtype == "auto" else asked.dtype, {}), device_of(asked.device)
-    module = seeded(lambda: by_name(model, inputs=dataset.shape, outputs=dataset.classes or None), seed)
-    module = module.to(device=where, dtype=kind)
-    x, y = dataset.cast(kind).x_train.to(where), dataset.y_train.to(where)
-    steps = epochs * max(1, len(y) // min(batch, len(y)))
+    kind = dtype_of("float32" if asked.dtype == "auto" else asked.dtype, {})
+    parts = of_checkpoints([out], [{}], replace(asked, model=asked.model or "mlp:64-60x4-10"))
+    module = seeded(lambda: network_of(parts), seed).to(device=device_of(asked.device), dtype=kind)
+    objective, _ = objectives(parts, copy.deepcopy(module), asked, kind)
+    steps = epochs * max(1, objective.num_examples // min(batch, objective.num_examples))
     recipe = Recipe(optimizer, lr, steps, batch, momentum, weight_decay)  # type: ignore[arg-type]
     with progress_bar(quiet) as progress:
-        fitted = runs.train(module, (x, y), recipe, seed=seed, loss=loss, target=until, progress=progress)
+        fitted = runs.train_on(module, objective, recipe, seed=seed, target=until, progress=progress)
     about = {
-        "model": model, "data": data, "loss": loss, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
+        "model": parts.model, "data": parts.data, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
+        **({"loss": parts.loss} if isinstance(parts.loss, str) else {}),  # another one is said by the data again
         "train_loss": repr(fitted.loss), "steps": str(fitted.steps),
         **({} if asked.examples is None else {"examples": str(asked.examples)}),
     }  # fmt: skip

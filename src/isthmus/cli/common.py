@@ -50,16 +50,22 @@ def stored_in(path: Path) -> dict[str, str]:
         return {}
 
 
+def network_of(parts: Parts, like: Params | None = None) -> nn.Module:
+    """The network of that name, which may take its sizes from the data and from the weights `like`."""
+    if isinstance(parts.dataset, Given):
+        return by_name(parts.model, like=like)
+    data = inputs_of(parts.model, parts.dataset)
+    return by_name(parts.model, inputs=data.shape, outputs=data.classes or None, like=like)
+
+
 def objectives(
-    parts: Parts, like: Params | None, asked: Asked, dtype: torch.dtype
+    parts: Parts, network: nn.Module, asked: Asked, dtype: torch.dtype
 ) -> tuple[Objective, Objective | None]:
-    """The training objective and, where the data have a test part, the test objective."""
-    where = device_of(asked.device)
-    data = parts.dataset if isinstance(parts.dataset, Given) else inputs_of(parts.model, parts.dataset)
-    if isinstance(data, Given):
-        module = by_name(parts.model, like=like).eval().to(where)
-        return _build(parts, data, module, asked, dtype)
-    module = by_name(parts.model, inputs=data.shape, outputs=data.classes or None, like=like).eval().to(where)
+    """The training objective of a network and, where the data have a test part, the test objective."""
+    module = network.eval().to(device_of(asked.device))
+    if isinstance(parts.dataset, Given):
+        return _build(parts, parts.dataset, module, asked, dtype)
+    data = inputs_of(parts.model, parts.dataset)
     try:
         return _build(parts, _as_given(data), module, asked, dtype)
     except InputError as e:
@@ -166,13 +172,13 @@ def _fitting(
 ) -> tuple[Objective, Objective | None]:
     """The objectives of the network that `parts` names, which may take its sizes from the weights."""
     try:
-        return objectives(parts, _choose(contents, key)[0], asked, dtype)
+        return objectives(parts, network_of(parts, _choose(contents, key)[0]), asked, dtype)
     except (InputError, CheckpointError) as error:
         # names as in the file can fit under a prefix, beside other tensors, or in one of several dictionaries
         try:
             if _is_larger(parts, contents.size):
                 raise error
-            return objectives(parts, None, asked, dtype)
+            return objectives(parts, network_of(parts), asked, dtype)
         except InputError:
             raise error from None
 

@@ -52,6 +52,8 @@ def data_of(name: str, model: str, asked: Asked) -> Dataset | Given:
         return _text(Path(name).expanduser(), model, asked.block)
     if asked.block is not None:
         raise InputError("--block", expected="a text, .txt or .jsonl, as the data", got=repr(name))
+    if kind.endswith(".py") and not rest:
+        raise InputError(f"data {name!r}", expected="FILE.py:FACTORY", got="no FACTORY", instead=f"--data {name}:make")
     if not rest or kind in {e.name for e in DATASETS} or Path(name).expanduser().exists():
         return load(name)
     known = [*(e.name for e in DATASETS), "a .npz file"]
@@ -130,6 +132,10 @@ def _text(file: Path, model: str, block: int | None) -> Given:
     words: list[int] = []
     for text in _documents(file):
         words += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *end]
+    if len(words) < 2:
+        raise FileError(
+            file, f"holds {len(words)} words of the tokenizer, too few to predict one", "give a longer text"
+        )
     n = (len(words) - 1) // size
     if n < 1:
         raise InputError("--block", expected=f"at most {len(words) - 1}, the words of {file} less one", got=size)

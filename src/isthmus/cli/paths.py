@@ -17,7 +17,7 @@ from isthmus.analysis.ensemble import ensemble as ensemble_along
 from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.asked import check_given, of_path
-from isthmus.cli.common import device_of, dtype_of, objectives
+from isthmus.cli.common import device_of, dtype_of, network_of, objectives
 from isthmus.cli.console import number, progress_bar, show_table
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.cli.given import Given
@@ -37,6 +37,7 @@ from isthmus.cli.options import (
 )
 from isthmus.connectors import Connection
 from isthmus.errors import FileError, InputError
+from isthmus.evaluate import Profile
 from isthmus.evaluate import profile as profile_path
 from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
@@ -53,7 +54,7 @@ def _open_path(path: Path, asked: Asked, dtype: str) -> tuple[Connection, Object
     parts = of_path(path, connection.stats, asked)
     start = dict(connection.path.start)
     kind = parts.dtype if dtype == "auto" and parts.dtype is not None else dtype_of(dtype, start)
-    objective, test = objectives(parts, start, asked, kind)
+    objective, test = objectives(parts, network_of(parts, start), asked, kind)
     notes = [*parts.notes]
     if isinstance(parts.dataset, Given):
         notes += filter(None, [check_given(path, connection.stats, objective, test, asked)])
@@ -112,14 +113,21 @@ def profile(
     runs.write_profile(measured, out, objective, path)
     if npz is not None:
         save_curve_npz(measured, npz, objective, connection)
+    _print_profile(measured, level, as_json)
+    return 0
+
+
+def _print_profile(measured: Profile, level: LevelOption, as_json: bool) -> None:
+    """The numbers, the verdict, and what to know of both."""
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
     found = verdict(measured, level=level)
     words = beside_in_words(measured.max, {policy: other.max for policy, other in measured.beside.items()})
     more = {"bn": measured.bn, "verdict": found.to_dict()}
-    _print_values(values, more, [*found.lines, *filter(None, [words])], measured.bn, as_json)
-    return 0
+    reading = f"{measured.reading:.1f} seconds of this went into reading the network's graph, once"
+    sentences = [*found.lines, *filter(None, [words, reading if measured.reading >= 0.05 else ""])]
+    _print_values(values, more, sentences, measured.bn, as_json)
 
 
 @with_asked("dtype", *CHECKPOINTS)
@@ -148,7 +156,7 @@ def certify(
     connection, objective, _ = _open_path(path, asked, "float64")
     labels = _labels(path, connection)
     if verify is not None:
-        return _verify(objective, connection, labels, read_json(verify), quiet)
+        return _verify(objective, connection, labels, path, read_json(verify), quiet)
     make_folder(out)
     with progress_bar(quiet) as progress:
         if engine is None:
@@ -228,11 +236,12 @@ def _engine(workers: int | None, address: str | None, others: dict[str, Any]) ->
     return engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
 
 
-def _verify(objective: Objective, connection: Connection, labels: tuple[str, ...], stored: Any, quiet: bool) -> int:
+def _verify(
+    objective: Objective, connection: Connection, labels: tuple[str, ...], path: Path, stored: Any, quiet: bool
+) -> int:
     with progress_bar(quiet) as progress:
         problems = verify_certificate(objective, connection.path, stored, labels=labels, progress=progress)
-    about = stored.get("objective") if isinstance(stored, dict) else None
-    problems += [f"it is about another objective, {what}" for what in runs.differs(objective.describe(), about)]
+    problems += runs.about_another(objective, path, stored)
     for problem in problems:
         print(problem)
     print("the certificate holds" if not problems else f"the certificate does not hold: {len(problems)} problems")

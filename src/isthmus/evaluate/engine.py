@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from isthmus.evaluate.network import Network, size
+from isthmus.evaluate.network import Network, may_idle, size
 from isthmus.evaluate.plan import plan_for
 from isthmus.evaluate.routes import Affine, ByValue, General, Penalty, Plain, Route, Tick, Unchanged
 from isthmus.objective import Objective
@@ -17,6 +17,9 @@ from isthmus.paths import Curve, Segment
 from isthmus.program.export import Program
 from isthmus.structure import Structure
 from isthmus.structure.liveness import changed_tensors, effective_changes, live_units
+
+WORTH_READING = 0.1
+"""The graph is read for less than idle or unmoved weights only where this share of all products can be saved."""
 
 
 class Engine:
@@ -67,18 +70,21 @@ class Engine:
         curve, moved = Curve(control), changed_tensors(control)
         if not self.objective.in_memory:
             return ByValue(self.objective, curve)
-        if nonfinite_on(control) is not None or self._nothing_to_save(control[0], moved):
+        if nonfinite_on(control) is not None or self._little_to_save(control, moved):
             return Plain(self, curve)
         program = self.network.program(control[0])
         return Plain(self, curve) if program is None else self._planned(curve, moved, program, points)
 
-    def _nothing_to_save(self, params: Params, moved: set[str]) -> bool:
-        """Whether all weights move, and those that are reached first look up whole numbers: no product can be saved.
+    def _little_to_save(self, control: tuple[Params, ...], moved: set[str]) -> bool:
+        """Whether all weights move and few products could be saved: those that read the inputs themselves.
 
         Reading the graph of such a network takes longer than many passes.
         """
-        all_move = all(k in moved for k, v in params.items() if v.is_floating_point())
-        return all_move and not any(map(moves, tree_leaves(self.objective.data[0])))
+        if not all(k in moved for k, v in control[0].items() if v.is_floating_point()):
+            return False
+        if not any(map(moves, tree_leaves(self.objective.data[0]))):
+            return True
+        return not may_idle(control) and self.network.first_products(control[0]) < WORTH_READING
 
     def _planned(self, curve: Curve, moved: set[str], program: Program, points: int) -> Route:
         """What the graph of the network and its units tell about the change from the first control point."""

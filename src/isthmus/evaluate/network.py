@@ -14,8 +14,9 @@ from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.evaluate.plan import Plan, Stage, cast_for, whole
 from isthmus.objective import Objective
 from isthmus.objective.data import Inputs, cast_inputs, rows
+from isthmus.objective.skeleton import CountProducts
 from isthmus.params import Params, in_dtype
-from isthmus.program.export import Program
+from isthmus.program.export import Program, plain_attention
 from isthmus.structure import Structure
 from isthmus.structure.liveness import live_units, separable
 
@@ -40,6 +41,7 @@ class Network:
         self.x = cast_inputs(objective.data[0], self.dtype)
         self._checked = False
         self._program: Program | None = None
+        self._first: float | None = None
         chunk = min(objective.chunk, max(FEW, CACHE // objective.bytes_each))
         parts = ceil(objective.num_examples / chunk)
         self.chunk = ceil(objective.num_examples / parts)
@@ -58,12 +60,23 @@ class Network:
 
     def structure(self, control: tuple[Params, ...]) -> Structure | None:
         """The unit structure, if it can be of use: without a zero weight or a repeated row no unit is idle."""
-        if not _may_idle(control):
+        if not may_idle(control):
             return None
         try:
             return self.objective.structure
         except UnsupportedError:
             return None
+
+    def first_products(self, params: Params) -> float:
+        """The share of the multiply-adds of a pass in products that read the inputs themselves; counted once."""
+        first = self._first
+        if first is None:
+            x = rows(self.x, slice(0, 4))
+            counter = CountProducts(x)
+            with torch.no_grad(), plain_attention(), counter:
+                self.objective.forward(self.cast(params), x)
+            self._first = first = counter.share
+        return first
 
     def slices(self, block: slice | None = None) -> Iterator[slice]:
         """The examples (of a block) in chunks, in order."""
@@ -181,7 +194,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return float((a - b).abs().max()) <= 1e3 * eps * max(float(b.abs().max()), 1e-30) + 1e-30
 
 
-def _may_idle(control: tuple[Params, ...]) -> bool:
+def may_idle(control: tuple[Params, ...]) -> bool:
     """Whether some weight is zero at a control point, or two rows of some matrix start alike."""
     seen: dict[int, Tensor] = {id(v): v for p in control for v in p.values() if v.dim() > 1}
     for v in seen.values():

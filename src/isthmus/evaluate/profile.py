@@ -61,6 +61,8 @@ class Profile:
     `confirmed`: the points measured in the working precision; the others keep values of the precision `screen`, and
     none of them, taken with the `margin` of its quantity ("loss", "error"), reaches a maximum that is reported.
     `tol`, `within`: the tolerance asked for, and how far above `max` the loss was estimated to rise between the points.
+    `reading`: the seconds of this call that went into reading the network's graph, which later calls do not need; not
+    stored.
     """
 
     t: Tensor
@@ -76,6 +78,7 @@ class Profile:
     margin: dict[str, float] = field(default_factory=dict)
     tol: float | None = None
     within: float | None = None
+    reading: float = 0.0
 
     def __post_init__(self) -> None:
         if not len(self.confirmed):
@@ -189,6 +192,7 @@ def profile(
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
+    read = _seconds_of_reading(sets)
     if screen is not None and not all(s.in_memory for s in sets):
         raise UnsupportedError(f"screen={screen!r}", "it needs the data in memory", "leave screen out")
     if screen == "auto" and not bf16_pays(objective, objective.check(path.start, "path")):
@@ -204,7 +208,13 @@ def profile(
         screen = "bf16"
     else:
         sampled = on_grid(sets, segments, num_points, progress)
-    return _profile(sampled, len(path), num_points, policy, screen, tol)
+    found = _profile(sampled, len(path), num_points, policy, screen, tol)
+    return replace(found, reading=_seconds_of_reading(sets) - read)
+
+
+def _seconds_of_reading(sets: list[Objective]) -> float:
+    """What reading the graphs of these objectives, which may share them, took until now."""
+    return sum({id(s.graphs): s.graphs.seconds for s in sets}.values())
 
 
 def opened(path: Path | HasPath | str | os.PathLike[str]) -> Path:

@@ -187,7 +187,10 @@ class Plain(Route):
         out = []
         chunks = list(network.slices())
         for t in ts:
-            point = network.cast(objective.check(self.segment.at(t), "path"))
+            point = self.segment.at(t)
+            if not isinstance(self.segment, Curve):  # the control points of a curve have been checked
+                point = objective.check(point, "path")
+            point = network.cast(point)
             outputs = (network.forward(point, part) for part in chunks)
             out.append(objective.of_outputs(_with_targets(objective, outputs, chunks)))
             del point, outputs  # before the next one is made

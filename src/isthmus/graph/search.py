@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict, Unpack
@@ -64,8 +64,8 @@ def minima_graph(
     every maximum. `num_points` (61) are measured on each segment; ``progress(what, done, total)`` is told of each pair.
 
     The nodes are measured under the policy of BatchNorm of the paths (see ``profile``). Needs ``isthmus[cli]`` for the
-    locks of the jobs. Errors: ``InputError`` for fewer than two networks; ``IsthmusError`` for a pair that cannot be
-    joined, which is named: what was done before stays.
+    locks of the jobs. Errors: ``InputError`` for fewer than two networks, and for one whose loss is not finite;
+    ``IsthmusError`` for a pair that cannot be joined, which is named: what was done before stays.
 
     >>> import torch
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
@@ -176,6 +176,10 @@ class _Search:
         on = self.material.digest()
         cells = [MinimumCell(on, d, self.method.statistics) for d in self.digests]
         found = self._done(cells, [f"network {name}" for name in self.names], no_progress)
+        for name, stored in zip(self.names, found, strict=True):
+            loss = stored.result["loss"]
+            if loss is None or not isfinite(loss):
+                raise InputError(name, expected="a network of finite loss", got="a loss that is NaN or infinite")
         return [Minimum(name, **stored.result) for name, stored in zip(self.names, found, strict=True)]
 
     def _joined(self, pairs: Sequence[Pair], losses: list[float]) -> list[Edge]:

@@ -53,40 +53,45 @@ class BatchReading:
         if not leaves:
             raise InputError("data", expected="batches with tensors in them", got=kind(batch))
         tensors = tuple(tensor_of(v) for v in leaves)
-        named = isinstance(batch, Mapping | tuple | list) and self._target(batch) is not None
-        return Batch(tensors, self._pair(batch)[1] if named else tensors, template)
+        key = self._target(batch)
+        return Batch(tensors, tensors if key is None else _targets(batch, key), template)
 
     def _pair(self, batch: Any) -> tuple[Any, Any]:
         key = self._target(batch)
-        if key is None:
+        if key is None or not isinstance(batch, Mapping | tuple | list):
             raise _no_targets(batch)
         if isinstance(batch, Mapping):
             rest: Any = {k: v for k, v in batch.items() if k != key}
         else:
             parts = [v for i, v in enumerate(batch) if i != key]
             rest = parts[0] if len(parts) == 1 else tuple(parts)
-        y = tensor_of(batch[key])
-        if not isinstance(y, Tensor) or y.dim() == 0:
-            raise _no_batch(y)
-        return inputs(rest), y
+        return inputs(rest), _targets(batch, key)
 
     def _target(self, batch: Any) -> str | int | None:
         """Where the targets stand in a batch; None where that is not said. Errors: not where `targets` says."""
-        if isinstance(batch, Mapping):
-            places: list[Any] = list(batch)
-            usual = next((k for k in TARGETS if k in batch), None)
-        elif isinstance(batch, tuple | list):
-            places = list(range(len(batch)))
-            usual = places[-1] if len(batch) > 1 else None
-        else:
-            places, usual = [], None
         if self.targets is None:
-            return usual
+            return _usual(batch)
+        places = _places(batch)
         if self.targets not in places or len(places) == 1:
-            raise InputError(
-                "targets", expected=f"one of the parts of a batch, {_parts(batch)}", got=repr(self.targets)
-            )
+            got = repr(self.targets)
+            raise InputError("targets", expected=f"one of the parts of a batch, {_parts(batch)}", got=got)
         return self.targets
+
+
+def _usual(batch: Any) -> str | int | None:
+    """Where targets stand when nobody says it."""
+    if isinstance(batch, Mapping):
+        return next((k for k in TARGETS if k in batch), None)
+    return len(batch) - 1 if isinstance(batch, tuple | list) and len(batch) > 1 else None
+
+
+def _places(batch: Any) -> list[Any]:
+    """Where targets may stand: keys, places, or attributes."""
+    if isinstance(batch, Mapping):
+        return list(batch)
+    if isinstance(batch, tuple | list):
+        return list(range(len(batch)))
+    return [name for name in dir(batch) if not name.startswith("_")]
 
 
 def read(data: Data, reading: BatchReading) -> Batch:
@@ -206,10 +211,20 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
+def _targets(batch: Any, key: Any) -> Tensor:
+    """The part of a batch that stands at `key`, or is an attribute of that name. Errors: no tensor with examples."""
+    y = tensor_of(batch[key] if isinstance(batch, Mapping | tuple | list) else getattr(batch, key))
+    if not isinstance(y, Tensor) or y.dim() == 0:
+        raise _no_batch(y)
+    return y
+
+
 def _parts(batch: Any) -> str:
     if isinstance(batch, Mapping):
         return ", ".join(map(repr, batch))
-    return f"0 to {len(batch) - 1}" if isinstance(batch, tuple | list) else type(batch).__name__
+    if isinstance(batch, tuple | list):
+        return f"0 to {len(batch) - 1}"
+    return ", ".join(map(repr, getattr(batch, "__dict__", ()))) or type(batch).__name__
 
 
 def _no_batch(y: Any) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -129,18 +130,26 @@ def extremes(x: Inputs) -> set[int]:
     return {int(i) for v in whole for i in (v.amin(1).argmin(), v.amax(1).argmax())}
 
 
+_OF_WHOLE = (
+    ("dtype|Byte|Char|Short|Int|Long|Bool|not implemented for", "x.float(), for x of {}"),
+    ("index out of range", "numbers that the network knows, and no more places than it has (--block for texts)"),
+)
+_OF_FLOATING = (("indices", "x.long(), for numbers that are looked up"),)
+_OF_ANY = (
+    ("mat_a .* got Double", 'model.set_experts_implementation("batched_mm"), for experts of transformers'),
+    ("BFloat16", "dtype=torch.bfloat16, where the module itself computes in that"),
+    ("Half", "dtype=torch.float16, where the module itself computes in that"),
+)
+"""What complaints of a module say of its inputs, and what to write instead."""
+
+
 def hint(complaint: str, x: Inputs) -> str:
     """What to write where a module complains of types: whole numbers are not taken for floating-point ones."""
     whole = [v.dtype for v in tree_flatten(x)[0] if not moves(v)]
-    types = ("dtype", "Byte", "Char", "Short", "Int", "Long", "Bool", "not implemented for")
-    if whole and any(word in complaint for word in types):
-        return f"x.float(), for x of {whole[0]}"
-    if not whole and "indices" in complaint:
-        return "x.long(), for numbers that are looked up"
-    for word, narrow in (("BFloat16", "bfloat16"), ("Half", "float16")):
-        if word in complaint:
-            return f"dtype=torch.{narrow}, where the module itself computes in that"
-    return ""
+    return next(
+        (instead for words, instead in (_OF_WHOLE if whole else _OF_FLOATING) + _OF_ANY if re.search(words, complaint)),
+        "",
+    ).format(*whole[:1])
 
 
 def _check_dense(v: Tensor) -> None:

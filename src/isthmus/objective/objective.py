@@ -114,7 +114,7 @@ class Objective:
         self.penalty = penalty
         self._limit, self.memory = memory, MEMORY if memory is None else memory
         self._hand_written = structure
-        self._programs = Programs()
+        self.graphs = Programs()
         if evaluate is not None:
             told = {"data": data, "loss": loss, "convex": convex, "structure": structure}
             data = Numbers.of(module, evaluate, told | self._called | self._labelled)
@@ -204,7 +204,7 @@ class Objective:
     @property
     def program(self) -> Program:
         """The module's exported graph. ``UnsupportedError`` when it cannot be exported."""
-        return self._programs.of(self.dtype, self._example, self._materialised)
+        return self.graphs.of(self.dtype, self._example, self._materialised)
 
     @cached_property
     def structure(self) -> Structure:
@@ -220,7 +220,7 @@ class Objective:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the exported graphs, which cannot travel; they are made again when they are needed."""
-        return self.__dict__ | {"_programs": Programs()}
+        return self.__dict__ | {"graphs": Programs()}
 
     # -- variations
 
@@ -244,7 +244,7 @@ class Objective:
     def part(self, index: slice) -> Objective:
         """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
         new = copy.copy(self)
-        new._programs = self._programs
+        new.graphs = self.graphs
         x, y = datasets.rows(self.data, index)
         new.source = Held(x, y, self.source.batch)
         new.__dict__.pop("chunk", None)
@@ -258,7 +258,7 @@ class Objective:
             "structure": self._hand_written, "_writes": self._writes,
         }  # fmt: skip
         new = Objective(self.skeleton, **(options | changes))
-        new._programs = self._programs
+        new.graphs = self.graphs
         if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
             new.__dict__["structure"] = self.structure
         return new

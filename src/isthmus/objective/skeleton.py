@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import flop_registry
 
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.params import Params, in_dtype, moves
@@ -33,6 +34,35 @@ class CountBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self.total += sum(v.numel() * v.element_size() for v in tree_flatten(out)[0] if isinstance(v, Tensor))
         return out
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts the multiply-adds of products, and `first` of those that read the tensors `x` themselves."""
+
+    def __init__(self, x: Any) -> None:
+        super().__init__()
+        self.places = {_place(v) for v in tree_flatten(x)[0] if moves(v)}
+        self.total = self.first = 0
+
+    @property
+    def share(self) -> float:
+        """`first` / `total`."""
+        return self.first / max(1, self.total)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            made = count(*args, **kwargs, out_val=out)
+            read = [_place(v) for v in tree_flatten(args)[0] if isinstance(v, Tensor)]
+            self.total += made
+            self.first += made * (not self.places.isdisjoint(read))
+        return out
+
+
+def _place(v: Tensor) -> int:
+    """What tensors with the same memory have in common, on any device."""
+    return v.untyped_storage()._cdata
 
 
 def bytes_each(forward: Callable[[int], Any]) -> int:

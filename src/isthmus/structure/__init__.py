@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from isthmus.kinds import check_kinds
+from isthmus.program.adapted import Manner, adapted, choose
+from isthmus.program.copied import copied, name_of
 from isthmus.program.export import trace
 from isthmus.structure.rules import structure_of as structure_of
 from isthmus.structure.units import Group as Group
@@ -24,10 +28,11 @@ def derive_structure(
 ) -> Structure:
     """The unit groups of a module: its program is traced, read axis by axis, and the result verified.
 
-    Call ``module.eval()`` first. Costs one torch.export (a fraction of a second; two for long inputs) and, when
-    `verified`, about six forward passes per group, or as many per power of two in the number of groups where there are
-    many; ``.verified`` says what that was done on. Errors: `UnsupportedError` naming the operation and its source line,
-    or the parameter, that no rule covers.
+    Call ``module.eval()`` first. Where its result holds more than tensors (caches of Hugging Face's language models,
+    say), the ``logits`` are read, else its first or only tensor. Costs one torch.export (a fraction of a second; two
+    for long inputs) and, when `verified`, about six forward passes per group, or as many per power of two in the number
+    of groups where there are many; ``.verified`` says what that was done on. Errors: `UnsupportedError` naming the
+    operation and its source line, or the parameter, that no rule covers.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
@@ -36,9 +41,19 @@ def derive_structure(
     [('0', 4, [(4, 1), (4, 1), (4, 4)])]
     """
     check_kinds(derive_structure, locals())
+    module = _of_tensors(module, args, kwargs or {})
     program = trace(module, args, kwargs, every_batch=False)  # units do not depend on the number of examples
     tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     structure = structure_of(program, {k: tuple(v.shape) for k, v in tensors.items()})
     return (
         replace(structure, verified=verify(structure, module, args, kwargs, program=program)) if verified else structure
     )
+
+
+def _of_tensors(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
+    """The module itself where it returns nothing but tensors, else one that returns a tensor of those."""
+    with torch.no_grad():
+        found = copied(module, {})(*args, **kwargs)  # a forward pass may write, and nothing of the user's is written to
+    if all(v is None or isinstance(v, Tensor | int | float) for v in tree_leaves(found)):
+        return module
+    return adapted(module, Manner(output=choose(found, None, name_of(module))))

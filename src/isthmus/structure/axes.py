@@ -17,23 +17,22 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    *(
-        "GIVEN",
-        "Axis",
-        "explain",
-        "factored",
-        "find",
-        "fix",
-        "fixed",
-        "label",
-        "labels",
-        "leaves",
-        "mark",
-        "positions",
-        "product",
-        "split",
-    ),
-    *("total", "unify"),
+    "GIVEN",
+    "Axis",
+    "explain",
+    "factored",
+    "find",
+    "fix",
+    "fixed",
+    "label",
+    "labels",
+    "leaves",
+    "mark",
+    "positions",
+    "product",
+    "split",
+    "total",
+    "unify",
 ]
 
 GIVEN = "its positions have a meaning of their own"

@@ -70,6 +70,14 @@ def test_t_is_drawn_as_the_loss_to_the_power_says():
     assert drawn == pytest.approx(wanted, abs=0.004)
 
 
+def test_bins_of_which_nothing_is_known_are_interpolated():
+    focus = Focus(2.0)
+    for i, loss in ((4, 1.0), (8, 3.0)):
+        focus.note((i + 0.5) / 32, loss)
+    losses_ = np.interp(np.arange(32), [4, 8], [1.0, 3.0])  # those outside are as the nearest
+    assert focus.density() == pytest.approx(0.8 * losses_ / losses_.sum() + 0.2 / 32)
+
+
 @pytest.mark.parametrize("p", [1.0, 3.0])
 def test_t_is_uniform_for_a_power_of_1_and_before_anything_is_known(p):
     focus, generator = Focus(p), torch.Generator().manual_seed(1)
@@ -96,6 +104,17 @@ def test_a_negative_loss_has_no_powers():
     with pytest.raises(im.InputError, match="focus: expected 1 for a loss that can be negative"):
         Focus(3.0).note(0.5, -1.0)
     Focus(1.0).note(0.5, -1.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_leaves_the_running_means(bad):
+    """Another place of the same step is drawn by them."""
+    focus = Focus(3.0)
+    focus.note(0.5, 1.0)
+    before = focus.profile
+    focus.note(0.5, bad)
+    assert (focus.profile, focus.finite) == (before, False)
+    assert 0 <= focus.draw(torch.Generator().manual_seed(0)) < 1
 
 
 # -- what is trained
@@ -226,8 +245,9 @@ def test_training_stops_when_the_target_is_confirmed(digits):
     found = im.connect(objective, a, b, im.Bezier(recipe=replace(RECIPE, epochs=200), target=0.5))
     assert found.outcome.ok
     assert found.info.max <= 0.5
-    with pytest.raises(im.InputError, match="target: expected at least the larger end's loss"):
-        im.connect(objective, a, b, im.Bezier(target=1e-9))
+    for wrong in (1e-9, float("nan")):
+        with pytest.raises(im.InputError, match="target: expected at least the larger end's loss"):
+            im.connect(objective, a, b, im.Bezier(target=wrong))
     assert (found.cost.gradient_steps or 0) < 0.8 * 200 * (400 // 16)
 
 
@@ -247,8 +267,8 @@ def test_a_maximum_between_the_screened_points_is_found():
     spike = lambda out: 3 * torch.exp(-((out - 1.969) / 0.005).square())
     loss = lambda out, y: ((out - y).square() + spike(out)).sum(1)
     objective = im.Objective(module, loss, (x, torch.zeros(4, 1)))
-    ends = ({"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0))
-    found = im.connect(objective, *ends, im.Bezier(recipe=im.Recipe(lr=1e-9, steps=4, batch=4), target=9.0))
+    a, b = ({"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0))
+    found = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=1e-9, steps=4, batch=4), target=9.0))
     assert found.info.max > 6.5, "the loss is 6.88 at t = .031, and 4 at the larger end"
 
 

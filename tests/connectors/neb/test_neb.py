@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import isthmus as im
 from isthmus.connectors.base import Task
@@ -253,3 +254,23 @@ def test_the_line_is_returned_where_training_makes_it_worse():
     line = im.connect(p.objective, p.a, p.b)
     assert found.info.max == pytest.approx(im.profile(p.objective, line, 65).max, rel=1e-2)
     assert found.path.length == pytest.approx(distance(p.a, p.b))
+
+
+def test_where_the_line_is_not_finite_is_said():
+    """A NaN in the middle of the line: training does not begin."""
+    x = torch.ones(4, 1)
+    loss = lambda out, y: ((out - y).square() + torch.where((out - 1.5).abs() < 0.02, torch.nan, 0.0)).sum(1)
+    objective = im.Objective(nn.Linear(1, 1, bias=False), loss, (x, torch.zeros(4, 1)))
+    a, b = ({"weight": v * torch.ones(1, 1)} for v in (2.0, 1.0))
+    for method in (im.Bezier(), im.AutoNEB()):
+        found = im.connect(objective, a, b, method)
+        assert found.outcome is im.Outcome.NOT_FINITE
+        assert (found.info.max, found.info.t) == (float("inf"), 0.5)
+
+
+@pytest.mark.parametrize("method", [im.Bezier(), im.PolyChain(), im.AutoNEB()], ids=lambda m: type(m).__name__)
+def test_an_objective_without_examples_is_refused(method):
+    net = nn.Linear(2, 2)
+    numbers = im.Objective(net, evaluate=lambda params: {"loss": 1.0})
+    with pytest.raises(im.UnsupportedError, match="evaluate= gives only the loss"):
+        im.connect(numbers, net, nn.Linear(2, 2), method)

@@ -55,8 +55,10 @@ class Focus:
         return float(np.interp(u, below / below[-1], np.linspace(0, 1, _BINS + 1)))
 
     def note(self, t: float, loss: float) -> None:
-        """Take over the loss of a batch at t. Errors: a loss below 0, which has no powers."""
-        self.finite = self.finite and isfinite(loss)
+        """Take over the loss of a batch at t, if it is finite. Errors: a loss below 0, which has no powers."""
+        if not isfinite(loss):
+            self.finite = False
+            return
         if loss < 0 and self.p != 1:
             raise InputError("focus", expected="1 for a loss that can be negative", got=self.p)
         i = int(t * _BINS)

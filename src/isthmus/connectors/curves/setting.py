@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from typing import Any
 
 import torch
@@ -66,12 +66,13 @@ class CurveSetting:
     @classmethod
     def of(cls, task: Task, recipe: Recipe, target: float | None, bn: str) -> CurveSetting:
         """Measures the ends; `target` None: a little above the larger one."""
+        task.objective.source.few()  # there must be examples
         losses = CurveLosses.of(task.objective, bn, recipe.precision)
         kept = {k: task.a[k] for k in statistics(task.objective)} if bn == "keep" else {}
         coordinates = Coordinates.between(task.objective, task.a, {**task.b, **kept})
         ends = losses.all(coordinates.a), losses.all(coordinates.b)
         goal = target if target is not None else max(ends) + (_ABOVE - 1) * abs(max(ends))
-        if goal < max(ends):
+        if goal < max(ends) or (target is not None and isnan(target)):
             raise InputError("target", expected=f"at least the larger end's loss, {max(ends):.6g}", got=target)
         a, b = coordinates.flat(task.a), coordinates.flat(task.b)
         rate = _RATE * float((b - a).double().square().mean().sqrt()) if len(a) else 1.0

@@ -92,11 +92,12 @@ class CurveTraining:
         """The trained curve, or the straight line where that is not higher."""
         setting = self.setting
         line = self.shape.straight(setting.task.a, setting.task.b)
-        control, highest = line, Highest(inf, 0.0, True)
+        first = self.history[0]
+        control, highest = line, Highest(inf, first["t"], True)
         if accepted := [row for row in self.history[1:] if row["max"] == fitted.loss]:
             highest = Highest(fitted.loss, accepted[0]["t"], True)
             control = setting.control(list(fitted.params.values()))
-        if self.history[0]["max"] <= HOPE * highest.loss:
+        if first["max"] <= HOPE * highest.loss:
             on_line = setting.highest(self.shape, setting.straight(self.shape, "bend"))
             if not accepted or on_line.loss <= highest.loss:
                 control, highest = line, on_line

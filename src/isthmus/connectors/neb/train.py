@@ -170,7 +170,7 @@ class Band:
         return found.loss
 
     def _trained(self, best: Fitted[Params]) -> TrainedCurve:
-        row = next((row for row in self.history if row["max"] == best.loss), {"t": 0.0})
+        row = next((row for row in self.history if row["max"] == best.loss), self.history[0])
         control = self.setting.control(list(best.params.values()))
         more = {"history": self.history, "pivots": len(best.params), "gradient_steps": self.gradients}
         highest = Highest(best.loss, row["t"], True)

@@ -148,7 +148,7 @@ def _smoke() -> _Scale:
         tuple(
             Gap(m, 0, steps=300, method=TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=100))) for m in (4, 16)
         ),
-        150, 4,
+        60, 3,
     )  # fmt: skip
 
 

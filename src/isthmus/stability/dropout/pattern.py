@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.stats import t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from isthmus.errors import InputError
@@ -163,7 +163,7 @@ def log_slope(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) 
     slope = float(((u - u.mean()) * v).sum() / spread)
     intercept = float(v.mean() - slope * u.mean())
     error = sqrt(float(((v - intercept - slope * u) ** 2).sum()) / (len(x) - 2) / spread)
-    half = float(t.ppf((1 + confidence) / 2, len(x) - 2)) * error
+    half = float(stdtrit(len(x) - 2, (1 + confidence) / 2)) * error
     return Slope(slope, slope - half, slope + half, confidence, intercept)
 
 

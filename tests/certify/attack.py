@@ -1,0 +1,394 @@
+"""Random modules, weights, paths and losses against their certificates: nothing that is proved may be false.
+
+``python -m tests.certify.attack FIRST COUNT`` tries the modules of COUNT seeds, several paths each, and prints what it
+found. The tests run a few of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import isthmus as im
+from isthmus.certify.affine import Interval
+from isthmus.certify.kernel import Kernel
+from isthmus.errors import InputError, IsthmusError, UnsupportedError
+from isthmus.params import Params
+
+F64 = torch.float64
+Step = Callable[["Block", Tensor], Tensor]
+PATHS = 6
+"""Paths per module: reading its graph is what takes long."""
+
+
+class Block(nn.Module):
+    """f(block, h) on sequences h of 3 tokens with 4 numbers each, with parts and a few tensors of its own."""
+
+    def __init__(self, f: Step, **parts: nn.Module) -> None:
+        super().__init__()
+        self.f, self.parts = f, nn.ModuleDict(parts)
+        self.vector, self.matrix = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.f(self, h)
+
+    def own(self, h: Tensor, name: str = "own") -> Tensor:
+        return self.parts[name](h)
+
+
+class Stack(nn.Module):
+    """A layer, blocks, a layer; the outputs are logarithms of probabilities where a loss asks for them."""
+
+    def __init__(self, blocks: list[nn.Module], classes: int, logs: bool, shut: bool) -> None:
+        super().__init__()
+        self.first, self.blocks, self.last = nn.Linear(5, 12), nn.ModuleList(blocks), nn.Linear(12, classes)
+        self.logs, self.shut = logs, shut
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).view(-1, 3, 4)
+        for block in self.blocks:
+            h = block(h)
+        h = h.flatten(1)
+        z = self.last(h.tanh() if self.shut else h)
+        return z.log_softmax(-1) if self.logs else z
+
+
+def _heads(h: Tensor) -> Tensor:
+    return h.view(-1, 3, 2, 2).transpose(1, 2)
+
+
+def _attend(**options: Any) -> Step:
+    def f(m: Block, h: Tensor) -> Tensor:
+        q = _heads(h)
+        given: dict[str, Any] = {
+            k: v.to(h.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()
+        }
+        out: Tensor = F.scaled_dot_product_attention(q, q * m.vector[:2], q + m.vector[2:], **given)
+        return out.transpose(1, 2).reshape(h.shape)
+
+    return f
+
+
+def _to_itself(m: Block, h: Tensor) -> Tensor:
+    return m.parts["own"](h, h, h)[0]
+
+
+def _transformer(norm: Callable[[], nn.Module], before: bool) -> Callable[[], Block]:
+    def f(m: Block, h: Tensor) -> Tensor:
+        if before:
+            h = h + _attend(is_causal=True)(m, m.own(h))
+            return h + F.gelu(m.own(m.own(h, "two"), "layer"))
+        h = m.own(h + _attend()(m, h))
+        return m.own(h + F.silu(m.own(h, "layer")) * m.own(h, "layer"), "two")
+
+    return lambda: Block(f, own=norm(), two=norm(), layer=nn.Linear(4, 4))
+
+
+def _mixture(m: Block, h: Tensor) -> Tensor:
+    share = m.own(h, "router").softmax(-1)
+    return sum(share[..., i : i + 1] * m.own(h, f"expert{i}").relu() for i in range(2))  # type: ignore[return-value]
+
+
+def _flat(m: Block, h: Tensor) -> Tensor:
+    """Rows that are all the same, and a norm of them."""
+    return m.own(h.mean(-1, keepdim=True).expand(-1, 3, 4) * 1.0)
+
+
+def _written(m: Block, h: Tensor) -> Tensor:
+    mask = torch.tensor([[True, False, False, True], [False] * 4, [True] * 4])
+    return torch.where(mask, h, m.vector) + h.masked_fill(~mask, 0.5).gather(2, torch.zeros_like(h, dtype=torch.long))
+
+
+SEEN = torch.tensor([[True, False, False], [True, True, False], [False, False, False]])
+TRIANGLE = torch.zeros(3, 3).masked_fill(~torch.ones(3, 3, dtype=torch.bool).tril(), -inf)
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu, "leaky": lambda h: F.leaky_relu(h, 0.1), "steep": lambda h: F.leaky_relu(h, 1.7),
+    "negative leak": lambda h: F.leaky_relu(h, -0.4), "gelu": F.gelu,
+    "gelu tanh": lambda h: F.gelu(h, approximate="tanh"),
+    "silu": F.silu, "mish": F.mish, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf, "elu": F.elu,
+    "kink": lambda h: F.elu(h, 0.3), "selu": F.selu, "celu": lambda h: F.celu(h, 0.5), "softplus": F.softplus,
+    "softplus cut": lambda h: F.softplus(h, 3.0, 1.0), "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid,
+    "softsign": F.softsign, "logsigmoid": F.logsigmoid, "relu6": F.relu6, "hardtanh": F.hardtanh, "abs": torch.abs,
+    "exp": lambda h: h.clamp(max=3.0).exp(), "sin": torch.sin, "cos": lambda h: (3 * h).cos(), "square": torch.square,
+    "cube": lambda h: h**3, "fourth": lambda h: h**4, "root": lambda h: (h.square() + 1e-3).sqrt(),
+    "rsqrt": lambda h: (h.abs() + 0.1).rsqrt(), "odd power": lambda h: (h.abs() + 0.1) ** 1.7,
+    "negative power": lambda h: (h.square() + 0.2) ** -2, "log": lambda h: (h.abs() + 0.01).log(),
+    "quotient": lambda h: h / (1 + h.square()), "reciprocal": lambda h: -1 / (h.abs() + 0.3),
+    "bare log": lambda h: h.log().tanh(), "bare root": lambda h: h.sqrt().sigmoid(),
+    "bare rsqrt": lambda h: h.rsqrt().erf(),
+    "bare power": lambda h: (h**1.5).softmax(-1), "bare reciprocal": lambda h: h.reciprocal().clamp(-1, 1),
+    "bare log, sine": lambda h: h.log().sin(), "own division": lambda h: (h / h.sum(-1, keepdim=True)).tanh(),
+    "overflow": lambda h: (h**4).exp().tanh() + (h * 1e200 * h.abs() * 1e200).tanh(),
+    "maximum": lambda h: torch.maximum(h, h.flip(-1)), "minimum": lambda h: torch.minimum(h, h.roll(1, 1)),
+    "clamp": lambda h: h.clamp(-0.3, 0.7), "softmax": lambda h: h.softmax(-1) * 3, "softmax 1": lambda h: h.softmax(1),
+    "log_softmax": lambda h: h.log_softmax(-1), "cumsum": lambda h: h.cumsum(1),
+    "amax": lambda h: h - h.amax(-1, keepdim=True),
+    "amin": lambda h: h + h.amin((1, 2), keepdim=True), "var": lambda h: h * h.var(-1, keepdim=True),
+    "std": lambda h: h / (h.std(1, keepdim=True, correction=0) + 1),
+    "constant deviation": lambda h: h + (h[..., :1] * torch.ones(4, dtype=h.dtype)).std(-1, keepdim=True),
+    "logsumexp": lambda h: h - h.logsumexp(-1, keepdim=True),
+    "logsumexp of all": lambda h: h * h.logsumexp((1, 2), keepdim=True).tanh(),
+    "prod": lambda h: h + h.prod(-1, keepdim=True), "prod of rows": lambda h: h.prod(1).unsqueeze(1) - h,
+    "maximum pool": lambda h: F.max_pool1d(h, 3, 1, 1), "average pool": lambda h: F.avg_pool1d(h, 3, 1, 1),
+    "root mean square": lambda h: h * (h.square().mean(-1, keepdim=True) + 1e-6).rsqrt(),
+    "causal softmax": lambda h: (h @ h.transpose(1, 2) + TRIANGLE.to(h.dtype)).softmax(-1) @ h,
+    "layer norm of two axes": lambda h: F.layer_norm(h, (3, 4)), "tiny eps": lambda h: F.layer_norm(h, (4,), eps=1e-30),
+    "no eps": lambda h: F.layer_norm(h, (4,), eps=0.0).tanh(), "rms, no eps": lambda h: F.rms_norm(h, (4,), eps=0.0),
+}  # fmt: skip
+RECURRENT = {
+    "LSTM": lambda: nn.LSTM(4, 4, batch_first=True), "GRU": lambda: nn.GRU(4, 4, batch_first=True),
+    "RNN": lambda: nn.RNN(4, 4, batch_first=True),
+    "two LSTMs": lambda: nn.LSTM(4, 2, 2, batch_first=True, bidirectional=True),
+    "RNN relu": lambda: nn.RNN(4, 4, nonlinearity="relu", batch_first=True),
+    "GRU, no bias": lambda: nn.GRU(4, 4, bias=False, batch_first=True),
+}  # fmt: skip
+LAYERS = {
+    "linear": lambda: nn.Linear(4, 4), "LayerNorm": lambda: nn.LayerNorm(4),
+    "tiny LayerNorm": lambda: nn.LayerNorm(4, 1e-20),
+    "RMSNorm": lambda: nn.RMSNorm(4), "GroupNorm": lambda: nn.GroupNorm(3, 3),
+    "GroupNorm of all": lambda: nn.GroupNorm(1, 3),
+    "InstanceNorm": lambda: nn.InstanceNorm1d(3, affine=True), "BatchNorm": lambda: nn.BatchNorm1d(3),
+    "kept InstanceNorm": lambda: nn.InstanceNorm1d(3, track_running_stats=True), "PReLU": lambda: nn.PReLU(3),
+    "one PReLU": lambda: nn.PReLU(), "convolution": lambda: nn.Conv1d(3, 3, 3, padding=1),
+    "dilated": lambda: nn.Conv1d(3, 3, 3, padding=2, dilation=2),
+    "depthwise": lambda: nn.Conv1d(3, 3, 3, padding=1, groups=3),
+    "transposed": lambda: nn.ConvTranspose1d(3, 3, 3, padding=1),
+    "transposed, grouped": lambda: nn.ConvTranspose1d(3, 3, 3, padding=1, groups=3),
+}  # fmt: skip
+FLAT = ("LayerNorm", "tiny LayerNorm", "RMSNorm", "GroupNorm")
+BLOCKS: dict[str, Any] = (
+    {name: lambda f=f: Block(lambda m, h: f(h)) for name, f in FUNCTIONS.items()}
+    | {name: lambda f=f: Block(lambda m, h: h + m.own(h)[0], own=f()) for name, f in RECURRENT.items()}
+    | {name: lambda f=f: Block(Block.own, own=f()) for name, f in LAYERS.items()}
+    | {f"flat {k}": lambda k=k: Block(_flat, own=LAYERS[k]()) for k in FLAT}
+    | {
+        "attention": lambda: Block(_attend()), "causal": lambda: Block(_attend(is_causal=True)),
+        "masked": lambda: Block(_attend(attn_mask=SEEN)), "added mask": lambda: Block(_attend(attn_mask=TRIANGLE)),
+        "whole masked": lambda: Block(_attend(attn_mask=torch.zeros(3, 3).masked_fill(~SEEN, -inf))),
+        "MultiheadAttention": lambda: Block(_to_itself, own=nn.MultiheadAttention(4, 2, batch_first=True)),
+        "pre-norm": _transformer(lambda: nn.LayerNorm(4), True),
+    "post-norm": _transformer(lambda: nn.LayerNorm(4), False),
+        "pre-norm, RMS": _transformer(lambda: nn.RMSNorm(4), True),
+        "squeeze": lambda: Block(lambda m, h: h * m.own(h.mean(1, keepdim=True).relu()).sigmoid(), own=nn.Linear(4, 4)),
+        "mixture": lambda: Block(_mixture, router=nn.Linear(4, 2), expert0=nn.Linear(4, 4), expert1=nn.Linear(4, 4)),
+        "gate": lambda: Block(lambda m, h: h + F.silu(m.own(h)) * (h @ m.matrix), own=nn.Linear(4, 4)),
+        "masks": lambda: Block(_written),
+    "products": lambda: Block(lambda m, h: h @ m.matrix @ m.matrix.t() * m.vector),
+        "bilinear": lambda: Block(lambda m, h: torch.einsum("bti,ij->btj", h, m.matrix) * h),
+        "weight norm": lambda: Block(lambda m, h: h @ torch._weight_norm(m.matrix, m.vector, 1)),
+        "residual": lambda: Block(lambda m, h: h + m.own(h.relu()) / 2, own=nn.Linear(4, 4)),
+    }
+)  # fmt: skip
+LOSSES = (
+    "cross_entropy", "weighted", "smooth", "ignored", "soft", "mse", "l1", "huber", "hinge", "margins", "nll", "kl",
+    "bce_with_logits", "sum",
+)  # fmt: skip
+
+
+def _loss(name: str, n: int, classes: int, x: Tensor, g: torch.Generator) -> tuple[Any, Tensor]:
+    """A loss and its targets."""
+    y, real = torch.randint(0, classes, (n,), generator=g), torch.randn(n, classes, generator=g, dtype=F64).to(x.dtype)
+    soft = real.double().softmax(1).to(x.dtype)
+    if name == "ignored":
+        y[1:] = torch.where(torch.rand(n - 1, generator=g) < 0.3, -100, y[1:])
+    return {
+        "weighted": (im.CrossEntropy(weight=[0.0, 3.0, 0.5, 1.0][:classes] if classes < 5 else None), y.clamp(min=1)),
+        "smooth": (im.CrossEntropy(label_smoothing=0.2), y), "ignored": ("cross_entropy", y),
+        "soft": ("cross_entropy", soft), "mse": ("mse", real), "l1": ("l1", real), "huber": ("huber", real.round()),
+        "hinge": ("hinge", real.sign()), "margins": ("hinge", y), "nll": ("nll", y), "kl": ("kl", soft),
+        "bce_with_logits": ("bce_with_logits", (soft > 0.3).to(x.dtype)),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), y),
+    }.get(name, ("cross_entropy", y))  # fmt: skip
+
+
+def _points(module: nn.Module, count: int, random: Random, g: torch.Generator) -> list[Params]:
+    """Control points: all fresh, or a little apart; a tensor or two of odd sizes; some tensors that stay."""
+    near, odd = random.choice([None, 0.3, 1e-2, 1e-6]), random.random() < 0.3
+    names = list(module.state_dict())
+    sizes = {k: 10.0 ** random.uniform(-40, 30) for k in random.sample(names, min(2, len(names)))} if odd else {}
+    usual, still = random.choice([0.1, 0.5, 1.0, 3.0]), {k for k in names if random.random() < 0.2}
+    start: Params = {}
+    points = []
+    for i in range(count):
+        point = {}
+        for k, v in module.state_dict().items():
+            if not v.is_floating_point():
+                point[k] = v
+                continue
+            fresh = torch.randn(v.shape, generator=g, dtype=F64)
+            fresh = (fresh.abs() + 0.1 if k.endswith("running_var") else fresh * usual) * sizes.get(k, 1.0)
+            if i and (k in still or near is not None):
+                fresh = start[k] if k in still else start[k] * (1 + (near or 0.0) * fresh.sign() * random.random())
+            point[k] = fresh
+        start = start or point
+        points.append({k: v.to(module.state_dict()[k].dtype) for k, v in point.items()})
+    return points
+
+
+@dataclass
+class Attack:
+    """What was tried, and what came of it."""
+
+    told: Counter[str] = field(default_factory=Counter)
+    false: list[str] = field(default_factory=list)
+    measured: Counter[str] = field(default_factory=Counter)
+
+    def one(self, seed: int, names: list[str] | None = None, paths: int = PATHS) -> None:
+        """One module, and several paths through its weights."""
+        random, g = Random(seed), torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        names = names or random.choices(list(BLOCKS), k=random.choice([1, 1, 1, 2, 2, 3]))
+        loss, classes = random.choice(LOSSES), random.choice([2, 4, 4])
+        dtype = random.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16])
+        module = (
+            Stack([BLOCKS[k]() for k in names], classes, loss in ("nll", "kl"), random.random() < 0.3).to(dtype).eval()
+        )
+        n = random.choice([1, 2, 5, 12, 50])
+        x = torch.randn(n, 5, generator=g, dtype=F64) * random.choice([1, 1, 1, 3])
+        x = (x.round() if random.random() < 0.3 else x).to(dtype)  # ties, and zeros
+        if n > 1 and random.random() < 0.2:
+            x[1] = 0
+        told = f"seed {seed} {names} {loss} {dtype} n={n}"
+        try:
+            objective = im.Objective(module, *_given(_loss(loss, n, classes, x, g), x))
+        except IsthmusError as e:
+            self.told[f"no objective: {type(e).__name__}"] += 1
+            return
+        for i in range(paths):
+            points = _points(module, random.choice([2, 2, 2, 3, 4]), random, g)
+            self.path(objective, points, random, f"{told} path {i}")
+
+    def path(self, objective: im.Objective, points: list[Params], random: Random, told: str) -> None:
+        """One certificate, if there is one, against samples."""
+        path = im.Path((im.Curve(tuple(points)),))
+        try:
+            c = im.certify(objective, path, random.choice([0.5, 0.05, 0.01]), budget=random.choice([1, 8, 40, 120]))
+        except IsthmusError as e:
+            self.told[type(e).__name__] += 1
+            if not isinstance(e, (InputError, UnsupportedError)):
+                self.false.append(f"{told}: {str(e)[:200]}")
+            return
+        row = c.segments[0]
+        self.told[row.claim] += 1
+        if not c.proved:
+            self.measured[row.why.split("nonlinear in t; ")[-1][:110]] += 1
+            return
+        kernel = Kernel(objective, path)
+        self.false += [f"{told}: {p}" for p in _contradicted(kernel, c, random)]
+        if row.claim == "bounded":
+            self.false += [f"{told}: {p}" for p in _outside(kernel, random)]
+
+
+def _given(pair: tuple[Any, Tensor], x: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
+    return pair[0], (x, pair[1])
+
+
+def _contradicted(kernel: Kernel, c: im.Certificate, random: Random) -> Iterator[str]:
+    """Samples above the bound of the segment, or of the sub-interval that they lie in."""
+    row, wide = c.segments[0], kernel.wide
+    intervals = row.intervals or ((0.0, 1.0, row.bound),)
+    at = [k / 32 for k in range(33)] + [random.random() for _ in range(8)]
+    at += [
+        v
+        for start, end, _ in random.sample(intervals, min(12, len(intervals)))
+        for v in (start, end, (start + end) / 2)
+    ]
+    seen = {t: wide.measure(kernel.point(0, t)) for t in at}
+    for t in sorted(seen, key=lambda t: -seen[t][0])[:2]:
+        seen |= _climb(lambda t: wide.measure(kernel.point(0, t)), t, 1 / 32)
+    for t, (value, error) in seen.items():
+        bound = min([row.bound, *(b for start, end, b in intervals if start <= t <= end)])
+        if not isfinite(value) or (value > bound and value > bound + _noise(kernel, t)):
+            yield f"the loss at {t} is {value!r}, above {bound!r}"
+            return
+        if row.error_bound is not None and not error <= row.error_bound + 1e-12:
+            yield f"the error at {t} is {error}, above {row.error_bound}"
+            return
+
+
+def _shaken(point: Params, seed: int) -> Params:
+    """The point off by a few ulps: how much its loss changes is what the evaluation of a sample may round away."""
+    g = torch.Generator().manual_seed(seed)
+    return {
+        k: v * (1 + 2.0**-52 * torch.randint(-2, 3, v.shape, generator=g)) if v.is_floating_point() else v
+        for k, v in point.items()
+    }
+
+
+def _noise(kernel: Kernel, t: float) -> float:
+    point = kernel.point(0, t)
+    value = kernel.wide.loss(point)
+    return 4 * max(abs(kernel.wide.loss(_shaken(point, seed)) - value) for seed in range(6)) if isfinite(value) else 0.0
+
+
+def _stray(kernel: Kernel, t: float) -> Tensor:
+    point = kernel.point(0, t)
+    z = kernel.wide.outputs(point)
+    return 4 * torch.stack([(kernel.wide.outputs(_shaken(point, seed)) - z).abs() for seed in range(6)]).amax(0)
+
+
+def _climb(f: Callable[[float], tuple[float, float]], t: float, width: float) -> dict[float, tuple[float, float]]:
+    """Ternary search for a maximum."""
+    low, high, seen = max(t - width, 0.0), min(t + width, 1.0), {}
+    for _ in range(14):
+        p, q = low + (high - low) / 3, high - (high - low) / 3
+        seen |= {p: f(p), q: f(q)}
+        low, high = (p, high) if seen[p][0] < seen[q][0] else (low, q)
+    return seen
+
+
+def _outside(kernel: Kernel, random: Random) -> Iterator[str]:
+    """Outputs that leave their forms, entry by entry."""
+    reading = kernel.bounds(0).reading
+    for width in (0.2, 1e-3):
+        start = random.random() * (1 - width)
+        interval = Interval.between(start, start + width)
+        parts = [z.settled() for z, _ in reading.outputs(interval)]
+        for k in range(9):
+            t = min(start + width * k / 8, start + width)
+            z = kernel.wide.outputs(kernel.point(0, t))
+            if away := _away(parts, z, (t - interval.middle) / interval.half, lambda t=t: _stray(kernel, t)):
+                yield f"an output at {t} is {away} outside its form"
+                return
+
+
+def _away(parts: list[Any], z: Tensor, s: float, stray: Callable[[], Tensor]) -> str:
+    done = 0
+    for form in parts:
+        own = z[done : done + len(form.centre)]
+        done += len(own)
+        if not bool(form.size().isfinite().all()):
+            continue
+        value = form.centre if form.slope is None else form.centre + s * form.slope
+        off = (own - value).abs() - form.radius
+        if not bool(off.max() <= 0) and not bool((off <= stray()[done - len(own) : done]).all()):
+            return f"{float(off.max())!r} of {float(own.abs().max())!r}"
+    return ""
+
+
+def main(first: int, count: int) -> None:
+    attack = Attack()
+    for seed in range(first, first + count):
+        before = len(attack.false)
+        attack.one(seed)
+        for line in attack.false[before : before + 2]:
+            print("FALSE", line, flush=True)
+        if (seed - first) % 20 == 19:
+            print(seed + 1 - first, "modules", dict(attack.told), flush=True)
+    print(dict(attack.told), len(attack.false), "false")
+    for why, k in attack.measured.most_common(12):
+        print(k, why)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), int(sys.argv[2]))
