@@ -10,6 +10,7 @@ from torch import Tensor
 
 from isthmus.alignment.matching import Matching, MatchingTask, Run
 from isthmus.alignment.activations import ActivationMatching
+from isthmus.alignment.rotations.frame import Frame
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import statistics
 from isthmus.kinds import check_kinds
@@ -27,27 +28,55 @@ _ERROR = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Renumbering:
-    """A permutation for each group of units, to be made on any parameters of the network.
+    """A permutation for each group of units, and perhaps rotations, to be made on any parameters of the network.
 
     Unit u of ``apply(params)`` is unit ``permutations[group][u]`` of `params`; it computes the same function.
+    `rotations`: after that, for some groups, the units are rotated: unit u is then the sum over v of
+    ``rotations[group][..., u, v]`` times unit v, where the axes before are heads (each turns by itself). `norms`: the
+    gains and biases of norms after that, by the names of the tensors (a's own); the weights that read the norms take up
+    the difference. `before`: those that ``inverse`` gives back (b's own). `frame`: where the rotated units are.
     """
 
     structure: Structure
     permutations: Mapping[str, Tensor]
+    rotations: Mapping[str, Tensor] = field(default_factory=dict)
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    frame: Frame | None = None
 
     def apply(self, params: Mapping[str, Tensor]) -> Params:
-        """The parameters with their units renumbered, such as another checkpoint of the same run."""
-        return self.structure.permute(params, self.permutations)
+        """The parameters with their units renumbered and rotated, such as another checkpoint of the same run.
+
+        Rotations are made in float64; permutations move entries as they are. Errors: ``InputError`` for gains of norms
+        that a rotation does not commute with.
+        """
+        if self.frame is None:
+            return self.structure.permute(params, self.permutations)
+        return self.frame.apply(params, self.permutations, self.rotations, self.norms)
 
     def inverse(self) -> Renumbering:
-        """The one that takes this one back."""
-        return Renumbering(self.structure, {k: v.argsort() for k, v in self.permutations.items()})
+        """The one that takes this one back: of the target it makes b, whose norms it puts back.
+
+        Of other checkpoints it makes networks with b's norms, which compute what they did.
+        """
+        orders = {k: v.argsort() for k, v in self.permutations.items()}
+        if self.frame is None:
+            return Renumbering(self.structure, orders)
+        back = {k: self.frame.renumbered(k, v.mT, orders) for k, v in self.rotations.items()}
+        return Renumbering(self.structure, orders, back, self.before, self.norms, self.frame)
 
     def then(self, other: Renumbering) -> Renumbering:
         """This one, and then the other."""
         if other.permutations.keys() != self.permutations.keys():
             raise InputError("other", expected="a renumbering of the same network", got=sorted(other.permutations))
-        return Renumbering(self.structure, {k: v[other.permutations[k]] for k, v in self.permutations.items()})
+        orders = {k: v[other.permutations[k]] for k, v in self.permutations.items()}
+        frame = self.frame or other.frame
+        if frame is None:
+            return Renumbering(self.structure, orders)
+        both = frame.composed(self.rotations, orders, other.rotations, other.permutations)
+        orders = {k: torch.arange(len(v)) if k in both else v for k, v in orders.items()}
+        norms, before = ({**p, **q} for p, q in ((self.norms, other.norms), (other.before, self.before)))
+        return Renumbering(self.structure, orders, both, norms, before, frame)
 
     @property
     def moved(self) -> dict[str, float]:
@@ -65,7 +94,7 @@ class Alignment(Renumbering):
     `target` computes f(b). `similarity`: the inner products of a with b and with `target`; `distance`: the distances;
     both without running statistics. `function_error`: max |f(b) - f(target)| / max |f(b)| on at most 256 examples, in
     float64. `runs`: the searches, the best one's permutations are here. `dead`: for each group that has any, how many
-    units do not vary over the examples, in a and in b.
+    units do not vary over the examples, in a and in b. `notes`: what a matching could not do, in words.
     """
 
     target: Params = field(default_factory=dict)
@@ -74,13 +103,15 @@ class Alignment(Renumbering):
     function_error: float = 0.0
     runs: tuple[Run, ...] = ()
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         units, moved = sum(map(len, self.permutations.values())), self.moved
         away = sum(round(share * len(self.permutations[k])) for k, share in moved.items())
         before, after = self.distance
         return line(
-            self, f"{away} of {units} units moved", f"distance {before:.4g} -> {after:.4g}",
+            self, f"{away} of {units} units moved", f"{len(self.rotations)} groups rotated" if self.rotations else "",
+            f"distance {before:.4g} -> {after:.4g}",
             f"function error {self.function_error:.1e}",
         )  # fmt: skip
 
@@ -131,13 +162,18 @@ def aligned(task: MatchingTask, matching: Matching) -> Alignment:
         raise InputError("matching", expected="a matching such as im.WeightMatching()", got=type(matching).__name__)
     objective = task.objective
     found = matching.find(task)
-    structure = objective.structure
-    target = structure.permute(task.b, found.permutations)
+    how = Renumbering(
+        objective.structure, found.permutations, found.rotations, found.norms, found.before, found.frame
+    )  # fmt: skip
+    target = how.apply(task.b)
+    # in float64: rounding to a narrower type afterwards is not what the check is about
+    wide = target if found.frame is None else how.apply(cast(task.b, torch.float64))
     out = set(statistics(objective))
     a, b, c = ({k: v for k, v in p.items() if k not in out} for p in (task.a, task.b, target))
     return Alignment(
-        structure, found.permutations, target, (dot(a, b), dot(a, c)), (distance(a, b), distance(a, c)),
-        function_error(objective, task.b, target), found.runs, found.dead,
+        how.structure, how.permutations, how.rotations, how.norms, how.before, how.frame, target,
+        (dot(a, b), dot(a, c)), (distance(a, b), distance(a, c)), function_error(objective, task.b, wide),
+        found.runs, found.dead, found.notes,
     )  # fmt: skip
 
 

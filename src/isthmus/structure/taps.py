@@ -42,8 +42,7 @@ def taps(program: Program, structure: Structure, moment: Moment = "after") -> di
     """
     walk = Propagation(program, structure.shapes)
     walk.run(RULES)
-    wanted = {group.name: group for group in structure.groups}
-    atoms = {g.name: ax.find(atom) for g, atom in walk.groups() if g.name in wanted and _same(g, wanted[g.name])}
+    atoms = atoms_of(walk, structure)
     roles: tuple[Role, Role] = ("out", "in") if moment == "after" else ("in", "out")
     out: dict[str, tuple[Tap, ...]] = {}
     for group, atom in atoms.items():
@@ -52,6 +51,12 @@ def taps(program: Program, structure: Structure, moment: Moment = "after") -> di
         if found:
             out[group] = tuple(_tap(*place, axis, group, atoms) for place, axis in found.items())
     return out
+
+
+def atoms_of(walk: Propagation, structure: Structure) -> dict[str, Axis]:
+    """What the groups of a structure are in a walk; those that it does not have are left out."""
+    wanted = {group.name: group for group in structure.groups}
+    return {g.name: ax.find(atom) for g, atom in walk.groups() if g.name in wanted and _same(g, wanted[g.name])}
 
 
 def _same(one: Group, other: Group) -> bool:

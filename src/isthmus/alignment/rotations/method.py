@@ -1,0 +1,98 @@
+"""Units of transformers matched up to rotations of the residual stream and inside heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from isthmus.alignment.descent import Search
+from isthmus.alignment.matching import Matched, Matching, MatchingTask, Run
+from isthmus.alignment.overlap import Overlap
+from isthmus.alignment.rotations.frame import Frame, Turn, uniform
+from isthmus.alignment.rotations.solve import Rounds
+from isthmus.alignment.rotations.streams import frame_of
+from isthmus.checks import check_whole
+from isthmus.evaluate.batchnorm import statistics
+from isthmus.params import cast
+
+_FEW = 8
+_KEPT = 1e-9
+"""The largest change of outputs, relative to the largest, under rotations that commute with the network."""
+
+
+@dataclass(frozen=True)
+class RotationMatching(Matching):
+    """Rotations of residual streams and inside attention heads, with permutations of all other units, by the weights.
+
+    Between its norms a transformer computes the same in any orthonormal basis of its residual stream, of the queries
+    with the keys of a head, and of its values. Which units these are is read off the program and checked on random
+    rotations. Gains and biases of norms are moved into the weights that read them, all is matched there, in turns that
+    each raise the inner product, at most `rounds` times; then a's own gains and biases are put back, so that the norms
+    of both ends are equal and a is untouched. What does not commute is renumbered only, and the result's `notes` say
+    why: a stream whose norm is itself the stream (BERT), or whose last norm feeds tied embeddings, unless all gains are
+    equal there; queries and keys with rotary positions; units behind a nonlinearity. A network without anything to
+    rotate gets permutations.
+
+    When to use: for transformers, where permutations alone leave most of the barrier. No data are read but for checks.
+
+    Source: Theus et al. 2025, which replaces LayerNorm; here the architecture stays.
+    """
+
+    rounds: int = 20
+
+    def __post_init__(self) -> None:
+        check_whole(self, "rounds")
+
+    def find(self, task: MatchingTask) -> Matched:
+        """Fold, match in turns, unfold."""
+        objective = task.objective
+        frame, notes = usable(task, *frame_of(objective.program, objective.structure))
+        a, b = (frame.fold(cast(p, torch.float64)) for p in (task.a, task.b))
+        rounds = Rounds(frame, Search(Overlap.between(objective.structure, a, b, statistics(objective))))
+        rounds.run(self.rounds, lambda k: task.progress("matching units", k, self.rounds))
+        search, norms = rounds.search, frame.norms(task.a)
+        run = Run(
+            "embeddings", search.similarity, len(rounds.trace) - 1, search.assignments, rounds.converged,
+            trace=tuple(rounds.trace),
+        )  # fmt: skip
+        before = {k: task.b[k].double().clone() for k in norms}
+        return Matched(search.orders, (run,), {}, rounds.rotations, norms, before, frame, notes)
+
+
+def usable(task: MatchingTask, frame: Frame, refused: Mapping[str, str]) -> tuple[Frame, tuple[str, ...]]:
+    """What of a frame holds for these two networks, and why the rest does not."""
+    notes = {k: why for k, why in refused.items() if task.objective.structure.group(k).size > 1}
+    for gain in frame.gains:
+        if gain.carried and not (uniform(task.a, gain) and uniform(task.b, gain)):
+            what = f"the gains {gain.gain!r} are not equal, and what reads them is no weight of their own"
+            notes.setdefault(gain.group, what)
+    frame = replace(frame, turns=tuple(t for t in frame.turns if t.group not in notes))
+    if not _holds(task, frame, frame.turns):
+        wrong = [t.group for t in frame.turns if not _holds(task, frame, [t])]
+        notes |= dict.fromkeys(wrong, "a random rotation changes the function")
+        frame = replace(frame, turns=tuple(t for t in frame.turns if t.group not in wrong))
+    return frame, tuple(f"{group} is renumbered, not rotated: {why}" for group, why in notes.items())
+
+
+def _holds(task: MatchingTask, frame: Frame, turns: tuple[Turn, ...] | list[Turn]) -> bool:
+    """Whether random rotations keep the function of b, with the norms of a."""
+    few = task.objective.part(slice(0, _FEW)).cast(torch.float64)
+    b = cast(task.b, torch.float64)
+    turned = {t.group: random_rotation(t, task.generator) for t in turns}
+    want, have = (few.outputs(p) for p in (b, frame.apply(b, {}, turned, frame.norms(task.a))))
+    return float((want - have).abs().max()) <= _KEPT * (float(want.abs().max()) or 1.0)
+
+
+def random_rotation(turn: Turn, generator: torch.Generator) -> Tensor:
+    """An orthogonal matrix for each key, which keeps the vector of ones where only such commute."""
+    n = turn.size
+    drawn = torch.randn(*turn.shape, generator=generator, dtype=torch.float64)
+    if turn.centred:
+        ones = torch.full((n, n), 1 / n, dtype=torch.float64)
+        eye = torch.eye(n, dtype=torch.float64)
+        drawn = (eye - ones) @ drawn @ (eye - ones) + ones
+    u, _, v = torch.linalg.svd(drawn)
+    return u @ v
