@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from isthmus.alignment.change import change
 from isthmus.alignment.matching import Matching, MatchingTask, Run
 from isthmus.alignment.activations import ActivationMatching
 from isthmus.alignment.rotations.frame import Frame
@@ -179,10 +180,7 @@ def aligned(task: MatchingTask, matching: Matching) -> Alignment:
 
 def function_error(objective: Objective, b: Params, target: Params) -> float:
     """max |f(b) - f(target)| / max |f(b)| on the first examples in float64. Errors: one that rounding cannot explain."""
-    few = objective.part(slice(0, _FEW)).cast(torch.float64)
-    want, have = (few.outputs(cast(p, torch.float64)) for p in (b, target))
-    scale = float(want.abs().max()) or 1.0
-    error = float((want - have).abs().max()) / scale
+    error = change(objective, b, target, _FEW, _ERROR)
     if not error <= _ERROR:
         raise IsthmusError(f"internal error: the function changed by {error:.1e} of its outputs; please report it")
     return error

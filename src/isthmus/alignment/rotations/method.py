@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from isthmus.alignment.change import change
 from isthmus.alignment.descent import Search
 from isthmus.alignment.matching import Matched, Matching, MatchingTask, Run
 from isthmus.alignment.overlap import Overlap
@@ -79,11 +80,9 @@ def usable(task: MatchingTask, frame: Frame, refused: Mapping[str, str]) -> tupl
 
 def _holds(task: MatchingTask, frame: Frame, turns: tuple[Turn, ...] | list[Turn]) -> bool:
     """Whether random rotations keep the function of b, with the norms of a."""
-    few = task.objective.part(slice(0, _FEW)).cast(torch.float64)
-    b = cast(task.b, torch.float64)
     turned = {t.group: random_rotation(t, task.generator) for t in turns}
-    want, have = (few.outputs(p) for p in (b, frame.apply(b, {}, turned, frame.norms(task.a))))
-    return float((want - have).abs().max()) <= _KEPT * (float(want.abs().max()) or 1.0)
+    b = cast(task.b, torch.float64)
+    return change(task.objective, b, frame.apply(b, {}, turned, frame.norms(task.a)), _FEW, _KEPT) <= _KEPT
 
 
 def random_rotation(turn: Turn, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from isthmus.program.program import Node, Program, Ref
 from isthmus.structure import Group, Structure
 from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
-from isthmus.structure.propagation import Propagation
+from isthmus.structure.propagation import Propagation, Value
 from isthmus.structure.rules import RULES
 from isthmus.structure.taps import atoms_of
 
@@ -90,6 +90,8 @@ class _Follow:
         # for each weight that reads the units, what each of its readings sees; the biases of these
         self.read: dict[str, list[tuple[_Multiplied | None, Reader]]] = {}
         self.plain: set[str] = set()
+        program = walk.program
+        self.shapes = {n.name: n.shape for n in program.nodes} | {k: tuple(v.shape) for k, v in program.constants.items()}
 
     def run(self) -> None:
         """Raise unless all operations commute."""
@@ -112,7 +114,11 @@ class _Follow:
     def keeps(self, node: Node) -> bool:
         """Whether the result holds the atom; one of several results is asked by itself."""
         value = self.walk.values.get(node.name) or self.walk.views.get(node.name)
-        return value is None or any(map(self.holds, value.axes))
+        return value is None or bool(self.parts(value))
+
+    def parts(self, value: Value) -> list[Value]:
+        """The value, or those of its slices, that hold the atom."""
+        return [v for v in value.stack or (value,) if any(map(self.holds, v.axes))]
 
     # ------------------------------------------------------------------ operations
 
@@ -186,8 +192,8 @@ class _Follow:
         return self.linear(states)
 
     def others(self, node: Node) -> list[str]:
-        """The arguments without a state, but for whole numbers and the like."""
-        return [name for name in node.refs() if name not in self.states]
+        """The arguments without a state, but for empty ones (a cache that nothing is in yet)."""
+        return [name for name in node.refs() if name not in self.states and self.shapes.get(name) != (0,)]
 
     def number(self, node: Node) -> float | None:
         """A number among the first two arguments."""
@@ -383,9 +389,10 @@ def _turn(walk: Propagation, group: Group, atoms: Mapping[str, Axis], follow: _F
     axes = {(m.tensor, m.dim): walk.weights[walk.program.tied.get(m.tensor, m.tensor)][m.dim] for m in members}
     beside = [_beside(axis, atom) for axis in axes.values()]
     beside += [
-        {leaf for axis in v.axes for leaf in ax.leaves(axis)}
+        [leaf for axis in part.axes for leaf in ax.leaves(axis)]
         for name in follow.states
-        if (v := walk.values.get(name)) is not None and any(map(follow.holds, v.axes))
+        if name in walk.values
+        for part in follow.parts(walk.values[name])
     ]
     keys = [leaf for leaf in beside[0] if all(leaf in s for s in beside)]
     held = [Held(m.tensor, m.dim, _places(axes[m.tensor, m.dim], atom, keys)) for m in members]
