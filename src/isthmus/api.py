@@ -3,6 +3,13 @@
 from isthmus import counterexamples as counterexamples
 from isthmus import data as data
 from isthmus import models as models
+from isthmus.alignment import ActivationMatching as ActivationMatching
+from isthmus.alignment import Alignment as Alignment
+from isthmus.alignment import Given as Given
+from isthmus.alignment import Matching as Matching
+from isthmus.alignment import Renumbering as Renumbering
+from isthmus.alignment import WeightMatching as WeightMatching
+from isthmus.alignment import align as align
 from isthmus.analysis.descend import descend as descend
 from isthmus.analysis.ensemble import Ensemble as Ensemble
 from isthmus.analysis.ensemble import EnsembleRow as EnsembleRow
@@ -25,6 +32,7 @@ from isthmus.certify import Certificate as Certificate
 from isthmus.certify import certify as certify
 from isthmus.certify import verify_certificate as verify_certificate
 from isthmus.connectors import METHODS as METHODS
+from isthmus.connectors import Aligned as Aligned
 from isthmus.connectors import AutoNEB as AutoNEB
 from isthmus.connectors import Bezier as Bezier
 from isthmus.connectors import Connection as Connection
@@ -39,6 +47,7 @@ from isthmus.connectors import Narrow as Narrow
 from isthmus.connectors import NoiseDropout as NoiseDropout
 from isthmus.connectors import Outcome as Outcome
 from isthmus.connectors import PolyChain as PolyChain
+from isthmus.connectors import Renormalised as Renormalised
 from isthmus.connectors import Separated as Separated
 from isthmus.connectors import StringSampling as StringSampling
 from isthmus.connectors import Sublevel as Sublevel

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from isthmus.alignment.matching import Matching, MatchingTask, Run
 from isthmus.alignment.activations import ActivationMatching
+from isthmus.alignment.matching import Matching, MatchingTask, Run
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import statistics
 from isthmus.kinds import check_kinds
@@ -21,6 +22,7 @@ from isthmus.structure import Structure
 from isthmus.training.progress import Progress, no_progress
 
 _FEW = 256
+_PERMUTATION = "permutation/"
 _ERROR = 1e-12
 """The largest relative change of the outputs in float64 that rounding explains, on networks of ordinary depth."""
 
@@ -57,6 +59,25 @@ class Renumbering:
             for k, v in self.permutations.items()
         }
 
+    @property
+    def tensors(self) -> Params:
+        """What ``apply`` needs beside the structure, as named tensors for a file; ``of`` is the way back."""
+        return {_PERMUTATION + k: v for k, v in self.permutations.items()}
+
+    @classmethod
+    def of(cls, structure: Structure, tensors: Mapping[str, Tensor]) -> Renumbering:
+        """From the tensors of an alignment, such as ``connection.tensors``. Errors: of another network."""
+        held = {k.removeprefix(_PERMUTATION): v.cpu() for k, v in tensors.items() if k.startswith(_PERMUTATION)}
+        sizes = {g.name: g.size for g in structure.groups}
+        if {k: len(v) for k, v in held.items()} != sizes:
+            want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
+            got = ", ".join(f"{k} ({len(v)})" for k, v in held.items()) or "no permutations"
+            raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
+        for k, v in held.items():
+            if not torch.equal(v.sort().values, torch.arange(len(v))):
+                raise InputError("alignment", expected=f"a permutation of the units of {k}", got=v)
+        return Renumbering(structure, held)
+
 
 @dataclass(frozen=True, eq=False)
 class Alignment(Renumbering):
@@ -83,6 +104,15 @@ class Alignment(Renumbering):
             self, f"{away} of {units} units moved", f"distance {before:.4g} -> {after:.4g}",
             f"function error {self.function_error:.1e}",
         )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the tensors, as plain values: similarity, distance, function_error, moved, dead, runs."""
+        return {
+            "similarity": list(self.similarity), "distance": list(self.distance), "function_error": self.function_error,
+            "units": {k: len(v) for k, v in self.permutations.items()}, "moved": self.moved,
+            "dead": {k: list(v) for k, v in self.dead.items()},
+            "runs": [asdict(run) | {"trace": list(run.trace)} for run in self.runs],
+        }  # fmt: skip
 
     def _repr_html_(self) -> str:
         moved = self.moved
@@ -121,7 +151,8 @@ def align(
     start, goal = objective.check(a, "a"), objective.check(b, "b")
     check_ends(start, goal)
     return aligned(
-        MatchingTask(objective, start, goal, torch.Generator().manual_seed(seed), progress), matching or ActivationMatching()
+        MatchingTask(objective, start, goal, torch.Generator().manual_seed(seed), progress),
+        matching or ActivationMatching(),
     )
 
 
@@ -142,7 +173,7 @@ def aligned(task: MatchingTask, matching: Matching) -> Alignment:
 
 
 def function_error(objective: Objective, b: Params, target: Params) -> float:
-    """max |f(b) - f(target)| / max |f(b)| on the first examples in float64. Errors: one that rounding cannot explain."""
+    """max |f(b) - f(target)| / max |f(b)| on the first examples in float64. Errors: more than rounding."""
     few = objective.part(slice(0, _FEW)).cast(torch.float64)
     want, have = (few.outputs(cast(p, torch.float64)) for p in (b, target))
     scale = float(want.abs().max()) or 1.0

@@ -152,9 +152,7 @@ def _towards(matrix: Tensor, order: Tensor, length: float) -> Tensor:
     return out
 
 
-def _best_step(
-    overlap: Overlap, doubly: Doubly, vertex: Orders, slopes: Doubly, value: float
-) -> tuple[float, float]:
+def _best_step(overlap: Overlap, doubly: Doubly, vertex: Orders, slopes: Doubly, value: float) -> tuple[float, float]:
     """How far towards the vertex the inner product is largest, and what it is there.
 
     Along the way it is a polynomial, of which the value and the slope at 0, the value at 1, and as many values between
