@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.activations import ActivationMatching
 from isthmus.alignment.matching import Matching, MatchingTask, Run
@@ -175,9 +176,11 @@ def aligned(task: MatchingTask, matching: Matching) -> Alignment:
 def function_error(objective: Objective, b: Params, target: Params) -> float:
     """max |f(b) - f(target)| / max |f(b)| on the first examples in float64. Errors: more than rounding."""
     few = objective.part(slice(0, _FEW)).cast(torch.float64)
-    want, have = (few.outputs(cast(p, torch.float64)) for p in (b, target))
-    scale = float(want.abs().max()) or 1.0
-    error = float((want - have).abs().max()) / scale
+    x = [v for part, _ in few.source.chunks(few.num_examples) for v in tree_leaves(part)]
+    # the program computes in float64 throughout, also where the module itself asks for float32
+    runs = (tree_leaves(objective.program.run(cast(p, torch.float64), *x)) for p in (b, target))
+    pairs = [(v, w) for v, w in zip(*runs, strict=True) if v.is_floating_point()]
+    error = max(float((v - w).abs().max()) / (float(v.abs().max()) or 1.0) for v, w in pairs)
     if not error <= _ERROR:
         raise IsthmusError(f"internal error: the function changed by {error:.1e} of its outputs; please report it")
     return error
