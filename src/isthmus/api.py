@@ -86,9 +86,11 @@ from isthmus.stability.dropout.pattern import PatternStability as PatternStabili
 from isthmus.stability.dropout.pattern import pattern_stability as pattern_stability
 from isthmus.stability.noise.measure import NoiseStability as NoiseStability
 from isthmus.stability.noise.measure import noise_stability as noise_stability
+from isthmus.storage import load_alignment as load_alignment
 from isthmus.storage import load_connection as load_connection
 from isthmus.storage import load_params as load_params
 from isthmus.storage import save as save
+from isthmus.storage import save_alignment as save_alignment
 from isthmus.storage import save_curve_npz as save_curve_npz
 from isthmus.storage import save_params as save_params
 from isthmus.structure import Group as Group
