@@ -1,1 +1,13 @@
-"""Which unit of one network is which of another: permutations that keep the function, found and applied."""
+"""Units of one network matched with those of another, so that both can be averaged, joined, and compared."""
+
+from isthmus.alignment.activations import ActivationMatching as ActivationMatching
+from isthmus.alignment.align import Alignment as Alignment
+from isthmus.alignment.align import Renumbering as Renumbering
+from isthmus.alignment.align import align as align
+from isthmus.alignment.given import Given as Given
+from isthmus.alignment.matching import Matching as Matching
+from isthmus.alignment.rotations.method import RotationMatching as RotationMatching
+from isthmus.alignment.weights import WeightMatching as WeightMatching
+
+MATCHINGS: tuple[type[Matching], ...] = (ActivationMatching, WeightMatching, RotationMatching, Given)
+"""All ways to match units: laws, command line, and documentation run over this tuple."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from isthmus.alignment.assignment import assignment, inner_sums
+from isthmus.alignment.assignment import inner_sums
 from isthmus.alignment.descent import Search
 from isthmus.alignment.matching import Matched, Matching, MatchingTask, Run
 from isthmus.alignment.overlap import Orders, Overlap
@@ -93,14 +93,14 @@ class _Seen:
     tap: Tap
     number: int = 0
     sums: list[Tensor] = field(default_factory=list)
-    cross: Tensor | None = None
+    cross: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Take over a batch of values."""
         x, y = self._rows(a), self._rows(b)
         new = [x.sum(1), y.sum(1), x.square().sum(1), y.square().sum(1)]
         self.sums = [s + v for s, v in zip(self.sums, new, strict=True)] if self.sums else new
-        self.cross = x @ y.T if self.cross is None else self.cross + x @ y.T
+        self.cross = self.cross + x @ y.T
         self.number += x.shape[1]
 
     def _rows(self, v: Tensor) -> Tensor:
@@ -121,7 +121,6 @@ class _Seen:
 
     def _alike(self, measure: str) -> Tensor:
         """How alike each row of a is to each of b."""
-        assert self.cross is not None
         means = self.cross / self.number
         if measure == "inner":
             return means / float(means.abs().max() or 1.0)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from isthmus.alignment.activations import ActivationMatching
 from isthmus.alignment.change import change
 from isthmus.alignment.matching import Matching, MatchingTask, Run
-from isthmus.alignment.activations import ActivationMatching
 from isthmus.alignment.rotations.frame import Frame
+from isthmus.alignment.rotations.streams import frame_of
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import statistics
 from isthmus.kinds import check_kinds
@@ -23,6 +25,7 @@ from isthmus.structure import Structure
 from isthmus.training.progress import Progress, no_progress
 
 _FEW = 256
+_PERMUTATION, _ROTATION, _NORM, _BEFORE = "permutation/", "rotation/", "norm/", "norm before/"
 _ERROR = 1e-12
 """The largest relative change of the outputs in float64 that rounding explains, on networks of ordinary depth."""
 
@@ -87,6 +90,34 @@ class Renumbering:
             for k, v in self.permutations.items()
         }
 
+    @property
+    def tensors(self) -> Params:
+        """What ``apply`` needs beside the network, as named tensors for a file; ``of`` is the way back."""
+        kinds = {_PERMUTATION: self.permutations, _ROTATION: self.rotations, _NORM: self.norms, _BEFORE: self.before}
+        return {kind + name: v for kind, several in kinds.items() for name, v in several.items()}
+
+    @classmethod
+    def of(cls, objective: Objective, tensors: Mapping[str, Tensor]) -> Renumbering:
+        """From the tensors of an alignment, such as ``connection.tensors``. Errors: of another network."""
+        structure, orders = objective.structure, _named(tensors, _PERMUTATION)
+        sizes = {g.name: g.size for g in structure.groups}
+        if {k: len(v) for k, v in orders.items()} != sizes:
+            want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
+            got = ", ".join(f"{k} ({len(v)})" for k, v in orders.items()) or "no permutations"
+            raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
+        for k, v in orders.items():
+            if not torch.equal(v.sort().values, torch.arange(len(v))):
+                raise InputError("alignment", expected=f"a permutation of the units of {k}", got=v)
+        rotations, norms, before = (_named(tensors, kind) for kind in (_ROTATION, _NORM, _BEFORE))
+        if not rotations and not norms:
+            return Renumbering(structure, orders)
+        frame = frame_of(objective.program, structure)[0].only(rotations, norms)
+        return Renumbering(structure, orders, rotations, norms, before, frame)
+
+
+def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {k.removeprefix(kind): v.cpu() for k, v in tensors.items() if k.startswith(kind)}
+
 
 @dataclass(frozen=True, eq=False)
 class Alignment(Renumbering):
@@ -116,6 +147,17 @@ class Alignment(Renumbering):
             f"function error {self.function_error:.1e}",
         )  # fmt: skip
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but the tensors, as plain values: similarity, distance, function_error, moved, rotated, notes, dead,
+        runs."""
+        return {
+            "similarity": list(self.similarity), "distance": list(self.distance), "function_error": self.function_error,
+            "units": {k: len(v) for k, v in self.permutations.items()}, "moved": self.moved,
+            "rotated": list(self.rotations), "notes": list(self.notes),
+            "dead": {k: list(v) for k, v in self.dead.items()},
+            "runs": [asdict(run) | {"trace": list(run.trace)} for run in self.runs],
+        }  # fmt: skip
+
     def _repr_html_(self) -> str:
         moved = self.moved
         rows = [(k, len(v), f"{moved[k]:.1%}") for k, v in self.permutations.items()]
@@ -133,8 +175,9 @@ def align(
 ) -> Alignment:
     """`b` with its hidden units renumbered to be those of `a`, by `matching`; what it computes stays the same.
 
-    The result's ``target`` holds exactly the entries of b, in other places, and is checked to compute f(b): a change of
-    more than rounding raises. Neither input is touched. The same seed gives the same permutations.
+    The result's ``target`` holds exactly the entries of b, in other places, unless the matching rotates too. It is
+    checked to compute f(b): a change of more than rounding raises. Neither input is touched. The same seed gives the
+    same result.
 
     Errors: what ``objective.structure`` refuses; ``InputError`` for ends that do not fit.
 
@@ -153,7 +196,8 @@ def align(
     start, goal = objective.check(a, "a"), objective.check(b, "b")
     check_ends(start, goal)
     return aligned(
-        MatchingTask(objective, start, goal, torch.Generator().manual_seed(seed), progress), matching or ActivationMatching()
+        MatchingTask(objective, start, goal, torch.Generator().manual_seed(seed), progress),
+        matching or ActivationMatching(),
     )
 
 
@@ -179,8 +223,8 @@ def aligned(task: MatchingTask, matching: Matching) -> Alignment:
 
 
 def function_error(objective: Objective, b: Params, target: Params) -> float:
-    """max |f(b) - f(target)| / max |f(b)| on the first examples in float64. Errors: one that rounding cannot explain."""
-    error = change(objective, b, target, _FEW, _ERROR)
+    """max |f(b) - f(target)| / max |f(b)| on the first examples in float64. Errors: more than rounding."""
+    error = change(objective, b, target, _FEW)
     if not error <= _ERROR:
         raise IsthmusError(f"internal error: the function changed by {error:.1e} of its outputs; please report it")
     return error

@@ -49,20 +49,42 @@ class Search:
     def forward(self) -> None:
         """Group by group, each on those tensors only whose other groups are matched already.
 
-        The next group is always the one with the largest share of its entries in such tensors. Where the groups are
-        numbered in the second network plays no part, unless scores are equal.
+        The next group is always the one with the largest share of its entries in such tensors. Groups that stand on one
+        axis together, as heads and what is inside them, wait for one another; they are matched by Frank-Wolfe steps.
+        Where the groups are numbered in the second network plays no part, unless scores are equal.
         """
-        groups, closed = list(self.overlap.structure.groups), set[str]()
-        while groups:
-            ready = [self._ready(g, closed) for g in groups]
-            sizes = [sum(self.overlap.a[n].numel() for n in self.overlap.tensors(g)) or 1 for g in groups]
-            shares = [
-                sum(self.overlap.a[n].numel() for n in names) / size for names, size in zip(ready, sizes, strict=True)
-            ]
-            best = max(range(len(groups)), key=lambda i: shares[i])
-            group = groups.pop(best)
-            self._take(group, self._solved(group, ready[best]))
-            closed.add(group.name)
+        open_, closed = {g.name: g for g in self.overlap.structure.groups}, set[str]()
+        while open_:
+            ready = {name: self._ready(g, closed) for name, g in open_.items()}
+            best = max(ready, key=lambda name: self._share(open_[name], ready[name]))
+            if ready[best] or not (stuck := self._waiting(closed)):
+                self._take(open_[best], self._solved(open_[best], ready[best]))
+                stuck = {best}
+            else:
+                self._mix(stuck)
+            closed |= stuck
+            open_ = {name: g for name, g in open_.items() if name not in stuck}
+
+    def _share(self, group: Group, names: Collection[str]) -> float:
+        entries = [sum(self.overlap.a[n].numel() for n in some) for some in (names, self.overlap.tensors(group))]
+        return entries[0] / (entries[1] or 1)
+
+    def _waiting(self, closed: Collection[str]) -> set[str]:
+        """The open groups of the tensor that has the fewest of them, and those that share tensors with these; empty
+        where no tensor has several."""
+        left = [{g for g, _ in several} - set(closed) for several in self.overlap.of.values()]
+        found = min((some for some in left if len(some) > 1), key=len, default=set[str]())
+        while more := set().union(*(some for some in left if some & found)) - found:
+            found |= more
+        return found
+
+    def _mix(self, names: Collection[str]) -> None:
+        """Renumber some groups together, the others as they are."""
+        part = Search(self.overlap.among(names, self.b))
+        part.barycentre(lambda step: None)
+        self.assignments += part.assignments
+        for name, order in part.orders.items():
+            self._take(self.overlap.structure.group(name), order)
 
     def _ready(self, group: Group, closed: Collection[str]) -> list[str]:
         """The tensors of a group whose other groups are closed, and which hold it on one axis."""
@@ -152,9 +174,7 @@ def _towards(matrix: Tensor, order: Tensor, length: float) -> Tensor:
     return out
 
 
-def _best_step(
-    overlap: Overlap, doubly: Doubly, vertex: Orders, slopes: Doubly, value: float
-) -> tuple[float, float]:
+def _best_step(overlap: Overlap, doubly: Doubly, vertex: Orders, slopes: Doubly, value: float) -> tuple[float, float]:
     """How far towards the vertex the inner product is largest, and what it is there.
 
     Along the way it is a polynomial, of which the value and the slope at 0, the value at 1, and as many values between

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -41,6 +41,12 @@ class Overlap:
                     held.setdefault(member.tensor, []).append((group.name, member))
         of = {name: tuple(several) for name, several in held.items()}
         return cls(structure, {k: _wide(a[k]) for k in of}, {k: _wide(b[k]) for k in of}, of)
+
+    def among(self, groups: Collection[str], b: Mapping[str, Tensor]) -> Overlap:
+        """That of some groups alone, the others being as they are in `b`, over the tensors that hold any of them."""
+        of = {k: held for k, several in self.of.items() if (held := tuple(m for m in several if m[0] in groups))}
+        structure = replace(self.structure, groups=tuple(g for g in self.structure.groups if g.name in groups))
+        return Overlap(structure, {k: self.a[k] for k in of}, {k: b[k] for k in of}, of)
 
     def value(self, b: Mapping[str, Tensor], names: Collection[str] | None = None) -> float:
         """<a, b> over all tensors, or some."""

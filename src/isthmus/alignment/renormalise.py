@@ -80,7 +80,9 @@ def _layer(program: Program, node: Node | None, dim: int) -> tuple[Node, str, st
     if node is None or node.kind not in ("affine", "convolution"):
         return None
     given = node.named()
-    weight, bias = (program.tensors.get(r.name) if isinstance(r, Ref) else None for r in map(given.get, ("weight", "bias")))
+    weight, bias = (
+        program.tensors.get(r.name) if isinstance(r, Ref) else None for r in map(given.get, ("weight", "bias"))
+    )
     rows = 1 if "transpose" in node.base else 0
     plain = weight is not None and (given.get("bias") is None or bias is not None) and given.get("groups", 1) == 1
     return (node, weight, bias, rows) if plain and weight is not None else None
@@ -100,7 +102,9 @@ def _between(a: _Moments, b: _Moments, t: float) -> _Moments:
     return {k: (torch.lerp(a[k][0], b[k][0], t), torch.lerp(a[k][1], b[k][1], t)) for k in a}
 
 
-def _repaired(program: Program, point: Params, x: Sequence[Tensor], layers: Mapping[str, _Layer], goal: _Moments) -> Params:
+def _repaired(
+    program: Program, point: Params, x: Sequence[Tensor], layers: Mapping[str, _Layer], goal: _Moments
+) -> Params:
     """The point after its layers were corrected in turn, each seeing what the corrected ones before it compute."""
     out = dict(point)
     done: set[str] = set()

@@ -17,7 +17,8 @@ class Aligned(Connector):
     """Any method, from a to b with its hidden units renumbered by a matching; both compute the same function.
 
     The target of the connection is the renumbered b (or what `inner` makes of it). `inner`: the method; `matching`: how
-    units are told, ``ActivationMatching()`` or ``WeightMatching()``.
+    units are told, ``ActivationMatching()`` or ``WeightMatching()``. The permutations are in ``connection.tensors``,
+    and in the file: ``load_alignment`` reads them, to be made on other checkpoints of b's run.
 
     When to use: with ``Linear`` and trained curves, whose loss falls several times, of networks trained from different
     starts. Constructions that choose their own units, such as ``Dropout`` and ``Subnetwork``, gain nothing.
@@ -39,10 +40,5 @@ class Aligned(Connector):
         found = aligned(MatchingTask(task.objective, task.a, task.b, task.generator, task.progress), self.matching)
         goal = share(found.target, task.a)
         path = self.inner.find(replace(task, b=goal, memory=task.memory.part("inner")))
-        said = {
-            "permutations": {k: v.tolist() for k, v in found.permutations.items()},
-            "similarity": list(found.similarity),
-            "distance": list(found.distance),
-            "function_error": found.function_error,
-        }
-        return replace(path, stats={**path.stats, "alignment": said})
+        stats = {**path.stats, "alignment": found.to_dict()}
+        return replace(path, stats=stats, tensors={**path.tensors, **found.tensors})

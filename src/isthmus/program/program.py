@@ -161,7 +161,9 @@ class Program:
         Computes in the floating-point type of `params`, whatever type was traced; in float64 throughout, even where
         the module says float32.
         """
-        out = tuple(self.seen(params, inputs, [r.name for r in self.outputs]).values())
+        names = [r.name for r in self.outputs]
+        values = self.seen(params, inputs, names)
+        out = tuple(values[name] for name in names)  # two outputs may be one value
         return out[0] if len(out) == 1 else out
 
     def seen(self, params: Mapping[str, Tensor], inputs: Sequence[Any], names: Collection[str]) -> dict[str, Any]:

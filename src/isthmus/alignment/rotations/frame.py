@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -99,6 +99,11 @@ class Frame:
     def folded(self) -> tuple[Gain, ...]:
         """The gains that can be moved into their readers."""
         return tuple(g for g in self.gains if not g.carried)
+
+    def only(self, rotations: Collection[str], norms: Collection[str]) -> Frame:
+        """What is needed to rotate these groups and move these gains; others must not be folded."""
+        turns = tuple(t for t in self.turns if t.group in rotations)
+        return replace(self, turns=turns, gains=tuple(g for g in self.gains if g.carried or _in(norms, g)))
 
     def apply(
         self,
@@ -220,6 +225,10 @@ def uniform(params: Mapping[str, Tensor], gain: Gain) -> bool:
     """Whether all entries of the gain are equal."""
     v = params[gain.gain].double() if gain.gain is not None else torch.ones(1)
     return float(v.max() - v.min()) <= _EQUAL * float(v.abs().max())
+
+
+def _in(names: Collection[str], gain: Gain) -> bool:
+    return gain.gain in names or gain.bias in names
 
 
 def _along(v: Tensor, factors: Tensor, dim: int) -> Tensor:

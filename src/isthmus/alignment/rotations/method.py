@@ -74,7 +74,8 @@ def usable(task: MatchingTask, frame: Frame, refused: Mapping[str, str]) -> tupl
     if not _holds(task, frame, frame.turns):
         wrong = [t.group for t in frame.turns if not _holds(task, frame, [t])]
         notes |= dict.fromkeys(wrong, "a random rotation changes the function")
-        frame = replace(frame, turns=tuple(t for t in frame.turns if t.group not in wrong))
+        keep = [g for g in frame.gains if g.group not in wrong]
+        frame = replace(frame, turns=tuple(t for t in frame.turns if t.group not in wrong), gains=tuple(keep))
     return frame, tuple(f"{group} is renumbered, not rotated: {why}" for group, why in notes.items())
 
 
@@ -82,7 +83,7 @@ def _holds(task: MatchingTask, frame: Frame, turns: tuple[Turn, ...] | list[Turn
     """Whether random rotations keep the function of b, with the norms of a."""
     turned = {t.group: random_rotation(t, task.generator) for t in turns}
     b = cast(task.b, torch.float64)
-    return change(task.objective, b, frame.apply(b, {}, turned, frame.norms(task.a)), _FEW, _KEPT) <= _KEPT
+    return change(task.objective, b, frame.apply(b, {}, turned, frame.norms(task.a)), _FEW) <= _KEPT
 
 
 def random_rotation(turn: Turn, generator: torch.Generator) -> Tensor:
