@@ -127,7 +127,7 @@ def ends(name: str, make: Callable[[], nn.Module], data: tuple[Tensor, Tensor], 
 
 def measured(objective: im.Objective, a: im.Params, b: im.Params) -> tuple[float, float]:
     """The excess of the loss and of the error on the segment."""
-    found = im.profile(objective, Path((Segment.straight(a, b),)), 11)
+    found = im.profile(objective, im.Path.through([a, b]), 11)
     error = found.error
     return found.excess, float(error.max() - max(error[0], error[-1]))
 
