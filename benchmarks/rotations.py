@@ -68,6 +68,8 @@ class Text(nn.Module):
         self.letters, self.places = nn.Embedding(letters, WIDTH), nn.Embedding(CONTEXT, WIDTH)
         self.blocks = nn.Sequential(*(Block(nn.LayerNorm, causal=True) for _ in range(LAYERS)))
         self.last, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, letters, bias=False)
+        for table in (self.letters, self.places):
+            nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the next characters of [n, places]."""

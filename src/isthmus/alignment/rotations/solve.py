@@ -16,7 +16,7 @@ from isthmus.structure import Group
 
 _GAIN = 1e-10
 """A rotation must gain more than so much of the largest inner product: where any will do, none is made."""
-_ENOUGH = 1e-7
+_ENOUGH = 1e-10
 """The rounds end when one gains less than so much."""
 _SWEEPS = 20
 """Sweeps over the groups that are only renumbered, at most, in one round."""

@@ -91,7 +91,9 @@ class _Follow:
         self.read: dict[str, list[tuple[_Multiplied | None, Reader]]] = {}
         self.plain: set[str] = set()
         program = walk.program
-        self.shapes = {n.name: n.shape for n in program.nodes} | {k: tuple(v.shape) for k, v in program.constants.items()}
+        self.shapes = {n.name: n.shape for n in program.nodes} | {
+            k: tuple(v.shape) for k, v in program.constants.items()
+        }
 
     def run(self) -> None:
         """Raise unless all operations commute."""
