@@ -123,7 +123,6 @@ def test_the_function_is_kept_and_what_can_be_rotated_is(name):
     )
     assert sizes.count(3) == blocks * (2 if heads else 1)
     assert bool([n for n in alignment.notes if "not equal" in n]) != stream
-    assert alignment.distance[1] < alignment.distance[0]
 
 
 @cases
@@ -149,13 +148,14 @@ def hidden(frame: Frame, params: Params, norms: Params, seed: int) -> tuple[Para
     return frame.apply(params, order, turned, norms), turned
 
 
+@pytest.mark.parametrize("stream", ["activations", "weights"])
 @pytest.mark.parametrize("name", [n for n in CASES if not n.startswith("HF")])
-def test_what_was_planted_is_undone(name):
+def test_what_was_planted_is_undone(name, stream):
     objective, a, b = problem(name)
     frame = found(name).frame
     assert frame is not None
     planted, turned = hidden(frame, a, frame.norms(b), seed=2)
-    back = im.align(objective, a, planted, im.RotationMatching(rounds=300))
+    back = im.align(objective, a, planted, im.RotationMatching(300, stream))
     size = sum(float(v.square().sum()) for v in a.values()) ** 0.5
     assert back.distance[1] <= 1e-4 * size < 1e-2 * back.distance[0]
     for group in turned:

@@ -43,7 +43,8 @@ class Turn:
     """A group whose units may be rotated among each other: one rotation for each value of its `keys`.
 
     `keys`: the groups, or "" for what cannot be renumbered, that stand beside it wherever it is, such as heads, with
-    their sizes. `centred`: only rotations that keep the vector of ones commute.
+    their sizes. `centred`: only rotations that keep the vector of ones commute. `seen`: the values, in place of
+    tensors, that weights read.
     """
 
     group: str
@@ -51,6 +52,7 @@ class Turn:
     members: tuple[Held, ...]
     keys: tuple[tuple[str, int], ...] = ()
     centred: bool = False
+    seen: tuple[Held, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.change import change
 from isthmus.alignment.descent import Search
@@ -15,9 +17,9 @@ from isthmus.alignment.overlap import Overlap
 from isthmus.alignment.rotations.frame import Frame, Turn, uniform
 from isthmus.alignment.rotations.solve import Rounds
 from isthmus.alignment.rotations.streams import frame_of
-from isthmus.checks import check_whole
+from isthmus.checks import check_choices, check_whole
 from isthmus.evaluate.batchnorm import statistics
-from isthmus.params import cast
+from isthmus.params import Params, cast
 
 _FEW = 8
 _KEPT = 1e-9
@@ -37,30 +39,62 @@ class RotationMatching(Matching):
     equal there; queries and keys with rotary positions; units behind a nonlinearity. A network without anything to
     rotate gets permutations.
 
-    When to use: for transformers, where permutations alone leave most of the barrier. No data are read but for checks.
+    `stream`: residual streams are rotated by the "activations" on the first `examples` examples, once, or by the
+    "weights" like all else. The weights of two networks agree in too many ways; what weights read does not.
+
+    When to use: for transformers, where permutations alone leave most of the barrier.
 
     Source: Theus et al. 2025, which replaces LayerNorm; here the architecture stays.
     """
 
     rounds: int = 20
+    stream: Literal["activations", "weights"] = "activations"
+    examples: int = 500
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_whole(self, "rounds")
+        check_whole(self, "examples")
 
     def find(self, task: MatchingTask) -> Matched:
         """Fold, match in turns, unfold."""
         objective = task.objective
         frame, notes = usable(task, *frame_of(objective.program, objective.structure))
         a, b = (frame.fold(cast(p, torch.float64)) for p in (task.a, task.b))
-        rounds = Rounds(frame, Search(Overlap.between(objective.structure, a, b, statistics(objective))))
+        alike = _alike(task, frame, (a, b), self.examples) if self.stream == "activations" else {}
+        c, d = (_centred(frame, p) for p in (a, b))
+        overlap = Overlap.between(objective.structure, c, d, statistics(objective))
+        rounds = Rounds(frame, Search(overlap), alike)
         rounds.run(self.rounds, lambda k: task.progress("matching units", k, self.rounds))
         search, norms = rounds.search, frame.norms(task.a)
         run = Run(
-            "embeddings", search.similarity, len(rounds.trace) - 1, search.assignments, rounds.converged,
+            self.stream, search.similarity, len(rounds.trace) - 1, search.assignments, rounds.converged,
             trace=tuple(rounds.trace),
         )  # fmt: skip
         before = {k: task.b[k].double().clone() for k in norms}
         return Matched(search.orders, (run,), {}, rounds.rotations, norms, before, frame, notes)
+
+
+def _centred(frame: Frame, params: Params) -> Params:
+    """Without what LayerNorm does not see: the mean over the units."""
+    means = {t.group: torch.full((t.size, t.size), 1 / t.size, dtype=torch.float64) for t in frame.turns if t.centred}
+    return frame.rotate(params, {k: torch.eye(len(v), dtype=torch.float64) - v for k, v in means.items()})
+
+
+def _alike(task: MatchingTask, frame: Frame, ends: tuple[Params, Params], examples: int) -> dict[str, Tensor]:
+    """How alike the units of both networks are in what the weights read, where no other group is renumbered."""
+    turns = [t for t in frame.turns if t.seen and not any(name for name, _ in t.keys)]
+    names = {held.tensor for t in turns for held in t.seen}
+    number = min(examples, task.objective.num_examples)
+    few = task.objective.part(slice(0, number)).cast(torch.float64)
+    out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
+    with torch.no_grad():
+        for x, _ in few.source.chunks(few.chunk):
+            a, b = (task.objective.program.seen(p, tree_leaves(x), names) for p in ends)
+            for t in turns:
+                for held in t.seen:
+                    out[t.group] += held.rows(a[held.tensor]).cpu() @ held.rows(b[held.tensor]).cpu().mT
+    return out
 
 
 def usable(task: MatchingTask, frame: Frame, refused: Mapping[str, str]) -> tuple[Frame, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,8 @@ _GAIN = 1e-10
 """A rotation must gain more than so much of the largest inner product: where any will do, none is made."""
 _ENOUGH = 1e-10
 """The rounds end when one gains less than so much."""
+_TIES = 1e-3
+"""The weight of the weights beside values, each in units of its norm: decides where no value differs."""
 _SWEEPS = 20
 """Sweeps over the groups that are only renumbered, at most, in one round."""
 
@@ -27,11 +29,13 @@ class Rounds:
     """Rotations and permutations in the making, of networks that are folded already.
 
     `search`: the second network as it stands, and the permutations; `rotations`: those of the turns, which come after
-    the permutations. No step lowers the inner product.
+    the permutations. `seen`: for groups that are turned once, by their values, how alike each pair of units is. No
+    step of the others lowers the inner product.
     """
 
     frame: Frame
     search: Search
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
     rotations: dict[str, Tensor] = field(default_factory=dict)
     trace: list[float] = field(default_factory=list)
     converged: bool = False
@@ -54,7 +58,7 @@ class Rounds:
         self.begin(alone, [g for g in self.overlap.structure.groups if g.name in rest])
         self.trace.append(self.search.similarity)
         for k in range(rounds):
-            for turn in alone:
+            for turn in (t for t in alone if t.group not in self.seen):
                 self.turn(turn)
             for name in heads:
                 self.pair(self.overlap.structure.group(name))
@@ -68,7 +72,10 @@ class Rounds:
     def begin(self, turns: Sequence[Turn], groups: Sequence[Group]) -> None:
         """Each group by those tensors only that hold no other."""
         for turn in turns:
-            self.turn(turn, self._own(turn.group))
+            if turn.group in self.seen:
+                self._look(turn, self.seen[turn.group])
+            else:
+                self.turn(turn, self._own(turn.group))
         for group in groups:
             if names := self._own(group.name):
                 self.renumber(group.name, assignment(self.overlap.gram(group, self.search.b, names)))
@@ -86,6 +93,14 @@ class Rounds:
             self._rotate(turn, polar(grams, turn.centred))
             if names is None and self.search.similarity < before:  # the group is on two axes of a tensor
                 self.search.b, self.rotations[turn.group] = kept
+
+    def _look(self, turn: Turn, alike: Tensor) -> None:
+        """The best rotation for values, and a little for tensors that hold no other group."""
+        grams = self._grams(turn, self._own(turn.group))
+        parts = [alike] if grams is None else [alike, grams]
+        sizes = [torch.linalg.matrix_norm(g, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny) for g in parts]
+        both = sum(w * g / n for w, g, n in zip((1.0, _TIES), parts, sizes, strict=False))
+        self._rotate(turn, polar(torch.as_tensor(both), turn.centred))
 
     def pair(self, group: Group) -> None:
         """The best permutation of heads, with the best rotations inside each pair."""

@@ -90,6 +90,8 @@ class _Follow:
         # for each weight that reads the units, what each of its readings sees; the biases of these
         self.read: dict[str, list[tuple[_Multiplied | None, Reader]]] = {}
         self.plain: set[str] = set()
+        # the values that weights read
+        self.seen: dict[str, None] = {}
         program = walk.program
         self.shapes = {n.name: n.shape for n in program.nodes} | {
             k: tuple(v.shape) for k, v in program.constants.items()
@@ -321,6 +323,7 @@ class _Follow:
             raise self.refusal(node, "reads units in more than one way")
         (weight, dim), given = found[0], node.named()
         whole = ax.find(self.walk.weights[weight][dim]) is self.atom
+        self.seen |= {name: None for name, s in self.of(node).items() if s is values[0]}
         place = given.get("bias") if node.base == "linear" else given.get("self") if node.base == "addmm" else None
         bias = self.walk.program.tensors.get(place.name) if isinstance(place, Ref) else None
         if not whole and values[0].by is not None:
@@ -398,7 +401,14 @@ def _turn(walk: Propagation, group: Group, atoms: Mapping[str, Axis], follow: _F
     ]
     keys = [leaf for leaf in beside[0] if all(leaf in s for s in beside)]
     held = [Held(m.tensor, m.dim, _places(axes[m.tensor, m.dim], atom, keys)) for m in members]
-    return Turn(group.name, atom.size, tuple(held), tuple((names.get(k, ""), k.size) for k in keys), follow.centred)
+    seen = [
+        Held(name, d, _places(axis, atom, keys))
+        for name in follow.seen
+        for d, axis in enumerate(walk.values[name].axes)
+        if follow.holds(axis) and all(k in ax.labels(axis) for k in keys)
+    ]
+    sizes = tuple((names.get(k, ""), k.size) for k in keys)
+    return Turn(group.name, atom.size, tuple(held), sizes, follow.centred, tuple(seen))
 
 
 def _beside(axis: Axis, atom: Axis) -> list[Axis]:
