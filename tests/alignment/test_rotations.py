@@ -106,7 +106,7 @@ def found(name: str) -> im.Alignment:
 
 @cases
 def test_the_function_is_kept_and_what_can_be_rotated_is(name):
-    objective, a, b = problem(name)
+    _, a, b = problem(name)
     copies = [{k: v.clone() for k, v in p.items()} for p in (a, b)]
     alignment = found(name)
     assert alignment.function_error <= 1e-12
@@ -166,7 +166,7 @@ def test_what_was_planted_is_undone(name, stream):
 
 @cases
 def test_other_checkpoints_files_and_the_way_back(name, tmp_path):
-    objective, a, b = problem(name)
+    objective, _, b = problem(name)
     alignment = found(name)
     im.save_alignment(alignment, tmp_path / "alignment")
     read = im.load_alignment(tmp_path / "alignment", objective)

@@ -100,19 +100,23 @@ class Renumbering:
     def of(cls, objective: Objective, tensors: Mapping[str, Tensor]) -> Renumbering:
         """From the tensors of an alignment, such as ``connection.tensors``. Errors: of another network."""
         structure, orders = objective.structure, _named(tensors, _PERMUTATION)
-        sizes = {g.name: g.size for g in structure.groups}
-        if {k: len(v) for k, v in orders.items()} != sizes:
-            want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
-            got = ", ".join(f"{k} ({len(v)})" for k, v in orders.items()) or "no permutations"
-            raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
-        for k, v in orders.items():
-            if not torch.equal(v.sort().values, torch.arange(len(v))):
-                raise InputError("alignment", expected=f"a permutation of the units of {k}", got=v)
+        _check_orders(structure, orders)
         rotations, norms, before = (_named(tensors, kind) for kind in (_ROTATION, _NORM, _BEFORE))
         if not rotations and not norms:
             return Renumbering(structure, orders)
         frame = frame_of(objective.program, structure)[0].only(rotations, norms)
         return Renumbering(structure, orders, rotations, norms, before, frame)
+
+
+def _check_orders(structure: Structure, orders: Mapping[str, Tensor]) -> None:
+    sizes = {g.name: g.size for g in structure.groups}
+    if {k: len(v) for k, v in orders.items()} != sizes:
+        want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
+        got = ", ".join(f"{k} ({len(v)})" for k, v in orders.items()) or "no permutations"
+        raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
+    for k, v in orders.items():
+        if not torch.equal(v.sort().values, torch.arange(len(v))):
+            raise InputError("alignment", expected=f"a permutation of the units of {k}", got=v)
 
 
 def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

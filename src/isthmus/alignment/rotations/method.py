@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -101,19 +101,23 @@ def usable(task: MatchingTask, frame: Frame, refused: Mapping[str, str]) -> tupl
     """What of a frame holds for these two networks, and why the rest does not."""
     notes = {k: why for k, why in refused.items() if task.objective.structure.group(k).size > 1}
     for gain in frame.gains:
-        if gain.carried and not (uniform(task.a, gain) and uniform(task.b, gain)):
+        if gain.carried and not all(uniform(p, gain) for p in (task.a, task.b)):
             what = f"the gains {gain.gain!r} are not equal, and what reads them is no weight of their own"
             notes.setdefault(gain.group, what)
-    frame = replace(frame, turns=tuple(t for t in frame.turns if t.group not in notes))
+    frame = _without(frame, notes)
     if not _holds(task, frame, frame.turns):
         wrong = [t.group for t in frame.turns if not _holds(task, frame, [t])]
         notes |= dict.fromkeys(wrong, "a random rotation changes the function")
-        keep = [g for g in frame.gains if g.group not in wrong]
-        frame = replace(frame, turns=tuple(t for t in frame.turns if t.group not in wrong), gains=tuple(keep))
+        frame = _without(frame, wrong)
+        frame = replace(frame, gains=tuple(g for g in frame.gains if g.group not in wrong))
     return frame, tuple(f"{group} is renumbered, not rotated: {why}" for group, why in notes.items())
 
 
-def _holds(task: MatchingTask, frame: Frame, turns: tuple[Turn, ...] | list[Turn]) -> bool:
+def _without(frame: Frame, groups: Collection[str]) -> Frame:
+    return replace(frame, turns=tuple(t for t in frame.turns if t.group not in groups))
+
+
+def _holds(task: MatchingTask, frame: Frame, turns: Sequence[Turn]) -> bool:
     """Whether random rotations keep the function of b, with the norms of a."""
     turned = {t.group: random_rotation(t, task.generator) for t in turns}
     b = cast(task.b, torch.float64)

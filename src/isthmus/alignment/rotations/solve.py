@@ -50,24 +50,27 @@ class Rounds:
         return self.search.overlap
 
     def run(self, rounds: int, tell: Callable[[int], None]) -> None:
-        """First by what is tied to nothing else, such as embeddings; then all in turns."""
-        turned = {t.group for t in self.frame.turns}
-        heads = list(dict.fromkeys(name for t in self.frame.turns for name, _ in t.keys if name))
-        alone = [t for t in self.frame.turns if not any(name for name, _ in t.keys)]
-        rest = [g.name for g in self.overlap.structure.groups if g.name not in turned and g.name not in heads]
-        self.begin(alone, [g for g in self.overlap.structure.groups if g.name in rest])
+        """First by values, and by what is tied to nothing else, such as embeddings; then all in turns."""
+        groups, turns = self.overlap.structure.groups, self.frame.turns
+        heads = [g for g in groups if any(g.name == name for t in turns for name, _ in t.keys)]
+        alone = [t for t in turns if not any(name for name, _ in t.keys)]
+        turned = {t.group for t in turns} | {g.name for g in heads}
+        rest = [g for g in groups if g.name not in turned]
+        self.begin(alone, rest)
         self.trace.append(self.search.similarity)
-        for k in range(rounds):
-            for turn in (t for t in alone if t.group not in self.seen):
-                self.turn(turn)
-            for name in heads:
-                self.pair(self.overlap.structure.group(name))
-            self.search.climb(self.search.sweeps + _SWEEPS, lambda _: None, rest)
-            self.trace.append(self.search.similarity)
-            tell(k + 1)
-            if self.trace[-1] - self.trace[-2] <= _ENOUGH * abs(self.trace[-1]):
-                self.converged = True
-                break
+        while len(self.trace) <= rounds and not self.converged:
+            self.round([t for t in alone if t.group not in self.seen], heads, [g.name for g in rest])
+            tell(len(self.trace) - 1)
+
+    def round(self, turns: Sequence[Turn], heads: Sequence[Group], rest: Sequence[str]) -> None:
+        """Everything once."""
+        for turn in turns:
+            self.turn(turn)
+        for group in heads:
+            self.pair(group)
+        self.search.climb(self.search.sweeps + _SWEEPS, lambda _: None, rest)
+        self.trace.append(self.search.similarity)
+        self.converged = self.trace[-1] - self.trace[-2] <= _ENOUGH * abs(self.trace[-1])
 
     def begin(self, turns: Sequence[Turn], groups: Sequence[Group]) -> None:
         """Each group by those tensors only that hold no other."""
