@@ -152,13 +152,13 @@ class Follow:
 
     def biased(self, states: Sequence[State]) -> tuple[Multiplied | None, str]:
         """A gain without a bias, not read so far, and the vector that is added to it."""
-        gained = [s.by for s in states if s.by is not None and s.by.bias is None and not self.is_read(s.by)]
+        gained = [s.by for s in states if s.by is not None and self.bare(s.by)]
         vectors = [s.tensor for s in states if s.kind == "weight" and self.vector(s.tensor)]
         return (gained[0], vectors[0]) if len(states) == 2 and gained and vectors else (None, "")
 
-    def is_read(self, gain: Multiplied) -> bool:
-        """Whether a weight has read it."""
-        return any(by is gain for several in self.read.values() for by, _ in several)
+    def bare(self, gain: Multiplied) -> bool:
+        """Whether it has no bias, and no weight has read it."""
+        return gain.bias is None and all(by is not gain for several in self.read.values() for by, _ in several)
 
     def others(self, node: Node) -> list[str]:
         """The arguments without a state, but for empty ones (a cache that nothing is in yet)."""
@@ -243,8 +243,8 @@ class Follow:
         """A mean, a sum or a spread, over the units or over something else."""
         ((value, state),) = self.of(node).items()
         axes = self.axes(value)
-        within = [d for d in _dims(node.named().get("dim"), len(axes)) if self.holds(axes[d])]
-        if not axes or any(ax.find(axes[d]) is not self.atom for d in within):
+        within = [axes[d] for d in _dims(node.named().get("dim"), len(axes)) if self.holds(axes[d])]
+        if not axes or [axis for axis in within if ax.find(axis) is not self.atom]:
             raise self.refusal(node)
         if not within:
             return self.summed(node, state)
@@ -268,9 +268,9 @@ class Follow:
         """A layer or a product: weights read the units or make them, values are contracted with each other."""
         states = list(self.of(node).values())
         values = [s for s in states if s.kind != "weight"]
-        if any(s.kind == "squared" for s in states):
+        if "squared" in (s.kind for s in states):
             raise self.refusal(node)
-        if any(n is node and role == "out" and self.holds(axis) for n, axis, role in self.walk.readers):
+        if self.reads(node):
             self.reading(node, values, [s.tensor for s in states if s.kind == "weight"])
             return _MOVING
         if values:
@@ -278,6 +278,10 @@ class Follow:
         for s in states:
             self.carry(s)
         return _MOVING
+
+    def reads(self, node: Node) -> bool:
+        """Whether a weight sums over the units there."""
+        return any(n is node and role == "out" and self.holds(axis) for n, axis, role in self.walk.readers)
 
     def between(self, node: Node, values: Sequence[State], weights: bool) -> None:
         """A product of values: two with units are summed over these, one with units keeps them."""
@@ -328,16 +332,20 @@ class Follow:
     def settle(self) -> None:
         """Which gains go into which weights: each weight reads one gain, and is nothing else."""
         for weight, several in self.read.items():
-            sources = {by for by, _ in several}
-            if len(sources) > 1 or weight in self.plain:
-                for by in sources:
-                    self.carry(State("gained", by=by))
-            elif several[0][0] is not None:
-                several[0][0].readers.append(self.reader(several))
+            self.settle_reader(weight, several)
         used = [n for g in self.gains for n in (g.gain, g.bias) if n is not None]
         for by in self.gains:
             own = {by.gain, by.bias} - {None}
             by.carried |= not by.readers or any(used.count(n) > 1 or n in self.plain for n in own)
+
+    def settle_reader(self, weight: str, several: Sequence[tuple[Multiplied | None, Reader]]) -> None:
+        """Which gain goes into a weight."""
+        sources = {by for by, _ in several}
+        if len(sources) > 1 or weight in self.plain:
+            for by in sources:
+                self.carry(State("gained", by=by))
+        elif several[0][0] is not None:
+            several[0][0].readers.append(self.reader(several))
 
     def reader(self, several: Sequence[tuple[Multiplied | None, Reader]]) -> Reader:
         """How a weight reads, with its bias if nothing else uses that."""

@@ -55,6 +55,11 @@ class Turn:
     seen: tuple[Held, ...] = ()
 
     @property
+    def renumbered(self) -> tuple[str, ...]:
+        """The groups among the keys."""
+        return tuple(name for name, _ in self.keys if name)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """That of the rotations of all keys."""
         return (*(n for _, n in self.keys), self.size, self.size)

@@ -83,17 +83,16 @@ def _centred(frame: Frame, params: Params) -> Params:
 
 def _alike(task: MatchingTask, frame: Frame, ends: tuple[Params, Params], examples: int) -> dict[str, Tensor]:
     """How alike the units of both networks are in what the weights read, where no other group is renumbered."""
-    turns = [t for t in frame.turns if t.seen and not any(name for name, _ in t.keys)]
-    names = {held.tensor for t in turns for held in t.seen}
-    number = min(examples, task.objective.num_examples)
-    few = task.objective.part(slice(0, number)).cast(torch.float64)
+    turns = [t for t in frame.turns if t.seen and not t.renumbered]
+    pairs = [(t.group, held) for t in turns for held in t.seen]
+    names = {held.tensor for _, held in pairs}
+    few = task.objective.part(slice(0, min(examples, task.objective.num_examples))).cast(torch.float64)
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
     with torch.no_grad():
         for x, _ in few.source.chunks(few.chunk):
             a, b = (task.objective.program.seen(p, tree_leaves(x), names) for p in ends)
-            for t in turns:
-                for held in t.seen:
-                    out[t.group] += held.rows(a[held.tensor]).cpu() @ held.rows(b[held.tensor]).cpu().mT
+            for group, held in pairs:
+                out[group] += held.rows(a[held.tensor]).cpu() @ held.rows(b[held.tensor]).cpu().mT
     return out
 
 
@@ -105,12 +104,18 @@ def usable(task: MatchingTask, frame: Frame, refused: Mapping[str, str]) -> tupl
             what = f"the gains {gain.gain!r} are not equal, and what reads them is no weight of their own"
             notes.setdefault(gain.group, what)
     frame = _without(frame, notes)
-    if not _holds(task, frame, frame.turns):
-        wrong = [t.group for t in frame.turns if not _holds(task, frame, [t])]
-        notes |= dict.fromkeys(wrong, "a random rotation changes the function")
-        frame = _without(frame, wrong)
-        frame = replace(frame, gains=tuple(g for g in frame.gains if g.group not in wrong))
+    wrong = _wrong(task, frame)
+    notes |= dict.fromkeys(wrong, "a random rotation changes the function")
+    frame = _without(frame, wrong)
+    frame = replace(frame, gains=tuple(g for g in frame.gains if g.group not in wrong))
     return frame, tuple(f"{group} is renumbered, not rotated: {why}" for group, why in notes.items())
+
+
+def _wrong(task: MatchingTask, frame: Frame) -> list[str]:
+    """The groups that may not be rotated although nothing in the program says so."""
+    if _holds(task, frame, frame.turns):
+        return []
+    return [t.group for t in frame.turns if not _holds(task, frame, [t])]
 
 
 def _without(frame: Frame, groups: Collection[str]) -> Frame:

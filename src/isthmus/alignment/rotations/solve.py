@@ -52,10 +52,10 @@ class Rounds:
     def run(self, rounds: int, tell: Callable[[int], None]) -> None:
         """First by values, and by what is tied to nothing else, such as embeddings; then all in turns."""
         groups, turns = self.overlap.structure.groups, self.frame.turns
-        heads = [g for g in groups if any(g.name == name for t in turns for name, _ in t.keys)]
-        alone = [t for t in turns if not any(name for name, _ in t.keys)]
-        turned = {t.group for t in turns} | {g.name for g in heads}
-        rest = [g for g in groups if g.name not in turned]
+        keys = {name for t in turns for name in t.renumbered}
+        alone = [t for t in turns if not t.renumbered]
+        heads = [g for g in groups if g.name in keys]
+        rest = [g for g in groups if g.name not in keys | {t.group for t in turns}]
         self.begin(alone, rest)
         self.trace.append(self.search.similarity)
         while len(self.trace) <= rounds and not self.converged:

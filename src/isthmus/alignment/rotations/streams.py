@@ -45,26 +45,23 @@ def frame_of(program: Program, structure: Structure) -> tuple[Frame, dict[str, s
 def _turn(walk: Propagation, group: Group, atoms: Mapping[str, Axis], follow: Follow) -> Turn:
     """The group with what stands beside its units everywhere, and where each of them is."""
     atom, names = follow.atom, {axis: name for name, axis in atoms.items()}
-    gains = {g.gain for g in follow.gains}
-    members = [m for m in group.members if walk.program.tied.get(m.tensor, m.tensor) not in gains]
-    axes = {(m.tensor, m.dim): walk.weights[walk.program.tied.get(m.tensor, m.tensor)][m.dim] for m in members}
-    keys = _keys(walk, follow, list(axes.values()))
-    held = [Held(m.tensor, m.dim, _places(axes[m.tensor, m.dim], atom, keys)) for m in members]
-    shown = [(name, d, axis) for name in follow.seen for d, axis in enumerate(walk.values[name].axes)]
-    seen = [
-        Held(name, d, _places(axis, atom, keys))
-        for name, d, axis in shown
-        if follow.holds(axis) and all(k in ax.labels(axis) for k in keys)
-    ]
+    gains, first = {g.gain for g in follow.gains}, walk.program.tied
+    members = [m for m in group.members if first.get(m.tensor, m.tensor) not in gains]
+    held = [(m.tensor, m.dim, walk.weights[first.get(m.tensor, m.tensor)][m.dim]) for m in members]
+    keys = _keys(walk, follow, [axis for *_, axis in held])
+    seen = [(name, d, axis) for name in follow.seen for d, axis in enumerate(walk.values[name].axes)]
+    seen = [one for one in seen if follow.holds(one[2]) and set(keys) <= set(ax.labels(one[2]))]
+    both = (tuple(Held(name, d, _places(axis, atom, keys)) for name, d, axis in several) for several in (held, seen))
+    in_tensors, in_values = both
     sizes = tuple((names.get(k, ""), k.size) for k in keys)
-    return Turn(group.name, atom.size, tuple(held), sizes, follow.centred, tuple(seen))
+    return Turn(group.name, atom.size, in_tensors, sizes, follow.centred, in_values)
 
 
 def _keys(walk: Propagation, follow: Follow, axes: Sequence[Axis]) -> list[Axis]:
     """The atoms that stand beside the units in every tensor and every value that holds them."""
     beside = [_beside(axis, follow.atom) for axis in axes]
     values = [part for name in follow.states if name in walk.values for part in follow.parts(walk.values[name])]
-    beside += [[leaf for axis in value.axes for leaf in ax.leaves(axis)] for value in values]
+    beside += [list(ax.leaves(ax.total(value.axes))) for value in values]
     return [leaf for leaf in beside[0] if all(leaf in several for several in beside)]
 
 
