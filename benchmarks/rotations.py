@@ -146,7 +146,7 @@ def main() -> None:
         objective.structure  # noqa: B018 - derived once
         at_ends = ", ".join(f"{objective.loss(p):.3f}/{objective.error(p):.3f}" for p in (a, b))
         print(f"\n{name}: loss/error of the ends {at_ends}")
-        row(objective, "naive", a, b, "")
+        excess = row(objective, "naive", a, b, "")
         for way, matching in ways.items():
             begin = clock()
             found = im.align(objective, a, b, matching)

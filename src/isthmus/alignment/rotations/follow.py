@@ -243,8 +243,9 @@ class Follow:
         """A mean, a sum or a spread, over the units or over something else."""
         ((value, state),) = self.of(node).items()
         axes = self.axes(value)
-        within = [axes[d] for d in _dims(node.named().get("dim"), len(axes)) if self.holds(axes[d])]
-        if not axes or [axis for axis in within if ax.find(axis) is not self.atom]:
+        over = [ax.find(axes[d]) for d in _dims(node.named().get("dim"), len(axes))]
+        within = [axis for axis in over if self.holds(axis)]
+        if set(within) - {self.atom} or not axes:
             raise self.refusal(node)
         if not within:
             return self.summed(node, state)
@@ -335,7 +336,7 @@ class Follow:
             self.settle_reader(weight, several)
         used = [n for g in self.gains for n in (g.gain, g.bias) if n is not None]
         for by in self.gains:
-            own = {by.gain, by.bias} - {None}
+            own = [n for n in (by.gain, by.bias) if n is not None]
             by.carried |= not by.readers or any(used.count(n) > 1 or n in self.plain for n in own)
 
     def settle_reader(self, weight: str, several: Sequence[tuple[Multiplied | None, Reader]]) -> None:
@@ -366,7 +367,7 @@ def _dims(dim: Any, rank: int) -> set[int]:
     return {d % rank for d in ([dim] if isinstance(dim, int) else dim)}
 
 
-_Step = Callable[[Follow, Node], State | None]
+_Step = Callable[..., State | None]
 _BY_NAME: dict[str, _Step] = (
     dict.fromkeys(("add", "sub"), Follow.added)
     | dict.fromkeys(("mul", "multiply", "div", "true_divide"), Follow.multiplied)

@@ -225,7 +225,7 @@ class Frame:
     def _shift(out: Params, reader: Reader, gain: Gain, shift: Tensor | None) -> None:
         """Let the reader's bias take over what is added to what it reads."""
         if shift is not None and gain.absorbed and reader.bias is not None:
-            out[reader.bias] = out[reader.bias] + torch.tensordot(shift, out[reader.weight], ([0], [reader.dim]))
+            out[reader.bias] = out[reader.bias] + out[reader.weight].movedim(reader.dim, 1) @ shift
 
 
 def uniform(params: Mapping[str, Tensor], gain: Gain) -> bool:

@@ -86,13 +86,13 @@ def _alike(task: MatchingTask, frame: Frame, ends: tuple[Params, Params], exampl
     turns = [t for t in frame.turns if t.seen and not t.renumbered]
     pairs = [(t.group, held) for t in turns for held in t.seen]
     names = {held.tensor for _, held in pairs}
-    few = task.objective.part(slice(0, min(examples, task.objective.num_examples))).cast(torch.float64)
+    few = task.objective.part(slice(0, examples)).cast(torch.float64)
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
-    with torch.no_grad():
-        for x, _ in few.source.chunks(few.chunk):
+    for x, _ in few.source.chunks(few.chunk):
+        with torch.no_grad():
             a, b = (task.objective.program.seen(p, tree_leaves(x), names) for p in ends)
-            for group, held in pairs:
-                out[group] += held.rows(a[held.tensor]).cpu() @ held.rows(b[held.tensor]).cpu().mT
+        for group, held in pairs:
+            out[group] += held.rows(a[held.tensor]).cpu() @ held.rows(b[held.tensor]).cpu().mT
     return out
 
 

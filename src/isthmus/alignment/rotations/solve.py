@@ -51,15 +51,16 @@ class Rounds:
 
     def run(self, rounds: int, tell: Callable[[int], None]) -> None:
         """First by values, and by what is tied to nothing else, such as embeddings; then all in turns."""
-        groups, turns = self.overlap.structure.groups, self.frame.turns
-        keys = {name for t in turns for name in t.renumbered}
-        alone = [t for t in turns if not t.renumbered]
-        heads = [g for g in groups if g.name in keys]
-        rest = [g for g in groups if g.name not in keys | {t.group for t in turns}]
+        keys = {name for t in self.frame.turns for name in t.renumbered}
+        still = keys | {t.group for t in self.frame.turns}
+        alone = [t for t in self.frame.turns if not t.renumbered]
+        heads = [g for g in self.overlap.structure.groups if g.name in keys]
+        rest = [g for g in self.overlap.structure.groups if g.name not in still]
+        free = [t for t in alone if t.group not in self.seen]
         self.begin(alone, rest)
         self.trace.append(self.search.similarity)
         while len(self.trace) <= rounds and not self.converged:
-            self.round([t for t in alone if t.group not in self.seen], heads, [g.name for g in rest])
+            self.round(free, heads, [g.name for g in rest])
             tell(len(self.trace) - 1)
 
     def round(self, turns: Sequence[Turn], heads: Sequence[Group], rest: Sequence[str]) -> None:

@@ -50,11 +50,15 @@ def _turn(walk: Propagation, group: Group, atoms: Mapping[str, Axis], follow: Fo
     held = [(m.tensor, m.dim, walk.weights[first.get(m.tensor, m.tensor)][m.dim]) for m in members]
     keys = _keys(walk, follow, [axis for *_, axis in held])
     seen = [(name, d, axis) for name in follow.seen for d, axis in enumerate(walk.values[name].axes)]
-    seen = [one for one in seen if follow.holds(one[2]) and set(keys) <= set(ax.labels(one[2]))]
-    both = (tuple(Held(name, d, _places(axis, atom, keys)) for name, d, axis in several) for several in (held, seen))
-    in_tensors, in_values = both
+    seen = [one for one in seen if {atom, *keys} <= set(ax.labels(one[2]))]
     sizes = tuple((names.get(k, ""), k.size) for k in keys)
-    return Turn(group.name, atom.size, in_tensors, sizes, follow.centred, in_values)
+    return Turn(
+        group.name, atom.size, _held(held, atom, keys), sizes, follow.centred, _held(seen, atom, keys)
+    )  # fmt: skip
+
+
+def _held(several: Sequence[tuple[str, int, Axis]], atom: Axis, keys: Sequence[Axis]) -> tuple[Held, ...]:
+    return tuple(Held(name, dim, _places(axis, atom, keys)) for name, dim, axis in several)
 
 
 def _keys(walk: Propagation, follow: Follow, axes: Sequence[Axis]) -> list[Axis]:
