@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.activations import ActivationMatching
-from isthmus.alignment.matching import Matching, MatchingTask, Run
+from isthmus.alignment.matching import Matching, MatchingRun, MatchingTask
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import statistics
 from isthmus.kinds import check_kinds
@@ -52,6 +52,14 @@ class Renumbering:
             raise InputError("other", expected="a renumbering of the same network", got=sorted(other.permutations))
         return Renumbering(self.structure, {k: v[other.permutations[k]] for k, v in self.permutations.items()})
 
+    def __repr__(self) -> str:
+        return line(self, self._moved_in_words())
+
+    def _moved_in_words(self) -> str:
+        sizes = {k: len(v) for k, v in self.permutations.items()}
+        away = sum(round(share * sizes[k]) for k, share in self.moved.items())
+        return f"{away} of {sum(sizes.values())} units moved"
+
     @property
     def moved(self) -> dict[str, float]:
         """For each group the share of its units that have another number."""
@@ -70,13 +78,10 @@ class Renumbering:
         """From the tensors of an alignment, such as ``connection.tensors``. Errors: of another network."""
         held = {k.removeprefix(_PERMUTATION): v.cpu() for k, v in tensors.items() if k.startswith(_PERMUTATION)}
         sizes = {g.name: g.size for g in structure.groups}
-        if {k: len(v) for k, v in held.items()} != sizes:
+        if held.keys() != sizes.keys() or not all(_orders(v, sizes[k]) for k, v in held.items()):
             want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
             got = ", ".join(f"{k} ({len(v)})" for k, v in held.items()) or "no permutations"
             raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
-        for k, v in held.items():
-            if not torch.equal(v.sort().values, torch.arange(len(v))):
-                raise InputError("alignment", expected=f"a permutation of the units of {k}", got=v)
         return Renumbering(structure, held)
 
 
@@ -94,15 +99,13 @@ class Alignment(Renumbering):
     similarity: tuple[float, float] = (0.0, 0.0)
     distance: tuple[float, float] = (0.0, 0.0)
     function_error: float = 0.0
-    runs: tuple[Run, ...] = ()
+    runs: tuple[MatchingRun, ...] = ()
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        units, moved = sum(map(len, self.permutations.values())), self.moved
-        away = sum(round(share * len(self.permutations[k])) for k, share in moved.items())
         before, after = self.distance
         return line(
-            self, f"{away} of {units} units moved", f"distance {before:.4g} -> {after:.4g}",
+            self, self._moved_in_words(), f"distance {before:.4g} -> {after:.4g}",
             f"function error {self.function_error:.1e}",
         )  # fmt: skip
 
@@ -119,6 +122,11 @@ class Alignment(Renumbering):
         moved = self.moved
         rows = [(k, len(v), f"{moved[k]:.1%}") for k, v in self.permutations.items()]
         return table(("group", "units", "moved"), rows, repr(self))
+
+
+def _orders(order: Tensor, size: int) -> bool:
+    """Whether these are the numbers of so many units, each once."""
+    return torch.equal(order.sort().values, torch.arange(size))
 
 
 def align(
@@ -153,7 +161,7 @@ def align(
     check_ends(start, goal)
     return aligned(
         MatchingTask(objective, start, goal, torch.Generator().manual_seed(seed), progress),
-        matching or ActivationMatching(),
+        ActivationMatching() if matching is None else matching,
     )
 
 

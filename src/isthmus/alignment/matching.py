@@ -28,7 +28,7 @@ class MatchingTask:
 
 
 @dataclass(frozen=True)
-class Run:
+class MatchingRun:
     """One search: where it began, the `similarity` it reached (over the tensors it looked at), after each sweep in
     `trace`; `assignments` that were solved; whether it `converged`; the loss half-way to a, where that was computed."""
 
@@ -46,7 +46,7 @@ class Matched:
     """For each group a permutation: unit u of a is matched with unit ``permutations[group][u]`` of b."""
 
     permutations: Mapping[str, Tensor]
-    runs: tuple[Run, ...] = ()
+    runs: tuple[MatchingRun, ...] = ()
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
