@@ -42,8 +42,8 @@ def test_the_line_to_an_aligned_network_is_low_where_the_plain_one_is_not():
     assert high > 2 * low
     assert equal(line.target, problem.a)
     assert line.tensors["permutation/0"].tolist() == list(range(8))[::-1]
-    assert line.info.distance[1] == 0 < line.info.distance[0]
-    assert line.info.moved == {"0": 1.0, "2": 1.0}
+    assert line.info.alignment["distance"][1] == 0 < line.info.alignment["distance"][0]
+    assert line.info.alignment["moved"] == {"0": 1.0, "2": 1.0}
 
 
 def test_what_the_inner_method_says_and_needs_is_handed_on():

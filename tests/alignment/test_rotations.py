@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import isthmus as im
 from isthmus.alignment.change import change
 from isthmus.alignment.rotations import method
-from isthmus.alignment.rotations.frame import Frame
+from isthmus.alignment.rotations.frame import Rotatable
 from isthmus.alignment.rotations.method import random_rotation
 from isthmus.alignment.rotations.solve import polar
 from isthmus.params import Params, cast, equal
@@ -140,7 +140,7 @@ def test_a_network_is_its_own_match(name):
     assert not any(same.moved.values())
 
 
-def hidden(frame: Frame, params: Params, norms: Params, seed: int) -> tuple[Params, dict[str, Tensor]]:
+def hidden(frame: Rotatable, params: Params, norms: Params, seed: int) -> tuple[Params, dict[str, Tensor]]:
     """The same function with all that can be turned turned, all else renumbered, and other gains."""
     g = torch.Generator().manual_seed(seed)
     turned = {t.group: random_rotation(t, g) for t in frame.turns}
@@ -193,7 +193,7 @@ def test_a_narrower_type_is_rounded_at_the_end():
 
 def test_a_wrong_fold_is_seen(monkeypatch):
     objective, a, b = problem("norm first")
-    monkeypatch.setattr(Frame, "fold", lambda self, params: dict(params))
+    monkeypatch.setattr(Rotatable, "fold", lambda self, params: dict(params))
     alignment = im.align(objective, a, b, im.RotationMatching())
     assert not [k for k, v in alignment.rotations.items() if v.ndim == 2]
     monkeypatch.setattr(method, "_holds", lambda *args: True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.assignment import inner_sums
-from isthmus.alignment.descent import Search
-from isthmus.alignment.matching import Matched, Matching, MatchingTask, Run
+from isthmus.alignment.descent import UnitSearch
+from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Orders, Overlap
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.evaluate.batchnorm import statistics
@@ -54,7 +54,7 @@ class ActivationMatching(Matching):
         objective, structure = task.objective, task.objective.structure
         places = taps(objective.program, structure, self.tap)
         seen = self._seen(task, places)
-        search = Search(Overlap.between(structure, task.a, task.b, statistics(objective)))
+        search = UnitSearch(Overlap.between(structure, task.a, task.b, statistics(objective)))
         dead: dict[str, tuple[int, int]] = {}
         for k, (name, several) in enumerate(seen.items()):
             scores = torch.stack([one.scores(self.measure, search.orders, list(seen)[:k]) for one in several]).sum(0)
@@ -63,7 +63,7 @@ class ActivationMatching(Matching):
             dead |= {name: (still[0], still[1])} if any(still) else {}
         rest = [g.name for g in structure.groups if g.name not in seen]
         search.climb(_SWEEPS, lambda sweep: task.progress("matching units", sweep, _SWEEPS), rest)
-        run = Run("activations", search.similarity, search.sweeps, search.assignments, search.converged)
+        run = MatchingRun("activations", search.similarity, search.sweeps, search.assignments, search.converged)
         return Matched(search.orders, (run,), dead)
 
     def _seen(self, task: MatchingTask, places: Mapping[str, Sequence[Tap]]) -> dict[str, list[_Seen]]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from isthmus.alignment.activations import ActivationMatching
 from isthmus.alignment.change import change
-from isthmus.alignment.matching import Matching, MatchingTask, Run
-from isthmus.alignment.rotations.frame import Frame
+from isthmus.alignment.matching import Matching, MatchingRun, MatchingTask
+from isthmus.alignment.rotations.frame import Rotatable
 from isthmus.alignment.rotations.streams import frame_of
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import statistics
@@ -46,7 +46,7 @@ class Renumbering:
     rotations: Mapping[str, Tensor] = field(default_factory=dict)
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     before: Mapping[str, Tensor] = field(default_factory=dict)
-    frame: Frame | None = None
+    frame: Rotatable | None = None
 
     def apply(self, params: Mapping[str, Tensor]) -> Params:
         """The parameters with their units renumbered and rotated, such as another checkpoint of the same run.
@@ -82,6 +82,14 @@ class Renumbering:
         norms, before = ({**p, **q} for p, q in ((self.norms, other.norms), (other.before, self.before)))
         return Renumbering(self.structure, orders, both, norms, before, frame)
 
+    def __repr__(self) -> str:
+        return line(self, self._moved_in_words())
+
+    def _moved_in_words(self) -> str:
+        sizes = {k: len(v) for k, v in self.permutations.items()}
+        away = sum(round(share * sizes[k]) for k, share in self.moved.items())
+        return f"{away} of {sum(sizes.values())} units moved"
+
     @property
     def moved(self) -> dict[str, float]:
         """For each group the share of its units that have another number."""
@@ -110,13 +118,10 @@ class Renumbering:
 
 def _check_orders(structure: Structure, orders: Mapping[str, Tensor]) -> None:
     sizes = {g.name: g.size for g in structure.groups}
-    if {k: len(v) for k, v in orders.items()} != sizes:
+    if orders.keys() != sizes.keys() or not all(_orders(v, sizes[k]) for k, v in orders.items()):
         want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
         got = ", ".join(f"{k} ({len(v)})" for k, v in orders.items()) or "no permutations"
         raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
-    for k, v in orders.items():
-        if not torch.equal(v.sort().values, torch.arange(len(v))):
-            raise InputError("alignment", expected=f"a permutation of the units of {k}", got=v)
 
 
 def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
@@ -137,16 +142,14 @@ class Alignment(Renumbering):
     similarity: tuple[float, float] = (0.0, 0.0)
     distance: tuple[float, float] = (0.0, 0.0)
     function_error: float = 0.0
-    runs: tuple[Run, ...] = ()
+    runs: tuple[MatchingRun, ...] = ()
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        units, moved = sum(map(len, self.permutations.values())), self.moved
-        away = sum(round(share * len(self.permutations[k])) for k, share in moved.items())
         before, after = self.distance
         return line(
-            self, f"{away} of {units} units moved", f"{len(self.rotations)} groups rotated" if self.rotations else "",
+            self, self._moved_in_words(), f"{len(self.rotations)} groups rotated" if self.rotations else "",
             f"distance {before:.4g} -> {after:.4g}",
             f"function error {self.function_error:.1e}",
         )  # fmt: skip
@@ -166,6 +169,11 @@ class Alignment(Renumbering):
         moved = self.moved
         rows = [(k, len(v), f"{moved[k]:.1%}") for k, v in self.permutations.items()]
         return table(("group", "units", "moved"), rows, repr(self))
+
+
+def _orders(order: Tensor, size: int) -> bool:
+    """Whether these are the numbers of so many units, each once."""
+    return torch.equal(order.sort().values, torch.arange(size))
 
 
 def align(
@@ -201,7 +209,7 @@ def align(
     check_ends(start, goal)
     return aligned(
         MatchingTask(objective, start, goal, torch.Generator().manual_seed(seed), progress),
-        matching or ActivationMatching(),
+        ActivationMatching() if matching is None else matching,
     )
 
 

@@ -21,7 +21,7 @@ _STILL = 1e-6
 
 
 @dataclass(eq=False)
-class Search:
+class UnitSearch:
     """A renumbering in the making. `orders`: so far; `b`: the second network under them."""
 
     overlap: Overlap
@@ -80,7 +80,7 @@ class Search:
 
     def _mix(self, names: Collection[str]) -> None:
         """Renumber some groups together, the others as they are."""
-        part = Search(self.overlap.among(names, self.b))
+        part = UnitSearch(self.overlap.among(names, self.b))
         part.barycentre(lambda step: None)
         self.assignments += part.assignments
         for name, order in part.orders.items():
@@ -108,15 +108,14 @@ class Search:
 
         Never downwards.
         """
-        groups = [g for g in self.overlap.structure.groups if names is None or g.name in names]
-        waiting = {g.name for g in groups}
+        groups = {g.name: g for g in self.overlap.structure.groups if names is None or g.name in names}
+        waiting = set(groups)
         self.trace.append(self.similarity)
         while waiting and self.sweeps < sweeps:
-            for group in groups:
-                if group.name in waiting:
-                    waiting.discard(group.name)
-                    if self._improve(group):
-                        waiting |= self._touched(group) & {g.name for g in groups}
+            for name in [name for name in groups if name in waiting]:
+                waiting.discard(name)
+                if self._improve(groups[name]):
+                    waiting |= self._touched(groups[name]) & groups.keys()
             self.sweeps += 1
             self.trace.append(self.similarity)
             tell(self.sweeps)

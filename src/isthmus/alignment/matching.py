@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.alignment.rotations.frame import Frame
+from isthmus.alignment.rotations.frame import Rotatable
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.shown import of_fields
@@ -29,7 +29,7 @@ class MatchingTask:
 
 
 @dataclass(frozen=True)
-class Run:
+class MatchingRun:
     """One search: where it began, the `similarity` it reached (over the tensors it looked at), after each sweep in
     `trace`; `assignments` that were solved; whether it `converged`; the loss half-way to a, where that was computed."""
 
@@ -52,12 +52,12 @@ class Matched:
     """
 
     permutations: Mapping[str, Tensor]
-    runs: tuple[Run, ...] = ()
+    runs: tuple[MatchingRun, ...] = ()
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     rotations: Mapping[str, Tensor] = field(default_factory=dict)
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     before: Mapping[str, Tensor] = field(default_factory=dict)
-    frame: Frame | None = None
+    frame: Rotatable | None = None
     notes: tuple[str, ...] = ()
 
 

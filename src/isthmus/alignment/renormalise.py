@@ -66,7 +66,7 @@ def _layers(program: Program, structure: Structure) -> dict[str, _Layer]:
         if not structure.group(name).separable:
             continue
         for tap in several:
-            layer = _layer(program, nodes.get(tap.value), tap.dim)
+            layer = _layer(program, nodes.get(tap.value))
             if layer is not None and not tap.others:
                 held = out.get(tap.value)
                 mine = tap.index.reshape(-1)
@@ -75,17 +75,20 @@ def _layers(program: Program, structure: Structure) -> dict[str, _Layer]:
     return {node.name: out[node.name] for node in program.needed if node.name in out}
 
 
-def _layer(program: Program, node: Node | None, dim: int) -> tuple[Node, str, str | None, int] | None:
+def _layer(program: Program, node: Node | None) -> tuple[Node, str, str | None, int] | None:
     """The node with the names of its weight and its bias, and the axis of the weight's rows."""
-    if node is None or node.kind not in ("affine", "convolution"):
+    if node is None or node.kind not in ("affine", "convolution") or node.named().get("groups", 1) != 1:
         return None
-    given = node.named()
-    weight, bias = (
-        program.tensors.get(r.name) if isinstance(r, Ref) else None for r in map(given.get, ("weight", "bias"))
-    )
-    rows = 1 if "transpose" in node.base else 0
-    plain = weight is not None and (given.get("bias") is None or bias is not None) and given.get("groups", 1) == 1
-    return (node, weight, bias, rows) if plain and weight is not None else None
+    weight, bias = _named(program, node, "weight"), _named(program, node, "bias")
+    if weight is None or (bias is None and node.named().get("bias") is not None):
+        return None
+    return node, weight, bias, 1 if "transpose" in node.base else 0
+
+
+def _named(program: Program, node: Node, argument: str) -> str | None:
+    """The parameter that is given as an argument."""
+    ref = node.named().get(argument)
+    return program.tensors.get(ref.name) if isinstance(ref, Ref) else None
 
 
 def _moments(values: Mapping[str, Any], layers: Mapping[str, _Layer]) -> _Moments:

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from isthmus.alignment.activations import ActivationMatching
-from isthmus.alignment.descent import STEPS, Search
-from isthmus.alignment.matching import Matched, Matching, MatchingTask, Run
+from isthmus.alignment.descent import STEPS, UnitSearch
+from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Overlap
 from isthmus.checks import check_choices, check_whole
 from isthmus.evaluate.batchnorm import applied, refresh, statistics
@@ -50,7 +50,7 @@ class WeightMatching(Matching):
         for k in range(self.restarts + 1):
             start = self._start(overlap) if k == 0 else "random"
             search = self._searched(task, overlap, start)
-            run = Run(
+            run = MatchingRun(
                 start, search.similarity, search.sweeps, search.assignments, search.converged, trace=tuple(search.trace)
             )
             found.append((replace(run, midpoint=_midpoint(task, search)) if self.choose == "loss" else run, search))
@@ -61,8 +61,8 @@ class WeightMatching(Matching):
         recurrent = any(overlap.twice(g) for g in overlap.structure.groups)
         return "barycentre" if recurrent and self.start == "forward" else self.start
 
-    def _searched(self, task: MatchingTask, overlap: Overlap, start: str) -> Search:
-        search = Search(overlap)
+    def _searched(self, task: MatchingTask, overlap: Overlap, start: str) -> UnitSearch:
+        search = UnitSearch(overlap)
         if start == "forward":
             search.forward()
         elif start == "barycentre":
@@ -76,7 +76,7 @@ class WeightMatching(Matching):
         return search
 
 
-def _midpoint(task: MatchingTask, search: Search) -> float:
+def _midpoint(task: MatchingTask, search: UnitSearch) -> float:
     """The loss half-way, with statistics computed again."""
     objective = task.objective
     middle = lerp(task.a, objective.structure.permute(task.b, search.orders), 0.5)

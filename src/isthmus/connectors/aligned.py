@@ -14,7 +14,8 @@ from isthmus.params import share
 
 @dataclass(frozen=True)
 class Aligned(Connector):
-    """Any method, from a to b with its hidden units renumbered by a matching; both compute the same function.
+    """Any method, from a to b with its hidden units renumbered by a matching; both compute the same
+    function (Ainsworth et al. 2022).
 
     The target of the connection is the renumbered b (or what `inner` makes of it). `inner`: the method; `matching`: how
     units are told, ``ActivationMatching()`` or ``WeightMatching()``. The permutations are in ``connection.tensors``,

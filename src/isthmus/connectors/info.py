@@ -232,20 +232,14 @@ class RenormalisedInfo:
 @one_line
 @dataclass(frozen=True)
 class AlignedInfo:
-    """Of ``Aligned``. `inner`: what the inner method says of its path.
+    """Of ``Aligned``. `inner`: what the inner method says of its path. `alignment`, by name:
 
-    `similarity`, `distance`: of a and b, before and after. `function_error`: the largest change of an output, relative
-    to the largest, in float64. `units`, `moved`: for each group how many there are, and the share with another number.
-    `dead`: groups with units that do not vary, how many in a and in b. `runs`: a row per search.
+    "similarity", "distance" of a and b, before and after; "function_error", the largest change of an output, relative
+    to the largest, in float64; "units", "moved": for each group how many there are, and the share with another number;
+    "dead": groups with units that do not vary, how many in a and in b; "runs": a row per search.
     """
 
-    similarity: list[float]
-    distance: list[float]
-    function_error: float
-    units: dict[str, int]
-    moved: dict[str, float]
-    dead: dict[str, list[int]]
-    runs: _Rows
+    alignment: dict[str, Any]
     inner: Any = None
 
 
@@ -280,7 +274,7 @@ def info_of(stats: Mapping[str, Any]) -> Any:
     if kind is None:
         return None
     if kind is AlignedInfo:
-        stats = {**stats.get("alignment", {}), "inner": info_of({**stats, "method": stats["method"].get("inner")})}
+        stats = {**stats, "inner": info_of({**stats, "method": stats["method"].get("inner")})}
     given = {f.name: stats[f.name] for f in fields(kind) if f.name in stats}
     needed = {f.name for f in fields(kind) if f.default is MISSING}
     return kind(**given) if needed <= given.keys() else None

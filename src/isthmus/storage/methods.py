@@ -7,13 +7,21 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from isthmus.alignment import MATCHINGS, Matching
+from isthmus.alignment import MATCHINGS, ActivationMatching, Given, Matching, RotationMatching, WeightMatching
 from isthmus.connectors import METHODS, Trained
 from isthmus.connectors.base import Connector
 from isthmus.connectors.base import describe as connector_to_dict
 from isthmus.errors import InputError
 
-__all__ = ["connector_from", "connector_to_dict", "options_of"]
+__all__ = ["connector_from", "connector_to_dict", "matching_from", "options_of"]
+
+SHORT: Mapping[type[Matching], str] = {
+    ActivationMatching: "activations",
+    WeightMatching: "weights",
+    RotationMatching: "rotations",
+    Given: "given",
+}
+"""What people type for a matching."""
 
 
 def connector_from(entry: str | Mapping[str, Any], what: str = "method") -> Connector:
@@ -27,9 +35,23 @@ def connector_from(entry: str | Mapping[str, Any], what: str = "method") -> Conn
     3
     """
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = options.pop("name", None)
     _renew(options)
-    return _made(_chosen(name, {m.__name__: m for m in METHODS}, what), options, f"{what}, {name}", None)
+    return _from(options, {m.__name__: m for m in METHODS}, what)
+
+
+def matching_from(entry: str | Mapping[str, Any], what: str = "matching") -> Matching:
+    """As ``connector_from``, for the ways to match units; "weights" is ``WeightMatching``, and so on.
+
+    >>> matching_from({"name": "weights", "start": "identity"}).start
+    'identity'
+    """
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    return _from(options, {SHORT[m]: m for m in MATCHINGS} | {m.__name__: m for m in MATCHINGS}, what)
+
+
+def _from(options: dict[str, Any], kinds: Mapping[str, type], what: str) -> Any:
+    name = options.pop("name", None)
+    return _made(_chosen(name, kinds, what), options, f"{what}, {name}", None)
 
 
 def _renew(options: dict[str, Any]) -> None:

@@ -78,6 +78,10 @@ class _Store:
         row = tuple(self.tensor(params[name]) for name in self.names)
         return self.points.setdefault(row, len(self.points))
 
+    def beside(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The entry of tensors that are in no point."""
+        return {"tensors": {name: self.tensor(v) for name, v in tensors.items()}} if tensors else {}
+
     def tensor(self, tensor: Tensor) -> int:
         if id(tensor) not in self.objects:
             content = digest_of(tensor)
@@ -131,8 +135,7 @@ def save(connection: Connection | Path, path: PathLike) -> None:
         "target": store.point(connection.target),
         "points": [list(row) for row in store.points],
     }
-    if connection.tensors:
-        manifest["tensors"] = {name: store.tensor(v) for name, v in connection.tensors.items()}
+    manifest |= store.beside(connection.tensors)
     if (cells := _cells(manifest)) > _CELLS:
         why = f"the path has {cells:,} control points times parameters, a file may have {_CELLS:,}"
         raise FileError(path, why, "save it in parts, or with fewer control points")
@@ -223,8 +226,9 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         if _cells(manifest) > _CELLS:
             raise ValueError(f"more than {_CELLS:,} control points times parameters")
         beside = {str(name): _index(number) for name, number in manifest.get("tensors", {}).items()}
-        data = {_index(s["x"]) for s in manifest["segments"] if "x" in s} | set(beside.values())
-        points = _points(manifest["names"], manifest["points"], tensors, data)
+        points = _points(
+            manifest["names"], manifest["points"], tensors, _data(manifest["segments"]) | set(beside.values())
+        )
         segments = []
         for i, written in enumerate(manifest["segments"]):
             if written["kind"] not in _KINDS:
@@ -246,6 +250,11 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         raise FileError(
             path, f"does not describe a path ({type(error).__name__}: {one_line(error)})", _AGAIN
         ) from error
+
+
+def _data(segments: list[Mapping[str, Any]]) -> set[int]:
+    """The numbers of the tensors that belong to segments."""
+    return {_index(s["x"]) for s in segments if "x" in s}
 
 
 def _check_header(path: PathLike, header: dict[str, Any]) -> None:

@@ -43,14 +43,19 @@ def taps(program: Program, structure: Structure, moment: Moment = "after") -> di
     walk = Propagation(program, structure.shapes)
     walk.run(RULES)
     atoms = atoms_of(walk, structure)
-    roles: tuple[Role, Role] = ("out", "in") if moment == "after" else ("in", "out")
-    out: dict[str, tuple[Tap, ...]] = {}
-    for group, atom in atoms.items():
-        names = _shown(walk, atom, roles[0]) or _shown(walk, atom, roles[1]) or list(walk.values)
-        found = {(name, dim): axis for name in names for dim, axis in _axes(walk.values.get(name), atom)}
-        if found:
-            out[group] = tuple(_tap(*place, axis, group, atoms) for place, axis in found.items())
-    return out
+    found = {group: _places(walk, atom, moment) for group, atom in atoms.items()}
+    return {
+        group: tuple(_tap(*place, axis, group, atoms) for place, axis in several.items())
+        for group, several in found.items()
+        if several
+    }
+
+
+def _places(walk: Propagation, atom: Axis, moment: Moment) -> dict[tuple[str, int], Axis]:
+    """The values, each with an axis of it, on which an atom is seen."""
+    first, then = ("out", "in") if moment == "after" else ("in", "out")
+    names = _shown(walk, atom, first) or _shown(walk, atom, then) or list(walk.values)
+    return {(name, dim): axis for name in names for dim, axis in _axes(walk.values.get(name), atom)}
 
 
 def atoms_of(walk: Propagation, structure: Structure) -> dict[str, Axis]:

@@ -13,7 +13,9 @@ from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
 from isthmus.structure.propagation import Propagation, Value
 
-_SPREAD = ("var", "std", "var_mean", "std_mean")
+_ALLOWED = {("moves", name) for name in ("mean", "sum", "var", "std", "var_mean", "std_mean")}
+_ALLOWED |= {("squared", "mean"), ("squared", "sum")}
+"""What may be taken over all units: of them, where the vector of ones is kept, and of their squares."""
 
 
 class NoRotation(Exception):
@@ -31,6 +33,11 @@ class Multiplied:
     bias: str | None = None
     readers: list[Reader] = field(default_factory=list)
     carried: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Of its tensors."""
+        return [name for name in (self.gain, self.bias) if name is not None]
 
 
 @dataclass(frozen=True)
@@ -249,10 +256,9 @@ class Follow:
             raise self.refusal(node)
         if not within:
             return self.summed(node, state)
-        if state.kind == "moves" and node.base in ("mean", "sum", *_SPREAD):
-            self.centred = True
-        elif state.kind != "squared" or node.base not in ("mean", "sum"):
+        if (state.kind, node.base) not in _ALLOWED:
             raise self.refusal(node)
+        self.centred |= state.kind == "moves"
         return None
 
     def summed(self, node: Node, state: State) -> State:
@@ -334,10 +340,9 @@ class Follow:
         """Which gains go into which weights: each weight reads one gain, and is nothing else."""
         for weight, several in self.read.items():
             self.settle_reader(weight, several)
-        used = [n for g in self.gains for n in (g.gain, g.bias) if n is not None]
+        used = [name for gain in self.gains for name in gain.names]
         for by in self.gains:
-            own = [n for n in (by.gain, by.bias) if n is not None]
-            by.carried |= not by.readers or any(used.count(n) > 1 or n in self.plain for n in own)
+            by.carried |= not by.readers or any(used.count(n) > 1 or n in self.plain for n in by.names)
 
     def settle_reader(self, weight: str, several: Sequence[tuple[Multiplied | None, Reader]]) -> None:
         """Which gain goes into a weight."""

@@ -19,7 +19,7 @@ _EQUAL = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class Placed:
     """Entries of a tensor that rotate: ``index[k..., u]`` are the positions along axis `dim` of unit u under key k."""
 
     tensor: str
@@ -49,10 +49,10 @@ class Turn:
 
     group: str
     size: int
-    members: tuple[Held, ...]
+    members: tuple[Placed, ...]
     keys: tuple[tuple[str, int], ...] = ()
     centred: bool = False
-    seen: tuple[Held, ...] = ()
+    seen: tuple[Placed, ...] = ()
 
     @property
     def renumbered(self) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class Gain:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class Rotatable:
     """All of a network that may be rotated. `tied`: each further name of a tensor with its first one."""
 
     structure: Structure
@@ -107,7 +107,7 @@ class Frame:
         """The gains that can be moved into their readers."""
         return tuple(g for g in self.gains if not g.carried)
 
-    def only(self, rotations: Collection[str], norms: Collection[str]) -> Frame:
+    def only(self, rotations: Collection[str], norms: Collection[str]) -> Rotatable:
         """What is needed to rotate these groups and move these gains; others must not be folded."""
         turns = tuple(t for t in self.turns if t.group in rotations)
         return replace(self, turns=turns, gains=tuple(g for g in self.gains if g.carried or _in(norms, g)))

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.change import change
-from isthmus.alignment.descent import Search
-from isthmus.alignment.matching import Matched, Matching, MatchingTask, Run
+from isthmus.alignment.descent import UnitSearch
+from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Overlap
-from isthmus.alignment.rotations.frame import Frame, Turn, uniform
+from isthmus.alignment.rotations.frame import Rotatable, Turn, uniform
 from isthmus.alignment.rotations.solve import Rounds
 from isthmus.alignment.rotations.streams import frame_of
 from isthmus.checks import check_choices, check_whole
@@ -64,10 +64,10 @@ class RotationMatching(Matching):
         alike = _alike(task, frame, (a, b), self.examples) if self.stream == "activations" else {}
         c, d = (_centred(frame, p) for p in (a, b))
         overlap = Overlap.between(objective.structure, c, d, statistics(objective))
-        rounds = Rounds(frame, Search(overlap), alike)
+        rounds = Rounds(frame, UnitSearch(overlap), alike)
         rounds.run(self.rounds, lambda k: task.progress("matching units", k, self.rounds))
         search, norms = rounds.search, frame.norms(task.a)
-        run = Run(
+        run = MatchingRun(
             self.stream, search.similarity, len(rounds.trace) - 1, search.assignments, rounds.converged,
             trace=tuple(rounds.trace),
         )  # fmt: skip
@@ -75,28 +75,34 @@ class RotationMatching(Matching):
         return Matched(search.orders, (run,), {}, rounds.rotations, norms, before, frame, notes)
 
 
-def _centred(frame: Frame, params: Params) -> Params:
+def _centred(frame: Rotatable, params: Params) -> Params:
     """Without what LayerNorm does not see: the mean over the units."""
     means = {t.group: torch.full((t.size, t.size), 1 / t.size, dtype=torch.float64) for t in frame.turns if t.centred}
     return frame.rotate(params, {k: torch.eye(len(v), dtype=torch.float64) - v for k, v in means.items()})
 
 
-def _alike(task: MatchingTask, frame: Frame, ends: tuple[Params, Params], examples: int) -> dict[str, Tensor]:
+def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], examples: int) -> dict[str, Tensor]:
     """How alike the units of both networks are in what the weights read, where no other group is renumbered."""
     turns = [t for t in frame.turns if t.seen and not t.renumbered]
     pairs = [(t.group, held) for t in turns for held in t.seen]
-    names = {held.tensor for _, held in pairs}
     few = task.objective.part(slice(0, examples)).cast(torch.float64)
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
     for x, _ in few.source.chunks(few.chunk):
-        with torch.no_grad():
-            a, b = (task.objective.program.seen(p, tree_leaves(x), names) for p in ends)
+        values = _values(task, ends, tree_leaves(x), [held.tensor for _, held in pairs])
         for group, held in pairs:
-            out[group] += held.rows(a[held.tensor]).cpu() @ held.rows(b[held.tensor]).cpu().mT
+            a, b = (held.rows(v[held.tensor]).cpu() for v in values)
+            out[group] += a @ b.mT
     return out
 
 
-def usable(task: MatchingTask, frame: Frame, refused: Mapping[str, str]) -> tuple[Frame, tuple[str, ...]]:
+@torch.no_grad()
+def _values(
+    task: MatchingTask, ends: Sequence[Params], x: Sequence[Tensor], names: Sequence[str]
+) -> list[dict[str, Tensor]]:
+    return [task.objective.program.seen(p, x, names) for p in ends]
+
+
+def usable(task: MatchingTask, frame: Rotatable, refused: Mapping[str, str]) -> tuple[Rotatable, tuple[str, ...]]:
     """What of a frame holds for these two networks, and why the rest does not."""
     notes = {k: why for k, why in refused.items() if task.objective.structure.group(k).size > 1}
     for gain in frame.gains:
@@ -111,18 +117,18 @@ def usable(task: MatchingTask, frame: Frame, refused: Mapping[str, str]) -> tupl
     return frame, tuple(f"{group} is renumbered, not rotated: {why}" for group, why in notes.items())
 
 
-def _wrong(task: MatchingTask, frame: Frame) -> list[str]:
+def _wrong(task: MatchingTask, frame: Rotatable) -> list[str]:
     """The groups that may not be rotated although nothing in the program says so."""
     if _holds(task, frame, frame.turns):
         return []
     return [t.group for t in frame.turns if not _holds(task, frame, [t])]
 
 
-def _without(frame: Frame, groups: Collection[str]) -> Frame:
+def _without(frame: Rotatable, groups: Collection[str]) -> Rotatable:
     return replace(frame, turns=tuple(t for t in frame.turns if t.group not in groups))
 
 
-def _holds(task: MatchingTask, frame: Frame, turns: Sequence[Turn]) -> bool:
+def _holds(task: MatchingTask, frame: Rotatable, turns: Sequence[Turn]) -> bool:
     """Whether random rotations keep the function of b, with the norms of a."""
     turned = {t.group: random_rotation(t, task.generator) for t in turns}
     b = cast(task.b, torch.float64)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from isthmus.alignment.assignment import assignment
-from isthmus.alignment.descent import Search
+from isthmus.alignment.descent import UnitSearch
 from isthmus.alignment.overlap import Overlap
-from isthmus.alignment.rotations.frame import Frame, Held, Turn
+from isthmus.alignment.rotations.frame import Placed, Rotatable, Turn
 from isthmus.structure import Group
 
 _GAIN = 1e-10
@@ -33,8 +33,8 @@ class Rounds:
     step of the others lowers the inner product.
     """
 
-    frame: Frame
-    search: Search
+    frame: Rotatable
+    search: UnitSearch
     seen: Mapping[str, Tensor] = field(default_factory=dict)
     rotations: dict[str, Tensor] = field(default_factory=dict)
     trace: list[float] = field(default_factory=list)
@@ -51,17 +51,21 @@ class Rounds:
 
     def run(self, rounds: int, tell: Callable[[int], None]) -> None:
         """First by values, and by what is tied to nothing else, such as embeddings; then all in turns."""
-        keys = {name for t in self.frame.turns for name in t.renumbered}
-        still = keys | {t.group for t in self.frame.turns}
-        alone = [t for t in self.frame.turns if not t.renumbered]
-        heads = [g for g in self.overlap.structure.groups if g.name in keys]
-        rest = [g for g in self.overlap.structure.groups if g.name not in still]
+        alone, heads, rest = self.parts()
         free = [t for t in alone if t.group not in self.seen]
         self.begin(alone, rest)
         self.trace.append(self.search.similarity)
         while len(self.trace) <= rounds and not self.converged:
             self.round(free, heads, [g.name for g in rest])
             tell(len(self.trace) - 1)
+
+    def parts(self) -> tuple[list[Turn], list[Group], list[Group]]:
+        """What is rotated by itself, the keys of what is rotated with them, and what is only renumbered."""
+        turns, groups = self.frame.turns, self.overlap.structure.groups
+        keys = {name for t in turns for name in t.renumbered}
+        still = keys | {t.group for t in turns}
+        heads = [g for g in groups if g.name in keys]
+        return [t for t in turns if not t.renumbered], heads, [g for g in groups if g.name not in still]
 
     def round(self, turns: Sequence[Turn], heads: Sequence[Group], rest: Sequence[str]) -> None:
         """Everything once."""
@@ -124,7 +128,7 @@ class Rounds:
             taken = [m.index.reshape(-1) for t in turns for m in t.members if (m.tensor, m.dim) == (tensor, dim)]
             free = ~torch.isin(index, torch.cat(taken)) if taken else torch.ones_like(index, dtype=torch.bool)
             if bool(free.any()):
-                held = Held(tensor, dim, index[free].reshape(len(index), -1))
+                held = Placed(tensor, dim, index[free].reshape(len(index), -1))
                 out += held.rows(self.overlap.a[tensor]) @ held.rows(self.search.b[tensor]).T
         return out
 
@@ -147,7 +151,7 @@ class Rounds:
                 if key == name:
                     self.rotations[turn.group] = self.rotations[turn.group].index_select(place, order)
 
-    def _compared(self, turn: Turn) -> list[Held]:
+    def _compared(self, turn: Turn) -> list[Placed]:
         return [m for m in turn.members if m.tensor in self.overlap.of]
 
     def _grams(self, turn: Turn, names: Collection[str] | None) -> Tensor | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from isthmus.alignment.rotations.follow import Follow, NoRotation
-from isthmus.alignment.rotations.frame import Frame, Gain, Held, Turn
+from isthmus.alignment.rotations.frame import Gain, Placed, Rotatable, Turn
 from isthmus.program.program import Program
 from isthmus.structure import Group, Structure
 from isthmus.structure import axes as ax
@@ -18,7 +18,7 @@ from isthmus.structure.rules import RULES
 from isthmus.structure.taps import atoms_of
 
 
-def frame_of(program: Program, structure: Structure) -> tuple[Frame, dict[str, str]]:
+def frame_of(program: Program, structure: Structure) -> tuple[Rotatable, dict[str, str]]:
     """What of a network may be rotated; for every other group why it may not.
 
     Rotated are units that weights make and read, which are added, averaged, multiplied by what holds none of them,
@@ -39,26 +39,29 @@ def frame_of(program: Program, structure: Structure) -> tuple[Frame, dict[str, s
             gains += [Gain(group.name, g.gain, g.bias, tuple(g.readers), g.carried) for g in follow.gains]
         except NoRotation as why:
             refused[group.name] = str(why)
-    return Frame(structure, tuple(turns), tuple(gains), program.tied), refused
+    return Rotatable(structure, tuple(turns), tuple(gains), program.tied), refused
 
 
 def _turn(walk: Propagation, group: Group, atoms: Mapping[str, Axis], follow: Follow) -> Turn:
     """The group with what stands beside its units everywhere, and where each of them is."""
     atom, names = follow.atom, {axis: name for name, axis in atoms.items()}
     gains, first = {g.gain for g in follow.gains}, walk.program.tied
-    members = [m for m in group.members if first.get(m.tensor, m.tensor) not in gains]
-    held = [(m.tensor, m.dim, walk.weights[first.get(m.tensor, m.tensor)][m.dim]) for m in members]
+    held = [(m.tensor, m.dim, walk.weights[first.get(m.tensor, m.tensor)][m.dim]) for m in group.members]
+    held = [one for one in held if first.get(one[0], one[0]) not in gains]
     keys = _keys(walk, follow, [axis for *_, axis in held])
-    seen = [(name, d, axis) for name in follow.seen for d, axis in enumerate(walk.values[name].axes)]
-    seen = [one for one in seen if {atom, *keys} <= set(ax.labels(one[2]))]
+    seen = [one for one in _axes(walk, follow.seen) if {atom, *keys} <= set(ax.labels(one[2]))]
     sizes = tuple((names.get(k, ""), k.size) for k in keys)
     return Turn(
         group.name, atom.size, _held(held, atom, keys), sizes, follow.centred, _held(seen, atom, keys)
     )  # fmt: skip
 
 
-def _held(several: Sequence[tuple[str, int, Axis]], atom: Axis, keys: Sequence[Axis]) -> tuple[Held, ...]:
-    return tuple(Held(name, dim, _places(axis, atom, keys)) for name, dim, axis in several)
+def _axes(walk: Propagation, values: Iterable[str]) -> list[tuple[str, int, Axis]]:
+    return [(name, d, axis) for name in values for d, axis in enumerate(walk.values[name].axes)]
+
+
+def _held(several: Sequence[tuple[str, int, Axis]], atom: Axis, keys: Sequence[Axis]) -> tuple[Placed, ...]:
+    return tuple(Placed(name, dim, _places(axis, atom, keys)) for name, dim, axis in several)
 
 
 def _keys(walk: Propagation, follow: Follow, axes: Sequence[Axis]) -> list[Axis]:
