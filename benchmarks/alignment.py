@@ -2,8 +2,8 @@
 
     python benchmarks/alignment.py --cpu
 
-Two perceptrons 784-512x3-10 of other seeds, Adam, 5 epochs on the first 20,000 images of MNIST. Excess: the largest loss
-at 41 points minus that of the larger end; "held out": on the 10,000 images behind these.
+Two perceptrons 784-512x3-10 of other seeds, Adam, 5 epochs on the first 20,000 images of MNIST. Excess: the largest
+loss at 41 points minus that of the larger end; "held out": on the 10,000 images behind these.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from isthmus.alignment import Renumbering as Renumbering
 from isthmus.alignment import RotationMatching as RotationMatching
 from isthmus.alignment import WeightMatching as WeightMatching
 from isthmus.alignment import align as align
+from isthmus.alignment import align_many as align_many
 from isthmus.analysis.descend import descend as descend
 from isthmus.analysis.ensemble import Ensemble as Ensemble
 from isthmus.analysis.ensemble import EnsembleRow as EnsembleRow

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.alignment.overlap import Overlap
-from isthmus.params import Params, equal, lerp
+from isthmus.params import Params, dot, equal, lerp
 from isthmus.structure import Structure
 from tests.alignment.problems import ALL, drawn, objective, planted
-from tests.problems import blobs, classify, convolutional, odd_widths, perceptron, permuted
+from tests.problems import blobs, classify, convolutional, odd_widths, perceptron, permuted, random_params
 
 FAST = ("perceptron", "ResNet", "ConvNeXt", "ViT by TransformerEncoder", "T5", "experts", "LSTM", "GPT2LMHeadModel")
 MATCHINGS = (im.WeightMatching(), im.WeightMatching("barycentre"), im.ActivationMatching())
@@ -237,3 +237,31 @@ def test_an_alignment_is_kept_in_a_file_and_made_on_another_checkpoint(tmp_path)
     (tmp_path / "flipped").write_bytes(bits)
     with pytest.raises(im.FileError, match="digest"):
         im.load_alignment(tmp_path / "flipped", problem.objective)
+
+
+def test_several_networks_in_one_numbering():
+    problem = odd_widths()
+    models = [random_params(problem.objective._materialised(), seed) for seed in range(4)]
+    found = im.align_many(problem.objective, models)
+    (trace,) = {one.runs[0].trace for one in found}
+    assert equal(found[0].target, models[0])
+    assert all(q >= p - 1e-9 for p, q in itertools.pairwise(trace))
+    assert trace[-1] > trace[0]
+    hidden = [{k: v for k, v in one.target.items() if k != "8.bias"} for one in found]  # which holds no units
+    pairs = itertools.combinations(hidden, 2)
+    assert sum(dot(p, q) for p, q in pairs) == pytest.approx(trace[-1], rel=1e-9)
+    first, second, third = ([one.apply(model) for one in found[:3]] for model in models[:3])
+    assert not equal(first[1], second[1])
+    assert equal(third[2], found[2].target)
+    # from 1 to 2 by way of 0, and back
+    way = found[1].then(found[2].inverse())
+    assert equal(way.then(way.inverse()).apply(models[1]), models[1])
+
+
+def test_planted_orders_of_several_networks_are_found():
+    pair = planted("perceptron", seed=5)
+    g = torch.Generator().manual_seed(9)
+    orders = [{k: torch.randperm(len(v), generator=g) for k, v in pair.order.items()} for _ in range(3)]
+    models = [pair.a, *(pair.objective.structure.permute(pair.near, order) for order in orders)]
+    for one in im.align_many(pair.objective, models, im.WeightMatching())[1:]:
+        assert equal(one.target, pair.near)

@@ -89,7 +89,7 @@ def test_every_value_is_one_short_line(values):
         assert len(text) <= LIMIT, text
         seen[type(value).__name__] = text
     public = {n for n in dir(im) if inspect.isclass(getattr(im, n)) and not issubclass(getattr(im, n), BaseException)}
-    unseen = public - set(seen) - {"IsthmusWarning", "Connector", "Segment", "LevelCurve", "IsthmusError"}
+    unseen = public - set(seen) - {"IsthmusWarning", "Connector", "Matching", "Segment", "LevelCurve", "IsthmusError"}
     assert not {name for name in unseen if not issubclass(getattr(im, name), Warning)}
     assert repr(values[1]) == f"Connection(Dropout, constructed, {len(values[2])} segments, 139 parameters)"
     assert "x_train=f32[" in seen["Dataset"]
@@ -264,6 +264,7 @@ def calls(objective, modules, connection, folder):
         im.gap_by_width: {"make": lambda m: (objective, a, b), "widths": []},
         im.derive_structure: {"module": modules[0], "args": (torch.zeros(2, 4),)},
         im.align: {"objective": objective, "a": a, "b": b},
+        im.align_many: {"objective": objective, "models": [a, b]},
         im.save_alignment: {"alignment": im.align(objective, a, b), "path": folder / "alignment"},
         im.load_alignment: {"path": folder / "alignment", "objective": objective},
         im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},

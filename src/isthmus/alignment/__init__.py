@@ -5,6 +5,7 @@ from isthmus.alignment.align import Alignment as Alignment
 from isthmus.alignment.align import Renumbering as Renumbering
 from isthmus.alignment.align import align as align
 from isthmus.alignment.given import Given as Given
+from isthmus.alignment.many import align_many as align_many
 from isthmus.alignment.matching import Matching as Matching
 from isthmus.alignment.rotations.method import RotationMatching as RotationMatching
 from isthmus.alignment.weights import WeightMatching as WeightMatching
