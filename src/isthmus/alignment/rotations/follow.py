@@ -373,14 +373,14 @@ def _dims(dim: Any, rank: int) -> set[int]:
 
 
 _Step = Callable[..., State | None]
-_BY_NAME: dict[str, _Step] = (
+_BY_NAME: Mapping[str, _Step] = (
     dict.fromkeys(("add", "sub"), Follow.added)
     | dict.fromkeys(("mul", "multiply", "div", "true_divide"), Follow.multiplied)
     | dict.fromkeys(("pow", "square"), Follow.power)
     | dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm"), Follow.normed)
     | {"neg": Follow.moved}
 )
-_BY_KIND: dict[str, _Step] = (
+_BY_KIND: Mapping[str, _Step] = (
     dict.fromkeys(("identity", "cast", "reshape", "squeeze", "shape", "part", "look up"), Follow.moved)
     | dict.fromkeys(("affine", "convolution", "product"), Follow.contracted)
     | {"join": Follow.joined, "reduce": Follow.reduced, "embedding": Follow.looked_up, "attention": Follow.attended}
