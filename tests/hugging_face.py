@@ -38,6 +38,11 @@ KINDS = {
         {"embedding_size": 4, "hidden_sizes": [8, 12], "depths": [1, 2], **_LABELS},
     ),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**_LLAMA, "num_local_experts": 4}),
+    "t5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {**_WORDS, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0},
+    ),
 }
 """For each network its class, its config's class and what the config holds."""
 

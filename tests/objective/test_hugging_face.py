@@ -49,3 +49,14 @@ def test_models_of_hugging_face(kind: str) -> None:
     model(**batch).loss.backward()
     for name, p in model.named_parameters():
         assert moving[name].grad.allclose(p.grad, rtol=1e-3, atol=1e-5), name  # type: ignore[union-attr]
+
+
+def test_an_encoder_decoder_is_given_what_its_decoder_reads() -> None:
+    batch = {k: TEXT[k] for k in ("input_ids", "labels")}
+    model = network("t5")
+    with pytest.raises(im.InputError, match="decoder_input_ids in every batch"):
+        im.Objective(model, data=batch)
+    own = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    objective = im.Objective(model, im.CrossEntropy(mean="tokens"), batch | {"decoder_input_ids": own})
+    with torch.no_grad():
+        assert objective.loss(model) == pytest.approx(float(model(**batch).loss), rel=1e-6)
