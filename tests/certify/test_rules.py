@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import Form, Open, Refused
+from isthmus.certify.forms import Form, Open, Refused, half_width
 from isthmus.certify.norms import normalised
 from isthmus.certify.recurrent import RECURRENT
 from isthmus.certify.rules import RULES
@@ -136,6 +136,7 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 SEVERAL: dict[str, tuple[Values, Values, dict[str, Shape]]] = {
     "mul": (ruled("mul"), torch.mul, {"x": ROWS, "other": (4,)}),
     "add": (ruled("add", alpha=-3), lambda x, other: x - 3 * other, {"x": ROWS, "other": (4,)}),
+    "rsub": (ruled("rsub", alpha=3), lambda x, other: other - 3 * x, {"x": ROWS, "other": ROWS}),
     "matmul": (ruled("matmul"), lambda x, other: x @ other, {"x": ROWS, "other": (4, 3)}),
     "linear": (ruled("linear"), F.linear, {"x": ROWS, "weight": (3, 4), "bias": (3,)}),
     "maximum": (ruled("maximum"), torch.maximum, {"x": ROWS, "other": ROWS}),
@@ -274,6 +275,23 @@ def test_the_greatest_entries_are_named_where_no_sample_disagrees_and_only_there
         assert places == {tuple(found[0].tolist())}
         assert all(excess(form_, s, v) <= 0 for s, v in values)
     assert 5 < decided < 55
+
+
+@pytest.mark.parametrize("parts", ["s", "b", "r"])
+def test_a_comparison_is_made_only_where_it_cannot_turn(parts):
+    """Against 0, which lies within what a form can be, or just beyond it."""
+    x = form((1,), 3, 0.1, parts)
+    reach = float(half_width(x.rounded()))
+    with pytest.raises(Open, match="which side is larger depends on t, or on rounding"):
+        ruled("gt")(x=x, other=float(x.centre) - 0.99 * reach)
+    assert ruled("gt")(x=x, other=float(x.centre) - 1.01 * reach).tolist() == [True]
+
+
+@pytest.mark.parametrize("options", [{"accumulate": True}, {"reduce": "add"}], ids=str)
+def test_what_is_added_to_is_not_written(options):
+    x = form((4,), 0, 0.1)
+    with pytest.raises(Refused, match="only writing has a rule"):
+        ruled("scatter", torch.scatter, dim=0, index=torch.tensor([0, 0, 1, 1]), **options)(x=x, src=x)
 
 
 def test_equal_entries_have_no_order():
