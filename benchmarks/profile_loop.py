@@ -88,7 +88,7 @@ def hugging_face(words: Tensor) -> dict[str, tuple[nn.Module, Tensor, int]]:
 
     sizes: dict[str, Any] = {"vocab_size": 1000, "num_labels": 3, "pad_token_id": 0}
     bert = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    gpt2 = {"n_embd": 64, "n_layer": 2, "n_head": 4}
+    gpt2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
     nets = {
         "GPT-2": transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes, **gpt2)),
         "BERT": transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, **bert)),

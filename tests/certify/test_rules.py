@@ -294,6 +294,13 @@ def test_what_is_added_to_is_not_written(options):
         ruled("scatter", torch.scatter, dim=0, index=torch.tensor([0, 0, 1, 1]), **options)(x=x, src=x)
 
 
+def test_a_mean_over_a_window_counts_every_entry_that_it_adds():
+    x = Form(torch.ones(1, 1, 4096, dtype=F64))
+    options = {"kernel_size": [4096], "stride": [4096], "padding": [0], "ceil_mode": False, "count_include_pad": True}
+    assert float(ruled("avg_pool1d", F.avg_pool1d, **options)(x=x).radius) > 4096 * 2.0**-53
+    assert float(ruled("adaptive_avg_pool1d", F.adaptive_avg_pool1d, output_size=[1])(x=x).radius) > 4096 * 2.0**-53
+
+
 def test_equal_entries_have_no_order():
     x = Form(torch.tensor([[1.0, 1.0, 0.0]], dtype=F64))
     with pytest.raises(Open, match="which entries are the greatest depends on t, or on rounding"):
