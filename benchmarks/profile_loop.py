@@ -5,6 +5,7 @@ With ``isthmus[hf]`` also on small random networks of Hugging Face.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
@@ -84,9 +85,8 @@ def hugging_face(words: Tensor) -> dict[str, tuple[nn.Module, Tensor, int]]:
     """Classifiers of 2 layers of 64; empty where transformers is missing."""
     if find_spec("transformers") is None:
         return {}
-    import transformers
-
-    sizes: dict[str, Any] = {"vocab_size": 1000, "num_labels": 3, "pad_token_id": 0}
+    transformers: Any = import_module("transformers")
+    sizes = {"vocab_size": 1000, "num_labels": 3, "pad_token_id": 0}
     bert = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     gpt2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
     nets = {

@@ -207,11 +207,16 @@ def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Le
         f"points the outputs differ from it by at most {stray / scale:.1e} of their size"
     )
     exact, noise = max(b.loss for b in closed), FACTOR * deviation
-    above = max(b.loss - v for b, v in zip(closed, losses if len(closed) == 2 else [min(losses)], strict=True))
+    above = _above(closed, losses)
     error = _error(objective, ends, closed, FACTOR * stray + 1e-11 * (1 + scale))
     return Level(
         Claim("analytic", why), max(*losses, exact) + noise, deviation, stray / scale, error, exact, above + noise
     )
+
+
+def _above(closed: list[Bound], losses: list[float]) -> float:
+    """How far the bounds of the closed form are above the losses at the ends, at most."""
+    return max(b.loss - v for b, v in zip(closed, losses if len(closed) == 2 else [min(losses)], strict=True))
 
 
 def _narrow(segment: LevelCurve) -> bool:
