@@ -145,6 +145,14 @@ def stored(p: Problem, folder: Path) -> Any:
     return again.path.knots, im.profile(p.objective, again, 3).loss
 
 
+def on_file(p: Problem, folder: Path) -> Any:
+    """A path that stays in its file, its points on the device."""
+    file = folder / "path.safetensors"
+    im.save(im.Path.through([p.a, p.b]), file)
+    flat = im.plane(p.objective, p.a, p.b, {k: 2 * v for k, v in p.a.items()}, file, points=2)
+    return im.profile(p.objective, file, 3).loss, im.ensemble(p.objective, file, 2).average, flat.off
+
+
 def profiled(**options: Any) -> Question:
     def values(p: Problem, _: Path) -> Any:
         found = im.profile(p.objective, im.connect(p.objective, p.a, p.b), 7, **options)
@@ -242,6 +250,7 @@ CASES: dict[str, tuple[Callable[[], Problem], Question]] = {
     "Subnetwork, separated": (few_examples, path(im.Subnetwork(inner=im.Separated(), draws=2))),
     "StringSampling, resumed": (tanh_regression, resumed(replace(QUICK[im.StringSampling], excess=0.005))),
     "Sublevel, stored": (wide_then_narrow, stored),
+    "a path in a file": (two_layers, on_file),
     "descend": (wide_then_narrow, lambda p, _: im.descend(p.objective, p.a).path.knots),
     "ray": (wide_then_narrow, lambda p, _: ray(p.objective, p.a, 1e3).path.knots),
     "straighten": (tanh_regression, straightened),

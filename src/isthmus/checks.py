@@ -35,7 +35,7 @@ def refuse_unless_whole(name: str, value: Any, least: int = 1) -> None:
     """
     whole = isinstance(value, Real) and not isinstance(value, bool) and float(value) % 1 == 0
     if value is not None and not (whole and float(value) >= least):
-        raise InputError(name, expected=f"a whole number >= {least}", got=value)
+        raise InputError(name, expected=f"a whole number >= {least}", got=repr(value))
 
 
 def check_several(method: Any, name: str) -> None:

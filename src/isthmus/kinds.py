@@ -63,6 +63,13 @@ def check_kind(value: Any, hint: Any, what: str) -> None:
         raise InputError(what, expected=_said(hint), got=got)
 
 
+def check_fields(value: Any, *names: str) -> None:
+    """Refuse fields of a dataclass that hold another kind than their annotations say."""
+    hints = get_type_hints(type(value))
+    for name in names:
+        check_kind(getattr(value, name), hints[name], name)
+
+
 @cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)

@@ -96,7 +96,8 @@ def train_on(
     def batch_loss(state: Params, index: Tensor) -> Tensor:
         x, y = objective.source.at(index)
         outputs = functional_call(learner, state, *arguments(x), strict=True)
-        return objective.example_losses(outputs, y).mean()
+        loss, penalty = objective.example_losses(outputs, y).mean(), objective.penalty
+        return loss if penalty is None else loss + penalty(state, objective.parameter_names).to(loss.dtype)
 
     names = {id(v): k for k, v in [*learner.named_parameters(), *learner.named_buffers()]}
     whole = {k: names[id(v)] for k, v in learner.state_dict(keep_vars=True).items()}  # tied ones by their first name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -111,6 +112,14 @@ def test_the_averages_of_tokens_are_those_of_numpy(mean):
     assert row.train.disagreement == pytest.approx(apart)
     assert found["t = 0.3"].train.loss == pytest.approx(objective.loss(lerp(a, b, 0.3)), rel=1e-12)
     assert found["t = 0.3"].train.error == pytest.approx(objective.error(lerp(a, b, 0.3)))
+
+
+def test_a_confidence_at_the_upper_end_of_a_bin_is_in_it():
+    """Of two examples in one bin, .2 that is right and .15 that is wrong, what is off is |.8 - .15| / 2."""
+    shares = torch.tensor([[0.2, *[0.8 / 9] * 9], [0.15, *[0.85 / 9] * 9]], dtype=torch.float64)
+    objective = im.Objective(nn.Embedding(2, 10), nn.NLLLoss(), (torch.arange(2), torch.tensor([0, 1])))
+    found = im.ensemble(objective.cast(torch.float64), [{"weight": shares.log()}])
+    assert found["member"].train.ece == pytest.approx(0.325, rel=1e-6)
 
 
 def test_a_yes_or_no_is_a_probability_too():
@@ -236,6 +245,9 @@ def test_statistics_follow_the_policy():
         assert distance(found.member(1), want.get(bn, middle)) < 1e-10
         assert distance(found.average, want.get(bn, middle)) < 1e-10
         assert found["a"].train.loss == pytest.approx(p.objective.loss(p.a))
+    for networks in (line(p), [p.a, p.b]):
+        with pytest.raises(im.UnsupportedError, match="running statistics"):
+            im.ensemble(p.objective, networks, bn="error")
 
 
 # -- fast geometric ensembling
@@ -264,7 +276,11 @@ def test_networks_are_kept_at_the_minima_of_the_rate(monkeypatch):
 
 def test_cycles_go_on_after_a_kill_to_the_same_networks(tmp_path):
     p = normalised()
-    once = im.fast_geometric_ensemble(p.objective, p.a, cycles=4, epochs=6)
+    told: list[int] = []
+    once = im.fast_geometric_ensemble(
+        p.objective, p.a, cycles=4, epochs=6, progress=lambda what, done, total: told.append(done)
+    )
+    assert len(set(told)) == 4
     memory = Mortal(seed=2, lives=(3, 12), after_saves=(1, 2))
     again = to_the_end(lambda: im.fast_geometric_ensemble(p.objective, p.a, cycles=4, epochs=6, memory=memory))
     assert memory.deaths >= 2
@@ -277,6 +293,10 @@ def test_cycles_go_on_after_a_kill_to_the_same_networks(tmp_path):
     assert all(equal(v, refresh(p.objective, v)) for v in once)
     with pytest.raises(im.FileError, match="another"):
         im.fast_geometric_ensemble(p.objective, p.a, cycles=5, epochs=6, memory=tmp_path / "state")
+    other = copy.deepcopy(p.objective)
+    other.skeleton.register_module("another", nn.Tanh())
+    with pytest.raises(im.FileError, match="another"):
+        im.fast_geometric_ensemble(other, p.a, cycles=4, epochs=6, memory=tmp_path / "state")
 
 
 def test_cycles_that_cannot_be_are_refused():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import isthmus as im
 from isthmus.errors import FileError
@@ -18,7 +20,7 @@ from isthmus.report.surfaces import write_plane_page
 from isthmus.training.memory import forget
 from tests.analysis.test_ensemble import normalised
 from tests.mortal import Mortal, to_the_end
-from tests.problems import odd_widths, random_params, tanh_regression, two_layers
+from tests.problems import odd_widths, perceptron, random_params, tanh_regression, two_layers
 
 
 def third(p):
@@ -133,6 +135,10 @@ def test_it_goes_on_after_a_kill_to_the_same_bytes(tmp_path, screen):
     assert [measured(tmp_path / "rows") for _ in range(2)] == [once, once]
     with pytest.raises(FileError, match="another"):
         im.plane(p.objective, p.a, p.b, third(p), points=6, screen=screen, test=p.objective, folder=tmp_path / "rows")
+    other = im.Objective(perceptron([5, 9, 4], nn.Tanh), data=p.objective.data, dtype=torch.float64)
+    assert other.describe() == p.objective.describe()
+    with pytest.raises(FileError, match="another"):
+        im.plane(other, p.a, p.b, third(p), points=5, screen=screen, test=p.objective, folder=tmp_path / "rows")
 
 
 def test_statistics_are_no_coordinates_unless_they_are_interpolated():
@@ -147,6 +153,8 @@ def test_statistics_are_no_coordinates_unless_they_are_interpolated():
         assert float(plane.train.corner_loss[1]) == p.objective.loss(want[bn])
         assert plane.bn == bn
     assert im.plane(p.objective, p.a, p.b, c, points=2, bn="keep", screen=4).screen == 4
+    moving = replace(im.Path.through([p.a, p.b]), bn="interpolate")
+    assert im.plane(p.objective, p.a, p.b, c, moving, points=2, margin=0.0).bn == "interpolate"
 
 
 # -- what is drawn of it

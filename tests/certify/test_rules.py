@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import Form, Open, Refused, half_width
-from isthmus.certify.norms import normalised
+from isthmus.certify.forms import HEADROOM, Form, Open, Refused, half_width
+from isthmus.certify.norms import centred, normalised
 from isthmus.certify.recurrent import RECURRENT
 from isthmus.certify.rules import RULES
 from tests.certify.test_forms import at, excess, full
@@ -299,6 +299,11 @@ def test_a_mean_over_a_window_counts_every_entry_that_it_adds():
     options = {"kernel_size": [4096], "stride": [4096], "padding": [0], "ceil_mode": False, "count_include_pad": True}
     assert float(ruled("avg_pool1d", F.avg_pool1d, **options)(x=x).radius) > 4096 * 2.0**-53
     assert float(ruled("adaptive_avg_pool1d", F.adaptive_avg_pool1d, output_size=[1])(x=x).radius) > 4096 * 2.0**-53
+
+
+def test_a_mean_that_is_taken_off_counts_every_entry():
+    x = Form(torch.ones(1, 4096, dtype=F64), None, torch.zeros(1, 4096, dtype=F64), HEADROOM)
+    assert float(centred(x, 1).radius.min()) > 4096 * 2.0**-53
 
 
 def test_equal_entries_have_no_order():

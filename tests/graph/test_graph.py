@@ -279,6 +279,8 @@ def test_files_are_named_by_theirs(tmp_path):
         ({"params": "a.safetensors"}, "params: expected networks by name"),
         ({"goal": "most"}, "goal"),
         ({"tol": -1.0}, "tol"),
+        ({"tol": "a"}, "tol: expected a number"),
+        ({"tolerance": 1.0}, "options: expected some of tol"),
         ({"num_points": 1}, "num_points"),
         ({"method": im.Bezier}, "method"),
     ],

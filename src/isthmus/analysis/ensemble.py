@@ -14,7 +14,7 @@ from isthmus.analysis.scores import Predictions, Scores, Tally
 from isthmus.checks import refuse_unless_whole
 from isthmus.connectors.base import Connection
 from isthmus.errors import InputError
-from isthmus.evaluate.batchnorm import POLICIES, applied, refresh, segments_under, statistics
+from isthmus.evaluate.batchnorm import POLICIES, followed, refresh, segments_under, statistics
 from isthmus.evaluate.profile import opened
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
@@ -209,7 +209,7 @@ def _on_path(
     ts: Sequence[float] | None,
     bn: str | None,
 ) -> _Chosen:
-    path = opened(given)
+    path = opened(given, objective)
     segments, policy = segments_under(objective, path, bn)
     if ts is None:
         still = () if policy == "interpolate" else statistics(objective)
@@ -239,7 +239,7 @@ def _given(
     members = {}
     for k, given in enumerate(networks, start=1):
         members[f"network {k}"] = {n: v.clone() for n, v in objective.check(given, f"network {k}").items()}
-    policy = applied(objective, bn or POLICIES[0])
+    policy = followed(objective, bn or POLICIES[0])
     return _Chosen({}, members, _average(objective, list(members.values()), policy), [], policy)
 
 

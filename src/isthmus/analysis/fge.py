@@ -17,11 +17,13 @@ from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import refresh
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.described import network_of
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params
 from isthmus.training.fit import Ended, fit
 from isthmus.training.memory import Beside, Memory, State, forget, memory_of, named, taken
+from isthmus.training.progress import Progress, no_progress
 from isthmus.training.recipe import Recipe
 
 _BATCH, _MOMENTUM = 128, 0.9
@@ -37,6 +39,7 @@ def fast_geometric_ensemble(
     lr_min: float = 2e-4,
     seed: int = 0,
     memory: Memory | os.PathLike[str] | str = forget,
+    progress: Progress = no_progress,
 ) -> list[Params]:
     """`cycles` networks near the trained network `a`, for ``ensemble(objective, networks)``.
 
@@ -46,7 +49,8 @@ def fast_geometric_ensemble(
     those of the batches, and computed again for the networks that are kept. The penalty is part of the loss.
 
     `memory`: a folder (or a ``Memory`` of this call alone), from which the same call goes on after it was killed, to
-    the same networks. Cost: (cycles - 1/2) * epochs passes of training.
+    the same networks. ``progress(what, done, total)`` is told whenever one is kept. Cost: (cycles - 1/2) * epochs
+    passes of training.
 
     `lr_max` decides: one that is too low gives networks that agree, one that is too high networks that are worse than
     `a` (that of the published code, for networks with BatchNorm, is 0.05).
@@ -73,12 +77,13 @@ def fast_geometric_ensemble(
 
     def known() -> dict[str, Any]:
         rates = {"cycles": cycles, "half": half, "rates": [lr_max, lr_min]}
-        return {"a": start, "objective": objective.describe(), "seed": seed, **rates}
+        told = {"network": network_of(objective), "objective": objective.describe(), "seed": seed}
+        return {"a": start, **told, **rates}
 
     fitted = fit(
         work.batch_loss, work.full_loss, work.trained, objective.num_examples, recipe,
         generator=torch.Generator().manual_seed(seed), target=-inf, due=work.due, rate=work.rate,
-        memory=Beside(memory_of(memory, known), work.give, work.take), what="cycles of training",
+        memory=Beside(memory_of(memory, known), work.give, work.take), progress=progress, what="cycles of training",
     )  # fmt: skip
     if fitted.ended is Ended.NOT_FINITE:
         what, why = ("lr_max", "a rate at which training goes on") if work.step else ("a", "a network to go on from")

@@ -18,6 +18,7 @@ from isthmus.evaluate.batchnorm import POLICIES, applied, refresh, statistics
 from isthmus.evaluate.profile import opened
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.described import network_of
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, check_finite, in_dtype, moves
@@ -128,8 +129,9 @@ def plane(
     The first axis runs from a to b, the second from their line to c, both in units of weight space. The grid covers
     the corners and the `path` (a path, a result that has one, or a file), and `margin` times their extent beyond. A
     path is seen from above: `off` says how far from the plane it is, 0 for a curve with three control points of
-    which c is the middle one. With BatchNorm (`bn`, as in ``profile``) statistics are computed again at every point
-    ("recompute"), are those of a ("keep"), or coordinates like weights ("interpolate").
+    which c is the middle one. With BatchNorm (`bn`, as in ``profile``: None is what the path says, else "recompute")
+    statistics are computed again at every point ("recompute"), are those of a ("keep"), or coordinates like weights
+    ("interpolate").
 
     `screen`: measure the grid on so many examples first (in bfloat16 where that pays), then on all of them the
     cells around the path, the corners and the lowest point. `folder`: keeps every row that is done, so that the
@@ -149,10 +151,11 @@ def plane(
     """
     check_kinds(plane, locals())
     _check(points, margin, screen, objective)
-    policy = _policy(objective, bn)
+    walked = None if path is None else opened(path, objective)
+    policy = _policy(objective, bn or (walked.bn if walked else None))
     frame = _frame(objective, [objective.check(p, n) for p, n in ((a, "a"), (b, "b"), (c, "c"))], policy)
     corners = torch.tensor([[0.0, 0.0], [frame.width, 0.0], [frame.shift, frame.height]], dtype=torch.float64)
-    t, places = _along(objective, frame, None if path is None else opened(path))
+    t, places = _along(objective, frame, walked)
     x, y = (_axis(torch.cat([corners, places[:, :2]])[:, k], points, margin) for k in range(2))
     sets = [objective] if test is None else [objective, test]
     near = _near(x, y, torch.cat([corners, places[:, :2]]))
@@ -160,7 +163,8 @@ def plane(
 
     def known() -> dict[str, Any]:
         told = {"x": x.tolist(), "y": y.tolist(), "near": near.tolist(), "bn": policy, "screen": screen}
-        return {"corners": [frame.a, frame.b, frame.c], "sets": [s.describe() for s in sets], **told}
+        told |= {"network": network_of(objective), "sets": [s.describe() for s in sets]}
+        return {"corners": [frame.a, frame.b, frame.c], **told}
 
     work.run(memory_of(folder, known, steps=1), progress)
     values = [PlaneValues(v[0], v[1], *work.corners(k)) for k, v in enumerate(work.values)]

@@ -201,22 +201,21 @@ def _measured(net: LevelNetwork, segment: LevelCurve, closed: list[Bound]) -> Le
     if not stray <= (1e-2 if _narrow(segment) else STRAY) * scale:
         why = f"a level curve whose outputs stray by {stray / scale:.1e} of their size from its closed form"
         return Level(Claim("measured", why))
-    how = "constant" if torch.equal(*ends) else "affine in t"
-    why = (
-        f"the outputs on the data are {how} by the closed form of the level curve; its premises hold, and at {POINTS} "
-        f"points the outputs differ from it by at most {stray / scale:.1e} of their size"
-    )
+    why = _in_words(ends, stray / scale)
     exact, noise = max(b.loss for b in closed), FACTOR * deviation
-    above = _above(closed, losses)
+    above = max(b.loss - v for b, v in zip(closed, losses if len(closed) == 2 else [min(losses)], strict=True))
     error = _error(objective, ends, closed, FACTOR * stray + 1e-11 * (1 + scale))
     return Level(
         Claim("analytic", why), max(*losses, exact) + noise, deviation, stray / scale, error, exact, above + noise
     )
 
 
-def _above(closed: list[Bound], losses: list[float]) -> float:
-    """How far the bounds of the closed form are above the losses at the ends, at most."""
-    return max(b.loss - v for b, v in zip(closed, losses if len(closed) == 2 else [min(losses)], strict=True))
+def _in_words(ends: list[Tensor], drift: float) -> str:
+    how = "constant" if torch.equal(*ends) else "affine in t"
+    return (
+        f"the outputs on the data are {how} by the closed form of the level curve; its premises hold, and at {POINTS} "
+        f"points the outputs differ from it by at most {drift:.1e} of their size"
+    )
 
 
 def _narrow(segment: LevelCurve) -> bool:

@@ -164,8 +164,7 @@ class _State:
                 pieces[piece.segment].append(piece)
         unbounded = [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]
         for i in unbounded:
-            self.refused[i] = f"its bound did not become finite within {self.budget} sub-intervals" + self.open.get(
-                i, ""
-            )
+            why = f"its bound did not become finite within {self.budget} sub-intervals"
+            self.refused[i] = why + self.open.get(i, "")
             del pieces[i]
         return Search(pieces, self.samples, self.refused, self.best, self.evaluations, self.spent)

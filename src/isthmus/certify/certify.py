@@ -38,16 +38,15 @@ def certify(
 
     **What is proved** is about the network in real arithmetic: the loss of the function that the module's operations
     define, with the weights of the path, widened to float64, as exact numbers (an RMSNorm without an eps: with that of
-    either type). It is computed in float64, and the bound
-    allows for every rounding and underflow on the way, also for that of the losses that an exact claim rests on.
-    Assumed are IEEE arithmetic with denormal numbers; torch's elementary functions to 1e-13; a loss given as a function
-    to 1e-12, and that it is convex where it was declared so; see "analytic" for level curves. Nothing is said about the
-    rounding of a computation in a narrower type, whether of the user's (float32 on another machine) or inside the
-    module: casts and float32 constants in a forward pass are taken in float64. Where a value overflows, or may not be
-    defined (a logarithm of what may be negative, a variance that may be below 0), there is no bound, also where a later
-    operation is bounded: of no point of an interval that has one is the loss, as float64 computes it, NaN or infinite.
-    A choice (``topk``, ``sort``, ``argmax``, a comparison) is followed on intervals on which it comes out the same; a
-    segment on which it changes has no bound.
+    either type). It is computed in float64, and the bound allows for every rounding and underflow on the way, also for
+    that of the losses that an exact claim rests on. Assumed are IEEE arithmetic with denormal numbers; torch's
+    elementary functions to 1e-13; a loss given as a function to 1e-12, and that it is convex where it was declared so;
+    see "analytic" for level curves. Nothing is said about the rounding of a computation in a narrower type, whether of
+    the user's (float32 on another machine) or inside the module: casts and float32 constants in a forward pass are
+    taken in float64. Where a value overflows, or may not be defined (a logarithm of what may be negative, a variance
+    that may be below 0), there is no bound, also where a later operation is bounded: of no point of an interval that
+    has one is the loss, as float64 computes it, NaN or infinite. A choice (``topk``, ``sort``, ``argmax``, a
+    comparison) is followed on intervals on which it comes out the same; a segment on which it changes has no bound.
 
     A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by the
     loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into

@@ -254,15 +254,15 @@ def _agree(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_agree(a[k], b[k]) for k in a)
     if isinstance(a, bool | str) or isinstance(b, bool | str):
         return type(a) is type(b) and a == b
-    have: Any = a
-    return _same(have, b)
+    return _same(a, b)
 
 
 def _below(value: float, bound: float) -> bool:
     return value <= bound + TOLERANCE * abs(bound) + TOLERANCE**2
 
 
-def _same(a: float | None, b: float | None) -> bool:
+def _same(a: Any, b: Any) -> bool:
+    """Whether numbers are the same up to the tolerance; None is the same as None alone."""
     if a is None or b is None:
         return a is b
     return abs(a - b) <= TOLERANCE * max(1.0, abs(a), abs(b))

@@ -30,6 +30,8 @@ from isthmus.cli.options import (
     Gap,
     Json,
     LevelOption,
+    Method,
+    MethodOptions,
     OutOption,
     Points,
     Quiet,
@@ -99,10 +101,8 @@ def connect(
     b: Checkpoint,
     asked: Asked,
     out: OutOption,
-    method: Annotated[str, typer.Option("--method", help="See: isthmus methods.")] = "Subnetwork",
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
-    ] = None,
+    method: Method = "Subnetwork",
+    option: MethodOptions = None,
     num_points: Points = 61,
     gap: Gap = 0.01,
     budget: Budget = None,
@@ -147,10 +147,8 @@ def graph(
     checkpoints: Annotated[list[Path], typer.Argument(help="Two or more files or folders of weights of one network.")],
     asked: Asked,
     out: OutOption,
-    method: Annotated[str, typer.Option("--method", help="See: isthmus methods.")] = "Bezier",
-    option: Annotated[
-        list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
-    ] = None,
+    method: Method = "Bezier",
+    option: MethodOptions = None,
     goal: Annotated[str, typer.Option("--goal", help="tree: pairs that can matter; all: every pair.")] = "tree",
     tol: Annotated[
         float, typer.Option("--tol", help="The share of a path's loss by which another must be able to be lower.")

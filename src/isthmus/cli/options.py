@@ -34,6 +34,10 @@ Budget = Annotated[
 LevelOption = Annotated[
     str, typer.Option("--level", help="The verdict's level: a loss, or 1.1x for 1.1 times the larger end's loss.")
 ]
+Method = Annotated[str, typer.Option("--method", help="See: isthmus methods.")]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option("--option", help="KEY=VALUE, a field of the method; repeatable.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

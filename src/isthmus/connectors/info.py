@@ -192,11 +192,12 @@ class TwoLayerReLUInfo:
 class CurveInfo:
     """Of ``Bezier`` and ``PolyChain``. `max`: the largest loss that was found on the curve, on all examples, at `t`.
 
-    `target`, `ends`: what was to be reached, and the losses of the ends; `lr`, `precision`: of the training. `history`:
-    a row per check, with "max" and "t" of that moment, whether it was "confirmed" on all examples, and the "profile":
-    running means of the losses of batches in equal parts of t (None: nothing known). `gradient_steps`, `evaluations`:
-    in all. `statistics`: of BatchNorm, in how many "pieces" they move, and the largest "deviation" of the loss from
-    that with recomputed ones.
+    `target`, `ends`: what was to be reached, and the losses of the ends (with BatchNorm and bn="recompute", as all
+    losses here, those with statistics computed again); `lr`, `precision`: of the training. `history`: a row per check,
+    with "max" and "t" of that moment, whether it was "confirmed" on all examples, and the "profile": running means of
+    the losses of batches in equal parts of t (None: nothing known). `gradient_steps`, `evaluations`: in all.
+    `statistics`: of BatchNorm, in how many "pieces" they move, and the largest "deviation" of the loss from that with
+    recomputed ones at so many equidistant "points" inside each piece; between them it may be larger.
     """
 
     max: float
@@ -213,23 +214,13 @@ class CurveInfo:
 
 @one_line
 @dataclass(frozen=True)
-class AutoNEBInfo:
+class AutoNEBInfo(CurveInfo):
     """Of ``AutoNEB``: as of ``Bezier``; `pivots`: how many the band has between the ends.
 
     `history`: a row per check, with the "pivots" of that moment; "profile": the running means of their losses.
     """
 
-    max: float
-    t: float
-    target: float
-    ends: list[float]
-    lr: float
-    precision: str
-    history: _Rows
-    gradient_steps: int
-    evaluations: int
     pivots: int = 0
-    statistics: dict[str, Any] | None = None
 
 
 INFO: dict[str, type] = {

@@ -33,13 +33,7 @@ def segments_under(objective: Objective, path: Path, bn: str | None) -> tuple[Se
 
     None is the policy of the path, else the default.
     """
-    policy, names = applied(objective, bn or path.bn or POLICIES[0]), statistics(objective)
-    if policy == "error":
-        raise UnsupportedError(
-            "BatchNorm",
-            f"the network has running statistics ({names[0]} and {len(names) - 1} more)",
-            "choose what becomes of them on the path: bn='interpolate', 'keep' or 'recompute'",
-        )
+    policy, names = followed(objective, bn or path.bn or POLICIES[0]), statistics(objective)
     if policy == "keep":
         kept = {k: path.start[k] for k in names}
         return path.map(lambda p: {**p, **kept}).segments, policy
@@ -79,6 +73,19 @@ def applied(objective: Objective, bn: str) -> str:
     if bn not in POLICIES:
         raise InputError("bn", expected=f"one of {POLICIES}", got=repr(bn))
     return bn if statistics(objective) else "none"
+
+
+def followed(objective: Objective, bn: str) -> str:
+    """``applied``; refuses "error" where there are running statistics."""
+    policy = applied(objective, bn)
+    if policy == "error":
+        names = statistics(objective)
+        raise UnsupportedError(
+            "BatchNorm",
+            f"the network has running statistics ({names[0]} and {len(names) - 1} more)",
+            "choose what becomes of them on the path: bn='interpolate', 'keep' or 'recompute'",
+        )
+    return policy
 
 
 def others(policy: str) -> tuple[str, ...]:

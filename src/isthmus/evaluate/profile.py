@@ -187,7 +187,7 @@ def profile(
     ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0], 0.0)
     """
     check_kinds(profile, locals())
-    path = opened(path)
+    path = opened(path, objective)
     _check(num_points, screen, tol)
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
@@ -217,14 +217,14 @@ def _seconds_of_reading(sets: list[Objective]) -> float:
     return sum({id(s.graphs): s.graphs.seconds for s in sets}.values())
 
 
-def opened(path: Path | HasPath | str | os.PathLike[str]) -> Path:
-    """The path itself, of a result that has one, or of a file, in which it stays."""
+def opened(path: Path | HasPath | str | os.PathLike[str], objective: Objective) -> Path:
+    """The path itself, of a result that has one, or of a file, in which it stays; read to the objective's device."""
     if not isinstance(path, str | os.PathLike):
         return path_of(path)
     # upwards, and only for a file, as for the checkpoints of an objective
     from isthmus.storage.on_file import open_path
 
-    return open_path(os.fspath(path))
+    return open_path(os.fspath(path), objective.device)
 
 
 def beside_others(

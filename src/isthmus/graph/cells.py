@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 from isthmus.connectors import Connector, connect
 from isthmus.evaluate import Profile, profile
 from isthmus.objective import Objective
+from isthmus.objective.described import network_of
 from isthmus.params import Params, equal
 from isthmus.paths import Path
 from isthmus.pipeline import judge_of, write_profile
 from isthmus.storage import save
-from isthmus.storage.state import network_of
 from isthmus.sweep import Cell, Job
 
 

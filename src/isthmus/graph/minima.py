@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 @one_line
 @dataclass(frozen=True)
 class Minimum:
-    """A trained network: its loss and error, and those on the test data where there are any."""
+    """A trained network: its loss and error (None where none is defined), and those on the test data, if any."""
 
     name: str
     loss: float
-    error: float
+    error: float | None
     test_loss: float | None = None
     test_error: float | None = None
 
@@ -51,7 +51,7 @@ class Edge:
     b: int
     max: float
     t: float
-    error: float
+    error: float | None
     test_loss: float | None
     test_error: float | None
     outcome: str

@@ -9,7 +9,7 @@ from itertools import combinations
 from math import isfinite, isnan
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_type_hints
 
 from isthmus.checks import check_choices, check_whole
 from isthmus.connectors import Connector, Linear
@@ -19,7 +19,7 @@ from isthmus.graph.cells import Material, MinimumCell, edge_cells
 from isthmus.graph.minima import Edge, MinimaGraph, Minimum
 from isthmus.graph.stored import write_graph
 from isthmus.graph.tree import Pair, floor_of, suggestions
-from isthmus.kinds import check_kinds
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
@@ -76,6 +76,7 @@ def minima_graph(
     ([], 0.3133, True)
     """
     check_kinds(minima_graph, locals(), but=["method", "params"])
+    _check_options(options)
     method = Linear() if method is None else method
     if not isinstance(method, Connector):
         raise InputError("method", expected="a connector such as im.Bezier()", got=type(method).__name__)
@@ -87,6 +88,15 @@ def minima_graph(
     material = Material(objective, test, dict(zip(digests, networks.values(), strict=True)))
     search = _Search(material, list(networks), digests, method, root, goal, seed, engine, **options)
     return search.run(where)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that there are not, and values of another kind."""
+    known = get_type_hints(GraphOptions)
+    for name, value in options.items():
+        if name not in known:
+            raise InputError("options", expected=f"some of {', '.join(known)}", got=repr(name))
+        check_kind(value, known[name], name)
 
 
 def _engine(workers: int | Engine | None) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from isthmus.objective import named
@@ -30,3 +31,8 @@ def describe(objective: Objective) -> dict[str, Any]:
         "digest": objective._digest,
         **objective.source.describe(),
     }
+
+
+def network_of(objective: Objective) -> str:
+    """The network in words, the same in every process: without addresses."""
+    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import final
 
+import torch
 from torch import Tensor
 
 from isthmus.errors import FileError
@@ -29,6 +30,7 @@ class StoredCurve(Segment):
 
     file: PathLike
     control: tuple[dict[str, str], ...]
+    device: torch.device
 
     def __repr__(self) -> str:
         return line(self, plural(len(self.control), "control point"), plural(len(self.control[0]), "tensor"))
@@ -42,7 +44,7 @@ class StoredCurve(Segment):
                 for keys in self.control:
                     if keys[name] not in held:
                         held[keys[name]] = read(keys[name])
-                point |= Curve(tuple({name: held[keys[name]]} for keys in self.control)).at(t)
+                point |= Curve(tuple({name: held[keys[name]].to(self.device)} for keys in self.control)).at(t)
         return point
 
     @property
@@ -60,23 +62,23 @@ class StoredCurve(Segment):
 
     def _loaded(self) -> Curve:
         with one_by_one(self.file) as read:
-            tensors = {key: read(key) for key in {k for keys in self.control for k in keys.values()}}
+            tensors = {key: read(key).to(self.device) for key in {k for keys in self.control for k in keys.values()}}
         return Curve(tuple({name: tensors[key] for name, key in keys.items()} for keys in self.control))
 
 
-def open_path(path: PathLike) -> Path:
-    """The path in a file of ``save``, which stays there; one with a level curve is loaded.
+def open_path(path: PathLike, device: torch.device) -> Path:
+    """The path in a file of ``save``, which stays there, its points on a device; one with a level curve is loaded.
 
     Costs one reading of the file, tensor by tensor, for its digest. Errors: as ``load_connection``.
     """
     manifest, expected = open_manifest(path)
     if any(s["kind"] != "curve" for s in manifest["segments"]):
-        return load_connection(path).path
+        return load_connection(path, device).path
     numbers = sorted({number for row in manifest["points"] for number in row})
     with one_by_one(path) as read:
         found = combine({key: digest_of(read(key)) for key in map(key_of, numbers)})
     if found != expected:
         raise FileError(path, "is damaged: its tensors do not match their digest", "copy it again")
     points = [dict(zip(manifest["names"], map(key_of, row), strict=True)) for row in manifest["points"]]
-    curves = (StoredCurve(path, tuple(points[k] for k in s["control"])) for s in manifest["segments"])
+    curves = (StoredCurve(path, tuple(points[k] for k in s["control"]), device) for s in manifest["segments"])
     return Path(tuple(curves), policy_of(manifest))

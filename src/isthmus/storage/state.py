@@ -19,6 +19,7 @@ from torch import Tensor
 from isthmus.connectors.base import Connector, lasting
 from isthmus.errors import FileError, InputError
 from isthmus.objective import Objective
+from isthmus.objective.described import network_of
 from isthmus.params import Params
 from isthmus.storage.files import make_folder
 from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
@@ -132,11 +133,6 @@ class FolderMemory(Memory):
     def _seal(self, tensors: Params, text: str) -> str:
         parts = (self.owner, *self.names, __version__, torch.__version__, digest(tensors), text)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def network_of(objective: Objective) -> str:
-    """The network in words, the same in every process: without addresses."""
-    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton))
 
 
 def memory_in(

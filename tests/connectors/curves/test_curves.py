@@ -337,6 +337,9 @@ def test_a_loss_that_is_not_finite_ends_training():
     [
         ({"bends": 2}, "bends"),
         ({"focus": 0.5}, "focus"),
+        ({"focus": "a"}, "focus: expected a number, got str"),
+        ({"recipe": None}, "recipe: expected a Recipe"),
+        ({"target": "a"}, "target: expected a number"),
         ({"draws": 0}, "draws"),
         ({"bn": "freeze"}, "bn"),
         ({"recipe": im.Recipe("lbfgs")}, "recipe"),

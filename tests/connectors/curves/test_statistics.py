@@ -1,13 +1,24 @@
-"""Paths with statistics that move between knots: how many pieces they are in."""
+"""What is said of trained curves: how many pieces statistics move in, what is screened, which curve is the best."""
 
 from __future__ import annotations
 
 from math import inf
 
+import pytest
+import torch
+from torch import nn
+
 import isthmus as im
+from isthmus.connectors.base import Task
+from isthmus.connectors.curves.losses import CurveLosses
+from isthmus.connectors.curves.shape import Bernstein
 from isthmus.connectors.curves.statistics import settle
+from isthmus.connectors.curves.train import CurveTraining
+from isthmus.evaluate.batchnorm import refresh
+from isthmus.params import distance, lerp
+from isthmus.training.fit import Ended, Fitted
 from tests.evaluate.networks import Residual
-from tests.problems import classify
+from tests.problems import classify, random_params, two_layers
 
 
 def test_there_are_no_more_pieces_than_the_tolerance_asks_for():
@@ -18,3 +29,45 @@ def test_there_are_no_more_pieces_than_the_tolerance_asks_for():
     assert len(one.path) == 3
     assert len(two.path) > 3
     assert two.deviation <= 0.999 * one.deviation
+
+
+def test_pieces_are_looked_at_beside_their_middles():
+    """On three examples statistics turn fast: in the middle of the line they are right by chance."""
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 4, dtype=torch.float64), torch.arange(3)
+    module = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).double().eval()
+    objective = im.Objective(module, data=(x, y))
+    line = im.Path.through([random_params(module, seed) for seed in (0, 1)])
+    found = settle(objective, line, 0.02, "line")
+    parts = found.path.segments[1:-1]
+    points = [part.at(k / 12) for part in parts for k in range(13)]
+    off = [abs(objective.loss(p) - objective.loss(refresh(objective, p))) for p in points]
+    assert found.points == 7
+    assert found.deviation <= 0.02
+    assert max(off) <= 0.03
+
+
+def test_points_are_screened_on_examples_of_all_classes():
+    """The first 2,000 of sorted data are of one class."""
+    x = torch.eye(2, dtype=torch.float64).repeat_interleave(4000, 0)
+    objective = im.Objective(nn.Linear(2, 2, bias=False), data=(x, x.argmax(1)))
+    point = {"weight": torch.tensor([[3.0, 1.0], [0.0, 0.0]], dtype=torch.float64)}
+    assert CurveLosses.of(objective, "recompute", "own").few(point) == pytest.approx(objective.loss(point), rel=0.05)
+
+
+def test_the_line_is_returned_where_it_turns_out_to_be_lower():
+    """A few examples may show the line to be higher than it is on all."""
+    p = two_layers()
+    task = Task(p.objective, p.a, p.b, torch.Generator().manual_seed(0))
+    training = CurveTraining.start(
+        task, Bernstein(3), im.Recipe(lr=0.1), focus=1.0, draws=1, target=None, bn="recompute"
+    )
+    bends = training.setting.straight(training.shape, "bend")
+    line = training.setting.highest(training.shape, bends).loss
+    moved = {k: v + 1 for k, v in bends.items()}
+    for share, is_line in ((0.99, False), (1.0, True), (1.01, True)):
+        reached = share * line
+        training.history = [{"max": 1.02 * line, "t": 0.5}, {"max": reached, "t": 0.25}]
+        found = training._best(Fitted(moved, reached, 1, Ended.BUDGET))
+        assert (distance(found.control[1], lerp(p.a, p.b, 0.5)) < 1e-9) == is_line
+        assert found.highest.loss == pytest.approx(min(line, reached))

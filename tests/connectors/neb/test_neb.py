@@ -235,6 +235,8 @@ def test_statistics_are_recomputed_at_knots_and_settle_at_the_ends():
         ({"cycles": ((10, 0),)}, "cycles"),
         ({"cycles": ((0, 3),)}, "cycles"),
         ({"cycles": (10, 3)}, "cycles"),
+        ({"cycles": 3}, "cycles"),
+        ({"recipe": None}, "recipe: expected a Recipe"),
         ({"tangent": "upwind"}, "tangent"),
         ({"spacing": "even"}, "spacing"),
         ({"insertion": "middle"}, "insertion"),

@@ -13,7 +13,7 @@ from isthmus.evaluate.batchnorm import BATCH, applied, refresh, statistics, with
 from isthmus.evaluate.screen import has_bf16
 from isthmus.objective import Objective
 from isthmus.objective.data import Inputs
-from isthmus.objective.source import Source
+from isthmus.objective.source import Held, Source
 from isthmus.params import Params, in_dtype
 
 FEW = 2000
@@ -75,7 +75,10 @@ class CurveLosses:
 
     @cached_property
     def _few(self) -> Source:
-        return self._fast.source.first(min(FEW, self.objective.num_examples))
+        """Drawn once and for all: the first ones may be of one class and, for BatchNorm, neighbours too."""
+        source = self._fast.source
+        index = torch.randperm(source.number, generator=torch.Generator().manual_seed(0))[:FEW]
+        return Held(*source.at(index.to(source.device)), source.batch)
 
     def _values(self, point: Params, x: Inputs, y: Tensor) -> Tensor:
         """The losses of some examples, from outputs in the fast precision."""
@@ -89,7 +92,7 @@ class CurveLosses:
         return loss if penalty is None else loss + penalty(point, names).to(loss.dtype)
 
     def few(self, point: Params) -> float:
-        """The loss on the first examples, in the fast precision, from a point in the working one."""
+        """The loss on some examples, in the fast precision, from a point in the working one."""
         low, step = {k: in_dtype(v, self.dtype) for k, v in point.items()}, min(BATCH, self._fast.chunk)
         with torch.no_grad():
             total = sum(float(self._values(low, x, y).double().sum()) for x, y in self._few.chunks(step))

@@ -6,11 +6,13 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from isthmus.checks import check_choices, check_whole
+from isthmus.checks import check_whole
 from isthmus.connectors.base import About, Connection, Connector, Task
+from isthmus.connectors.curves.setting import check_trained
 from isthmus.connectors.curves.shape import Bernstein, Polygon, Shape
 from isthmus.connectors.curves.train import CurveTraining
 from isthmus.errors import InputError
+from isthmus.kinds import check_fields
 from isthmus.training.fit import Recipe
 
 
@@ -26,13 +28,12 @@ class _CurveMethod(Connector):
     bn: Literal["recompute", "interpolate", "keep"] = "recompute"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_trained(self)
+        check_fields(self, "focus")
         check_whole(self, "bends", least=3)
         check_whole(self, "draws")
         if not 1 <= self.focus <= 64:
             raise InputError("focus", expected="a number in [1, 64]", got=self.focus)
-        if self.recipe.optimizer == "lbfgs":
-            raise InputError("recipe", expected="adam or sgd: every step is at another place", got="lbfgs")
 
     @property
     def statistics(self) -> str | None:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.connectors.base import Connection, Outcome, Task
+from isthmus.checks import check_choices
+from isthmus.connectors.base import Connection, Connector, Outcome, Task
 from isthmus.connectors.curves.coordinates import Coordinates, combine
 from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen, sharpened
 from isthmus.connectors.curves.losses import CurveLosses
@@ -18,6 +19,7 @@ from isthmus.connectors.curves.shape import Shape
 from isthmus.connectors.curves.statistics import settle
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import statistics
+from isthmus.kinds import check_fields
 from isthmus.params import Params, in_dtype
 from isthmus.training.fit import Ended, Recipe
 
@@ -35,6 +37,15 @@ _OUTCOMES = {
     Ended.BUDGET: Outcome.BUDGET_EXHAUSTED,
     Ended.NOT_FINITE: Outcome.NOT_FINITE,
 }
+
+
+def check_trained(method: Connector) -> None:
+    """Refuse wrong values of the fields that all trained curves have: choices, the `recipe` and the `target`."""
+    check_choices(method)
+    check_fields(method, "recipe", "target")
+    recipe: Recipe = method.recipe  # type: ignore[attr-defined]
+    if recipe.optimizer == "lbfgs":
+        raise InputError("recipe", expected="adam or sgd: every step is on another batch", got="lbfgs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,5 +158,5 @@ class CurveSetting:
         if self.losses.bn == "recompute":
             settled = settle(self.task.objective, path, _DEVIATION * abs(found.highest.loss), what)
             path, stats["segments"] = settled.path, settled.labels
-            stats["statistics"] = {"pieces": len(path) - 2, "deviation": settled.deviation}
+            stats["statistics"] = {"pieces": len(path) - 2, "deviation": settled.deviation, "points": settled.points}
         return Connection(path, self.task.b, _OUTCOMES[found.ended], stats)

@@ -3,56 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 
 from isthmus.evaluate.batchnorm import refresh, statistics
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
 from isthmus.paths import Curve, Path, Segment
 
-_MOST = 64
-"""Pieces of a segment, at most."""
+_MOST = 6
+"""How often a piece is halved, at most."""
+_FEW = 2000
+"""Examples up to which a point costs little."""
+_PLACES = ((0.5, 0.25, 0.75), (0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875))
+"""Where in a piece its loss is compared with that of recomputed statistics: of many examples, and of few."""
 
 
 @dataclass(frozen=True, eq=False)
 class Settled:
     """A path on which statistics move like weights, close to those that are computed again at every point.
 
-    `deviation`: the largest difference of the two losses, in the middle of the pieces. `labels`: of the segments.
+    `deviation`: the largest difference of the two losses at so many equidistant `points` inside each piece; between
+    them it may be larger. `labels`: of the segments.
     """
 
     path: Path
     deviation: float
+    points: int
     labels: list[str]
 
 
 def settle(objective: Objective, path: Path, tol: float, what: str) -> Settled:
-    """The curve in pieces, with statistics computed again at the knots, until no middle is off by more than `tol`.
+    """The curve in pieces, with statistics computed again at the knots; one that is off by more than `tol` is halved.
 
     The ends keep their own statistics: on the first segment only those of the start move, to the recomputed ones, and
     on the last only those of the end.
     """
-    pieces: list[Segment] = list(path.segments)
-    while True:
-        parts, deviation = _refreshed(objective, pieces)
-        if deviation <= tol or len(pieces) >= _MOST * len(path):
-            break
-        pieces = [half for piece in pieces for half in piece.split(0.5)]
+    places = _PLACES[objective.num_examples <= _FEW]
+    found = [_Pieces(objective, segment, tol, places) for segment in path.segments]
+    parts = [part for pieces in found for part in pieces.of(pieces.segment, 0.0, 1.0, _MOST)]
     first, last = Curve((path.start, parts[0].start)), Curve((parts[-1].end, path.end))
     labels = ["the statistics of the start settle", *(what for _ in parts), "the statistics of the end settle"]
-    return Settled(Path((first, *parts, last)), deviation, labels)
+    return Settled(Path((first, *parts, last)), max(p.deviation for p in found), len(places), labels)
 
 
-def _refreshed(objective: Objective, pieces: Sequence[Segment]) -> tuple[list[Curve], float]:
-    knots = [pieces[0].start, *(piece.end for piece in pieces)]
-    fresh = [_statistics(objective, knot) for knot in knots]
-    parts = [_with(piece, a, b) for piece, (a, b) in zip(pieces, pairwise(fresh), strict=True)]
-    off = 0.0
-    for part in parts:
-        middle = part.at(0.5)
-        off = max(off, abs(objective.loss(middle) - objective.loss({**middle, **_statistics(objective, middle)})))
-    return parts, off
+@dataclass(eq=False)
+class _Pieces:
+    """A segment in pieces; `known`: the recomputed statistics and the loss with them at each t."""
+
+    objective: Objective
+    segment: Segment
+    tol: float
+    places: Sequence[float]
+    known: dict[float, tuple[Params, float]] = field(default_factory=dict)
+    deviation: float = 0.0
+
+    def of(self, piece: Segment, start: float, end: float, halvings: int) -> list[Curve]:
+        """Those of the piece from t = `start` to `end`."""
+        part = _with(piece, self._at(start)[0], self._at(end)[0])
+        off = 0.0
+        for s in self.places:
+            off = max(off, abs(self.objective.loss(part.at(s)) - self._at(start + s * (end - start))[1]))
+            if off > self.tol and halvings:
+                middle, (left, right) = (start + end) / 2, piece.split(0.5)
+                return self.of(left, start, middle, halvings - 1) + self.of(right, middle, end, halvings - 1)
+        self.deviation = max(self.deviation, off)
+        return [part]
+
+    def _at(self, t: float) -> tuple[Params, float]:
+        if t not in self.known:
+            point = self.segment.at(t)
+            own = _statistics(self.objective, point)
+            self.known[t] = own, self.objective.loss({**point, **own})
+        return self.known[t]
 
 
 def _statistics(objective: Objective, point: Params) -> Params:

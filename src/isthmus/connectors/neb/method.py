@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from isthmus.checks import check_choices
-from isthmus.connectors.base import About, Connection, Connector, Task
-from isthmus.connectors.curves.setting import CurveSetting
+from isthmus.connectors.base import Connection, Connector, Task
+from isthmus.connectors.curves.method import Bezier
+from isthmus.connectors.curves.setting import CurveSetting, check_trained
 from isthmus.connectors.neb.train import Band
 from isthmus.errors import InputError
 from isthmus.training.fit import Recipe
@@ -42,22 +42,19 @@ class AutoNEB(Connector):
     target: float | None = None
     bn: Literal["recompute", "interpolate", "keep"] = "recompute"
 
-    about = About(
+    about = replace(
+        Bezier.about,
         makes="straight segments through pivots of a band",
         reference="Draxler, Veschgini, Salmhofer, Hamprecht 2018",
-        needs="any module, a loss with gradients",
         cost="450 steps of 3, 5 and 7 networks, and a few passes to measure",
-        convex=False,
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        steps = [_whole(pair) for pair in self.cycles]
+        check_trained(self)
+        steps = [_whole(pair) for pair in self.cycles] if isinstance(self.cycles, tuple | list) else []
         if not steps or not all(pair and pair[0] >= 1 and pair[1] >= 0 for pair in steps) or not self.cycles[0][1]:
             expected = "pairs (steps, new pivots) of whole numbers, the first with a pivot"
             raise InputError("cycles", expected=expected, got=repr(self.cycles), instead="((150, 3), (150, 2))")
-        if self.recipe.optimizer == "lbfgs":
-            raise InputError("recipe", expected="adam or sgd: every step is on another batch", got="lbfgs")
 
     @property
     def statistics(self) -> str | None:
