@@ -39,7 +39,7 @@ class Frame:
                 "c",
                 expected="a network off the straight line through a and b",
                 got=f"one that is {self.height:.3g} from it, at a distance of {apart:.3g} from a",
-                instead="a point of a curve between them",
+                instead="a third network, or a point of a curve between them",
             )
 
     @cached_property
