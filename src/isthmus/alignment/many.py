@@ -54,7 +54,7 @@ def align_many(
     tasks = [MatchingTask(objective, checked[0], one, generator, progress) for one in checked]
     star = [aligned(task, ActivationMatching() if matching is None else matching) for task in tasks[1:]]
     orders, run = _together(objective, checked, star, progress)
-    given = [Given({k: v.tolist() for k, v in own.items()}) for own in orders]
+    given = [Given(own) for own in orders]
     return tuple(replace(aligned(task, one), runs=(run,)) for task, one in zip(tasks, given, strict=True))
 
 
@@ -89,7 +89,7 @@ def _together(
 
 def _improve(search: UnitSearch, others: Sequence[UnitSearch]) -> None:
     """Bring one network nearer to the sum of the others."""
-    whole = {k: sum(other.b[k] for other in others) for k in search.b}
+    whole = _sum(others)
     step = UnitSearch(Overlap(search.overlap.structure, whole, search.b, search.overlap.of))
     step.climb(1, lambda sweep: None)
     search.begin({k: v[step.orders[k]] for k, v in search.orders.items()})
@@ -97,6 +97,10 @@ def _improve(search: UnitSearch, others: Sequence[UnitSearch]) -> None:
 
 def _total(searches: Sequence[UnitSearch]) -> float:
     """The sum of the inner products of any two networks."""
-    whole = {k: sum(s.b[k] for s in searches) for k in searches[0].b}
     squares = sum(float(v.square().sum()) for s in searches for v in s.b.values())
-    return (sum(float(v.square().sum()) for v in whole.values()) - squares) / 2
+    return (sum(float(v.square().sum()) for v in _sum(searches).values()) - squares) / 2
+
+
+def _sum(searches: Sequence[UnitSearch]) -> Params:
+    """The sum of the networks as they are numbered now."""
+    return {k: torch.stack([s.b[k] for s in searches]).sum(0) for k in searches[0].b}
