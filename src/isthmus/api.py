@@ -8,6 +8,7 @@ from isthmus.alignment import Alignment as Alignment
 from isthmus.alignment import Given as Given
 from isthmus.alignment import Matching as Matching
 from isthmus.alignment import Renumbering as Renumbering
+from isthmus.alignment import RotationMatching as RotationMatching
 from isthmus.alignment import WeightMatching as WeightMatching
 from isthmus.alignment import align as align
 from isthmus.alignment import align_many as align_many

@@ -7,7 +7,8 @@ from isthmus.alignment.align import align as align
 from isthmus.alignment.given import Given as Given
 from isthmus.alignment.many import align_many as align_many
 from isthmus.alignment.matching import Matching as Matching
+from isthmus.alignment.rotations.method import RotationMatching as RotationMatching
 from isthmus.alignment.weights import WeightMatching as WeightMatching
 
-MATCHINGS: tuple[type[Matching], ...] = (ActivationMatching, WeightMatching, Given)
+MATCHINGS: tuple[type[Matching], ...] = (ActivationMatching, WeightMatching, RotationMatching, Given)
 """All ways to match units: laws, command line, and documentation run over this tuple."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.activations import ActivationMatching
+from isthmus.alignment.change import change
 from isthmus.alignment.matching import Matching, MatchingRun, MatchingTask
+from isthmus.alignment.rotations.frame import Rotatable
+from isthmus.alignment.rotations.streams import frame_of
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import statistics
 from isthmus.kinds import check_kinds
@@ -23,34 +25,62 @@ from isthmus.structure import Structure
 from isthmus.training.progress import Progress, no_progress
 
 _FEW = 256
-_PERMUTATION = "permutation/"
+_PERMUTATION, _ROTATION, _NORM, _BEFORE = "permutation/", "rotation/", "norm/", "norm before/"
 _ERROR = 1e-12
 """The largest relative change of the outputs in float64 that rounding explains, on networks of ordinary depth."""
 
 
 @dataclass(frozen=True, eq=False)
 class Renumbering:
-    """A permutation for each group of units, to be made on any parameters of the network.
+    """A permutation for each group of units, and perhaps rotations, to be made on any parameters of the network.
 
     Unit u of ``apply(params)`` is unit ``permutations[group][u]`` of `params`; it computes the same function.
+    `rotations`: after that, for some groups, the units are rotated: unit u is then the sum over v of
+    ``rotations[group][..., u, v]`` times unit v, where the axes before are heads (each turns by itself). `norms`: the
+    gains and biases of norms after that, by the names of the tensors (a's own); the weights that read the norms take up
+    the difference. `before`: those that ``inverse`` gives back (b's own). `frame`: where the rotated units are.
     """
 
     structure: Structure
     permutations: Mapping[str, Tensor]
+    rotations: Mapping[str, Tensor] = field(default_factory=dict)
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    frame: Rotatable | None = None
 
     def apply(self, params: Mapping[str, Tensor]) -> Params:
-        """The parameters with their units renumbered, such as another checkpoint of the same run."""
-        return self.structure.permute(params, self.permutations)
+        """The parameters with their units renumbered and rotated, such as another checkpoint of the same run.
+
+        Rotations are made in float64; permutations move entries as they are. Errors: ``InputError`` for gains of norms
+        that a rotation does not commute with.
+        """
+        if self.frame is None:
+            return self.structure.permute(params, self.permutations)
+        return self.frame.apply(params, self.permutations, self.rotations, self.norms)
 
     def inverse(self) -> Renumbering:
-        """The one that takes this one back."""
-        return Renumbering(self.structure, {k: v.argsort() for k, v in self.permutations.items()})
+        """The one that takes this one back: of the target it makes b, whose norms it puts back.
+
+        Of other checkpoints it makes networks with b's norms, which compute what they did.
+        """
+        orders = {k: v.argsort() for k, v in self.permutations.items()}
+        if self.frame is None:
+            return Renumbering(self.structure, orders)
+        back = {k: self.frame.renumbered(k, v.mT, orders) for k, v in self.rotations.items()}
+        return Renumbering(self.structure, orders, back, self.before, self.norms, self.frame)
 
     def then(self, other: Renumbering) -> Renumbering:
         """This one, and then the other."""
         if other.permutations.keys() != self.permutations.keys():
             raise InputError("other", expected="a renumbering of the same network", got=sorted(other.permutations))
-        return Renumbering(self.structure, {k: v[other.permutations[k]] for k, v in self.permutations.items()})
+        orders = {k: v[other.permutations[k]] for k, v in self.permutations.items()}
+        frame = self.frame or other.frame
+        if frame is None:
+            return Renumbering(self.structure, orders)
+        both = frame.composed(self.rotations, orders, other.rotations, other.permutations)
+        orders = {k: torch.arange(len(v)) if k in both else v for k, v in orders.items()}
+        norms, before = ({**p, **q} for p, q in ((self.norms, other.norms), (other.before, self.before)))
+        return Renumbering(self.structure, orders, both, norms, before, frame)
 
     def __repr__(self) -> str:
         return line(self, self._moved_in_words())
@@ -70,19 +100,32 @@ class Renumbering:
 
     @property
     def tensors(self) -> Params:
-        """What ``apply`` needs beside the structure, as named tensors for a file; ``of`` is the way back."""
-        return {_PERMUTATION + k: v for k, v in self.permutations.items()}
+        """What ``apply`` needs beside the network, as named tensors for a file; ``of`` is the way back."""
+        kinds = {_PERMUTATION: self.permutations, _ROTATION: self.rotations, _NORM: self.norms, _BEFORE: self.before}
+        return {kind + name: v for kind, several in kinds.items() for name, v in several.items()}
 
     @classmethod
-    def of(cls, structure: Structure, tensors: Mapping[str, Tensor]) -> Renumbering:
+    def of(cls, objective: Objective, tensors: Mapping[str, Tensor]) -> Renumbering:
         """From the tensors of an alignment, such as ``connection.tensors``. Errors: of another network."""
-        held = {k.removeprefix(_PERMUTATION): v.cpu() for k, v in tensors.items() if k.startswith(_PERMUTATION)}
-        sizes = {g.name: g.size for g in structure.groups}
-        if held.keys() != sizes.keys() or not all(_orders(v, sizes[k]) for k, v in held.items()):
-            want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
-            got = ", ".join(f"{k} ({len(v)})" for k, v in held.items()) or "no permutations"
-            raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
-        return Renumbering(structure, held)
+        structure, orders = objective.structure, _named(tensors, _PERMUTATION)
+        _check_orders(structure, orders)
+        rotations, norms, before = (_named(tensors, kind) for kind in (_ROTATION, _NORM, _BEFORE))
+        if not rotations and not norms:
+            return Renumbering(structure, orders)
+        frame = frame_of(objective.program, structure)[0].only(rotations, norms)
+        return Renumbering(structure, orders, rotations, norms, before, frame)
+
+
+def _check_orders(structure: Structure, orders: Mapping[str, Tensor]) -> None:
+    sizes = {g.name: g.size for g in structure.groups}
+    if orders.keys() != sizes.keys() or not all(_orders(v, sizes[k]) for k, v in orders.items()):
+        want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
+        got = ", ".join(f"{k} ({len(v)})" for k, v in orders.items()) or "no permutations"
+        raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
+
+
+def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {k.removeprefix(kind): v.cpu() for k, v in tensors.items() if k.startswith(kind)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +135,7 @@ class Alignment(Renumbering):
     `target` computes f(b). `similarity`: the inner products of a with b and with `target`; `distance`: the distances;
     both without running statistics. `function_error`: max |f(b) - f(target)| / max |f(b)| on at most 256 examples, in
     float64. `runs`: the searches, the best one's permutations are here. `dead`: for each group that has any, how many
-    units do not vary over the examples, in a and in b.
+    units do not vary over the examples, in a and in b. `notes`: what a matching could not do, in words.
     """
 
     target: Params = field(default_factory=dict)
@@ -101,19 +144,23 @@ class Alignment(Renumbering):
     function_error: float = 0.0
     runs: tuple[MatchingRun, ...] = ()
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         before, after = self.distance
         return line(
-            self, self._moved_in_words(), f"distance {before:.4g} -> {after:.4g}",
+            self, self._moved_in_words(), f"{len(self.rotations)} groups rotated" if self.rotations else "",
+            f"distance {before:.4g} -> {after:.4g}",
             f"function error {self.function_error:.1e}",
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the tensors, as plain values: similarity, distance, function_error, moved, dead, runs."""
+        """All but the tensors, as plain values: similarity, distance, function_error, moved, rotated, notes, dead,
+        runs."""
         return {
             "similarity": list(self.similarity), "distance": list(self.distance), "function_error": self.function_error,
             "units": {k: len(v) for k, v in self.permutations.items()}, "moved": self.moved,
+            "rotated": list(self.rotations), "notes": list(self.notes),
             "dead": {k: list(v) for k, v in self.dead.items()},
             "runs": [asdict(run) | {"trace": list(run.trace)} for run in self.runs],
         }  # fmt: skip
@@ -140,8 +187,9 @@ def align(
 ) -> Alignment:
     """`b` with its hidden units renumbered to be those of `a`, by `matching`; what it computes stays the same.
 
-    The result's ``target`` holds exactly the entries of b, in other places, and is checked to compute f(b): a change of
-    more than rounding raises. Neither input is touched. The same seed gives the same permutations.
+    The result's ``target`` holds exactly the entries of b, in other places, unless the matching rotates too. It is
+    checked to compute f(b): a change of more than rounding raises. Neither input is touched. The same seed gives the
+    same result.
 
     Errors: what ``objective.structure`` refuses; ``InputError`` for ends that do not fit.
 
@@ -171,24 +219,24 @@ def aligned(task: MatchingTask, matching: Matching) -> Alignment:
         raise InputError("matching", expected="a matching such as im.WeightMatching()", got=type(matching).__name__)
     objective = task.objective
     found = matching.find(task)
-    structure = objective.structure
-    target = structure.permute(task.b, found.permutations)
+    how = Renumbering(
+        objective.structure, found.permutations, found.rotations, found.norms, found.before, found.frame
+    )  # fmt: skip
+    target = how.apply(task.b)
+    # in float64: rounding to a narrower type afterwards is not what the check is about
+    wide = target if found.frame is None else how.apply(cast(task.b, torch.float64))
     out = set(statistics(objective))
     a, b, c = ({k: v for k, v in p.items() if k not in out} for p in (task.a, task.b, target))
     return Alignment(
-        structure, found.permutations, target, (dot(a, b), dot(a, c)), (distance(a, b), distance(a, c)),
-        function_error(objective, task.b, target), found.runs, found.dead,
+        how.structure, how.permutations, how.rotations, how.norms, how.before, how.frame, target,
+        (dot(a, b), dot(a, c)), (distance(a, b), distance(a, c)), function_error(objective, task.b, wide),
+        found.runs, found.dead, found.notes,
     )  # fmt: skip
 
 
 def function_error(objective: Objective, b: Params, target: Params) -> float:
     """max |f(b) - f(target)| / max |f(b)| on the first examples in float64. Errors: more than rounding."""
-    few = objective.part(slice(0, _FEW)).cast(torch.float64)
-    x = [v for part, _ in few.source.chunks(few.num_examples) for v in tree_leaves(part)]
-    # the program computes in float64 throughout, also where the module itself asks for float32
-    runs = (tree_leaves(objective.program.run(cast(p, torch.float64), *x)) for p in (b, target))
-    pairs = [(v, w) for v, w in zip(*runs, strict=True) if v.is_floating_point()]
-    error = max(float((v - w).abs().max()) / (float(v.abs().max()) or 1.0) for v, w in pairs)
+    error = change(objective, b, target, _FEW)
     if not error <= _ERROR:
         raise IsthmusError(f"internal error: the function changed by {error:.1e} of its outputs; please report it")
     return error

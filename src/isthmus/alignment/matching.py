@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isthmus.alignment.rotations.frame import Rotatable
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.shown import of_fields
@@ -43,11 +44,21 @@ class MatchingRun:
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """For each group a permutation: unit u of a is matched with unit ``permutations[group][u]`` of b."""
+    """For each group a permutation: unit u of a is matched with unit ``permutations[group][u]`` of b.
+
+    `rotations`: then unit u of some groups with the sum over v of ``rotations[group][..., u, v]`` times unit v of b;
+    `frame` knows where they are. `norms`: the gains and biases of norms that the result has; `before`: those of b.
+    `notes`: what could not be done, in words.
+    """
 
     permutations: Mapping[str, Tensor]
     runs: tuple[MatchingRun, ...] = ()
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    rotations: Mapping[str, Tensor] = field(default_factory=dict)
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    frame: Rotatable | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Matching(ABC):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from isthmus.alignment import Given, Matching
+from isthmus.alignment import Matching, Renumbering
 from isthmus.alignment import align as aligned
+from isthmus.alignment.matching import Matched, MatchingTask
 from isthmus.cli.common import matching_of, opened, stored_in
 from isthmus.cli.console import number, progress_bar, show_table
 from isthmus.cli.options import PATHS, Asked, Checkpoint, Json, Quiet, Seed, with_asked
@@ -29,7 +31,8 @@ def align(
     by: Annotated[
         str,
         typer.Option(
-            "--by", help="activations; weights; or the file of an alignment, or of a path of Aligned, to make it on B."
+            "--by",
+            help="activations; weights; rotations; or the file of an alignment, or of a path of Aligned, to make on B.",
         ),
     ] = "activations",
     option: Annotated[
@@ -68,4 +71,16 @@ def _matching(by: str, options: list[str], objective: Objective) -> Matching:
         return matching_of(by, options)
     if options:
         raise InputError("--option", expected="none with a stored alignment", got=options)
-    return Given(load_alignment(by, objective).permutations)
+    return _Again(load_alignment(by, objective))
+
+
+@dataclass(frozen=True)
+class _Again(Matching):
+    """What was found for another checkpoint of the run."""
+
+    made: Renumbering
+
+    def find(self, task: MatchingTask) -> Matched:
+        """The same permutations, rotations and norms."""
+        before, made = {k: task.b[k].double() for k in self.made.before}, self.made
+        return Matched(made.permutations, rotations=made.rotations, norms=made.norms, before=before, frame=made.frame)

@@ -104,7 +104,8 @@ def connect(
     method: Method = "Subnetwork",
     option: MethodOptions = None,
     align: Annotated[
-        str | None, typer.Option("--align", help="activations or weights: renumber B's units to be those of A first.")
+        str | None,
+        typer.Option("--align", help="activations, weights or rotations: B's units as those of A first."),
     ] = None,
     num_points: Points = 61,
     gap: Gap = 0.01,

@@ -40,7 +40,7 @@ def load_alignment(path: PathLike, objective: Objective) -> Renumbering:
         tensors = load_connection(path).tensors
         if not tensors:
             raise FileError(path, "holds a path whose method aligned nothing", "connect with im.Aligned(...)")
-        return Renumbering.of(objective.structure, tensors)
+        return Renumbering.of(objective, tensors)
     if _KEY not in metadata:
         raise FileError(path, "is no alignment", "give a file of save_alignment, or a path of im.Aligned(...)")
     tensors, _ = read_tensors(path)
@@ -50,4 +50,4 @@ def load_alignment(path: PathLike, objective: Objective) -> Renumbering:
         raise FileError(path, "is damaged: its description cannot be read", "align again") from error
     if digest(tensors) != expected:
         raise FileError(path, "is damaged: its tensors do not match their digest", "align again")
-    return Renumbering.of(objective.structure, tensors)
+    return Renumbering.of(objective, tensors)

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from isthmus.alignment import MATCHINGS, ActivationMatching, Given, Matching, WeightMatching
+from isthmus.alignment import MATCHINGS, ActivationMatching, Given, Matching, RotationMatching, WeightMatching
 from isthmus.connectors import METHODS, Trained
 from isthmus.connectors.base import Connector
 from isthmus.connectors.base import describe as connector_to_dict
@@ -15,7 +15,12 @@ from isthmus.errors import InputError
 
 __all__ = ["connector_from", "connector_to_dict", "matching_from", "options_of"]
 
-SHORT: Mapping[type[Matching], str] = {ActivationMatching: "activations", WeightMatching: "weights", Given: "given"}
+SHORT: Mapping[type[Matching], str] = {
+    ActivationMatching: "activations",
+    WeightMatching: "weights",
+    RotationMatching: "rotations",
+    Given: "given",
+}
 """What people type for a matching."""
 
 

@@ -100,8 +100,10 @@ class Propagation:
         # names of the groups that a tensor is the first to make, after that of its layer
         self.labels: dict[str, str] = {}
         self.flow = Flow(program)
-        # what is known of each value that depends on the input, and which node used a weight, on which axis, how
+        # what is known of each value that depends on the input, of each that is made from weights alone, and which node
+        # used a weight, on which axis, how
         self.values: dict[str, Value] = {}
+        self.views: dict[str, Value] = {}
         self.readers: list[tuple[Node, Axis, Role]] = []
         self._node: Node | None = None
 
@@ -163,8 +165,8 @@ class Propagation:
             return _constant(node, active=False)  # only its shape is asked for
         try:
             out = self._ruled(rules, node, values)
-            if isinstance(out, Value) and out.active:
-                self.values[node.name] = out
+            if isinstance(out, Value):
+                (self.values if out.active else self.views)[node.name] = out
             return out
         except IsthmusError:
             if node.name in self.flow.moving:

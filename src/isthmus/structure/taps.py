@@ -42,8 +42,7 @@ def taps(program: Program, structure: Structure, moment: Moment = "after") -> di
     """
     walk = Propagation(program, structure.shapes)
     walk.run(RULES)
-    wanted = {group.name: group for group in structure.groups}
-    atoms = {g.name: ax.find(atom) for g, atom in walk.groups() if g.name in wanted and _same(g, wanted[g.name])}
+    atoms = atoms_of(walk, structure)
     found = {group: _places(walk, atom, moment) for group, atom in atoms.items()}
     return {
         group: tuple(_tap(*place, axis, group, atoms) for place, axis in several.items())
@@ -57,6 +56,12 @@ def _places(walk: Propagation, atom: Axis, moment: Moment) -> dict[tuple[str, in
     first, then = ("out", "in") if moment == "after" else ("in", "out")
     names = _shown(walk, atom, first) or _shown(walk, atom, then) or list(walk.values)
     return {(name, dim): axis for name in names for dim, axis in _axes(walk.values.get(name), atom)}
+
+
+def atoms_of(walk: Propagation, structure: Structure) -> dict[str, Axis]:
+    """What the groups of a structure are in a walk; those that it does not have are left out."""
+    wanted = {group.name: group for group in structure.groups}
+    return {g.name: ax.find(atom) for g, atom in walk.groups() if g.name in wanted and _same(g, wanted[g.name])}
 
 
 def _same(one: Group, other: Group) -> bool:

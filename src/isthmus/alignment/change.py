@@ -1,0 +1,20 @@
+"""By how much the function of one parameter dictionary differs from that of another, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from isthmus.objective import Objective
+from isthmus.params import Params, cast
+
+
+def change(objective: Objective, b: Params, target: Params, examples: int) -> float:
+    """max |f(b) - f(target)| / max |f(b)| on the first examples, the largest over all outputs."""
+    few = objective.part(slice(0, examples)).cast(torch.float64)
+    x = [v for part, _ in few.source.chunks(few.num_examples) for v in tree_leaves(part)]
+    with torch.no_grad():
+        # the program computes in float64 throughout, also where the module itself asks for float32
+        runs = (tree_leaves(objective.program.run(cast(p, torch.float64), *x)) for p in (b, target))
+        pairs = [(v, w) for v, w in zip(*runs, strict=True) if v.is_floating_point()]
+    return max(float((v - w).abs().max()) / (float(v.abs().max()) or 1.0) for v, w in pairs)

@@ -1,0 +1,244 @@
+"""What may be rotated in a network, and the maps on its parameters that follow: fold, renumber, rotate, unfold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from isthmus.errors import InputError
+from isthmus.params import Params, cast
+from isthmus.structure import Structure
+
+_SMALL = 1e-3
+"""A gain is put back as at least so much of the largest one: the weights that read it are divided by it."""
+_EQUAL = 1e-12
+"""Gains whose differences are at most so much of the largest are equal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Entries of a tensor that rotate: ``index[k..., u]`` are the positions along axis `dim` of unit u under key k."""
+
+    tensor: str
+    dim: int
+    index: Tensor
+
+    def rows(self, v: Tensor) -> Tensor:
+        """The entries of each unit, [keys..., units, entries]."""
+        axis = v.movedim(self.dim, 0)
+        return axis[self.index].flatten(self.index.ndim - 1)
+
+    def filled(self, v: Tensor, rows: Tensor) -> Tensor:
+        """The tensor with other entries there."""
+        axis = v.movedim(self.dim, 0)
+        flat = rows.reshape(self.index.numel(), *axis.shape[1:])
+        return axis.index_copy(0, self.index.reshape(-1), flat).movedim(0, self.dim)
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A group whose units may be rotated among each other: one rotation for each value of its `keys`.
+
+    `keys`: the groups, or "" for what cannot be renumbered, that stand beside it wherever it is, such as heads, with
+    their sizes. `centred`: only rotations that keep the vector of ones commute. `seen`: the values, in place of
+    tensors, that weights read.
+    """
+
+    group: str
+    size: int
+    members: tuple[Placed, ...]
+    keys: tuple[tuple[str, int], ...] = ()
+    centred: bool = False
+    seen: tuple[Placed, ...] = ()
+
+    @property
+    def renumbered(self) -> tuple[str, ...]:
+        """The groups among the keys."""
+        return tuple(name for name, _ in self.keys if name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the rotations of all keys."""
+        return (*(n for _, n in self.keys), self.size, self.size)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A weight whose axis `dim` reads what a gain multiplied, with its bias."""
+
+    weight: str
+    dim: int
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A vector that multiplies the units of a group, one that is then added, and what reads the result.
+
+    `carried`: something else than weights of its own reads it, so that it cannot be moved into them.
+    """
+
+    group: str
+    gain: str | None
+    bias: str | None
+    readers: tuple[Reader, ...]
+    carried: bool
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether the biases of the readers can take over what is added."""
+        return all(r.bias is not None for r in self.readers)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotatable:
+    """All of a network that may be rotated. `tied`: each further name of a tensor with its first one."""
+
+    structure: Structure
+    turns: tuple[Turn, ...]
+    gains: tuple[Gain, ...]
+    tied: Mapping[str, str]
+
+    @property
+    def folded(self) -> tuple[Gain, ...]:
+        """The gains that can be moved into their readers."""
+        return tuple(g for g in self.gains if not g.carried)
+
+    def only(self, rotations: Collection[str], norms: Collection[str]) -> Rotatable:
+        """What is needed to rotate these groups and move these gains; others must not be folded."""
+        turns = tuple(t for t in self.turns if t.group in rotations)
+        return replace(self, turns=turns, gains=tuple(g for g in self.gains if g.carried or _in(norms, g)))
+
+    def apply(
+        self,
+        params: Mapping[str, Tensor],
+        permutations: Mapping[str, Tensor],
+        rotations: Mapping[str, Tensor],
+        norms: Mapping[str, Tensor],
+    ) -> Params:
+        """The parameters folded, renumbered, rotated, and unfolded with the gains in `norms`; in their own types."""
+        self.check(params, rotations)
+        out = self.structure.permute(self.fold(cast(params, torch.float64)), permutations)
+        out = self.unfold(self.rotate(out, rotations), norms)
+        return {k: v if v is params[k] else v.to(params[k].dtype) for k, v in out.items()}
+
+    def check(self, params: Mapping[str, Tensor], rotations: Mapping[str, Tensor]) -> None:
+        """Refuse gains that a rotation does not commute with."""
+        for gain in self.gains:
+            if gain.carried and gain.group in rotations and not uniform(params, gain):
+                got = "others, so that the rotation would change the function"
+                raise InputError(f"params[{gain.gain!r}]", expected="equal entries", got=got)
+
+    def _tie(self, out: Params) -> Params:
+        return out | {name: out[first] for name, first in self.tied.items() if name in out}
+
+    def fold(self, params: Mapping[str, Tensor]) -> Params:
+        """The same function with gains of one; what they add is zero, or to be multiplied by them."""
+        out = dict(params)
+        for gain in self.folded:
+            scale, shift = self._of(gain, out)
+            for reader in gain.readers:
+                self._shift(out, reader, gain, shift)
+                out[reader.weight] = _along(out[reader.weight], scale, reader.dim)
+            if gain.gain is not None:
+                out[gain.gain] = torch.ones_like(scale)
+            if gain.bias is not None and shift is not None:
+                out[gain.bias] = torch.zeros_like(shift) if gain.absorbed else shift / scale
+        return self._tie(out)
+
+    def unfold(self, params: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> Params:
+        """The same function with other gains than one."""
+        out = dict(params)
+        for gain in self.folded:
+            scale = norms[gain.gain] if gain.gain is not None else None
+            if scale is not None:
+                for reader in gain.readers:
+                    out[reader.weight] = _along(out[reader.weight], 1 / scale, reader.dim)
+                out[gain.gain or ""] = scale.clone()
+            if gain.bias is None:
+                continue
+            if not gain.absorbed:
+                out[gain.bias] = out[gain.bias] * (1 if scale is None else scale)
+                continue
+            for reader in gain.readers:
+                self._shift(out, reader, gain, -norms[gain.bias])
+            out[gain.bias] = norms[gain.bias].clone()
+        return self._tie(out)
+
+    def rotate(self, params: Mapping[str, Tensor], rotations: Mapping[str, Tensor]) -> Params:
+        """Unit u of the result is the sum over v of ``rotations[group][k..., u, v]`` times unit v."""
+        out = dict(params)
+        for turn in self.turns:
+            if turn.group in rotations:
+                for m in turn.members:
+                    out[m.tensor] = m.filled(out[m.tensor], rotations[turn.group] @ m.rows(out[m.tensor]))
+        return out
+
+    def renumbered(self, group: str, rotations: Tensor, orders: Mapping[str, Tensor]) -> Tensor:
+        """Rotations of a group after its keys, such as heads, were renumbered."""
+        keys = next(t.keys for t in self.turns if t.group == group)
+        for place, (name, _) in enumerate(keys):
+            if name in orders:
+                rotations = rotations.index_select(place, orders[name])
+        return rotations
+
+    def composed(
+        self,
+        first: Mapping[str, Tensor],
+        orders: Mapping[str, Tensor],
+        second: Mapping[str, Tensor],
+        later: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The rotations of both, after `orders`, which are the permutations of both; `later`: those of the second."""
+        out: dict[str, Tensor] = {}
+        for turn in self.turns:
+            if turn.group in first or turn.group in second:
+                eye = torch.eye(turn.size, dtype=torch.float64)
+                one = first[turn.group][..., later[turn.group], :] if turn.group in first else eye[orders[turn.group]]
+                two = second.get(turn.group, eye)
+                one = self.renumbered(turn.group, one.expand(turn.shape), later)
+                out[turn.group] = two @ one
+        return out
+
+    def norms(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The gains to unfold with that make these parameters' own, and the biases; none is nearly 0."""
+        out: dict[str, Tensor] = {}
+        for gain in self.folded:
+            if gain.gain is not None:
+                scale = params[gain.gain].double()
+                least = _SMALL * (float(scale.abs().max()) or 1.0)
+                out[gain.gain] = torch.where(scale.abs() < least, torch.copysign(scale.new_tensor(least), scale), scale)
+            if gain.bias is not None and gain.absorbed:
+                out[gain.bias] = params[gain.bias].double().clone()
+        return out
+
+    @staticmethod
+    def _of(gain: Gain, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        shift = params[gain.bias] if gain.bias is not None else None
+        scale = params[gain.gain] if gain.gain is not None else torch.ones_like(params[gain.bias or ""])
+        return scale, shift
+
+    @staticmethod
+    def _shift(out: Params, reader: Reader, gain: Gain, shift: Tensor | None) -> None:
+        """Let the reader's bias take over what is added to what it reads."""
+        if shift is not None and gain.absorbed and reader.bias is not None:
+            out[reader.bias] = out[reader.bias] + out[reader.weight].movedim(reader.dim, 1) @ shift
+
+
+def uniform(params: Mapping[str, Tensor], gain: Gain) -> bool:
+    """Whether all entries of the gain are equal."""
+    v = params[gain.gain].double() if gain.gain is not None else torch.ones(1)
+    return float(v.max() - v.min()) <= _EQUAL * float(v.abs().max())
+
+
+def _in(names: Collection[str], gain: Gain) -> bool:
+    return gain.gain in names or gain.bias in names
+
+
+def _along(v: Tensor, factors: Tensor, dim: int) -> Tensor:
+    size = [1] * v.ndim
+    size[dim] = -1
+    return v * factors.reshape(size)

@@ -1,0 +1,147 @@
+"""Units of transformers matched up to rotations of the residual stream and inside heads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from isthmus.alignment.change import change
+from isthmus.alignment.descent import UnitSearch
+from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
+from isthmus.alignment.overlap import Overlap
+from isthmus.alignment.rotations.frame import Rotatable, Turn, uniform
+from isthmus.alignment.rotations.solve import Rounds
+from isthmus.alignment.rotations.streams import frame_of
+from isthmus.checks import check_choices, check_whole
+from isthmus.evaluate.batchnorm import statistics
+from isthmus.params import Params, cast
+
+_FEW = 8
+_KEPT = 1e-9
+"""The largest change of outputs, relative to the largest, under rotations that commute with the network."""
+
+
+@dataclass(frozen=True)
+class RotationMatching(Matching):
+    """Rotations of residual streams and inside attention heads, with permutations of all other units, by the weights.
+
+    Between its norms a transformer computes the same in any orthonormal basis of its residual stream, of the queries
+    with the keys of a head, and of its values. Which units these are is read off the program and checked on random
+    rotations. Gains and biases of norms are moved into the weights that read them, all is matched there, in turns that
+    each raise the inner product, at most `rounds` times; then a's own gains and biases are put back, so that the norms
+    of both ends are equal and a is untouched. What does not commute is renumbered only, and the result's `notes` say
+    why: a stream whose norm is itself the stream (BERT), or whose last norm feeds tied embeddings, unless all gains are
+    equal there; queries and keys with rotary positions; units behind a nonlinearity. A network without anything to
+    rotate gets permutations.
+
+    `stream`: residual streams are rotated by the "activations" on the first `examples` examples, once, or by the
+    "weights" like all else. The weights of two networks agree in too many ways; what weights read does not.
+
+    When to use: for transformers, where permutations alone leave most of the barrier.
+
+    Source: Theus et al. 2025, which replaces LayerNorm; here the architecture stays.
+    """
+
+    rounds: int = 20
+    stream: Literal["activations", "weights"] = "activations"
+    examples: int = 500
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_whole(self, "rounds")
+        check_whole(self, "examples")
+
+    def find(self, task: MatchingTask) -> Matched:
+        """Fold, match in turns, unfold."""
+        objective = task.objective
+        frame, notes = usable(task, *frame_of(objective.program, objective.structure))
+        a, b = (frame.fold(cast(p, torch.float64)) for p in (task.a, task.b))
+        alike = _alike(task, frame, (a, b), self.examples) if self.stream == "activations" else {}
+        c, d = (_centred(frame, p) for p in (a, b))
+        overlap = Overlap.between(objective.structure, c, d, statistics(objective))
+        rounds = Rounds(frame, UnitSearch(overlap), alike)
+        rounds.run(self.rounds, lambda k: task.progress("matching units", k, self.rounds))
+        search, norms = rounds.search, frame.norms(task.a)
+        run = MatchingRun(
+            self.stream, search.similarity, len(rounds.trace) - 1, search.assignments, rounds.converged,
+            trace=tuple(rounds.trace),
+        )  # fmt: skip
+        before = {k: task.b[k].double().clone() for k in norms}
+        return Matched(search.orders, (run,), {}, rounds.rotations, norms, before, frame, notes)
+
+
+def _centred(frame: Rotatable, params: Params) -> Params:
+    """Without what LayerNorm does not see: the mean over the units."""
+    means = {t.group: torch.full((t.size, t.size), 1 / t.size, dtype=torch.float64) for t in frame.turns if t.centred}
+    return frame.rotate(params, {k: torch.eye(len(v), dtype=torch.float64) - v for k, v in means.items()})
+
+
+def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], examples: int) -> dict[str, Tensor]:
+    """How alike the units of both networks are in what the weights read, where no other group is renumbered."""
+    turns = [t for t in frame.turns if t.seen and not t.renumbered]
+    pairs = [(t.group, held) for t in turns for held in t.seen]
+    few = task.objective.part(slice(0, examples)).cast(torch.float64)
+    out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
+    for x, _ in few.source.chunks(few.chunk):
+        values = _values(task, ends, tree_leaves(x), [held.tensor for _, held in pairs])
+        for group, held in pairs:
+            a, b = (held.rows(v[held.tensor]).cpu() for v in values)
+            out[group] += a @ b.mT
+    return out
+
+
+@torch.no_grad()
+def _values(
+    task: MatchingTask, ends: Sequence[Params], x: Sequence[Tensor], names: Sequence[str]
+) -> list[dict[str, Tensor]]:
+    return [task.objective.program.seen(p, x, names) for p in ends]
+
+
+def usable(task: MatchingTask, frame: Rotatable, refused: Mapping[str, str]) -> tuple[Rotatable, tuple[str, ...]]:
+    """What of a frame holds for these two networks, and why the rest does not."""
+    notes = {k: why for k, why in refused.items() if task.objective.structure.group(k).size > 1}
+    for gain in frame.gains:
+        if gain.carried and not all(uniform(p, gain) for p in (task.a, task.b)):
+            what = f"the gains {gain.gain!r} are not equal, and what reads them is no weight of their own"
+            notes.setdefault(gain.group, what)
+    frame = _without(frame, notes)
+    wrong = _wrong(task, frame)
+    notes |= dict.fromkeys(wrong, "a random rotation changes the function")
+    frame = _without(frame, wrong)
+    frame = replace(frame, gains=tuple(g for g in frame.gains if g.group not in wrong))
+    return frame, tuple(f"{group} is renumbered, not rotated: {why}" for group, why in notes.items())
+
+
+def _wrong(task: MatchingTask, frame: Rotatable) -> list[str]:
+    """The groups that may not be rotated although nothing in the program says so."""
+    if _holds(task, frame, frame.turns):
+        return []
+    return [t.group for t in frame.turns if not _holds(task, frame, [t])]
+
+
+def _without(frame: Rotatable, groups: Collection[str]) -> Rotatable:
+    return replace(frame, turns=tuple(t for t in frame.turns if t.group not in groups))
+
+
+def _holds(task: MatchingTask, frame: Rotatable, turns: Sequence[Turn]) -> bool:
+    """Whether random rotations keep the function of b, with the norms of a."""
+    turned = {t.group: random_rotation(t, task.generator) for t in turns}
+    b = cast(task.b, torch.float64)
+    return change(task.objective, b, frame.apply(b, {}, turned, frame.norms(task.a)), _FEW) <= _KEPT
+
+
+def random_rotation(turn: Turn, generator: torch.Generator) -> Tensor:
+    """An orthogonal matrix for each key, which keeps the vector of ones where only such commute."""
+    n = turn.size
+    drawn = torch.randn(*turn.shape, generator=generator, dtype=torch.float64)
+    if turn.centred:
+        ones = torch.full((n, n), 1 / n, dtype=torch.float64)
+        eye = torch.eye(n, dtype=torch.float64)
+        drawn = (eye - ones) @ drawn @ (eye - ones) + ones
+    u, _, v = torch.linalg.svd(drawn)
+    return u @ v

@@ -1,0 +1,190 @@
+"""The rotations and permutations with the largest inner product of two networks, found in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from isthmus.alignment.assignment import assignment
+from isthmus.alignment.descent import UnitSearch
+from isthmus.alignment.overlap import Overlap
+from isthmus.alignment.rotations.frame import Placed, Rotatable, Turn
+from isthmus.structure import Group
+
+_GAIN = 1e-10
+"""A rotation must gain more than so much of the largest inner product: where any will do, none is made."""
+_ENOUGH = 1e-10
+"""The rounds end when one gains less than so much."""
+_TIES = 1e-3
+"""The weight of the weights beside values, each in units of its norm: decides where no value differs."""
+_SWEEPS = 20
+"""Sweeps over the groups that are only renumbered, at most, in one round."""
+
+
+@dataclass(eq=False)
+class Rounds:
+    """Rotations and permutations in the making, of networks that are folded already.
+
+    `search`: the second network as it stands, and the permutations; `rotations`: those of the turns, which come after
+    the permutations. `seen`: for groups that are turned once, by their values, how alike each pair of units is. No
+    step of the others lowers the inner product.
+    """
+
+    frame: Rotatable
+    search: UnitSearch
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
+    rotations: dict[str, Tensor] = field(default_factory=dict)
+    trace: list[float] = field(default_factory=list)
+    converged: bool = False
+
+    def __post_init__(self) -> None:
+        for turn in self.frame.turns:
+            self.rotations[turn.group] = torch.eye(turn.size, dtype=torch.float64).expand(turn.shape).clone()
+
+    @property
+    def overlap(self) -> Overlap:
+        """The inner product."""
+        return self.search.overlap
+
+    def run(self, rounds: int, tell: Callable[[int], None]) -> None:
+        """First by values, and by what is tied to nothing else, such as embeddings; then all in turns."""
+        alone, heads, rest = self.parts()
+        free = [t for t in alone if t.group not in self.seen]
+        self.begin(alone, rest)
+        self.trace.append(self.search.similarity)
+        while len(self.trace) <= rounds and not self.converged:
+            self.round(free, heads, [g.name for g in rest])
+            tell(len(self.trace) - 1)
+
+    def parts(self) -> tuple[list[Turn], list[Group], list[Group]]:
+        """What is rotated by itself, the keys of what is rotated with them, and what is only renumbered."""
+        turns, groups = self.frame.turns, self.overlap.structure.groups
+        keys = {name for t in turns for name in t.renumbered}
+        still = keys | {t.group for t in turns}
+        heads = [g for g in groups if g.name in keys]
+        return [t for t in turns if not t.renumbered], heads, [g for g in groups if g.name not in still]
+
+    def round(self, turns: Sequence[Turn], heads: Sequence[Group], rest: Sequence[str]) -> None:
+        """Everything once."""
+        for turn in turns:
+            self.turn(turn)
+        for group in heads:
+            self.pair(group)
+        self.search.climb(self.search.sweeps + _SWEEPS, lambda _: None, rest)
+        self.trace.append(self.search.similarity)
+        self.converged = self.trace[-1] - self.trace[-2] <= _ENOUGH * abs(self.trace[-1])
+
+    def begin(self, turns: Sequence[Turn], groups: Sequence[Group]) -> None:
+        """Each group by those tensors only that hold no other."""
+        for turn in turns:
+            if turn.group in self.seen:
+                self._look(turn, self.seen[turn.group])
+            else:
+                self.turn(turn, self._own(turn.group))
+        for group in groups:
+            if names := self._own(group.name):
+                self.renumber(group.name, assignment(self.overlap.gram(group, self.search.b, names)))
+
+    def _own(self, group: str) -> list[str]:
+        return [k for k, several in self.overlap.of.items() if {name for name, _ in several} == {group}]
+
+    # ------------------------------------------------------------------ steps
+
+    def turn(self, turn: Turn, names: Collection[str] | None = None) -> None:
+        """The best rotations of one group, all else held."""
+        grams = self._grams(turn, names)
+        if grams is not None:
+            before, kept = self.search.similarity, (self.search.b, self.rotations[turn.group])
+            self._rotate(turn, polar(grams, turn.centred))
+            if names is None and self.search.similarity < before:  # the group is on two axes of a tensor
+                self.search.b, self.rotations[turn.group] = kept
+
+    def _look(self, turn: Turn, alike: Tensor) -> None:
+        """The best rotation for values, and a little for tensors that hold no other group."""
+        grams = self._grams(turn, self._own(turn.group))
+        parts = [alike] if grams is None else [alike, grams]
+        sizes = [torch.linalg.matrix_norm(g, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny) for g in parts]
+        both = sum(w * g / n for w, g, n in zip((1.0, _TIES), parts, sizes, strict=False))
+        self._rotate(turn, polar(torch.as_tensor(both), turn.centred))
+
+    def pair(self, group: Group) -> None:
+        """The best permutation of heads, with the best rotations inside each pair."""
+        turns = [t for t in self.frame.turns if group.name in (name for name, _ in t.keys)]
+        scores = self._left(group, turns)
+        for turn in turns:
+            scores = scores + self._scores(turn, group.name)
+        self.renumber(group.name, assignment(scores))
+        for turn in turns:
+            self.turn(turn)
+
+    def _left(self, group: Group, turns: Sequence[Turn]) -> Tensor:
+        """What entries of the heads add in which nothing rotates."""
+        out = torch.zeros(group.size, group.size, dtype=torch.float64)
+        own = {(m.tensor, m.dim): m.index for m in group.members if m.tensor in self.overlap.of}
+        for (tensor, dim), index in own.items():
+            taken = [m.index.reshape(-1) for t in turns for m in t.members if (m.tensor, m.dim) == (tensor, dim)]
+            free = ~torch.isin(index, torch.cat(taken)) if taken else torch.ones_like(index, dtype=torch.bool)
+            if bool(free.any()):
+                held = Placed(tensor, dim, index[free].reshape(len(index), -1))
+                out += held.rows(self.overlap.a[tensor]) @ held.rows(self.search.b[tensor]).T
+        return out
+
+    def _scores(self, turn: Turn, group: str) -> Tensor:
+        """For each pair of heads the largest inner product that rotations inside reach."""
+        place = [name for name, _ in turn.keys].index(group)
+        grams = []
+        for m in self._compared(turn):
+            a, b = (m.rows(p[m.tensor]).movedim(place, 0) for p in (self.overlap.a, self.search.b))
+            a, b = (x.reshape(len(x), -1, *x.shape[-2:]) for x in (a, b))  # [heads, other keys, units, entries]
+            grams.append(torch.einsum("ukir,vkjr->uvkij", a, b))
+        return torch.linalg.svdvals(torch.stack(grams).sum(0)).sum((-2, -1))
+
+    def renumber(self, name: str, order: Tensor) -> None:
+        """Renumber a group, and with it the rotations of which it is a key."""
+        self.search.b = self.overlap.permuted({name: order}, self.search.b)
+        self.search.orders = {**self.search.orders, name: self.search.orders[name][order]}
+        for turn in self.frame.turns:
+            for place, (key, _) in enumerate(turn.keys):
+                if key == name:
+                    self.rotations[turn.group] = self.rotations[turn.group].index_select(place, order)
+
+    def _compared(self, turn: Turn) -> list[Placed]:
+        return [m for m in turn.members if m.tensor in self.overlap.of]
+
+    def _grams(self, turn: Turn, names: Collection[str] | None) -> Tensor | None:
+        """For each key what each pair of units adds, [keys..., units, units]."""
+        members = [m for m in self._compared(turn) if names is None or m.tensor in names]
+        if not members:
+            return None
+        both = [(m.rows(self.overlap.a[m.tensor]), m.rows(self.search.b[m.tensor])) for m in members]
+        return torch.stack([a @ b.mT for a, b in both]).sum(0)
+
+    def _rotate(self, turn: Turn, rotation: Tensor) -> None:
+        self.search.b = self.frame.rotate(self.search.b, {turn.group: rotation})
+        self.rotations[turn.group] = rotation @ self.rotations[turn.group]
+
+
+def polar(grams: Tensor, centred: bool) -> Tensor:
+    """The orthogonal matrices Q with the largest <Q, gram>; the identity where nothing is gained.
+
+    `centred`: among those that keep the vector of ones.
+
+    >>> polar(torch.tensor([[0.0, 2.0], [-1.0, 0.0]]), False)
+    tensor([[ 0.,  1.],
+            [-1.,  0.]])
+    """
+    n = grams.shape[-1]
+    eye = torch.eye(n, dtype=grams.dtype)
+    ones = torch.full((n, n), 1 / n, dtype=grams.dtype)
+    if centred:
+        grams = (eye - ones) @ grams @ (eye - ones)
+    size = torch.linalg.matrix_norm(grams, keepdim=True)
+    # a direction that nothing has an entry in stays where it is
+    solved = grams + _GAIN * size * eye + (size + 1) * ones if centred else grams + _GAIN * size * eye
+    u, _, v = torch.linalg.svd(solved)
+    found = u @ v
+    gain = (grams * (found - eye)).sum((-2, -1), keepdim=True)
+    return torch.where(gain > _GAIN * size, found, eye)
