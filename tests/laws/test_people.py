@@ -64,7 +64,7 @@ def values(objective, modules, connection):
         im.plane(objective, a, modules[1], mlp(), points=2),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
         im.minima_graph(objective, modules), im.align(objective, *modules), im.align(objective, *modules).inverse(),
-        im.WeightMatching(), im.Given(), im.ActivationMatching(),
+        im.WeightMatching(), im.Given(), im.ActivationMatching(), im.RotationMatching(),
         *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
     ]  # fmt: skip
     return found

@@ -107,6 +107,11 @@ class Rotatable:
         """The gains that can be moved into their readers."""
         return tuple(g for g in self.gains if not g.carried)
 
+    @property
+    def visible(self) -> list[Turn]:
+        """What can be told by its values alone: nothing beside it is renumbered."""
+        return [t for t in self.turns if t.seen and not t.renumbered]
+
     def only(self, rotations: Collection[str], norms: Collection[str]) -> Rotatable:
         """What is needed to rotate these groups and move these gains; others must not be folded."""
         turns = tuple(t for t in self.turns if t.group in rotations)

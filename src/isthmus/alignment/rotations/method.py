@@ -83,12 +83,13 @@ def _centred(frame: Rotatable, params: Params) -> Params:
 
 def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], examples: int) -> dict[str, Tensor]:
     """How alike the units of both networks are in what the weights read, where no other group is renumbered."""
-    turns = [t for t in frame.turns if t.seen and not t.renumbered]
+    turns = frame.visible
     pairs = [(t.group, held) for t in turns for held in t.seen]
+    names = [held.tensor for _, held in pairs]
     few = task.objective.part(slice(0, examples)).cast(torch.float64)
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
     for x, _ in few.source.chunks(few.chunk):
-        values = _values(task, ends, tree_leaves(x), [held.tensor for _, held in pairs])
+        values = _values(task, ends, tree_leaves(x), names)
         for group, held in pairs:
             a, b = (held.rows(v[held.tensor]).cpu() for v in values)
             out[group] += a @ b.mT
