@@ -3,6 +3,14 @@
 from isthmus import counterexamples as counterexamples
 from isthmus import data as data
 from isthmus import models as models
+from isthmus.alignment import ActivationMatching as ActivationMatching
+from isthmus.alignment import Alignment as Alignment
+from isthmus.alignment import Given as Given
+from isthmus.alignment import Matching as Matching
+from isthmus.alignment import Renumbering as Renumbering
+from isthmus.alignment import WeightMatching as WeightMatching
+from isthmus.alignment import align as align
+from isthmus.alignment import align_many as align_many
 from isthmus.analysis.descend import descend as descend
 from isthmus.analysis.ensemble import Ensemble as Ensemble
 from isthmus.analysis.ensemble import EnsembleRow as EnsembleRow
@@ -25,6 +33,7 @@ from isthmus.certify import Certificate as Certificate
 from isthmus.certify import certify as certify
 from isthmus.certify import verify_certificate as verify_certificate
 from isthmus.connectors import METHODS as METHODS
+from isthmus.connectors import Aligned as Aligned
 from isthmus.connectors import AutoNEB as AutoNEB
 from isthmus.connectors import Bezier as Bezier
 from isthmus.connectors import Connection as Connection
@@ -39,6 +48,7 @@ from isthmus.connectors import Narrow as Narrow
 from isthmus.connectors import NoiseDropout as NoiseDropout
 from isthmus.connectors import Outcome as Outcome
 from isthmus.connectors import PolyChain as PolyChain
+from isthmus.connectors import Renormalised as Renormalised
 from isthmus.connectors import Separated as Separated
 from isthmus.connectors import StringSampling as StringSampling
 from isthmus.connectors import Sublevel as Sublevel
@@ -77,9 +87,11 @@ from isthmus.stability.dropout.pattern import PatternStability as PatternStabili
 from isthmus.stability.dropout.pattern import pattern_stability as pattern_stability
 from isthmus.stability.noise.measure import NoiseStability as NoiseStability
 from isthmus.stability.noise.measure import noise_stability as noise_stability
+from isthmus.storage import load_alignment as load_alignment
 from isthmus.storage import load_connection as load_connection
 from isthmus.storage import load_params as load_params
 from isthmus.storage import save as save
+from isthmus.storage import save_alignment as save_alignment
 from isthmus.storage import save_curve_npz as save_curve_npz
 from isthmus.storage import save_params as save_params
 from isthmus.structure import Group as Group

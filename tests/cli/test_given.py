@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from isthmus.cli import run_app
-from isthmus.cli.given import Given, data_of
+from isthmus.cli.given import OwnData, data_of
 from isthmus.cli.options import Asked
 from isthmus.errors import FileError, InputError
 from tests.hugging_face import saved
@@ -79,7 +79,7 @@ def test_training_takes_every_form_of_data(ends, capsys):
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     net.load_state_dict(load_file("smooth.safetensors"))
     given = data_of("mine.py:arrays", "mine.py:net", Asked())
-    assert isinstance(given, Given)
+    assert isinstance(given, OwnData)
     x, y = given.train
     assert found["smooth"] == pytest.approx(
         float(nn.CrossEntropyLoss(label_smoothing=0.1)(net(x), y).detach()), rel=1e-6
@@ -132,13 +132,13 @@ def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path):
     cut.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=cut, eos_token="e", unk_token="e").save_pretrained(folder)
     made = data_of(str(tmp_path / "a.txt"), model, Asked(block=2))
-    assert isinstance(made, Given)
+    assert isinstance(made, OwnData)
     assert made.options == {"class_axis": -1}
     assert made.train[0].tolist() == [[0, 1], [3, 0], [1, 3]]
     assert made.train[1].tolist() == [[1, 3], [0, 1], [3, 4]]
     (tmp_path / "b.jsonl").write_text('{"text": "a b"}\n\n{"text": "c"}\n')
     made = data_of(str(tmp_path / "b.jsonl"), model, Asked(block=3))
-    assert isinstance(made, Given)
+    assert isinstance(made, OwnData)
     assert [v.tolist() for v in made.train] == [[[0, 1, 5]], [[1, 5, 3]]]
     (tmp_path / "c.jsonl").write_text('{"txt": "a b"}\n')
     with pytest.raises(FileError, match='line 1 has no "text"'):

@@ -63,7 +63,8 @@ def values(objective, modules, connection):
         im.ensemble(objective, connection, points=2, test=objective),
         im.plane(objective, a, modules[1], mlp(), points=2),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
-        im.minima_graph(objective, modules),
+        im.minima_graph(objective, modules), im.align(objective, *modules), im.align(objective, *modules).inverse(),
+        im.WeightMatching(), im.Given(), im.ActivationMatching(),
         *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
     ]  # fmt: skip
     return found
@@ -88,7 +89,7 @@ def test_every_value_is_one_short_line(values):
         assert len(text) <= LIMIT, text
         seen[type(value).__name__] = text
     public = {n for n in dir(im) if inspect.isclass(getattr(im, n)) and not issubclass(getattr(im, n), BaseException)}
-    unseen = public - set(seen) - {"IsthmusWarning", "Connector", "Segment", "LevelCurve", "IsthmusError"}
+    unseen = public - set(seen) - {"IsthmusWarning", "Connector", "Matching", "Segment", "LevelCurve", "IsthmusError"}
     assert not {name for name in unseen if not issubclass(getattr(im, name), Warning)}
     assert repr(values[1]) == f"Connection(Dropout, constructed, {len(values[2])} segments, 139 parameters)"
     assert "x_train=f32[" in seen["Dataset"]
@@ -243,6 +244,7 @@ def calls(objective, modules, connection, folder):
     profile, certificate = im.profile(objective, connection, 3), im.certify(objective, connection, budget=0)
     im.save(connection, folder / "path.safetensors")
     im.save_params(a, folder / "a.safetensors")
+    im.save_alignment(im.align(objective, a, b), folder / "alignment")
     return {
         im.connect: {"objective": objective, "a": a, "b": b},
         im.profile: {"objective": objective, "path": connection, "num_points": 3},
@@ -261,6 +263,10 @@ def calls(objective, modules, connection, folder):
         im.geometry: {"objective": objective, "a": a, "b": b, "thresholds": [99.0]},
         im.gap_by_width: {"make": lambda m: (objective, a, b), "widths": []},
         im.derive_structure: {"module": modules[0], "args": (torch.zeros(2, 4),)},
+        im.align: {"objective": objective, "a": a, "b": b},
+        im.align_many: {"objective": objective, "models": [a, b]},
+        im.save_alignment: {"alignment": im.align(objective, a, b), "path": folder / "alignment"},
+        im.load_alignment: {"path": folder / "alignment", "objective": objective},
         im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},
         im.load_graph: {"folder": folder / "graph"},
         im.ensemble: {"objective": objective, "path": connection, "points": 2, "independent": [a]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def descend(
     method = {"name": "descend", "tolerance": tolerance, "limit": limit, "rounding": rounding, "prove": prove}
     found = _descend(objective, start, method, generator, progress)
     stats = {"method": method, "seed": seed, "objective": objective.describe(), **found.stats}
-    connection = Connection(found.path, found.target, found.outcome, stats, time.perf_counter() - begin)
+    connection = replace(found, stats=stats, seconds=time.perf_counter() - begin)
     if throw and not connection.outcome.ok:
         raise OutcomeError(f"descend: {connection.outcome}")
     return connection

@@ -25,6 +25,10 @@ COMMANDS = {
         "commands",
         "Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.",
     ),
+    "align": (
+        "align",
+        "Renumber the hidden units of B to be those of A; what B computes stays the same, and is checked to.",
+    ),
     "graph": (
         "commands",
         "Join several checkpoints until it is known how high one must climb from each to each; write everything.",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from isthmus.cli.given import Given, data_of, refuse_own_words
+from isthmus.cli.given import OwnData, data_of, refuse_own_words
 from isthmus.cli.options import Asked
 from isthmus.cli.typed import command
 from isthmus.data import Dataset
@@ -32,12 +32,12 @@ class Parts:
     """An objective before it is built. `dtype`: None where no file says it. `notes`: what differs from the file.
 
     `labelled`: the options of the loss that say how labels are read, ``ignore_index`` and ``class_axis``. `counts`: how
-    many training and test examples of ``Given`` data are used, None for all of them.
+    many training and test examples of ``OwnData`` data are used, None for all of them.
     """
 
     model: str
     data: str
-    dataset: Dataset | Given
+    dataset: Dataset | OwnData
     loss: Any
     penalty: Ridge | L1 | None
     dtype: torch.dtype | None = None
@@ -112,9 +112,9 @@ def _check_told(file: Path, model: object) -> None:
         raise FileError(file, "holds the weights of a network that is not named", f"to take its config.json: {line}")
 
 
-def options_of(dataset: Dataset | Given) -> Mapping[str, Any]:
+def options_of(dataset: Dataset | OwnData) -> Mapping[str, Any]:
     """What data of the user's own code say of the objective."""
-    return dataset.options if isinstance(dataset, Given) else {}
+    return dataset.options if isinstance(dataset, OwnData) else {}
 
 
 def _labelled(own: Mapping[str, Any], asked: Asked, stored: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def of_path(source: Path, stats: Mapping[str, Any], asked: Asked) -> Parts:
     penalty = said.penalty() if asked.penalty is None else parse_penalty(asked.penalty)
     named = {} if own.get("loss") is not None and asked.loss is None else describe(loss)
     counts: tuple[int | None, int | None] = (None, None)
-    if isinstance(full, Given):
+    if isinstance(full, OwnData):
         dataset, notes, counts = full, [], (asked.examples or said.examples(), said.tests())
     else:
         dataset, notes = _examples(said, inputs_of(model, full), data, asked)

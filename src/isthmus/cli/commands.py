@@ -18,7 +18,7 @@ import typer
 from isthmus import pipeline as runs
 from isthmus.analysis.plane import plane as plane_through
 from isthmus.cli.asked import of_checkpoints
-from isthmus.cli.common import device_of, dtype_of, method_of, network_of, objectives, opened
+from isthmus.cli.common import device_of, dtype_of, matching_of, method_of, network_of, objectives, opened
 from isthmus.cli.console import hanging, number, progress_bar, show, show_graph
 from isthmus.cli.options import (
     CHECKPOINTS,
@@ -39,7 +39,7 @@ from isthmus.cli.options import (
     with_asked,
 )
 from isthmus.cli.typed import command
-from isthmus.connectors import METHODS, Connector
+from isthmus.connectors import METHODS, Aligned, Connector
 from isthmus.data import DATASETS
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.batchnorm import policy_in_words
@@ -103,6 +103,9 @@ def connect(
     out: OutOption,
     method: Method = "Subnetwork",
     option: MethodOptions = None,
+    align: Annotated[
+        str | None, typer.Option("--align", help="activations or weights: renumber B's units to be those of A first.")
+    ] = None,
     num_points: Points = 61,
     gap: Gap = 0.01,
     budget: Budget = None,
@@ -118,6 +121,7 @@ def connect(
     keeps its state there: after a kill, the same command goes on with it.
     """
     chosen = method_of(method, option or [])
+    chosen = chosen if align is None else Aligned(chosen, matching_of(align, [], "--align"))
     Level.read(level)
     found = opened((a, b), asked)
     objective, test, ends = found.objective, found.test, found.ends

@@ -12,8 +12,9 @@ import torch
 import yaml
 from torch import nn
 
+from isthmus.alignment import Matching
 from isthmus.cli.asked import Parts, of_checkpoints
-from isthmus.cli.given import Given, on_device
+from isthmus.cli.given import OwnData, on_device
 from isthmus.cli.options import Asked
 from isthmus.connectors import Connector
 from isthmus.data import Dataset
@@ -28,7 +29,7 @@ from isthmus.storage import read_checkpoint
 from isthmus.storage.adapters import AdapterContents
 from isthmus.storage.contents import Contents
 from isthmus.storage.folders import adapter_folder
-from isthmus.storage.methods import connector_from
+from isthmus.storage.methods import connector_from, matching_from
 from isthmus.storage.tensors import read_metadata
 
 
@@ -52,7 +53,7 @@ def stored_in(path: Path) -> dict[str, str]:
 
 def network_of(parts: Parts, like: Params | None = None) -> nn.Module:
     """The network of that name, which may take its sizes from the data and from the weights `like`."""
-    if isinstance(parts.dataset, Given):
+    if isinstance(parts.dataset, OwnData):
         return by_name(parts.model, like=like)
     data = inputs_of(parts.model, parts.dataset)
     return by_name(parts.model, inputs=data.shape, outputs=data.classes or None, like=like)
@@ -63,7 +64,7 @@ def objectives(
 ) -> tuple[Objective, Objective | None]:
     """The training objective of a network and, where the data have a test part, the test objective."""
     module = network.eval().to(device_of(asked.device))
-    if isinstance(parts.dataset, Given):
+    if isinstance(parts.dataset, OwnData):
         return _build(parts, parts.dataset, module, asked, dtype)
     data = inputs_of(parts.model, parts.dataset)
     try:
@@ -78,12 +79,12 @@ def objectives(
         raise
 
 
-def _as_given(data: Dataset) -> Given:
-    return Given((data.x_train, data.y_train), None if data.x_test is None else (data.x_test, data.y_test))
+def _as_given(data: Dataset) -> OwnData:
+    return OwnData((data.x_train, data.y_train), None if data.x_test is None else (data.x_test, data.y_test))
 
 
 def _build(
-    parts: Parts, data: Given, module: nn.Module, asked: Asked, dtype: torch.dtype
+    parts: Parts, data: OwnData, module: nn.Module, asked: Asked, dtype: torch.dtype
 ) -> tuple[Objective, Objective | None]:
     where = device_of(asked.device)
     options: dict[str, Any] = {**data.options, "loss": parts.loss, "penalty": parts.penalty, "dtype": dtype}
@@ -93,7 +94,7 @@ def _build(
         train = Objective(module, **options, memory=asked.batch * train.bytes_each)
     train.penalty_of(dict.fromkeys(train.parameter_names, torch.zeros(())))  # do its names exist
     test = None if data.test is None else train.on(on_device(data.test, where))
-    if not isinstance(parts.dataset, Given):
+    if not isinstance(parts.dataset, OwnData):
         return train, test
     examples, tests = parts.counts
     return _part(train, examples), None if test is None or tests == 0 else _part(test, tests)
@@ -187,7 +188,7 @@ def _is_larger(parts: Parts, size: int) -> bool:
     """Whether a built-in network has more parameters than a file of that many bytes can hold: its name may be false."""
     if parts.model.partition(":")[0] not in MODELS:
         return False
-    if isinstance(parts.dataset, Given):
+    if isinstance(parts.dataset, OwnData):
         return parameters_of(parts.model) > size
     data = inputs_of(parts.model, parts.dataset)
     return parameters_of(parts.model, inputs=data.shape, outputs=data.classes or None) > size
@@ -195,10 +196,19 @@ def _is_larger(parts: Parts, size: int) -> bool:
 
 def method_of(name: str, options: list[str]) -> Connector:
     """A connector from its name and ``key=value`` options, with unknown keys and bad values refused by name."""
+    return connector_from({**_values(options), "name": name}, "--method")
+
+
+def matching_of(name: str, options: list[str], what: str = "--by") -> Matching:
+    """As ``method_of``, for a way to match units."""
+    return matching_from({**_values(options), "name": name}, what)
+
+
+def _values(options: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
             raise InputError("--option", expected="KEY=VALUE", got=option)
         values[key] = yaml.safe_load(text)
-    return connector_from({**values, "name": name}, "--method")
+    return values

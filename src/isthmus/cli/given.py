@@ -37,7 +37,7 @@ _OWN = (
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class OwnData:
     """Data of the user's own code, as ``Objective`` takes them; `options`: further arguments of it."""
 
     train: Any
@@ -45,7 +45,7 @@ class Given:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def data_of(name: str, model: str, asked: Asked) -> Dataset | Given:
+def data_of(name: str, model: str, asked: Asked) -> Dataset | OwnData:
     """The data of that name, for the model of that name. Errors: ``InputError``, ``FileError``."""
     kind, _, rest = name.partition(":")
     if Path(name).suffix in _TEXTS:
@@ -60,7 +60,7 @@ def data_of(name: str, model: str, asked: Asked) -> Dataset | Given:
     return given(made_by_code(name, "data", "the data", known), name)
 
 
-def given(made: Any, name: str) -> Given:
+def given(made: Any, name: str) -> OwnData:
     """What a factory of data gives: training data, a pair (training, test), or a dictionary.
 
     Data are whatever ``Objective`` takes: (x, y), a ``TensorDataset``, a ``DataLoader``. The dictionary has "data", and
@@ -70,20 +70,20 @@ def given(made: Any, name: str) -> Given:
     if isinstance(made, Mapping) and "data" in made:
         return _of_dictionary({str(k): v for k, v in made.items()}, name)
     if isinstance(made, tuple | list) and len(made) == 2 and not _is_array(made[1]):
-        return Given(*made)
-    return Given(made)
+        return OwnData(*made)
+    return OwnData(made)
 
 
-def _of_dictionary(made: dict[str, Any], name: str) -> Given:
+def _of_dictionary(made: dict[str, Any], name: str) -> OwnData:
     options = {k: v for k, v in made.items() if k not in ("data", "test")}
     taken = [k for k in inspect.signature(Objective).parameters if k not in _OWN and k[0] != "_"]
     if unknown := options.keys() - {*taken}:
         expected = f"a dictionary with 'data', and perhaps 'test', {', '.join(map(repr, taken))}"
         raise InputError(f"data {name!r}", expected=expected, got=", ".join(map(repr, unknown)))
-    return Given(made["data"], made.get("test"), options)
+    return OwnData(made["data"], made.get("test"), options)
 
 
-def refuse_own_words(found: Given, model: str, name: str) -> None:
+def refuse_own_words(found: OwnData, model: str, name: str) -> None:
     """Labels that are the words themselves need a loss that is named, where the network predicts the next word."""
     kind, _, folder = model.partition(":")
     if kind != HUGGING_FACE or not causal(folder):
@@ -136,7 +136,7 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy")
 
 
-def _text(file: Path, model: str, block: int | None) -> Given:
+def _text(file: Path, model: str, block: int | None) -> OwnData:
     """A text in blocks of words, each with the words that follow, as the tokenizer beside the model cuts it."""
     name, _, folder = model.partition(":")
     if name != HUGGING_FACE or not folder:
@@ -162,7 +162,7 @@ def _text(file: Path, model: str, block: int | None) -> Given:
         raise InputError("--block", expected=f"at most {len(words) - 1}, the words of {file} less one", got=size)
     stream = torch.tensor(words[: n * size + 1])
     x, y = stream[:-1].reshape(n, size).clone(), stream[1:].reshape(n, size).clone()
-    return Given((x, y), options={"class_axis": -1})
+    return OwnData((x, y), options={"class_axis": -1})
 
 
 def _documents(file: Path) -> Iterator[str]:

@@ -20,7 +20,7 @@ from isthmus.cli.asked import check_given, of_path
 from isthmus.cli.common import device_of, dtype_of, network_of, objectives
 from isthmus.cli.console import number, progress_bar, show_table
 from isthmus.cli.experiments import Address, Workers, engine_of
-from isthmus.cli.given import Given
+from isthmus.cli.given import OwnData
 from isthmus.cli.options import (
     CHECKPOINTS,
     Asked,
@@ -56,7 +56,7 @@ def _open_path(path: Path, asked: Asked, dtype: str) -> tuple[Connection, Object
     kind = parts.dtype if dtype == "auto" and parts.dtype is not None else dtype_of(dtype, start)
     objective, test = objectives(parts, network_of(parts, start), asked, kind)
     notes = [*parts.notes]
-    if isinstance(parts.dataset, Given):
+    if isinstance(parts.dataset, OwnData):
         notes += filter(None, [check_given(path, connection.stats, objective, test, asked)])
     for note in notes:
         print(f"note: {path} was made with {note}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The methods: frozen dataclasses of hyperparameters, one file each. A new one adds its line to METHODS."""
 
+from isthmus.connectors.aligned import Aligned as Aligned
 from isthmus.connectors.base import Connection as Connection
 from isthmus.connectors.base import Connector as Connector
 from isthmus.connectors.base import Outcome as Outcome
@@ -13,6 +14,7 @@ from isthmus.connectors.mean_field import MeanField as MeanField
 from isthmus.connectors.narrow import Narrow as Narrow
 from isthmus.connectors.neb.method import AutoNEB as AutoNEB
 from isthmus.connectors.noise_dropout import NoiseDropout as NoiseDropout
+from isthmus.connectors.renormalised import Renormalised as Renormalised
 from isthmus.connectors.strings.constrained import ConstrainedStringSampling as ConstrainedStringSampling
 from isthmus.connectors.strings.sampling import StringSampling as StringSampling
 from isthmus.connectors.sublevel import Sublevel as Sublevel
@@ -27,6 +29,8 @@ METHODS: tuple[type[Connector], ...] = (
     Bezier,
     PolyChain,
     AutoNEB,
+    Aligned,
+    Renormalised,
     Dropout,
     NoiseDropout,
     Narrow,

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from isthmus.connectors.info import Cost, info_of, name_of
 from isthmus.errors import InputError
@@ -78,8 +79,9 @@ class Connection:
     `target` is `b` or, for methods that end at a permutation of b, that permutation: ``path.end`` equals
     `target`, and f(target) = f(b). `labels`: one per segment, or none. `info`: what the method says of its path (see
     ``isthmus.connectors.info``), `cost`: what it cost. They are read from `stats`, which holds plain JSON values, as
-    files do: these, the method with its fields, the seed, and the objective's description. `seconds`: by the clock; no
-    file keeps them, so that the same seed gives the same file.
+    files do: these, the method with its fields, the seed, and the objective's description. `tensors`: what the method
+    found that is no plain value, by name, such as the permutations of ``Aligned``. `seconds`: by the clock; no file
+    keeps them, so that the same seed gives the same file.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class Connection:
     outcome: Outcome
     stats: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         made = [name for name in (name_of(self.stats), self.outcome.name.lower()) if name]

@@ -68,7 +68,7 @@ def connect(
     bn = method.statistics if statistics(objective) else None
     stats = {"method": describe(method), "seed": seed, "objective": objective.describe(), **found.stats}
     stats |= {} if bn is None else {"bn": bn}
-    return Connection(replace(found.path, bn=bn), found.target, found.outcome, stats, seconds)
+    return replace(found, path=replace(found.path, bn=bn), stats=stats, seconds=seconds)
 
 
 def _check_method(method: object, objective: Objective, test: Objective | None) -> None:

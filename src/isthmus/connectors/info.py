@@ -223,11 +223,33 @@ class AutoNEBInfo(CurveInfo):
     pivots: int = 0
 
 
+@one_line
+@dataclass(frozen=True)
+class RenormalisedInfo:
+    """Of ``Renormalised``: nothing."""
+
+
+@one_line
+@dataclass(frozen=True)
+class AlignedInfo:
+    """Of ``Aligned``. `inner`: what the inner method says of its path. `alignment`, by name:
+
+    "similarity", "distance" of a and b, before and after; "function_error", the largest change of an output, relative
+    to the largest, in float64; "units", "moved": for each group how many there are, and the share with another number;
+    "dead": groups with units that do not vary, how many in a and in b; "runs": a row per search.
+    """
+
+    alignment: dict[str, Any]
+    inner: Any = None
+
+
 INFO: dict[str, type] = {
     "Linear": LinearInfo,
     "Bezier": CurveInfo,
     "PolyChain": CurveInfo,
     "AutoNEB": AutoNEBInfo,
+    "Aligned": AlignedInfo,
+    "Renormalised": RenormalisedInfo,
     "Dropout": DropoutInfo,
     "NoiseDropout": NoiseDropoutInfo,
     "Narrow": NarrowInfo,
@@ -251,6 +273,8 @@ def info_of(stats: Mapping[str, Any]) -> Any:
     kind = INFO.get(name_of(stats))
     if kind is None:
         return None
+    if kind is AlignedInfo:
+        stats = {**stats, "inner": info_of({**stats, "method": stats["method"].get("inner")})}
     given = {f.name: stats[f.name] for f in fields(kind) if f.name in stats}
     needed = {f.name for f in fields(kind) if f.default is MISSING}
     return kind(**given) if needed <= given.keys() else None

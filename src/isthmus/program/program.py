@@ -161,6 +161,13 @@ class Program:
         Computes in the floating-point type of `params`, whatever type was traced; in float64 throughout, even where
         the module says float32.
         """
+        names = [r.name for r in self.outputs]
+        values = self.seen(params, inputs, names)
+        out = tuple(values[name] for name in names)  # two outputs may be one value
+        return out[0] if len(out) == 1 else out
+
+    def seen(self, params: Mapping[str, Tensor], inputs: Sequence[Any], names: Collection[str]) -> dict[str, Any]:
+        """The values of these names, as ``run`` computes them."""
         if len(inputs) != len(self.inputs):
             raise InputError("inputs", expected=f"{len(self.inputs)} tensors", got=len(inputs))
         if missing := sorted(set(self.tensors.values()) - set(params)):
@@ -170,8 +177,8 @@ class Program:
         types = {self.dtype: dtype} | ({torch.float32: dtype} if dtype == torch.float64 else {})
         env |= {k: v.to(types.get(v.dtype, v.dtype)) for k, v in self.constants.items()}
         env |= dict(zip(self.inputs, inputs, strict=True))
-        out = self.interpret(lambda node, values: node.call(values, types), env)
-        return out[0] if len(out) == 1 else out
+        interpret(self.needed, lambda node, values: node.call(values, types), env, last_reads(self.needed, keep=names))
+        return {name: env[name] for name in names}
 
     def interpret(self, handle: Handler, env: Mapping[str, Any]) -> tuple[Any, ...]:
         """The outputs when `handle` makes the values, node by node; `env` holds those of the placeholders.

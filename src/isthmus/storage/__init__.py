@@ -1,5 +1,7 @@
 """Files: checkpoints in, connections out and in, results as JSON and CSV; all written atomically."""
 
+from isthmus.storage.alignments import load_alignment as load_alignment
+from isthmus.storage.alignments import save_alignment as save_alignment
 from isthmus.storage.checkpoints import load_params as load_params
 from isthmus.storage.checkpoints import read_checkpoint as read_checkpoint
 from isthmus.storage.checkpoints import save_params as save_params

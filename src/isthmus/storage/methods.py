@@ -7,12 +7,16 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from isthmus.alignment import MATCHINGS, ActivationMatching, Given, Matching, WeightMatching
 from isthmus.connectors import METHODS, Trained
 from isthmus.connectors.base import Connector
 from isthmus.connectors.base import describe as connector_to_dict
 from isthmus.errors import InputError
 
-__all__ = ["connector_from", "connector_to_dict", "options_of"]
+__all__ = ["connector_from", "connector_to_dict", "matching_from", "options_of"]
+
+SHORT: Mapping[type[Matching], str] = {ActivationMatching: "activations", WeightMatching: "weights", Given: "given"}
+"""What people type for a matching."""
 
 
 def connector_from(entry: str | Mapping[str, Any], what: str = "method") -> Connector:
@@ -26,9 +30,23 @@ def connector_from(entry: str | Mapping[str, Any], what: str = "method") -> Conn
     3
     """
     options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = options.pop("name", None)
     _renew(options)
-    return _made(_chosen(name, {m.__name__: m for m in METHODS}, what), options, f"{what}, {name}", None)
+    return _from(options, {m.__name__: m for m in METHODS}, what)
+
+
+def matching_from(entry: str | Mapping[str, Any], what: str = "matching") -> Matching:
+    """As ``connector_from``, for the ways to match units; "weights" is ``WeightMatching``, and so on.
+
+    >>> matching_from({"name": "weights", "start": "identity"}).start
+    'identity'
+    """
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    return _from(options, {SHORT[m]: m for m in MATCHINGS} | {m.__name__: m for m in MATCHINGS}, what)
+
+
+def _from(options: dict[str, Any], kinds: Mapping[str, type], what: str) -> Any:
+    name = options.pop("name", None)
+    return _made(_chosen(name, kinds, what), options, f"{what}, {name}", None)
 
 
 def _renew(options: dict[str, Any]) -> None:
@@ -99,18 +117,18 @@ def _known(values: Mapping[str, Any]) -> set[str]:
 
 
 def _kinds(hint: Any) -> dict[str, type]:
-    """The dataclasses that a field may hold, by name; all methods where it may hold a method."""
+    """The dataclasses that a field may hold, by name; all methods, or matchings, where it may hold one."""
     parts = get_args(hint) or (hint,)
-    if Connector in parts:
-        return {m.__name__: m for m in METHODS}
+    for base, known in ((Connector, METHODS), (Matching, MATCHINGS)):
+        if base in parts:
+            return {m.__name__: m for m in known}
     return {p.__name__: p for p in parts if isinstance(p, type) and is_dataclass(p)}
 
 
 def _read(hint: Any, value: Any, what: str) -> Any:
     """A plain value as a field of that type holds it; texts that are numbers count, as YAML reads 1e-3 as a text."""
-    options = get_args(hint) if get_origin(hint) is not tuple and get_args(hint) else (hint,)
-    if get_origin(hint) is Literal:
-        options = (hint,)
+    whole = get_origin(hint) in (tuple, Literal, Mapping) or not get_args(hint)
+    options = (hint,) if whole else get_args(hint)
     for option in options:
         found = _as(option, value)
         if found is not MISSING:
@@ -122,6 +140,8 @@ def _as(hint: Any, value: Any) -> Any:
     """The value in that type, or MISSING where it is of another."""
     if get_origin(hint) is Literal:
         return value if value in get_args(hint) else MISSING
+    if get_origin(hint) is Mapping:
+        return value if isinstance(value, Mapping) else MISSING
     if get_origin(hint) is not None:
         return _sequence(hint, value)
     if hint is NoneType:
@@ -154,4 +174,6 @@ def _words(hint: Any) -> str:
     names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is Mapping:
+        return "a mapping"
     return "a list" if get_origin(hint) is not None else names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -74,7 +74,8 @@ def open_path(path: PathLike, device: torch.device) -> Path:
     manifest, expected = open_manifest(path)
     if any(s["kind"] != "curve" for s in manifest["segments"]):
         return load_connection(path, device).path
-    numbers = sorted({number for row in manifest["points"] for number in row})
+    beside = manifest.get("tensors", {}).values()
+    numbers = sorted({*(number for row in manifest["points"] for number in row), *beside})
     with one_by_one(path) as read:
         found = combine({key: digest_of(read(key)) for key in map(key_of, numbers)})
     if found != expected:

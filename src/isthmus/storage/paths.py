@@ -6,8 +6,8 @@ over version, tensors and manifest), so that a flipped bit anywhere that could c
 manifest: ``names`` of the parameters; ``points``, rows of tensor numbers in the order of ``names``; ``segments``, each
 a kind with the numbers of its control points, and for a level curve also ``x``, the number of its data tensor,
 ``layers`` ([weight, bias, slope] each) and ``span`` (lo, hi); ``target``, a point; the name of the ``outcome``;
-``stats``; the version of ``isthmus`` that wrote it. NaN and infinities in ``stats`` are written as Python's json module
-writes them.
+``tensors``, the numbers of those that the method found beside the path, where there are any; ``stats``; the version of
+``isthmus`` that wrote it. NaN and infinities in ``stats`` are written as Python's json module writes them.
 """
 
 from __future__ import annotations
@@ -78,6 +78,10 @@ class _Store:
         row = tuple(self.tensor(params[name]) for name in self.names)
         return self.points.setdefault(row, len(self.points))
 
+    def beside(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The entry of tensors that are in no point."""
+        return {"tensors": {name: self.tensor(v) for name, v in tensors.items()}} if tensors else {}
+
     def tensor(self, tensor: Tensor) -> int:
         if id(tensor) not in self.objects:
             content = digest_of(tensor)
@@ -131,6 +135,7 @@ def save(connection: Connection | Path, path: PathLike) -> None:
         "target": store.point(connection.target),
         "points": [list(row) for row in store.points],
     }
+    manifest |= store.beside(connection.tensors)
     if (cells := _cells(manifest)) > _CELLS:
         why = f"the path has {cells:,} control points times parameters, a file may have {_CELLS:,}"
         raise FileError(path, why, "save it in parts, or with fewer control points")
@@ -220,8 +225,10 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
     try:
         if _cells(manifest) > _CELLS:
             raise ValueError(f"more than {_CELLS:,} control points times parameters")
-        data = {_index(s["x"]) for s in manifest["segments"] if "x" in s}
-        points = _points(manifest["names"], manifest["points"], tensors, data)
+        beside = {str(name): _index(number) for name, number in manifest.get("tensors", {}).items()}
+        points = _points(
+            manifest["names"], manifest["points"], tensors, _data(manifest["segments"]) | set(beside.values())
+        )
         segments = []
         for i, written in enumerate(manifest["segments"]):
             if written["kind"] not in _KINDS:
@@ -235,13 +242,19 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
             raise TypeError("stats are not a dictionary")
         target = points[_index(manifest["target"])]
         found = Path(tuple(segments), policy_of(manifest))
-        return Connection(found, target, Outcome[manifest["outcome"]], manifest["stats"])
+        more = {name: tensors[key_of(number)] for name, number in beside.items()}
+        return Connection(found, target, Outcome[manifest["outcome"]], manifest["stats"], tensors=more)
     except FileError:
         raise
     except (InputError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise FileError(
             path, f"does not describe a path ({type(error).__name__}: {one_line(error)})", _AGAIN
         ) from error
+
+
+def _data(segments: list[Mapping[str, Any]]) -> set[int]:
+    """The numbers of the tensors that belong to segments."""
+    return {_index(s["x"]) for s in segments if "x" in s}
 
 
 def _check_header(path: PathLike, header: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "labels",
     "leaves",
     "mark",
+    "positions",
     "product",
     "split",
     "total",
@@ -317,3 +318,15 @@ def labels(a: Axis) -> dict[Axis, Tensor]:
                 line[before : before + part.size] = unit
         before = before * part.size if a.kind == "product" else before + part.size
     return out
+
+
+def positions(a: Axis, atom: Axis) -> Tensor:
+    """Where each unit of an atom is on an axis that holds it, [units, block].
+
+    >>> positions(product([two := Axis(2), Axis(3)]), two)
+    tensor([[0, 1, 2],
+            [3, 4, 5]])
+    """
+    unit = labels(a)[find(atom)]
+    # positions sorted by unit, in order within each; those of no unit (-1) come first
+    return unit.argsort(stable=True)[int((unit < 0).sum()) :].reshape(find(atom).size, -1)

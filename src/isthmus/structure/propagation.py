@@ -100,6 +100,10 @@ class Propagation:
         # names of the groups that a tensor is the first to make, after that of its layer
         self.labels: dict[str, str] = {}
         self.flow = Flow(program)
+        # what is known of each value that depends on the input, and which node used a weight, on which axis, how
+        self.values: dict[str, Value] = {}
+        self.readers: list[tuple[Node, Axis, Role]] = []
+        self._node: Node | None = None
 
     # ------------------------------------------------------------------ what rules call
 
@@ -122,6 +126,8 @@ class Propagation:
         """Record that an axis of a weight makes units ("in") or reads them ("out")."""
         for tensor, d in sorted(value.origins[dim], key=lambda o: (self.order[o[0]], o[1])):
             self.uses.append((tensor, d, value.axes[dim], role))
+        if value.origins[dim] and self._node is not None and len(value.axes) > 1:
+            self.readers.append((self._node, value.axes[dim], role))
 
     def absorb(self, value: Value) -> None:
         """Record a weight that acts on its own units, entry by entry (a bias, a gain, an embedding of positions)."""
@@ -156,7 +162,10 @@ class Propagation:
         if node.name not in self.flow.told:
             return _constant(node, active=False)  # only its shape is asked for
         try:
-            return self._ruled(rules, node, values)
+            out = self._ruled(rules, node, values)
+            if isinstance(out, Value) and out.active:
+                self.values[node.name] = out
+            return out
         except IsthmusError:
             if node.name in self.flow.moving:
                 raise
@@ -179,6 +188,7 @@ class Propagation:
         return out
 
     def _called(self, rule: Rule, node: Node, given: Mapping[str, Any], place: str) -> Any:
+        self._node = node
         try:
             return rule(self, node, node.given(given))
         except IsthmusError as error:
@@ -191,15 +201,18 @@ class Propagation:
 
     def structure(self) -> Structure:
         """The groups: the atoms that may be permuted and that some weight makes."""
+        return Structure(tuple(g for g, _ in self.groups()), self.shapes, self._fixed())
+
+    def groups(self) -> list[tuple[Group, Axis]]:
+        """The groups with the atoms that they are."""
         found = self._members()
-        groups: list[Group] = []
+        groups: list[tuple[Group, Axis]] = []
         for tensor, atom in self._made():
             if atom in found:
-                name = _distinct(self._layer(tensor, atom), {g.name for g in groups})
-                groups.append(_group(name, found.pop(atom), atom))
+                name = _distinct(self._layer(tensor, atom), {g.name for g, _ in groups})
+                groups.append((_group(name, found.pop(atom), atom), atom))
         # a single unit that cannot be removed alone leaves nothing to do
-        groups = [g for g in groups if g.size > 1 or g.separable]
-        return Structure(tuple(groups), self.shapes, self._fixed())
+        return [(g, atom) for g, atom in groups if g.size > 1 or g.separable]
 
     def _made(self) -> Iterator[tuple[str, Axis]]:
         """The atoms that weights make, in the order of the program, each with the tensor."""
@@ -215,9 +228,7 @@ class Propagation:
         for alias, name in self.program.tied.items():
             aliases.setdefault(name, []).append(alias)
         for (tensor, dim, atom), role in self._roles().items():
-            unit = ax.labels(self.weights[tensor][dim])[atom]
-            # positions sorted by unit, in order within each; those of no unit (-1) come first
-            index = unit.argsort(stable=True)[int((unit < 0).sum()) :].reshape(atom.size, -1)
+            index = ax.positions(self.weights[tensor][dim], atom)
             for name in (tensor, *aliases.get(tensor, ())):
                 found.setdefault(atom, []).append(Member(name, dim, "in" if "in" in role else "out", index))
             if len(role) > 1:

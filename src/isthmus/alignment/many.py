@@ -1,0 +1,92 @@
+"""``align_many``: several networks in one numbering, so that any two of them are aligned and their mean makes sense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from isthmus.alignment.activations import ActivationMatching
+from isthmus.alignment.align import Alignment, aligned
+from isthmus.alignment.descent import UnitSearch
+from isthmus.alignment.given import Given
+from isthmus.alignment.matching import Matching, MatchingRun, MatchingTask
+from isthmus.alignment.overlap import Orders, Overlap
+from isthmus.errors import InputError
+from isthmus.evaluate.batchnorm import statistics
+from isthmus.kinds import check_kinds
+from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
+from isthmus.params import Params, check_ends
+from isthmus.training.progress import Progress, no_progress
+
+ROUNDS = 100
+"""Rounds over the networks, at most."""
+
+
+def align_many(
+    objective: Objective,
+    models: Sequence[ParamsLike],
+    matching: Matching | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> tuple[Alignment, ...]:
+    """Each of the networks with its hidden units in the numbering of the first, whose own alignment is the identity.
+
+    Each is aligned to the first by `matching`; then in turns each to the sum of the others, by weights, until the sum
+    of all inner products of two networks rises no more. What aligns one with another is the way through the first, so
+    that going round over any three leads back to where one was. ``runs[0].trace`` of each has that sum, round by round.
+
+    Errors: fewer than two networks; as ``align``. Source: the objective of Crisostomi et al. 2024.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    >>> objective = Objective(net, data=(torch.eye(2), torch.tensor([0, 1])))
+    >>> a = {k: v.clone() for k, v in net.state_dict().items()}
+    >>> b = objective.structure.permute(a, {"0": [1, 0]})
+    >>> [one.permutations["0"].tolist() for one in align_many(objective, [a, b, a])]
+    [[0, 1], [1, 0], [0, 1]]
+    """
+    check_kinds(align_many, locals(), but=["matching", "models"])
+    if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
+        raise InputError("models", expected="two or more networks", got=models)
+    checked = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]
+    for one in checked[1:]:
+        check_ends(checked[0], one)
+    generator = torch.Generator().manual_seed(seed)
+    tasks = [MatchingTask(objective, checked[0], one, generator, progress) for one in checked]
+    star = [aligned(task, ActivationMatching() if matching is None else matching) for task in tasks[1:]]
+    orders, run = _together(objective, checked, star, progress)
+    given = [Given({k: v.tolist() for k, v in own.items()}) for own in orders]
+    return tuple(replace(aligned(task, one), runs=(run,)) for task, one in zip(tasks, given, strict=True))
+
+
+def _together(
+    objective: Objective, models: Sequence[Params], star: Sequence[Alignment], progress: Progress
+) -> tuple[list[Orders], MatchingRun]:
+    """Ascent of the sum of all inner products, the first network held."""
+    structure, out = objective.structure, statistics(objective)
+    searches = [UnitSearch(Overlap.between(structure, models[0], one, out)) for one in models]
+    for search, begun in zip(searches[1:], star, strict=True):
+        search.begin(begun.permutations)
+    trace = [_total(searches)]
+    for round_ in range(ROUNDS):
+        for search in searches[1:]:
+            others = {k: sum(s.b[k] for s in searches if s is not search) for k in search.b}
+            step = UnitSearch(Overlap(structure, others, search.b, search.overlap.of))
+            step.climb(1, lambda sweep: None)
+            search.begin({k: v[step.orders[k]] for k, v in search.orders.items()})
+        trace.append(_total(searches))
+        progress("aligning several networks", round_ + 1, ROUNDS)
+        if trace[-1] <= trace[-2] + 1e-12 * abs(trace[-2]):
+            break
+    run = MatchingRun("together", trace[-1], len(trace) - 1, 0, len(trace) <= ROUNDS, trace=tuple(trace))
+    return [search.orders for search in searches], run
+
+
+def _total(searches: Sequence[UnitSearch]) -> float:
+    """The sum of the inner products of any two networks."""
+    whole = {k: sum(s.b[k] for s in searches) for k in searches[0].b}
+    squares = sum(float(v.square().sum()) for s in searches for v in s.b.values())
+    return (sum(float(v.square().sum()) for v in whole.values()) - squares) / 2

@@ -1,0 +1,62 @@
+"""What a way to match units is given, and what it finds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.objective import Objective
+from isthmus.params import Params
+from isthmus.shown import of_fields
+from isthmus.training.progress import Progress, no_progress
+
+
+@dataclass(frozen=True, eq=False)
+class MatchingTask:
+    """Two checked networks; units of `b` are to be matched with those of `a`. All randomness is from `generator`."""
+
+    objective: Objective
+    a: Params
+    b: Params
+    generator: torch.Generator
+    progress: Progress = no_progress
+
+
+@dataclass(frozen=True)
+class MatchingRun:
+    """One search: where it began, the `similarity` it reached (over the tensors it looked at), after each sweep in
+    `trace`; `assignments` that were solved; whether it `converged`; the loss half-way to a, where that was computed."""
+
+    start: str
+    similarity: float
+    sweeps: int
+    assignments: int
+    converged: bool
+    midpoint: float | None = None
+    trace: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """For each group a permutation: unit u of a is matched with unit ``permutations[group][u]`` of b."""
+
+    permutations: Mapping[str, Tensor]
+    runs: tuple[MatchingRun, ...] = ()
+    dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+class Matching(ABC):
+    """A way to match units: a frozen dataclass of settings with one verb, `find`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__repr__ = of_fields  # which ``dataclass`` then leaves as it is
+
+    @abstractmethod
+    def find(self, task: MatchingTask) -> Matched:
+        """The permutations."""

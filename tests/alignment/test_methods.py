@@ -1,0 +1,136 @@
+"""``Aligned`` and ``Renormalised`` as methods: what they gain, what they hand on, and what is at the knots."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import isthmus as im
+from isthmus.alignment.renormalise import renormalised
+from isthmus.connectors.info import CurveInfo
+from isthmus.evaluate.batchnorm import refresh
+from isthmus.params import Params, equal, lerp
+from tests.problems import Problem, convolutional, odd_widths, permuted, two_layers, without_bias
+
+
+def moments(problem: Problem, params: Params, count: int = 1000) -> list[torch.Tensor]:
+    """The mean and the deviation of each unit before its activation, layer after layer."""
+    module = problem.objective._materialised()
+    seen: list[torch.Tensor] = []
+
+    def look(layer: nn.Module, args: object, out: torch.Tensor) -> None:
+        seen.append(torch.stack([out.mean(0), out.std(0, correction=0)]))
+
+    hooks = [layer.register_forward_hook(look) for layer in module.modules() if isinstance(layer, nn.Linear)]
+    x = problem.objective.data[0]
+    assert isinstance(x, torch.Tensor)
+    with torch.no_grad():
+        torch.func.functional_call(module, params, x[:count])
+    for hook in hooks:
+        hook.remove()
+    return seen[:-1]
+
+
+def test_the_line_to_an_aligned_network_is_low_where_the_plain_one_is_not():
+    problem = permuted()
+    plain, line = (im.connect(problem.objective, problem.a, problem.b, m) for m in (im.Linear(), im.Aligned()))
+    low, high = (im.profile(problem.objective, c).max for c in (line, plain))
+    assert low == pytest.approx(problem.objective.loss(problem.a), rel=1e-9)
+    assert high > 2 * low
+    assert equal(line.target, problem.a)
+    assert line.tensors["permutation/0"].tolist() == list(range(8))[::-1]
+    assert line.info.alignment["distance"][1] == 0 < line.info.alignment["distance"][0]
+    assert line.info.alignment["moved"] == {"0": 1.0, "2": 1.0}
+
+
+def test_what_the_inner_method_says_and_needs_is_handed_on():
+    problem = permuted()
+    recipe = im.Recipe(lr=None, steps=10, batch=8)
+    found = im.connect(problem.objective, problem.a, problem.b, im.Aligned(im.Bezier(recipe=recipe)))
+    assert isinstance(found.info.inner, CurveInfo)
+    assert found.info.inner.max == pytest.approx(problem.objective.loss(problem.a), rel=1e-6)
+    unsure = replace_convexity(problem)
+    with pytest.raises(im.InputError, match="convex"):
+        im.connect(unsure, problem.a, problem.b, im.Aligned(im.Dropout()))
+
+
+def replace_convexity(problem: Problem) -> im.Objective:
+    return im.Objective(problem.objective._materialised(), lambda z, y: z.sum(1).sin(), problem.objective.data)
+
+
+def test_dropout_chooses_its_own_units():
+    problem = two_layers()
+    alone, within = (
+        im.connect(problem.objective, problem.a, problem.b, m) for m in (im.Dropout(), im.Aligned(im.Dropout()))
+    )
+    one, other = (im.profile(problem.objective, c).max for c in (alone, within))
+    assert one == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("make", [odd_widths, two_layers])
+def test_units_at_a_knot_have_the_moments_between_those_of_the_ends(make, t):
+    problem = make()
+    (knot,) = renormalised(problem.objective, problem.a, problem.b, [t], examples=1000)
+    have, a, b = (moments(problem, p) for p in (knot, problem.a, problem.b))
+    for own, first, last in zip(have, a, b, strict=True):
+        torch.testing.assert_close(own, torch.lerp(first, last, t), rtol=1e-9, atol=1e-9)
+    if t in (0.0, 1.0):
+        end = problem.b if t else problem.a
+        assert all(torch.allclose(v, end[k], rtol=1e-9, atol=1e-12) for k, v in knot.items())
+
+
+def test_few_examples_are_used_where_few_are_asked():
+    problem = two_layers()
+    (knot,) = renormalised(problem.objective, problem.a, problem.b, [0.5], examples=5)
+    have, a, b = (moments(problem, p, count=5) for p in (knot, problem.a, problem.b))
+    for own, first, last in zip(have, a, b, strict=True):
+        torch.testing.assert_close(own, torch.lerp(first, last, 0.5), rtol=1e-9, atol=1e-9)
+
+
+def test_layers_without_bias_are_scaled_only():
+    problem = without_bias()
+    (knot,) = renormalised(problem.objective, problem.a, problem.b, [0.5], examples=1000)
+    have, a, b = (moments(problem, p) for p in (knot, problem.a, problem.b))
+    for own, first, last in zip(have, a, b, strict=True):
+        torch.testing.assert_close(own[1], torch.lerp(first[1], last[1], 0.5), rtol=1e-9, atol=1e-9)
+    assert set(knot) == set(problem.a)
+
+
+def test_with_batchnorm_the_statistics_are_those_of_the_point():
+    problem = convolutional()
+    found = im.connect(problem.objective, problem.a, problem.b, im.Renormalised(knots=2))
+    for knot, t in zip(found.path.knots[1:-1], (1 / 3, 2 / 3), strict=True):
+        want = refresh(problem.objective, lerp(problem.a, problem.b, t))
+        assert all(torch.allclose(v, want[k]) for k, v in knot.items())
+    assert found.stats["bn"] == "interpolate"
+    assert found.labels == ("to repaired statistics", "between repaired points", "to the end")
+
+
+def test_a_network_without_units_of_its_own_is_refused_by_name():
+    x = torch.randn(8, 4, dtype=torch.float64)
+    objective = im.Objective(nn.Linear(4, 3).double(), data=(x, torch.arange(8) % 3))
+    a, b = ({"weight": torch.randn(3, 4).double(), "bias": torch.zeros(3).double()} for _ in range(2))
+    with pytest.raises(im.UnsupportedError, match="no layer makes units"):
+        im.connect(objective, a, b, im.Renormalised())
+    with pytest.raises(im.InputError, match="knots"):
+        im.Renormalised(knots=0)
+
+
+def test_the_path_of_both_together_is_proved():
+    problem = odd_widths()
+    found = im.connect(problem.objective, problem.a, problem.b, im.Aligned(im.Renormalised()))
+    certificate = im.certify(problem.objective, found, gap=0.1, budget=200)
+    assert certificate.proved
+    assert certificate.bound >= im.profile(problem.objective, found).max
+    again = im.connect(problem.objective, problem.a, problem.b, replace(found_method(found)))
+    assert equal(again.path.at(0.3), found.path.at(0.3))
+
+
+def found_method(found: im.Connection) -> im.Connector:
+    from isthmus.storage.methods import connector_from
+
+    return connector_from(found.stats["method"])
