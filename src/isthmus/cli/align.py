@@ -45,9 +45,8 @@ def align(
     """
     found = opened((a, b), asked)
     with progress_bar(quiet) as progress:
-        made = aligned(
-            found.objective, *found.ends, _matching(by, option or [], found.objective), seed=seed, progress=progress
-        )
+        matching = _matching(by, option or [], found.objective)
+        made = aligned(found.objective, found.ends[0], found.ends[1], matching, seed=seed, progress=progress)
     make_folder(out.parent)
     beside = out.with_name(out.name.removesuffix(".safetensors") + _ENDING)
     about = {k: v for k, v in stored_in(b).items() if k in ("loss", "examples") and isinstance(v, str)}
@@ -69,4 +68,4 @@ def _matching(by: str, options: list[str], objective: Objective) -> Matching:
         return matching_of(by, options)
     if options:
         raise InputError("--option", expected="none with a stored alignment", got=options)
-    return Given({k: v.tolist() for k, v in load_alignment(by, objective).permutations.items()})
+    return Given(load_alignment(by, objective).permutations)
