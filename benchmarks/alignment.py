@@ -42,7 +42,7 @@ def main() -> None:
         seconds = clock() - begin
         (run,) = found.runs
         print(f"  {name}: {seconds:.2f} s, similarity {run.similarity:.2f}, function {found.function_error:.0e}")
-        order = im.Given({k: v.tolist() for k, v in found.permutations.items()})
+        order = im.Given(found.permutations)
         row(f"{name}, aligned", im.Aligned(matching=order))
         row(f"{name}, aligned and renormalised", im.Aligned(im.Renormalised(), order))
 

@@ -1,8 +1,14 @@
-"""Is a profile ever slower than the loop that one would write, on networks that offer it nothing to save?"""
+"""Is a profile ever slower than the loop that one would write, on networks that offer it nothing to save?
+
+With ``isthmus[hf]`` also on small random networks of Hugging Face.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from time import perf_counter
+from typing import Any
 
 import common
 import torch
@@ -11,7 +17,7 @@ from torch import Tensor, nn
 
 import isthmus as im
 
-POINTS = 9
+POINTS, SECONDS = 9, 12.0
 
 
 class Block(nn.Module):
@@ -64,6 +70,32 @@ class Recurrent(nn.Module):
         return self.last(self.layers(self.words(x))[0][:, -1])
 
 
+class Logits(nn.Module):
+    """What a network of Hugging Face says, as one tensor."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).logits
+
+
+def hugging_face(words: Tensor) -> dict[str, tuple[nn.Module, Tensor, int]]:
+    """Classifiers of 2 layers of 64; empty where transformers is missing."""
+    if find_spec("transformers") is None:
+        return {}
+    transformers: Any = import_module("transformers")
+    sizes = {"vocab_size": 1000, "num_labels": 3, "pad_token_id": 0}
+    bert = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    gpt2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    nets = {
+        "GPT-2": transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes, **gpt2)),
+        "BERT": transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, **bert)),
+    }
+    return {f"{name} of Hugging Face, 2 layers of 64": (Logits(net), words, 3) for name, net in nets.items()}
+
+
 def residual() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), Block(16), Block(16), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16 * 64, 10)
@@ -80,7 +112,7 @@ def cases() -> dict[str, tuple[nn.Module, Tensor, int]]:
         "LSTM of 128": (Recurrent(128), words, 3),
         "residual network": (residual(), images, 10),
         "perceptron, 5 x 500": (common.perceptron(), torch.randn(2000, 784), 10),
-    }
+    } | hugging_face(words[:, :32].clamp(min=1))
 
 
 def moved(module: nn.Module, seed: int) -> im.Params:
@@ -108,7 +140,7 @@ def main() -> None:
                 "profile": lambda objective=objective, path=path: im.profile(objective, path, POINTS, bn="interpolate"),
                 "loop": lambda: common.careful(module, segment, ts, x, y, batch),  # noqa: B023
             },
-            5,
+            min(max(5, int(SECONDS / (2 * seconds))), 40),
         )
         ratio = common.ratio(times["loop"], times["profile"])
         print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.attention_modules import BERT, GPT2, T5, Experts, Llama, ViT
+from tests.hugging_face import KINDS, Logits, inputs, network
 from tests.image_modules import ConvNeXtBlock, Dense, Inverted, PreActivated, Residual, UNet, conv, pooled
 
 
@@ -172,71 +174,14 @@ HAND_WRITTEN = [
 # -- from transformers
 
 
-class Logits(nn.Module):
-    """A model of transformers as a module of tensors that returns its logits."""
+def logits(kind: str) -> nn.Module:
+    pytest.importorskip("transformers")
+    return Logits(network(kind))
 
-    def __init__(self, inner: nn.Module, *names: str) -> None:
-        super().__init__()
-        self.inner, self.names = inner, names
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return self.inner(**dict(zip(self.names, tensors, strict=True))).logits
-
-
-def hugging_face(name: str, config: str, names: Any = ("input_ids",), **options: Any) -> Logits:
-    transformers = pytest.importorskip("transformers")
-    made = getattr(transformers, config)(**options)
-    return Logits(getattr(transformers, name)(made), *names)
-
-
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 20}
-TEXT = SMALL | {"vocab_size": 11, "max_position_embeddings": 16}
-GROUPED = TEXT | {"num_key_value_heads": 2, "use_cache": False}
 
 HUGGING_FACE = [
     Architecture(
-        "GPT2LMHeadModel",
-        lambda: hugging_face(
-            *("GPT2LMHeadModel", "GPT2Config"),
-            **{"n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 11, "n_positions": 16, "use_cache": False},
-        ),
-        words,
-    ),
-    Architecture("LlamaForCausalLM", lambda: hugging_face("LlamaForCausalLM", "LlamaConfig", **GROUPED), words),
-    Architecture(
-        "BertForSequenceClassification",
-        lambda: hugging_face(
-            "BertForSequenceClassification", "BertConfig", ("input_ids", "attention_mask"), **TEXT, num_labels=3
-        ),
-        masked,
-    ),
-    Architecture(
-        "ViTForImageClassification",
-        lambda: hugging_face(
-            *("ViTForImageClassification", "ViTConfig", ("pixel_values",)),
-            **SMALL,
-            image_size=8,
-            patch_size=4,
-        ),
-        image,
-    ),
-    Architecture(
-        "ResNetForImageClassification",
-        lambda: hugging_face(
-            *("ResNetForImageClassification", "ResNetConfig", ("pixel_values",)),
-            embedding_size=4,
-            hidden_sizes=[8, 12],
-            depths=[1, 2],
-        ),
-        lambda: (noise(2, 3, 32, 32),),
-    ),
-    Architecture(
-        "MixtralForCausalLM",
-        lambda: hugging_face(
-            *("MixtralForCausalLM", "MixtralConfig"),
-            **GROUPED | {"num_hidden_layers": 1},
-            num_local_experts=3,
-        ),
-        words,
-    ),
+        KINDS[kind][0], partial(logits, kind), masked if kind == "bert" else lambda kind=kind: (inputs(kind, 2),)
+    )
+    for kind in ("lm", "llama", "bert", "vit", "resnet", "mixtral")
 ]

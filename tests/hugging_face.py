@@ -11,11 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 _WORDS = {"vocab_size": 60}
 _LABELS = {"num_labels": 3}
 _ATTENTION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-_GPT2 = {**_WORDS, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+_GPT2 = {**_WORDS, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 4}
 _LLAMA = {**_WORDS, **_ATTENTION, "num_key_value_heads": 2, "max_position_embeddings": 16}
 KINDS = {
     "gpt2": ("GPT2ForSequenceClassification", "GPT2Config", {**_GPT2, **_LABELS, "pad_token_id": 0}),
@@ -34,9 +35,14 @@ KINDS = {
     "resnet": (
         "ResNetForImageClassification",
         "ResNetConfig",
-        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", **_LABELS},
+        {"embedding_size": 4, "hidden_sizes": [8, 12], "depths": [1, 2], **_LABELS},
     ),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**_LLAMA, "num_local_experts": 4}),
+    "t5": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {**_WORDS, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0},
+    ),
 }
 """For each network its class, its config's class and what the config holds."""
 
@@ -65,6 +71,17 @@ ADAPTERS = {
     "mixtral": ("mixtral", {"r": 2, "target_modules": ["q_proj"]}),
 }
 """For each adapter the network under it, and its config."""
+
+
+class Logits(nn.Module):
+    """A network as a module of tensors (words and perhaps their mask, or images) that returns its logits."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.inner(x, **({} if mask is None else {"attention_mask": mask})).logits
 
 
 @cache

@@ -190,6 +190,30 @@ def straightened(p: Problem, _: Path) -> Any:
     return found.before, found.after, found.path.knots
 
 
+def averaged(p: Problem, _: Path) -> Any:
+    """Members along a path, and what their averages give."""
+    found = im.ensemble(p.objective, found_by(p, im.Linear()), 3)
+    return found.members, found.average, plain(found.to_dict())
+
+
+def cycled(p: Problem, folder: Path) -> Any:
+    return im.fast_geometric_ensemble(p.objective, p.a, cycles=2, memory=folder)
+
+
+def climbed(p: Problem, _: Path) -> Any:
+    """How high one must climb between three networks."""
+    middle = {k: v + 0.1 * v.abs() for k, v in p.a.items()}
+    found = im.minima_graph(p.objective, [p.a, p.b, middle], num_points=3)
+    return found.weights, found.saddles.tolist(), found.losses
+
+
+def seen(p: Problem, folder: Path) -> Any:
+    """The plane through three networks, and the way over the third on it."""
+    third = {k: v + 0.1 * v.abs() if v.is_floating_point() else v for k, v in p.a.items()}
+    way = im.Path.through([p.a, third, p.b])
+    return plain(im.plane(p.objective, p.a, p.b, third, way, points=3, folder=folder).to_dict())
+
+
 def geometry(p: Problem, _: Path) -> Any:
     level = 1.2 * max(p.objective.loss(p.a), p.objective.loss(p.b))
     return plain(im.geometry(p.objective, p.a, p.b, [level], method=QUICK[im.StringSampling]))
@@ -231,6 +255,10 @@ CASES: dict[str, tuple[Callable[[], Problem], Question]] = {
     "ray": (wide_then_narrow, lambda p, _: ray(p.objective, p.a, 1e3).path.knots),
     "straighten": (tanh_regression, straightened),
     "geometry": (tanh_regression, geometry),
+    "ensemble": (batchnorm, averaged),
+    "fast geometric ensemble": (tanh_regression, cycled),
+    "minima graph": (odd_widths, climbed),
+    "plane": (batchnorm, seen),
     "profile": (convolutional, profiled(tol=1e-2)),
     "profile, screened": (odd_widths, profiled(screen="bf16")),
     **{f"profile, {bn}": (batchnorm, profiled(bn=bn)) for bn in ("interpolate", "recompute", "keep")},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -126,7 +124,7 @@ def test_the_path_of_both_together_is_proved():
     certificate = im.certify(problem.objective, found, gap=0.1, budget=200)
     assert certificate.proved
     assert certificate.bound >= im.profile(problem.objective, found).max
-    again = im.connect(problem.objective, problem.a, problem.b, replace(found_method(found)))
+    again = im.connect(problem.objective, problem.a, problem.b, found_method(found))
     assert equal(again.path.at(0.3), found.path.at(0.3))
 
 

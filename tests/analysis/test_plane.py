@@ -82,6 +82,10 @@ def test_networks_on_a_line_span_no_plane():
     for c in (lerp(p.a, p.b, 0.3), p.a, p.b):
         with pytest.raises(im.InputError, match="c: expected a network off the straight line"):
             im.plane(p.objective, p.a, p.b, c)
+    a = {k: v.float() for k, v in p.a.items()}
+    b = {k: v + 1e-2 * torch.randn_like(v) for k, v in a.items()}
+    with pytest.raises(im.InputError, match="c: expected a network off the straight line"):  # but for its rounding
+        im.plane(p.objective.cast(torch.float32), a, b, lerp(a, b, 0.5))
     with pytest.raises(im.InputError, match="b: expected another network than a"):
         im.plane(p.objective, p.a, p.a, p.b)
     wrong: list[dict[str, Any]] = [{"points": 1}, {"margin": -1}, {"screen": 1}, {"bn": "forget"}]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import isthmus as im
+from tests.hugging_face import Logits, network
 
 Data = tuple[Tensor | tuple[Tensor, ...], Tensor]
 
@@ -43,17 +44,6 @@ class Decoder(nn.Module):
         return v * cos + torch.cat([-v[..., 2:], v[..., :2]], -1) * sin
 
 
-class Logits(nn.Module):
-    """What a model of transformers says, as one tensor."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.model(input_ids=x, attention_mask=mask).logits
-
-
 def decoder() -> tuple[nn.Module, Data]:
     """Token losses, some of which count nowhere."""
     x = torch.randint(0, 11, (6, 5), generator=torch.Generator().manual_seed(0))
@@ -62,15 +52,11 @@ def decoder() -> tuple[nn.Module, Data]:
 
 def bert() -> tuple[nn.Module, Data]:
     """Classes of padded sequences."""
-    tf = pytest.importorskip("transformers")
-    config = tf.BertConfig(
-        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=8, num_labels=3,
-    )  # fmt: skip
+    pytest.importorskip("transformers")
     g = torch.Generator().manual_seed(0)
-    x, lengths = torch.randint(0, 20, (8, 6), generator=g), torch.randint(2, 7, (8, 1), generator=g)
+    x, lengths = torch.randint(0, 60, (8, 6), generator=g), torch.randint(2, 7, (8, 1), generator=g)
     mask = (torch.arange(6) < lengths).long()
-    return Logits(tf.BertForSequenceClassification(config)), ((x, mask), torch.arange(8) % 3)
+    return Logits(network("bert")), ((x, mask), torch.arange(8) % 3)
 
 
 def tuned(net: nn.Module, data: Data, steps: int = 5) -> nn.Module:

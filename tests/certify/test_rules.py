@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import Form, Open, Refused
-from isthmus.certify.norms import normalised
+from isthmus.certify.forms import HEADROOM, Form, Open, Refused, half_width
+from isthmus.certify.norms import centred, normalised
 from isthmus.certify.recurrent import RECURRENT
 from isthmus.certify.rules import RULES
 from tests.certify.test_forms import at, excess, full
@@ -136,6 +136,7 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 SEVERAL: dict[str, tuple[Values, Values, dict[str, Shape]]] = {
     "mul": (ruled("mul"), torch.mul, {"x": ROWS, "other": (4,)}),
     "add": (ruled("add", alpha=-3), lambda x, other: x - 3 * other, {"x": ROWS, "other": (4,)}),
+    "rsub": (ruled("rsub", alpha=3), lambda x, other: other - 3 * x, {"x": ROWS, "other": ROWS}),
     "matmul": (ruled("matmul"), lambda x, other: x @ other, {"x": ROWS, "other": (4, 3)}),
     "linear": (ruled("linear"), F.linear, {"x": ROWS, "weight": (3, 4), "bias": (3,)}),
     "maximum": (ruled("maximum"), torch.maximum, {"x": ROWS, "other": ROWS}),
@@ -274,6 +275,37 @@ def test_the_greatest_entries_are_named_where_no_sample_disagrees_and_only_there
         assert places == {tuple(found[0].tolist())}
         assert all(excess(form_, s, v) <= 0 for s, v in values)
     assert 5 < decided < 55
+
+
+@pytest.mark.parametrize("parts", ["s", "b", "r"])
+def test_a_comparison_is_made_only_where_it_cannot_turn(parts):
+    """Against 0, which lies within what a form can be, or just beyond it."""
+    x = form((1,), 3, 0.1, parts)
+    reach = float(half_width(x.rounded()))
+    with pytest.raises(Open, match="which side is larger depends on t, or on rounding"):
+        ruled("gt")(x=x, other=float(x.centre) - 0.99 * reach)
+    assert ruled("gt")(x=x, other=float(x.centre) - 1.01 * reach).tolist() == [True]
+
+
+@pytest.mark.parametrize("options", [{"accumulate": True}, {"reduce": "add"}], ids=str)
+def test_what_is_added_to_is_not_written(options):
+    x = form((4,), 0, 0.1)
+    with pytest.raises(Refused, match="only writing has a rule"):
+        ruled("scatter", torch.scatter, dim=0, index=torch.tensor([0, 0, 1, 1]), **options)(x=x, src=x)
+
+
+def test_a_mean_over_a_window_counts_every_entry_that_it_adds():
+    x = Form(torch.ones(1, 1, 4096, dtype=F64))
+    options = {"kernel_size": [4096], "stride": [4096], "padding": [0], "ceil_mode": False, "count_include_pad": True}
+    assert float(ruled("avg_pool1d", F.avg_pool1d, **options)(x=x).radius) > 4096 * 2.0**-53
+    assert float(ruled("adaptive_avg_pool1d", F.adaptive_avg_pool1d, output_size=[1])(x=x).radius) > 4096 * 2.0**-53
+
+
+def test_a_mean_that_is_taken_off_counts_every_entry():
+    x = Form(torch.ones(1, 4096, dtype=F64), None, torch.zeros(1, 4096, dtype=F64), HEADROOM)
+    radius = centred(x, 1).radius
+    assert radius is not None
+    assert float(radius.min()) > 4096 * 2.0**-53
 
 
 def test_equal_entries_have_no_order():

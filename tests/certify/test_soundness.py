@@ -215,7 +215,8 @@ def test_equal_units_are_equal_in_exact_arithmetic_alone():
     assert Fraction(c.bound) >= true
 
 
-def test_a_rounded_sum_of_weights_is_in_the_bound_of_what_does_not_change():
+@pytest.mark.parametrize(("claim", "factor", "least"), [("unchanged", 1, 0.25), ("convex", 10_000, 6e6)])
+def test_a_rounded_sum_of_weights_is_in_the_bound_of_what_does_not_change(claim, factor, least):
     """A hat on top makes the loss rise between the ends of what rounding hides: 1e16 + 1 is 1e16."""
     module = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double()
     a = {
@@ -223,10 +224,29 @@ def test_a_rounded_sum_of_weights_is_in_the_bound_of_what_does_not_change():
         "2.weight": numbers(1e16, 1, 1e16, 1).view(2, 2), "2.bias": numbers(-1e16, -1e16 - 0.5),
         "4.weight": numbers(1, -2).view(1, 2), "4.bias": numbers(0),
     }  # fmt: skip
-    b = {**a, "2.weight": numbers(1e16, 0, 1e16, 0).view(2, 2)}
+    b = {**a, "2.weight": numbers(1e16, 0, 1e16, 0).view(2, 2), "4.weight": factor * a["4.weight"]}
     c = im.certify(im.Objective(module, "mse", ONE), im.Path.through([a, b]))
-    assert c.segments[0].claim == "unchanged"
-    assert c.bound >= 0.25
+    assert c.segments[0].claim == claim
+    assert c.bound >= least
+
+
+def test_an_exact_claim_whose_rounding_has_no_bound_is_only_measured():
+    """The root of 0 is 0, and of what rounding may leave below 0 no number."""
+
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sqrt()
+
+    module = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), Root(), nn.Linear(1, 1)).double()
+    a = {
+        "0.weight": numbers(1).view(1, 1),
+        "0.bias": numbers(-2),
+        "3.weight": numbers(1).view(1, 1),
+        "3.bias": numbers(0),
+    }
+    c = im.certify(im.Objective(module, "mse", ONE), im.Path.through([a, {**a, "3.bias": numbers(1)}]))
+    assert c.segments[0].claim == "measured"
+    assert "the rounding of the loss at a control point has no finite bound" in c.segments[0].why
 
 
 # -- every rule with padding, ties and entries below -1e150

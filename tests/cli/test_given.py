@@ -28,6 +28,16 @@ def smooth(): return {"data": (x[:30], y[:30]), "loss": nn.CrossEntropyLoss(labe
 def wrong(): return {"data": (x, y), "los": 1}
 def fails(): raise SystemExit("no")
 """
+WORDS = """
+import torch
+import isthmus as im
+from torch.utils.data import DataLoader
+ids = torch.arange(12).reshape(3, 4)
+def loader(labels): return DataLoader([{"input_ids": v, "labels": w} for v, w in zip(ids, labels)], shuffle=False)
+def words(): return loader(ids.masked_fill(ids > 9, -100))
+def others(): return loader(ids.roll(-1, 1))
+def next(): return {"data": words(), "loss": im.CrossEntropy(mean="tokens", shift=True)}
+"""
 
 
 @pytest.fixture
@@ -144,3 +154,15 @@ def test_a_folder_asks_for_its_network(capsys):
     pytest.importorskip("transformers")
     assert run_app(["connect", str(saved("lm")), str(saved("lm")), "--out", "x"]) == 2
     assert f"--model hf:{saved('lm')}" in capsys.readouterr().err
+
+
+def test_labels_that_are_the_words_themselves_need_a_loss_with_a_name(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(WORDS)
+    command = ["connect", *[str(saved("lm", seed)) for seed in (0, 1)], "--model", f"hf:{saved('lm')}", "--out", "out"]
+    command += ["--method", "Linear", "--num-points", "2", "--budget", "0", "-q", "--data"]
+    assert run_app([*command, "mine.py:words"]) == 2
+    assert "a loss beside labels that are the words themselves" in capsys.readouterr().err
+    for data in (["mine.py:next"], ["mine.py:others"], ["mine.py:words", "--loss", "cross_entropy"]):
+        assert run_app([*command, *data]) == 0, capsys.readouterr().err

@@ -90,3 +90,13 @@ def test_a_text(made, tmp_path):
     assert json.loads(open("again/profile.json").read())["loss"] == pytest.approx(found, rel=1e-6)
     a, b = (network("lm", seed).state_dict() for seed in (0, 1))
     assert found == slowly("lm", a, b, mean(x, y))
+
+
+def test_experts_that_do_not_run_in_float64_are_certified_as_connect_does(made, capsys):
+    made("mixtral")
+    torch.save(inputs("mixtral").roll(-1, 1), "y.pt")
+    losses(saved("mixtral"), saved("mixtral", 1), saved("mixtral"), "mine.py:arrays")
+    capsys.readouterr()
+    command = ["certify", "out/path.safetensors", "--model", f"hf:{saved('mixtral')}", "--data", "mine.py:arrays"]
+    assert run_app([*command, "--budget", "1", "--out", "out", "-q"]) == 1  # measured alone: the choice moves
+    assert "topk" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from typing import Any
 
 import pytest
@@ -10,56 +10,32 @@ import torch
 from torch.utils.data import DataLoader
 
 import isthmus as im
+from tests.hugging_face import inputs, network
 
-T = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 G = torch.Generator().manual_seed(0)
-IDS = torch.randint(0, 40, (5, 7), generator=G)
+IDS = torch.randint(0, 60, (5, 7), generator=G)
 MASK = torch.ones(5, 7, dtype=torch.int64)
 MASK[1, 5:] = MASK[3, 3:] = 0
 TEXT = {"input_ids": IDS, "attention_mask": MASK, "labels": IDS.masked_fill(MASK == 0, -100)}
 WORDS = {"input_ids": IDS, "attention_mask": MASK, "labels": torch.tensor([0, 1, 2, 0, 1])}
-IMAGES = {"pixel_values": torch.randn(5, 3, 16, 16, generator=G), "labels": torch.tensor([0, 1, 2, 0, 1])}
+IMAGES = {"pixel_values": inputs("vit", 5), "labels": torch.tensor([0, 1, 2, 0, 1])}
 NEXT = im.CrossEntropy(mean="tokens", shift=True)
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {"vocab_size": 40, "num_key_value_heads": 2, "max_position_embeddings": 16, **SIZES}
-
-MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any], Any]] = {
-    "gpt2": (
-        lambda: T.GPT2LMHeadModel(
-            T.GPT2Config(
-                vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
-            )
-        ),
-        TEXT, NEXT,
-    ),
-    "llama": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**LLAMA)), TEXT, NEXT),
-    "bert": (
-        lambda: T.BertForSequenceClassification(
-            T.BertConfig(vocab_size=40, max_position_embeddings=16, num_labels=3, **SIZES)
-        ),
-        WORDS, "cross_entropy",
-    ),
-    "vit": (
-        lambda: T.ViTForImageClassification(T.ViTConfig(image_size=16, patch_size=8, num_labels=3, **SIZES)),
-        IMAGES, "cross_entropy",
-    ),
-    "resnet": (
-        lambda: T.ResNetForImageClassification(
-            T.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=3)
-        ),
-        IMAGES, "cross_entropy",
-    ),
-    "mixtral": (
-        lambda: T.MixtralForCausalLM(T.MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **LLAMA)), TEXT, NEXT,
-    ),
-}  # fmt: skip
+MODELS: dict[str, tuple[dict[str, Any], Any]] = {
+    "lm": (TEXT, NEXT),
+    "llama": (TEXT, NEXT),
+    "bert": (WORDS, "cross_entropy"),
+    "vit": (IMAGES, "cross_entropy"),
+    "resnet": (IMAGES, "cross_entropy"),
+    "mixtral": (TEXT, NEXT),
+}
 
 
-@pytest.mark.parametrize(("make", "batch", "loss"), MODELS.values(), ids=MODELS.keys())
-def test_models_of_hugging_face(make: Callable[[], Any], batch: dict[str, Any], loss: Any) -> None:
-    torch.manual_seed(0)
-    model = make().eval()
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_of_hugging_face(kind: str) -> None:
+    batch, loss = MODELS[kind]
+    model = copy.deepcopy(network(kind))
     rows = [{k: v[i] for k, v in batch.items()} for i in range(5)]
     objective = im.Objective(model, loss, DataLoader(rows, batch_size=2))  # type: ignore[arg-type]
     with torch.no_grad():
@@ -73,3 +49,14 @@ def test_models_of_hugging_face(make: Callable[[], Any], batch: dict[str, Any], 
     model(**batch).loss.backward()
     for name, p in model.named_parameters():
         assert moving[name].grad.allclose(p.grad, rtol=1e-3, atol=1e-5), name  # type: ignore[union-attr]
+
+
+def test_an_encoder_decoder_is_given_what_its_decoder_reads() -> None:
+    batch = {k: TEXT[k] for k in ("input_ids", "labels")}
+    model = network("t5")
+    with pytest.raises(im.InputError, match="decoder_input_ids in every batch"):
+        im.Objective(model, data=batch)
+    own = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    objective = im.Objective(model, im.CrossEntropy(mean="tokens"), batch | {"decoder_input_ids": own})
+    with torch.no_grad():
+        assert objective.loss(model) == pytest.approx(float(model(**batch).loss), rel=1e-6)

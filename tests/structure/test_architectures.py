@@ -51,13 +51,13 @@ GROUPS: dict[str, dict[str, int]] = {
     | layers("inner.transformer.h.{}", 2, attn__c_attn__heads=4, attn__c_attn__head_dim=-4, attn__c_attn__value_dim=4)
     | layers("inner.transformer.h.{}.mlp", 2, c_fc=64),
     "LlamaForCausalLM": {"inner.model.embed_tokens": -16}
-    | layers("inner.model.layers.{}", 2, **DECODER, mlp__gate_proj=20),
+    | layers("inner.model.layers.{}", 2, **DECODER, mlp__gate_proj=24),
     "BertForSequenceClassification": {"inner.bert.embeddings.word_embeddings": -16, "inner.bert.pooler.dense": 16}
     | layers("inner.bert.encoder.layer.{}.attention.self", 2, query__heads=4, query__head_dim=-4, value__value_dim=4)
-    | layers("inner.bert.encoder.layer.{}", 2, intermediate__dense=20),
+    | layers("inner.bert.encoder.layer.{}", 2, intermediate__dense=24),
     "ViTForImageClassification": {"inner.vit.embeddings.patch_embeddings.projection": -16}
     | layers("inner.vit.layers.{}.attention", 2, q_proj__heads=4, q_proj__head_dim=-4, v_proj__value_dim=4)
-    | layers("inner.vit.layers.{}", 2, mlp__fc1=20),
+    | layers("inner.vit.layers.{}", 2, mlp__fc1=24),
     "ResNetForImageClassification": {"inner.resnet.embedder.embedder.convolution": 4}
     | layers(
         "inner.resnet.encoder.stages.0.layers", 1, **{"0__layer__0__convolution": 2, "0__layer__1__convolution": 2}
@@ -66,7 +66,7 @@ GROUPS: dict[str, dict[str, int]] = {
     | layers("inner.resnet.encoder.stages.1.layers.{}", 2, **RESNET)
     | layers("inner.resnet.encoder.stages.1.layers.0", 1, layer__2__convolution=12),
     "MixtralForCausalLM": {"inner.model.embed_tokens": -16}
-    | layers("inner.model.layers.{}", 1, **DECODER, mlp__experts=20),
+    | layers("inner.model.layers.{}", 2, **DECODER, mlp__experts=24),
 }
 """Name and size of the groups of each, negative if they are not separable."""
 

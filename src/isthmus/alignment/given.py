@@ -20,7 +20,7 @@ class Given(Matching):
     a sequence, such as those of an ``Alignment``.
     """
 
-    permutations: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    permutations: Mapping[str, Sequence[int] | Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.permutations, Mapping):

@@ -49,17 +49,22 @@ def align_many(
     [[0, 1], [1, 0], [0, 1]]
     """
     check_kinds(align_many, locals(), but=["matching", "models"])
+    checked = _checked(objective, models)
+    generator = torch.Generator().manual_seed(seed)
+    tasks = [MatchingTask(objective, checked[0], one, generator, progress) for one in checked]
+    star = [aligned(task, ActivationMatching() if matching is None else matching) for task in tasks[1:]]
+    orders, run = _together(objective, checked, star, progress)
+    given = [Given(own) for own in orders]
+    return tuple(replace(aligned(task, one), runs=(run,)) for task, one in zip(tasks, given, strict=True))
+
+
+def _checked(objective: Objective, models: Sequence[ParamsLike]) -> list[Params]:
     if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
         raise InputError("models", expected="two or more networks", got=models)
     checked = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]
     for one in checked[1:]:
         check_ends(checked[0], one)
-    generator = torch.Generator().manual_seed(seed)
-    tasks = [MatchingTask(objective, checked[0], one, generator, progress) for one in checked]
-    star = [aligned(task, ActivationMatching() if matching is None else matching) for task in tasks[1:]]
-    orders, run = _together(objective, checked, star, progress)
-    given = [Given({k: v.tolist() for k, v in own.items()}) for own in orders]
-    return tuple(replace(aligned(task, one), runs=(run,)) for task, one in zip(tasks, given, strict=True))
+    return checked
 
 
 def _together(
@@ -72,11 +77,8 @@ def _together(
         search.begin(begun.permutations)
     trace = [_total(searches)]
     for round_ in range(ROUNDS):
-        for search in searches[1:]:
-            others = {k: sum(s.b[k] for s in searches if s is not search) for k in search.b}
-            step = UnitSearch(Overlap(structure, others, search.b, search.overlap.of))
-            step.climb(1, lambda sweep: None)
-            search.begin({k: v[step.orders[k]] for k, v in search.orders.items()})
+        for k in range(1, len(searches)):
+            _improve(searches[k], searches[:k] + searches[k + 1 :])
         trace.append(_total(searches))
         progress("aligning several networks", round_ + 1, ROUNDS)
         if trace[-1] <= trace[-2] + 1e-12 * abs(trace[-2]):
@@ -85,8 +87,20 @@ def _together(
     return [search.orders for search in searches], run
 
 
+def _improve(search: UnitSearch, others: Sequence[UnitSearch]) -> None:
+    """Bring one network nearer to the sum of the others."""
+    whole = _sum(others)
+    step = UnitSearch(Overlap(search.overlap.structure, whole, search.b, search.overlap.of))
+    step.climb(1, lambda sweep: None)
+    search.begin({k: v[step.orders[k]] for k, v in search.orders.items()})
+
+
 def _total(searches: Sequence[UnitSearch]) -> float:
     """The sum of the inner products of any two networks."""
-    whole = {k: sum(s.b[k] for s in searches) for k in searches[0].b}
     squares = sum(float(v.square().sum()) for s in searches for v in s.b.values())
-    return (sum(float(v.square().sum()) for v in whole.values()) - squares) / 2
+    return (sum(float(v.square().sum()) for v in _sum(searches).values()) - squares) / 2
+
+
+def _sum(searches: Sequence[UnitSearch]) -> Params:
+    """The sum of the networks as they are numbered now."""
+    return {k: torch.stack([s.b[k] for s in searches]).sum(0) for k in searches[0].b}

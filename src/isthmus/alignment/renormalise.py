@@ -39,8 +39,8 @@ def renormalised(objective: Objective, a: Params, b: Params, ts: Sequence[float]
         raise UnsupportedError("Renormalised", why, "a trained curve, such as im.Bezier()")
     x = [v for part, _ in few.source.chunks(few.num_examples) for v in tree_leaves(part)]
     with torch.no_grad():
-        ends = [_moments(objective.program.seen(p, x, list(layers)), layers) for p in (a, b)]
-        return [_repaired(objective.program, lerp(a, b, t), x, layers, _between(*ends, t)) for t in ts]
+        first, last = (_moments(objective.program.seen(p, x, list(layers)), layers) for p in (a, b))
+        return [_repaired(objective.program, lerp(a, b, t), x, layers, _between(first, last, t)) for t in ts]
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,12 +34,14 @@ class Frame:
         if not self.width > 0:
             raise InputError("b", expected="another network than a", got="the same weights")
         apart = self._norm(self._from_a(self.c))
-        if not self.height >= _FLAT * apart or not self.height > 0:
+        point = {k: self.c[k] for k in self.names}
+        rounding = max(torch.finfo(v.dtype).eps for v in point.values()) * self._norm(point)
+        if not self.height >= max(_FLAT * apart, rounding) or not self.height > 0:
             raise InputError(
                 "c",
                 expected="a network off the straight line through a and b",
                 got=f"one that is {self.height:.3g} from it, at a distance of {apart:.3g} from a",
-                instead="a point of a curve between them",
+                instead="a third network, or a point of a curve between them",
             )
 
     @cached_property

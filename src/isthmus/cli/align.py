@@ -48,9 +48,8 @@ def align(
     """
     found = opened((a, b), asked)
     with progress_bar(quiet) as progress:
-        made = aligned(
-            found.objective, *found.ends, _matching(by, option or [], found.objective), seed=seed, progress=progress
-        )
+        matching = _matching(by, option or [], found.objective)
+        made = aligned(found.objective, found.ends[0], found.ends[1], matching, seed=seed, progress=progress)
     make_folder(out.parent)
     beside = out.with_name(out.name.removesuffix(".safetensors") + _ENDING)
     about = {k: v for k, v in stored_in(b).items() if k in ("loss", "examples") and isinstance(v, str)}
@@ -84,6 +83,4 @@ class _Again(Matching):
     def find(self, task: MatchingTask) -> Matched:
         """The same permutations, rotations and norms."""
         before, made = {k: task.b[k].double() for k in self.made.before}, self.made
-        return Matched(
-            made.permutations, rotations=made.rotations, norms=made.norms, before=before, frame=made.frame
-        )  # fmt: skip
+        return Matched(made.permutations, rotations=made.rotations, norms=made.norms, before=before, frame=made.frame)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from isthmus.cli.given import OwnData, data_of
+from isthmus.cli.given import OwnData, data_of, refuse_own_words
 from isthmus.cli.options import Asked
 from isthmus.cli.typed import command
 from isthmus.data import Dataset
@@ -77,6 +77,8 @@ def of_checkpoints(files: Sequence[Path], said: Sequence[Mapping[str, Any]], ask
     examples = asked.examples or _stored_count(gate, held.get("examples"), data, said)
     if isinstance(dataset, Dataset):
         dataset = dataset.subset(examples)
+    elif (asked.loss, own.get("loss"), loss) == (None, None, "cross_entropy"):
+        refuse_own_words(dataset, model, data)
     return Parts(
         model, data, dataset, loss, asked_penalty(asked), labelled=_labelled(own, asked), counts=(examples, None)
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from isthmus.cli.options import Asked
 from isthmus.data import DATASETS, Dataset, load
@@ -81,6 +81,27 @@ def _of_dictionary(made: dict[str, Any], name: str) -> OwnData:
         expected = f"a dictionary with 'data', and perhaps 'test', {', '.join(map(repr, taken))}"
         raise InputError(f"data {name!r}", expected=expected, got=", ".join(map(repr, unknown)))
     return OwnData(made["data"], made.get("test"), options)
+
+
+def refuse_own_words(found: OwnData, model: str, name: str) -> None:
+    """Labels that are the words themselves need a loss that is named, where the network predicts the next word."""
+    kind, _, folder = model.partition(":")
+    if kind != HUGGING_FACE or not causal(folder):
+        return
+    with torch.random.fork_rng(devices=[]):  # a loader that shuffles draws a number
+        batch = next(iter(found.train)) if isinstance(found.train, DataLoader) else found.train
+    if not isinstance(batch, Mapping):
+        return
+    words, labels = batch.get("input_ids"), batch.get("labels")
+    if isinstance(words, Tensor) and isinstance(labels, Tensor) and words.shape == labels.shape:
+        if bool(((labels == words) | (labels < 0)).all()):
+            raise InputError(
+                f"data {name!r}",
+                expected="a loss beside labels that are the words themselves",
+                got="none",
+                instead='return {"data": ..., "loss": im.CrossEntropy(mean="tokens", shift=True)} for the loss of the '
+                "next word, as the network itself computes it; --loss cross_entropy for that of the word itself",
+            )
 
 
 def on_device(data: Any, where: torch.device) -> Any:

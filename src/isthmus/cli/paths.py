@@ -153,7 +153,7 @@ def certify(
     """
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
-    connection, objective, _ = _open_path(path, asked, "float64")
+    connection, objective, _ = _open_path(path, asked, "auto")
     labels = _labels(path, connection)
     if verify is not None:
         return _verify(objective, connection, labels, path, read_json(verify), quiet)

@@ -22,7 +22,7 @@ from isthmus.structure.liveness import live_units, separable
 
 CACHE = 1 << 25
 """Bytes of activations per forward pass: what a processor's last cache can be hoped to hold of them at a time."""
-FEW = 32
+FEW = 64
 """Examples that one pass takes in any case, where the objective's memory holds them: calls are not free."""
 
 LEFT_OUT = 0.9

@@ -136,6 +136,10 @@ _OF_WHOLE = (
 )
 _OF_FLOATING = (("indices", "x.long(), for numbers that are looked up"),)
 _OF_ANY = (
+    (
+        "exactly one of (decoder_)?input_ids",
+        "decoder_input_ids in every batch, as model.prepare_decoder_input_ids_from_labels(labels) makes them",
+    ),
     ("mat_a .* got Double", 'model.set_experts_implementation("batched_mm"), for experts of transformers'),
     ("BFloat16", "dtype=torch.bfloat16, where the module itself computes in that"),
     ("Half", "dtype=torch.float16, where the module itself computes in that"),

@@ -37,15 +37,18 @@ class Writes:
     attributes: tuple[tuple[str, str], ...] = ()
 
 
-def call(module: nn.Module, tensors: Mapping[str, Tensor], x: Inputs, writes: Writes) -> Any:
-    """The module's output at `x` with its parameters and buffers replaced by `tensors`; nothing is written to."""
+def call(module: nn.Module, tensors: Mapping[str, Tensor], x: Inputs, writes: Writes, strict: bool = True) -> Any:
+    """The module's output at `x` with its parameters and buffers replaced by `tensors`; nothing is written to.
+
+    `strict`: refuse other names than those of the module, which takes a walk through it.
+    """
     args, kwargs = arguments(x)
     if writes.inputs:
         args, kwargs = tree_map(torch.clone, (args, kwargs))
     if writes.tensors:
         tensors = {k: v.clone() if k in writes.tensors else v for k, v in tensors.items()}
     with _undone(module, writes.attributes):
-        return functional_call(module, dict(tensors), args, kwargs, strict=True)
+        return functional_call(module, dict(tensors), args, kwargs, strict=strict)
 
 
 @contextmanager
