@@ -229,3 +229,9 @@ def test_the_polar_factor_keeps_what_it_must():
         torch.testing.assert_close(q @ q.mT, torch.eye(5, dtype=torch.float64).expand(2, 5, 5))
         assert bool(((q.sum(-1) - 1).abs() < 1e-12).all()) == centred
     assert torch.equal(polar(torch.zeros(3, 3, dtype=torch.float64), True), torch.eye(3, dtype=torch.float64))
+
+
+def test_several_networks_are_renumbered_only():
+    objective, a, b = problem("packed")
+    with pytest.raises(im.InputError, match="one that renumbers"):
+        im.align_many(objective, [a, b], im.RotationMatching())

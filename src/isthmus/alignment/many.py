@@ -53,6 +53,9 @@ def align_many(
     generator = torch.Generator().manual_seed(seed)
     tasks = [MatchingTask(objective, checked[0], one, generator, progress) for one in checked]
     star = [aligned(task, ActivationMatching() if matching is None else matching) for task in tasks[1:]]
+    if any(one.rotations for one in star):
+        expected = "one that renumbers, such as im.ActivationMatching()"
+        raise InputError("matching", expected=expected, got=type(matching).__name__)
     orders, run = _together(objective, checked, star, progress)
     given = [Given(own) for own in orders]
     return tuple(replace(aligned(task, one), runs=(run,)) for task, one in zip(tasks, given, strict=True))
