@@ -125,6 +125,7 @@ def test_the_policy_of_batchnorm_is_named(tmp_path, capsys):
         "def make():\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 10))\n"
     )
+    torch.manual_seed(0)
     module = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(64, 9), torch.nn.BatchNorm1d(9), torch.nn.ReLU(), torch.nn.Linear(9, 10)
     )

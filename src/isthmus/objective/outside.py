@@ -86,7 +86,7 @@ def _of_class(kind: type) -> Iterator[tuple[str, Any]]:
 
 def _foreign(thing: Any) -> bool:
     root = (getattr(thing, "__module__", None) or "").split(".")[0]
-    return root in ("torch", "numpy", "builtins", "isthmus")
+    return root in ("torch", "numpy", "builtins", "isthmus", "tqdm")  # whose bars are no part of a computation
 
 
 def _mark(v: Any, depth: int = 3) -> Any:
