@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import isthmus as im
 from isthmus.alignment.overlap import Overlap
@@ -265,3 +266,14 @@ def test_planted_orders_of_several_networks_are_found():
     models = [pair.a, *(pair.objective.structure.permute(pair.near, order) for order in orders)]
     for one in im.align_many(pair.objective, models, im.WeightMatching())[1:]:
         assert equal(one.target, pair.near)
+
+
+@pytest.mark.parametrize("matching", [*MATCHINGS, im.RotationMatching()])
+def test_streamed_data_give_what_data_in_memory_give(matching):
+    problem = odd_widths()
+    x, y = problem.objective.data
+    assert isinstance(x, Tensor)
+    loader = DataLoader(TensorDataset(x, y), batch_size=5)
+    streamed = im.Objective(problem.objective._materialised(), "cross_entropy", loader, stream=True)
+    held, other = (im.align(o, problem.a, problem.b, matching) for o in (problem.objective, streamed))
+    assert equal(held.target, other.target)

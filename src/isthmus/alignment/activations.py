@@ -9,12 +9,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.assignment import inner_sums
 from isthmus.alignment.descent import UnitSearch
 from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Orders, Overlap
+from isthmus.alignment.seen import first, seen
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.evaluate.batchnorm import statistics
 from isthmus.structure.taps import Tap, taps
@@ -53,32 +53,29 @@ class ActivationMatching(Matching):
         """One pass of both networks, then one assignment for each group."""
         objective, structure = task.objective, task.objective.structure
         places = taps(objective.program, structure, self.tap)
-        seen = self._seen(task, places)
+        found = self._seen(task, places)
         search = UnitSearch(Overlap.between(structure, task.a, task.b, statistics(objective)))
         dead: dict[str, tuple[int, int]] = {}
-        for k, (name, several) in enumerate(seen.items()):
-            scores = torch.stack([one.scores(self.measure, search.orders, list(seen)[:k]) for one in several]).sum(0)
+        for k, (name, several) in enumerate(found.items()):
+            scores = torch.stack([one.scores(self.measure, search.orders, list(found)[:k]) for one in several]).sum(0)
             search.match(name, scores, self.ties)
             still = [sum(int(v) for v in torch.stack([one.still(end) for one in several]).all(0)) for end in (0, 1)]
             dead |= {name: (still[0], still[1])} if any(still) else {}
-        rest = [g.name for g in structure.groups if g.name not in seen]
+        rest = [g.name for g in structure.groups if g.name not in found]
         search.climb(_SWEEPS, lambda sweep: task.progress("matching units", sweep, _SWEEPS), rest)
         run = MatchingRun("activations", search.similarity, search.sweeps, search.assignments, search.converged)
         return Matched(search.orders, (run,), dead)
 
     def _seen(self, task: MatchingTask, places: Mapping[str, Sequence[Tap]]) -> dict[str, list[_Seen]]:
         """What both networks compute where the groups can be seen, batch by batch."""
-        objective, program = task.objective, task.objective.program
         out = {name: [_Seen(tap) for tap in several] for name, several in places.items()}
-        names = {tap.value for several in places.values() for tap in several}
-        number, done = min(self.examples, objective.num_examples), 0
-        with torch.no_grad():
-            for x, y in objective.source.first(number).chunks(objective.chunk):
-                a, b = (program.seen(p, tree_leaves(x), names) for p in (task.a, task.b))
-                for one in (one for several in out.values() for one in several):
-                    one.add(a[one.tap.value], b[one.tap.value])
-                done += len(y)
-                task.progress("looking at the units of both networks", done, number)
+        several = [one for all_ in out.values() for one in all_]
+        few, done = first(task.objective, self.examples), 0
+        for a, b in seen(few, (task.a, task.b), {one.tap.value for one in several}):
+            for one in several:
+                one.add(a[one.tap.value], b[one.tap.value])
+            done = min(done + few.chunk, few.num_examples)
+            task.progress("looking at the units of both networks", done, few.num_examples)
         return out
 
 

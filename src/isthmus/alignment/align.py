@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.alignment.activations import ActivationMatching
+from isthmus.alignment.assignment import is_order
 from isthmus.alignment.change import change
 from isthmus.alignment.matching import Matching, MatchingRun, MatchingTask
 from isthmus.alignment.rotations.frame import Rotatable
@@ -118,7 +119,7 @@ class Renumbering:
 
 def _check_orders(structure: Structure, orders: Mapping[str, Tensor]) -> None:
     sizes = {g.name: g.size for g in structure.groups}
-    if orders.keys() != sizes.keys() or not all(_orders(v, sizes[k]) for k, v in orders.items()):
+    if orders.keys() != sizes.keys() or not all(is_order(v, sizes[k]) for k, v in orders.items()):
         want = ", ".join(f"{k} ({n})" for k, n in sizes.items())
         got = ", ".join(f"{k} ({len(v)})" for k, v in orders.items()) or "no permutations"
         raise InputError("alignment", expected=f"one of this network's groups of units: {want}", got=got)
@@ -171,11 +172,6 @@ class Alignment(Renumbering):
         return table(("group", "units", "moved"), rows, repr(self))
 
 
-def _orders(order: Tensor, size: int) -> bool:
-    """Whether these are the numbers of so many units, each once."""
-    return torch.equal(order.sort().values, torch.arange(size))
-
-
 def align(
     objective: Objective,
     a: ParamsLike,
@@ -209,16 +205,22 @@ def align(
     check_ends(start, goal)
     return aligned(
         MatchingTask(objective, start, goal, torch.Generator().manual_seed(seed), progress),
-        ActivationMatching() if matching is None else matching,
+        chosen(matching),
     )
+
+
+def chosen(matching: Matching | None) -> Matching:
+    """The matching that is given, or the usual one. Errors: what is none."""
+    if matching is None:
+        return ActivationMatching()
+    if not isinstance(matching, Matching):
+        raise InputError("matching", expected="a matching such as im.WeightMatching()", got=type(matching).__name__)
+    return matching
 
 
 def aligned(task: MatchingTask, matching: Matching) -> Alignment:
     """What ``align`` does, of a checked task."""
-    if not isinstance(matching, Matching):
-        raise InputError("matching", expected="a matching such as im.WeightMatching()", got=type(matching).__name__)
-    objective = task.objective
-    found = matching.find(task)
+    found, objective = chosen(matching).find(task), task.objective
     how = Renumbering(
         objective.structure, found.permutations, found.rotations, found.norms, found.before, found.frame
     )  # fmt: skip

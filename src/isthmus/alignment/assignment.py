@@ -10,6 +10,15 @@ _GAIN = 1e-10
 """A new assignment must gain more than so much of the mean entry: ties move no unit."""
 
 
+def is_order(order: Tensor, size: int) -> bool:
+    """Whether these are the numbers 0 .. size - 1, each once.
+
+    >>> is_order(torch.tensor([1, 0]), 2), is_order(torch.tensor([1, 1]), 2)
+    (True, False)
+    """
+    return torch.equal(order.sort().values, torch.arange(size))
+
+
 def assignment(scores: Tensor) -> Tensor:
     """For each row the column of the assignment with the largest sum; the identity where nothing is gained by another.
 

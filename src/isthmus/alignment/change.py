@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch.utils._pytree import tree_leaves
 
+from isthmus.alignment.seen import first, inputs
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 
 
 def change(objective: Objective, b: Params, target: Params, examples: int) -> float:
     """max |f(b) - f(target)| / max |f(b)| on the first examples, the largest over all outputs."""
-    few = objective.part(slice(0, examples)).cast(torch.float64)
-    x = [v for part, _ in few.source.chunks(few.num_examples) for v in tree_leaves(part)]
+    x = inputs(first(objective, examples).cast(torch.float64))
     with torch.no_grad():
         # the program computes in float64 throughout, also where the module itself asks for float32
         runs = (tree_leaves(objective.program.run(cast(p, torch.float64), *x)) for p in (b, target))

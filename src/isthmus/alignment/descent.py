@@ -58,7 +58,7 @@ class UnitSearch:
             ready = {name: self._ready(g, closed) for name, g in open_.items()}
             best = max(ready, key=lambda name: self._share(open_[name], ready[name]))
             if ready[best] or not (stuck := self._waiting(closed)):
-                self._take(open_[best], self._solved(open_[best], ready[best]))
+                self.take(best, self._solved(open_[best], ready[best]))
                 stuck = {best}
             else:
                 self._mix(stuck)
@@ -84,7 +84,7 @@ class UnitSearch:
         part.barycentre(lambda step: None)
         self.assignments += part.assignments
         for name, order in part.orders.items():
-            self._take(self.overlap.structure.group(name), order)
+            self.take(name, order)
 
     def _ready(self, group: Group, closed: Collection[str]) -> list[str]:
         """The tensors of a group whose other groups are closed, and which hold it on one axis."""
@@ -101,7 +101,7 @@ class UnitSearch:
         group = self.overlap.structure.group(name)
         own = self.overlap.gram(group, self.b)
         self.assignments += 1
-        self._take(group, assignment(scores + ties * own / (float(own.abs().max()) or 1.0)))
+        self.take(name, assignment(scores + ties * own / (float(own.abs().max()) or 1.0)))
 
     def climb(self, sweeps: int, tell: Callable[[int], None], names: Collection[str] | None = None) -> None:
         """Match group after group (or some) against the first network, the others held, until none gains.
@@ -133,7 +133,7 @@ class UnitSearch:
             return False
         names, kept = self.overlap.tensors(group), (self.orders, self.b)
         before = self.overlap.value(self.b, names)
-        self._take(group, order)
+        self.take(group.name, order)
         # where the group is on two axes of a tensor its scores are those of one axis moved and the other not
         if self.overlap.twice(group) and not self.overlap.value(self.b, names) > before:
             self.orders, self.b = kept
@@ -144,9 +144,10 @@ class UnitSearch:
         self.assignments += 1
         return assignment(self.overlap.gram(group, self.b, names))
 
-    def _take(self, group: Group, order: Tensor) -> None:
-        self.b = self.overlap.permuted({group.name: order}, self.b)
-        self.orders = {**self.orders, group.name: self.orders[group.name][order]}
+    def take(self, group: str, order: Tensor) -> None:
+        """Renumber a group."""
+        self.b = self.overlap.permuted({group: order}, self.b)
+        self.orders = {**self.orders, group: self.orders[group][order]}
 
     def barycentre(self, tell: Callable[[int], None]) -> None:
         """Frank-Wolfe from the mean of all permutations: all groups at once, then the nearest permutations."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from isthmus.alignment.assignment import is_order
 from isthmus.alignment.matching import Matched, Matching, MatchingTask
 from isthmus.errors import InputError
 
@@ -40,6 +41,6 @@ class Given(Matching):
 
     def _order(self, name: str, size: int) -> Tensor:
         order = torch.tensor(self.permutations.get(name, tuple(range(size))), dtype=torch.int64)
-        if not torch.equal(order.sort().values, torch.arange(size)):
+        if not is_order(order, size):
             raise InputError(f"permutations[{name!r}]", expected=f"each of 0 .. {size - 1} once", got=order.tolist())
         return order

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from isthmus.alignment.activations import ActivationMatching
-from isthmus.alignment.align import Alignment, aligned
+from isthmus.alignment.align import Alignment, aligned, chosen
 from isthmus.alignment.descent import UnitSearch
 from isthmus.alignment.given import Given
-from isthmus.alignment.matching import Matching, MatchingRun, MatchingTask
+from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Orders, Overlap
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import statistics
@@ -52,7 +51,7 @@ def align_many(
     checked = _checked(objective, models)
     generator = torch.Generator().manual_seed(seed)
     tasks = [MatchingTask(objective, checked[0], one, generator, progress) for one in checked]
-    star = [aligned(task, ActivationMatching() if matching is None else matching) for task in tasks[1:]]
+    star = [chosen(matching).find(task) for task in tasks[1:]]
     if any(one.rotations for one in star):
         expected = "one that renumbers, such as im.ActivationMatching()"
         raise InputError("matching", expected=expected, got=type(matching).__name__)
@@ -71,7 +70,7 @@ def _checked(objective: Objective, models: Sequence[ParamsLike]) -> list[Params]
 
 
 def _together(
-    objective: Objective, models: Sequence[Params], star: Sequence[Alignment], progress: Progress
+    objective: Objective, models: Sequence[Params], star: Sequence[Matched], progress: Progress
 ) -> tuple[list[Orders], MatchingRun]:
     """Ascent of the sum of all inner products, the first network held."""
     structure, out = objective.structure, statistics(objective)

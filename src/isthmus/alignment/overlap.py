@@ -113,15 +113,33 @@ def _wide(v: Tensor) -> Tensor:
     return torch.view_as_real(v).double() if v.is_complex() else v.double()
 
 
+def rows_of(v: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The entries of each unit, [..., n, entries]; `index`: where units are on the axis, [..., n, block].
+
+    >>> rows_of(torch.arange(4), 0, torch.tensor([[3, 2], [1, 0]]))
+    tensor([[3, 2],
+            [1, 0]])
+    """
+    taken = v.movedim(dim, 0).index_select(0, index.reshape(-1))
+    return taken.reshape(*index.shape[:-1], index.shape[-1] * prod(taken.shape[1:]))
+
+
+def with_rows(v: Tensor, dim: int, index: Tensor, rows: Tensor) -> Tensor:
+    """The tensor with other entries of the units, laid out as ``rows_of`` gives them."""
+    axis = v.movedim(dim, 0)
+    return axis.index_copy(0, index.reshape(-1), rows.reshape(-1, *axis.shape[1:])).movedim(0, dim)
+
+
+def scaled(v: Tensor, factors: Tensor, dim: int) -> Tensor:
+    """The tensor times one factor for each position of an axis."""
+    size = [1] * v.ndim
+    size[dim] = -1
+    return (v.double() * factors.reshape(size)).to(v.dtype)
+
+
 def _rows(v: Tensor, member: Member) -> Tensor:
-    """The entries of each unit, [n, entries]."""
-    index = member.index
-    taken = v.movedim(member.dim, 0).index_select(0, index.reshape(-1))
-    return taken.reshape(len(index), index.shape[1] * prod(taken.shape[1:]))
+    return rows_of(v, member.dim, member.index)
 
 
 def _moved(v: Tensor, member: Member, rows: Tensor) -> Tensor:
-    """The tensor with other entries of the units, laid out as ``_rows`` gives them."""
-    axis = v.movedim(member.dim, 0)
-    filled = axis.index_copy(0, member.index.reshape(-1), rows.reshape(-1, *axis.shape[1:]))
-    return filled.movedim(0, member.dim)
+    return with_rows(v, member.dim, member.index, rows)

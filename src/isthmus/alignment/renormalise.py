@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from isthmus.alignment.overlap import scaled
+from isthmus.alignment.seen import first, inputs
 from isthmus.errors import UnsupportedError
 from isthmus.evaluate.batchnorm import refresh, statistics
 from isthmus.objective import Objective
@@ -30,17 +31,17 @@ def renormalised(objective: Objective, a: Params, b: Params, ts: Sequence[float]
     and the standard deviation that lie between those of the ends, layer after layer. Errors: ``UnsupportedError`` for a
     network that has neither.
     """
-    few = objective.subset(min(examples, objective.num_examples))
+    few = first(objective, examples)
     if statistics(objective):
         return [refresh(few, lerp(a, b, t)) for t in ts]
     layers = _layers(objective.program, objective.structure)
     if not layers:
         why = "no layer makes units that can be scaled one by one, and there is no BatchNorm"
         raise UnsupportedError("Renormalised", why, "a trained curve, such as im.Bezier()")
-    x = [v for part, _ in few.source.chunks(few.num_examples) for v in tree_leaves(part)]
+    x = inputs(few)
     with torch.no_grad():
-        first, last = (_moments(objective.program.seen(p, x, list(layers)), layers) for p in (a, b))
-        return [_repaired(objective.program, lerp(a, b, t), x, layers, _between(first, last, t)) for t in ts]
+        own, other = (_moments(objective.program.seen(p, x, list(layers)), layers) for p in (a, b))
+        return [_repaired(objective.program, lerp(a, b, t), x, layers, _between(own, other, t)) for t in ts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +120,13 @@ def _repaired(
             return value
         done.add(layer.weight)
         scale, shift = _correction(value, layer, goal[node.name])
-        out[layer.weight] = _along(out[layer.weight], scale, layer.rows)
+        out[layer.weight] = scaled(out[layer.weight], scale, layer.rows)
         if layer.bias is None:
-            return _along(value, scale, layer.dim)
+            return scaled(value, scale, layer.dim)
         out[layer.bias] = (out[layer.bias].double() * scale + shift).to(out[layer.bias].dtype)
         size = [1] * value.ndim
         size[layer.dim] = -1
-        return _along(value, scale, layer.dim) + shift.reshape(size).to(value.dtype)
+        return scaled(value, scale, layer.dim) + shift.reshape(size).to(value.dtype)
 
     env: dict[str, Any] = {place: point[name] for place, name in program.tensors.items()}
     env |= dict(program.constants) | dict(zip(program.inputs, x, strict=True))
@@ -142,10 +143,3 @@ def _correction(value: Tensor, layer: _Layer, goal: tuple[Tensor, Tensor]) -> tu
     scale[k] = torch.where(moves, goal[1][k] / torch.where(moves, deviation[k], 1.0), 1.0)
     shift[k] = goal[0][k] - mean[k] * scale[k]
     return scale, shift
-
-
-def _along(v: Tensor, factors: Tensor, dim: int) -> Tensor:
-    """The tensor times one factor for each position of an axis."""
-    size = [1] * v.ndim
-    size[dim] = -1
-    return (v.double() * factors.reshape(size)).to(v.dtype)

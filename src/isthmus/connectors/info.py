@@ -45,7 +45,7 @@ class Cost:
 @one_line
 @dataclass(frozen=True)
 class LinearInfo:
-    """Of ``Linear``: nothing."""
+    """Of ``Linear`` and ``Renormalised``: nothing."""
 
 
 @one_line
@@ -225,12 +225,6 @@ class AutoNEBInfo(CurveInfo):
 
 @one_line
 @dataclass(frozen=True)
-class RenormalisedInfo:
-    """Of ``Renormalised``: nothing."""
-
-
-@one_line
-@dataclass(frozen=True)
 class AlignedInfo:
     """Of ``Aligned``. `inner`: what the inner method says of its path. `alignment`, by name:
 
@@ -249,7 +243,7 @@ INFO: dict[str, type] = {
     "PolyChain": CurveInfo,
     "AutoNEB": AutoNEBInfo,
     "Aligned": AlignedInfo,
-    "Renormalised": RenormalisedInfo,
+    "Renormalised": LinearInfo,
     "Dropout": DropoutInfo,
     "NoiseDropout": NoiseDropoutInfo,
     "Narrow": NarrowInfo,

@@ -73,21 +73,22 @@ def _shown(walk: Propagation, atom: Axis, role: Role) -> list[str]:
     """The values that weights with this role for the atom read, or make."""
     names: list[str] = []
     for node, axis, used in walk.readers:
-        if used == role and _holds(axis, atom):
+        if used == role and holds(axis, atom):
             names += node.refs() if role == "out" else [node.name]
     return [name for name in names if _axes(walk.values.get(name), atom)]
 
 
 def _axes(value: Value | None, atom: Axis) -> list[tuple[int, Axis]]:
     """The axes of a value that hold the atom, by itself or among others."""
-    return [] if value is None else [(d, axis) for d, axis in enumerate(value.axes) if _holds(axis, atom)]
+    return [] if value is None else [(d, axis) for d, axis in enumerate(value.axes) if holds(axis, atom)]
 
 
-def _holds(axis: Axis, atom: Axis) -> bool:
+def holds(axis: Axis, atom: Axis) -> bool:
+    """Whether an atom is part of an axis."""
     return any(leaf is atom for leaf in ax.leaves(axis))
 
 
 def _tap(value: str, dim: int, axis: Axis, group: str, atoms: Mapping[str, Axis]) -> Tap:
     index = ax.positions(axis, atoms[group])
-    others = {k: ax.positions(axis, v) for k, v in atoms.items() if k != group and _holds(axis, v)}
+    others = {k: ax.positions(axis, v) for k, v in atoms.items() if k != group and holds(axis, v)}
     return Tap(value, dim, index, {k: v for k, v in others.items() if bool(torch.isin(v, index).any())})

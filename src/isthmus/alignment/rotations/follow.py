@@ -12,6 +12,7 @@ from isthmus.program.program import Node, Ref
 from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
 from isthmus.structure.propagation import Propagation, Value
+from isthmus.structure.taps import holds
 
 _ALLOWED = {("moves", name) for name in ("mean", "sum", "var", "std", "var_mean", "std_mean")}
 _ALLOWED |= {("squared", "mean"), ("squared", "sum")}
@@ -88,7 +89,7 @@ class Follow:
 
     def holds(self, axis: Axis) -> bool:
         """Whether the atom is part of an axis."""
-        return any(leaf is self.atom for leaf in ax.leaves(axis))
+        return holds(axis, self.atom)
 
     def keeps(self, node: Node) -> bool:
         """Whether the result holds the atom; one of several results is asked by itself."""

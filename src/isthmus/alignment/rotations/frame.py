@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from isthmus.alignment.overlap import rows_of, scaled, with_rows
 from isthmus.errors import InputError
 from isthmus.params import Params, cast
 from isthmus.structure import Structure
@@ -28,14 +29,11 @@ class Placed:
 
     def rows(self, v: Tensor) -> Tensor:
         """The entries of each unit, [keys..., units, entries]."""
-        axis = v.movedim(self.dim, 0)
-        return axis[self.index].flatten(self.index.ndim - 1)
+        return rows_of(v, self.dim, self.index)
 
     def filled(self, v: Tensor, rows: Tensor) -> Tensor:
         """The tensor with other entries there."""
-        axis = v.movedim(self.dim, 0)
-        flat = rows.reshape(self.index.numel(), *axis.shape[1:])
-        return axis.index_copy(0, self.index.reshape(-1), flat).movedim(0, self.dim)
+        return with_rows(v, self.dim, self.index, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +145,7 @@ class Rotatable:
             scale, shift = self._of(gain, out)
             for reader in gain.readers:
                 self._shift(out, reader, gain, shift)
-                out[reader.weight] = _along(out[reader.weight], scale, reader.dim)
+                out[reader.weight] = scaled(out[reader.weight], scale, reader.dim)
             if gain.gain is not None:
                 out[gain.gain] = torch.ones_like(scale)
             if gain.bias is not None and shift is not None:
@@ -161,7 +159,7 @@ class Rotatable:
             scale = norms[gain.gain] if gain.gain is not None else None
             if scale is not None:
                 for reader in gain.readers:
-                    out[reader.weight] = _along(out[reader.weight], 1 / scale, reader.dim)
+                    out[reader.weight] = scaled(out[reader.weight], 1 / scale, reader.dim)
                 out[gain.gain or ""] = scale.clone()
             if gain.bias is None:
                 continue
@@ -241,9 +239,3 @@ def uniform(params: Mapping[str, Tensor], gain: Gain) -> bool:
 
 def _in(names: Collection[str], gain: Gain) -> bool:
     return gain.gain in names or gain.bias in names
-
-
-def _along(v: Tensor, factors: Tensor, dim: int) -> Tensor:
-    size = [1] * v.ndim
-    size[dim] = -1
-    return v * factors.reshape(size)

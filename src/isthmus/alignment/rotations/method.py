@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.change import change
 from isthmus.alignment.descent import UnitSearch
@@ -17,6 +16,7 @@ from isthmus.alignment.overlap import Overlap
 from isthmus.alignment.rotations.frame import Rotatable, Turn, uniform
 from isthmus.alignment.rotations.solve import Rounds
 from isthmus.alignment.rotations.streams import frame_of
+from isthmus.alignment.seen import first, seen
 from isthmus.checks import check_choices, check_whole
 from isthmus.evaluate.batchnorm import statistics
 from isthmus.params import Params, cast
@@ -86,21 +86,13 @@ def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], ex
     turns = frame.visible
     pairs = [(t.group, held) for t in turns for held in t.seen]
     names = [held.tensor for _, held in pairs]
-    few = task.objective.part(slice(0, examples)).cast(torch.float64)
+    few = first(task.objective, examples).cast(torch.float64)
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
-    for x, _ in few.source.chunks(few.chunk):
-        values = _values(task, ends, tree_leaves(x), names)
+    for values in seen(few, ends, names):
         for group, held in pairs:
             a, b = (held.rows(v[held.tensor]).cpu() for v in values)
             out[group] += a @ b.mT
     return out
-
-
-@torch.no_grad()
-def _values(
-    task: MatchingTask, ends: Sequence[Params], x: Sequence[Tensor], names: Sequence[str]
-) -> list[dict[str, Tensor]]:
-    return [task.objective.program.seen(p, x, names) for p in ends]
 
 
 def usable(task: MatchingTask, frame: Rotatable, refused: Mapping[str, str]) -> tuple[Rotatable, tuple[str, ...]]:

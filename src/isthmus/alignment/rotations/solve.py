@@ -144,8 +144,7 @@ class Rounds:
 
     def renumber(self, name: str, order: Tensor) -> None:
         """Renumber a group, and with it the rotations of which it is a key."""
-        self.search.b = self.overlap.permuted({name: order}, self.search.b)
-        self.search.orders = {**self.search.orders, name: self.search.orders[name][order]}
+        self.search.take(name, order)
         for turn in self.frame.turns:
             for place, (key, _) in enumerate(turn.keys):
                 if key == name:
