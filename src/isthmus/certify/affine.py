@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from isthmus.certify.forms import UNIT, Form, Refused
 from isthmus.certify.made import number
+from isthmus.certify.origins import Origin
 from isthmus.certify.rules import apply
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
@@ -23,10 +24,12 @@ from isthmus.program.export import Node, Program
 from isthmus.program.program import interpret, last_reads
 from isthmus.structure.liveness import changed_tensors
 
+SIGNED = True
+BALL = True
 NARROWEST = 2.0**-24
 """Sub-intervals are not made narrower: the rounding of the weights would then be a part of what they move."""
 
-CACHED = 1 << 21
+CACHED = 1 << 23
 """Bytes of activations of a plain pass over one chunk: measured, the forms of larger chunks take up to 20 % longer."""
 
 
@@ -55,10 +58,24 @@ class Motion:
 
     def __init__(self, control: Sequence[Tensor]) -> None:
         self.differences = [list(control)]
+        self.norms = {}
         for _ in control[1:]:
             last = self.differences[-1]
             self.differences.append([q - p for p, q in pairwise(last)])
         self.largest = torch.stack(list(control)).abs().amax(0) if len(control) > 2 else torch.zeros(())
+
+    def norm(self, interval: Interval,j) -> float:
+        """A bound of the norm of the matrix at the middle of `interval`: it is convex along a line."""
+        from isthmus.certify.balls import spectral_norm
+        k = min(int(interval.middle * 8), 7)
+        if j==1:
+            if -1 not in self.norms:
+                self.norms[-1]=spectral_norm(self.differences[1][0])
+            return self.norms[-1]*interval.half
+        for i in (k, k + 1):
+            if i not in self.norms:
+                self.norms[i] = spectral_norm(_bernstein(self.differences[0], i / 8))
+        return max(self.norms[k], self.norms[k+1])
 
     def over(self, interval: Interval) -> Form:
         """The form of the tensor on `interval`."""
@@ -124,6 +141,11 @@ class Reading:
     def outputs(self, interval: Interval) -> Iterator[tuple[Form, Tensor]]:
         """The forms of the outputs and the targets, chunk by chunk."""
         moving = {place: motion.over(interval) for place, motion in self.motions.items()}
+        if SIGNED:
+            for k, v in moving.items():
+                v.origin = Origin()
+                if v.centre.dim() == 2 and BALL:
+                    v.norm = lambda j,k=k: self.motions[k].norm(interval,j)
         for i, (x, y) in enumerate(self._chunks()):
             z = self._run(self._prefix(i, x) | moving)
             if len(z.centre) != len(y):

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from isthmus.certify.affine import Interval, Reading
-from isthmus.certify.forms import TINY, UNIT, Form, Undecided
+from isthmus.certify.forms import TINY, UNIT, Form, Undecided, plus
+from isthmus.certify.origins import contributions, roundings
 from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
@@ -35,6 +36,7 @@ from isthmus.objective.losses import per_example
 from isthmus.params import Params, lerp
 from isthmus.program.export import Program
 
+DEBUG=False
 WIDEST = 32
 """The number of outputs up to which a loss that is known only to be convex has a bound."""
 WIDEST_POINT = 512
@@ -128,12 +130,14 @@ def bound_of_outputs(
     sums, n = torch.zeros(4, dtype=torch.float64), objective.num_examples
     marks = []
     for z, y in outputs:
-        z = z.settled()
+        signed, z = z.rounded(), z.settled()
         marks.append(unsure(objective, z, y))
         if not bool(z.size().isfinite().all()):  # a loss given as a function might make something of it
             sums += nan
             continue
         low, high, centre = (v.double() for v in _losses(objective, z, y))
+        if signed.origin is not None:
+            low, high = followed_back(objective, signed, y, low, high)
         sums += torch.stack([low.sum(), high.sum(), centre.sum(), low.abs().sum() + high.abs().sum()]).cpu()
     low, high, centre, size = (float(v) / n for v in sums)
     loss = max(low + left, high + right) + (n + 64) * UNIT * (size + left + right) + TINY
@@ -225,3 +229,61 @@ def unsure(objective: Objective, z: Form, y: Tensor) -> Tensor:
         margin.sub_(z.radius).sub_(z.radius.gather(axis, at))
     maybe = ~(margin > 0).scatter_(axis, at, True).all(axis)
     return labels.average(maybe.double(), y)
+
+
+def followed_back(objective: Objective, z: Form, y: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Smaller bounds at both ends, if following the gradient of the loss back gives any; sums over examples count.
+
+    With d = -(1 - s^2) bend + remainder the outputs are the chord between z(-1) and z(1), plus d. The loss is convex, so
+    that it is below the chord of loss(z(-1) + d) and loss(z(1) + d), and
+
+        loss(z + d) <= loss(z) + g . d + curvature,    g . d <= max(0, -g . bend) + sum |B| fresh,
+
+    where the curvature is (range of d)^2 / 8 for a cross-entropy, by Hoeffding's lemma, and the mean of d^2 for a mean
+    squared error. Examples whose curvature alone is more than their old bounds allow keep those.
+    """
+    curvature = _curvature(objective, z, y)
+    if curvature is None:
+        return low, high
+    gamma = roundings(z)
+    out = []
+    for sign, old in ((-1.0, low), (1.0, high)):
+        end = z.centre if z.slope is None else z.centre + sign * z.slope
+        end = end if z.bend is None else end + z.bend * 0.5
+        with torch.enable_grad():
+            leaf = end.detach().requires_grad_()
+            losses = objective.example_losses(leaf, y)
+            g = torch.autograd.grad(losses.sum(), leaf)[0]
+        losses = losses.detach().double()
+        better = losses + curvature < old
+        shape = (-1, *(1,) * (g.dim() - 1))
+        g = torch.where(better.reshape(shape), g, 0.0)
+        total = contributions(z, g)[0] if bool(better.any()) else 0.0
+        q = torch.zeros(len(y), dtype=torch.float64) if z.bend is None else -(g * z.bend).flatten(1).sum(1)
+        own = (losses + curvature + q.clamp(min=0))[better].sum() + total
+        reach = z.size().flatten(1).sum(1)
+        stray = plus(z.radius, None if z.bend is None else z.bend.abs()).flatten(1).sum(1)
+        rises = objective.criterion.rises or 1.0
+        own = own + ((gamma + 1e-11) * (1 + reach) * (1 + stray) * rises)[better].sum()
+        before = old[better].sum()
+        if DEBUG: print('   better',int(better.sum()),'loss',float(losses.mean()),'old',float(old.mean()),'curv',float(curvature[better].sum())/len(y),'q',float(q.clamp(min=0).sum())/len(y),'contrib',total/len(y),{k:round(v/len(y),5) for k,v in contributions(z,g)[1].items()}, 'R', float(z.radius.mean()))
+        if isfinite(float(own)) and float(own) < float(before):
+            new = old.clone()
+            new[better] = own / better.sum()
+            old = new
+        out.append(old)
+    return out[0], out[1]
+
+
+def _curvature(objective: Objective, z: Form, y: Tensor) -> Tensor | None:
+    far = plus(z.radius, None if z.bend is None else z.bend.clamp(max=0).abs())
+    near = plus(z.radius, None if z.bend is None else z.bend.clamp(min=0))
+    if objective.named_loss == "mse":
+        return per_example(torch.maximum(far, near).square())
+    if objective.criterion.rises is None:
+        return None
+    axis = objective.criterion.positions.axis
+    spread = (far.amax(axis) + near.amax(axis)).square() / 8
+    if objective.named_loss == "cross_entropy" and not y.is_floating_point():
+        return objective.criterion.positions.average(spread, y)
+    return spread.flatten(1).amax(1) * objective.criterion.rises

@@ -33,6 +33,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from isthmus.certify.origins import Origin, Pull, by, follow, followed, holds, lazily, recorded, reduced_to, same
 from isthmus.errors import UnsupportedError
 
 UNIT = 2.0**-53
@@ -72,7 +73,7 @@ class Form:
     (1.0, 0.25, tensor([0.5000], dtype=torch.float64))
     """
 
-    __slots__ = ("_size", "bend", "centre", "dropped", "radius", "slope", "ulps")
+    __slots__ = ("_size", "ball", "bend", "centre", "dropped", "norm", "origin", "radius", "slope", "ulps")
 
     def __init__(
         self,
@@ -82,9 +83,12 @@ class Form:
         ulps: float = 0.0,
         bend: Tensor | None = None,
         dropped: Tensor | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.centre, self.slope, self.radius, self.ulps, self.bend = centre, slope, radius, ulps, bend
-        self.dropped = dropped
+        self.dropped, self.origin = dropped, origin
+        self.ball: Tensor | None = None
+        self.norm: Callable[[], float] | None = None
         self._size: Tensor | None = None
 
     @property
@@ -103,7 +107,9 @@ class Form:
 
     def kept(self) -> Form:
         """The same, with the zeros that stand in the place of dropped entries."""
-        return self if self.dropped is None else Form(self.centre, self.slope, self.radius, self.ulps, self.bend)
+        if self.dropped is None:
+            return self
+        return Form(self.centre, self.slope, self.radius, self.ulps, self.bend, origin=self.origin)
 
     def refuse_dropped(self) -> None:
         """Masks are no numbers."""
@@ -135,9 +141,10 @@ class Form:
         if self.bend is None:
             return self
         # the bend's share of m goes from 1 to at most 1, in the radius, so that the ulps stay
-        radius = self.bend.abs().mul_(0.5).add_(TINY)
-        radius = radius if self.radius is None else radius.add_(self.radius)
-        return Form(self.centre, self.slope, radius, 2 * self.ulps + 4 if self.ulps > 0 else self.ulps + 4)
+        fresh = self.bend.abs().mul_(0.5).add_(TINY)
+        radius = plus(fresh, self.radius)
+        ulps = 2 * self.ulps + 4 if self.ulps > 0 else self.ulps + 4
+        return Form(self.centre, self.slope, radius, ulps, origin=follow(lambda: fresh, (self, same)))
 
     def settled(self) -> Form:
         """The same without a bend, with all rounding in the radius and headroom for one more operation."""
@@ -148,9 +155,9 @@ class Form:
         self.refuse_dropped()
         if self.ulps <= HEADROOM / 2 and self.radius is not None:
             return self
-        radius = self.size().mul_((max(self.ulps, 0.0) + 16) * UNIT).add_(TINY)
-        radius = radius if self.radius is None else radius.add_(self.radius)
-        return Form(self.centre, self.slope, radius, HEADROOM, self.bend)
+        fresh = self.size().mul_((max(self.ulps, 0.0) + 16) * UNIT).add_(TINY)
+        origin = follow(lambda: fresh, (self, same))
+        return Form(self.centre, self.slope, plus(fresh, self.radius), HEADROOM, self.bend, origin=origin)
 
 
 def plus(*terms: Tensor | None) -> Tensor | None:
@@ -193,7 +200,8 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
             both = [(torch.zeros_like(x.centre), w.centre)]
         return _sums(f, bias, both)
 
-    centre = present(summed(b0, (x.centre, w.centre)))
+    passed = [v for v in (x, w) if followed(x, w) and holds(v) and (v is x or v.origin is not None)]
+    centre, pulls = _recorded(f, x, w, b0, passed)
     slope = summed(b1, (x.slope, w.centre), (x.centre, w.slope))
     bend = summed(b2, (x.bend, w.centre), (x.centre, w.bend))
     second = summed(None, (x.slope, w.slope))
@@ -208,7 +216,61 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     if w.radius is not None:
         # the factor: the ulps of w, over its radius; the term: what is lost of either where they are denormal
         radius.add_(f(x.size(), (w.radius * (1 + 2.0**-20)).add_(TINY), None))
-    return Form(centre, slope, radius, HEADROOM, bend)
+    origin = None
+    if followed(x, w, b):
+        fresh = _fresh(f, terms, g, x, w, b, [(third, 0.25), (fourth, 0.125)], passed)
+        origin = Origin(list(zip(passed, pulls, strict=True)), fresh, terms)
+    return Form(centre, slope, radius, HEADROOM, bend, origin=origin)
+
+
+def _recorded(
+    f: Contraction, x: Form, w: Form, b: Tensor | None, passed: Sequence[Form]
+) -> tuple[Tensor, Sequence[Pull]]:
+    """The product of the centres plus a bias, and the pulls of those arguments whose remainders it passes on."""
+    if not passed:
+        return f(x.centre, w.centre, b), ()
+    given = {id(x): x.centre, id(w): w.centre}
+    ours = [id(v) for v in passed]
+
+    def product(*parts: Tensor) -> Tensor:
+        both = given | dict(zip(ours, parts, strict=True))
+        return f(both[id(x)], both[id(w)], b)
+
+    return recorded(product, *(v.centre for v in passed))
+
+
+def _fresh(
+    f: Contraction, terms: int, g: float, x: Form, w: Form, b: Form | None,
+    open_: Sequence[tuple[Tensor | None, float]], passed: Sequence[Form],
+) -> Tensor:
+    """What a product adds to W rho and R c: by how much factors move away from their centres while rho is there.
+
+    Of the rounding it takes the largest product `terms` times over, for all.
+    """
+    rounding = float(x.size().amax()) * g + TINY
+    rounding = terms * rounding * float(w.reach().amax()) + TINY
+    if b is not None:
+        rounding += float(_left(b, g).amax())
+    out = torch.full((), rounding, dtype=torch.float64, device=x.centre.device)
+    for part, share in open_:
+        if part is not None:
+            out = out + part * share  # their signs were taken off
+    if w.norm is None and x.radius is not None and (moving := strayed(w)) is not None:
+        out = out + f(x.radius, moving, None)
+    if w.radius is None:
+        return out
+    own = (w.radius * (1 + 2.0**-20)).add_(TINY)
+    if not any(v is w for v in passed):
+        return out + f(x.size(), own, None)
+    out = out + f(x.size(), (w.radius * 2.0**-20).add_(TINY), None)
+    beyond_centre = plus(strayed(x), x.radius)
+    return out if beyond_centre is None else out + f(beyond_centre, own, None)
+
+
+def strayed(x: Form) -> Tensor | None:
+    """How far the polynomial of a form strays from its centre: |slope| + |bend| / 2."""
+    parts = [part.abs() if share == 1 else part.abs().mul_(share) for part, share in ((x.slope, 1.0), (x.bend, 0.5)) if part is not None]
+    return plus(*parts)
 
 
 def _sums(f: Contraction, bias: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
@@ -240,7 +302,9 @@ def add(a: Form, b: Form, scale: float = 1.0) -> Form:
     centre = a.centre + b.centre
     slope, bend = (_spread(plus(p, q), centre) for p, q in ((a.slope, b.slope), (a.bend, b.bend)))
     dropped = None if not marks else torch.stack([m.expand(centre.shape) for m in marks]).any(0)
-    return Form(centre, slope, plus(a.radius, b.radius), max(a.ulps, b.ulps) + 2, bend, dropped)
+    pairs = [(x, reduced_to(x.centre.shape)) for x in (a, b)]
+    origin = follow(lambda: 0.0, *pairs)
+    return Form(centre, slope, plus(a.radius, b.radius), max(a.ulps, b.ulps) + 2, bend, dropped, origin)
 
 
 def _spread(part: Tensor | None, centre: Tensor) -> Tensor | None:
@@ -255,7 +319,8 @@ def scaled(x: Form, factor: float) -> Form:
     if x.dropped is not None and not factor > 0:
         raise Refused("entries of -infinity cannot be multiplied by a number that is not positive")
     c0, c1, q = (None if p is None else p * factor for p in (x.centre, x.slope, x.bend))
-    return Form(present(c0), c1, _scaled_radius(x, abs(factor)), x.ulps + 2, q, x.dropped)
+    origin = follow(lambda: TINY * max(1.0, abs(factor)), (x, lambda g: g * factor))
+    return Form(present(c0), c1, _scaled_radius(x, abs(factor)), x.ulps + 2, q, x.dropped, origin)
 
 
 def divided(x: Form, divisor: float) -> Form:
@@ -265,7 +330,8 @@ def divided(x: Form, divisor: float) -> Form:
     c0, c1, q = (None if p is None else p / divisor for p in (x.centre, x.slope, x.bend))
     # the reciprocal rounds, and so does the product with it
     factor = abs(1 / divisor) * (1 + 4 * UNIT) if divisor else inf
-    return Form(present(c0), c1, _scaled_radius(x, factor), x.ulps + 2, q, x.dropped)
+    origin = follow(lambda: TINY * max(1.0, factor), (x, lambda g: g / divisor))
+    return Form(present(c0), c1, _scaled_radius(x, factor), x.ulps + 2, q, x.dropped, origin)
 
 
 def _scaled_radius(x: Form, factor: float) -> Tensor:
@@ -292,13 +358,24 @@ def multiply(a: Form, b: Form) -> Form:
         centre.add_(both, alpha=0.5)
     size = b.size()
     radius = torch.mul(a.size(), size).mul_(32 * UNIT).add_(TINY)
-    radius.add_(present(a.radius) * size).add_(a.reach() * present(b.radius))
     for p, q, share in ((a.slope, b.bend, 0.5), (a.bend, b.slope, 0.5), (a.bend, b.bend, 0.25)):
         if p is not None and q is not None:
             radius.add_((p * q).abs_(), alpha=share)
+    pairs = [(x, reduced_to(x.centre.shape, by(y.centre))) for x, y in ((a, b), (b, a))]
+    origin = follow(lambda: radius + _crossed(a, b), *pairs)
+    radius.add_(present(a.radius) * size).add_(a.reach() * present(b.radius))
     slope = plus(times(a.slope, b.centre), times(a.centre, b.slope))
     bend = plus(times(a.bend, b.centre), times(a.centre, b.bend), both)
-    return Form(centre, slope, radius, HEADROOM / 2, bend)
+    return Form(centre, slope, radius, HEADROOM / 2, bend, origin=origin)
+
+
+def _crossed(a: Form, b: Form) -> Tensor:
+    """What of a product is neither b's centre times a remainder of a, nor the other way round."""
+    out = present(a.radius) * present(b.radius)
+    for x, y in ((a, b), (b, a)):
+        if (stray := strayed(y)) is not None:
+            out = out + present(x.radius) * stray
+    return out
 
 
 def half_width(x: Form) -> Tensor:
@@ -321,25 +398,28 @@ def squared(x: Form) -> Form:
     x = x.rounded()
     twice, flat = 2 * x.centre, times(x.slope, x.slope)
     rounding = x.size().square_().mul_(32 * UNIT).add_(TINY)
-    radius = rounding.addcmul_(twice.abs(), present(x.radius)).add_(beyond(x)[1])
+    rounding.add_(beyond(x)[1])
+    origin = follow(rounding.clone, (x, by(twice)))
+    radius = rounding.addcmul_(twice.abs(), present(x.radius))
     out = x.centre.square() if flat is None else torch.add(x.centre.square(), flat, alpha=0.5)
-    return Form(out, times(twice, x.slope), radius, HEADROOM / 2, plus(times(twice, x.bend), flat))
+    return Form(out, times(twice, x.slope), radius, HEADROOM / 2, plus(times(twice, x.bend), flat), origin=origin)
 
 
 def average(f: Callable[[Tensor], Tensor], terms: int, x: Form) -> Form:
     """A sum of `terms` entries with fixed weights of one sign: a mean, a sum, an average pooling."""
     x.refuse_dropped()
     rounding = x.size().mul_((terms + max(x.ulps, 0.0) + 32) * UNIT).add_(TINY)
+    origin = follow(lambda: f(rounding).abs().add_(TINY), (x, lazily(f, x.centre)))
     radius = f(rounding if x.radius is None else rounding.add_(x.radius)).abs().add_(TINY)
     slope, bend = (None if p is None else f(p) for p in (x.slope, x.bend))
-    return Form(f(x.centre), slope, radius, HEADROOM, bend)
+    return Form(f(x.centre), slope, radius, HEADROOM, bend, origin=origin)
 
 
 def moved(f: Callable[[Tensor], Tensor], x: Form, padded: Callable[[Tensor], Tensor] | None = None) -> Form:
     """An operation that only moves, repeats or drops entries; `padded` is the one for all parts but the centre."""
     g = padded or f
     slope, radius, bend, dropped = (None if p is None else g(p) for p in (x.slope, x.radius, x.bend, x.dropped))
-    return Form(f(x.centre), slope, radius, x.ulps, bend, dropped)
+    return Form(f(x.centre), slope, radius, x.ulps, bend, dropped, follow(lambda: 0.0, (x, lazily(g, x.centre))))
 
 
 def joined(f: Callable[[Sequence[Tensor]], Tensor], several: Sequence[Form]) -> Form:
@@ -356,7 +436,12 @@ def joined(f: Callable[[Sequence[Tensor]], Tensor], several: Sequence[Form]) -> 
         return f(list(zeros))
 
     c0, c1, r, q, dropped = (part(column) for column in columns)
-    return Form(present(c0), c1, r, max(x.ulps for x in several), q, dropped)
+    pairs = [(x, _pull_of(f, several, i)) for i, x in enumerate(several)]
+    return Form(present(c0), c1, r, max(x.ulps for x in several), q, dropped, follow(lambda: 0.0, *pairs))
+
+
+def _pull_of(f: Callable[[Sequence[Tensor]], Tensor], several: Sequence[Form], i: int) -> Pull:
+    return lambda g: recorded(lambda *parts: f(list(parts)), *(x.centre for x in several))[1][i](g)
 
 
 def known(x: Form) -> Tensor:
@@ -380,4 +465,5 @@ def cut(x: Form, low: Tensor | float, high: Tensor | float) -> Form:
     better = ~(present(x.radius) <= half)  # also where nothing is known
     slope, bend = (None if p is None else p.masked_fill(better, 0.0) for p in (x.slope, x.bend))
     radius = torch.where(better, half, present(x.radius))
-    return Form(torch.where(better, middle, x.centre), slope, radius, x.ulps, bend)
+    origin = follow(lambda: torch.where(better, half, 0.0), (x, lambda g: g.masked_fill(better, 0.0)))
+    return Form(torch.where(better, middle, x.centre), slope, radius, x.ulps, bend, origin=origin)

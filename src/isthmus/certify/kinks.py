@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from isthmus.certify.forms import HEADROOM, NARROW, TINY, UNIT, Form, half_width, plus, present, times
+from isthmus.certify.origins import by, follow
 
 
 def rectified(x: Form, leak: float = 0.0) -> Form:
@@ -20,6 +21,8 @@ def rectified(x: Form, leak: float = 0.0) -> Form:
     if x.constant:
         return _monotone(lambda v: torch.where(v > 0, v, leak * v), x)
     factor, offset = _chord(x.centre, half_width(x))
+    if x.ball is not None and not leak and x.origin is not None and KINK and x.slope is not None:
+        return _bent(x, factor, offset)
     if leak:
         factor.mul_(1 - leak).add_(leak)
         offset.mul_(1 - leak)
@@ -44,8 +47,13 @@ def _chord(centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
 def _lined(x: Form, factor: Tensor, offset: Tensor) -> Form:
     """factor x + offset +- offset; both terms are at most the new size, so that their rounding is a few ulps."""
     centre = torch.addcmul(offset, factor, x.centre)
+    origin = follow(lambda: offset + TINY, (x, by(factor)))
     radius = offset.add_(TINY).addcmul_(factor, present(x.radius))
-    return Form(centre, times(factor, x.slope), radius, 12, times(factor, x.bend))
+    out = Form(centre, times(factor, x.slope), radius, 12, times(factor, x.bend), origin=origin)
+    if x.ball is not None and origin is not None:
+        from isthmus.certify.balls import row_norms
+        out.ball = torch.minimum(x.ball + row_norms(origin.fresh), row_norms(radius))
+    return out
 
 
 def _monotone(f: Callable[[Tensor], Tensor], x: Form) -> Form:
@@ -68,9 +76,10 @@ def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -
     top, bottom = torch.stack(gaps).amax(0), torch.stack(gaps).amin(0)
     rounding = (lo.abs() + hi.abs()) * (1 + factor.abs()) + low.abs() + high.abs()
     radius = (top - bottom) * 0.5 + rounding * (32 * UNIT) + TINY
+    origin = follow(radius.clone, (x, by(factor)))
     radius.addcmul_(factor.abs(), present(x.radius))
     centre = torch.addcmul((top + bottom) * 0.5, factor, x.centre)
-    return Form(centre, times(factor, x.slope), radius, HEADROOM / 2, times(factor, x.bend))
+    return Form(centre, times(factor, x.slope), radius, HEADROOM / 2, times(factor, x.bend), origin=origin)
 
 
 def maximum(a: Form, b: Form) -> Form:
@@ -88,4 +97,46 @@ def maximum(a: Form, b: Form) -> Form:
         return plus(times(rest, p), times(factor, q))
 
     centre, radius = present(mixed(a.centre, b.centre)), present(mixed(*radii))
-    return Form(centre + offset, mixed(a.slope, b.slope), radius.add_(offset).add_(TINY), 40)
+    origin = follow(lambda: offset + TINY, (a, by(rest)), (b, by(factor)))
+    return Form(centre + offset, mixed(a.slope, b.slope), radius.add_(offset).add_(TINY), 40, origin=origin)
+
+
+KINK = 1
+CA, CB = 0.0, 1.0
+
+def _bent(x: Form, factor: Tensor, offset: Tensor) -> Form:
+    from isthmus.certify.balls import row_norms
+    from isthmus.certify.origins import Origin
+    c, d, r = x.centre, x.slope, x.radius
+    q = torch.zeros_like(c) if x.bend is None else x.bend
+    size = d.abs()
+    a = (c.abs() / size)
+    cross = (a < 1) & (size > NARROW)
+    a = torch.where(cross, a, 0.0)
+    kappa = 1 - a
+    gamma = torch.where(a <= 1 / 3, 1.0, kappa / (2 * a))
+    high = torch.where(a <= 1 / 3, (1 + a).square() / 4, (2 * gamma - kappa).square() / (4 * gamma))
+    low = -(1 - gamma) * kappa * (1 + a)
+    fresh = size * (high - low) / 4 + q.abs() / 4 + (c.abs() + size + q.abs()) * (64 * UNIT) + TINY
+    use = cross & (fresh + CA * r < offset)
+    centre = c / 2 + size * (1 - gamma / 2 + (high + low) / 2) / 2
+    slope = d / 2 + torch.sign(d) * c / 2
+    bend = size * gamma / 2 + q / 2
+    # flat: the polynomial does not cross
+    most = size + q.abs() / 2
+    flat = (c.abs() > most) & (c.abs() < CB * r)
+    on = (c > 0).to(c.dtype)
+    line = _lined(x, factor, offset.clone())
+    def pick(u, v, w):
+        return torch.where(use, u, torch.where(flat, v, w))
+    either = use | flat
+    fresh = torch.where(use, fresh, torch.where(flat, (c.abs() + size + q.abs()) * (64 * UNIT) + TINY, offset + TINY))
+    factor = torch.where(either, 0.5, factor)
+    radius = fresh + factor * r + torch.where(either, 0.5 * r, 0.0)
+    out = Form(pick(centre, on * c, line.centre), pick(slope, on * d, line.slope), radius, 12, pick(bend, on * q, 0.0 if line.bend is None else line.bend))
+    origin = Origin([(x, by(factor))], fresh)
+    origin.mask = either.to(c.dtype)
+    origin.ball = torch.minimum(x.ball, row_norms(r * origin.mask)) / 2
+    out.origin = origin
+    out.ball = torch.minimum(x.ball + row_norms(fresh), row_norms(radius))
+    return out

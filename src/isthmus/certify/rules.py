@@ -72,7 +72,10 @@ def _applied(node: Node, values: Mapping[str, Any]) -> Any:
         return known(node, values, None if rule is None else partial(rule, node, exact))
     if rule is None:
         raise Refused("it has no rule for affine forms")
-    return rule(node, arguments)
+    out = rule(node, arguments)
+    if isinstance(out, Form) and out.origin is not None:
+        out.origin.label = node.name
+    return out
 
 
 def _leaves(x: Any) -> list[Any]:
@@ -83,7 +86,8 @@ def _leaves(x: Any) -> list[Any]:
 
 
 def _linear(node: Node, a: Arguments) -> Form:
-    return contract(F.linear, a["weight"].centre.shape[-1], a["x"], a["weight"], a["bias"])
+    from isthmus.certify.balls import tightened
+    return tightened(contract(F.linear, a["weight"].centre.shape[-1], a["x"], a["weight"], a["bias"]), a["x"], a["weight"])
 
 
 def _convolution(node: Node, a: Arguments) -> Form:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.certify.forms import HEADROOM, Form, beyond, cut, half_width, known, plus, present, times
+from isthmus.certify.origins import by, follow
 
 ASSUMED = 1e-13
 """The error allowed for torch's elementary functions in float64."""
@@ -63,10 +64,11 @@ def smooth(f: Smooth, x: Form) -> Form:
     value, slope = f.value(x.centre), f.slope(x.centre)
     least, most = _range(f.curvature, f.curvature_turns, lo, hi)
     curved, open_ = (least + most) * 0.25, (most - least) * 0.25
-    radius = (open_ * width.square()).addcmul_(slope.abs(), left).addcmul_(curved.abs(), beyond(x)[1])
+    near = (open_ * width.square()).addcmul_(curved.abs(), beyond(x)[1])
     low, high = _range(f.slope, f.slope_turns, lo, hi)
     middle = (low + high) * 0.5
-    wide = ((high - low) * 0.5).mul_(width).addcmul_(middle.abs(), left)
+    far = ((high - low) * 0.5).mul_(width)
+    radius, wide = torch.addcmul(near, slope.abs(), left), torch.addcmul(far, middle.abs(), left)
     taylor = radius < wide
     slope, radius = torch.where(taylor, slope, middle), torch.where(taylor, radius, wide)
     bend, centre = times(slope, x.bend), value
@@ -78,7 +80,9 @@ def smooth(f: Smooth, x: Form) -> Form:
     if f.cut < inf:
         radius = torch.where(hi > f.cut - 1e-6 - 1e-12 * abs(f.cut), radius + f.jump, radius)
     radius = torch.where((lo > f.domain) & (hi < inf), radius, nan)
-    out = Form(centre, times(slope, x.slope), radius, HEADROOM / 2, bend)
+    # what is more than the slope times the remainder of x: all of the radius but that
+    origin = follow(lambda: torch.where(taylor, near, far) + (radius - torch.addcmul(torch.where(taylor, near, far), slope.abs(), left)).abs(), (x, by(slope)))
+    out = Form(centre, times(slope, x.slope), radius, HEADROOM / 2, bend, origin=origin)
     return cut(out, *_ends(f.value, lo, hi)) if f.rising else out
 
 
@@ -197,8 +201,10 @@ def sine(x: Form, cosine: bool) -> Form:
     f, slope = (torch.cos, -x.centre.sin()) if cosine else (torch.sin, x.centre.cos())
     width, value = half_width(x), f(x.centre)
     rounding = (1 + x.centre.abs() + width).mul_(4 * ASSUMED)
-    radius = (width.square() * 0.5).addcmul_(slope.abs(), present(x.radius)).add_(rounding)
-    out = Form(value, None if x.slope is None else slope * x.slope, radius, HEADROOM / 2)
+    fresh = (width.square() * 0.5).add_(rounding)
+    origin = follow(lambda: fresh, (x, by(slope)))
+    radius = torch.addcmul(fresh, slope.abs(), present(x.radius))
+    out = Form(value, None if x.slope is None else slope * x.slope, radius, HEADROOM / 2, origin=origin)
     return cut(out, known(x) - 1, known(x) + 1)
 
 

@@ -1,0 +1,149 @@
+"""Where the remainder of a form comes from, so that it can be followed back from the loss with its signs.
+
+The value of a form is its polynomial in s plus a remainder rho, |rho| <= radius. A rule makes a result from arguments,
+and its remainder is L rho_in + nu: what comes through from the arguments by a linear map L that does not depend on s,
+and what is new here, |nu| <= `fresh`. Going back from a linear function g of the last remainder,
+
+    g rho = sum over all forms of B nu,    B = the transposed maps behind it, applied to g,
+
+so that |g rho| <= sum |B| fresh. The signs of the weights that lie between cancel in B, as they do not in a radius,
+which goes forward through |L|. A form without an origin is all new: its fresh part is its radius. A map that is passed
+on although `fresh` is the whole radius makes the sum larger, never too small.
+
+Of B itself the evaluation rounds off at most gamma |L|'...|g|, and sum |L|'...|g| fresh is at most the sum of |g| and
+the radius that went forward, `SHARE` times for every softmax; so many `terms` make gamma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from isthmus.certify.forms import Form
+
+Pull = Callable[[Tensor], Tensor]
+"""The transposed map of one argument: from what multiplies the result's remainder to what multiplies the argument's."""
+
+
+class Origin:
+    """The arguments that a form was made from with their pulls, what is new in it, and the products that a pull sums."""
+
+    __slots__ = ("ball", "mask", "fresh", "label", "loose", "sources", "terms")
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[Form, Pull]] = (),
+        fresh: Tensor | float | None = None,
+        terms: int = 1,
+        loose: float = 1.0,
+    ) -> None:
+        self.sources, self.fresh, self.terms, self.loose, self.label = tuple(sources), fresh, terms, loose, ""
+        self.ball: Tensor | None = None
+        self.mask: Tensor | None = None
+
+
+def follow(
+    fresh: Callable[[], Tensor | float], *pairs: tuple[Form, Pull], terms: int = 1, loose: float = 1.0
+) -> Origin | None:
+    """The origin of a result, where any of its arguments has one; else None, and nothing is computed."""
+    if not followed(*(x for x, _ in pairs)):
+        return None
+    return Origin([(x, pull) for x, pull in pairs if holds(x)], fresh(), terms, loose)
+
+
+def followed(*forms: Form | None) -> bool:
+    """Whether any of the forms has an origin."""
+    return any(x is not None and x.origin is not None for x in forms)
+
+
+def holds(x: Form) -> bool:
+    """Whether a remainder may come from there."""
+    return x.radius is not None or (x.origin is not None and bool(x.origin.sources))
+
+
+def same(g: Tensor) -> Tensor:
+    """The pull of the identity."""
+    return g
+
+
+def reduced_to(shape: torch.Size, f: Pull = same) -> Pull:
+    """A pull to an argument that was broadcast."""
+    return lambda g: f(g).sum_to_size(shape)
+
+
+def by(factor: Tensor) -> Pull:
+    """The pull of a product with a tensor, entry by entry."""
+    return lambda g: g * factor
+
+
+def recorded(f: Callable[..., Tensor], *arguments: Tensor) -> tuple[Tensor, list[Pull]]:
+    """f, linear in each of its arguments, and its pull for each; they may be called any number of times."""
+    with torch.enable_grad():
+        leaves = [p.detach().requires_grad_() for p in arguments]
+        out = f(*leaves)
+
+    def pull(i: int) -> Pull:
+        return lambda g: torch.autograd.grad(out, leaves[i], g.contiguous(), retain_graph=True)[0]
+
+    return out.detach(), [pull(i) for i in range(len(leaves))]
+
+
+def lazily(f: Callable[[Tensor], Tensor], p: Tensor) -> Pull:
+    """The pull of a linear map that costs little, at `p`."""
+    return lambda g: recorded(f, p)[1][0](g)
+
+
+def contributions(last: Form, g: Tensor) -> tuple[float, dict[str, float]]:
+    """sum |B| fresh over all that `last` was made from, in all and by label; not finite where any part is not."""
+    forms = _order(last)
+    grads: dict[int, Tensor] = {id(last): g}
+    labels: dict[int, str] = {id(last): ""}
+    total, shares = 0.0, {}
+    for x in forms:
+        b = grads.pop(id(x), None)
+        if b is None:
+            continue
+        label = (x.origin.label if x.origin is not None else "") or labels[id(x)]
+        fresh = x.radius if x.origin is None or not x.origin.sources else x.origin.fresh
+        if fresh is not None:
+            own = float((b.abs() * fresh).sum())
+            if x.origin is not None and x.origin.ball is not None:
+                c = b if x.origin.mask is None else b * x.origin.mask
+                own += float((torch.linalg.vector_norm(c, dim=-1, keepdim=True) * x.origin.ball).sum())
+            total += own
+            shares[label] = shares.get(label, 0.0) + own
+        for source, pull in x.origin.sources if x.origin is not None else ():
+            back = pull(b)
+            labels[id(source)] = label
+            grads[id(source)] = grads[id(source)] + back if id(source) in grads else back
+    return total, shares
+
+
+def roundings(last: Form) -> float:
+    """gamma, times what a radius may be less than the sum of |L|'...|g| and the fresh parts."""
+    terms, loose = 64, 1.0
+    for x in _order(last):
+        if x.origin is not None:
+            terms, loose = terms + x.origin.terms + 4, loose * x.origin.loose
+    return 4 * terms * loose * 2.0**-53
+
+
+def _order(last: Form) -> list[Form]:
+    """All forms that it was made from, each before its arguments."""
+    seen: set[int] = set()
+    out: list[Form] = []
+    stack: list[tuple[Form, bool]] = [(last, False)]
+    while stack:
+        x, done = stack.pop()
+        if done:
+            out.append(x)
+        elif id(x) not in seen:
+            seen.add(id(x))
+            stack.append((x, True))
+            if x.origin is not None:
+                stack += [(source, False) for source, _ in x.origin.sources]
+    return out[::-1]
