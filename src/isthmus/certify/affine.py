@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from dataclasses import dataclass
 from itertools import pairwise
 from math import comb
@@ -58,24 +59,29 @@ class Motion:
 
     def __init__(self, control: Sequence[Tensor]) -> None:
         self.differences = [list(control)]
-        self.norms = {}
+        self._moves: dict[int, float] = {}
+        self._largest: dict[int, float] = {}
         for _ in control[1:]:
             last = self.differences[-1]
             self.differences.append([q - p for p, q in pairwise(last)])
         self.largest = torch.stack(list(control)).abs().amax(0) if len(control) > 2 else torch.zeros(())
 
-    def norm(self, interval: Interval,j) -> float:
-        """A bound of the norm of the matrix at the middle of `interval`: it is convex along a line."""
-        from isthmus.certify.balls import spectral_norm
-        k = min(int(interval.middle * 8), 7)
-        if j==1:
-            if -1 not in self.norms:
-                self.norms[-1]=spectral_norm(self.differences[1][0])
-            return self.norms[-1]*interval.half
-        for i in (k, k + 1):
-            if i not in self.norms:
-                self.norms[i] = spectral_norm(_bernstein(self.differences[0], i / 8))
-        return max(self.norms[k], self.norms[k+1])
+    def norms(self, interval: Interval, norm: Callable[[Tensor], float]) -> tuple[float, float]:
+        """Bounds of the norm of the tensor at the middle of `interval`, and of how far it moves away from there.
+
+        A norm is convex, so that it is at most the largest of the control points of a part of the curve. Around the
+        middle the curve is sum_k a_k s^k with a_k = C(n, k) h^k (a curve through the k-th differences).
+        """
+        n, h = len(self.differences) - 1, interval.half
+        for k in range(1, n + 1):
+            if k not in self._moves:
+                self._moves[k] = max(norm(v) for v in self.differences[k])
+        moved = [comb(n, k) * h**k * self._moves[k] for k in range(1, n + 1)]
+        part = min(int(interval.middle * PARTS), PARTS - 1)
+        if part not in self._largest:
+            points = _part(self.differences[0], part / PARTS, (part + 1) / PARTS)
+            self._largest[part] = max(norm(v) for v in points)
+        return (self._largest[part] + sum(moved[1:])) * NORMS, sum(moved) * NORMS
 
     def over(self, interval: Interval) -> Form:
         """The form of the tensor on `interval`."""
@@ -93,6 +99,25 @@ class Motion:
             (slope if k % 2 else centre).add_(terms[k], alpha=share)
             radius.add_(terms[k].abs(), alpha=1 - share)
         return Form(centre, slope, radius, 8, bend)
+
+
+PARTS = 8
+"""Parts of a curve, each of which has its own bound of norms."""
+NORMS = 1 + 1e-12
+"""For the rounding of control points of parts, and of sums of norms."""
+
+
+def _part(control: Sequence[Tensor], start: float, end: float) -> list[Tensor]:
+    """The control points of the part of a Bezier curve between two t."""
+    n = len(control) - 1
+    return [_blossom(control, [start] * (n - i) + [end] * i) for i in range(n + 1)]
+
+
+def _blossom(control: Sequence[Tensor], at: Sequence[float]) -> Tensor:
+    level = list(control)
+    for t in at:
+        level = [torch.lerp(p, q, t) for p, q in pairwise(level)]
+    return level[0]
 
 
 def _bernstein(points: Sequence[Tensor], t: float) -> Tensor:
@@ -144,8 +169,8 @@ class Reading:
         if SIGNED:
             for k, v in moving.items():
                 v.origin = Origin()
-                if v.centre.dim() == 2 and BALL:
-                    v.norm = lambda j,k=k: self.motions[k].norm(interval,j)
+                if BALL:
+                    v.norm = partial(self.motions[k].norms, interval)
         for i, (x, y) in enumerate(self._chunks()):
             z = self._run(self._prefix(i, x) | moving)
             if len(z.centre) != len(y):

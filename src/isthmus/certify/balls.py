@@ -53,12 +53,13 @@ def tightened(out: Form, x: Form, w: Form) -> Form:
     if x.radius is not None:
         ball = row_norms(x.radius) if x.ball is None else x.ball
         rows = row_norms(w.centre)[..., 0]
-        out.origin.ball = ball * w.norm(1)
+        norm, moved = w.norm(spectral_norm)
+        out.origin.ball = ball * moved
         if w.slope is not None:
             rows = rows + row_norms(strayed(w))[..., 0]
         radius = torch.minimum(out.radius, ball * rows + fresh)
         out.origin.loose = max(1.0, float((out.radius / radius).nan_to_num(nan=1.0).amax())) * (1 + 8 * UNIT)
         out.radius = radius
-        ball = w.norm(0) * ball + out.origin.ball + row_norms(fresh)
+        ball = norm * ball + out.origin.ball + row_norms(fresh)
         out.ball = torch.minimum(ball, row_norms(out.radius))
     return out

@@ -128,6 +128,7 @@ def bound_of_outputs(
     `left`, `right`: of the penalty at both ends. Errors: `UnsupportedError` for a loss without a rule.
     """
     sums, n = torch.zeros(4, dtype=torch.float64), objective.num_examples
+    humps = torch.zeros(2, dtype=torch.float64)
     marks = []
     for z, y in outputs:
         signed, z = z.rounded(), z.settled()
@@ -137,10 +138,12 @@ def bound_of_outputs(
             continue
         low, high, centre = (v.double() for v in _losses(objective, z, y))
         if signed.origin is not None:
-            low, high = followed_back(objective, signed, y, low, high)
+            low, high, both = followed_back(objective, signed, y, low, high)
+            humps += both
         sums += torch.stack([low.sum(), high.sum(), centre.sum(), low.abs().sum() + high.abs().sum()]).cpu()
     low, high, centre, size = (float(v) / n for v in sums)
-    loss = max(low + left, high + right) + (n + 64) * UNIT * (size + left + right) + TINY
+    hump = max(0.0, float(humps.max()) / n)
+    loss = max(low + left, high + right) + hump + (n + 64) * UNIT * (size + left + right) + TINY
     known = all(map(isfinite, (low, high, size, left, right, loss)))
     wrong = torch.cat(marks)
     return Bound(loss if known else inf, float(wrong.mean()), centre + (left + right) / 2, wrong)
@@ -231,7 +234,7 @@ def unsure(objective: Objective, z: Form, y: Tensor) -> Tensor:
     return labels.average(maybe.double(), y)
 
 
-def followed_back(objective: Objective, z: Form, y: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def followed_back(objective: Objective, z: Form, y: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Smaller bounds at both ends, if following the gradient of the loss back gives any; sums over examples count.
 
     With d = -(1 - s^2) bend + remainder the outputs are the chord between z(-1) and z(1), plus d. The loss is convex, so
@@ -244,9 +247,9 @@ def followed_back(objective: Objective, z: Form, y: Tensor, low: Tensor, high: T
     """
     curvature = _curvature(objective, z, y)
     if curvature is None:
-        return low, high
+        return low, high, torch.zeros(2, dtype=torch.float64)
     gamma = roundings(z)
-    out = []
+    out, humps = [], []
     for sign, old in ((-1.0, low), (1.0, high)):
         end = z.centre if z.slope is None else z.centre + sign * z.slope
         end = end if z.bend is None else end + z.bend * 0.5
@@ -259,20 +262,21 @@ def followed_back(objective: Objective, z: Form, y: Tensor, low: Tensor, high: T
         shape = (-1, *(1,) * (g.dim() - 1))
         g = torch.where(better.reshape(shape), g, 0.0)
         total = contributions(z, g)[0] if bool(better.any()) else 0.0
-        q = torch.zeros(len(y), dtype=torch.float64) if z.bend is None else -(g * z.bend).flatten(1).sum(1)
-        own = (losses + curvature + q.clamp(min=0))[better].sum() + total
+        hump = 0.0 if z.bend is None else -float((g * z.bend).sum())
+        own = (losses + curvature)[better].sum() + total
         reach = z.size().flatten(1).sum(1)
         stray = plus(z.radius, None if z.bend is None else z.bend.abs()).flatten(1).sum(1)
         rises = objective.criterion.rises or 1.0
         own = own + ((gamma + 1e-11) * (1 + reach) * (1 + stray) * rises)[better].sum()
         before = old[better].sum()
-        if DEBUG: print('   better',int(better.sum()),'loss',float(losses.mean()),'old',float(old.mean()),'curv',float(curvature[better].sum())/len(y),'q',float(q.clamp(min=0).sum())/len(y),'contrib',total/len(y),{k:round(v/len(y),5) for k,v in contributions(z,g)[1].items()}, 'R', float(z.radius.mean()))
-        if isfinite(float(own)) and float(own) < float(before):
+        good = isfinite(float(own)) and float(own) + max(hump, 0.0) < float(before)
+        humps.append(hump if good else 0.0)
+        if good:
             new = old.clone()
             new[better] = own / better.sum()
             old = new
         out.append(old)
-    return out[0], out[1]
+    return out[0], out[1], torch.tensor(humps, dtype=torch.float64)
 
 
 def _curvature(objective: Objective, z: Form, y: Tensor) -> Tensor | None:

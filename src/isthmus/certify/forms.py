@@ -88,7 +88,7 @@ class Form:
         self.centre, self.slope, self.radius, self.ulps, self.bend = centre, slope, radius, ulps, bend
         self.dropped, self.origin = dropped, origin
         self.ball: Tensor | None = None
-        self.norm: Callable[[], float] | None = None
+        self.norm: Callable[[Callable[[Tensor], float]], tuple[float, float]] | None = None
         self._size: Tensor | None = None
 
     @property
@@ -200,7 +200,8 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
             both = [(torch.zeros_like(x.centre), w.centre)]
         return _sums(f, bias, both)
 
-    passed = [v for v in (x, w) if followed(x, w) and holds(v) and (v is x or v.origin is not None)]
+    passed = [x] if followed(x, w) and holds(x) else []
+    passed += [w] if w.origin is not None and w.origin.sources else []
     centre, pulls = _recorded(f, x, w, b0, passed)
     slope = summed(b1, (x.slope, w.centre), (x.centre, w.slope))
     bend = summed(b2, (x.bend, w.centre), (x.centre, w.bend))

@@ -87,7 +87,7 @@ def recorded(f: Callable[..., Tensor], *arguments: Tensor) -> tuple[Tensor, list
         out = f(*leaves)
 
     def pull(i: int) -> Pull:
-        return lambda g: torch.autograd.grad(out, leaves[i], g.contiguous(), retain_graph=True)[0]
+        return lambda g: torch.autograd.grad(out, leaves[i], g.contiguous(), retain_graph=True, materialize_grads=True)[0]
 
     return out.detach(), [pull(i) for i in range(len(leaves))]
 
