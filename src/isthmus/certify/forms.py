@@ -157,7 +157,11 @@ class Form:
             return self
         fresh = self.size().mul_((max(self.ulps, 0.0) + 16) * UNIT).add_(TINY)
         origin = follow(lambda: fresh, (self, same))
-        return Form(self.centre, self.slope, plus(fresh, self.radius), HEADROOM, self.bend, origin=origin)
+        out = Form(self.centre, self.slope, plus(fresh, self.radius), HEADROOM, self.bend, origin=origin)
+        if self.ball is not None and origin is not None:
+            from isthmus.certify.balls import entrywise
+            entrywise(out, self, 1.0)
+        return out
 
 
 def plus(*terms: Tensor | None) -> Tensor | None:
@@ -305,7 +309,11 @@ def add(a: Form, b: Form, scale: float = 1.0) -> Form:
     dropped = None if not marks else torch.stack([m.expand(centre.shape) for m in marks]).any(0)
     pairs = [(x, reduced_to(x.centre.shape)) for x in (a, b)]
     origin = follow(lambda: 0.0, *pairs)
-    return Form(centre, slope, plus(a.radius, b.radius), max(a.ulps, b.ulps) + 2, bend, dropped, origin)
+    out = Form(centre, slope, plus(a.radius, b.radius), max(a.ulps, b.ulps) + 2, bend, dropped, origin)
+    if origin is not None:
+        from isthmus.certify.balls import summed
+        summed(out, a, b)
+    return out
 
 
 def _spread(part: Tensor | None, centre: Tensor) -> Tensor | None:
@@ -367,7 +375,11 @@ def multiply(a: Form, b: Form) -> Form:
     radius.add_(present(a.radius) * size).add_(a.reach() * present(b.radius))
     slope = plus(times(a.slope, b.centre), times(a.centre, b.slope))
     bend = plus(times(a.bend, b.centre), times(a.centre, b.bend), both)
-    return Form(centre, slope, radius, HEADROOM / 2, bend, origin=origin)
+    out = Form(centre, slope, radius, HEADROOM / 2, bend, origin=origin)
+    if origin is not None and a.ball is not None and b.ball is None:
+        from isthmus.certify.balls import entrywise
+        entrywise(out, a, float(b.centre.abs().amax()))
+    return out
 
 
 def _crossed(a: Form, b: Form) -> Tensor:

@@ -50,10 +50,8 @@ def _lined(x: Form, factor: Tensor, offset: Tensor) -> Form:
     origin = follow(lambda: offset + TINY, (x, by(factor)))
     radius = offset.add_(TINY).addcmul_(factor, present(x.radius))
     out = Form(centre, times(factor, x.slope), radius, 12, times(factor, x.bend), origin=origin)
-    if x.ball is not None and origin is not None:
-        from isthmus.certify.balls import row_norms
-        out.ball = torch.minimum(x.ball + row_norms(origin.fresh), row_norms(radius))
-    return out
+    from isthmus.certify.balls import entrywise
+    return entrywise(out, x, 1.0)
 
 
 def _monotone(f: Callable[[Tensor], Tensor], x: Form) -> Form:
@@ -136,7 +134,8 @@ def _bent(x: Form, factor: Tensor, offset: Tensor) -> Form:
     out = Form(pick(centre, on * c, line.centre), pick(slope, on * d, line.slope), radius, 12, pick(bend, on * q, 0.0 if line.bend is None else line.bend))
     origin = Origin([(x, by(factor))], fresh)
     origin.mask = either.to(c.dtype)
-    origin.ball = torch.minimum(x.ball, row_norms(r * origin.mask)) / 2
+    rest = x.ball.numel() == len(c) and c.dim() > 2
+    origin.ball = torch.minimum(x.ball, row_norms(r * origin.mask, rest)) / 2
     out.origin = origin
-    out.ball = torch.minimum(x.ball + row_norms(fresh), row_norms(radius))
+    out.ball = torch.minimum(x.ball + row_norms(fresh, rest), row_norms(radius, rest))
     return out

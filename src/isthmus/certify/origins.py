@@ -113,7 +113,8 @@ def contributions(last: Form, g: Tensor) -> tuple[float, dict[str, float]]:
             own = float((b.abs() * fresh).sum())
             if x.origin is not None and x.origin.ball is not None:
                 c = b if x.origin.mask is None else b * x.origin.mask
-                own += float((torch.linalg.vector_norm(c, dim=-1, keepdim=True) * x.origin.ball).sum())
+                dims = (-1,) if x.origin.ball.shape[-1:] == (1,) and x.origin.ball.numel() == c.numel() // max(c.shape[-1], 1) else tuple(range(1, c.dim()))
+                own += float((torch.linalg.vector_norm(c, dim=dims, keepdim=True) * x.origin.ball).sum())
             total += own
             shares[label] = shares.get(label, 0.0) + own
         for source, pull in x.origin.sources if x.origin is not None else ():

@@ -99,7 +99,11 @@ def _convolution(node: Node, a: Arguments) -> Form:
         return function(x, w, b, **where)
 
     terms = w.numel() // w.shape[1] if "transpose" in node.base else w[0].numel()
-    return contract(f, terms, a["x"], a["weight"], a["bias"])
+    out = contract(f, terms, a["x"], a["weight"], a["bias"])
+    if "transpose" in node.base:
+        return out
+    from isthmus.certify.balls import kernel_norm, tightened
+    return tightened(out, a["x"], a["weight"], partial(kernel_norm, groups=a["groups"]))
 
 
 def _matmul(node: Node, a: Arguments) -> Form:
@@ -205,14 +209,19 @@ def _compared(node: Node, a: Arguments) -> Tensor:
 
 
 def _moved(node: Node, a: Arguments) -> Any:
-    return moved(calls(node, a), a["x"])
+    out = moved(calls(node, a), a["x"])
+    if node.base in ("flatten", "unflatten", "reshape"):
+        from isthmus.certify.balls import reshaped
+        return reshaped(out, a["x"])
+    return out
 
 
 def _viewed(node: Node, a: Arguments) -> Any:
     """A reshape: the parts of a form need not lie in memory as the value that it stands for."""
     if "size" not in a:
         raise Refused("only a change of shape has a rule")
-    return moved(lambda p: p.reshape(a["size"]), a["x"])
+    from isthmus.certify.balls import reshaped
+    return reshaped(moved(lambda p: p.reshape(a["size"]), a["x"]), a["x"])
 
 
 def _expanded(node: Node, a: Arguments) -> Form:
