@@ -13,7 +13,8 @@ from isthmus.certify import smooth as sm
 from isthmus.certify.affine import Interval, Motion, Reading
 from isthmus.certify.bounds import Bounds
 from isthmus.certify.choices import CHOICES
-from isthmus.certify.forms import Form, add, average, contract, moved, multiply, scaled, squared
+from isthmus.certify.arithmetic import add, average, contract, moved, multiply, scaled, squared
+from isthmus.certify.forms import Form
 from isthmus.certify.kinks import maximum, piecewise, rectified
 from isthmus.certify.norms import centred, normalised
 from isthmus.certify.reductions import REDUCTIONS

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from math import comb
 from typing import Any
@@ -25,8 +25,6 @@ from isthmus.program.export import Node, Program
 from isthmus.program.program import interpret, last_reads
 from isthmus.structure.liveness import changed_tensors
 
-SIGNED = True
-BALL = True
 NARROWEST = 2.0**-24
 """Sub-intervals are not made narrower: the rounding of the weights would then be a part of what they move."""
 
@@ -163,14 +161,11 @@ class Reading:
         self.kept: dict[int, dict[str, Any]] = {}
         self.room = memory
 
-    def outputs(self, interval: Interval) -> Iterator[tuple[Form, Tensor]]:
-        """The forms of the outputs and the targets, chunk by chunk."""
+    def outputs(self, interval: Interval, followed: bool = False) -> Iterator[tuple[Form, Tensor]]:
+        """The forms of the outputs and the targets, chunk by chunk; `followed`: so that remainders are followed back."""
         moving = {place: motion.over(interval) for place, motion in self.motions.items()}
-        if SIGNED:
-            for k, v in moving.items():
-                v.origin = Origin()
-                if BALL:
-                    v.norm = partial(self.motions[k].norms, interval)
+        for place, v in moving.items() if followed else ():
+            v.origin, v.norm = Origin(), partial(self.motions[place].norms, interval)
         for i, (x, y) in enumerate(self._chunks()):
             z = self._run(self._prefix(i, x) | moving)
             if len(z.centre) != len(y):

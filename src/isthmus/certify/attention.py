@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import Form, Refused, add, contract, moved, scaled
+from isthmus.certify.arithmetic import add, contract, moved, scaled
+from isthmus.certify.forms import Form, Refused
 from isthmus.certify.made import form
 from isthmus.certify.softmax import log_softmax, softmax
 from isthmus.certify.windows import Arguments
@@ -63,7 +64,7 @@ def _masked(scores: Form, mask: Any, causal: bool) -> tuple[Form, Tensor | None]
     dropped = dropped.expand(scores.centre.shape)
     nothing = dropped.all(-1, keepdim=True)
     kept = scores.kept()
-    scores = Form(kept.centre, kept.slope, kept.radius, kept.ulps, kept.bend, dropped & ~nothing)
+    scores = Form(kept.centre, kept.slope, kept.radius, kept.ulps, kept.bend, dropped & ~nothing, kept.origin)
     return scores, nothing if bool(nothing.any()) else None
 
 

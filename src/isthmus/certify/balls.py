@@ -9,13 +9,11 @@ and an operation entry by entry whose factors are at most k gives k ball + norm(
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import cos, pi, prod
-
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import TINY, UNIT, Form, strayed
+from isthmus.certify.forms import TINY, UNIT, Form, present, strayed
+from isthmus.certify.origins import norms_like
 
 SQUARINGS = 3
 
@@ -43,98 +41,59 @@ def spectral_norm(w: Tensor) -> float:
     return found + TINY
 
 
-GRID = 8
-"""Points per axis at which the symbol of a convolution is taken."""
+def row_norms(v: Tensor) -> Tensor:
+    """Upper bounds of the norms along the last axis, which is kept."""
+    return norms_like(v, v.new_zeros((*v.shape[:-1], 1)))
 
 
-def kernel_norm(k: Tensor, groups: int = 1) -> float:
-    """An upper bound of the norm of a convolution with zeros around, of any stride and dilation, on any image.
+def tightened(out: Form, x: Form, w: Form, axis: int, moving: Tensor | None) -> Form:
+    """A product with a matrix W(s) = W + D(s), whose `axis` is summed, with what norms say of its remainder besides.
 
-    It is a part of the convolution on an endless grid, whose norm is the largest over all angles of the norm of
-    sum_a K_a exp(i a . angle). A trigonometric polynomial of n terms per axis, centred, has the degree (n - 1) / 2, and
-    is at most 1 / cos(pi degree / GRID) per axis times its largest value on GRID points (Ehlich, Zeller 1964). Besides
-    it is at most the norm of all K_a side by side, times the root of their number.
+    `moving` >= |D(s) rho|, entry by entry, which its origin leaves out; a row takes that in the norm where it is less.
     """
-    out, axes = k.shape[0] // groups, k.shape[2:]
-    parts = k.reshape(groups, out, *k.shape[1:])
-    side = [max(spectral_norm(p.movedim(0, d).flatten(1)) for p in parts) for d in (0, 1)]
-    found = min(side) * prod(axes) ** 0.5
-    if len(axes) > 2 or max(axes) > GRID // 2:
-        return found
-    symbol = torch.fft.fftn(parts, s=[GRID] * len(axes), dim=list(range(3, 3 + len(axes))))
-    symbol = symbol.flatten(3).movedim(3, 1).flatten(0, 1)
-    largest = complex_norm(symbol)
-    for n in axes:
-        largest /= cos(pi * (n - 1) / (2 * GRID))
-    return min(found, (largest + 1e-12 * float(k.square().sum()) ** 0.5) * (1 + 1e-9))
-
-
-def complex_norm(several: Tensor) -> float:
-    """An upper bound of the largest singular value among complex matrices, as ``spectral_norm``."""
-    real, imaginary = several.real, several.imag
-    both = torch.cat([torch.cat([real, -imaginary], -1), torch.cat([imaginary, real], -1)], -2)
-    # only those that may be the largest are looked at
-    bounds = both.square().sum((1, 2)).sqrt()
-    found = 0.0
-    for i in bounds.argsort(descending=True).tolist():
-        if float(bounds[i]) <= found:
-            break
-        found = max(found, spectral_norm(both[i]))
-    return found
-
-
-def row_norms(v: Tensor, rest: bool = False) -> Tensor:
-    """Upper bounds of the norms along the last axis, or along all but the first, which are kept."""
-    dims = tuple(range(1, v.dim())) if rest else (-1,)
-    terms = v[0].numel() if rest and len(v) else v.shape[-1]
-    return torch.linalg.vector_norm(v, dim=dims, keepdim=True).mul_(1 + (terms + 8) * UNIT).add_(1e-150)
-
-
-def tightened(out: Form, x: Form, w: Form, norm: Callable[[Tensor], float] = spectral_norm) -> Form:
-    """The result of a linear layer or a convolution, with what norms say of its remainder besides."""
-    if out.origin is None or w.norm is None or out.radius is None:
+    origin, radius = out.origin, present(out.radius)
+    if origin is None or w.norm is None:
+        raise ValueError("only what is followed back has balls")
+    if x.radius is None:
+        out.ball = row_norms(radius)
         return out
-    rest = w.centre.dim() > 2
-    fresh = torch.as_tensor(out.origin.fresh).expand(out.centre.shape)
-    if x.radius is not None:
-        ball = row_norms(x.radius, rest) if x.ball is None else x.ball
-        norms, moved = w.norm(norm)
-        out.origin.ball = ball * moved
-        rows = row_norms(w.centre, True) + (0.0 if w.slope is None else row_norms(strayed(w), True))
-        rows = rows.reshape(-1, *(1,) * (w.centre.dim() - 2))
-        radius = torch.minimum(out.radius, ball * rows + fresh)
-        out.origin.loose = max(1.0, float((out.radius / radius).nan_to_num(nan=1.0).amax())) * (1 + 8 * UNIT)
-        out.radius = radius
-        ball = norms * ball + out.origin.ball + row_norms(fresh, rest)
-        out.ball = torch.minimum(ball, row_norms(out.radius, rest))
+    ball = row_norms(x.radius) if x.ball is None else x.ball
+    fixed, drift = w.norm(spectral_norm)
+    fresh = torch.as_tensor(origin.fresh).expand(out.centre.shape)
+    entries, together = ball * _lengths(w.centre, axis), ball * drift
+    if moving is not None:
+        own = row_norms(moving)
+        apart = own <= together
+        origin.fresh, origin.ball = fresh + moving * apart, together.masked_fill(apart, 0.0)
+        together = torch.minimum(together, own)
+        entries = entries + torch.minimum(moving, ball * _lengths(present(strayed(w)), axis))
+    tight = torch.minimum(radius, entries + fresh)
+    origin.loose = max(1.0, float((radius / tight).nan_to_num(nan=1.0).amax())) * (1 + 8 * UNIT)
+    out.radius, out.ball = tight, torch.minimum(fixed * ball + together + row_norms(fresh), row_norms(tight))
     return out
 
 
-def reshaped(out: Form, x: Form) -> Form:
-    """The same entries in the same order: a ball of whole examples stays one."""
-    if x.ball is not None and out.centre.shape[:1] == x.centre.shape[:1] == (x.ball.numel(),):
-        out.ball = x.ball.reshape(-1, *(1,) * (out.centre.dim() - 1))
-    return out
+def _lengths(w: Tensor, axis: int) -> Tensor:
+    """Bounds of the norms of what each output is a product with."""
+    return row_norms(w.movedim(axis, -1)).squeeze(-1)
 
 
 def entrywise(out: Form, x: Form, factor: float) -> Form:
-    """Entry by entry, with factors of at most this."""
+    """The ball of what is made entry by entry, with factors of at most this."""
     if x.ball is not None and out.origin is not None and x.centre.shape == out.centre.shape:
-        rest = x.ball.numel() == len(x.centre) and x.centre.dim() > 2
         fresh = torch.as_tensor(out.origin.fresh).expand(out.centre.shape)
-        out.ball = torch.minimum(factor * x.ball + row_norms(fresh, rest), row_norms(out.radius, rest))
+        out.ball = torch.minimum(factor * x.ball + row_norms(fresh), row_norms(present(out.radius)))
     return out
 
 
-def summed(out: Form, a: Form, b: Form) -> None:
-    """The ball of a sum of two values of the same shape, or of one and a constant without a remainder of its own."""
+def summed(out: Form, a: Form, b: Form) -> Form:
+    """The ball of a sum, of which one part has one: the other has too, or is bounded by its radius."""
     for x, y in ((a, b), (b, a)):
         if x.ball is None or x.centre.shape != out.centre.shape:
             continue
-        if y.ball is not None and y.ball.shape == x.ball.shape and y.centre.shape == x.centre.shape:
+        if y.ball is not None and y.centre.shape == x.centre.shape:
             out.ball = x.ball + y.ball
-            return
-        if y.radius is not None and y.ball is None:
-            rest = x.ball.numel() == len(x.centre) and x.centre.dim() > 2
-            out.ball = x.ball + row_norms(y.radius.expand(out.centre.shape), rest)
-            return
+        elif y.radius is not None:
+            out.ball = x.ball + row_norms(y.radius.expand(out.centre.shape))
+        return out
+    return out

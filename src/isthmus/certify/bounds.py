@@ -36,7 +36,7 @@ from isthmus.objective.losses import per_example
 from isthmus.params import Params, lerp
 from isthmus.program.export import Program
 
-DEBUG=False
+DEBUG = False
 WIDEST = 32
 """The number of outputs up to which a loss that is known only to be convex has a bound."""
 WIDEST_POINT = 512
@@ -261,7 +261,7 @@ def followed_back(objective: Objective, z: Form, y: Tensor, low: Tensor, high: T
         better = losses + curvature < old
         shape = (-1, *(1,) * (g.dim() - 1))
         g = torch.where(better.reshape(shape), g, 0.0)
-        total = contributions(z, g)[0] if bool(better.any()) else 0.0
+        total = sum(contributions(z, g).values()) if bool(better.any()) else 0.0
         hump = 0.0 if z.bend is None else -float((g * z.bend).sum())
         own = (losses + curvature)[better].sum() + total
         reach = z.size().flatten(1).sum(1)

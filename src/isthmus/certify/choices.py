@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import Form, Open, Refused, add, average, contract, half_width, joined, moved, scaled
+from isthmus.certify.arithmetic import add, average, contract, joined, moved, scaled
+from isthmus.certify.forms import Form, Open, Refused, half_width
 from isthmus.certify.made import form
 from isthmus.certify.widened import grouped_product
 from isthmus.certify.windows import Arguments, calls

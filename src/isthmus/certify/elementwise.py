@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isthmus.certify import smooth as s
-from isthmus.certify.forms import Form, Refused, add, divided, joined, moved, multiply, squared, times
-from isthmus.certify.forms import scaled as _scaled
+from isthmus.certify.arithmetic import add, divided, joined, moved, multiply, squared
+from isthmus.certify.arithmetic import scaled as _scaled
+from isthmus.certify.forms import Form, Refused, times
 from isthmus.certify.kinks import maximum, piecewise, rectified
 from isthmus.certify.made import form
 from isthmus.certify.smooth import smooth

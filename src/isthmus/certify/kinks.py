@@ -3,30 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from isthmus.certify.balls import entrywise, row_norms
 from isthmus.certify.forms import HEADROOM, NARROW, TINY, UNIT, Form, half_width, plus, present, times
-from isthmus.certify.origins import by, follow
+from isthmus.certify.origins import Origin, by, follow
 
 
 def rectified(x: Form, leak: float = 0.0) -> Form:
-    """max(v, 0) + leak min(v, 0), 0 <= leak <= 1: between the chord over the range and the chord less its height.
+    """max(v, 0) + leak min(v, 0), 0 <= leak <= 1.
 
     On [lo, hi] with lo < 0 < hi the chord of max(v, 0) has the slope k = hi / (hi - lo), and max(v, 0) - k v is between
-    0 and -k lo; the middle is taken, and half of it added to the radius.
+    0 and -k lo; the middle is taken, and half of it added to the radius. Where the polynomial in s itself changes sign,
+    a parabola comes nearer than a line (``_fitted``).
     """
     x = x.rounded()
     if x.constant:
         return _monotone(lambda v: torch.where(v > 0, v, leak * v), x)
-    factor, offset = _chord(x.centre, half_width(x))
-    if x.ball is not None and not leak and x.origin is not None and KINK and x.slope is not None:
-        return _bent(x, factor, offset)
+    width = half_width(x)
+    factor, offset = _chord(x.centre, width)
     if leak:
         factor.mul_(1 - leak).add_(leak)
         offset.mul_(1 - leak)
-    return _lined(x, factor, offset)
+    open_ = (offset > 0).nonzero(as_tuple=True)
+    if x.slope is None or x.origin is None or not len(open_[0]):
+        return _lined(x, factor, offset)
+    return _fitted(x, factor, offset, leak, open_)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Parabolas for max(v, 0) at some entries: its parts, and how far it is from them beside half a remainder."""
+
+    centre: Tensor
+    slope: Tensor
+    bend: Tensor
+    far: Tensor
+
+
+def _fit(x: Form, at: tuple[Tensor, ...]) -> _Fit:
+    """max(v, 0) for v = c + d s + q (s^2 - 1/2) + rho, as v / 2 and a parabola for |c + d s| / 2.
+
+    What is left is at most (|q| / 2 + |rho|) / 2. With s0 = -c / d, a = |s0| < 1 and any g in (0, 1],
+
+        |s - s0| - (g s^2 + 1 - g - s0 s) is 0 at -1 and 1, least at s0, with -(1 - g)(1 - a^2), and
+        at most (2 g - 1 + a)^2 / (4 g);
+
+    its range is smallest for g = (1 - a) / (2 a), or g = 1 where a <= 1/3. Where c + d s keeps its sign there is
+    nothing to fit.
+    """
+    c, d = x.centre[at], present(x.slope)[at]
+    q = torch.zeros_like(c) if x.bend is None else x.bend[at]
+    crossing = (c.abs() < d.abs()) & (d.abs() > NARROW)
+    a = torch.where(crossing, c.abs() / d.abs(), 0.0)
+    g = torch.where(a <= 1 / 3, 1.0, (1 - a) / (2 * a))
+    most, least = (2 * g - 1 + a).square() / (4 * g), -(1 - g) * (1 - a) * (1 + a)
+    size, sign = torch.where(crossing, d.abs(), 0.0), torch.where(crossing, 0.0, c.sign())
+    centre = c * (1 + sign) / 2 + size * (2 - g + most + least) / 4
+    slope = d * (1 + sign) / 2 + torch.where(crossing, d.sign() * c / 2, 0.0)
+    narrow = torch.where(crossing | (c.abs() >= d.abs()), 0.0, d.abs())
+    rounding = (c.abs() + d.abs() + q.abs()).mul_(64 * UNIT).add_(TINY)
+    return _Fit(centre, slope, size * g / 2 + q / 2, size * (most - least) / 4 + q.abs() / 4 + narrow + rounding)
+
+
+def _fitted(x: Form, factor: Tensor, offset: Tensor, leak: float, at: tuple[Tensor, ...]) -> Form:
+    """Parabolas where they are nearer than chords, with the remainder taken entry by entry or in the norm.
+
+    A parabola leaves up to half the remainder of v: of every entry by itself or, where that is less, of all entries
+    `at` of an example together, as max(v, 0) moves no farther than v.
+    """
+    fit, share, r = _fit(x, at), 1 - leak, present(x.radius)
+    halves = r[at] * (share / 2)
+    alone = fit.far * share + halves
+    chosen = alone < offset[at]
+    fresh = offset.index_put(at, torch.where(chosen, alone, offset[at]))
+    extra = torch.zeros_like(halves)
+    ball = mask = None
+    if x.ball is not None:
+        mask = torch.zeros_like(r).index_put_(at, torch.ones_like(halves))
+        ball = torch.minimum(x.ball, row_norms(r * mask)) * (share / 2)
+        far = torch.zeros_like(r).index_put_(at, fit.far * share)
+        together = row_norms(far) + ball < row_norms(fresh)
+        within = together.expand(r.shape)[at]
+        fresh, ball = torch.where(together, far, fresh), torch.where(together, ball, 0.0)
+        chosen, extra = chosen | within, torch.where(within, halves, 0.0)
+    line = _lined(x, factor, offset.clone())
+    centre, slope = (
+        _put(p, at, chosen, leak, share, q, f)
+        for p, q, f in ((line.centre, x.centre, fit.centre), (present(line.slope), present(x.slope), fit.slope))
+    )
+    zeros = torch.zeros_like(r)
+    bend = _put(plus(line.bend, zeros), at, chosen, leak, share, plus(x.bend, zeros), fit.bend)
+    factor = factor.index_put(at, torch.where(chosen, leak + share / 2, factor[at]))
+    fresh.add_(TINY)
+    radius = torch.addcmul(fresh, factor, r).index_put_(at, extra, accumulate=True)
+    origin = Origin([(x, by(factor))], fresh, ball=ball, mask=mask)
+    return entrywise(Form(centre, slope, radius, 12, bend, origin=origin), x, 1.0)
+
+
+def _put(
+    line: Tensor, at: tuple[Tensor, ...], chosen: Tensor, leak: float, share: float, own: Tensor, fit: Tensor
+) -> Tensor:
+    """A part of the chords, with that of leak v + share max(v, 0) by parabolas where they are chosen."""
+    return line.index_put(at, torch.where(chosen, leak * own[at] + share * fit, line[at]))
 
 
 def _chord(centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,9 +131,7 @@ def _lined(x: Form, factor: Tensor, offset: Tensor) -> Form:
     centre = torch.addcmul(offset, factor, x.centre)
     origin = follow(lambda: offset + TINY, (x, by(factor)))
     radius = offset.add_(TINY).addcmul_(factor, present(x.radius))
-    out = Form(centre, times(factor, x.slope), radius, 12, times(factor, x.bend), origin=origin)
-    from isthmus.certify.balls import entrywise
-    return entrywise(out, x, 1.0)
+    return entrywise(Form(centre, times(factor, x.slope), radius, 12, times(factor, x.bend), origin=origin), x, 1.0)
 
 
 def _monotone(f: Callable[[Tensor], Tensor], x: Form) -> Form:
@@ -97,45 +177,3 @@ def maximum(a: Form, b: Form) -> Form:
     centre, radius = present(mixed(a.centre, b.centre)), present(mixed(*radii))
     origin = follow(lambda: offset + TINY, (a, by(rest)), (b, by(factor)))
     return Form(centre + offset, mixed(a.slope, b.slope), radius.add_(offset).add_(TINY), 40, origin=origin)
-
-
-KINK = 1
-CA, CB = 0.0, 1.0
-
-def _bent(x: Form, factor: Tensor, offset: Tensor) -> Form:
-    from isthmus.certify.balls import row_norms
-    from isthmus.certify.origins import Origin
-    c, d, r = x.centre, x.slope, x.radius
-    q = torch.zeros_like(c) if x.bend is None else x.bend
-    size = d.abs()
-    a = (c.abs() / size)
-    cross = (a < 1) & (size > NARROW)
-    a = torch.where(cross, a, 0.0)
-    kappa = 1 - a
-    gamma = torch.where(a <= 1 / 3, 1.0, kappa / (2 * a))
-    high = torch.where(a <= 1 / 3, (1 + a).square() / 4, (2 * gamma - kappa).square() / (4 * gamma))
-    low = -(1 - gamma) * kappa * (1 + a)
-    fresh = size * (high - low) / 4 + q.abs() / 4 + (c.abs() + size + q.abs()) * (64 * UNIT) + TINY
-    use = cross & (fresh + CA * r < offset)
-    centre = c / 2 + size * (1 - gamma / 2 + (high + low) / 2) / 2
-    slope = d / 2 + torch.sign(d) * c / 2
-    bend = size * gamma / 2 + q / 2
-    # flat: the polynomial does not cross
-    most = size + q.abs() / 2
-    flat = (c.abs() > most) & (c.abs() < CB * r)
-    on = (c > 0).to(c.dtype)
-    line = _lined(x, factor, offset.clone())
-    def pick(u, v, w):
-        return torch.where(use, u, torch.where(flat, v, w))
-    either = use | flat
-    fresh = torch.where(use, fresh, torch.where(flat, (c.abs() + size + q.abs()) * (64 * UNIT) + TINY, offset + TINY))
-    factor = torch.where(either, 0.5, factor)
-    radius = fresh + factor * r + torch.where(either, 0.5 * r, 0.0)
-    out = Form(pick(centre, on * c, line.centre), pick(slope, on * d, line.slope), radius, 12, pick(bend, on * q, 0.0 if line.bend is None else line.bend))
-    origin = Origin([(x, by(factor))], fresh)
-    origin.mask = either.to(c.dtype)
-    rest = x.ball.numel() == len(c) and c.dim() > 2
-    origin.ball = torch.minimum(x.ball, row_norms(r * origin.mask, rest)) / 2
-    out.origin = origin
-    out.ball = torch.minimum(x.ball + row_norms(fresh, rest), row_norms(radius, rest))
-    return out

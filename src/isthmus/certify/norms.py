@@ -8,23 +8,11 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import (
-    HEADROOM,
-    TINY,
-    UNIT,
-    Form,
-    Refused,
-    add,
-    average,
-    cut,
-    half_width,
-    known,
-    moved,
-    multiply,
-    present,
-    squared,
-)
+from isthmus.certify.arithmetic import add, average, moved, multiply, squared
+from isthmus.certify.balls import entrywise
+from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, known, present
 from isthmus.certify.made import form
+from isthmus.certify.origins import follow
 from isthmus.certify.smooth import INVERSE_ROOT, smooth
 from isthmus.certify.windows import Arguments
 from isthmus.program.export import Node
@@ -41,9 +29,11 @@ def centred(x: Form, dim: int) -> Form:
 
     radius, size = present(x.radius), x.size()
     out = (radius * (1 - 2 / n)).add_(radius.mean(dim, keepdim=True)).clamp_(min=0)
-    out.add_((size + size.mean(dim, keepdim=True)).mul_((n + 32) * UNIT)).add_(TINY)
+    rounding = (size + size.mean(dim, keepdim=True)).mul_((n + 32) * UNIT).add_(TINY)
+    out.add_(rounding)
     slope, bend = (None if p is None else less_mean(p) for p in (x.slope, x.bend))
-    return Form(less_mean(x.centre), slope, out, HEADROOM, bend)
+    origin = follow(lambda: rounding, (x, less_mean))
+    return entrywise(Form(less_mean(x.centre), slope, out, HEADROOM, bend, origin=origin), x, 1.0)
 
 
 def normalised(x: Form, dim: int, eps: float | Form) -> Form:

@@ -25,14 +25,24 @@ from torch import Tensor
 if TYPE_CHECKING:
     from isthmus.certify.forms import Form
 
+Norm = Callable[[Tensor], float]
+"""A bound of the norm of a matrix, or of another linear map."""
+UNIT = 2.0**-53
+FAINTEST = 1e-150
+"""More than what squares lose that underflow."""
 Pull = Callable[[Tensor], Tensor]
 """The transposed map of one argument: from what multiplies the result's remainder to what multiplies the argument's."""
 
 
 class Origin:
-    """The arguments that a form was made from with their pulls, what is new in it, and the products that a pull sums."""
+    """What a form was made from: the arguments with their pulls, and what is new in it.
 
-    __slots__ = ("ball", "mask", "fresh", "label", "loose", "sources", "terms")
+    `fresh` bounds what is new entry by entry, `ball` what is new besides, in the norm, of the entries in `mask` (all
+    where there is none). `terms` products are summed by a pull; `loose`: the radius may be so many times smaller than
+    what went forward through |L|. `label` names the operation.
+    """
+
+    __slots__ = ("ball", "fresh", "label", "loose", "mask", "sources", "terms")
 
     def __init__(
         self,
@@ -40,10 +50,20 @@ class Origin:
         fresh: Tensor | float | None = None,
         terms: int = 1,
         loose: float = 1.0,
+        *,
+        ball: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
-        self.sources, self.fresh, self.terms, self.loose, self.label = tuple(sources), fresh, terms, loose, ""
-        self.ball: Tensor | None = None
-        self.mask: Tensor | None = None
+        self.sources, self.fresh, self.terms, self.loose = tuple(sources), fresh, terms, loose
+        self.ball, self.mask, self.label = ball, mask, ""
+
+    def new(self, b: Tensor) -> float:
+        """A bound of b times what is new."""
+        total = 0.0 if self.fresh is None else _product(b.abs(), self.fresh)
+        if self.ball is None:
+            return total
+        b = b if self.mask is None else b * self.mask
+        return total + _product(norms_like(b, self.ball), self.ball)
 
 
 def follow(
@@ -87,7 +107,9 @@ def recorded(f: Callable[..., Tensor], *arguments: Tensor) -> tuple[Tensor, list
         out = f(*leaves)
 
     def pull(i: int) -> Pull:
-        return lambda g: torch.autograd.grad(out, leaves[i], g.contiguous(), retain_graph=True, materialize_grads=True)[0]
+        return lambda g: torch.autograd.grad(out, leaves[i], g.contiguous(), retain_graph=True, materialize_grads=True)[
+            0
+        ]
 
     return out.detach(), [pull(i) for i in range(len(leaves))]
 
@@ -97,31 +119,36 @@ def lazily(f: Callable[[Tensor], Tensor], p: Tensor) -> Pull:
     return lambda g: recorded(f, p)[1][0](g)
 
 
-def contributions(last: Form, g: Tensor) -> tuple[float, dict[str, float]]:
-    """sum |B| fresh over all that `last` was made from, in all and by label; not finite where any part is not."""
-    forms = _order(last)
-    grads: dict[int, Tensor] = {id(last): g}
-    labels: dict[int, str] = {id(last): ""}
-    total, shares = 0.0, {}
-    for x in forms:
-        b = grads.pop(id(x), None)
-        if b is None:
+def contributions(last: Form, g: Tensor) -> dict[str, float]:
+    """sum |B| fresh over all that `last` was made from, by label; a sum is not finite where any part is not."""
+    grads, labels, shares = {id(last): g}, {id(last): ""}, dict[str, float]()
+    for x in _order(last):
+        if (b := grads.pop(id(x), None)) is None:
             continue
-        label = (x.origin.label if x.origin is not None else "") or labels[id(x)]
-        fresh = x.radius if x.origin is None or not x.origin.sources else x.origin.fresh
-        if fresh is not None:
-            own = float((b.abs() * fresh).sum())
-            if x.origin is not None and x.origin.ball is not None:
-                c = b if x.origin.mask is None else b * x.origin.mask
-                dims = (-1,) if x.origin.ball.shape[-1:] == (1,) and x.origin.ball.numel() == c.numel() // max(c.shape[-1], 1) else tuple(range(1, c.dim()))
-                own += float((torch.linalg.vector_norm(c, dim=dims, keepdim=True) * x.origin.ball).sum())
-            total += own
-            shares[label] = shares.get(label, 0.0) + own
-        for source, pull in x.origin.sources if x.origin is not None else ():
+        origin = Origin(fresh=x.radius) if x.origin is None or not x.origin.sources else x.origin
+        label = origin.label or labels[id(x)]
+        shares[label] = shares.get(label, 0.0) + origin.new(b)
+        for source, pull in origin.sources:
             back = pull(b)
             labels[id(source)] = label
             grads[id(source)] = grads[id(source)] + back if id(source) in grads else back
-    return total, shares
+    return shares
+
+
+def norms_like(v: Tensor, ball: Tensor) -> Tensor:
+    """Upper bounds of the norms of v along the axes on which `ball` has the size 1, which are kept.
+
+    >>> norms_like(torch.tensor([[3.0, 4.0]], dtype=torch.float64), torch.zeros(1, 1)).round(decimals=9).tolist()
+    [[5.0]]
+    """
+    dims = [d for d, n in enumerate(ball.shape) if n == 1]
+    terms = v.numel() // max(ball.numel(), 1)
+    return torch.linalg.vector_norm(v, dim=dims, keepdim=True).mul_(1 + (terms + 8) * UNIT).add_(FAINTEST)
+
+
+def _product(a: Tensor, b: Tensor | float) -> float:
+    """The sum of the products of what is not negative, rounded up."""
+    return float((a * b).sum()) * (1 + (a.numel() + 8) * UNIT)
 
 
 def roundings(last: Form) -> float:
@@ -130,7 +157,7 @@ def roundings(last: Form) -> float:
     for x in _order(last):
         if x.origin is not None:
             terms, loose = terms + x.origin.terms + 4, loose * x.origin.loose
-    return 4 * terms * loose * 2.0**-53
+    return 4 * terms * loose * UNIT
 
 
 def _order(last: Form) -> list[Form]:

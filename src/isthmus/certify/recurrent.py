@@ -8,7 +8,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from isthmus.certify.forms import Form, Refused, add, contract, joined, moved, multiply
+from isthmus.certify.arithmetic import add, contract, joined, moved, multiply
+from isthmus.certify.forms import Form, Refused
 from isthmus.certify.kinks import rectified
 from isthmus.certify.smooth import SIGMOID, TANH, smooth
 from isthmus.certify.windows import Arguments

@@ -7,21 +7,9 @@ from functools import partial
 from math import prod
 from typing import Any
 
+from isthmus.certify.arithmetic import average, divided, moved, multiply, scaled, squared
 from isthmus.certify.elementwise import ELEMENTWISE
-from isthmus.certify.forms import (
-    UNIT,
-    Form,
-    Refused,
-    average,
-    cut,
-    divided,
-    half_width,
-    known,
-    moved,
-    multiply,
-    scaled,
-    squared,
-)
+from isthmus.certify.forms import UNIT, Form, Refused, cut, half_width, known
 from isthmus.certify.kinks import maximum
 from isthmus.certify.norms import centred
 from isthmus.certify.smooth import ROOT, smooth

@@ -11,24 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isthmus.certify.arithmetic import add, average, contract, divided, joined, moved, multiply
+from isthmus.certify.arithmetic import scaled as _scaled
 from isthmus.certify.attention import ATTENTION
 from isthmus.certify.choices import CHOICES
 from isthmus.certify.elementwise import ELEMENTWISE, reciprocal
-from isthmus.certify.forms import (
-    Form,
-    Open,
-    Refused,
-    Undecided,
-    add,
-    average,
-    contract,
-    divided,
-    half_width,
-    joined,
-    moved,
-    multiply,
-)
-from isthmus.certify.forms import scaled as _scaled
+from isthmus.certify.forms import Form, Open, Refused, Undecided, half_width
 from isthmus.certify.made import form, known, like, whole
 from isthmus.certify.norms import NORMS
 from isthmus.certify.recurrent import RECURRENT
@@ -86,8 +74,8 @@ def _leaves(x: Any) -> list[Any]:
 
 
 def _linear(node: Node, a: Arguments) -> Form:
-    from isthmus.certify.balls import tightened
-    return tightened(contract(F.linear, a["weight"].centre.shape[-1], a["x"], a["weight"], a["bias"]), a["x"], a["weight"])
+    w = a["weight"]
+    return contract(F.linear, w.centre.shape[-1], a["x"], w, a["bias"], 1)
 
 
 def _convolution(node: Node, a: Arguments) -> Form:
@@ -99,11 +87,7 @@ def _convolution(node: Node, a: Arguments) -> Form:
         return function(x, w, b, **where)
 
     terms = w.numel() // w.shape[1] if "transpose" in node.base else w[0].numel()
-    out = contract(f, terms, a["x"], a["weight"], a["bias"])
-    if "transpose" in node.base:
-        return out
-    from isthmus.certify.balls import kernel_norm, tightened
-    return tightened(out, a["x"], a["weight"], partial(kernel_norm, groups=a["groups"]))
+    return contract(f, terms, a["x"], a["weight"], a["bias"])
 
 
 def _matmul(node: Node, a: Arguments) -> Form:
@@ -112,7 +96,7 @@ def _matmul(node: Node, a: Arguments) -> Form:
 
 def _product(x: Any, y: Any) -> Form:
     x, y = (v if isinstance(v, Form) else Form(v.double()) for v in (x, y))
-    return contract(lambda p, q, b: torch.matmul(p, q), x.centre.shape[-1], x, y)
+    return contract(lambda p, q, b: torch.matmul(p, q), x.centre.shape[-1], x, y, axis=0 if y.centre.dim() == 2 else None)
 
 
 def _addmm(node: Node, a: Arguments) -> Form:
@@ -209,19 +193,14 @@ def _compared(node: Node, a: Arguments) -> Tensor:
 
 
 def _moved(node: Node, a: Arguments) -> Any:
-    out = moved(calls(node, a), a["x"])
-    if node.base in ("flatten", "unflatten", "reshape"):
-        from isthmus.certify.balls import reshaped
-        return reshaped(out, a["x"])
-    return out
+    return moved(calls(node, a), a["x"])
 
 
 def _viewed(node: Node, a: Arguments) -> Any:
     """A reshape: the parts of a form need not lie in memory as the value that it stands for."""
     if "size" not in a:
         raise Refused("only a change of shape has a rule")
-    from isthmus.certify.balls import reshaped
-    return reshaped(moved(lambda p: p.reshape(a["size"]), a["x"]), a["x"])
+    return moved(lambda p: p.reshape(a["size"]), a["x"])
 
 
 def _expanded(node: Node, a: Arguments) -> Form:

@@ -81,7 +81,13 @@ def smooth(f: Smooth, x: Form) -> Form:
         radius = torch.where(hi > f.cut - 1e-6 - 1e-12 * abs(f.cut), radius + f.jump, radius)
     radius = torch.where((lo > f.domain) & (hi < inf), radius, nan)
     # what is more than the slope times the remainder of x: all of the radius but that
-    origin = follow(lambda: torch.where(taylor, near, far) + (radius - torch.addcmul(torch.where(taylor, near, far), slope.abs(), left)).abs(), (x, by(slope)))
+    origin = follow(
+        lambda: (
+            torch.where(taylor, near, far)
+            + (radius - torch.addcmul(torch.where(taylor, near, far), slope.abs(), left)).abs()
+        ),
+        (x, by(slope)),
+    )
     out = Form(centre, times(slope, x.slope), radius, HEADROOM / 2, bend, origin=origin)
     return cut(out, *_ends(f.value, lo, hi)) if f.rising else out
 

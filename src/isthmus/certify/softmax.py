@@ -21,7 +21,9 @@ from math import inf
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, known, moved, present
+from isthmus.certify.arithmetic import moved
+from isthmus.certify.forms import HEADROOM, TINY, UNIT, Form, Refused, cut, half_width, known, present
+from isthmus.certify.origins import follow
 from isthmus.certify.smooth import ASSUMED, EXP, smooth
 
 Masked = Callable[[Tensor, float], Tensor]
@@ -109,7 +111,13 @@ def _simplex(x: Form, dropped: Tensor | None, dim: int) -> _Simplex:
     rest = ((1 - low) * radius).add_((others - high * radius).clamp_(min=0)).add_(off)
     rest.add_((centre.abs() + logarithm.abs() + k.abs() + q.abs() + spread).mul_(32 * UNIT))
     slope, bend = (None, None) if x.constant else (k, q - spread * 0.5)
+    # log p_i moves by rho_i - sum p_j rho_j, for probabilities that may be anywhere between low and high
+    stray = total(torch.maximum(high - share, share - low) * radius).mul_(1 + (2 * n + 64) * UNIT)
+    new = stray + (rest - (1 - low) * radius - (others - high * radius).clamp(min=0)).abs()
     logs = Form(centre - logarithm - spread * 0.25, slope, rest, HEADROOM, bend)
+    logs.origin = follow(
+        lambda: new.expand(rest.shape), (x, lambda g: masked(g - share * total(g), 0.0)), terms=n, loose=2.0
+    )
     slope, bend = (None, None) if x.constant else (shared[0], shared[1] + spread * 0.5)
     size = top.abs() + logarithm.abs() + spread + shared[0].abs() + shared[1].abs()
     radius = (others + off).add_(size.mul_((2 * n + 64) * UNIT)).add_(TINY)

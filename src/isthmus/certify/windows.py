@@ -10,7 +10,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import Form, Refused, average, moved
+from isthmus.certify.arithmetic import average, moved
+from isthmus.certify.forms import Form, Refused
 from isthmus.certify.kinks import maximum
 from isthmus.program.export import Node
 
