@@ -139,7 +139,7 @@ def run(
     test: Objective | None = None,
     num_points: int = 61,
     gap: float = 0.01,
-    budget: int | None = None,
+    budget: float | None = None,
     level: float | str = LEVEL,
     bn: str | None = None,
     seed: int = 0,

@@ -57,8 +57,7 @@ class Motion:
 
     def __init__(self, control: Sequence[Tensor]) -> None:
         self.differences = [list(control)]
-        self._moves: dict[int, float] = {}
-        self._largest: dict[int, float] = {}
+        self._norms: dict[tuple[str, int], float] = {}
         for _ in control[1:]:
             last = self.differences[-1]
             self.differences.append([q - p for p, q in pairwise(last)])
@@ -67,19 +66,27 @@ class Motion:
     def norms(self, interval: Interval, norm: Callable[[Tensor], float]) -> tuple[float, float]:
         """Bounds of the norm of the tensor at the middle of `interval`, and of how far it moves away from there.
 
-        A norm is convex, so that it is at most the largest of the control points of a part of the curve. Around the
+        A norm is convex: on a line it is below chords, and on part of a curve at most that of its control points. Around the
         middle the curve is sum_k a_k s^k with a_k = C(n, k) h^k (a curve through the k-th differences).
         """
         n, h = len(self.differences) - 1, interval.half
-        for k in range(1, n + 1):
-            if k not in self._moves:
-                self._moves[k] = max(norm(v) for v in self.differences[k])
-        moved = [comb(n, k) * h**k * self._moves[k] for k in range(1, n + 1)]
+        largest = [self._known(("difference", k), lambda k=k: max(map(norm, self.differences[k]))) for k in range(1, n + 1)]
+        moved = [comb(n, k) * h**k * largest[k - 1] for k in range(1, n + 1)]
         part = min(int(interval.middle * PARTS), PARTS - 1)
-        if part not in self._largest:
-            points = _part(self.differences[0], part / PARTS, (part + 1) / PARTS)
-            self._largest[part] = max(norm(v) for v in points)
-        return (self._largest[part] + sum(moved[1:])) * NORMS, sum(moved) * NORMS
+        if n == 1:
+            left, right = (self._known(("point", k), lambda k=k: norm(self._at(k / PARTS))) for k in (part, part + 1))
+            share = interval.middle * PARTS - part
+            return ((1 - share) * left + share * right) * NORMS, sum(moved) * NORMS
+        largest = self._known(("part", part), lambda: max(map(norm, _part(self.differences[0], part))))
+        return (largest + sum(moved[1:])) * NORMS, sum(moved) * NORMS
+
+    def _known(self, key: tuple[str, int], compute: Callable[[], float]) -> float:
+        if key not in self._norms:
+            self._norms[key] = compute()
+        return self._norms[key]
+
+    def _at(self, t: float) -> Tensor:
+        return _bernstein(self.differences[0], t)
 
     def over(self, interval: Interval) -> Form:
         """The form of the tensor on `interval`."""
@@ -99,15 +106,15 @@ class Motion:
         return Form(centre, slope, radius, 8, bend)
 
 
-PARTS = 8
+PARTS = 4
 """Parts of a curve, each of which has its own bound of norms."""
 NORMS = 1 + 1e-12
 """For the rounding of control points of parts, and of sums of norms."""
 
 
-def _part(control: Sequence[Tensor], start: float, end: float) -> list[Tensor]:
-    """The control points of the part of a Bezier curve between two t."""
-    n = len(control) - 1
+def _part(control: Sequence[Tensor], part: int) -> list[Tensor]:
+    """The control points of a part of a Bezier curve."""
+    n, start, end = len(control) - 1, part / PARTS, (part + 1) / PARTS
     return [_blossom(control, [start] * (n - i) + [end] * i) for i in range(n + 1)]
 
 

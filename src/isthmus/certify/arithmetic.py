@@ -8,7 +8,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from isthmus.certify.balls import entrywise, summed, tightened
+from isthmus.certify.balls import entrywise, is_tight, summed, tightened
 from isthmus.certify.forms import (
     HEADROOM,
     TINY,
@@ -60,24 +60,30 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     fourth = summed(None, (x.bend, w.bend))
     centre = present(_raised(_raised(centre, second, 0.5), fourth, 0.125))
     slope, bend = _raised(slope, third, 0.25), _raised(bend, second, 1.0)
+
+    def origin() -> Origin:
+        fresh = _fresh(f, terms, g, x, w, b, open_, passed)
+        return Origin(list(zip(passed, pulls, strict=True)), fresh, terms)
+
+    open_ = [(p.abs_(), share) for p, share in ((third, 0.25), (fourth, 0.125)) if p is not None]
+    if axis is not None and is_tight(x, w):
+        return tightened(Form(centre, slope, None, HEADROOM, bend, origin=origin()), x, w, axis)
     radius = f(_left(x, g), w.reach(), None if b is None else _left(b, g)).add_(TINY)
-    for part, share in ((third, 0.25), (fourth, 0.125)):
-        if part is not None:
-            radius.add_(part.abs_(), alpha=share)
+    for part, share in open_:
+        radius.add_(part, alpha=share)
     if w.radius is not None:
         # the factor: the ulps of w, over its radius; the term: what is lost of either where they are denormal
         radius.add_(f(x.size(), (w.radius * (1 + 2.0**-20)).add_(TINY), None))
     out = Form(centre, slope, radius, HEADROOM, bend)
     if not followed(x, w, b):
         return out
-    fresh = _fresh(f, terms, g, x, w, b, [(third, 0.25), (fourth, 0.125)], passed)
-    stray = strayed(w)
+    out.origin, stray = origin(), strayed(w)
     moving = None if x.radius is None or stray is None else f(x.radius, stray, None)
-    tight = axis is not None and w.norm is not None
-    if not tight and moving is not None:
-        fresh = fresh + moving
-    out.origin = Origin(list(zip(passed, pulls, strict=True)), fresh, terms)
-    return tightened(out, x, w, axis, moving) if tight else out
+    if axis is not None and w.norm is not None:
+        return tightened(out, x, w, axis, moving)
+    if moving is not None:
+        out.origin.fresh = out.origin.fresh + moving
+    return out
 
 
 def _recorded(
@@ -116,8 +122,7 @@ def _fresh(
         rounding += float(_left(b, g).amax())
     out = torch.full((), rounding, dtype=torch.float64, device=x.centre.device)
     for part, share in open_:
-        if part is not None:
-            out = out + part * share  # their signs were taken off
+        out = out + part * share
     if w.radius is None:
         return out
     own = (w.radius * (1 + 2.0**-20)).add_(TINY)

@@ -46,29 +46,43 @@ def row_norms(v: Tensor) -> Tensor:
     return norms_like(v, v.new_zeros((*v.shape[:-1], 1)))
 
 
-def tightened(out: Form, x: Form, w: Form, axis: int, moving: Tensor | None) -> Form:
-    """A product with a matrix W(s) = W + D(s), whose `axis` is summed, with what norms say of its remainder besides.
+def is_tight(x: Form, w: Form) -> bool:
+    """Whether norms alone bound a product of x and a matrix well enough."""
+    if x.ball is None or x.radius is None or x.origin is None or w.norm is None:
+        return False
+    return 2 * float(x.ball.sum()) < float(row_norms(x.radius).sum())
 
-    `moving` >= |D(s) rho|, entry by entry, which its origin leaves out; a row takes that in the norm where it is less.
+
+def tightened(out: Form, x: Form, w: Form, axis: int, moving: Tensor | None = None) -> Form:
+    """A product with a matrix W(s) = W + D(s), whose `axis` is summed, with what norms say of its remainder.
+
+    `moving` >= |D(s) rho|, entry by entry, which its origin leaves out; a row takes that in the norm where it is less,
+    or where it is not given. Without a radius of its own it gets that of the norms.
     """
-    origin, radius = out.origin, present(out.radius)
+    origin = out.origin
     if origin is None or w.norm is None:
         raise ValueError("only what is followed back has balls")
     if x.radius is None:
-        out.ball = row_norms(radius)
+        out.ball = row_norms(present(out.radius))
         return out
-    ball = row_norms(x.radius) if x.ball is None else x.ball
+    own = row_norms(x.radius)
+    ball = own if x.ball is None else x.ball
     fixed, drift = w.norm(spectral_norm)
-    fresh = torch.as_tensor(origin.fresh).expand(out.centre.shape)
-    entries, together = ball * _lengths(w.centre, axis), ball * drift
-    if moving is not None:
-        own = row_norms(moving)
-        apart = own <= together
+    stray = strayed(w)
+    lengths, strays = _lengths(w.centre, axis), 0.0 if stray is None else _lengths(stray, axis)
+    fresh, together = torch.as_tensor(origin.fresh).expand(out.centre.shape), ball * drift
+    entries = ball * strays
+    if moving is None:
+        origin.ball = together
+    else:
+        apart = row_norms(moving) <= together
         origin.fresh, origin.ball = fresh + moving * apart, together.masked_fill(apart, 0.0)
-        together = torch.minimum(together, own)
-        entries = entries + torch.minimum(moving, ball * _lengths(present(strayed(w)), axis))
-    tight = torch.minimum(radius, entries + fresh)
-    origin.loose = max(1.0, float((radius / tight).nan_to_num(nan=1.0).amax())) * (1 + 8 * UNIT)
+        together, entries = torch.minimum(together, row_norms(moving)), torch.minimum(moving, entries)
+    tight = entries + fresh + ball * lengths
+    # the products of moduli are at most those of norms
+    most = own * (lengths + strays) + fresh if out.radius is None else out.radius
+    tight = torch.minimum(tight, most)
+    origin.loose = max(1.0, float((most / tight).nan_to_num(nan=1.0).amax())) * (1 + 8 * UNIT)
     out.radius, out.ball = tight, torch.minimum(fixed * ball + together + row_norms(fresh), row_norms(tight))
     return out
 

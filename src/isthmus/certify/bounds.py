@@ -17,8 +17,9 @@ What the evaluation of these formulas may round away is added; of a loss given a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from math import inf, isfinite, nan
@@ -27,8 +28,8 @@ import torch
 from torch import Tensor
 
 from isthmus.certify.affine import Interval, Reading
-from isthmus.certify.forms import TINY, UNIT, Form, Undecided, plus
-from isthmus.certify.origins import contributions, roundings
+from isthmus.certify.forms import TINY, UNIT, Form, Undecided
+from isthmus.certify.gradient import followed_back
 from isthmus.certify.smooth import ASSUMED
 from isthmus.errors import UnsupportedError
 from isthmus.objective import Objective
@@ -36,7 +37,6 @@ from isthmus.objective.losses import per_example
 from isthmus.params import Params, lerp
 from isthmus.program.export import Program
 
-DEBUG = False
 WIDEST = 32
 """The number of outputs up to which a loss that is known only to be convex has a bound."""
 WIDEST_POINT = 512
@@ -49,7 +49,8 @@ class Bound:
 
     `estimate`: the loss at the centres of the forms, close to the loss at the middle of the interval; proves nothing.
     `unsure`: per example whether (or at what fraction of its positions) another class may be the largest. `why` there
-    is no bound, where a choice is open on this interval and may not be on a smaller one.
+    is no bound, where a choice is open on this interval and may not be on a smaller one. `shares`: by operation, how
+    much of the bound comes of what it adds, where remainders are followed back.
     """
 
     loss: float
@@ -57,6 +58,7 @@ class Bound:
     estimate: float
     unsure: Tensor | None = None
     why: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 class Bounds:
@@ -81,11 +83,11 @@ class Bounds:
         self.objective, self.control = objective, list(control)
         self.reading = Reading(objective, program, simple or control, memory, uncertain=uncertain)
 
-    def over(self, start: float, end: float) -> Bound:
-        """The bound for t in [start, end]."""
+    def over(self, start: float, end: float, followed: bool = False) -> Bound:
+        """The bound for t in [start, end]; `followed`: with remainders followed back from the loss."""
         with torch.no_grad():
             left, right = (float(v) for v in self.penalty(start, end))
-            outputs = self.reading.outputs(Interval.between(start, end))
+            outputs = self.reading.outputs(Interval.between(start, end), followed)
             try:
                 return bound_of_outputs(self.objective, outputs, left, right)
             except Undecided as e:
@@ -128,25 +130,26 @@ def bound_of_outputs(
     `left`, `right`: of the penalty at both ends. Errors: `UnsupportedError` for a loss without a rule.
     """
     sums, n = torch.zeros(4, dtype=torch.float64), objective.num_examples
-    humps = torch.zeros(2, dtype=torch.float64)
+    humps, shares = torch.zeros(2, dtype=torch.float64), Counter[str]()
     marks = []
     for z, y in outputs:
-        signed, z = z.rounded(), z.settled()
+        own, z = z.rounded(), z.settled()
         marks.append(unsure(objective, z, y))
         if not bool(z.size().isfinite().all()):  # a loss given as a function might make something of it
             sums += nan
             continue
         low, high, centre = (v.double() for v in _losses(objective, z, y))
-        if signed.origin is not None:
-            low, high, both = followed_back(objective, signed, y, low, high)
-            humps += both
+        if own.origin is not None and (found := followed_back(objective, own, y, (low, high))) is not None:
+            (low, high), humps = found.losses, humps + torch.tensor(found.humps, dtype=torch.float64)
+            shares.update(found.shares)
         sums += torch.stack([low.sum(), high.sum(), centre.sum(), low.abs().sum() + high.abs().sum()]).cpu()
     low, high, centre, size = (float(v) / n for v in sums)
     hump = max(0.0, float(humps.max()) / n)
     loss = max(low + left, high + right) + hump + (n + 64) * UNIT * (size + left + right) + TINY
     known = all(map(isfinite, (low, high, size, left, right, loss)))
     wrong = torch.cat(marks)
-    return Bound(loss if known else inf, float(wrong.mean()), centre + (left + right) / 2, wrong)
+    own = {k: v / n for k, v in shares.items()}
+    return Bound(loss if known else inf, float(wrong.mean()), centre + (left + right) / 2, wrong, shares=own)
 
 
 def _blossom(control: Sequence[Params], at: Sequence[float]) -> Params:
@@ -232,62 +235,3 @@ def unsure(objective: Objective, z: Form, y: Tensor) -> Tensor:
         margin.sub_(z.radius).sub_(z.radius.gather(axis, at))
     maybe = ~(margin > 0).scatter_(axis, at, True).all(axis)
     return labels.average(maybe.double(), y)
-
-
-def followed_back(objective: Objective, z: Form, y: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Smaller bounds at both ends, if following the gradient of the loss back gives any; sums over examples count.
-
-    With d = -(1 - s^2) bend + remainder the outputs are the chord between z(-1) and z(1), plus d. The loss is convex, so
-    that it is below the chord of loss(z(-1) + d) and loss(z(1) + d), and
-
-        loss(z + d) <= loss(z) + g . d + curvature,    g . d <= max(0, -g . bend) + sum |B| fresh,
-
-    where the curvature is (range of d)^2 / 8 for a cross-entropy, by Hoeffding's lemma, and the mean of d^2 for a mean
-    squared error. Examples whose curvature alone is more than their old bounds allow keep those.
-    """
-    curvature = _curvature(objective, z, y)
-    if curvature is None:
-        return low, high, torch.zeros(2, dtype=torch.float64)
-    gamma = roundings(z)
-    out, humps = [], []
-    for sign, old in ((-1.0, low), (1.0, high)):
-        end = z.centre if z.slope is None else z.centre + sign * z.slope
-        end = end if z.bend is None else end + z.bend * 0.5
-        with torch.enable_grad():
-            leaf = end.detach().requires_grad_()
-            losses = objective.example_losses(leaf, y)
-            g = torch.autograd.grad(losses.sum(), leaf)[0]
-        losses = losses.detach().double()
-        better = losses + curvature < old
-        shape = (-1, *(1,) * (g.dim() - 1))
-        g = torch.where(better.reshape(shape), g, 0.0)
-        total = sum(contributions(z, g).values()) if bool(better.any()) else 0.0
-        hump = 0.0 if z.bend is None else -float((g * z.bend).sum())
-        own = (losses + curvature)[better].sum() + total
-        reach = z.size().flatten(1).sum(1)
-        stray = plus(z.radius, None if z.bend is None else z.bend.abs()).flatten(1).sum(1)
-        rises = objective.criterion.rises or 1.0
-        own = own + ((gamma + 1e-11) * (1 + reach) * (1 + stray) * rises)[better].sum()
-        before = old[better].sum()
-        good = isfinite(float(own)) and float(own) + max(hump, 0.0) < float(before)
-        humps.append(hump if good else 0.0)
-        if good:
-            new = old.clone()
-            new[better] = own / better.sum()
-            old = new
-        out.append(old)
-    return out[0], out[1], torch.tensor(humps, dtype=torch.float64)
-
-
-def _curvature(objective: Objective, z: Form, y: Tensor) -> Tensor | None:
-    far = plus(z.radius, None if z.bend is None else z.bend.clamp(max=0).abs())
-    near = plus(z.radius, None if z.bend is None else z.bend.clamp(min=0))
-    if objective.named_loss == "mse":
-        return per_example(torch.maximum(far, near).square())
-    if objective.criterion.rises is None:
-        return None
-    axis = objective.criterion.positions.axis
-    spread = (far.amax(axis) + near.amax(axis)).square() / 8
-    if objective.named_loss == "cross_entropy" and not y.is_floating_point():
-        return objective.criterion.positions.average(spread, y)
-    return spread.flatten(1).amax(1) * objective.criterion.rises

@@ -14,7 +14,7 @@ from isthmus.errors import UnsupportedError
 FLOOR = 1e-9
 """Bounds are not refined below this distance from the best sample, in the units of the loss."""
 FIRST = 8
-"""Sub-intervals of a segment to begin with."""
+"""Sub-intervals of a segment to begin with, at least."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def search(
     best: float,
     gap: float,
     budget: int,
+    first: int = FIRST,
     progress: Callable[[str, int, int], None],
 ) -> Search:
     """Bound the loss over the numbered segments together.
@@ -75,7 +76,7 @@ def search(
     `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it, `ends(i)` are its losses at 0
     and 1; `confront(i, t, value, bound)` raises where that loss is above that bound for other reasons than rounding:
     ``UnsupportedError`` gives the segment up. `best` is the largest loss known anywhere on the path. Each segment is
-    first cut into 8; then the sub-interval with the largest bound is split, whichever segment it is on, until it is
+    first cut into `first` parts; then the sub-interval with the largest bound is split, whichever segment it is on, until it is
     close to the best sample, or `budget` bounds were computed (one per segment is computed in any case). The loss is
     evaluated at a middle only where the centres of the forms promise more than the best sample.
     """
@@ -84,7 +85,7 @@ def search(
         values = ends(i)
         k = int(values[1] > values[0])
         state.samples[i] = Sample(i, float(k), values[k])
-    first = max(1, min(FIRST, budget // max(1, len(segments))))
+    first = max(1, min(first, budget // max(1, len(segments))))
     first = 1 << (first.bit_length() - 1)  # the ends of sub-intervals are multiples of powers of 1/2, and exact
     for i in segments:
         state.cut(Piece(i, 0.0, 1.0, inf, inf), first)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from decimal import ROUND_CEILING, Context
 from math import ceil, inf, isfinite, log2
 from typing import TYPE_CHECKING, Any
@@ -60,8 +61,10 @@ class Certificate:
     The statement is about the function in real arithmetic, with the weights of the path as exact numbers; it was
     computed in `dtype`, and the bound allows for all rounding on the way, of exact claims too: `slack` is the largest
     such allowance of an exact claim, or at the largest loss of a bounded segment. `goal` is the gap that was asked for;
-    `evaluations` bounds over sub-intervals were computed, of the `budget` allowed, and `spent` says whether the search
-    ended because there was no more of it.
+    `evaluations` bounds over sub-intervals were computed by `model`, at a `cost` of so many profiles, of the `budget`
+    allowed, and `spent` says whether the search ended because there was no more of it; `predicted` is what it was
+    expected to cost. `sources`: which operations make up the distance of the largest bound from the loss, and by which
+    share.
     """
 
     segments: tuple[SegmentCertificate, ...]
@@ -70,8 +73,12 @@ class Certificate:
     slack: float
     goal: float
     evaluations: int = 0
-    budget: int = 0
+    budget: float = 0.0
     spent: bool = False
+    cost: float = 0.0
+    model: str = ""
+    predicted: float = 0.0
+    sources: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         said = "proved" if self.proved else "not proved"
@@ -124,7 +131,7 @@ class Certificate:
         return self.proved and close(self.bound, self.witness[1], self.goal)
 
     @property
-    def expected(self) -> int | None:
+    def expected(self) -> float | None:
         """The budget that is expected to bring the bound within the gap; None where none is needed, or none would do.
 
         From the sub-intervals so far: the excess of a bound falls about fourfold when its interval is halved. It falls
@@ -136,7 +143,7 @@ class Certificate:
         # a claim from the control points stays where it is: nothing of it can be cut
         pieces = [piece for s in self.segments for piece in s.intervals or ((0.0, 0.0, s.bound),)]
         more = 4 / 3 * sum(_parts(*piece, self.witness[1], self.goal) for piece in pieces)
-        return self.budget + ceil(more) if isfinite(more) else None
+        return (1 + more / self.evaluations) * self.cost if isfinite(more) and self.evaluations else None
 
     @property
     def summary(self) -> str:
@@ -178,6 +185,10 @@ class Certificate:
             "evaluations": self.evaluations,
             "budget": self.budget,
             "spent": self.spent,
+            "cost": self.cost,
+            "model": self.model,
+            "predicted": self.predicted,
+            "sources": dict(self.sources),
             "close": self.close,
             "expected": self.expected,
             "summary": self.summary,
@@ -220,14 +231,14 @@ def distance_in_words(bound: float, best: float, goal: float) -> str:
     return f"{100 * (bound / best - 1):.2g} % above the measured maximum ({best:.4g}), where {100 * goal:g} % was asked"
 
 
-def budget_in_words(spent: int | None, expected: int | None, goal: float) -> str:
+def budget_in_words(spent: float | None, expected: float | None, goal: float) -> str:
     """Why a bound did not come close: the budget that was `spent` (None: there was some left), and what would do."""
     if spent is None:
         return "a larger budget would not lower it"
     if expected is None:
-        return f"the budget of {spent} sub-intervals was spent, and no budget is expected to bring it within reach"
+        return f"the budget of {_about(spent)} profiles was spent, and none is expected to bring it within reach"
     return (
-        f"the budget of {spent} sub-intervals was spent; about {_about(expected)} are expected to bring it within "
+        f"the budget of {_about(spent)} profiles was spent; about {_about(expected)} are expected to bring it within "
         f"{100 * goal:g} % (the excess of a bound falls about fourfold when its interval is halved)"
     )
 

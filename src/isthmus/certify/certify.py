@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from math import isfinite, isnan
+from functools import partial
+from math import inf, isfinite, isnan
 
 import torch
 
 from isthmus.certify.branch import Search, search
 from isthmus.certify.certificate import NO_BOUND, Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim
-from isthmus.certify.cost import in_proportion
-from isthmus.certify.kernel import READINGS, Kernel
+from isthmus.certify.cost import PROFILES
+from isthmus.certify.kernel import Kernel
+from isthmus.certify.model import MODELS, NOTHING, plan
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import nonfinite_on
 from isthmus.paths import Curve, HasPath, LevelCurve, Path, path_of
 
-BUDGET = 400
-"""Sub-intervals whose bounds an experiment may compute, where it does not say otherwise."""
+BUDGET = 100.0
+"""What the proofs of an experiment may cost, in profiles, where it does not say otherwise."""
 
 
 def certify(
@@ -29,7 +30,8 @@ def certify(
     path: Path | HasPath,
     gap: float = 0.01,
     *,
-    budget: int | None = None,
+    model: str = "auto",
+    budget: float | None = None,
     labels: Sequence[str] = (),
     num_points: int = 61,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -60,12 +62,18 @@ def certify(
     of its losses is then unknown. `labels` (default: those of a connection) are copied to the segments for
     reading, never used.
 
+    `model`: how sub-intervals are bounded, "box" (remainders grow with the moduli of the weights), "chord" (they are
+    followed back from the loss, with their signs), or "auto": the one that a trial on one sub-interval promises to cost
+    less in all. Both are proofs. What was used, and which operations make a bound dear, is in ``certificate.model`` and
+    ``certificate.sources``.
+
     Cost: about four passes over the data per control point of exact claims, one per end of others, `num_points` per
-    measured segment, about six to thirty per sub-interval (a line between two small trained networks takes 30 to 80
-    sub-intervals, deep ones thousands). ``budget=None`` allows as many sub-intervals as cost 30 times the operations
-    of a profile with `num_points` points; they are counted, not timed, so the same call gives the same certificate.
-    Where that is not enough, ``certificate.close`` is False, and ``certificate.summary`` says how far the bound is from
-    the largest loss seen and which budget is expected to do. ``budget=0`` makes the exact claims only.
+    measured segment, about six to thirty per sub-interval (a line between two small trained networks takes 10 to 60
+    sub-intervals, deep ones hundreds). `budget` is what sub-intervals may cost, in profiles with `num_points` points:
+    30 where none is given. Operations are counted, not timed, so the same call gives the same certificate. Where the
+    trial expects more than the budget, `progress` says so before it is spent; where it was not enough,
+    ``certificate.close`` is False, and ``certificate.summary`` says how far the bound is from the largest loss seen and
+    which budget is expected to do. ``budget=0`` makes the exact claims only.
 
     Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate; nor does one
     along which integer tensors change that the outputs depend on. Every loss that is evaluated on the way is compared
@@ -81,7 +89,7 @@ def certify(
     check_kinds(certify, locals())
     labels = labels or getattr(path, "labels", ())
     path = path_of(path)
-    _check(path, gap, budget, labels)
+    _check(path, gap, model, budget, labels)
     kernel = Kernel(objective, path)
     found = []
     for i, segment in enumerate(path.segments):
@@ -89,18 +97,36 @@ def certify(
         kernel.ends(i)  # refuses losses that are not finite
         progress("certifying", i + 1, len(path))
     numerical = _numerical(kernel, found) if budget != 0 else []
-    bound = cache(kernel.bound)  # what is bounded to count its cost need not be bounded again
-    if budget is None:
-        budget = in_proportion(kernel, numerical, bound, num_points, READINGS) if numerical else 0
+    best = max(max(kernel.ends(i)) for i in range(len(path)))
+    profiles = PROFILES if budget is None else budget
+    ways = plan(kernel, numerical, model, gap, best, num_points) if numerical else NOTHING
+    allowed = ways.rate.bounds(profiles)
+    if numerical and ways.predicted > profiles:
+        progress(f"bounding ({ways.foreseen(profiles, gap)})", 0, allowed)
     result = search(
-        numerical, bound, kernel.loss, kernel.ends, partial(confront, kernel),
-        best=max(max(kernel.ends(i)) for i in range(len(path))), gap=gap, budget=budget, progress=progress,
+        numerical, ways.bound, kernel.loss, kernel.ends, partial(confront, kernel),
+        best=best, gap=gap, budget=allowed, first=ways.first, progress=progress,
     )  # fmt: skip
     rows, slacks = zip(*(_row(kernel, i, c, result, num_points) for i, c in enumerate(found)), strict=True)
     segments = tuple(map(_labelled, rows, labels or [""] * len(rows)))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
     slack = max(*slacks, _rounding(kernel, result))
-    return Certificate(segments, ends, kernel.dtype, slack, gap, result.evaluations, budget, result.spent)
+    return Certificate(
+        segments, ends, kernel.dtype, slack, gap, result.evaluations, profiles if numerical else 0.0, result.spent,
+        ways.rate.profiles(result.evaluations), ways.model, ways.predicted, _sources(kernel, result),
+    )  # fmt: skip
+
+
+def _sources(kernel: Kernel, result: Search) -> dict[str, float]:
+    """How much of the distance of the worst sub-interval's bound comes from which operation, the dearest first."""
+    pieces = [piece for several in result.pieces.values() for piece in several]
+    if not pieces:
+        return {}
+    worst = max(pieces, key=lambda p: p.bound)
+    shares = kernel.bound(worst.segment, worst.start, worst.end, "chord").shares
+    total = sum(shares.values())
+    ordered = sorted(shares.items(), key=lambda kv: -kv[1])
+    return {name: value / total for name, value in ordered} if 0 < total < inf else {}
 
 
 def _numerical(kernel: Kernel, found: Sequence[Claim]) -> list[int]:
@@ -109,11 +135,13 @@ def _numerical(kernel: Kernel, found: Sequence[Claim]) -> list[int]:
     return [i for i, (s, c) in several if c.kind == "measured" and isinstance(s, Curve) and not kernel.obstacle]
 
 
-def _check(path: Path, gap: float, budget: int | None, labels: Sequence[str]) -> None:
+def _check(path: Path, gap: float, model: str, budget: float | None, labels: Sequence[str]) -> None:
     if not gap > 0:
         raise InputError("gap", expected="a number > 0", got=gap)
-    if budget is not None and budget < 0:
-        raise InputError("budget", expected="a number of sub-intervals >= 0", got=budget)
+    if model not in ("auto", *MODELS):
+        raise InputError("model", expected=" or ".join(("auto", *MODELS)), got=model)
+    if budget is not None and not 0 <= budget < inf:
+        raise InputError("budget", expected="a number of profiles >= 0", got=budget)
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
     if (bad := nonfinite_on(path.knots)) is not None:

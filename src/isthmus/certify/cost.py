@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -19,7 +20,9 @@ from isthmus.paths import Segment
 if TYPE_CHECKING:
     from isthmus.certify.kernel import Kernel
 
-PROFILES = 30
+PROBED = 1 / 64
+"""The width of the sub-intervals on which bounds are tried, in the middle of a segment."""
+PROFILES = 30.0
 """How many times the operations of a profile a proof may cost by default."""
 CALL = 400_000
 """What calling an operation costs, in multiplications and additions of float32: about 8 microseconds of one core."""
@@ -60,10 +63,27 @@ class Count(TorchDispatchMode):
         return out
 
 
-def in_proportion(
+@dataclass(frozen=True)
+class Rate:
+    """Operations of a profile, those of bounds once, and of every bound over a sub-interval with a loss in its middle."""
+
+    measuring: int
+    once: int
+    each: int
+
+    def bounds(self, profiles: float) -> int:
+        """How many bounds cost as much as so many profiles; at least 1 where that is more than nothing."""
+        return 0 if profiles <= 0 else max(1, int((profiles * self.measuring - self.once) // self.each))
+
+    def profiles(self, bounds: float) -> float:
+        """How many profiles so many bounds cost."""
+        return (self.once + bounds * self.each) / self.measuring if bounds and self.measuring else 0.0
+
+
+def rate(
     kernel: Kernel, segments: Sequence[int], bound: Callable[[int, float, float], Bound], num_points: int, kept: int
-) -> int:
-    """How many bounds over sub-intervals cost as much as `PROFILES` profiles of these segments; at least 1.
+) -> Rate:
+    """What bounds over sub-intervals of these segments cost, beside a profile of them.
 
     Counted on every segment: what a profile computes once and at every one of its `num_points`, and what the bounds
     compute once and for every sub-interval (a bound, and the loss in its middle), of which the dearest counts. With
@@ -77,15 +97,15 @@ def in_proportion(
             kernel.bounds(i)  # reads the graph of the network, which is no part of the cost
             for k in range(2):
                 with Count() as work:
-                    bound(i, k / 8, (k + 1) / 8)
-                    kernel.loss(i, (2 * k + 1) / 16)
+                    bound(i, 0.5 + (k - 1) * PROBED, 0.5 + k * PROBED)
+                    kernel.loss(i, 0.5 + (k - 0.5) * PROBED)
                 costs.append(work.cost)
         except UnsupportedError:
             continue
         first, next_ = costs if len(segments) <= kept else (costs[0], costs[0])
         once, each = once + first - next_, max(each, next_)
         measuring += _measuring(kernel.objective, kernel.path.segments[i], num_points)
-    return max(1, (PROFILES * measuring - once) // each)
+    return Rate(measuring, max(once, 0), each)
 
 
 def _measuring(objective: Objective, segment: Segment, num_points: int) -> int:

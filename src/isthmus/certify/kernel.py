@@ -152,10 +152,10 @@ class Kernel:
 
     # -- bounds
 
-    def bound(self, i: int, start: float, end: float) -> Bound:
+    def bound(self, i: int, start: float, end: float, model: str = "box") -> Bound:
         """A bound on the loss of segment i over [start, end], by affine forms."""
         with without_raw_errors("its graph"):
-            return self.bounds(i).over(start, end)
+            return self.bounds(i).over(start, end, followed=model == "chord")
 
     def _make_bounds(self, i: int) -> Bounds:
         if self.obstacle or not isinstance(self.path.segments[i], Curve):

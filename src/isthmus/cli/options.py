@@ -24,10 +24,10 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results."
 Points = Annotated[int, typer.Option("--num-points", help="Points measured per segment, both ends included.", min=2)]
 Gap = Annotated[float, typer.Option("--gap", help="Relative gap at which a numerical bound may stop.")]
 Budget = Annotated[
-    int | None,
+    float | None,
     typer.Option(
         "--budget",
-        help="Sub-intervals that may be bounded; 0: exact claims only; default: what costs 30 times the measuring.",
+        help="What bounding sub-intervals may cost, in profiles; 0: exact claims only; default: 30.",
         min=0,
     ),
 ]

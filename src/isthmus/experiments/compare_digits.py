@@ -29,7 +29,7 @@ class _Scale:
     methods: tuple[Connector, ...]
     examples: int | None
     num_points: int
-    budget: int = BUDGET
+    budget: float = BUDGET
 
 
 _ALL = (Linear(), Dropout(), Subnetwork())

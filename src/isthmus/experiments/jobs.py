@@ -225,7 +225,7 @@ class Pair(Cell):
     seed: int = 0
     num_points: int = 61
     gap: float = 0.01
-    budget: int = BUDGET
+    budget: float = BUDGET
 
     def __post_init__(self) -> None:
         if self.a.problem != self.b.problem:

@@ -87,7 +87,7 @@ class SweepFile:
     pairs: Literal["neighbours", "chain", "all"] = "all"
     num_points: int = 61
     gap: float = 0.01
-    budget: int = BUDGET
+    budget: float = BUDGET
 
     def cells(self) -> list[Pair]:
         """Every pair of every entry of `networks`, by every method, from every seed."""

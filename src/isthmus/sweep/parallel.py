@@ -116,7 +116,7 @@ def certify_in_parallel(
     gap: float = 0.01,
     *,
     labels: Sequence[str] = (),
-    budget: int | None = None,
+    budget: float | None = None,
     num_points: int = 61,
     engine: Engine | None = None,
     chunk: int = 8192,
@@ -127,8 +127,8 @@ def certify_in_parallel(
     L(t) is the mean of the chunks' losses L_c(t), weighted by their sizes, so the weighted mean of bounds on them
     is a bound on it, whatever claim each rests on. On a straight segment whose claims are exact ("unchanged",
     "convex") the loss is at most its larger end, which loses nothing; numerical bounds are added up sub-interval
-    by sub-interval. One chunk that is only measured makes the segment measured. `budget` is for each task, None for
-    30 profiles of its part; that of the certificate is the largest. Where numerical bounds are added, the loss of all
+    by sub-interval. One chunk that is only measured makes the segment measured. `budget` is for each task, in
+    profiles of its part; that of the certificate is the largest. Where numerical bounds are added, the loss of all
     data is sampled at `num_points`, as the largest samples of the chunks need not be at one t.
     """
     if labels and len(labels) != len(path):
@@ -160,7 +160,13 @@ def _certificate(
     slack = max(c.slack for c in tasks) + _allowance(len(weights), max(ends))
     evaluations, allowed = sum(c.evaluations for c in tasks), max(c.budget for c in tasks)
     spent = any(c.spent for c in tasks)
-    return Certificate(tuple(segments), ends, "float64", slack, gap, evaluations, allowed, spent)
+    cost = sum(c.cost * w for several in parts for c, w in zip(several, weights, strict=True))
+    dear = max(tasks, key=lambda c: c.cost)
+    predicted = max(c.predicted for c in tasks)
+    return Certificate(
+        tuple(segments), ends, "float64", slack, gap, evaluations, allowed, spent, cost, dear.model, predicted,
+        dear.sources,
+    )  # fmt: skip
 
 
 def _is_exact(parts: Sequence[Certificate]) -> bool:
