@@ -40,7 +40,13 @@ BANDS = {
 
 
 def ours(epochs: int) -> im.Recipe:
-    return im.Recipe(lr=None, epochs=epochs, batch=128, precision="auto")
+    """The default recipe, with so many epochs."""
+    return replace(im.Bezier().recipe, epochs=epochs)
+
+
+def argument(name: str, default: str = "") -> str:
+    """What stands after an option."""
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
 
 
 def published(epochs: int) -> im.Recipe:
@@ -84,13 +90,12 @@ def methods(epochs: int) -> dict[str, im.Bezier | im.PolyChain | im.AutoNEB]:
     found = {name: make(epochs) for name, make in CURVES.items()}
     if "--bands" in sys.argv:
         found |= BANDS
-    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
-    return {name: method for name, method in found.items() if only in name}
+    return {name: method for name, method in found.items() if argument("--only") in name}
 
 
 def main() -> None:
     start("How low are trained curves, and what do they cost?")
-    epochs = int(sys.argv[sys.argv.index("--epochs") + 1]) if "--epochs" in sys.argv else 20
+    epochs = int(argument("--epochs", "20"))
     objective, module, a, b = pair([v for v in sys.argv[1:] if v.endswith(".safetensors")])
     x, y = objective.data
     assert isinstance(x, Tensor)
