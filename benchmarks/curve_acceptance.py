@@ -3,8 +3,8 @@
 ``python benchmarks/curve_acceptance.py [NAME ...] --cpu --pairs FOLDER [--strict]``: FOLDER holds the pairs
 ``fmnist5x500_v*.safetensors`` and ``fmnist_smallcnn_s*.safetensors``, of the first 10,000 images of Fashion-MNIST.
 Names: perceptron, aligned, convolution, step, proof, batchnorm. The largest loss is over 61 points, on all examples,
-in float32. Seconds of the large networks are to be halved on a processor with bfloat16, for which the targets are;
-without it twice as much is granted.
+in float32. Targets in seconds were set on a processor with bfloat16; they are not relaxed on one without it, on which
+training the large networks takes about twice as long.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from curves import argument, ours, pair, plain_epoch
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.evaluate.screen import has_bf16
-
-GRANTED = 1 if has_bf16(torch.device("cpu")) else 2
 
 
 class SmallCNN(nn.Module):
@@ -72,9 +69,9 @@ def stored(kind: str) -> tuple[im.Objective, nn.Module, tuple[str, str]]:
 
 def of_perceptron() -> list[bool]:
     objective, _, ends = stored("perceptron")
-    aims = {10: (0.0071, 12), 20: (1e-6, 30)}
+    aims = {10: (0.0071, 12), 20: (0.0014, 20), 40: (1e-6, 30)}
     return [
-        measured(f"784-500x5-10, {n} epochs", objective, ends, im.Bezier(recipe=ours(n)), most, GRANTED * seconds)
+        measured(f"784-500x5-10, {n} epochs", objective, ends, im.Bezier(recipe=ours(n)), most, seconds)
         for n, (most, seconds) in aims.items()
     ]
 
@@ -82,12 +79,12 @@ def of_perceptron() -> list[bool]:
 def of_aligned() -> list[bool]:
     objective, _, ends = stored("perceptron")
     method = im.Aligned(im.Bezier(recipe=ours(5)))
-    return [measured("784-500x5-10, aligned, 5 epochs", objective, ends, method, 0.0035, GRANTED * 6)]
+    return [measured("784-500x5-10, aligned, 5 epochs", objective, ends, method, 0.0035, 6)]
 
 
 def of_convolution() -> list[bool]:
     objective, _, ends = stored("convolution")
-    return [measured("SmallCNN, 20 epochs", objective, ends, im.Bezier(recipe=ours(20)), 1e-6, GRANTED * 35)]
+    return [measured("SmallCNN, 20 epochs", objective, ends, im.Bezier(recipe=ours(20)), 1e-6, 35)]
 
 
 def of_step() -> list[bool]:

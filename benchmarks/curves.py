@@ -99,13 +99,13 @@ def published_code(
     assert spec.loader is not None
     code = module_from_spec(spec)
     spec.loader.exec_module(code)
-    x, y = objective.data
+    (x, y), names = objective.data, objective.parameter_names
     assert isinstance(x, Tensor)
 
     class Net(nn.Module):
         def __init__(self, _: int, fix_points: list[bool]) -> None:
             super().__init__()
-            sizes = [v.shape for v in ends[0].values() if v.dim() == 2]
+            sizes = [ends[0][k].shape for k in names if ends[0][k].dim() == 2]
             self.layers = nn.ModuleList(code.Linear(n, m, fix_points=fix_points) for m, n in sizes)
 
         def forward(self, x: Tensor, coefficients: Tensor) -> Tensor:
@@ -116,8 +116,8 @@ def published_code(
     model = code.CurveNet(10, code.Bezier, Net, 3)
     parameters = list(model.net.parameters())
     for k, end in zip((0, 2), ends, strict=True):
-        for parameter, value in zip(parameters[k::3], end.values(), strict=True):
-            parameter.data.copy_(value)
+        for parameter, name in zip(parameters[k::3], names, strict=True):
+            parameter.data.copy_(end[name])
     model.init_linear()
     begin, steps = clock(), 0
     optimizer = torch.optim.SGD([p for p in parameters if p.requires_grad], lr=0.02, momentum=0.9)
