@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-import torch
 import torch.nn.functional as F
 from common import clock, start
 from curve_families import ResNet8
