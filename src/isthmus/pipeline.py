@@ -229,7 +229,7 @@ def summary(
         "outcome": {
             "name": connection.outcome.name,
             "ok": connection.outcome.ok,
-            "message": str(connection.outcome),
+            "message": connection.message,
         },
         "segments": len(connection.path),
         "length": connection.path.length,
