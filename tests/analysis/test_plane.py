@@ -137,7 +137,8 @@ def test_screening_sees_examples_of_all_classes():
     count = int((y == 0).sum())
     assert len(on_some(ordered, count).data[1].unique()) > 1
     found, first = (
-        im.plane(o, p.a, p.b, third(p), points=9, screen=s) for o, s in ((ordered, count), (ordered.subset(count), None))
+        im.plane(o, p.a, p.b, third(p), points=9, screen=s)
+        for o, s in ((ordered, count), (ordered.subset(count), None))
     )
     rough = ~found.exact
     assert not torch.isclose(found.loss[rough], first.loss[rough]).any()

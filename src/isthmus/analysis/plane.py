@@ -18,7 +18,7 @@ from isthmus.evaluate.batchnorm import POLICIES, applied, refresh, statistics
 from isthmus.evaluate.profile import opened
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
-from isthmus.objective.described import network_of
+from isthmus.objective.described import bound
 from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
@@ -165,8 +165,7 @@ def plane(
 
     def known() -> dict[str, Any]:
         told = {"x": x.tolist(), "y": y.tolist(), "near": near.tolist(), "bn": policy, "drawn": screen}
-        told |= {"network": network_of(objective), "sets": [s.describe() for s in sets]}
-        return {"corners": [frame.a, frame.b, frame.c], **told}
+        return {"corners": [frame.a, frame.b, frame.c], **told, **bound(*sets)}
 
     work.run(memory_of(folder, known, steps=1), progress)
     values = [PlaneValues(v[0], v[1], *work.corners(k)) for k, v in enumerate(work.values)]

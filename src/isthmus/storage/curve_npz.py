@@ -29,7 +29,7 @@ def save_curve_npz(
 
     `ts`: t; `dl`: the distances between neighbouring points of the profile in weights (without statistics of
     BatchNorm), after a first 0. "tr_" stands for the training data, "te_" for the test data, if they were measured:
-    `tr_nll` the loss without the penalty, `tr_loss` with it (if it has one), `tr_acc` and `tr_err` in percent; and `tr_loss_min`,
+    `tr_nll` the loss without the penalty, `tr_loss` with it, `tr_acc` and `tr_err` in percent; and `tr_loss_min`,
     `_max`, `_avg` (the mean over the points) and `_int` (the mean over the length: trapezoids of widths `dl`), the same
     of `nll` and `err`. `l2`, only where there is a penalty: the sum of the squares of the weights at each point.
     `objective`: the one that was measured, `path`: the path, `test`: the objective of the test data, whose penalty is

@@ -269,7 +269,7 @@ def test_where_the_line_is_not_finite_is_said():
         assert found.outcome is im.Outcome.NOT_FINITE
         assert (found.info.max, found.info.t) == (float("inf"), 0.5)
         assert found.message.startswith("the loss is not finite at t = 0.5 on the straight line")
-        with pytest.raises(im.OutcomeError, match="not finite at t = 0.5 on the straight line"):
+        with pytest.raises(im.OutcomeError, match=r"not finite at t = 0\.5 on the straight line"):
             im.connect(objective, a, b, method, throw=True)
     assert im.connect(objective, a, a).message == str(im.Outcome.CONSTRUCTED)
 
