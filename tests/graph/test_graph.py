@@ -1,11 +1,11 @@
-"""Graphs of minima: the arithmetic against brute force, what is tried and when it stops, files, paths, resuming."""
+"""Graphs of minima: what is tried and when it stops, files, paths, resuming."""
 
 from __future__ import annotations
 
 import json
 import pickle
 from dataclasses import dataclass, field, replace
-from itertools import combinations, pairwise, permutations
+from itertools import combinations, permutations
 from math import inf
 
 import numpy as np
@@ -16,86 +16,11 @@ from scipy.cluster.hierarchy import fcluster
 import isthmus as im
 from isthmus.graph import Edge, Minimum
 from isthmus.graph.cells import EdgeCell
-from isthmus.graph.tree import floor_of, route, saddle_matrix, spanning_tree, suggestions
 from isthmus.params import equal
 from isthmus.sweep import Local
+from tests.graph.test_tree import random_graph
 from tests.mortal import Killed
 from tests.problems import blobs, permuted, random_params
-
-# -- arithmetic
-
-
-def random_graph(n, seed):
-    """Losses and the weights of all pairs, none below its floor; some of them equal."""
-    rng = np.random.default_rng(seed)
-    losses = rng.integers(0, 5, n) / 10
-    weights = {p: max(losses[list(p)].max(), rng.integers(0, 12) / 10) for p in combinations(range(n), 2)}
-    return losses.tolist(), weights
-
-
-def brute(losses, weights):
-    """The smallest largest weight over all walks, by relaxation until nothing changes."""
-    n = len(losses)
-    best = np.full((n, n), inf)
-    for (i, j), w in weights.items():
-        best[i, j] = best[j, i] = w
-    for _ in range(n):
-        for i, j, k in np.ndindex(n, n, n):
-            if i != j:
-                best[i, j] = min(best[i, j], max(best[i, k], best[k, j]))
-    best[np.diag_indices(n)] = losses
-    return best
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_the_tree_is_the_minimax_over_all_ways_and_an_ultrametric(seed):
-    n = 3 + seed % 4
-    losses, weights = random_graph(n, seed)
-    saddles = saddle_matrix(losses, weights)
-    assert np.array_equal(saddles, brute(losses, weights))
-    tree = spanning_tree(n, weights)
-    assert len(tree) == n - 1
-    for i, j in combinations(range(n), 2):
-        steps = route(tree, i, j)
-        assert steps[0][0] == i
-        assert steps[-1][1] == j
-        assert all(p[1] == q[0] for p, q in pairwise(steps))
-        assert max(weights[min(p), max(p)] for p in steps) == saddles[i, j] >= floor_of(losses, (i, j))
-        assert all(saddles[i, j] <= max(saddles[i, k], saddles[k, j]) for k in range(n) if k not in (i, j))
-
-
-@pytest.mark.parametrize("tol", [0.0, 0.1])
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("count", [1, 3])
-def test_suggestions_stop_with_the_lowest_tree_and_a_proof(seed, tol, count):
-    n = 3 + seed % 4
-    losses, weights = random_graph(n, seed)
-    tried, rounds = {}, 0
-    while pairs := suggestions(losses, tried, tol, count):
-        assert len(pairs) <= (n - 1 if rounds == 0 else count)
-        assert not set(pairs) & set(tried)
-        tried |= {p: weights[p] for p in pairs}
-        rounds += 1
-    found, wanted = saddle_matrix(losses, tried), saddle_matrix(losses, weights)
-    assert np.all(found <= (1 + tol) * wanted + 1e-12)
-    # the proof: were all the others as low as they could be, the tree would be no lower
-    ideal = tried | {p: (1 + tol) * floor_of(losses, p) for p in weights if p not in tried}
-    assert np.array_equal(saddle_matrix(losses, ideal), found)
-
-
-def test_one_pair_less_would_prove_nothing():
-    """A pair whose floor is below the tree is suggested, one whose floor is not is left out."""
-    losses = [0.0, 0.1, 0.2, 0.5]
-    star = {(0, 1): 0.3, (0, 2): 0.3, (0, 3): 0.5}
-    assert suggestions(losses, star, 0.01) == [(1, 2)]
-    assert suggestions(losses, star | {(1, 2): 0.4}, 0.01) == []
-    assert suggestions(losses, star | {(1, 2): 0.4, (0, 3): inf}, 0.01) == [(1, 3)]
-    assert suggestions(losses, {(0, 1): 0.3}, 0.01) == [(0, 2), (0, 3)]
-    nearly = {(0, 1): 0.1, (0, 2): 0.201}  # (1, 2) could be lower by half a percent
-    assert [suggestions([0.0, 0.1, 0.2], nearly, tol) for tol in (0.01, 0.0)] == [[], [(1, 2)]]
-
-
-# -- graphs
 
 
 def networks(n=5):
@@ -261,13 +186,15 @@ def test_more_at_once_give_the_same_graph_in_fewer_rounds(tmp_path, monkeypatch)
         for name in ("path.safetensors", "profile.json", "profile.csv"):
             (job.folder / name).write_text("")
         rest = dict.fromkeys(("error", "test_loss", "test_error", "gradient_steps"))
-        return {"max": weights[pair] + 0.1, "t": 0.5, "outcome": "CONSTRUCTED", "moved": False, "length": 1.0, **rest}
+        return {"max": weights[pair], "t": 0.5, "outcome": "CONSTRUCTED", "moved": False, "length": 1.0, **rest}
 
     monkeypatch.setattr(EdgeCell, "run", run)
     graphs, rounds = [], []
     for count in (1, 2, 9):
         engine = Wide(count)
-        graphs.append(im.minima_graph(objective, nets, folder=tmp_path / str(count), workers=engine).to_dict())
+        graph = im.minima_graph(objective, nets, folder=tmp_path / str(count), workers=engine)
+        assert all(e.max >= graph.floor(*e.pair) for e in graph.edges)
+        graphs.append(graph.to_dict())
         rounds.append(len(engine.rounds))
         failing |= weights.keys() - {(e["a"], e["b"]) for e in graphs[0]["edges"]}
     assert graphs[0] == graphs[1] == graphs[2]
@@ -349,6 +276,9 @@ def test_statistics_are_under_the_policy_of_the_paths():
     measured = im.profile(objective, im.connect(objective, nets[0], nets[1]), 5)
     assert [m.loss for m in graph.minima] == pytest.approx([float(measured.loss[0]), float(measured.loss[-1])])
     assert graph.bottleneck == measured.max
+    own = im.minima_graph(objective, nets, replace(CURVE, bn="interpolate"), num_points=2)
+    assert [m.loss for m in own.minima] == pytest.approx([objective.loss(p) for p in nets])
+    assert own.minima[0].loss != pytest.approx(graph.minima[0].loss)
 
 
 @pytest.fixture(scope="module")
