@@ -132,6 +132,7 @@ def test_screening_sees_examples_of_all_classes():
     """Sorted ones too, of which the first are of one class."""
     p = two_layers()
     x, y = p.objective.data
+    assert isinstance(x, torch.Tensor)
     order = y.argsort(stable=True)
     ordered = p.objective.on((x[order], y[order]))
     count = int((y == 0).sum())
@@ -178,6 +179,17 @@ def test_statistics_are_no_coordinates_unless_they_are_interpolated():
     assert im.plane(p.objective, p.a, p.b, c, points=2, bn="keep", screen=4).screen == 4
     moving = replace(im.Path.through([p.a, p.b]), bn="interpolate")
     assert im.plane(p.objective, p.a, p.b, c, moving, points=2, margin=0.0).bn == "interpolate"
+
+
+def test_statistics_are_those_of_the_training_data():
+    p = normalised()
+    test = p.objective.part(slice(0, 9))
+    found = im.plane(p.objective, p.a, p.b, third(p), points=7, margin=1.0, test=test, screen=12)
+    assert found.test is not None
+    assert float(found.test.corner_loss[1]) == test.loss(refresh(p.objective, p.b))
+    i, j = (~found.exact).nonzero()[0].tolist()
+    point = refresh(on_some(p.objective, 12), found.frame.at(float(found.x[j]), float(found.y[i])))
+    assert float(found.test.loss[i, j]) == pytest.approx(on_some(test, 12).loss(point), rel=1e-12)
 
 
 # -- what is drawn of it

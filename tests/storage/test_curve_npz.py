@@ -55,6 +55,7 @@ def test_the_names_and_the_numbers_are_those_of_the_published_code(tmp_path):
 def test_each_data_set_has_a_penalty_of_its_own(tmp_path, own, of_test):
     p = with_ridge()
     x, y = p.objective.data
+    assert isinstance(x, torch.Tensor)
     objective, test = (
         im.Objective(p.objective.skeleton, data=(x[part], y[part]), penalty=None if k is None else im.Ridge(k))
         for k, part in ((own, slice(None)), (of_test, slice(0, 7)))
