@@ -49,14 +49,24 @@ def in_a_row(steps: Sequence[Step], objective: Objective | None) -> Connection:
     for step in steps:
         ends_there = step is last and step.forward and now is None
         own = _alignment(step, objective) if step.moved and not ends_there else None
-        after = now if own is None else own if now is None else own.then(now)
-        frame = now if step.forward else after
-        piece = step.found.path if step.forward else step.found.path.reversed()
-        pieces.append(piece if frame is None else piece.map(frame.apply))
+        after = _then(own, now)
+        pieces.append(_piece(step, now if step.forward else after))
         now = after
     path = reduce(add, pieces)
-    tensors = now.tensors if now is not None else last.found.tensors if last.forward else {}
+    held = last.found.tensors if last.forward else {}
+    tensors = held if now is None else now.tensors
     return Connection(path, path.end, Outcome.CONSTRUCTED, {"segments": _labels(steps)}, tensors=tensors)
+
+
+def _then(first: Renumbering | None, second: Renumbering | None) -> Renumbering | None:
+    """One after the other; None changes nothing."""
+    return first.then(second) if first and second else first or second
+
+
+def _piece(step: Step, how: Renumbering | None) -> Path:
+    """The path of a step as it is walked, renumbered."""
+    path = step.found.path if step.forward else step.found.path.reversed()
+    return path if how is None else path.map(how.apply)
 
 
 def _alignment(step: Step, objective: Objective | None) -> Renumbering:
