@@ -187,6 +187,8 @@ def test_the_rows_are_the_ends_the_members_the_averages_and_the_others(tmp_path)
     passes = {row.name: row.passes for row in found.rows}
     assert (passes["a"], passes["a and b"], passes["probability average, 3 networks"]) == (1, 2, 3)
     assert passes["5 independent networks"] == 5
+    classes = [p.objective.outputs(v).argmax(1) for v in (p.a, p.b)]
+    assert found["b"].train.disagreement == pytest.approx(float((classes[0] != classes[1]).double().mean())) != 0
     assert found["t = 0.5"].seconds == found["weight average"].seconds == connection.seconds
     three = im.ensemble(p.objective, others[:3])["probability average"].train
     assert found["3 independent networks"].train == pytest.approx(three)
