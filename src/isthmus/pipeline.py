@@ -229,7 +229,7 @@ def summary(
         "outcome": {
             "name": connection.outcome.name,
             "ok": connection.outcome.ok,
-            "message": str(connection.outcome),
+            "message": connection.message,
         },
         "segments": len(connection.path),
         "length": connection.path.length,
@@ -317,7 +317,7 @@ def about_another(objective: Objective, path: FilePath, certificate: object) -> 
     return found
 
 
-_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error")
+_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error", "functions")
 """The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
 
 LABELLED = ("ignore_index", "class_axis")

@@ -143,7 +143,7 @@ def connect(
     if not as_json:
         for note in done.result["notes"]:
             print(f"note: {note}")
-        print(f"{done.connection.outcome}\nwritten to {out}; a page to read: isthmus report {out}")
+        print(f"{done.connection.message}\nwritten to {out}; a page to read: isthmus report {out}")
     return 0 if done.connection.outcome.ok else 1
 
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from isthmus.connectors import Connector, connect
 from isthmus.evaluate import Profile, profile
+from isthmus.graph.way import is_aligned
 from isthmus.objective import Objective
-from isthmus.objective.described import network_of
+from isthmus.objective.described import bound
 from isthmus.params import Params, equal
 from isthmus.paths import Path
 from isthmus.pipeline import judge_of, write_profile
@@ -29,9 +30,8 @@ class Material:
 
     def digest(self) -> str:
         """Of the network and of the data that it is measured on."""
-        sets = [o.describe() for o in (self.objective, self.test) if o is not None]
-        known = {"network": network_of(self.objective), "objective": sets}
-        return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        sets = [o for o in (self.objective, self.test) if o is not None]
+        return sha256(json.dumps(bound(*sets), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class EdgeCell(Cell):
             **_heights(measured),
             "outcome": found.outcome.name,
             "moved": not equal(found.target, own.params[self.b]),
+            "aligned": is_aligned(own.objective, found, own.params[self.b]),
             "length": found.path.normalized_length,
             "gradient_steps": found.cost.gradient_steps,
         }
