@@ -42,7 +42,7 @@ def _page(graph: MinimaGraph, picture: str) -> str:
     body = [
         "<h1>How high must one climb from each network to each other?</h1>",
         f"<section class='summary'><p>{len(graph)} networks, {len(graph.edges)} of {pairs} pairs "
-        f"joined by {escape(method)}. From each to each there is a known way on which the loss is at most "
+        f"joined by {escape(method)}{_numbered(graph)}. From each to each there is a known way on which the loss is at most "
         f"<b>{graph.bottleneck:.4g}</b>, its height between {escape(names[worst.a])} and {escape(names[worst.b])}; "
         f"the networks themselves have up to {max(graph.losses):.4g}.</p><p>{escape(graph.stop)}.</p></section>",
         f"<section><h2>The tree and the saddles</h2><div class='scroll'>{picture}</div>"
@@ -55,6 +55,13 @@ def _page(graph: MinimaGraph, picture: str) -> str:
         f"tolerance {graph.tol:g}; the paths lie beside this page, in <code>edges</code>.</p></section>",
     ]
     return html_page("Isthmus graph", CSS, "\n".join(body))
+
+
+def _numbered(graph: MinimaGraph) -> str:
+    if not graph.aligned:
+        return ""
+    name = escape(graph.aligned["matching"]["name"])
+    return f", after their units were brought in one numbering by {name}"
 
 
 def _networks(graph: MinimaGraph) -> str:

@@ -1,0 +1,168 @@
+"""``aligned_lines``: the straight lines between networks, and their mean, before and after an alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from isthmus.alignment import Alignment
+from isthmus.analysis.ensemble import average_of
+from isthmus.errors import InputError
+from isthmus.evaluate.batchnorm import POLICIES, followed
+from isthmus.evaluate.profile import Profile, profile
+from isthmus.kinds import check_kinds
+from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
+from isthmus.params import Params
+from isthmus.paths import Path
+from isthmus.shown import brief, draw, line, plural, table
+from isthmus.training.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """The straight lines between each two of several networks, and the network of their mean weights.
+
+    `profiles`: by the numbers of the two networks, the smaller one first. `average`: the mean, with BatchNorm's
+    statistics under the policy of the lines; `scores`: its "loss" and "error", and "test_loss" and "test_error" where
+    test data were given.
+    """
+
+    profiles: Mapping[tuple[int, int], Profile]
+    average: Params
+    scores: Mapping[str, float]
+
+    @property
+    def excesses(self) -> list[float]:
+        """Of the loss on each line, over that of the larger end."""
+        return [p.excess for p in self.profiles.values()]
+
+    @property
+    def max(self) -> float:
+        """The largest excess on any line."""
+        return max(self.excesses)
+
+    @property
+    def mean(self) -> float:
+        """The mean excess of the lines."""
+        return sum(self.excesses) / len(self.excesses)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: all but the weights."""
+        lines = [{"a": a, "b": b, **p.to_dict()} for (a, b), p in self.profiles.items()]
+        return {"max": self.max, "mean": self.mean, "average": dict(self.scores), "lines": lines}
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedLines:
+    """What ``aligned_lines`` measured: the same lines `before` and `after` the networks were brought in one numbering.
+
+    `alignments`: those of the networks after the first.
+    """
+
+    before: Lines
+    after: Lines
+    alignments: tuple[Alignment, ...]
+
+    def __repr__(self) -> str:
+        told = f"largest excess {brief(self.before.max)} -> {brief(self.after.max)}"
+        losses = (brief(one.scores["loss"]) for one in (self.before, self.after))
+        return line(self, plural(len(self.alignments) + 1, "network"), told, f"the mean's loss {' -> '.join(losses)}")
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"{i} \N{EN DASH} {j}", before.excess, self.after.profiles[i, j].excess)
+            for (i, j), before in self.before.profiles.items()
+        ]
+        return table(("excess", "before", "after"), rows, repr(self))
+
+    def plot(self, ax: Any = None) -> Axes | NDArray[Any]:
+        """The loss on the lines, dashed before and solid after, on `ax`; on three axes, as by default on new ones, also
+        the share of units that moved in each layer, and the similarity in the course of the search.
+
+        Needs ``isthmus[plot]``.
+        """
+        return draw(self, ax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as stored in alignment.json."""
+        return {
+            "format": 1, "alignments": [one.to_dict() for one in self.alignments],
+            "before": self.before.to_dict(), "after": self.after.to_dict(),
+        }  # fmt: skip
+
+
+def aligned_lines(
+    objective: Objective,
+    models: Sequence[ParamsLike],
+    found: Alignment | Sequence[Alignment],
+    *,
+    test: Objective | None = None,
+    num_points: int = 21,
+    bn: str | None = None,
+    progress: Progress = no_progress,
+) -> AlignedLines:
+    """The loss on the straight lines between each two of `models`, and at their mean, before and after an alignment.
+
+    `found`: what ``align`` gave for two models, or ``align_many`` for several. `num_points` are measured on each line,
+    on `test` data too; `bn`: the policy of BatchNorm, of the lines and of the mean, as in ``profile``.
+
+    Cost: for n models, n (n - 1) num_points passes over the data. Errors: ``InputError`` for alignments that are not
+    those of the models.
+
+    >>> import torch
+    >>> from isthmus.alignment import align
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    >>> objective = Objective(net, data=(torch.eye(2), torch.tensor([0, 1])))
+    >>> a = {k: v.clone() for k, v in net.state_dict().items()}
+    >>> b = objective.structure.permute(a, {"0": [1, 0]})
+    >>> lines = aligned_lines(objective, [a, b], align(objective, a, b))
+    >>> lines.after.max < 1e-6, abs(lines.after.scores["loss"] - objective.loss(a)) < 1e-6
+    (True, True)
+    """
+    check_kinds(aligned_lines, locals(), but=["models", "found"])
+    given = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]
+    several = (found,) if isinstance(found, Alignment) else tuple(found)[1:]
+    if len(given) < 2 or len(several) != len(given) - 1:
+        expected = "what align gave for two models, or align_many for several"
+        raise InputError("found", expected=expected, got=f"{plural(len(several), 'alignment')} of {len(given)} models")
+    targets = [given[0], *(one.target for one in several)]
+    how = _Measuring(objective, test, num_points, bn, progress)
+    return AlignedLines(how.lines(given, "before"), how.lines(targets, "after"), several)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measuring:
+    """On what lines are measured, and how; as ``aligned_lines`` has it."""
+
+    objective: Objective
+    test: Objective | None
+    num_points: int
+    bn: str | None
+    progress: Progress
+
+    def lines(self, networks: Sequence[Params], when: str) -> Lines:
+        """Those between each two of the networks, and their mean."""
+        profiles, pairs = {}, list(combinations(range(len(networks)), 2))
+        for done, (i, j) in enumerate(pairs):
+            self.progress(f"measuring the lines {when}", done, len(pairs))
+            path = Path.through([networks[i], networks[j]])
+            profiles[i, j] = profile(self.objective, path, self.num_points, test=self.test, bn=self.bn)
+        self.progress(f"measuring the lines {when}", len(pairs), len(pairs))
+        average = average_of(self.objective, networks, followed(self.objective, self.bn or POLICIES[0]))
+        return Lines(profiles, average, _scores(self.objective, average, self.test))
+
+
+def _scores(objective: Objective, params: Params, test: Objective | None) -> dict[str, float]:
+    """Loss and error on both data sets."""
+    loss, error = objective.measure(params)
+    found = {"loss": loss, "error": error}
+    if test is not None:
+        found["test_loss"], found["test_error"] = test.measure(params)
+    return found
