@@ -297,9 +297,10 @@ def report(
 ) -> int:
     """Write one self-contained HTML page from stored results."""
     from isthmus.report import write_report
+    from isthmus.report.alignment import write_stored_alignments
     from isthmus.report.graph import write_stored_graph
 
-    print(write_stored_graph(folder, out) or write_report(folder, out))
+    print(write_stored_graph(folder, out) or write_stored_alignments(folder, out) or write_report(folder, out))
     return 0
 
 

@@ -124,8 +124,15 @@ def draw_lines(found: StoredAlignment, ax: Axes) -> None:
     ax.set_xlabel("t, from network to network" if len(found.names) > 2 else "t, from network A to network B")
     ax.set_ylabel("loss")
     loss_axis(ax, np.concatenate(seen))
+    _head_room(ax)
     ax.set_title("the straight line" if len(found.names) == 2 else f"{len(found.after['training set'])} straight lines")
-    ax.legend(fontsize=8, loc="best")
+    ax.legend(fontsize=8, loc="upper center", ncols=2, columnspacing=1.2, handlelength=1.8)
+
+
+def _head_room(ax: Axes) -> None:
+    """Above the curves, for the legend."""
+    low, top = ax.get_ylim()
+    ax.set_ylim(low, top * 1.25 if ax.get_yscale() == "linear" else top * 3)
 
 
 def draw_moved(found: StoredAlignment, ax: Axes) -> None:
@@ -140,12 +147,13 @@ def draw_moved(found: StoredAlignment, ax: Axes) -> None:
     turned: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
     style = turned if max((len(g) for g in groups), default=0) > 4 else {}
     ax.set_xticks(list(shown), [legend_text(groups[i], 20) for i in shown], fontsize=8, **style)
+    ax.set_xlabel("group of units")
     ax.set_ylim(0, 105)
     ax.set_ylabel("units with another number, %")
     ax.set_title("what moved, by layer")
     ax.grid(False, axis="x")
     if len(several) > 1:
-        ax.legend(fontsize=8, loc="lower right")
+        ax.legend(fontsize=8, loc="lower right", frameon=True, framealpha=1)
 
 
 def draw_traces(found: StoredAlignment, ax: Axes) -> None:

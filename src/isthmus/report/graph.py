@@ -42,8 +42,9 @@ def _page(graph: MinimaGraph, picture: str) -> str:
     body = [
         "<h1>How high must one climb from each network to each other?</h1>",
         f"<section class='summary'><p>{len(graph)} networks, {len(graph.edges)} of {pairs} pairs "
-        f"joined by {escape(method)}{_numbered(graph)}. From each to each there is a known way on which the loss is at most "
-        f"<b>{graph.bottleneck:.4g}</b>, its height between {escape(names[worst.a])} and {escape(names[worst.b])}; "
+        f"joined by {escape(method)}{_numbered(graph)}. From each to each there is a known way on which the loss is at "
+        f"most <b>{graph.bottleneck:.4g}</b>, its height between {escape(names[worst.a])} and "
+        f"{escape(names[worst.b])}; "
         f"the networks themselves have up to {max(graph.losses):.4g}.</p><p>{escape(graph.stop)}.</p></section>",
         f"<section><h2>The tree and the saddles</h2><div class='scroll'>{picture}</div>"
         "<p class='note'>Left: each network starts at its own loss and meets the others at the height of the lowest "
@@ -66,7 +67,7 @@ def _numbered(graph: MinimaGraph) -> str:
 
 def _networks(graph: MinimaGraph) -> str:
     rows = [(m.name, m.loss, m.error, m.test_loss, m.test_error) for m in graph.minima]
-    return _table(("network", "loss", "error", "test loss", "test error"), rows)
+    return html_table(("network", "loss", "error", "test loss", "test error"), rows)
 
 
 def _paths(graph: MinimaGraph) -> str:
@@ -78,10 +79,11 @@ def _paths(graph: MinimaGraph) -> str:
         floor = graph.floor(*e.pair)
         heights = (e.max, floor, e.max - floor, e.error, e.test_loss, e.test_error, e.length)
         rows.append((f"{names[e.a]} \u2013 {names[e.b]}", *heights, "yes" if e.pair in inside else ""))
-    return _table(heading, rows)
+    return html_table(heading, rows)
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def html_table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows as a table of a page; everything is escaped."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heading)
     body = "".join("<tr>" + "".join(f"<td>{escape(_shown(v))}</td>" for v in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
