@@ -6,7 +6,7 @@
 
 Two perceptrons 784-512x3-10 of other seeds, Adam, 5 epochs on the first 20,000 images of MNIST. Excess: the largest
 loss at 41 points minus that of the larger end; "held out": on the 10,000 images behind these. ``--many``: four of them
-(batches of 128) at once, their lines at 21 points and their mean. ``--figure``: the picture of two of these.
+(batches of 128) at once, their lines at 11 points and their mean. ``--figure``: the picture of two of these.
 """
 
 from __future__ import annotations
@@ -82,18 +82,21 @@ def together(objective: im.Objective, test: im.Objective, networks: Sequence[im.
     }
     for network in networks:
         print(f"  one network: loss {objective.loss(network):.4f}, held out {test.loss(network):.4f}")
-    for k, (name, way) in enumerate(ways.items()):
+
+    def row(name: str, found: Sequence[im.Params], seconds: float) -> None:
+        lines = im.Lines.between(objective, found, test=test, num_points=11)
+        told = ", ".join(f"{k} {v:.4f}" for k, v in lines.scores.items())
+        print(
+            f"  {name:18} excess: mean {lines.mean:.4f}, max {lines.max:.4f}; the mean: {told}; {seconds:.1f} s",
+            flush=True,
+        )
+
+    row("naive", networks, 0.0)
+    for name, way in ways.items():
         begin = clock()
         found = way()
         seconds = clock() - begin
-        lines = im.aligned_lines(objective, networks, found, test=test)
-        for what, one, cost in ([("naive", lines.before, 0.0)] if k == 0 else []) + [(name, lines.after, seconds)]:
-            loss, held_out = one.scores["loss"], one.scores["test_loss"]
-            print(
-                f"  {what:18} excess: mean {one.mean:.4f}, max {one.max:.4f}; the mean: loss {loss:.4f}, "
-                f"error {one.scores['error']:.4f}, held out {held_out:.4f}; {cost:.1f} s",
-                flush=True,
-            )
+        row(name, [one.target for one in found], seconds)
 
 
 def draw(objective: im.Objective, test: im.Objective, ends: Sequence[im.Params], file: str) -> None:

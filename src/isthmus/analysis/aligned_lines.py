@@ -38,6 +38,35 @@ class Lines:
     average: Params
     scores: Mapping[str, float]
 
+    @classmethod
+    def between(
+        cls,
+        objective: Objective,
+        models: Sequence[ParamsLike],
+        *,
+        test: Objective | None = None,
+        num_points: int = 21,
+        bn: str | None = None,
+        progress: Progress = no_progress,
+    ) -> Lines:
+        """Measure them, as ``aligned_lines`` does; n (n - 1) / 2 lines for n models, each of `num_points` passes."""
+        check_kinds(Lines.between, locals(), but=["models", "cls"])
+        networks = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]
+        if len(networks) < 2:
+            raise InputError("models", expected="two or more networks", got=len(networks))
+        profiles, pairs = {}, list(combinations(range(len(networks)), 2))
+        for done, (i, j) in enumerate(pairs):
+            progress("measuring straight lines", done, len(pairs))
+            path = Path.through([networks[i], networks[j]])
+            profiles[i, j] = profile(objective, path, num_points, test=test, bn=bn)
+        progress("measuring straight lines", len(pairs), len(pairs))
+        average = average_of(objective, networks, followed(objective, bn or POLICIES[0]))
+        return cls(profiles, average, _scores(objective, average, test))
+
+    def __repr__(self) -> str:
+        loss = f"the mean's loss {brief(self.scores['loss'])}"
+        return line(self, plural(len(self.profiles), "line"), f"largest excess {brief(self.max)}", loss)
+
     @property
     def excesses(self) -> list[float]:
         """Of the loss on each line, over that of the larger end."""
@@ -133,30 +162,11 @@ def aligned_lines(
         expected = "what align gave for two models, or align_many for several"
         raise InputError("found", expected=expected, got=f"{plural(len(several), 'alignment')} of {len(given)} models")
     targets = [given[0], *(one.target for one in several)]
-    how = _Measuring(objective, test, num_points, bn, progress)
-    return AlignedLines(how.lines(given, "before"), how.lines(targets, "after"), several)
 
+    def measured(networks: Sequence[Params]) -> Lines:
+        return Lines.between(objective, networks, test=test, num_points=num_points, bn=bn, progress=progress)
 
-@dataclass(frozen=True, eq=False)
-class _Measuring:
-    """On what lines are measured, and how; as ``aligned_lines`` has it."""
-
-    objective: Objective
-    test: Objective | None
-    num_points: int
-    bn: str | None
-    progress: Progress
-
-    def lines(self, networks: Sequence[Params], when: str) -> Lines:
-        """Those between each two of the networks, and their mean."""
-        profiles, pairs = {}, list(combinations(range(len(networks)), 2))
-        for done, (i, j) in enumerate(pairs):
-            self.progress(f"measuring the lines {when}", done, len(pairs))
-            path = Path.through([networks[i], networks[j]])
-            profiles[i, j] = profile(self.objective, path, self.num_points, test=self.test, bn=self.bn)
-        self.progress(f"measuring the lines {when}", len(pairs), len(pairs))
-        average = average_of(self.objective, networks, followed(self.objective, self.bn or POLICIES[0]))
-        return Lines(profiles, average, _scores(self.objective, average, self.test))
+    return AlignedLines(measured(given), measured(targets), several)
 
 
 def _scores(objective: Objective, params: Params, test: Objective | None) -> dict[str, float]:

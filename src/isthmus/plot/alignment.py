@@ -51,14 +51,17 @@ class StoredAlignment:
         """From what ``AlignedLines.to_dict()`` gives. Errors: those of Python for anything else."""
         several = document["alignments"]
         names = [str(v) for v in document.get("names") or range(len(several) + 1)]
-        if len(names) != len(several) + 1 or document["format"] != 1:
+        if not several or len(names) != len(several) + 1 or document["format"] != 1:
             raise ValueError("expected one alignment for each network but the first")
+        _check(document)
         moved = [{str(k): float(v) for k, v in one["moved"].items()} for one in several]
         found = [(i, run) for i, one in enumerate(several) for run in one["runs"]]
         if all(run["start"] == "together" for _, run in found):  # of all networks at once
             found = found[:1]
         traces = [(_label(run["start"], names[i + 1], len(several)), np.array(run["trace"], float)) for i, run in found]
         before, after = (_curves(document.get(k)) for k in ("before", "after"))
+        if [len(v) for v in before.values()] != [len(v) for v in after.values()]:
+            raise ValueError("expected the same lines before and after")
         return cls(names, moved, traces, before, after, document)
 
     @classmethod
@@ -66,10 +69,24 @@ class StoredAlignment:
         """From a file. Errors: ``FileError``."""
         try:
             return cls.of(read_json(file))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             if isinstance(error, FileError):
                 raise
             raise FileError(file, "does not hold an alignment of this version", "align again") from error
+
+
+def _check(document: Mapping[str, Any]) -> None:
+    """That it has what pages tell of it. Errors: those of Python."""
+    first = document["alignments"][0]["units"]
+    for one in document["alignments"]:
+        if {*one["units"], *one["moved"]} != {*first} or {len(one["distance"]), len(one["similarity"])} != {2}:
+            raise ValueError("expected alignments of one network")
+        float(one["function_error"]), [str(v) for v in one["notes"]], [(a, b) for a, b in one["dead"].values()]
+    for lines in filter(None, (document.get("before"), document.get("after"))):
+        dict(lines["average"]), lines["max"]
+        for row in lines["lines"]:
+            for part in filter(None, (row, row["test"])):
+                part["barriers"]["loss"]["max"], part["barriers"]["loss"]["excess"], row["a"], row["b"]
 
 
 def _label(start: str, name: str, count: int) -> str:

@@ -13,7 +13,7 @@ from isthmus.plot.figures import save_figure, svg_text
 from isthmus.plot.html import html_page
 from isthmus.plot.runs import StoredRun
 from isthmus.report.assets import CSS
-from isthmus.report.graph import html_table
+from isthmus.report.graph import html_table, in_a_cell
 from isthmus.storage.files import write_text
 
 _FILES = "*alignment.json"
@@ -50,7 +50,7 @@ def alignment_sections(alignments: Sequence[StoredAlignment], runs: Sequence[Sto
 def _of_run(run: StoredRun) -> StoredAlignment:
     try:
         return StoredAlignment.of({"format": 1, "alignments": [run.result["alignment"]], "names": ["A", "B"]})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise FileError(run.folder / "result.json", "does not hold an alignment", "make the run again") from error
 
 
@@ -89,8 +89,8 @@ def _worth(found: StoredAlignment) -> str:
     count = len(before["lines"])
     which = "the straight line" if count == 1 else f"the highest of {count} straight lines"
     return (
-        f"<p>On {which} the loss rises by <b>{before['max']:.4g}</b> above its higher end as the networks were given, "
-        f"and by <b>{after['max']:.4g}</b> aligned.</p>"
+        f"<p>On {which} the loss rises by <b>{in_a_cell(before['max'])}</b> above its higher end as the networks were "
+        f"given, and by <b>{in_a_cell(after['max'])}</b> aligned.</p>"
     )
 
 

@@ -85,11 +85,12 @@ def _paths(graph: MinimaGraph) -> str:
 def html_table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Rows as a table of a page; everything is escaped."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heading)
-    body = "".join("<tr>" + "".join(f"<td>{escape(_shown(v))}</td>" for v in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{escape(in_a_cell(v))}</td>" for v in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _shown(value: object) -> str:
+def in_a_cell(value: object) -> str:
+    """Four digits of a number, a dash for what is not there."""
     if isinstance(value, float):
         return f"{value:.4g}" if isfinite(value) else "not finite"
     return "\u2013" if value is None else str(value)
