@@ -84,6 +84,8 @@ def test_several_networks_their_average_and_the_page(files, tmp_path, capsys, mo
     assert "no picture" in capsys.readouterr().err
     assert run_app([*command, "--out", str(tmp_path / "one.safetensors")]) == 2
     assert "a folder, for more than two networks" in capsys.readouterr().err
+    assert run_app([*command, "--out", files[0].removesuffix("/0.safetensors")]) == 2
+    assert "another folder than that of the checkpoints" in capsys.readouterr().err
     assert run_app(["align", files[0], *SPEC, "--out", str(tmp_path / "one")]) == 2
     assert "checkpoints: expected two or more" in capsys.readouterr().err
 

@@ -27,6 +27,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.storage import load_alignment, make_folder, save_alignment, save_params, write_json
 from isthmus.storage.files import plain
+from isthmus.training.progress import Progress
 
 _WEIGHTS, _ENDING = ".safetensors", ".alignment.safetensors"
 
@@ -63,21 +64,15 @@ def align(
     """
     files = _Files.of(checkpoints, out)
     found = opened(checkpoints, asked)
-    first, *others = found.ends
+    matching = _matching(by, option or [], found.objective)
     with progress_bar(quiet) as progress:
-        matching = _matching(by, option or [], found.objective)
-        if len(others) == 1:
-            several: tuple[Alignment, ...] = (
-                aligned(found.objective, first, others[0], matching, seed=seed, progress=progress),
-            )
-        else:
-            several = align_many(found.objective, found.ends, matching, seed=seed, progress=progress)[1:]
+        made = _made(found, matching, seed, progress)
         lines = None
         if num_points:
             lines = aligned_lines(
-                found.objective, found.ends, several[0] if len(several) == 1 else (several[0], *several),
-                test=found.test, num_points=num_points, bn=bn, progress=progress,
-            )  # fmt: skip
+                found.objective, found.ends, made, test=found.test, num_points=num_points, bn=bn, progress=progress
+            )
+    several = (made,) if isinstance(made, Alignment) else made[1:]
     files.write(found, several, bn)
     document = {"format": 1, "alignments": [one.to_dict() for one in several], "before": None, "after": None}
     document |= {} if lines is None else lines.to_dict()
@@ -96,6 +91,12 @@ def align(
     return 0
 
 
+def _made(found: Opened, matching: Matching, seed: int, progress: Progress) -> Alignment | tuple[Alignment, ...]:
+    if len(found.ends) > 2:
+        return align_many(found.objective, found.ends, matching, seed=seed, progress=progress)
+    return aligned(found.objective, *found.ends, matching, seed=seed, progress=progress)
+
+
 @dataclass(frozen=True)
 class _Files:
     """What is written where. `weights`, `alignments`: for each network after the first; `average`: into a folder only.
@@ -112,18 +113,19 @@ class _Files:
 
     @classmethod
     def of(cls, checkpoints: list[Path], out: Path) -> _Files:
-        """Errors: ``InputError`` for fewer than two checkpoints, and for more than two into one file."""
+        """Errors: ``InputError`` for fewer than two checkpoints, for more than two into one file, and for a folder in
+        which one of them would be written over."""
         if len(checkpoints) < 2:
             raise InputError("checkpoints", expected="two or more", got=len(checkpoints))
-        names = (
-            names_of(checkpoints)
-            if len({*checkpoints}) == len(checkpoints)
-            else list(map(str, range(len(checkpoints))))
-        )
+        different = len({*checkpoints}) == len(checkpoints)
+        names = names_of(checkpoints) if different else [str(i) for i in range(len(checkpoints))]
         if out.suffix != _WEIGHTS:
-            make_folder(out)
             own = [out / f"{name.replace('/', '-')}{_WEIGHTS}" for name in names]
-            return cls(names, checkpoints, own[1:], out / "alignment", out / f"average{_WEIGHTS}")
+            average = out / f"average{_WEIGHTS}"
+            if {file.resolve() for file in (*own, average)} & {file.resolve() for file in checkpoints}:
+                raise InputError("--out", expected="another folder than that of the checkpoints", got=str(out))
+            make_folder(out)
+            return cls(names, checkpoints, own[1:], out / "alignment", average)
         if len(checkpoints) > 2:
             raise InputError("--out", expected="a folder, for more than two networks", got=str(out))
         make_folder(out.parent)

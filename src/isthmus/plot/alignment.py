@@ -51,18 +51,10 @@ class StoredAlignment:
         """From what ``AlignedLines.to_dict()`` gives. Errors: those of Python for anything else."""
         several = document["alignments"]
         names = [str(v) for v in document.get("names") or range(len(several) + 1)]
-        if not several or len(names) != len(several) + 1 or document["format"] != 1:
-            raise ValueError("expected one alignment for each network but the first")
-        _check(document)
+        _check(document, len(names))
         moved = [{str(k): float(v) for k, v in one["moved"].items()} for one in several]
-        found = [(i, run) for i, one in enumerate(several) for run in one["runs"]]
-        if all(run["start"] == "together" for _, run in found):  # of all networks at once
-            found = found[:1]
-        traces = [(_label(run["start"], names[i + 1], len(several)), np.array(run["trace"], float)) for i, run in found]
         before, after = (_curves(document.get(k)) for k in ("before", "after"))
-        if [len(v) for v in before.values()] != [len(v) for v in after.values()]:
-            raise ValueError("expected the same lines before and after")
-        return cls(names, moved, traces, before, after, document)
+        return cls(names, moved, _traces(several, names), before, after, document)
 
     @classmethod
     def read(cls, file: Path) -> StoredAlignment:
@@ -75,18 +67,35 @@ class StoredAlignment:
             raise FileError(file, "does not hold an alignment of this version", "align again") from error
 
 
-def _check(document: Mapping[str, Any]) -> None:
-    """That it has what pages tell of it. Errors: those of Python."""
+def _check(document: Mapping[str, Any], count: int) -> None:
+    """That it has what pages tell of so many networks. Errors: those of Python."""
+    if document["format"] != 1 or len(document["alignments"]) != count - 1:
+        raise ValueError("expected one alignment for each network but the first")
     first = document["alignments"][0]["units"]
     for one in document["alignments"]:
         if {*one["units"], *one["moved"]} != {*first} or {len(one["distance"]), len(one["similarity"])} != {2}:
             raise ValueError("expected alignments of one network")
         float(one["function_error"]), [str(v) for v in one["notes"]], [(a, b) for a, b in one["dead"].values()]
-    for lines in filter(None, (document.get("before"), document.get("after"))):
+    _check_lines([v for v in (document.get("before"), document.get("after")) if v is not None])
+
+
+def _check_lines(both: Sequence[Mapping[str, Any]]) -> None:
+    """None, or the same lines before and after."""
+    if len({(len(v["lines"]), v["lines"][0]["test"] is None) for v in both}) != len(both) / 2:
+        raise ValueError("expected the same lines before and after")
+    for lines in both:
         dict(lines["average"]), lines["max"]
         for row in lines["lines"]:
             for part in filter(None, (row, row["test"])):
                 part["barriers"]["loss"]["max"], part["barriers"]["loss"]["excess"], row["a"], row["b"]
+
+
+def _traces(several: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, Floats]]:
+    """Those of all searches, by where each began; a search for all networks at once is told once."""
+    found = [(name, run) for name, one in zip(names[1:], several, strict=True) for run in one["runs"]]
+    if all(run["start"] == "together" for _, run in found):
+        found = found[:1]
+    return [(_label(run["start"], name, len(several)), np.array(run["trace"], float)) for name, run in found]
 
 
 def _label(start: str, name: str, count: int) -> str:
