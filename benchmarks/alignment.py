@@ -105,7 +105,7 @@ def draw(objective: im.Objective, test: im.Objective, ends: Sequence[im.Params],
     from isthmus.plot.figures import save_figure
 
     found = im.align(objective, *ends, im.WeightMatching("activations"))
-    lines = im.aligned_lines(objective, ends, found, test=test, num_points=41)
+    lines = im.aligned_lines(objective, ends, found, test=test)
     print(f"  {lines!r}: {save_figure(alignment_figure(StoredAlignment.of(lines.to_dict())), file)}")
 
 

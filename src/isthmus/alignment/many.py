@@ -51,7 +51,7 @@ def align_many(
     [[0, 1], [1, 0], [0, 1]]
     """
     check_kinds(align_many, locals(), but=["matching", "models"])
-    checked = _checked(objective, models)
+    checked = checked_models(objective, models)
     generator = torch.Generator().manual_seed(seed)
     tasks = [MatchingTask(objective, checked[0], one, generator, progress) for one in checked]
     star = [chosen(matching).find(task) for task in tasks[1:]]
@@ -63,7 +63,8 @@ def align_many(
     return tuple(replace(aligned(task, one), runs=(run,)) for task, one in zip(tasks, given, strict=True))
 
 
-def _checked(objective: Objective, models: Sequence[ParamsLike]) -> list[Params]:
+def checked_models(objective: Objective, models: Sequence[ParamsLike]) -> list[Params]:
+    """The networks as the objective evaluates them. Errors: fewer than two, and networks of different shapes."""
     if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
         raise InputError("models", expected="two or more networks", got=models)
     checked = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from isthmus.alignment import Alignment
+from isthmus.alignment.many import checked_models
 from isthmus.analysis.ensemble import average_of
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import POLICIES, followed
@@ -51,9 +52,7 @@ class Lines:
     ) -> Lines:
         """Measure them, as ``aligned_lines`` does; n (n - 1) / 2 lines for n models, each of `num_points` passes."""
         check_kinds(Lines.between, locals(), but=["models", "cls"])
-        networks = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]
-        if len(networks) < 2:
-            raise InputError("models", expected="two or more networks", got=len(networks))
+        networks = checked_models(objective, models)
         profiles, pairs = {}, list(combinations(range(len(networks)), 2))
         for done, (i, j) in enumerate(pairs):
             progress("measuring straight lines", done, len(pairs))
@@ -156,9 +155,9 @@ def aligned_lines(
     (True, True)
     """
     check_kinds(aligned_lines, locals(), but=["models", "found"])
-    given = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]
-    several = (found,) if isinstance(found, Alignment) else tuple(found)[1:]
-    if len(given) < 2 or len(several) != len(given) - 1:
+    given = checked_models(objective, models)
+    several = (found,) if isinstance(found, Alignment) else found[1:] if isinstance(found, Sequence) else ()
+    if len(several) != len(given) - 1 or not all(isinstance(one, Alignment) for one in several):
         expected = "what align gave for two models, or align_many for several"
         raise InputError("found", expected=expected, got=f"{plural(len(several), 'alignment')} of {len(given)} models")
     targets = [given[0], *(one.target for one in several)]
@@ -166,7 +165,7 @@ def aligned_lines(
     def measured(networks: Sequence[Params]) -> Lines:
         return Lines.between(objective, networks, test=test, num_points=num_points, bn=bn, progress=progress)
 
-    return AlignedLines(measured(given), measured(targets), several)
+    return AlignedLines(measured(given), measured(targets), tuple(several))
 
 
 def _scores(objective: Objective, params: Params, test: Objective | None) -> dict[str, float]:
