@@ -156,7 +156,7 @@ def test_pictures_stand_on_the_axes_that_are_given(values):
     figures = pytest.importorskip("matplotlib.figure")
     drawn = shows(values, "plot")
     names = {"Connection", "Profile", "Certificate", "DropoutStability", "PatternStability", "NoiseStability"}
-    names |= {"MinimaGraph"}
+    names |= {"MinimaGraph", "Alignment", "AlignedLines"}
     names |= {"Ensemble", "Plane"}
     assert {type(v).__name__ for v in drawn} == names
     for value in drawn:
