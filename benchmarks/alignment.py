@@ -84,7 +84,7 @@ def together(objective: im.Objective, test: im.Objective, networks: Sequence[im.
         print(f"  one network: loss {objective.loss(network):.4f}, held out {test.loss(network):.4f}")
 
     def row(name: str, found: Sequence[im.Params], seconds: float) -> None:
-        lines = im.Lines.between(objective, found, test=test, num_points=11)
+        lines = im.StraightLines.between(objective, found, test=test, num_points=11)
         told = ", ".join(f"{k} {v:.4f}" for k, v in lines.scores.items())
         print(
             f"  {name:18} excess: mean {lines.mean:.4f}, max {lines.max:.4f}; the mean: {told}; {seconds:.1f} s",

@@ -267,7 +267,7 @@ def calls(objective, modules, connection, folder):
         im.align: {"objective": objective, "a": a, "b": b},
         im.align_many: {"objective": objective, "models": [a, b]},
         im.aligned_lines: {"objective": objective, "models": [a, b], "found": im.align(objective, a, b)},
-        im.Lines.between: {"objective": objective, "models": [a, b]},
+        im.StraightLines.between: {"objective": objective, "models": [a, b]},
         im.save_alignment: {"alignment": im.align(objective, a, b), "path": folder / "alignment"},
         im.load_alignment: {"path": folder / "alignment", "objective": objective},
         im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},

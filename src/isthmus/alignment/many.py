@@ -39,7 +39,7 @@ def align_many(
     Each is aligned to the first by `matching`; then in turns each to the sum of the others, by weights, until the sum
     of all inner products of two networks hardly rises any more. What aligns one with another is the way through the
     first, so that going round over any three leads back to where one was. ``runs[0].trace`` of each has that sum, round
-    by round. ``Lines.between`` measures the lines between the targets, and their mean.
+    by round. ``StraightLines.between`` measures the lines between the targets, and their mean.
 
     Errors: fewer than two networks; as ``align``. Source: the objective of Crisostomi et al. 2024.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Lines:
+class StraightLines:
     """The straight lines between each two of several networks, and the network of their mean weights.
 
     `profiles`: by the numbers of the two networks, the smaller one first. `average`: the mean, with BatchNorm's
@@ -49,9 +49,9 @@ class Lines:
         num_points: int = 21,
         bn: str | None = None,
         progress: Progress = no_progress,
-    ) -> Lines:
+    ) -> StraightLines:
         """Measure them, as ``aligned_lines`` does; n (n - 1) / 2 lines for n models, each of `num_points` passes."""
-        check_kinds(Lines.between, locals(), but=["models", "cls"])
+        check_kinds(StraightLines.between, locals(), but=["models", "cls"])
         networks = checked_models(objective, models)
         profiles, pairs = {}, list(combinations(range(len(networks)), 2))
         for done, (i, j) in enumerate(pairs):
@@ -94,8 +94,8 @@ class AlignedLines:
     `alignments`: those of the networks after the first.
     """
 
-    before: Lines
-    after: Lines
+    before: StraightLines
+    after: StraightLines
     alignments: tuple[Alignment, ...]
 
     def __repr__(self) -> str:
@@ -162,8 +162,8 @@ def aligned_lines(
         raise InputError("found", expected=expected, got=f"{plural(len(several), 'alignment')} of {len(given)} models")
     targets = [given[0], *(one.target for one in several)]
 
-    def measured(networks: Sequence[Params]) -> Lines:
-        return Lines.between(objective, networks, test=test, num_points=num_points, bn=bn, progress=progress)
+    def measured(networks: Sequence[Params]) -> StraightLines:
+        return StraightLines.between(objective, networks, test=test, num_points=num_points, bn=bn, progress=progress)
 
     return AlignedLines(measured(given), measured(targets), tuple(several))
 

@@ -14,7 +14,7 @@ import typer
 from isthmus.alignment import Alignment, Matching, Renumbering, align_many
 from isthmus.alignment import align as aligned
 from isthmus.alignment.matching import Matched, MatchingTask
-from isthmus.analysis.aligned_lines import AlignedLines, Lines, aligned_lines
+from isthmus.analysis.aligned_lines import AlignedLines, StraightLines, aligned_lines
 from isthmus.analysis.ensemble import average_of
 from isthmus.cli.common import Opened, matching_of, opened, stored_in
 from isthmus.cli.console import number, progress_bar, show_table
@@ -185,7 +185,7 @@ def _show(names: Sequence[str], several: Sequence[Alignment], lines: AlignedLine
     show_table(("average", *lines.after.scores), [(n, *one.scores.values()) for n, one in _both(lines)])
 
 
-def _both(lines: AlignedLines) -> list[tuple[str, Lines]]:
+def _both(lines: AlignedLines) -> list[tuple[str, StraightLines]]:
     return [("as given", lines.before), ("aligned", lines.after)]
 
 

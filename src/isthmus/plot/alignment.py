@@ -25,7 +25,7 @@ _MOST = 24
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class LossCurve:
     """The loss along one line, on one data set."""
 
     t: Floats
@@ -42,8 +42,8 @@ class StoredAlignment:
     names: Sequence[str]
     moved: Sequence[Mapping[str, float]]
     traces: Sequence[tuple[str, Floats]]
-    before: Mapping[str, Sequence[Curve]]
-    after: Mapping[str, Sequence[Curve]]
+    before: Mapping[str, Sequence[LossCurve]]
+    after: Mapping[str, Sequence[LossCurve]]
     document: Mapping[str, Any]
 
     @classmethod
@@ -102,15 +102,15 @@ def _label(start: str, name: str, count: int) -> str:
     return start if count == 1 or start == "together" else f"{start}, {name}"
 
 
-def _curves(lines: Mapping[str, Any] | None) -> dict[str, list[Curve]]:
+def _curves(lines: Mapping[str, Any] | None) -> dict[str, list[LossCurve]]:
     """By data set; None, which stands for NaN in a file, is a gap."""
     if lines is None:
         return {}
-    found: dict[str, list[Curve]] = {}
+    found: dict[str, list[LossCurve]] = {}
     for row in lines["lines"]:
         for part, values in (("training set", row), ("test set", row["test"])):
             if values is not None:
-                curve = Curve(np.array(row["t"], float), np.array(values["loss"], float))
+                curve = LossCurve(np.array(row["t"], float), np.array(values["loss"], float))
                 found.setdefault(part, []).append(curve)
     return found
 
