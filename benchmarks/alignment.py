@@ -104,7 +104,7 @@ def draw(objective: im.Objective, test: im.Objective, ends: Sequence[im.Params],
     from isthmus.plot.alignment import StoredAlignment, alignment_figure
     from isthmus.plot.figures import save_figure
 
-    found = im.align(objective, *ends, im.WeightMatching("activations"))
+    found = im.align(objective, ends[0], ends[1], im.WeightMatching("activations"))
     lines = im.aligned_lines(objective, ends, found, test=test)
     print(f"  {lines!r}: {save_figure(alignment_figure(StoredAlignment.of(lines.to_dict())), file)}")
 

@@ -184,12 +184,14 @@ def draw_moved(found: StoredAlignment, ax: Axes) -> None:
 
 def draw_traces(found: StoredAlignment, ax: Axes) -> None:
     """The inner product of the weights after each sweep of each search; one that did not search is a point."""
+    from matplotlib.ticker import MaxNLocator
+
     for colour, (name, values) in zip(_colours(found.traces), found.traces, strict=True):
         ax.plot(range(len(values)), values, "o-", ms=3.5, lw=1.6, color=colour, label=legend_text(name))
     ax.set_xlabel("sweep over the layers")
     ax.set_ylabel("inner product of the weights")
     ax.set_title("the search")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if found.traces:
         ax.legend(fontsize=8, loc="lower right")
 
