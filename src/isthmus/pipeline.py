@@ -236,6 +236,7 @@ def summary(
         "normalized_length": connection.path.normalized_length,
         "labels": list(connection.stats.get("segments", [])),
         "notes": list(connection.stats.get("notes", [])),
+        "alignment": connection.stats.get("alignment"),
         "dtype": connection.stats.get("objective", {}).get("dtype"),
         "objective": connection.stats.get("objective"),
         "version": __version__,

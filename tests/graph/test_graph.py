@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import fcluster
 
 import isthmus as im
 from isthmus.graph import Edge, Minimum
-from isthmus.graph.cells import EdgeCell
+from isthmus.graph.cells import AlignmentCell, EdgeCell
 from isthmus.params import equal
 from isthmus.sweep import Local
 from tests.graph.test_tree import random_graph
@@ -225,6 +225,30 @@ def test_without_a_folder_and_without_a_method():
     assert equal(graph.path(0, 2).end, nets["c"])
 
 
+def test_networks_are_brought_into_one_numbering_first(tmp_path, monkeypatch):
+    """Three of them are permutations of one another: aligned they are one, and edges that meet continue each other."""
+    objective, nets, _ = networks(4)
+    given = {"folder": tmp_path / "own", "align": im.WeightMatching(), "num_points": 5}
+    graph = im.minima_graph(objective, nets, **given)
+    plain = im.minima_graph(objective, nets, num_points=5)
+    assert plain.saddle("a", "c") > 1.1 * plain.floor("a", "c")
+    assert graph.saddle("a", "c") == pytest.approx(graph.floor("a", "c"), rel=1e-12)
+    assert graph.floor("poor", "c") == pytest.approx(plain.floor("poor", "c"), rel=1e-12)
+    path = graph.path("poor", "b")
+    assert im.profile(objective, path, 5).max <= graph.saddle("poor", "b") * (1 + 1e-12)
+    assert equal(path.end, nets["a"])
+    torch.testing.assert_close(objective.outputs(path.start), objective.outputs(nets["poor"]), rtol=1e-12, atol=1e-12)
+
+    copy = im.load_graph(graph.save(tmp_path / "copy"))
+    assert copy.to_dict() == json.loads(json.dumps(graph.to_dict()))
+    assert copy.aligned["matching"]["name"] == "WeightMatching"
+    for i, params in enumerate(nets.values()):
+        how = im.load_alignment(copy.folder / copy.aligned["folder"] / f"{i}.alignment.safetensors", objective)
+        assert i == 3 or equal(how.apply(params), nets["a"])
+    monkeypatch.setattr(AlignmentCell, "run", None)  # what was found is not looked for again
+    assert im.minima_graph(objective, nets, **given).to_dict() == graph.to_dict()
+
+
 def test_files_are_named_by_theirs(tmp_path):
     objective, nets, _ = networks(2)
     for name, params in nets.items():
@@ -243,6 +267,7 @@ def test_files_are_named_by_theirs(tmp_path):
         ({"tol": "a"}, "tol: expected a number"),
         ({"tolerance": 1.0}, "options: expected some of tol"),
         ({"num_points": 1}, "num_points"),
+        ({"align": "weights"}, "align: expected a Matching"),
         ({"method": im.Bezier}, "method"),
     ],
 )

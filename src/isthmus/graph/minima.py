@@ -74,7 +74,9 @@ class MinimaGraph:
 
     `edges`: in the order in which they were tried. `tol`: how much lower an untried pair must be able to be to be worth
     a try. `method`, `seed`: of the paths; `objective`: what they are measured on, in words; `source`: itself, until it
-    is saved. Networks are named by name or number. `folder` holds the paths.
+    is saved. Networks are named by name or number. `folder` holds the paths. `aligned`: the matching that brought the
+    networks into one numbering, and the folder of the alignments in that of the graph, one file for each network in
+    order (``load_alignment``); else empty.
     """
 
     minima: tuple[Minimum, ...]
@@ -85,6 +87,7 @@ class MinimaGraph:
     method: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     objective: Mapping[str, Any] = field(default_factory=dict)
+    aligned: Mapping[str, Any] = field(default_factory=dict)
     held: object = field(default=None, repr=False)
     source: Objective | None = field(default=None, repr=False)
 
@@ -238,7 +241,7 @@ class MinimaGraph:
             "minima": [asdict(m) for m in self.minima],
             "edges": [asdict(e) for e in self.edges],
             "goal": self.goal, "tol": self.tol, "method": dict(self.method), "seed": self.seed,
-            "objective": dict(self.objective), "tree": [list(e.pair) for e in self.tree],
+            "objective": dict(self.objective), "aligned": dict(self.aligned), "tree": [list(e.pair) for e in self.tree],
             "saddles": self.saddles.tolist(), "bottleneck": self.bottleneck,
             "complete": self.complete, "stop": self.stop,
         }  # fmt: skip

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import isfinite, isnan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict, Unpack, get_type_hints
 
+from isthmus.alignment import Matching
 from isthmus.checks import check_choices, check_whole
 from isthmus.connectors import Connector, Linear
 from isthmus.connectors.base import describe
 from isthmus.errors import InputError, IsthmusError
-from isthmus.graph.cells import Material, MinimumCell, edge_cells
+from isthmus.graph.cells import AlignmentCell, Material, MinimumCell, edge_cells
 from isthmus.graph.minima import Edge, MinimaGraph, Minimum
 from isthmus.graph.stored import write_graph
 from isthmus.graph.tree import Pair, floor_of, suggestions
@@ -29,11 +30,12 @@ from isthmus.training.progress import Progress, no_progress
 
 
 class GraphOptions(TypedDict, total=False):
-    """What ``minima_graph`` takes besides. `num_points`: measured per segment; `tol`, `progress`: see there."""
+    """What ``minima_graph`` takes besides. `num_points`: measured per segment; the others: see there."""
 
     tol: float
     num_points: int
     progress: Progress
+    align: Matching | None
 
 
 def minima_graph(
@@ -56,6 +58,10 @@ def minima_graph(
     `tol` (.01) of it; when there is none, no untried pair can lower the tree by more than that, and the graph is
     complete (Draxler et al. 2018 try pairs in a similar order, without floors and without an end). ``goal="all"`` tries
     all pairs.
+
+    ``align=im.ActivationMatching()`` (or another matching that renumbers) first brings all networks into the numbering
+    of the first, by ``align_many``: the nodes are the renumbered networks, which compute what they did, and any two
+    paths that meet in one continue each other.
 
     `folder` keeps what is found (default: as long as the graph lives): each pair is a job of its own, whose key is
     that of the networks, the data, the method and the seed. A call that was killed goes on with the same call, to the
@@ -160,6 +166,8 @@ class _Search:
     tol: float = 0.01
     num_points: int = 61
     progress: Progress = no_progress
+    align: Matching | None = None
+    aligned: str = ""
     edges: list[Edge] = field(default_factory=list)
     tried: dict[Pair, Edge] = field(default_factory=dict)
 
@@ -171,6 +179,8 @@ class _Search:
 
     def run(self, held: object) -> MinimaGraph:
         """Rounds until no pair is suggested; graph.json is there after each."""
+        if self.align is not None:
+            self._align(self.align)
         minima = self._measured()
         losses = [m.loss for m in minima]
         while True:
@@ -182,6 +192,18 @@ class _Search:
             if any(pair not in self.tried for pair in pairs):
                 self._join(pairs, losses)
             self.edges += [self.tried[pair] for pair in pairs]
+
+    def _align(self, matching: Matching) -> None:
+        """Go on with the networks in one numbering."""
+        self.progress("aligning the networks", 0, 1)
+        cell = AlignmentCell(self.material.digest(), tuple(self.digests), matching, self.seed)
+        (stored,) = self._done([cell], ["aligning"], no_progress)
+        found = zip(cell.found(stored, self.material), self.digests, strict=True)
+        networks = [how.apply(self.material.params[name]) for how, name in found]
+        self.digests = [digest(p) for p in networks]
+        self.material = replace(self.material, params=dict(zip(self.digests, networks, strict=True)))
+        self.aligned = f"{cell.group}/{stored.key}"
+        self.progress("aligning the networks", 1, 1)
 
     def _next(self, losses: list[float]) -> list[Pair]:
         weights = {e.pair: e.max for e in self.edges}
@@ -243,6 +265,8 @@ class _Search:
 
     def _graph(self, minima: list[Minimum], held: object) -> MinimaGraph:
         about = {"method": describe(self.method), "objective": self.material.objective.describe()}
+        if self.align is not None:
+            about["aligned"] = {"matching": describe(self.align), "folder": self.aligned}
         return MinimaGraph(
             tuple(minima),
             tuple(self.edges),
