@@ -54,7 +54,7 @@ def perceptron(hidden: int = 5, width: int = 500, inputs: int = 784) -> nn.Seque
     return nn.Sequential(*parts[:-1]).eval()
 
 
-def trained(module: nn.Module, x: Tensor, y: Tensor, seed: int, epochs: int = 3) -> im.Params:
+def trained(module: nn.Module, x: Tensor, y: Tensor, seed: int, epochs: int = 3, batch: int = 250) -> im.Params:
     """A few epochs of Adam from a fresh start."""
     torch.manual_seed(seed)
     for part in module.modules():
@@ -62,7 +62,7 @@ def trained(module: nn.Module, x: Tensor, y: Tensor, seed: int, epochs: int = 3)
             part.reset_parameters()
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
     for _ in range(epochs):
-        for index in torch.randperm(len(y)).split(250):
+        for index in torch.randperm(len(y)).split(batch):
             optimizer.zero_grad()
             F.cross_entropy(module(x[index]), y[index]).backward()
             optimizer.step()

@@ -8,6 +8,7 @@ LSTM over rows, a U-Net with GroupNorm that takes noise away, and a network on t
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -31,10 +32,10 @@ class Block(nn.Module):
 
 
 class ResNet8(nn.Sequential):
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 16, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
         w = width
         super().__init__(
-            nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, w, 3, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU(),
+            nn.Unflatten(1, shape), nn.Conv2d(shape[0], w, 3, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU(),
             Block(w, w), nn.AvgPool2d(2), Block(w, 2 * w), nn.AvgPool2d(2), Block(2 * w, 4 * w),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * w, 10),
         )  # fmt: skip
@@ -123,7 +124,7 @@ def task(name: str) -> tuple[Tensor, Tensor, str]:
     return x + 0.5 * x.std() * noise, x, "mse"
 
 
-def trained(make: type[nn.Module], x: Tensor, y: Tensor, seed: int, epochs: int) -> nn.Module:
+def trained(make: Callable[[], nn.Module], x: Tensor, y: Tensor, seed: int, epochs: int) -> nn.Module:
     torch.manual_seed(seed)
     module, steps = make(), epochs * (len(x) // 64)
     optimizer = torch.optim.Adam(module.parameters(), 3e-3)

@@ -12,6 +12,9 @@ from isthmus.alignment import RotationMatching as RotationMatching
 from isthmus.alignment import WeightMatching as WeightMatching
 from isthmus.alignment import align as align
 from isthmus.alignment import align_many as align_many
+from isthmus.analysis.aligned_lines import AlignedLines as AlignedLines
+from isthmus.analysis.aligned_lines import StraightLines as StraightLines
+from isthmus.analysis.aligned_lines import aligned_lines as aligned_lines
 from isthmus.analysis.descend import descend as descend
 from isthmus.analysis.ensemble import Ensemble as Ensemble
 from isthmus.analysis.ensemble import EnsembleRow as EnsembleRow

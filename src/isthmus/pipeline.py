@@ -229,13 +229,14 @@ def summary(
         "outcome": {
             "name": connection.outcome.name,
             "ok": connection.outcome.ok,
-            "message": str(connection.outcome),
+            "message": connection.message,
         },
         "segments": len(connection.path),
         "length": connection.path.length,
         "normalized_length": connection.path.normalized_length,
         "labels": list(connection.stats.get("segments", [])),
         "notes": list(connection.stats.get("notes", [])),
+        "alignment": connection.stats.get("alignment"),
         "dtype": connection.stats.get("objective", {}).get("dtype"),
         "objective": connection.stats.get("objective"),
         "version": __version__,
@@ -317,7 +318,7 @@ def about_another(objective: Objective, path: FilePath, certificate: object) -> 
     return found
 
 
-_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error")
+_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error", "functions")
 """The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
 
 LABELLED = ("ignore_index", "class_axis")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -257,6 +258,53 @@ def test_several_networks_in_one_numbering():
     # from 1 to 2 by way of 0, and back
     way = found[1].then(found[2].inverse())
     assert equal(way.then(way.inverse()).apply(models[1]), models[1])
+
+
+def test_lines_before_and_after_and_the_mean():
+    """Against the definitions, with statistics of BatchNorm computed again for the mean."""
+    module = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)).double().eval()
+    objective, test = (im.Objective(module, data=blobs(n, (5,), 4)) for n in (24, 16))
+    models = [random_params(module, seed) for seed in range(3)]
+    found = im.align_many(objective, models)
+    lines = im.aligned_lines(objective, models, found, test=test, num_points=5)
+    for networks, got in ((models, lines.before), ([one.target for one in found], lines.after)):
+        for (i, j), measured in got.profiles.items():
+            wanted = im.profile(objective, im.Path.through([networks[i], networks[j]]), 5, test=test)
+            assert measured.loss.tolist() == wanted.loss.tolist()
+            assert measured.test is not None
+            assert wanted.test is not None
+            assert measured.test.error.tolist() == wanted.test.error.tolist()
+        assert got.max == max(p.excess for p in got.profiles.values()) >= got.mean
+        again = im.ensemble(objective, networks)
+        assert equal(got.average, again.average)
+        assert got.scores["loss"] == pytest.approx(again["weight average"].train.loss, rel=1e-9)
+        assert got.scores["test_error"] == test.measure(again.average)[1]
+    assert not equal(lines.before.average, lines.after.average)
+    assert len(repr(lines)) < 200
+    assert lines.to_dict()["after"]["lines"][2]["b"] == 2
+    alone = im.aligned_lines(objective, models[:2], found[1], num_points=5)
+    assert alone.after.excesses == lines.after.excesses[:1]
+    for wrong in (found, found[0:1], ()):
+        with pytest.raises(im.InputError, match="found: expected what align gave for two models"):
+            im.aligned_lines(objective, models[:2], wrong)
+
+
+def test_pictures_show_the_lines_the_units_and_the_search():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    problem = permuted()
+    found = im.align(problem.objective, problem.a, problem.b, im.WeightMatching("identity"))
+    lines = im.aligned_lines(problem.objective, [problem.a, problem.b], found, test=problem.objective, num_points=5)
+    drawn, units, search = np.ravel(np.array(lines.plot()))
+    heights = {round(float(y), 9) for one in drawn.get_lines() for y in one.get_ydata()}
+    assert {round(float(v), 9) for one in (lines.before, lines.after) for v in one.profiles[0, 1].loss} == heights
+    assert [one.get_linestyle() for one in drawn.get_lines()] == ["--", "-", "--", "-"]
+    assert [bar.get_height() for bar in units.patches] == pytest.approx([100 * v for v in found.moved.values()])
+    assert search.get_lines()[0].get_ydata().tolist() == list(found.runs[0].trace)
+    alone = pyplot.subplots()[1]
+    assert found.plot(alone) is alone
+    assert np.array(found.plot()).shape == (2,)
+    pyplot.close("all")
 
 
 def test_planted_orders_of_several_networks_are_found():

@@ -187,6 +187,8 @@ def test_the_rows_are_the_ends_the_members_the_averages_and_the_others(tmp_path)
     passes = {row.name: row.passes for row in found.rows}
     assert (passes["a"], passes["a and b"], passes["probability average, 3 networks"]) == (1, 2, 3)
     assert passes["5 independent networks"] == 5
+    classes = [p.objective.outputs(v).argmax(1) for v in (p.a, p.b)]
+    assert found["b"].train.disagreement == pytest.approx(float((classes[0] != classes[1]).double().mean())) != 0
     assert found["t = 0.5"].seconds == found["weight average"].seconds == connection.seconds
     three = im.ensemble(p.objective, others[:3])["probability average"].train
     assert found["3 independent networks"].train == pytest.approx(three)
@@ -258,7 +260,14 @@ def test_networks_are_kept_at_the_minima_of_the_rate(monkeypatch):
     real = fge._Cycles.rate
     monkeypatch.setattr(fge._Cycles, "rate", lambda self, step: seen.append(real(self, step)) or seen[-1])
     monkeypatch.setattr(fge, "_BATCH", 4)
-    found = im.fast_geometric_ensemble(p.objective, p.a, cycles=3, epochs=2, lr_max=0.05, lr_min=0.001, seed=1)
+    told, fit, recipes = [], fge.fit, []
+    monkeypatch.setattr(fge, "fit", lambda *args, **kw: recipes.append(args[4]) or fit(*args, **kw))
+    found = im.fast_geometric_ensemble(
+        p.objective, p.a, cycles=3, epochs=2, lr_max=0.05, lr_min=0.001, seed=1,
+        progress=lambda what, done, total: told.append(done),
+    )  # fmt: skip
+    assert told[:3] == [6, 18, 30]
+    assert (recipes[0].optimizer, recipes[0].momentum, recipes[0].batch) == ("sgd", 0.9, 4)
     rates = seen[: len(seen) // 2]  # once for the record, once for the steps
     assert len(rates) == 5 * 6
     assert rates[0] == 0.05

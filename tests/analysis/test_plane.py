@@ -13,6 +13,7 @@ from torch import nn
 import isthmus as im
 from isthmus.errors import FileError
 from isthmus.evaluate.batchnorm import refresh, statistics
+from isthmus.objective.drawn import on_some
 from isthmus.params import distance, dot, equal, lerp
 from isthmus.paths import Curve, Path
 from isthmus.plot.surface import Surface, surface_figure
@@ -109,7 +110,9 @@ def test_screened_cells_are_named_and_the_others_are_exact():
     found = im.plane(
         p.objective, p.a, p.b, third(p), path, points=9, test=p.objective.part(slice(4, 20)), screen=6
     )  # fmt: skip
-    few = im.plane(p.objective.subset(6), p.a, p.b, third(p), path, points=9, test=p.objective.part(slice(4, 10)))
+    few = im.plane(
+        on_some(p.objective, 6), p.a, p.b, third(p), path, points=9, test=on_some(p.objective.part(slice(4, 20)), 6)
+    )
     exact = found.exact
     assert 9 < int(exact.sum()) < 81
     for name in ("train", "test"):
@@ -123,6 +126,23 @@ def test_screened_cells_are_named_and_the_others_are_exact():
         assert exact[near].all()
     i, j = divmod(int(few.loss.argmin()), 9)
     assert exact[max(0, i - 1) : i + 2, max(0, j - 1) : j + 2].all()
+
+
+def test_screening_sees_examples_of_all_classes():
+    """Sorted ones too, of which the first are of one class."""
+    p = two_layers()
+    x, y = p.objective.data
+    assert isinstance(x, torch.Tensor)
+    order = y.argsort(stable=True)
+    ordered = p.objective.on((x[order], y[order]))
+    count = int((y == 0).sum())
+    assert len(on_some(ordered, count).data[1].unique()) > 1
+    found, first = (
+        im.plane(o, p.a, p.b, third(p), points=9, screen=s)
+        for o, s in ((ordered, count), (ordered.subset(count), None))
+    )
+    rough = ~found.exact
+    assert not torch.isclose(found.loss[rough], first.loss[rough]).any()
 
 
 @pytest.mark.parametrize("screen", [None, 6])
@@ -159,6 +179,17 @@ def test_statistics_are_no_coordinates_unless_they_are_interpolated():
     assert im.plane(p.objective, p.a, p.b, c, points=2, bn="keep", screen=4).screen == 4
     moving = replace(im.Path.through([p.a, p.b]), bn="interpolate")
     assert im.plane(p.objective, p.a, p.b, c, moving, points=2, margin=0.0).bn == "interpolate"
+
+
+def test_statistics_are_those_of_the_training_data():
+    p = normalised()
+    test = p.objective.part(slice(0, 9))
+    found = im.plane(p.objective, p.a, p.b, third(p), points=7, margin=1.0, test=test, screen=12)
+    assert found.test is not None
+    assert float(found.test.corner_loss[1]) == test.loss(refresh(p.objective, p.b))
+    i, j = (~found.exact).nonzero()[0].tolist()
+    point = refresh(on_some(p.objective, 12), found.frame.at(float(found.x[j]), float(found.y[i])))
+    assert float(found.test.loss[i, j]) == pytest.approx(on_some(test, 12).loss(point), rel=1e-12)
 
 
 # -- what is drawn of it

@@ -50,8 +50,10 @@ def test_a_graph_from_files_with_its_page(files, tmp_path, capsys):
 def test_all_pairs_and_what_is_refused(files, tmp_path, capsys):
     command = ["graph", *files, *SPEC, *QUICK, "--method", "Linear", "--out", str(tmp_path)]
     command = [v for v in command if v not in ("--option", "steps=6", "batch=8")]
-    assert run_app([*command, "--goal", "all"]) == 0
+    assert run_app([*command, "--goal", "all", "--align", "activations"]) == 0
     assert "all pairs were tried" in capsys.readouterr().out
+    assert im.load_graph(tmp_path).aligned["matching"]["name"] == "ActivationMatching"
+    assert "in one numbering by ActivationMatching" in (tmp_path / "report.html").read_text()
     assert run_app([*command, "--goal", "most"]) == 2
     assert "goal: expected 'tree' or 'all'" in capsys.readouterr().err
     assert run_app(["graph", files[0], *SPEC, "-q", "--out", str(tmp_path)]) == 2

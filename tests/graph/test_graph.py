@@ -1,10 +1,11 @@
-"""Graphs of minima: the arithmetic against brute force, what is tried and when it stops, files, paths, resuming."""
+"""Graphs of minima: what is tried and when it stops, files, paths, resuming."""
 
 from __future__ import annotations
 
 import json
 import pickle
-from itertools import combinations, pairwise
+from dataclasses import dataclass, field, replace
+from itertools import combinations, permutations
 from math import inf
 
 import numpy as np
@@ -14,87 +15,12 @@ from scipy.cluster.hierarchy import fcluster
 
 import isthmus as im
 from isthmus.graph import Edge, Minimum
-from isthmus.graph.cells import EdgeCell
-from isthmus.graph.tree import floor_of, route, saddle_matrix, spanning_tree, suggestions
+from isthmus.graph.cells import AlignmentCell, EdgeCell
 from isthmus.params import equal
 from isthmus.sweep import Local
+from tests.graph.test_tree import random_graph
 from tests.mortal import Killed
 from tests.problems import blobs, permuted, random_params
-
-# -- arithmetic
-
-
-def random_graph(n, seed):
-    """Losses and the weights of all pairs, none below its floor; some of them equal."""
-    rng = np.random.default_rng(seed)
-    losses = rng.integers(0, 5, n) / 10
-    weights = {p: max(losses[list(p)].max(), rng.integers(0, 12) / 10) for p in combinations(range(n), 2)}
-    return losses.tolist(), weights
-
-
-def brute(losses, weights):
-    """The smallest largest weight over all walks, by relaxation until nothing changes."""
-    n = len(losses)
-    best = np.full((n, n), inf)
-    for (i, j), w in weights.items():
-        best[i, j] = best[j, i] = w
-    for _ in range(n):
-        for i, j, k in np.ndindex(n, n, n):
-            if i != j:
-                best[i, j] = min(best[i, j], max(best[i, k], best[k, j]))
-    best[np.diag_indices(n)] = losses
-    return best
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_the_tree_is_the_minimax_over_all_ways_and_an_ultrametric(seed):
-    n = 3 + seed % 4
-    losses, weights = random_graph(n, seed)
-    saddles = saddle_matrix(losses, weights)
-    assert np.array_equal(saddles, brute(losses, weights))
-    tree = spanning_tree(n, weights)
-    assert len(tree) == n - 1
-    for i, j in combinations(range(n), 2):
-        steps = route(tree, i, j)
-        assert steps[0][0] == i
-        assert steps[-1][1] == j
-        assert all(p[1] == q[0] for p, q in pairwise(steps))
-        assert max(weights[min(p), max(p)] for p in steps) == saddles[i, j] >= floor_of(losses, (i, j))
-        assert all(saddles[i, j] <= max(saddles[i, k], saddles[k, j]) for k in range(n) if k not in (i, j))
-
-
-@pytest.mark.parametrize("tol", [0.0, 0.1])
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("count", [1, 3])
-def test_suggestions_stop_with_the_lowest_tree_and_a_proof(seed, tol, count):
-    n = 3 + seed % 4
-    losses, weights = random_graph(n, seed)
-    tried, rounds = {}, 0
-    while pairs := suggestions(losses, tried, tol, count):
-        assert len(pairs) <= (n - 1 if rounds == 0 else count)
-        assert not set(pairs) & set(tried)
-        tried |= {p: weights[p] for p in pairs}
-        rounds += 1
-    found, wanted = saddle_matrix(losses, tried), saddle_matrix(losses, weights)
-    assert np.all(found <= (1 + tol) * wanted + 1e-12)
-    # the proof: were all the others as low as they could be, the tree would be no lower
-    ideal = tried | {p: (1 + tol) * floor_of(losses, p) for p in weights if p not in tried}
-    assert np.array_equal(saddle_matrix(losses, ideal), found)
-
-
-def test_one_pair_less_would_prove_nothing():
-    """A pair whose floor is below the tree is suggested, one whose floor is not is left out."""
-    losses = [0.0, 0.1, 0.2, 0.5]
-    star = {(0, 1): 0.3, (0, 2): 0.3, (0, 3): 0.5}
-    assert suggestions(losses, star, 0.01) == [(1, 2)]
-    assert suggestions(losses, star | {(1, 2): 0.4}, 0.01) == []
-    assert suggestions(losses, star | {(1, 2): 0.4, (0, 3): inf}, 0.01) == [(1, 3)]
-    assert suggestions(losses, {(0, 1): 0.3}, 0.01) == [(0, 2), (0, 3)]
-    nearly = {(0, 1): 0.1, (0, 2): 0.201}  # (1, 2) could be lower by half a percent
-    assert [suggestions([0.0, 0.1, 0.2], nearly, tol) for tol in (0.01, 0.0)] == [[], [(1, 2)]]
-
-
-# -- graphs
 
 
 def networks(n=5):
@@ -228,17 +154,52 @@ def test_killed_and_started_again_it_is_the_same_bytes(made, tmp_path, monkeypat
     assert all(whole[name] == held for name, held in contents(tmp_path).items())
 
 
-def test_more_at_once_gives_a_tree_as_low(made, tmp_path):
-    class Wide(Local):
-        @property
-        def at_once(self):
-            return 3
+@dataclass(frozen=True)
+class Wide(Local):
+    """Keeps how many pairs it was given at a time."""
 
-    objective, nets, test, folder, graph, _ = made
-    wide = im.minima_graph(objective, nets, CURVE, folder=folder, test=test, num_points=9, workers=Wide())
-    assert wide.complete
-    assert len(wide.edges) >= len(graph.edges)
-    assert wide.bottleneck <= 1.01 * graph.bottleneck
+    count: int = 1
+    rounds: list[int] = field(default_factory=list)
+
+    @property
+    def at_once(self):
+        return self.count
+
+    def map(self, function, shared, items, after=None):
+        self.rounds.extend([len(items)] if items else [])
+        return Local.map(self, function, shared, items, after)
+
+
+def test_more_at_once_give_the_same_graph_in_fewer_rounds(tmp_path, monkeypatch):
+    """Heights from a table; a pair that is tried ahead and fails is none that was wanted."""
+    losses, weights = random_graph(6, 3)
+    module = torch.nn.Linear(1, 1, bias=False)
+    objective = im.Objective(module, "mse", (torch.ones(2, 1), torch.zeros(2, 1)))
+    nets = [{"weight": torch.full((1, 1), v**0.5 + 1e-4 * i)} for i, v in enumerate(losses)]
+    digests = [im.storage.digest(p) for p in nets]
+    failing: set[tuple[int, int]] = set()
+
+    def run(self, job):
+        pair = digests.index(self.a), digests.index(self.b)
+        if pair in failing:
+            raise im.InputError("pair", expected="one that is wanted", got=str(pair))
+        for name in ("path.safetensors", "profile.json", "profile.csv"):
+            (job.folder / name).write_text("")
+        rest = dict.fromkeys(("error", "test_loss", "test_error", "gradient_steps"))
+        return {"max": weights[pair], "t": 0.5, "outcome": "CONSTRUCTED", "moved": False, "length": 1.0, **rest}
+
+    monkeypatch.setattr(EdgeCell, "run", run)
+    graphs, rounds = [], []
+    for count in (1, 2, 9):
+        engine = Wide(count)
+        graph = im.minima_graph(objective, nets, folder=tmp_path / str(count), workers=engine)
+        assert all(e.max >= graph.floor(*e.pair) for e in graph.edges)
+        graphs.append(graph.to_dict())
+        rounds.append(len(engine.rounds))
+        failing |= weights.keys() - {(e["a"], e["b"]) for e in graphs[0]["edges"]}
+    assert graphs[0] == graphs[1] == graphs[2]
+    assert rounds[0] - 2 == len(graphs[0]["edges"]) - 5 >= 4  # the networks, the first five pairs, and one by one
+    assert rounds[2] < rounds[1] < rounds[0]
 
 
 def test_jobs_travel_to_other_processes(made, tmp_path):
@@ -264,6 +225,30 @@ def test_without_a_folder_and_without_a_method():
     assert equal(graph.path(0, 2).end, nets["c"])
 
 
+def test_networks_are_brought_into_one_numbering_first(tmp_path, monkeypatch):
+    """Three of them are permutations of one another: aligned they are one, and edges that meet continue each other."""
+    objective, nets, _ = networks(4)
+    given = {"folder": tmp_path / "own", "align": im.WeightMatching(), "num_points": 5}
+    graph = im.minima_graph(objective, nets, **given)
+    plain = im.minima_graph(objective, nets, num_points=5)
+    assert plain.saddle("a", "c") > 1.1 * plain.floor("a", "c")
+    assert graph.saddle("a", "c") == pytest.approx(graph.floor("a", "c"), rel=1e-12)
+    assert graph.floor("poor", "c") == pytest.approx(plain.floor("poor", "c"), rel=1e-12)
+    path = graph.path("poor", "b")
+    assert im.profile(objective, path, 5).max <= graph.saddle("poor", "b") * (1 + 1e-12)
+    assert equal(path.end, nets["a"])
+    torch.testing.assert_close(objective.outputs(path.start), objective.outputs(nets["poor"]), rtol=1e-12, atol=1e-12)
+
+    copy = im.load_graph(graph.save(tmp_path / "copy"))
+    assert copy.to_dict() == json.loads(json.dumps(graph.to_dict()))
+    assert copy.aligned["matching"]["name"] == "WeightMatching"
+    for i, params in enumerate(nets.values()):
+        how = im.load_alignment(copy.folder / copy.aligned["folder"] / f"{i}.alignment.safetensors", objective)
+        assert i == 3 or equal(how.apply(params), nets["a"])
+    monkeypatch.setattr(AlignmentCell, "run", None)  # what was found is not looked for again
+    assert im.minima_graph(objective, nets, **given).to_dict() == graph.to_dict()
+
+
 def test_files_are_named_by_theirs(tmp_path):
     objective, nets, _ = networks(2)
     for name, params in nets.items():
@@ -282,6 +267,7 @@ def test_files_are_named_by_theirs(tmp_path):
         ({"tol": "a"}, "tol: expected a number"),
         ({"tolerance": 1.0}, "options: expected some of tol"),
         ({"num_points": 1}, "num_points"),
+        ({"align": "weights"}, "align: expected a Matching"),
         ({"method": im.Bezier}, "method"),
     ],
 )
@@ -315,17 +301,61 @@ def test_statistics_are_under_the_policy_of_the_paths():
     measured = im.profile(objective, im.connect(objective, nets[0], nets[1]), 5)
     assert [m.loss for m in graph.minima] == pytest.approx([float(measured.loss[0]), float(measured.loss[-1])])
     assert graph.bottleneck == measured.max
+    own = im.minima_graph(objective, nets, replace(CURVE, bn="interpolate"), num_points=2)
+    assert [m.loss for m in own.minima] == pytest.approx([objective.loss(p) for p in nets])
+    assert own.minima[0].loss != pytest.approx(graph.minima[0].loss)
 
 
-def test_a_path_that_ends_at_a_permutation_is_not_continued(made):
-    *_, graph, _ = made
-    chain = [Edge(0, 1, 1.0, 0.5, 0, None, None, "CONSTRUCTED", True, 1.0, None, "x"),
-             Edge(1, 2, 1.0, 0.5, 0, None, None, "CONSTRUCTED", False, 1.0, None, "x")]  # fmt: skip
-    minima = tuple(Minimum(name, 0.0, 0.0) for name in "abc")
-    broken = im.MinimaGraph(minima, tuple(chain), graph.folder)
-    for ends in (("a", "c"), ("c", "a")):
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    """Joined with their units renumbered, and those of these paths that make a chain."""
+    objective, nets, _ = networks(4)
+    folder = tmp_path_factory.mktemp("aligned")
+    graph = im.minima_graph(objective, nets, im.Aligned(), folder=folder, num_points=9, goal="all")
+    chain = tuple(e for e in graph.edges if e.b == e.a + 1)
+    return objective, nets, folder, replace(graph, edges=chain)
+
+
+def test_a_way_goes_on_from_renumbered_networks(aligned):
+    objective, nets, folder, graph = aligned
+    assert sum(e.moved for e in graph.tree) >= 2
+    assert all(e.aligned for e in graph.edges if e.moved)
+    lengths = set()
+    for i, j in permutations(nets, 2):
+        way = graph.way(i, j)
+        lengths.add(len(way.path))
+        assert equal(way.path.start, nets[i])
+        assert equal(way.path.end, way.target)
+        how = im.Renumbering.of(objective, way.tensors) if way.tensors else None
+        assert equal(way.target, nets[j] if how is None else how.apply(nets[j]))
+        assert torch.allclose(objective.outputs(way.target), objective.outputs(nets[j]), rtol=1e-12)
+        assert im.profile(objective, way, 9).max <= graph.saddle(i, j) * (1 + 1e-9)
+        assert len(way.labels) == len(way.path)
+    assert lengths == {1, 2, 3}
+    read = im.load_graph(folder)
+    back = next(e for e in graph.tree if e.moved)
+    with pytest.raises(im.InputError, match="objective: expected the one that the graph was made with"):
+        read.path(back.b, back.a)
+    assert equal(read.path(back.b, back.a, objective).end, graph.path(back.b, back.a).end)
+
+
+def test_a_way_is_not_continued_from_an_unknown_numbering(made, tmp_path):
+    objective, nets, *_ = made
+    moved = objective.structure.permute(
+        nets["b"], {g.name: list(range(g.size))[::-1] for g in objective.structure.groups}
+    )
+    ends = {"ab": (nets["a"], moved), "bc": (nets["b"], nets["c"])}
+    for name, (a, b) in ends.items():
+        (tmp_path / name).mkdir()
+        found = replace(im.connect(objective, a, b), tensors={})
+        im.save(found, tmp_path / name / "path.safetensors")
+    row = (1.0, 0.5, 0, None, None, "CONSTRUCTED")
+    chain = Edge(0, 1, *row, True, 1.0, None, "ab"), Edge(1, 2, *row, False, 1.0, None, "bc")
+    broken = im.MinimaGraph(tuple(Minimum(name, 0.0, 0.0) for name in "abc"), chain, tmp_path)
+    for way in (("a", "c"), ("c", "a"), ("b", "a")):
         with pytest.raises(im.UnsupportedError, match="the path from a to b: it ends at a permutation of b"):
-            broken.path(*ends)
+            broken.path(*way)
+    assert equal(broken.path("a", "b").end, moved)
 
 
 def test_pictures(made):

@@ -64,6 +64,7 @@ def values(objective, modules, connection):
         im.plane(objective, a, modules[1], mlp(), points=2),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
         im.minima_graph(objective, modules), im.align(objective, *modules), im.align(objective, *modules).inverse(),
+        im.aligned_lines(objective, modules, im.align(objective, *modules), num_points=2),
         im.WeightMatching(), im.Given(), im.ActivationMatching(), im.RotationMatching(),
         *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
     ]  # fmt: skip
@@ -155,7 +156,7 @@ def test_pictures_stand_on_the_axes_that_are_given(values):
     figures = pytest.importorskip("matplotlib.figure")
     drawn = shows(values, "plot")
     names = {"Connection", "Profile", "Certificate", "DropoutStability", "PatternStability", "NoiseStability"}
-    names |= {"MinimaGraph"}
+    names |= {"MinimaGraph", "Alignment", "AlignedLines"}
     names |= {"Ensemble", "Plane"}
     assert {type(v).__name__ for v in drawn} == names
     for value in drawn:
@@ -265,6 +266,8 @@ def calls(objective, modules, connection, folder):
         im.derive_structure: {"module": modules[0], "args": (torch.zeros(2, 4),)},
         im.align: {"objective": objective, "a": a, "b": b},
         im.align_many: {"objective": objective, "models": [a, b]},
+        im.aligned_lines: {"objective": objective, "models": [a, b], "found": im.align(objective, a, b)},
+        im.StraightLines.between: {"objective": objective, "models": [a, b]},
         im.save_alignment: {"alignment": im.align(objective, a, b), "path": folder / "alignment"},
         im.load_alignment: {"path": folder / "alignment", "objective": objective},
         im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},

@@ -51,6 +51,27 @@ def test_the_names_and_the_numbers_are_those_of_the_published_code(tmp_path):
     assert held["tr_err_int"].shape == ()
 
 
+@pytest.mark.parametrize(("own", "of_test"), [(1e-3, None), (None, 1e-2), (1e-3, 1e-2)])
+def test_each_data_set_has_a_penalty_of_its_own(tmp_path, own, of_test):
+    p = with_ridge()
+    x, y = p.objective.data
+    assert isinstance(x, torch.Tensor)
+    objective, test = (
+        im.Objective(p.objective.skeleton, data=(x[part], y[part]), penalty=None if k is None else im.Ridge(k))
+        for k, part in ((own, slice(None)), (of_test, slice(0, 7)))
+    )
+    path = Path.through([p.a, p.b])
+    profile = im.profile(objective, path, 3, test=test)
+    im.save_curve_npz(profile, tmp_path / "curve.npz", objective, path, test)
+    held = np.load(tmp_path / "curve.npz")
+    for part, data, kappa in (("tr", objective, own or 0), ("te", test, of_test or 0)):
+        nll = [float(data.losses(path.at(t)).mean()) for t in (0.0, 0.5, 1.0)]
+        assert held[f"{part}_nll"] == pytest.approx(nll, rel=1e-10)
+        assert held[f"{part}_loss"] == pytest.approx(nll + kappa * held["l2"], rel=1e-10)
+    with pytest.raises(im.InputError, match="test: expected None"):
+        im.save_curve_npz(im.profile(objective, path, 3), tmp_path / "a.npz", objective, path, test)
+
+
 def test_statistics_are_no_weights_and_what_was_not_measured_is_not_there(tmp_path):
     p = convolutional()
     connection = im.connect(p.objective, p.a, p.b)

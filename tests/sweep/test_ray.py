@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -186,3 +187,14 @@ def _die(shared, item):
 def test_bad_settings_are_refused(bad):
     with pytest.raises(im.InputError):
         Ray(**bad)
+
+
+@pytest.mark.parametrize(("wanted", "room"), [({}, 16), ({"gpus": 0.5}, 4), ({"cpus": 100}, 1), ({"cpus": 0}, 1)])
+def test_as_many_at_once_as_the_cluster_has_room_for(monkeypatch, wanted, room):
+    class Cluster:
+        def cluster_resources(self):
+            return {"CPU": 16.0, "GPU": 2.0}
+
+    monkeypatch.setattr(Ray, "_session", lambda self: nullcontext(Cluster()))
+    assert Ray(1, "auto", **wanted).at_once == room
+    assert Ray(3).at_once == 3

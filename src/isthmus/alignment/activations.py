@@ -63,7 +63,10 @@ class ActivationMatching(Matching):
             dead |= {name: (still[0], still[1])} if any(still) else {}
         rest = [g.name for g in structure.groups if g.name not in found]
         search.climb(_SWEEPS, lambda sweep: task.progress("matching units", sweep, _SWEEPS), rest)
-        run = MatchingRun("activations", search.similarity, search.sweeps, search.assignments, search.converged)
+        run = MatchingRun(
+            "activations", search.similarity, search.sweeps, search.assignments, search.converged,
+            trace=tuple(search.trace),
+        )  # fmt: skip
         return Matched(search.orders, (run,), dead)
 
     def _seen(self, task: MatchingTask, places: Mapping[str, Sequence[Tap]]) -> dict[str, list[_Seen]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,9 +21,13 @@ from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, cast, check_ends, distance, dot
-from isthmus.shown import line, table
+from isthmus.shown import draw, line, table
 from isthmus.structure import Structure
 from isthmus.training.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 _FEW = 256
 _PERMUTATION, _ROTATION, _NORM, _BEFORE = "permutation/", "rotation/", "norm/", "norm before/"
@@ -154,6 +158,12 @@ class Alignment(Renumbering):
             f"distance {before:.4g} -> {after:.4g}",
             f"function error {self.function_error:.1e}",
         )  # fmt: skip
+
+    def plot(self, ax: Any = None) -> Axes | NDArray[Any]:
+        """The share of units that moved in each layer, on `ax`; on two axes, as by default on new ones, also the
+        similarity in the course of the search. ``aligned_lines`` has the loss. Needs ``isthmus[plot]``.
+        """
+        return draw(self, ax)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the tensors, as plain values: similarity, distance, function_error, moved, rotated, notes, dead,

@@ -22,6 +22,8 @@ from isthmus.training.progress import Progress, no_progress
 
 ROUNDS = 100
 """Rounds over the networks, at most."""
+_ENOUGH = 1e-4
+"""They end with one that adds at most this share of the sum: further ones cost as much, and change no barrier."""
 
 
 def align_many(
@@ -35,8 +37,9 @@ def align_many(
     """Each of the networks with its hidden units in the numbering of the first, whose own alignment is the identity.
 
     Each is aligned to the first by `matching`; then in turns each to the sum of the others, by weights, until the sum
-    of all inner products of two networks rises no more. What aligns one with another is the way through the first, so
-    that going round over any three leads back to where one was. ``runs[0].trace`` of each has that sum, round by round.
+    of all inner products of two networks hardly rises any more. What aligns one with another is the way through the
+    first, so that going round over any three leads back to where one was. ``runs[0].trace`` of each has that sum, round
+    by round. ``StraightLines.between`` measures the lines between the targets, and their mean.
 
     Errors: fewer than two networks; as ``align``. Source: the objective of Crisostomi et al. 2024.
 
@@ -48,7 +51,7 @@ def align_many(
     [[0, 1], [1, 0], [0, 1]]
     """
     check_kinds(align_many, locals(), but=["matching", "models"])
-    checked = _checked(objective, models)
+    checked = checked_models(objective, models)
     generator = torch.Generator().manual_seed(seed)
     tasks = [MatchingTask(objective, checked[0], one, generator, progress) for one in checked]
     star = [chosen(matching).find(task) for task in tasks[1:]]
@@ -60,7 +63,8 @@ def align_many(
     return tuple(replace(aligned(task, one), runs=(run,)) for task, one in zip(tasks, given, strict=True))
 
 
-def _checked(objective: Objective, models: Sequence[ParamsLike]) -> list[Params]:
+def checked_models(objective: Objective, models: Sequence[ParamsLike]) -> list[Params]:
+    """The networks as the objective evaluates them. Errors: fewer than two, and networks of different shapes."""
     if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
         raise InputError("models", expected="two or more networks", got=models)
     checked = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]
@@ -83,7 +87,7 @@ def _together(
             _improve(searches[k], searches[:k] + searches[k + 1 :])
         trace.append(_total(searches))
         progress("aligning several networks", round_ + 1, ROUNDS)
-        if trace[-1] <= trace[-2] + 1e-12 * abs(trace[-2]):
+        if trace[-1] <= trace[-2] + _ENOUGH * abs(trace[-2]):
             break
     run = MatchingRun("together", trace[-1], len(trace) - 1, 0, len(trace) <= ROUNDS, trace=tuple(trace))
     return [search.orders for search in searches], run
@@ -94,7 +98,8 @@ def _improve(search: UnitSearch, others: Sequence[UnitSearch]) -> None:
     whole = _sum(others)
     step = UnitSearch(Overlap(search.overlap.structure, whole, search.b, search.overlap.of))
     step.climb(1, lambda sweep: None)
-    search.begin({k: v[step.orders[k]] for k, v in search.orders.items()})
+    search.orders = {k: v[step.orders[k]] for k, v in search.orders.items()}
+    search.b = step.b
 
 
 def _total(searches: Sequence[UnitSearch]) -> float:

@@ -220,7 +220,7 @@ def _on_path(
     members = {f"t = {t:.4g}": objective.check(segments[i].at(local), f"t = {t:.4g}") for t, i, local in places}
     ends = {"a": objective.check(path.start, "a"), "b": objective.check(path.end, "b")}
     seconds = given.cost.seconds if isinstance(given, Connection) else None
-    average = _average(objective, list(members.values()), policy)
+    average = average_of(objective, list(members.values()), policy)
     return _Chosen(ends, members, average, [t for t, *_ in places], policy, seconds)
 
 
@@ -240,10 +240,10 @@ def _given(
     for k, given in enumerate(networks, start=1):
         members[f"network {k}"] = {n: v.clone() for n, v in objective.check(given, f"network {k}").items()}
     policy = followed(objective, bn or POLICIES[0])
-    return _Chosen({}, members, _average(objective, list(members.values()), policy), [], policy)
+    return _Chosen({}, members, average_of(objective, list(members.values()), policy), [], policy)
 
 
-def _average(objective: Objective, members: Sequence[Params], policy: str) -> Params:
+def average_of(objective: Objective, members: Sequence[Params], policy: str) -> Params:
     """The mean of the weights; of statistics too with "interpolate", else they are the first's or computed again."""
     first = members[0]
     mean = {k: _mean([p[k] for p in members]) for k in first}

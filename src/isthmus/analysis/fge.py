@@ -17,7 +17,7 @@ from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import refresh
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
-from isthmus.objective.described import network_of
+from isthmus.objective.described import bound
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params
@@ -77,8 +77,7 @@ def fast_geometric_ensemble(
 
     def known() -> dict[str, Any]:
         rates = {"cycles": cycles, "half": half, "rates": [lr_max, lr_min]}
-        told = {"network": network_of(objective), "objective": objective.describe(), "seed": seed}
-        return {"a": start, **told, **rates}
+        return {"a": start, "seed": seed, **bound(objective), **rates}
 
     fitted = fit(
         work.batch_loss, work.full_loss, work.trained, objective.num_examples, recipe,

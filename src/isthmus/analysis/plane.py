@@ -18,7 +18,8 @@ from isthmus.evaluate.batchnorm import POLICIES, applied, refresh, statistics
 from isthmus.evaluate.profile import opened
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
-from isthmus.objective.described import network_of
+from isthmus.objective.described import bound
+from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, check_finite, in_dtype, moves
@@ -51,7 +52,7 @@ class Plane:
     """What ``plane`` found, in units of weight space.
 
     `x`, `y`: of the columns and the rows of the grid. `train`, `test`: the values. `exact`: the cells that were
-    measured on all examples, [points, points]; the others on the first `screen`. `corners`: (x, y) of a, b and c. `t`,
+    measured on all examples, [points, points]; the others on `screen` drawn ones. `corners`: (x, y) of a, b and c. `t`,
     `path` [n, 2], `off` [n]: points of the path, their nearest ones on the plane, and their distances from it. `bn`:
     what became of BatchNorm's statistics. ``frame.at(x, y)`` is the network there, ``frame.axes`` are the two
     directions.
@@ -133,12 +134,13 @@ def plane(
     statistics are computed again at every point ("recompute"), are those of a ("keep"), or coordinates like weights
     ("interpolate").
 
-    `screen`: measure the grid on so many examples first (in bfloat16 where that pays), then on all of them the
-    cells around the path, the corners and the lowest point. `folder`: keeps every row that is done, so that the
-    same call goes on after it was killed, to the same values. Cost: points^2 passes over the data, the same for
-    `test`, twice that with recomputed statistics.
+    `screen`: measure the grid on so many examples first, drawn from all of each data set (in bfloat16 where that
+    pays), then on all of them the cells around the path, the corners and the lowest point. `folder`: keeps every row
+    that is done, so that the same call goes on after it was killed, to the same values. Cost: points^2 passes over the
+    data, the same for `test`, twice that with recomputed statistics.
 
-    Errors: ``InputError`` where a, b and c span no plane, and for options that do not fit.
+    Errors: ``InputError`` where a, b and c span no plane, and for options that do not fit; ``UnsupportedError`` for
+    `screen` where examples are streamed without numbers.
 
     Source: Garipov, Izmailov, Podoprikhin, Vetrov, Wilson 2018, Figure 1.
 
@@ -162,9 +164,8 @@ def plane(
     work = _Grid(frame, x, y, near, [_Measured(s, objective, policy) for s in sets], _rough(sets, policy, screen))
 
     def known() -> dict[str, Any]:
-        told = {"x": x.tolist(), "y": y.tolist(), "near": near.tolist(), "bn": policy, "screen": screen}
-        told |= {"network": network_of(objective), "sets": [s.describe() for s in sets]}
-        return {"corners": [frame.a, frame.b, frame.c], **told}
+        told = {"x": x.tolist(), "y": y.tolist(), "near": near.tolist(), "bn": policy, "drawn": screen}
+        return {"corners": [frame.a, frame.b, frame.c], **told, **bound(*sets)}
 
     work.run(memory_of(folder, known, steps=1), progress)
     values = [PlaneValues(v[0], v[1], *work.corners(k)) for k, v in enumerate(work.values)]
@@ -227,10 +228,10 @@ def _near(x: Tensor, y: Tensor, places: Tensor) -> Tensor:
 
 
 def _rough(sets: Sequence[Objective], policy: str, screen: int | None) -> list[_Measured]:
-    """The data sets with their first examples alone; empty where nothing is screened."""
+    """The data sets with some of their examples alone; empty where nothing is screened."""
     if screen is None:
         return []
-    few = [s.subset(min(int(screen), s.num_examples)) for s in sets]
+    few = [on_some(s, screen) for s in sets]
     low = policy == "none" and CurveLosses.of(sets[0], POLICIES[0], "auto").low
     few = [s.cast(torch.bfloat16) if low else s for s in few]
     return [_Measured(s, few[0], policy) for s in few]

@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "align": (
         "align",
-        "Renumber the hidden units of B to be those of A; what B computes stays the same, and is checked to.",
+        "Renumber the hidden units of B, C, ... to be those of A; what they compute stays the same, and is checked to.",
     ),
     "graph": (
         "commands",

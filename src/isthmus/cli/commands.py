@@ -143,7 +143,7 @@ def connect(
     if not as_json:
         for note in done.result["notes"]:
             print(f"note: {note}")
-        print(f"{done.connection.outcome}\nwritten to {out}; a page to read: isthmus report {out}")
+        print(f"{done.connection.message}\nwritten to {out}; a page to read: isthmus report {out}")
     return 0 if done.connection.outcome.ok else 1
 
 
@@ -154,6 +154,9 @@ def graph(
     out: OutOption,
     method: Method = "Bezier",
     option: MethodOptions = None,
+    align: Annotated[
+        str | None, typer.Option("--align", help="activations or weights: all networks in one numbering first.")
+    ] = None,
     goal: Annotated[str, typer.Option("--goal", help="tree: pairs that can matter; all: every pair.")] = "tree",
     tol: Annotated[
         float, typer.Option("--tol", help="The share of a path's loss by which another must be able to be lower.")
@@ -176,13 +179,14 @@ def graph(
     from isthmus.report.graph import write_graph_page
 
     chosen = method_of(method, option or [])
+    matching = None if align is None else matching_of(align, [], "--align")
     engine = engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
     found = opened(checkpoints, asked)
     with progress_bar(quiet) as progress, _others_named():
         made = minima_graph(
             found.objective, dict(zip(names_of(checkpoints), found.ends, strict=True)), chosen,
             folder=out, test=found.test, goal=goal, seed=seed, workers=engine,  # type: ignore[arg-type]
-            tol=tol, num_points=num_points, progress=progress,
+            align=matching, tol=tol, num_points=num_points, progress=progress,
         )  # fmt: skip
     files = write_graph_page(made, out)
     if as_json:
@@ -293,9 +297,10 @@ def report(
 ) -> int:
     """Write one self-contained HTML page from stored results."""
     from isthmus.report import write_report
+    from isthmus.report.alignment import write_stored_alignments
     from isthmus.report.graph import write_stored_graph
 
-    print(write_stored_graph(folder, out) or write_report(folder, out))
+    print(write_stored_graph(folder, out) or write_stored_alignments(folder, out) or write_report(folder, out))
     return 0
 
 

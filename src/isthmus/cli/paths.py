@@ -112,7 +112,7 @@ def profile(
     make_folder(out)
     runs.write_profile(measured, out, objective, path)
     if npz is not None:
-        save_curve_npz(measured, npz, objective, connection)
+        save_curve_npz(measured, npz, objective, connection, test)
     _print_profile(measured, level, as_json)
     return 0
 

@@ -100,7 +100,12 @@ class Connection:
         return draw(self, ax)
 
     def _repr_html_(self) -> str:
-        return table(("segment", "label"), list(enumerate(self.labels)), f"{self!r}: {self.outcome}")
+        return table(("segment", "label"), list(enumerate(self.labels)), f"{self!r}: {self.message}")
+
+    @property
+    def message(self) -> str:
+        """The outcome in words: why it is this one, where the method says so."""
+        return str(self.stats.get("why", self.outcome))
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def connect(
     seconds = time.perf_counter() - begin
     _check_found(found, method, objective, start, goal)
     if throw and not found.outcome.ok:
-        raise OutcomeError(f"{type(method).__name__}: {found.outcome}")
+        raise OutcomeError(f"{type(method).__name__}: {found.message}")
     bn = method.statistics if statistics(objective) else None
     stats = {"method": describe(method), "seed": seed, "objective": objective.describe(), **found.stats}
     stats |= {} if bn is None else {"bn": bn}

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar
 
+from isthmus.alignment import Matching, Renumbering, align_many
 from isthmus.connectors import Connector, connect
 from isthmus.evaluate import Profile, profile
+from isthmus.graph.way import is_aligned
 from isthmus.objective import Objective
-from isthmus.objective.described import network_of
+from isthmus.objective.described import bound
 from isthmus.params import Params, equal
 from isthmus.paths import Path
 from isthmus.pipeline import judge_of, write_profile
-from isthmus.storage import save
-from isthmus.sweep import Cell, Job
+from isthmus.storage import load_alignment, save, save_alignment
+from isthmus.sweep import Cell, Job, Stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +31,39 @@ class Material:
 
     def digest(self) -> str:
         """Of the network and of the data that it is measured on."""
-        sets = [o.describe() for o in (self.objective, self.test) if o is not None]
-        known = {"network": network_of(self.objective), "objective": sets}
-        return sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        sets = [o for o in (self.objective, self.test) if o is not None]
+        return sha256(json.dumps(bound(*sets), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class AlignmentCell(Cell):
+    """All networks brought into one numbering; how each is renumbered is left in the folder."""
+
+    page: ClassVar[str] = "alignments"
+    what: ClassVar[str] = "align"
+
+    on: str
+    params: tuple[str, ...]
+    matching: Matching
+    seed: int = 0
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """``align_many``."""
+        own: Material = job.given
+        networks = [own.params[name] for name in self.params]
+        found = align_many(own.objective, networks, self.matching, seed=self.seed)
+        for file, one in zip(self.files, found, strict=True):
+            save_alignment(one, job.folder / file)
+        return {"alignments": [one.to_dict() for one in found]}
+
+    @property
+    def files(self) -> list[str]:
+        """Those of the alignments, one for each network."""
+        return [f"{i}.alignment.safetensors" for i in range(len(self.params))]
+
+    def found(self, stored: Stored, own: Material) -> list[Renumbering]:
+        """What was found, from its files."""
+        return [load_alignment(stored.folder / file, own.objective) for file in self.files]
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,7 @@ class EdgeCell(Cell):
             **_heights(measured),
             "outcome": found.outcome.name,
             "moved": not equal(found.target, own.params[self.b]),
+            "aligned": is_aligned(own.objective, found, own.params[self.b]),
             "length": found.path.normalized_length,
             "gradient_steps": found.cost.gradient_steps,
         }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from math import isfinite
-from operator import add
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,10 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
 
 from isthmus.connectors import Connection
-from isthmus.errors import InputError, UnsupportedError
+from isthmus.errors import InputError
 from isthmus.graph.tree import Pair, floor_of, merges, route, saddle_matrix, spanning_tree, suggestions
+from isthmus.graph.way import Step, in_a_row
+from isthmus.objective import Objective
 from isthmus.paths import Path
 from isthmus.shown import brief, draw, line, one_line, plural, table
 from isthmus.storage import load_connection
@@ -43,8 +44,8 @@ class Edge:
     """A path that was tried, from the network number `a` to number `b`.
 
     `max`: the largest loss on it, never below those of its ends; `t`: where. `error`, `test_loss`, `test_error`: the
-    largest of these. `moved`: it ends at a permutation of `b`. `length`: over the distance of its ends. `folder`: of
-    its files, inside that of the graph.
+    largest of these. `moved`: it ends at another network that computes what `b` does; `aligned`: at the one that its
+    alignment makes of `b`. `length`: over the distance of its ends. `folder`: of its files, inside that of the graph.
     """
 
     a: int
@@ -59,6 +60,7 @@ class Edge:
     length: float
     gradient_steps: int | None
     folder: str
+    aligned: bool = False
 
     @property
     def pair(self) -> Pair:
@@ -71,8 +73,10 @@ class MinimaGraph:
     """Networks as nodes and paths between them as edges, as high as the loss is on them.
 
     `edges`: in the order in which they were tried. `tol`: how much lower an untried pair must be able to be to be worth
-    a try. `method`, `seed`: of the paths; `objective`: what they are measured on. Networks are named by name or number.
-    `folder` holds the paths.
+    a try. `method`, `seed`: of the paths; `objective`: what they are measured on, in words; `source`: itself, until it
+    is saved. Networks are named by name or number. `folder` holds the paths. `aligned`: the matching that brought the
+    networks into one numbering, and the folder of the alignments in that of the graph, one file for each network in
+    order (``load_alignment``); else empty.
     """
 
     minima: tuple[Minimum, ...]
@@ -83,7 +87,9 @@ class MinimaGraph:
     method: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     objective: Mapping[str, Any] = field(default_factory=dict)
+    aligned: Mapping[str, Any] = field(default_factory=dict)
     held: object = field(default=None, repr=False)
+    source: Objective | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         tried = f"{len(self.edges)} of {plural(len(self) * (len(self) - 1) // 2, 'pair')} tried"
@@ -195,34 +201,31 @@ class MinimaGraph:
         """What the method returned for an edge, from its file."""
         return load_connection(self.folder / edge.folder / "path.safetensors")
 
-    def path(self, i: str | int, j: str | int) -> Path:
+    def path(self, i: str | int, j: str | int, objective: Objective | None = None) -> Path:
+        """The path of ``way(i, j, objective)``."""
+        return self.way(i, j, objective).path
+
+    def way(self, i: str | int, j: str | int, objective: Objective | None = None) -> Connection:
         """The lowest known way from i to j: the paths of the tree between them, one after the other.
 
-        Errors: ``InputError`` for a network and itself, ``UnsupportedError`` where a path on the way ends at a
-        permutation of the network from which the next one starts.
+        Where a path ends at a renumbered network, as those of ``Aligned`` do, the following ones are renumbered too,
+        exactly. The way then ends at j renumbered, its `target`; its `tensors` say how: ``Renumbering.of(objective,
+        tensors).inverse()`` makes j of it. That needs the `objective`: default: the one the graph was made with, which
+        no file keeps.
+
+        Errors: ``InputError`` for a network and itself, and without an objective where one is needed;
+        ``UnsupportedError`` where a path ends at another network than that which its alignment makes.
         """
         start, goal = self.number(i), self.number(j)
         if start == goal:
             raise InputError("path", expected="two networks", got=f"{self.minima[start].name} twice")
         own = {pair: e for e in self.tree for pair in (e.pair, e.pair[::-1])}
         steps = route([e.pair for e in self.tree], start, goal)
-        self._check_joined([own[step] for step in steps], {node for _, node in steps[:-1]})
-        return reduce(add, (self._piece(own[step], forward=own[step].a == step[0]) for step in steps))
+        return in_a_row([self._step(own[s], s) for s in steps], objective or self.source)
 
-    def _check_joined(self, edges: Sequence[Edge], passed: set[int]) -> None:
-        """Refuse a way through a network of which one of its paths ends at a permutation."""
-        for edge in edges:
-            if edge.moved and edge.b in passed:
-                a, b = (self.minima[n].name for n in edge.pair)
-                raise UnsupportedError(
-                    f"the path from {a} to {b}",
-                    f"it ends at a permutation of {b}, where the next one does not start",
-                    "make the graph by a method whose paths end at the networks themselves, such as Bezier()",
-                )
-
-    def _piece(self, edge: Edge, *, forward: bool) -> Path:
-        path = self.connection(edge).path
-        return path if forward else path.reversed()
+    def _step(self, edge: Edge, walked: Pair) -> Step:
+        a, b = (self.minima[n].name for n in edge.pair)
+        return Step(self.connection(edge), a, b, edge.pair == walked, edge.moved, edge.aligned)
 
     def save(self, folder: str | FilePath) -> FilePath:
         """Write the graph and its paths into a folder, from which ``load_graph`` reads them; returns it."""
@@ -238,7 +241,7 @@ class MinimaGraph:
             "minima": [asdict(m) for m in self.minima],
             "edges": [asdict(e) for e in self.edges],
             "goal": self.goal, "tol": self.tol, "method": dict(self.method), "seed": self.seed,
-            "objective": dict(self.objective), "tree": [list(e.pair) for e in self.tree],
+            "objective": dict(self.objective), "aligned": dict(self.aligned), "tree": [list(e.pair) for e in self.tree],
             "saddles": self.saddles.tolist(), "bottleneck": self.bottleneck,
             "complete": self.complete, "stop": self.stop,
         }  # fmt: skip

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import isfinite, isnan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict, Unpack, get_type_hints
 
+from isthmus.alignment import Matching
 from isthmus.checks import check_choices, check_whole
 from isthmus.connectors import Connector, Linear
 from isthmus.connectors.base import describe
 from isthmus.errors import InputError, IsthmusError
-from isthmus.graph.cells import Material, MinimumCell, edge_cells
+from isthmus.graph.cells import AlignmentCell, Material, MinimumCell, edge_cells
 from isthmus.graph.minima import Edge, MinimaGraph, Minimum
 from isthmus.graph.stored import write_graph
 from isthmus.graph.tree import Pair, floor_of, suggestions
@@ -29,11 +30,12 @@ from isthmus.training.progress import Progress, no_progress
 
 
 class GraphOptions(TypedDict, total=False):
-    """What ``minima_graph`` takes besides. `num_points`: measured per segment; `tol`, `progress`: see there."""
+    """What ``minima_graph`` takes besides. `num_points`: measured per segment; the others: see there."""
 
     tol: float
     num_points: int
     progress: Progress
+    align: Matching | None
 
 
 def minima_graph(
@@ -57,11 +59,16 @@ def minima_graph(
     complete (Draxler et al. 2018 try pairs in a similar order, without floors and without an end). ``goal="all"`` tries
     all pairs.
 
+    ``align=im.ActivationMatching()`` (or another matching that renumbers) first brings all networks into the numbering
+    of the first, by ``align_many``: the nodes are the renumbered networks, which compute what they did, and any two
+    paths that meet in one continue each other.
+
     `folder` keeps what is found (default: as long as the graph lives): each pair is a job of its own, whose key is
     that of the networks, the data, the method and the seed. A call that was killed goes on with the same call, to the
-    same bytes. `workers`: processes of this machine, by Ray, or an engine of ``isthmus.sweep``; then as many pairs are
-    tried at a time, which may be a few more in all. `test`: held-out data; their largest loss and error stand beside
-    every maximum. `num_points` (61) are measured on each segment; ``progress(what, done, total)`` is told of each pair.
+    same bytes. `workers`: processes of this machine, by Ray, or an engine of ``isthmus.sweep``: they try pairs at once
+    that may be wanted later; the graph is that of one worker. `test`: held-out data; their largest loss and error stand
+    beside every maximum. `num_points` (61) are measured on each segment; ``progress(what, done, total)`` is told of
+    each pair.
 
     The nodes are measured under the policy of BatchNorm of the paths (see ``profile``). Needs ``isthmus[cli]`` for the
     locks of the jobs. Errors: ``InputError`` for fewer than two networks, and for one whose loss is not finite;
@@ -143,7 +150,10 @@ def names_of(params: Sequence[Any]) -> list[str]:
 
 @dataclass(eq=False)
 class _Search:
-    """A graph in the making: rounds of pairs, each a sweep of its own."""
+    """A graph in the making: rounds of pairs, each a sweep of its own.
+
+    `edges`: in the order in which one worker tries them, whatever the engine; `tried`: those and others ahead of them.
+    """
 
     material: Material
     names: list[str]
@@ -156,7 +166,10 @@ class _Search:
     tol: float = 0.01
     num_points: int = 61
     progress: Progress = no_progress
+    align: Matching | None = None
+    aligned: str = ""
     edges: list[Edge] = field(default_factory=list)
+    tried: dict[Pair, Edge] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -166,6 +179,8 @@ class _Search:
 
     def run(self, held: object) -> MinimaGraph:
         """Rounds until no pair is suggested; graph.json is there after each."""
+        if self.align is not None:
+            self._align(self.align)
         minima = self._measured()
         losses = [m.loss for m in minima]
         while True:
@@ -174,34 +189,60 @@ class _Search:
             pairs = self._next(losses)
             if not pairs:
                 return graph
-            self.edges += self._joined(pairs, losses)
+            if any(pair not in self.tried for pair in pairs):
+                self._join(pairs, losses)
+            self.edges += [self.tried[pair] for pair in pairs]
+
+    def _align(self, matching: Matching) -> None:
+        """Go on with the networks in one numbering."""
+        self.progress("aligning the networks", 0, 1)
+        cell = AlignmentCell(self.material.digest(), tuple(self.digests), matching, self.seed)
+        (stored,) = self._done([cell], ["aligning"], no_progress)
+        found = zip(cell.found(stored, self.material), self.digests, strict=True)
+        networks = [how.apply(self.material.params[name]) for how, name in found]
+        self.digests = [digest(p) for p in networks]
+        self.material = replace(self.material, params=dict(zip(self.digests, networks, strict=True)))
+        self.aligned = f"{cell.group}/{stored.key}"
+        self.progress("aligning the networks", 1, 1)
 
     def _next(self, losses: list[float]) -> list[Pair]:
         weights = {e.pair: e.max for e in self.edges}
         if self.goal == "all":
             return [p for p in combinations(range(len(losses)), 2) if p not in weights]
-        return suggestions(losses, weights, self.tol, self.engine.at_once)
+        return suggestions(losses, weights, self.tol)
+
+    def _ahead(self, pairs: Sequence[Pair], losses: list[float]) -> list[Pair]:
+        """Pairs that may be wanted after these, so that the engine has work for all its workers."""
+        if self.goal == "all":
+            return []
+        weights, count = {e.pair: e.max for e in self.edges}, self.engine.at_once
+        further = suggestions(losses, weights, self.tol, count + len(self.tried))
+        return [p for p in further if p not in pairs and p not in self.tried][: max(0, count - len(pairs))]
 
     def _measured(self) -> list[Minimum]:
         on = self.material.digest()
         cells = [MinimumCell(on, d, self.method.statistics) for d in self.digests]
-        found = self._done(cells, [f"network {name}" for name in self.names], no_progress)
+        measured = self._done(cells, [f"network {name}" for name in self.names], no_progress)
+        found = [stored for stored in measured if stored is not None]
         for name, stored in zip(self.names, found, strict=True):
             loss = stored.result["loss"]
             if loss is None or not isfinite(loss):
                 raise InputError(name, expected="a network of finite loss", got="a loss that is NaN or infinite")
         return [Minimum(name, **stored.result) for name, stored in zip(self.names, found, strict=True)]
 
-    def _joined(self, pairs: Sequence[Pair], losses: list[float]) -> list[Edge]:
+    def _join(self, wanted: Sequence[Pair], losses: list[float]) -> None:
+        """Try the pairs that are wanted and not tried yet, and others ahead of them."""
+        wanted = [p for p in wanted if p not in self.tried]
+        pairs = [*wanted, *self._ahead(wanted, losses)]
         cells = edge_cells(self.material.digest(), self.digests, pairs, self.method, self.seed, self.num_points)
         labels = [f"{self.names[i]} to {self.names[j]}" for i, j in pairs]
-        before, total = len(self.edges), len(losses) * (len(losses) - 1) // 2
+        before, total = len(self.tried), len(losses) * (len(losses) - 1) // 2
 
         def told(_: str, done: int, __: int) -> None:
             self.progress(f"joining {labels[0] if len(labels) == 1 else 'pairs'}", before + done, total)
 
-        found = self._done(cells, labels, told)
-        return [self._edge(pair, stored, losses) for pair, stored in zip(pairs, found, strict=True)]
+        found = self._done(cells, labels[: len(wanted)], told)
+        self.tried |= {p: self._edge(p, s, losses) for p, s in zip(pairs, found, strict=True) if s is not None}
 
     def _edge(self, pair: Pair, stored: Stored, losses: list[float]) -> Edge:
         held = dict(stored.result)
@@ -209,19 +250,31 @@ class _Search:
         held |= {"max": max(top, floor_of(losses, pair)), "folder": f"edges/{stored.key}"}
         return Edge(*pair, **held)
 
-    def _done(self, cells: Sequence[Cell], labels: Sequence[str], progress: Progress) -> list[Stored]:
-        """The results of the jobs, done where they are missing. Errors: the first that failed, by its label."""
+    def _done(self, cells: Sequence[Cell], labels: Sequence[str], progress: Progress) -> list[Stored | None]:
+        """The results of the jobs, done where they are missing, None for one that failed and has no label.
+
+        Errors: the first of those with a label that failed.
+        """
         store = Store(self.root)
         device = str(self.material.objective.device)
         report = run_cells(cells, store, self.engine, device=device, given=self.material, progress=progress)
-        for cell, label in zip(cells, labels, strict=True):
+        for cell, label in zip(cells, labels, strict=False):
             if store.find(cell) is None:
-                why = next(iter(report.failed.values())).message
-                raise IsthmusError(f"{label}: {why}")
-        return [store.load(cell) for cell in cells]
+                raise IsthmusError(f"{label}: {report.failed[cell.label].message}")
+        return [store.find(cell) for cell in cells]
 
     def _graph(self, minima: list[Minimum], held: object) -> MinimaGraph:
         about = {"method": describe(self.method), "objective": self.material.objective.describe()}
+        if self.align is not None:
+            about["aligned"] = {"matching": describe(self.align), "folder": self.aligned}
         return MinimaGraph(
-            tuple(minima), tuple(self.edges), self.root, self.tol, self.goal, seed=self.seed, held=held, **about
+            tuple(minima),
+            tuple(self.edges),
+            self.root,
+            self.tol,
+            self.goal,
+            seed=self.seed,
+            held=held,
+            source=self.material.objective,
+            **about,
         )

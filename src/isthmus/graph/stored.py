@@ -19,14 +19,15 @@ _FILES = ("path.safetensors", "profile.json", "profile.csv")
 
 
 def write_graph(graph: MinimaGraph, folder: Path) -> Path:
-    """graph.json, and the files of the edges where they are not there yet."""
+    """graph.json, and the files of the edges and of the alignments where they are not there yet."""
     make_folder(folder)
-    for edge in graph.edges:
-        for name in _FILES:
-            source, target = graph.folder / edge.folder / name, folder / edge.folder / name
-            if not target.exists():
-                make_folder(target.parent)
-                shutil.copyfile(source, target)
+    files = [f"{edge.folder}/{name}" for edge in graph.edges for name in _FILES]
+    if graph.aligned:
+        files += [f"{graph.aligned['folder']}/{i}.alignment.safetensors" for i in range(len(graph))]
+    for name in files:
+        if not (folder / name).exists():
+            make_folder((folder / name).parent)
+            shutil.copyfile(graph.folder / name, folder / name)
     write_json(folder / FILE, graph.to_dict())
     return folder
 
@@ -41,9 +42,11 @@ def load_graph(folder: str | os.PathLike[str]) -> MinimaGraph:
             raise ValueError(held["format"])
         minima, edges = tuple(Minimum(**row) for row in held["minima"]), tuple(map(_edge, held["edges"]))
         plain = {name: held[name] for name in ("tol", "goal", "method", "seed", "objective")}
-        graph = MinimaGraph(minima, edges, Path(folder), **plain)
+        aligned = held.get("aligned", {})  # not in files of older versions
+        _check_inside(aligned.get("folder", ""))
+        graph = MinimaGraph(minima, edges, Path(folder), aligned=aligned, **plain)
         graph.to_dict()
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise FileError(file, f"is not a graph of this version ({error!r})", "make it again") from error
     return graph
 
@@ -51,6 +54,11 @@ def load_graph(folder: str | os.PathLike[str]) -> MinimaGraph:
 def _edge(row: dict[str, Any]) -> Edge:
     """An edge; a largest loss that was not finite is no number in JSON."""
     edge = Edge(**row)
-    if Path(edge.folder).is_absolute() or ".." in Path(edge.folder).parts:
-        raise ValueError(f"folder {edge.folder}")
+    _check_inside(edge.folder)
     return replace(edge, max=inf if edge.max is None else edge.max)
+
+
+def _check_inside(folder: str) -> None:
+    """Refuse a folder that is not in that of the graph."""
+    if Path(folder).is_absolute() or ".." in Path(folder).parts:
+        raise ValueError(f"folder {folder}")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from isthmus.objective import named
+from isthmus.objective.functions import digest_of
 from isthmus.objective.losses import describe_penalty
 from isthmus.program.copied import name_of
 
 if TYPE_CHECKING:
     from isthmus.objective.objective import Objective
 
+_PROCESS = uuid4().hex
+
 
 def describe(objective: Objective) -> dict[str, Any]:
     """See ``Objective.describe``."""
     error = objective._labelled["error"]
     given = {k: v for k, v in objective._labelled.items() if v is not None and k != "error"}
+    functions = _functions(objective)
     return {
         "module": name_of(objective.skeleton),
         **named.describe(objective._loss),
@@ -29,10 +34,25 @@ def describe(objective: Objective) -> dict[str, Any]:
         "penalty": describe_penalty(objective.penalty),
         "error": None if error is None else getattr(error, "__name__", "callable"),
         "digest": objective._digest,
+        **({"functions": digest_of(functions)} if functions else {}),
         **objective.source.describe(),
     }
 
 
-def network_of(objective: Objective) -> str:
-    """The network in words, the same in every process: without addresses."""
-    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(objective.skeleton))
+def _functions(objective: Objective) -> dict[str, Any]:
+    """Those of the user that the values depend on."""
+    own = None if named.is_named(objective._loss) or named.is_torchs(objective._loss) else objective._loss
+    found = {"loss": own, "error": objective._labelled["error"], "forward": objective._called["forward"]}
+    found["evaluate"] = getattr(objective.source, "evaluate", None)
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def bound(*objectives: Objective) -> dict[str, Any]:
+    """What a folder is bound to that keeps work on these objectives of one network: the same in every process.
+
+    Where a function of the user cannot be told from another of its name, only this process goes on, with these objects.
+    """
+    network = re.sub(" at 0x[0-9a-fA-F]+", "", repr(objectives[0].skeleton))
+    described = [describe(o) for o in objectives]
+    only = [f"{_PROCESS} {id(o)}" for o, d in zip(objectives, described, strict=True) if d.get("functions", "") is None]
+    return {"network": network, "objective": described, "only": only}

@@ -59,14 +59,14 @@ def _read_by(waiting: list[Any]) -> Iterator[tuple[str, Any]]:
         if not isinstance(f, FunctionType) or f in seen or _foreign(f):
             continue
         seen.add(f)
-        for name, v in _named(f):
+        for name, v in names_read(f):
             yield name, v
             waiting.append(v)
             if isinstance(v, type) and not _foreign(v):
                 yield from _of_class(v)
 
 
-def _named(f: FunctionType) -> Iterator[tuple[str, Any]]:
+def names_read(f: FunctionType) -> Iterator[tuple[str, Any]]:
     """The globals and the variables of outer functions that a function reads."""
     codes = [f.__code__]
     while codes:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isthmus.alignment import Alignment
+from isthmus.analysis.aligned_lines import AlignedLines
 from isthmus.analysis.ensemble import Ensemble, EnsembleRow
 from isthmus.analysis.plane import Plane
 from isthmus.analysis.projection import project
@@ -14,6 +16,7 @@ from isthmus.certify import Certificate
 from isthmus.connectors import Connection
 from isthmus.evaluate import Profile
 from isthmus.graph import MinimaGraph
+from isthmus.plot.alignment import StoredAlignment, draw_alignment
 from isthmus.plot.curves import DASHED, highest
 from isthmus.plot.figures import GREY, PALETTE, ground, settings
 from isthmus.plot.graph import draw_graph, graph_size
@@ -35,7 +38,7 @@ def draw(value: Any, ax: Any) -> Any:
         if ax is None:
             from matplotlib import pyplot
 
-            columns, size = (2, graph_size(value)) if isinstance(value, MinimaGraph) else (1, (6.4, 4.2))
+            columns, size = _SIZES[type(value)](value) if type(value) in _SIZES else (1, (6.4, 4.2))
             ax = pyplot.subplots(1, columns, figsize=size, layout="constrained")[1]
             for one in np.ravel(ax):
                 ground(one)
@@ -157,7 +160,25 @@ def _averages(found: Ensemble, members: int) -> list[EnsembleRow]:
     return [*(row for row in found.rows if row.kind in kinds), *fair]
 
 
+def _alignment(found: Alignment, axes: Any) -> None:
+    """What moved in each layer, and the search."""
+    draw_alignment(StoredAlignment.of({"format": 1, "alignments": [found.to_dict()]}), axes)
+
+
+def _aligned_lines(found: AlignedLines, axes: Any) -> None:
+    draw_alignment(StoredAlignment.of(found.to_dict()), axes)
+
+
+_SIZES: dict[type, Callable[[Any], tuple[int, tuple[float, float]]]] = {
+    MinimaGraph: lambda graph: (2, graph_size(graph)),
+    Alignment: lambda _: (2, (10.0, 3.9)),
+    AlignedLines: lambda _: (3, (15.0, 3.9)),
+}
+"""How many axes, of what size together in inches, those are drawn on that take several."""
+
 _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
+    Alignment: _alignment,
+    AlignedLines: _aligned_lines,
     Connection: _connection,
     Ensemble: _ensemble,
     Plane: _plane,

@@ -166,6 +166,7 @@ def _check_result(file: Path, doc: Mapping[str, Any]) -> None:
     _check(file, doc.get("objective") or {}, "loss", str)
     _check(file, doc.get("objective") or {}, "examples", int)
     _check(file, doc.get("objective") or {}, "penalty", dict)
+    _check(file, doc, "alignment", dict)
     for key in ("reference", "model", "data", "dtype", "command", "version", "torch"):
         _check(file, doc, key, str)
     for key in _NUMBERS:

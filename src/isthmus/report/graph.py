@@ -42,8 +42,9 @@ def _page(graph: MinimaGraph, picture: str) -> str:
     body = [
         "<h1>How high must one climb from each network to each other?</h1>",
         f"<section class='summary'><p>{len(graph)} networks, {len(graph.edges)} of {pairs} pairs "
-        f"joined by {escape(method)}. From each to each there is a known way on which the loss is at most "
-        f"<b>{graph.bottleneck:.4g}</b>, its height between {escape(names[worst.a])} and {escape(names[worst.b])}; "
+        f"joined by {escape(method)}{_numbered(graph)}. From each to each there is a known way on which the loss is at "
+        f"most <b>{graph.bottleneck:.4g}</b>, its height between {escape(names[worst.a])} and "
+        f"{escape(names[worst.b])}; "
         f"the networks themselves have up to {max(graph.losses):.4g}.</p><p>{escape(graph.stop)}.</p></section>",
         f"<section><h2>The tree and the saddles</h2><div class='scroll'>{picture}</div>"
         "<p class='note'>Left: each network starts at its own loss and meets the others at the height of the lowest "
@@ -57,9 +58,16 @@ def _page(graph: MinimaGraph, picture: str) -> str:
     return html_page("Isthmus graph", CSS, "\n".join(body))
 
 
+def _numbered(graph: MinimaGraph) -> str:
+    if not graph.aligned:
+        return ""
+    name = escape(graph.aligned["matching"]["name"])
+    return f", after their units were brought in one numbering by {name}"
+
+
 def _networks(graph: MinimaGraph) -> str:
     rows = [(m.name, m.loss, m.error, m.test_loss, m.test_error) for m in graph.minima]
-    return _table(("network", "loss", "error", "test loss", "test error"), rows)
+    return html_table(("network", "loss", "error", "test loss", "test error"), rows)
 
 
 def _paths(graph: MinimaGraph) -> str:
@@ -71,16 +79,18 @@ def _paths(graph: MinimaGraph) -> str:
         floor = graph.floor(*e.pair)
         heights = (e.max, floor, e.max - floor, e.error, e.test_loss, e.test_error, e.length)
         rows.append((f"{names[e.a]} \u2013 {names[e.b]}", *heights, "yes" if e.pair in inside else ""))
-    return _table(heading, rows)
+    return html_table(heading, rows)
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def html_table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows as a table of a page; everything is escaped."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heading)
-    body = "".join("<tr>" + "".join(f"<td>{escape(_shown(v))}</td>" for v in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{escape(in_a_cell(v))}</td>" for v in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _shown(value: object) -> str:
+def in_a_cell(value: object) -> str:
+    """Four digits of a number, a dash for what is not there."""
     if isinstance(value, float):
         return f"{value:.4g}" if isfinite(value) else "not finite"
     return "\u2013" if value is None else str(value)

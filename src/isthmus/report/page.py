@@ -14,6 +14,7 @@ from isthmus.plot.html import data_and_script, html_page
 from isthmus.plot.plane import draw_plane, project_runs
 from isthmus.plot.runs import StoredRun, read_runs
 from isthmus.plot.surface import Surface
+from isthmus.report.alignment import alignment_sections, read_alignments
 from isthmus.report.assets import CSS, SCRIPT
 from isthmus.report.figures import MAX_POINTS, curves_data, plane_data
 from isthmus.report.library import plotly
@@ -27,8 +28,8 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
     `out` is a file, by default ``folder/report.html``. The page stands alone: it fetches nothing, its figures are
     interactive, and each has a still picture for readers without scripts. Equal results give equal bytes. Only
-    stored files are read; nothing is evaluated again. Planes (plane.json) have sections too. Cost: the paths are read
-    once for the projection.
+    stored files are read; nothing is evaluated again. Planes (plane.json) and alignments have sections too. Cost: the
+    paths are read once for the projection.
     Errors: FileError for a folder without results or with damaged ones; MissingExtraError without matplotlib and
     plotly.
     """
@@ -36,11 +37,12 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     target = Path(folder) / "report.html" if out is None else Path(out)
     if target.is_dir():
         raise FileError(target, "is a folder, not a file", f"write {target / 'report.html'}")
-    write_text(target, _page(runs, read_surfaces(Path(folder))))
+    alignments = alignment_sections(read_alignments(Path(folder)), runs)
+    write_text(target, _page(runs, read_surfaces(Path(folder)), alignments))
     return target
 
 
-def _page(runs: tuple[StoredRun, ...], surfaces: Sequence[Surface]) -> str:
+def _page(runs: tuple[StoredRun, ...], surfaces: Sequence[Surface], alignments: Sequence[str]) -> str:
     library = plotly()
     data: dict[str, Any] = {"curves": None, "plane": None}
     figures = [_curves_section(runs, data), _plane_section(runs, data), *surface_sections(surfaces, data)]
@@ -54,6 +56,7 @@ def _page(runs: tuple[StoredRun, ...], surfaces: Sequence[Surface]) -> str:
             failures(runs),
             f"<section><h2>The methods side by side</h2>\n{table(runs)}</section>",
             *figures,
+            *alignments,
             f"<section><h2>What was proved, and how</h2>\n{proofs(runs)}</section>",
             f"<section><h2>To repeat this</h2>\n{repeat(runs)}</section>",
         ]

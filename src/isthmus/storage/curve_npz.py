@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path as File
 
 import numpy as np
@@ -21,7 +22,9 @@ _SUMMED = ("loss", "nll", "err")
 """The curves of which the file also has four numbers each."""
 
 
-def save_curve_npz(profile: Profile, file: PathLike, objective: Objective, path: Path | HasPath) -> None:
+def save_curve_npz(
+    profile: Profile, file: PathLike, objective: Objective, path: Path | HasPath, test: Objective | None = None
+) -> None:
     """Write what was measured of a path under the names of Garipov et al. 2018, atomically.
 
     `ts`: t; `dl`: the distances between neighbouring points of the profile in weights (without statistics of
@@ -29,9 +32,11 @@ def save_curve_npz(profile: Profile, file: PathLike, objective: Objective, path:
     `tr_nll` the loss without the penalty, `tr_loss` with it, `tr_acc` and `tr_err` in percent; and `tr_loss_min`,
     `_max`, `_avg` (the mean over the points) and `_int` (the mean over the length: trapezoids of widths `dl`), the same
     of `nll` and `err`. `l2`, only where there is a penalty: the sum of the squares of the weights at each point.
-    `objective`: the one that was measured, `path`: the path. Cost: the points of the path, no pass over the data.
+    `objective`: the one that was measured, `path`: the path, `test`: the objective of the test data, whose penalty is
+    taken out of their loss; default: as `objective`, as in the published code. Cost: the points of the path, no pass
+    over the data.
 
-    Errors: ``InputError`` for a profile that is not of a path like this one.
+    Errors: ``InputError`` for a profile that is not of a path like this one, and for a `test` that it does not hold.
     """
     check_kinds(save_curve_npz, locals())
     walked = path_of(path)
@@ -39,12 +44,16 @@ def save_curve_npz(profile: Profile, file: PathLike, objective: Objective, path:
     if last != len(walked):
         raise InputError("profile", expected=f"one of {len(walked)} segments, as the path has", got=last)
     ts = profile.t.numpy()
-    dl, penalties, squares = _along(objective, walked, ts)
+    if test is not None and profile.test is None:
+        raise InputError("test", expected="None for a profile without test data", got="an objective")
+    sets = [("tr", profile, objective)]
+    if profile.test is not None:
+        sets.append(("te", profile.test, test or objective))
+    dl, penalties, squares = _along([o for *_, o in sets], walked, ts)
     arrays = {"ts": ts, "dl": dl}
-    for name, found in (("tr", profile), ("te", profile.test)):
-        if found is not None:
-            arrays |= _curves(name, found, penalties, dl)
-    if objective.penalty is not None:
+    for (name, found, _), penalty in zip(sets, penalties, strict=True):
+        arrays |= _curves(name, found, penalty, dl)
+    if any(o.penalty is not None for *_, o in sets):
         arrays["l2"] = squares
     atomic_write(file, lambda temporary: _write(temporary, arrays))
 
@@ -54,17 +63,18 @@ def _write(temporary: File, arrays: dict[str, _Floats]) -> None:
         np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
-def _along(objective: Objective, path: Path, ts: _Floats) -> tuple[_Floats, _Floats, _Floats]:
-    """At each t the distance from the point before, the penalty, and the sum of the squares of the weights."""
+def _along(objectives: Sequence[Objective], path: Path, ts: _Floats) -> tuple[_Floats, _Floats, _Floats]:
+    """At each t the distance from the point before, the penalty of each objective, and the sum of squared weights."""
+    objective = objectives[0]
     ties = ties_of(objective.skeleton)
     weights = [k for k in objective.parameter_names if k not in ties]
-    dl, penalties, squares = (np.zeros(len(ts)) for _ in range(3))
+    dl, squares, penalties = np.zeros(len(ts)), np.zeros(len(ts)), np.zeros((len(objectives), len(ts)))
     before: Params | None = None
     for i, t in enumerate(ts):
         point = objective.check(path.at(float(t)), "path")
         own = {k: point[k] for k in weights}
         dl[i] = 0.0 if before is None else distance(before, own)
-        penalties[i] = objective.penalty_of(point)
+        penalties[:, i] = [o.penalty_of(point) for o in objectives]
         squares[i] = sum(float(v.detach().abs().double().square().sum()) for v in own.values())
         before = own
     return dl, penalties, squares

@@ -19,7 +19,7 @@ from torch import Tensor
 from isthmus.connectors.base import Connector, lasting
 from isthmus.errors import FileError, InputError
 from isthmus.objective import Objective
-from isthmus.objective.described import network_of
+from isthmus.objective.described import bound
 from isthmus.params import Params
 from isthmus.storage.files import make_folder
 from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
@@ -152,8 +152,7 @@ def memory_in(
         "ends": [a, b],
         "method": lasting(method),
         "seed": seed,
-        "network": network_of(objective),
-        "objective": [s.describe() for s in sets],
+        **bound(*sets),
     }
     return memory_for(folder, known, seconds=seconds)
 

@@ -58,8 +58,13 @@ class Ray(Engine):
 
     @property
     def at_once(self) -> int:
-        """The processes on this machine; of a cluster, one."""
-        return self.workers
+        """The processes on this machine; of a cluster, the items for which it has resources."""
+        if self.address is None:
+            return self.workers
+        with self._session() as ray:
+            held = ray.cluster_resources()
+        needs = {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+        return max(1, min((int(held.get(k, 0) / v) for k, v in needs.items() if v > 0), default=1))
 
     def map(
         self,

@@ -14,7 +14,7 @@ from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.connectors.curves.shape import Bernstein
 from isthmus.connectors.curves.statistics import settle
 from isthmus.connectors.curves.train import CurveTraining
-from isthmus.evaluate.batchnorm import refresh
+from isthmus.evaluate.batchnorm import refresh, statistics
 from isthmus.params import distance, lerp
 from isthmus.training.fit import Ended, Fitted
 from tests.evaluate.networks import Residual
@@ -29,6 +29,19 @@ def test_there_are_no_more_pieces_than_the_tolerance_asks_for():
     assert len(one.path) == 3
     assert len(two.path) > 3
     assert two.deviation <= 0.999 * one.deviation
+
+
+def test_statistics_move_at_constant_speed_on_the_pieces_of_a_curve():
+    p = classify("normalised", Residual(), (1, 8, 8))
+    drawn = random_params(p.objective.skeleton, 3)
+    middle = {k: drawn[k] if v.is_floating_point() else v for k, v in p.a.items()}
+    bent = im.Path((im.Curve((p.a, middle, p.b)),))
+    parts = settle(p.objective, bent, inf, "curve").path.segments[1:-1]
+    names = [k for k in statistics(p.objective) if "running" in k]
+    for part in parts:
+        half, even = part.at(0.5), lerp(part.start, part.end, 0.5)
+        assert all(torch.allclose(half[k], even[k], rtol=1e-12) for k in names)
+        assert not any(torch.equal(part.start[k], part.end[k]) for k in names)
 
 
 def test_pieces_are_looked_at_beside_their_middles():

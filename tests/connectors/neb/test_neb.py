@@ -177,6 +177,34 @@ def test_all_pivots_of_a_step_see_one_batch_and_the_ends_are_run_once(monkeypatc
     assert np.sum(wholes, 0).tolist() == [1, 1]
 
 
+def test_a_step_goes_down_the_running_means_across_the_band():
+    """The tangent is told by running means; a pivot's gradient is that of its loss without the part along it."""
+    p = permuted()
+    found = band(p, QUICK)
+    a, b = found.setting.vectors
+    pivots = {f"pivot {i}": torch.lerp(a, b, i / 4).requires_grad_() for i in (1, 2, 3)}
+    index = [torch.arange(4), torch.arange(4, 12)]
+    seen = [[found._slope(v, i / 4, part) for i, v in enumerate(pivots.values(), 1)] for part in index]
+    _, total = (found._batch_loss(pivots, part) for part in index)
+    assert found.means == pytest.approx([0.9 * one[0] + 0.1 * two[0] for one, two in zip(*seen, strict=True)])
+    grads = torch.autograd.grad(total, list(pivots.values()))
+    for grad, (_, slope), unit in zip(grads, seen[1], found.tangents, strict=True):
+        assert float(torch.dot(grad, unit).abs()) < 1e-12 * float(slope.norm())
+        assert torch.allclose(grad + torch.dot(slope, unit) * unit, slope, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("spacing", "wanted"), [("equal", [1 / 5] * 5), ("loss", [0.05, 0.05, 0.1, 0.1, 0.7])])
+def test_as_many_pivots_are_put_in_as_a_cycle_says(monkeypatch, spacing, wanted):
+    found = band(permuted(), replace(QUICK, spacing=spacing))
+    a, b = found.setting.vectors
+    found.shares = [0.1, 0.2, 0.7]
+    monkeypatch.setattr(Band, "_gaps", lambda self, pivots: [(1, 0.5), (0, 0.5), (2, 0.5)])
+    more = found._inserted([torch.lerp(a, b, 0.1), torch.lerp(a, b, 0.3)], 2)
+    assert found.shares == pytest.approx(wanted)
+    lengths = [float((q - p).norm()) for p, q in pairwise([a, *more, b])]
+    assert np.array(lengths) / sum(lengths) == pytest.approx(wanted)
+
+
 # -- the method
 
 
@@ -268,6 +296,10 @@ def test_where_the_line_is_not_finite_is_said():
         found = im.connect(objective, a, b, method)
         assert found.outcome is im.Outcome.NOT_FINITE
         assert (found.info.max, found.info.t) == (float("inf"), 0.5)
+        assert found.message.startswith("the loss is not finite at t = 0.5 on the straight line")
+        with pytest.raises(im.OutcomeError, match=r"not finite at t = 0\.5 on the straight line"):
+            im.connect(objective, a, b, method, throw=True)
+    assert im.connect(objective, a, a).message == str(im.Outcome.CONSTRUCTED)
 
 
 @pytest.mark.parametrize("method", [im.Bezier(), im.PolyChain(), im.AutoNEB()], ids=lambda m: type(m).__name__)

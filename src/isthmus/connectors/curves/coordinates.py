@@ -64,16 +64,18 @@ class Coordinates:
 
 
 class _Combine(torch.autograd.Function):
-    """sum_i weights[i] points[i] in one pass over each, in another precision if asked; weight 0 gets no gradient."""
+    """sum_i weights[i] points[i] in one pass over each, in another precision if asked; weight 0 gets no gradient.
+
+    The weights add up to 1: the sum is a mean, to which one point after the other is added."""
 
     @staticmethod
     def forward(ctx: Any, weights: Sequence[float], dtype: torch.dtype, *points: Tensor) -> Tensor:
         ctx.weights, ctx.dtype = weights, points[0].dtype
-        total = points[0] * weights[0]
-        for weight, point in zip(weights[1:], points[1:], strict=True):
-            if weight:
-                total.add_(point, alpha=weight)
-        return total.to(dtype)
+        (seen, total), *rest = ((w, p) for w, p in zip(weights, points, strict=True) if w)
+        for i, (weight, point) in enumerate(rest):
+            seen += weight
+            total = total.lerp_(point, weight / seen) if i else total.lerp(point, weight / seen)
+        return (total if rest else total.clone()).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,8 @@ from isthmus.evaluate.batchnorm import BATCH, applied, refresh, statistics, with
 from isthmus.evaluate.screen import has_bf16
 from isthmus.objective import Objective
 from isthmus.objective.data import Inputs
-from isthmus.objective.source import Held, Source
+from isthmus.objective.drawn import drawn
+from isthmus.objective.source import Source
 from isthmus.params import Params, in_dtype
 
 FEW = 2000
@@ -75,10 +76,7 @@ class CurveLosses:
 
     @cached_property
     def _few(self) -> Source:
-        """Drawn once and for all: the first ones may be of one class and, for BatchNorm, neighbours too."""
-        source = self._fast.source
-        index = torch.randperm(source.number, generator=torch.Generator().manual_seed(0))[:FEW]
-        return Held(*source.at(index.to(source.device)), source.batch)
+        return drawn(self._fast.source, FEW)
 
     def _values(self, point: Params, x: Inputs, y: Tensor) -> Tensor:
         """The losses of some examples, from outputs in the fast precision."""

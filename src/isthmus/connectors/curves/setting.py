@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isfinite, isnan
 from typing import Any
 
 import torch
@@ -31,6 +31,10 @@ _ABOVE = 1.05
 """The target, in units of the larger end's loss."""
 _DEVIATION = 0.02
 """How far statistics between knots may take the loss from recomputed ones, as a share of the largest loss."""
+_NO_START = (
+    "the loss is not finite at t = {:g} on the straight line, from which training starts; the path is that line (align "
+    "the networks, im.Aligned(...), or go through a third one)"
+)
 _OUTCOMES = {
     Ended.TARGET: Outcome.CONSTRUCTED,
     Ended.STALLED: Outcome.CONSTRUCTED,
@@ -144,6 +148,9 @@ class CurveSetting:
         self, shape: Shape, control: list[Params], highest: Highest, ended: Ended, more: Mapping[str, Any]
     ) -> TrainedCurve:
         """What is known of a trained curve; `more`: the history, the gradient steps, and what the method adds."""
+        first = more["history"][0] if more["history"] else None
+        if first is not None and not isfinite(first["max"]):
+            more = {"why": _NO_START.format(first["t"]), **more}
         stats = {
             "max": highest.loss, "t": highest.t, "target": self.target, "ends": list(self.ends), "lr": self.recipe.lr,
             "precision": str(self.losses.dtype).removeprefix("torch."), "gradient_steps": 0,

@@ -67,11 +67,11 @@ class CurveTraining:
         return total
 
     def _due(self, step: int) -> bool:
-        """Half-way, when the running means have reached the target, and when a loss was not finite."""
+        """When the running means have reached the target, and when a loss was not finite."""
         self.step, steps = step, self.setting.recipe.steps
         if step % _TELL == 0:
             self.setting.task.progress(f"curve, loss up to {self.focus.highest:.3g}", step, steps)
-        if step == steps // 2 or not self.focus.finite:
+        if not self.focus.finite:
             return True
         rested = step - self.last >= steps // _PAUSE
         return rested and self.focus.known and self.focus.highest <= self.setting.target

@@ -1,0 +1,139 @@
+"""What functions compute, as digests: two of the same name are told apart, in this process and in later ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    EllipsisType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+)  # fmt: skip
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isthmus.objective.outside import names_read
+
+_PLAIN = (
+    bool, int, float, complex, str, bytes, EllipsisType, range, slice, re.Pattern, Path, np.dtype, np.generic,
+    torch.dtype, torch.device, torch.Size,
+)  # fmt: skip
+_NAMED = (MethodDescriptorType, np.ufunc)
+_CONSTANT = (tuple, frozenset, CodeType)
+"""Which of these are one object depends on how the code was loaded."""
+_OURS = ("isthmus", "torch", "numpy", "builtins")
+
+
+def digest_of(function: Any) -> str | None:
+    """The SHA-256 of all that decides what a function computes; None where something of it cannot be told.
+
+    Its bytecode, its defaults, the variables of outer functions and the globals that it reads, and those of the
+    functions and classes that these are, as far as they are the user's; installed packages count by their names.
+
+    >>> digest_of(lambda x: 2 * x) == digest_of(lambda x: 2 * x) != digest_of(lambda x: 3 * x)
+    True
+    """
+    reading = _Reading()
+    told = json.dumps(reading.told(function))
+    return sha256(told.encode()).hexdigest() if reading.whole else None
+
+
+class _Reading:
+    """Values in plain words; `seen`: those that were met, in this order; `whole`: whether all could be told."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[int, Any]] = {}
+        self.whole = True
+
+    def told(self, value: Any) -> list[Any]:
+        """Equal lists for values that are equal, from this process or another."""
+        if value is None or isinstance(value, _PLAIN):
+            return [type(value).__name__, repr(value)]
+        if isinstance(value, _NAMED) or _installed(value):
+            return ["named", getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__)]
+        if id(value) in self.seen:
+            return ["again", self.seen[id(value)][0]]
+        if not isinstance(value, _CONSTANT):
+            self.seen[id(value)] = len(self.seen), value  # held, so that no other gets its id
+        return [type(value).__qualname__, *map(self.told, self._parts(value))]
+
+    def _parts(self, value: Any) -> Iterable[Any]:
+        """What a value consists of."""
+        for kinds, parts in _PARTS.items():
+            if isinstance(value, kinds):
+                return parts(value)
+        if hasattr(value, "__dict__"):
+            return type(value), vars(value)
+        self.whole = False
+        return ()
+
+
+def _installed(value: Any) -> bool:
+    """Whether it is a module, function or class of a package, which its name tells; not one made inside a function."""
+    if isinstance(value, ModuleType):
+        name = value.__name__
+    elif isinstance(value, FunctionType | BuiltinFunctionType | type) and "<" not in value.__qualname__:
+        name = value.__module__ or "builtins"
+    else:
+        return False
+    root = name.split(".")[0]
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    return root in _OURS or root in sys.stdlib_module_names or "-packages" in file
+
+
+def _of_function(value: FunctionType) -> Iterable[Any]:
+    named = sorted(names_read(value), key=lambda pair: pair[0])
+    return value.__code__, value.__defaults__, value.__kwdefaults__, *named
+
+
+def _of_code(value: CodeType) -> Iterable[Any]:
+    numbers = value.co_flags, value.co_argcount, value.co_kwonlyargcount
+    names = value.co_names, value.co_varnames, value.co_freevars
+    return value.co_code, value.co_exceptiontable, *numbers, *names, *value.co_consts
+
+
+def _of_class(value: type) -> Iterable[Any]:
+    """Its bases, and what decides what it computes."""
+    functions = FunctionType | classmethod | staticmethod | property
+    held = [(k, v) for k, v in vars(value).items() if isinstance(v, functions) or not k.startswith(("__", "_abc"))]
+    return value.__qualname__, value.__bases__, held
+
+
+def _of_tensor(value: Tensor) -> Iterable[Any]:
+    raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return value.dtype, tuple(value.shape), sha256(raw.numpy().tobytes()).hexdigest()
+
+
+def _of_module(value: ModuleType) -> Iterable[Any]:
+    file = getattr(value, "__file__", None)
+    return (Path(file).read_bytes() if file and Path(file).is_file() else value.__name__,)
+
+
+_PARTS: dict[Any, Callable[[Any], Iterable[Any]]] = {
+    FunctionType: _of_function,
+    CodeType: _of_code,
+    type: _of_class,
+    Tensor: _of_tensor,
+    np.ndarray: lambda v: (v.dtype, v.shape, sha256(np.ascontiguousarray(v).tobytes()).hexdigest()),
+    ModuleType: _of_module,
+    MethodType: lambda v: (v.__func__, v.__self__),
+    BuiltinFunctionType: lambda v: (v.__name__, v.__self__),
+    functools.partial: lambda v: (v.func, v.args, v.keywords),
+    property: lambda v: (v.fget,),
+    Mapping: lambda v: list(v.items()),
+    (list, tuple): lambda v: v,
+    (set, frozenset): lambda v: sorted(v, key=repr),
+}
+"""What values of some kinds consist of."""
