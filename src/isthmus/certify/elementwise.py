@@ -15,6 +15,7 @@ from isthmus.certify.arithmetic import scaled as _scaled
 from isthmus.certify.forms import Form, Refused, times
 from isthmus.certify.kinks import maximum, piecewise, rectified
 from isthmus.certify.made import form
+from isthmus.certify.origins import by, follow
 from isthmus.certify.smooth import smooth
 from isthmus.certify.windows import Arguments
 from isthmus.program.export import Node
@@ -130,7 +131,8 @@ def reciprocal(x: Form) -> Form:
     sign = torch.where(x.centre < 0, -1.0, 1.0)
 
     def turned(y: Form) -> Form:
-        return Form(y.centre * sign, times(y.slope, sign), y.radius, y.ulps, times(y.bend, sign))
+        origin = follow(lambda: 0.0, (y, by(sign)))
+        return Form(y.centre * sign, times(y.slope, sign), y.radius, y.ulps, times(y.bend, sign), origin=origin)
 
     return turned(smooth(s.RECIPROCAL, turned(x)))
 

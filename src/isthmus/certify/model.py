@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, log2, sqrt
 
 from isthmus.certify.bounds import Bound
 from isthmus.certify.branch import FIRST, FLOOR
@@ -41,9 +41,14 @@ class Plan:
 
     @property
     def first(self) -> int:
-        """Sub-intervals of a segment to begin with: half as many as are expected, as most of a path is low."""
-        parts = self.expected / 2 if isfinite(self.expected) else FIRST
-        return int(min(max(parts, FIRST), 1024))
+        """Sub-intervals of a segment to begin with, a power of two: wide ones are hopeless where many are expected.
+
+        A quarter of those, as most of a path is lower than its maximum.
+        """
+        if not isfinite(self.expected):
+            return FIRST
+        parts = max(self.expected / 4, min(self.expected, 2 * FIRST), FIRST)
+        return 1 << round(log2(min(parts, 1024)))
 
 
 def plan(kernel: Kernel, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> Plan:

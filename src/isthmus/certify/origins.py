@@ -147,8 +147,8 @@ def norms_like(v: Tensor, ball: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor | float) -> float:
-    """The sum of the products of what is not negative, rounded up."""
-    return float((a * b).sum()) * (1 + (a.numel() + 8) * UNIT)
+    """The sum of the products of what is not negative, rounded up; where the first is 0 the second need not be known."""
+    return float((a * b).masked_fill_(a == 0, 0.0).sum()) * (1 + (a.numel() + 8) * UNIT)
 
 
 def roundings(last: Form) -> float:

@@ -62,7 +62,7 @@ def _applied(node: Node, values: Mapping[str, Any]) -> Any:
         raise Refused("it has no rule for affine forms")
     out = rule(node, arguments)
     if isinstance(out, Form) and out.origin is not None:
-        out.origin.label = node.name
+        out.origin.label = node.where or node.base
     return out
 
 

@@ -121,7 +121,9 @@ def _simplex(x: Form, dropped: Tensor | None, dim: int) -> _Simplex:
     slope, bend = (None, None) if x.constant else (shared[0], shared[1] + spread * 0.5)
     size = top.abs() + logarithm.abs() + spread + shared[0].abs() + shared[1].abs()
     radius = (others + off).add_(size.mul_((2 * n + 64) * UNIT)).add_(TINY)
-    return _Simplex(logs, Form(top + logarithm + spread * 0.25, slope, radius, HEADROOM, bend), low, high)
+    whole = Form(top + logarithm + spread * 0.25, slope, radius, HEADROOM, bend)
+    whole.origin = follow(lambda: stray + (radius - others).abs(), (x, lambda g: masked(g * share, 0.0)), terms=n)
+    return _Simplex(logs, whole, low, high)
 
 
 def _variance(
