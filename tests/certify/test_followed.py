@@ -94,6 +94,32 @@ def test_kinks_by_parabolas(width, leak, ball):
         check_followed(lambda x: rectified(x, leak), lambda v: F.leaky_relu(v, leak), {"x": x}, ball=ball)
 
 
+def test_kinks_in_the_norm():
+    """Remainders of 40 units, a third as long as their radii allow: what they leave is weighed in the norm."""
+    g = torch.Generator().manual_seed(2)
+    x = form((25, 40), 4, 0.05, "sbr", spread=0.05)
+    entrance = Entrance(Form(x.centre, x.slope, 4 * present(x.radius), 0, x.bend))
+    x = entrance.form
+    x.ball = row_norms(present(x.radius)) / 3
+    out = rectified(x)
+    assert out.origin.ball is not None
+    assert bool((out.origin.ball > 0).any())
+    for weights in (torch.randn(25, 40, generator=g, dtype=F64), torch.ones(25, 40, dtype=F64)):
+        entrance.back = torch.zeros_like(entrance.back)
+        allowed = sum(contributions(out, weights).values())
+        assert allowed < 0.7 * float((weights.abs() * present(out.radius)).sum())
+        for s in S:
+            for k in range(8):
+                rho = torch.randn(25, 40, generator=g, dtype=F64).clamp(-1, 1) * present(x.radius)
+                if k > 3:  # along the weights, where it hurts
+                    rho = rho.abs() * weights.sign() * (1 if k % 2 else -1)
+                rho *= (x.ball / torch.linalg.vector_norm(rho, dim=-1, keepdim=True)).clamp(max=1)
+                left = (at(x, s) + rho).relu() - at(out, s)
+                new = float((weights * left).sum() - (entrance.back * rho).sum())
+                assert abs(new) <= allowed * (1 + 1e-9)
+                assert bool((torch.linalg.vector_norm(left, dim=-1, keepdim=True) <= out.ball * (1 + 1e-9)).all())
+
+
 def test_a_parabola_is_nearer_to_a_kink_than_a_chord():
     """|s| / 2 is within 1/16 of a parabola, and within 1/4 of a line."""
     x = Form(torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64), torch.zeros(1, 1, dtype=F64), -8)
@@ -137,13 +163,15 @@ def test_norms_of_remainders_of_linear_layers(share):
     entrance = Entrance(form((25, 40), 2, 0.3, "sbr"))
     x = entrance.form
     x.ball = share * row_norms(present(x.radius))
-    out = contract(F.linear, 40, x, w, None, 1)
+    out, weights = contract(F.linear, 40, x, w, None, 1), torch.randn(25, 30, generator=g, dtype=F64)
+    allowed = sum(contributions(out, weights).values())
     for s in S:
         for k in range(4):
             rho = torch.randn(25, 40, generator=g, dtype=F64).clamp(-1, 1) * present(x.radius)
             rho *= (present(x.ball) / row_norms(rho)).clamp(max=1) if k else 0
             z = (at(x, s) + rho) @ at(w, s).T
             left = z - at(out, s)
+            assert abs(float((weights * left).sum() - (entrance.back * rho).sum())) <= allowed * (1 + 1e-9)
             assert bool((left.abs() <= present(out.radius) * (1 + 1e-9) + 1e-12).all())
             assert bool((row_norms(left) <= present(out.ball) * (1 + 1e-9) + 1e-12).all())
     if share < 0.5:  # no product of moduli was needed

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from isthmus.certify.forms import TINY, UNIT, Form, present, strayed
-from isthmus.certify.origins import norms_like
+from isthmus.certify.origins import SHARE, norms_like
 
 SQUARINGS = 3
 
@@ -81,7 +81,7 @@ def tightened(out: Form, x: Form, w: Form, axis: int, moving: Tensor | None = No
     tight = entries + fresh + ball * lengths
     # the products of moduli are at most those of norms
     most = own * (lengths + strays) + fresh if out.radius is None else out.radius
-    tight = torch.minimum(tight, most)
+    tight = torch.maximum(torch.minimum(tight, most), together / SHARE)
     origin.loose = max(1.0, float((most / tight).nan_to_num(nan=1.0).amax())) * (1 + 8 * UNIT)
     out.radius, out.ball = tight, torch.minimum(fixed * ball + together + row_norms(fresh), row_norms(tight))
     return out

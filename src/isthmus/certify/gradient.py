@@ -109,4 +109,4 @@ def _rounding(objective: Objective, z: Form, y: Tensor, values: Tensor) -> Tenso
     stray = 1 + each(plus(z.radius, None if z.bend is None else z.bend.abs()))
     size = 1 + each(z.size()) + (each(y) if y.is_floating_point() else 0.0)
     steep = (objective.criterion.rises or 1.0) + (size + stray if objective.named_loss == "mse" else 0.0)
-    return (roundings(z) + EVALUATED) * size * stray * steep + EVALUATED * values.abs()
+    return (roundings(z) + EVALUATED * size) * stray * steep + EVALUATED * values.abs()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isthmus.certify.balls import entrywise, row_norms
 from isthmus.certify.forms import HEADROOM, NARROW, TINY, UNIT, Form, half_width, plus, present, times
-from isthmus.certify.origins import Origin, by, follow
+from isthmus.certify.origins import SHARE, Origin, by, follow
 
 
 def rectified(x: Form, leak: float = 0.0) -> Form:
@@ -100,6 +100,8 @@ def _fitted(x: Form, factor: Tensor, offset: Tensor, leak: float, at: tuple[Tens
     factor = factor.index_put(at, torch.where(chosen, leak + share / 2, factor[at]))
     fresh.add_(TINY)
     radius = torch.addcmul(fresh, factor, r).index_put_(at, extra, accumulate=True)
+    if ball is not None and mask is not None:
+        radius = torch.maximum(radius, mask * ball / SHARE)
     origin = Origin([(x, by(factor))], fresh, ball=ball, mask=mask)
     return entrywise(Form(centre, slope, radius, 12, bend, origin=origin), x, 1.0)
 

@@ -10,8 +10,9 @@ so that |g rho| <= sum |B| fresh. The signs of the weights that lie between canc
 which goes forward through |L|. A form without an origin is all new: its fresh part is its radius. A map that is passed
 on although `fresh` is the whole radius makes the sum larger, never too small.
 
-Of B itself the evaluation rounds off at most gamma |L|'...|g|, and sum |L|'...|g| fresh is at most the sum of |g| and
-the radius that went forward, `SHARE` times for every softmax; so many `terms` make gamma.
+Of B itself the evaluation rounds off at most gamma |L|'...|g|, and sum |L|'...|g| fresh is at most |g| times the radius
+that went forward, but for what norms and softmaxes made of radii (`loose`), and but for what is new in the norm: no radius
+is less than 1 / `SHARE` of that.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 Norm = Callable[[Tensor], float]
 """A bound of the norm of a matrix, or of another linear map."""
 UNIT = 2.0**-53
+SHARE = 32.0
+"""How many times a radius may at most be smaller than what is new in the norm."""
 FAINTEST = 1e-150
 """More than what squares lose that underflow."""
 Pull = Callable[[Tensor], Tensor]
@@ -153,11 +156,12 @@ def _product(a: Tensor, b: Tensor | float) -> float:
 
 def roundings(last: Form) -> float:
     """gamma, times what a radius may be less than the sum of |L|'...|g| and the fresh parts."""
-    terms, loose = 64, 1.0
+    terms, loose, parts = 64, 1.0, 1.0
     for x in _order(last):
         if x.origin is not None:
             terms, loose = terms + x.origin.terms + 4, loose * x.origin.loose
-    return 4 * terms * loose * UNIT
+            parts += 0 if x.origin.ball is None else SHARE
+    return 4 * terms * loose * parts * UNIT
 
 
 def _order(last: Form) -> list[Form]:

@@ -28,6 +28,7 @@ from isthmus.cli.options import (
     Budget,
     Gap,
     Json,
+    BoundModel,
     LevelOption,
     OutOption,
     PathFile,
@@ -137,6 +138,7 @@ def certify(
     out: OutOption,
     gap: Gap = 0.01,
     budget: Budget = None,
+    bounds: BoundModel = "auto",
     level: LevelOption = LEVEL,
     verify: Annotated[
         Path | None, typer.Option("--verify", help="Check this certificate.json instead of making one.")
@@ -160,15 +162,18 @@ def certify(
     make_folder(out)
     with progress_bar(quiet) as progress:
         if engine is None:
-            proved = certify_path(objective, connection.path, gap, budget=budget, labels=labels, progress=progress)
+            proved = certify_path(
+                objective, connection.path, gap, model=bounds, budget=budget, labels=labels, progress=progress
+            )
         else:
             proved = certify_in_parallel(
-                objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
-            )
+                objective, connection.path, gap, model=bounds, budget=budget, labels=labels, engine=engine,
+                progress=progress,
+            )  # fmt: skip
     runs.write_certificate(proved, out, objective, path)
     table, found = proved.to_dict(), verdict(certificate=proved, level=level)
     bn = applied(objective, "interpolate")
-    shown = ("bound", "excess", "gap", "proved", "close", "error_bound", "dtype", "slack", "evaluations", "budget")
+    shown = ("bound", "excess", "gap", "proved", "close", "error_bound", "dtype", "slack", "evaluations", "budget", "cost", "model")
     more = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
     _print_values({k: table[k] for k in (*shown, "counts")}, more, [*found.lines, proved.summary], bn, as_json)
     for i in proved.unproved():

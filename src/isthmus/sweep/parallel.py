@@ -116,6 +116,7 @@ def certify_in_parallel(
     gap: float = 0.01,
     *,
     labels: Sequence[str] = (),
+    model: str = "auto",
     budget: float | None = None,
     num_points: int = 61,
     engine: Engine | None = None,
@@ -133,7 +134,7 @@ def certify_in_parallel(
     """
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
-    options = {"gap": gap, "budget": budget, "num_points": num_points}
+    options = {"gap": gap, "model": model, "budget": budget, "num_points": num_points}
     shared = _Shared(objective, path, _check(chunk), options)
     table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
     parts = [table[i] for i in range(len(path))]
