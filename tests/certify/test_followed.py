@@ -15,6 +15,7 @@ from isthmus.certify.arithmetic import contract
 from isthmus.certify.balls import row_norms, spectral_norm
 from isthmus.certify.bounds import Bounds
 from isthmus.certify.forms import Form, present
+from isthmus.certify.gradient import followed_back
 from isthmus.certify.kernel import Kernel
 from isthmus.certify.kinks import rectified
 from isthmus.certify.origins import Origin, contributions, roundings
@@ -111,8 +112,9 @@ def test_kinks_in_the_norm():
         for s in S:
             for k in range(8):
                 rho = torch.randn(25, 40, generator=g, dtype=F64).clamp(-1, 1) * present(x.radius)
-                if k > 3:  # along the weights, where it hurts
-                    rho = rho.abs() * weights.sign() * (1 if k % 2 else -1)
+                if k > 3:  # where it hurts: half of it is left, with the sign of the value
+                    rho = weights * at(x, s).sign() * (1 if k % 2 else -1) * 1e-3
+                    rho = torch.minimum(torch.maximum(rho, -present(x.radius)), present(x.radius))
                 rho *= (x.ball / torch.linalg.vector_norm(rho, dim=-1, keepdim=True)).clamp(max=1)
                 left = (at(x, s) + rho).relu() - at(out, s)
                 new = float((weights * left).sum() - (entrance.back * rho).sum())
@@ -168,6 +170,9 @@ def test_norms_of_remainders_of_linear_layers(share):
     for s in S:
         for k in range(4):
             rho = torch.randn(25, 40, generator=g, dtype=F64).clamp(-1, 1) * present(x.radius)
+            if k > 1:  # along what the weight's movement makes of the weights of the result
+                worst = (weights @ (at(w, s) - w.centre)) * (1 if k % 2 else -1) * 1e3
+                rho = torch.minimum(torch.maximum(worst, -present(x.radius)), present(x.radius))
             rho *= (present(x.ball) / row_norms(rho)).clamp(max=1) if k else 0
             z = (at(x, s) + rho) @ at(w, s).T
             left = z - at(out, s)
@@ -203,6 +208,22 @@ LOSSES = {
     "summed": (nn.CrossEntropyLoss(reduction="sum"), torch.arange(10) % 4),
     "ignored": (nn.CrossEntropyLoss(ignore_index=2), torch.arange(10) % 4),
 }
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("size", [0.1, 1.0, 4.0])
+def test_the_curvature_of_a_loss(name, size):
+    """Where all of a radius may be there, the sum of the losses is at most what the gradient and the curvature give."""
+    loss, y = LOSSES[name]
+    g = torch.Generator().manual_seed(7)
+    objective = im.Objective(nn.Linear(5, 4).double(), loss, (blobs(10, (5,), 4)[0].double(), y))
+    c, d, r = (torch.randn(10, 4, generator=g, dtype=F64) for _ in range(3))
+    z = Form(c, 0.0 * d, size * r.abs(), -8, origin=Origin())
+    found = followed_back(objective, z, y, (torch.full((10,), 1e12, dtype=F64),) * 2)
+    assert found is not None
+    for _ in range(40):
+        rho = (2.0 * torch.randint(0, 2, (10, 4), generator=g) - 1) * present(z.radius)
+        assert float(objective.example_losses(c + rho, y).sum()) <= float(found.losses[0].sum())
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -187,7 +187,7 @@ class Certificate:
             "spent": self.spent,
             "cost": self.cost,
             "model": self.model,
-            "predicted": self.predicted,
+            "predicted": self.predicted if isfinite(self.predicted) else None,
             "sources": dict(self.sources),
             "close": self.close,
             "expected": self.expected,

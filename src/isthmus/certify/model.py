@@ -56,8 +56,8 @@ def plan(kernel: Kernel, segments: Sequence[int], model: str, gap: float, best: 
     found = []
     for name in MODELS if model == "auto" else (model,):
         bound = _bound(kernel, name)
-        expected = _expected(bound, segments, gap, best)
-        found.append(Plan(name, bound, rate(kernel, segments, bound, num_points, READINGS), expected))
+        costs = rate(kernel, segments, bound, num_points, READINGS)  # before anything is remembered
+        found.append(Plan(name, bound, costs, _expected(bound, segments, gap, best)))
     # where no bound is finite yet, the nearer one becomes it first
     return min(found, key=lambda p: (p.expected * p.rate.each, p.model != "chord"))
 

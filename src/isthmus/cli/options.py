@@ -32,7 +32,7 @@ Budget = Annotated[
     ),
 ]
 BoundModel = Annotated[
-    str, typer.Option("--model-of-bounds", help="How sub-intervals are bounded: box, chord, or auto, by a trial.")
+    str, typer.Option("--bounds", help="How sub-intervals are bounded: box, chord, or auto, by a trial.")
 ]
 LevelOption = Annotated[
     str, typer.Option("--level", help="The verdict's level: a loss, or 1.1x for 1.1 times the larger end's loss.")

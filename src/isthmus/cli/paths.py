@@ -155,6 +155,8 @@ def certify(
     """
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
+    if engine is not None and bounds == "chord":
+        raise InputError("--bounds", expected="auto or box with workers: sums over parts of the data are of boxes", got=bounds)
     connection, objective, _ = _open_path(path, asked, "auto")
     labels = _labels(path, connection)
     if verify is not None:
@@ -167,9 +169,8 @@ def certify(
             )
         else:
             proved = certify_in_parallel(
-                objective, connection.path, gap, model=bounds, budget=budget, labels=labels, engine=engine,
-                progress=progress,
-            )  # fmt: skip
+                objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
+            )
     runs.write_certificate(proved, out, objective, path)
     table, found = proved.to_dict(), verdict(certificate=proved, level=level)
     bn = applied(objective, "interpolate")

@@ -116,7 +116,6 @@ def certify_in_parallel(
     gap: float = 0.01,
     *,
     labels: Sequence[str] = (),
-    model: str = "auto",
     budget: float | None = None,
     num_points: int = 61,
     engine: Engine | None = None,
@@ -134,7 +133,8 @@ def certify_in_parallel(
     """
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
-    options = {"gap": gap, "model": model, "budget": budget, "num_points": num_points}
+    # sums over chunks do not depend on how they were cut where every example has a bound of its own
+    options = {"gap": gap, "model": "box", "budget": budget, "num_points": num_points}
     shared = _Shared(objective, path, _check(chunk), options)
     table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
     parts = [table[i] for i in range(len(path))]
