@@ -34,12 +34,12 @@ SAME_GRAPH = 1e-6
 class Kernel:
     """A path under proof. A point that two segments share is evaluated, and bounded, once."""
 
-    def __init__(self, objective: Objective, path: Path) -> None:
+    def __init__(self, objective: Objective, path: Path, model: str = "box") -> None:
         for segment in path.segments:
             control = segment.control if isinstance(segment, Curve) else (segment.start, segment.end)
             check_moves(control, objective.idle, "path")
         check_own(path.start, objective.check(path.start, "path"))
-        self.objective, self.path = objective, path
+        self.objective, self.path, self.model = objective, path, model
         self.evaluation = evaluation(objective, path.start)
         self.wide = self.evaluation.objective
         self.obstacle = self.evaluation.problem
@@ -152,10 +152,10 @@ class Kernel:
 
     # -- bounds
 
-    def bound(self, i: int, start: float, end: float, model: str = "box") -> Bound:
-        """A bound on the loss of segment i over [start, end], by affine forms."""
+    def bound(self, i: int, start: float, end: float, model: str = "") -> Bound:
+        """A bound on the loss of segment i over [start, end], by affine forms; `model`: default that of the kernel."""
         with without_raw_errors("its graph"):
-            return self.bounds(i).over(start, end, followed=model == "chord")
+            return self.bounds(i).over(start, end, followed=(model or self.model) == "chord")
 
     def _make_bounds(self, i: int) -> Bounds:
         if self.obstacle or not isinstance(self.path.segments[i], Curve):
