@@ -68,7 +68,9 @@ from isthmus.errors import IsthmusWarning as IsthmusWarning
 from isthmus.errors import MissingExtraError as MissingExtraError
 from isthmus.errors import OutcomeError as OutcomeError
 from isthmus.errors import UnsupportedError as UnsupportedError
+from isthmus.evaluate import Band as Band
 from isthmus.evaluate import Profile as Profile
+from isthmus.evaluate import population as population
 from isthmus.evaluate import profile as profile
 from isthmus.graph import MinimaGraph as MinimaGraph
 from isthmus.graph import load_graph as load_graph

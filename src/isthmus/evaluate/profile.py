@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isthmus.errors import InputError, UnsupportedError
+from isthmus.errors import InputError, IsthmusError, UnsupportedError
+from isthmus.evaluate.band import LEVEL, Band, band_of, weights_of
 from isthmus.evaluate.batchnorm import others, segments_under
+from isthmus.evaluate.columns import Columns
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
 from isthmus.kinds import check_kinds
@@ -56,7 +59,8 @@ class Profile:
     """Samples of the loss and the error rate at `t`, float64; `segment` says to which segment each belongs.
 
     The maximum is over the samples: a measured value, not a bound (see ``certify``). `test` is the profile of the
-    same path on a second data set. `bn`: what became of BatchNorm's running statistics ("none" where there are none);
+    same path on a second data set, and its `population` is what these examples say about all there could be, at level
+    0.95: see ``population``; None where they say nothing, with `screen`, and of training data. `bn`: what became of BatchNorm's running statistics ("none" where there are none);
     `beside`: the same points under the other policies, where they were asked for.
     `confirmed`: the points measured in the working precision; the others keep values of the precision `screen`, and
     none of them, taken with the `margin` of its quantity ("loss", "error"), reaches a maximum that is reported.
@@ -79,6 +83,7 @@ class Profile:
     tol: float | None = None
     within: float | None = None
     reading: float = 0.0
+    population: Band | None = None
 
     def __post_init__(self) -> None:
         if not len(self.confirmed):
@@ -141,6 +146,7 @@ class Profile:
             "error": self.error.tolist(),
             "barriers": {k: asdict(v) for k, v in self.barriers.items()},
             "test": None if self.test is None else {k: v for k, v in self.test._values().items() if k != "test"},
+            "population": None if self.population is None else self.population.to_dict(),
         }
 
 
@@ -191,6 +197,7 @@ def profile(
     _check(num_points, screen, tol)
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
+    columns = None if test is None or screen is not None else Columns(test.memory)
     sets = [objective] if test is None else [objective, test]
     read = _seconds_of_reading(sets)
     if screen is not None and not all(s.in_memory for s in sets):
@@ -198,7 +205,7 @@ def profile(
     if screen == "auto" and not bf16_pays(objective, objective.check(path.start, "path")):
         screen = None
     if tol is not None:
-        sampled = adaptively(sets, segments, num_points, tol, progress)
+        sampled = adaptively(sets, segments, num_points, tol, progress, columns)
     elif screen is not None:
         try:
             sampled = screened(sets, segments, num_points, progress)
@@ -207,9 +214,28 @@ def profile(
             raise UnsupportedError("screen='bf16'", why, "leave screen out") from e
         screen = "bf16"
     else:
-        sampled = on_grid(sets, segments, num_points, progress)
+        sampled = on_grid(sets, segments, num_points, progress, columns)
     found = _profile(sampled, len(path), num_points, policy, screen, tol)
+    if test is not None and found.test is not None and columns is not None:
+        with suppress(IsthmusError):
+            found = replace(found, test=replace(found.test, population=_band(test, columns, found.test)))
     return replace(found, reading=_seconds_of_reading(sets) - read)
+
+
+def band_along(
+    test: Objective, path: Path, level: float, *, num_points: int, bn: str | None, train: Objective, seed: int
+) -> Band:
+    """The band of ``population``; recomputed statistics come from the data of `train`."""
+    _check(num_points, None, None)
+    check_own(path.start, test.check(path.start, "path"))
+    segments, policy = segments_under(train, path, bn)
+    columns = Columns(test.memory)
+    sampled = on_grid([test], segments, num_points, lambda what, done, total: None, columns)
+    return _band(test, columns, _profile(sampled, len(path), num_points, policy, None, None), level, seed)
+
+
+def _band(test: Objective, columns: Columns, found: Profile, level: float = LEVEL, seed: int = 0) -> Band:
+    return band_of(columns, found.t, found.loss, level, seed, weights_of(test))
 
 
 def _seconds_of_reading(sets: list[Objective]) -> float:
