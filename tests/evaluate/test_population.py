@@ -53,7 +53,9 @@ def test_every_route_of_the_engine_gives_the_losses_of_single_examples(pair):
     for other in (objective, im.Objective(module, data=(x, y), penalty=im.Ridge(0.01), memory=2000 * 8)):
         other.memory = max(other.memory, 40 * 13 * 8)
         assert_close(im.population(other, whole, grid=5), twin)
-    assert_close(im.population(im.Objective(module, data=loader, stream=True, penalty=im.Ridge(0.01)), whole, 0.95, 5), twin)
+    assert_close(
+        im.population(im.Objective(module, data=loader, stream=True, penalty=im.Ridge(0.01)), whole, 0.95, 5), twin
+    )
 
 
 def assert_close(found, twin):
@@ -71,13 +73,18 @@ def test_profile_of_a_test_set_shows_the_same(pair):
     assert profile.population is None
     assert json.dumps(profile.test.population.to_dict()) == json.dumps(band.to_dict())
     assert profile.to_dict()["test"]["population"]["asymptotic"]
-    assert "asymptotic" in repr(band) and "(asymptotic)" in band.words
-    assert band.asymptotic and not band.error.asymptotic
-    assert (band.lo <= band.loss).all() and (band.loss <= band.hi).all()
+    assert "asymptotic" in repr(band)
+    assert "(asymptotic)" in band.words
+    assert band.asymptotic
+    assert not band.error.asymptotic
+    assert (band.lo <= band.loss).all()
+    assert (band.loss <= band.hi).all()
     other = im.population(test, path, grid=5, seed=1)
-    assert not torch.equal(other.lo, band.lo) and torch.equal(other.error.lo, band.error.lo)
+    assert not torch.equal(other.lo, band.lo)
+    assert torch.equal(other.error.lo, band.error.lo)
     wider = im.population(test, path, 0.99, 5)
-    assert (wider.hi > band.hi).all() and (wider.error.hi >= band.error.hi).all()
+    assert (wider.hi > band.hi).all()
+    assert (wider.error.hi >= band.error.hi).all()
 
 
 def test_statistics_are_recomputed_from_the_training_data_or_not_at_all():
@@ -98,7 +105,12 @@ def test_what_has_no_band_is_refused_and_profile_goes_without(pair):
     classes = im.Objective(module, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])), data)
     few = im.Objective(module, data=data, memory=1000)
     one = train.subset(1)
-    kinds = ((numbers, "evaluate="), (classes, "weights of classes"), (few, "bytes for the losses"), (one, "two examples"))
+    kinds = (
+        (numbers, "evaluate="),
+        (classes, "weights of classes"),
+        (few, "bytes for the losses"),
+        (one, "two examples"),
+    )
     for test, why in kinds:
         with pytest.raises(im.IsthmusError, match=why):
             im.population(test, path, grid=5)
@@ -133,4 +145,6 @@ def test_intervals_for_counts_and_for_shares():
 def test_how_often_bands_hold():
     """A population with known means; ``benchmarks/population.py`` counts more sets, and small ones."""
     loss, barrier, error = covered(n=2000, sets=100)
-    assert 0.92 <= loss < 1 and barrier >= 0.92 and error >= 0.95
+    assert 0.92 <= loss < 1
+    assert barrier >= 0.92
+    assert error >= 0.95

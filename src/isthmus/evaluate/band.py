@@ -9,6 +9,7 @@ Pearson 1934) hold for every n; at K points together each has the share 1 / K of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, exp, isfinite, log
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -40,6 +41,16 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.lo:.4g}, {self.hi:.4g}]"
+
+
+def interval_in(population: Mapping[str, Any] | None, key: str) -> str:
+    """An interval of a stored row about a band, "[0.1, 0.2]"; empty where there is none.
+
+    >>> interval_in({"error": [0.1, 0.25]}, "error"), interval_in(None, "error")
+    ('[0.1, 0.25]', '')
+    """
+    found = (population or {}).get(key)
+    return "" if not found else str(Interval(*map(float, found)))
 
 
 class ErrorBand(NamedTuple):
@@ -204,7 +215,7 @@ def _quantile(values: Tensor, level: float) -> float:
 
 
 def _barrier(drawn: Tensor, apart: Tensor, loss: Tensor, n: int, level: float) -> Interval:
-    """max_t min_e of what L(t) - L(e) is at least and at most, for both ends e and all t at once; it is never below 0."""
+    """max_t min_e of what L(t) - L(e) is at least and at most, for both ends e and all t at once; never below 0."""
     ends = [0, -1]
     paired = torch.stack([drawn - drawn[:, [e]] for e in ends], 1)
     c = _quantile((paired.abs() / apart.clamp(min=1e-300)).flatten(1).amax(1), level)

@@ -50,9 +50,7 @@ class Engine:
     ('affine', [0.0, 0.5, 1.0])
     """
 
-    def __init__(
-        self, objective: Objective, dtype: torch.dtype | None = None, columns: Columns | None = None
-    ) -> None:
+    def __init__(self, objective: Objective, dtype: torch.dtype | None = None, columns: Columns | None = None) -> None:
         self.objective = objective
         self.columns = columns
         self.dtype = dtype

@@ -7,7 +7,7 @@ import os
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.band import LEVEL, Band
 from isthmus.evaluate.batchnorm import POLICIES, statistics
-from isthmus.evaluate.profile import opened, band_along
+from isthmus.evaluate.profile import band_along, opened
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.paths import HasPath, Path
