@@ -27,6 +27,8 @@ from isthmus.analysis.plane import Plane as Plane
 from isthmus.analysis.plane import PlaneValues as PlaneValues
 from isthmus.analysis.plane import plane as plane
 from isthmus.analysis.scores import Scores as Scores
+from isthmus.analysis.separated import Separation as Separation
+from isthmus.analysis.separated import separated as separated
 from isthmus.analysis.straighten import Straightened as Straightened
 from isthmus.analysis.straighten import straighten as straighten
 from isthmus.analysis.subnetwork_bounds import LayerBound as LayerBound

@@ -33,7 +33,7 @@ DRAWS = 1000
 """Draws of the multipliers."""
 
 
-class Interval(NamedTuple):
+class Range(NamedTuple):
     """From `lo` to `hi`."""
 
     lo: float
@@ -50,7 +50,7 @@ def interval_in(population: Mapping[str, Any] | None, key: str) -> str:
     ('[0.1, 0.25]', '')
     """
     found = (population or {}).get(key)
-    return "" if not found else str(Interval(*map(float, found)))
+    return "" if not found else str(Range(*map(float, found)))
 
 
 class ErrorBand(NamedTuple):
@@ -66,9 +66,9 @@ class ErrorBand(NamedTuple):
     asymptotic: bool = False
 
     @property
-    def highest(self) -> Interval:
+    def highest(self) -> Range:
         """For the largest error rate of the population at these points."""
-        return Interval(float(self.lo.max()), float(self.hi.max()))
+        return Range(float(self.lo.max()), float(self.hi.max()))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -94,7 +94,7 @@ class Band:
     loss: Tensor
     lo: Tensor
     hi: Tensor
-    barrier: Interval
+    barrier: Range
     error: ErrorBand | None
     level: float
     examples: int
@@ -106,9 +106,9 @@ class Band:
         return line(self, *parts, f"max in {self.highest}", *["asymptotic"] * self.asymptotic)
 
     @property
-    def highest(self) -> Interval:
+    def highest(self) -> Range:
         """For the largest loss of the population at these points."""
-        return Interval(float(self.lo.max()), float(self.hi.max()))
+        return Range(float(self.lo.max()), float(self.hi.max()))
 
     @property
     def words(self) -> str:
@@ -214,7 +214,7 @@ def _quantile(values: Tensor, level: float) -> float:
     return float(values.sort().values[min(ceil(level * len(values)), len(values)) - 1])
 
 
-def _barrier(drawn: Tensor, apart: Tensor, loss: Tensor, n: int, level: float) -> Interval:
+def _barrier(drawn: Tensor, apart: Tensor, loss: Tensor, n: int, level: float) -> Range:
     """max_t min_e of what L(t) - L(e) is at least and at most, for both ends e and all t at once; never below 0."""
     ends = [0, -1]
     paired = torch.stack([drawn - drawn[:, [e]] for e in ends], 1)
@@ -222,7 +222,7 @@ def _barrier(drawn: Tensor, apart: Tensor, loss: Tensor, n: int, level: float) -
     middle = torch.stack([loss - loss[e] for e in ends])
     width = c * apart / n**0.5
     lo, hi = (float(v.amin(0).max()) for v in (middle - width, middle + width))
-    return Interval(max(0.0, lo), max(0.0, hi))
+    return Range(max(0.0, lo), max(0.0, hi))
 
 
 def _error_band(columns: Columns, n: int, level: float) -> ErrorBand:
@@ -234,17 +234,17 @@ def _error_band(columns: Columns, n: int, level: float) -> ErrorBand:
     return ErrorBand(rate, lo, hi, "Clopper-Pearson/K" if columns.whole else "Chernoff/K")
 
 
-def clopper_pearson(k: float, n: int, alpha: float) -> Interval:
+def clopper_pearson(k: float, n: int, alpha: float) -> Range:
     """The exact interval for a probability after k of n: each side fails with probability at most alpha / 2.
 
     >>> print(clopper_pearson(0, 10, 0.05))
     [0, 0.3085]
     """
     lo = 0.0 if k == 0 else float(beta.ppf(alpha / 2, k, n - k + 1))
-    return Interval(lo, 1.0 if k == n else float(beta.ppf(1 - alpha / 2, k + 1, n - k)))
+    return Range(lo, 1.0 if k == n else float(beta.ppf(1 - alpha / 2, k + 1, n - k)))
 
 
-def chernoff(k: float, n: int, alpha: float) -> Interval:
+def chernoff(k: float, n: int, alpha: float) -> Range:
     """The interval for a mean of n values in [0, 1] with sum k: where n KL(k / n, p) <= log(2 / alpha).
 
     >>> print(chernoff(0, 10, 0.05))
@@ -257,4 +257,4 @@ def chernoff(k: float, n: int, alpha: float) -> Interval:
 
     lo = exp(-most) if q == 1 else 0.0 if q == 0 else brentq(above, 1e-300, q)
     hi = 1 - exp(-most) if q == 0 else 1.0 if q == 1 else brentq(above, q, 1 - 2.0**-53)
-    return Interval(float(lo), float(hi) if isfinite(hi) else 1.0)
+    return Range(float(lo), float(hi) if isfinite(hi) else 1.0)
