@@ -2,7 +2,7 @@
 
     python benchmarks/separated.py
 
-Two parameters, w tanh(v x) with a ridge; every path from (v, w) to (-v, -w) passes over the zero network, of loss 2.429.
+w tanh(v x) with a ridge: every path from (v, w) to (-v, -w) meets a loss of 2.429, that of the zero network.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def main() -> None:
     y *= (WALL / float(y.square().mean())) ** 0.5
     objective = im.Objective(net, "mse", (x, y), penalty=im.Ridge(0.01))
 
-    def network(w: object) -> im.Params:
-        return {k: torch.as_tensor(u, dtype=torch.float64).view(1, 1) for k, u in zip(("0.weight", "2.weight"), w)}  # type: ignore[call-overload]
+    def network(v: float, w: float) -> im.Params:
+        return {k: torch.tensor([[u]], dtype=torch.float64) for k, u in (("0.weight", v), ("2.weight", w))}
 
-    best = minimize(lambda w: objective.loss(network(w)), [1.5, 2.0]).x
+    v, w = map(float, minimize(lambda p: objective.loss(network(*map(float, p))), [1.5, 2.0]).x)
     for share in (0.3, 0.6, 0.9, 0.97):
         begin = time.perf_counter()
-        found = im.separated(objective, network(best), network(-best), share * WALL)
+        found = im.separated(objective, network(v, w), network(-v, -w), share * WALL)
         print(
             f"{share:.0%} of the wall: proved {found.proved}, {found.boxes:,} boxes, {time.perf_counter() - begin:.1f} s"
         )
