@@ -29,7 +29,8 @@ def main() -> None:
     def network(v: float, w: float) -> im.Params:
         return {k: torch.tensor([[u]], dtype=torch.float64) for k, u in (("0.weight", v), ("2.weight", w))}
 
-    v, w = map(float, minimize(lambda p: objective.loss(network(*map(float, p))), [1.5, 2.0]).x)
+    best = minimize(lambda p: objective.loss(network(*map(float, p))), [1.5, 2.0])
+    v, w = map(float, best.x)
     for share in (0.3, 0.6, 0.9, 0.97):
         begin = time.perf_counter()
         found = im.separated(objective, network(v, w), network(-v, -w), share * WALL)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, exp, isfinite, log
+from math import ceil, inf, log
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import torch
-from scipy.optimize import brentq
 from scipy.stats import beta
 from torch import Tensor
 
@@ -251,10 +250,14 @@ def chernoff(k: float, n: int, alpha: float) -> Range:
     [0, 0.3085]
     """
     q, most = min(k / n, 1.0), log(2 / alpha) / n
+    return Range(_furthest(q, 0.0, most), _furthest(q, 1.0, most))
 
-    def above(p: float) -> float:
-        return sum(u * log(u / v) for u, v in ((q, p), (1 - q, 1 - p)) if u) - most
 
-    lo = exp(-most) if q == 1 else 0.0 if q == 0 else brentq(above, 1e-300, q)
-    hi = 1 - exp(-most) if q == 0 else 1.0 if q == 1 else brentq(above, q, 1 - 2.0**-53)
-    return Range(float(lo), float(hi) if isfinite(hi) else 1.0)
+def _furthest(q: float, end: float, most: float) -> float:
+    """The p from q towards `end` where KL(q, p) reaches `most`, by bisection."""
+    near, far = q, end
+    for _ in range(60):
+        p = (near + far) / 2
+        apart = sum(u * log(u / v) if v else inf for u, v in ((q, p), (1 - q, 1 - p)) if u)
+        near, far = (p, far) if apart <= most else (near, p)
+    return far
