@@ -31,9 +31,9 @@ def population(
     those of the test set would tie its examples together. `seed`: of the draws of the bootstrap.
 
     Costs what ``profile`` does, and 4 or 8 bytes for every example at every point, up to ``objective.memory``; streams
-    are read once per point. On a population with known means (``benchmarks/population.py``, 20 points, level .95) the band
-    for the loss held for .924, .954 and .952 of 500 sets of 100, 500 and 2,000 examples, the interval for the barrier
-    for .982 and more, that for the error for .974 and more; losses with heavier tails need more examples.
+    are read once per point. On a population of known means (``benchmarks/population.py``, 20 points, level .95)
+    the band for the loss held for .924, .954 and .952 of 500 sets of 100, 500 and 2,000 examples, the interval for the
+    barrier for .982 and more, that for the error for .974 and more; heavier tails need more examples.
 
     Errors: ``InputError`` for fewer than two examples, for a loss that is not finite on the path and for what does not
     fit into the memory; ``UnsupportedError`` for an objective without examples (``evaluate=``), for weights of classes
