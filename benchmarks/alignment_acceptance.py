@@ -28,10 +28,10 @@ PAIRS: dict[str, Pair] = {
     "perceptron-512": (lambda: perceptron(3, 512), "mnist", 5),
     "perceptron-128": (lambda: perceptron(3, 128), "mnist", 5),
     "perceptron-32": (lambda: perceptron(3, 32), "mnist", 5),
-    "VGG": (lambda: vgg(bn=False), "cifar", 10),
+    "VGG": (lambda: vgg(bn=False), "cifar", 6),
     "VGG-BN": (lambda: vgg(bn=True), "cifar", 10),
     "ResNet-8": (lambda: resnet(1, 16), "cifar 16x16", 10),
-    "ResNet-8x3": (lambda: resnet(1, 48), "cifar 16x16", 6),
+    "ResNet-8x3": (lambda: resnet(1, 48), "cifar 16x16", 4),
 }
 """For each pair its module, its data, and the epochs."""
 
