@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def normed(n: int, m: int, stride: int = 1, kernel: int = 3) -> list[nn.Module]:
 def resnet(blocks: int = 3, width: int = 16) -> nn.Sequential:
     """ResNet-20 (3 blocks a stage), ResNet-8 (1)."""
     sizes = [width] * (blocks + 1) + [2 * width] * blocks + [4 * width] * blocks
-    body = [Residual(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True)]
+    body = [Residual(n, m) for n, m in pairwise(sizes)]
     last = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], 10))
     return nn.Sequential(*normed(3, width), nn.ReLU(), *body, *last)
 
@@ -119,7 +120,10 @@ def hugging_face(name: str) -> nn.Module:
     from hugging_face import networks
 
     kind, options = networks(64)[name]
-    return Logits(getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**options)))
+    module = getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**options))
+    if name == "Mixtral":
+        module.set_experts_implementation("batched_mm")  # the usual one does not run in float64
+    return Logits(module)
 
 
 def pictures(*shape: int) -> Tensor:
