@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.theory import THEOREMS, Row
+from isthmus.theory import THEOREMS, Row, signs
 from isthmus.theory.table import CONCLUSION, cells
 from isthmus.training.fit import Recipe, fit
 from tests.problems import blobs, classify, perceptron, random_params, small_convnet, tanh_regression, with_ridge
@@ -45,6 +45,9 @@ def test_every_theorem_has_its_rows_and_the_conclusion_is_last(full):
     assert [t for t in dict.fromkeys(r.theorem for r in full.rows)] == [name for name, _ in THEOREMS]
     for name, _ in THEOREMS:
         rows = full.of(name)
+        if name == signs.NAME:
+            assert "this has 4" in rows[0].note
+            continue
         if name == "Shevchenko and Mondelli 2020, Theorem 1 (B)":
             assert "one hidden layer, and this has 3" in rows[0].note
             continue
@@ -337,3 +340,23 @@ def test_layers_without_units_are_refused_by_name(widths):
     found = im.theory(objective, module.state_dict(), module.state_dict(), **QUICK)
     assert not found.bounds
     assert all("a layer has no units" in r.note for r in found.rows if not r.theorem.endswith("2019, Theorem 4"))
+
+
+def test_signs_of_output_weights_make_every_path_meet_a_smaller_network():
+    """One unit: the wall is the best constant; more: it is not known here; as many at both ends: nothing is said."""
+    x, y = torch.linspace(-1, 1, 6, dtype=torch.float64)[:, None], torch.arange(6.0, dtype=torch.float64)[:, None]
+    for units, bias, least in ((1, True, float(y.var(correction=0))), (1, False, 55 / 6), (3, True, None)):
+        module = perceptron([1, units, 1], nn.Tanh, bias=bias)
+        objective, a = im.Objective(module, "mse", (x, y)), random_params(module, 0)
+        b = a | {"2.weight": -a["2.weight"]}
+        first, _, last = im.theory(objective, a, b, theorems=[signs.NAME]).rows
+        assert first.holds
+        assert last.holds
+        assert last.bound is None
+        assert last.measured == (None if least is None else pytest.approx(least))
+        assert least is None or im.profile(objective, im.Path.through([a, b])).max >= least
+        assert im.theory(objective, a, a, theorems=[signs.NAME]).rows[-1].holds is None
+    wide = perceptron([1, 2, 3])
+    two = im.Objective(wide, data=(x, torch.arange(6) % 3))
+    row = im.theory(two, random_params(wide, 0), random_params(wide, 1), theorems=[signs.NAME]).rows[0]
+    assert "needs one output" in row.note

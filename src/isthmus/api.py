@@ -27,6 +27,8 @@ from isthmus.analysis.plane import Plane as Plane
 from isthmus.analysis.plane import PlaneValues as PlaneValues
 from isthmus.analysis.plane import plane as plane
 from isthmus.analysis.scores import Scores as Scores
+from isthmus.analysis.separated import Separation as Separation
+from isthmus.analysis.separated import separated as separated
 from isthmus.analysis.straighten import Straightened as Straightened
 from isthmus.analysis.straighten import straighten as straighten
 from isthmus.analysis.subnetwork_bounds import LayerBound as LayerBound
@@ -68,7 +70,9 @@ from isthmus.errors import IsthmusWarning as IsthmusWarning
 from isthmus.errors import MissingExtraError as MissingExtraError
 from isthmus.errors import OutcomeError as OutcomeError
 from isthmus.errors import UnsupportedError as UnsupportedError
+from isthmus.evaluate import Band as Band
 from isthmus.evaluate import Profile as Profile
+from isthmus.evaluate import population as population
 from isthmus.evaluate import profile as profile
 from isthmus.graph import MinimaGraph as MinimaGraph
 from isthmus.graph import load_graph as load_graph

@@ -19,7 +19,7 @@ from isthmus.certify.certificate import upward as upward
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset
 from isthmus.device import seeded_global
-from isthmus.evaluate import Profile, profile
+from isthmus.evaluate import Band, Profile, profile
 from isthmus.evaluate.batchnorm import POLICIES, applied
 from isthmus.evaluate.profile import beside_others
 from isthmus.models import MODELS
@@ -262,6 +262,7 @@ def summary(
                 "test_error_max": measured.test.barriers["error"].max,
                 "test_error_a": float(measured.test.error[0]),
                 "test_error_b": float(measured.test.error[-1]),
+                "population": _population(measured.test.population),
             }
     if proved is not None:
         out |= {"bound": proved.bound if proved.proved else None, "proved": proved.proved, "claims": proved.counts}
@@ -269,6 +270,15 @@ def summary(
     if measured is not None or proved is not None:
         out["verdict"] = verdict(measured, proved, level).to_dict()
     return out
+
+
+def _population(band: Band | None) -> dict[str, Any] | None:
+    """What a row says of a band: its intervals, and the sentence about them."""
+    if band is None:
+        return None
+    about = {k: getattr(band, k) for k in ("level", "examples", "method", "asymptotic")}
+    error = None if band.error is None else list(band.error.highest)
+    return about | {"loss": list(band.highest), "barrier": list(band.barrier), "error": error, "text": band.words}
 
 
 def _reference_of(name: str) -> str:

@@ -42,8 +42,8 @@ def of_fields(self: Any) -> str:
 
 
 def line(value: object, *parts: str) -> str:
-    """The name of the value's class with these parts in brackets; parts for which there is no room are left out."""
-    name, kept = type(value).__name__, list(parts)
+    """The name of the value's class with these parts in brackets, without empty ones and those that have no room."""
+    name, kept = type(value).__name__, [part for part in parts if part]
     whole = f"{name}({', '.join(kept)})"
     while len(whole) > LIMIT and kept:
         kept.pop()

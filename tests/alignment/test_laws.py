@@ -15,6 +15,7 @@ from isthmus.alignment.overlap import Overlap
 from isthmus.params import Params, dot, equal, lerp
 from isthmus.structure import Structure
 from tests.alignment.problems import ALL, drawn, objective, planted
+from tests.hugging_face import Logits, inputs, network
 from tests.problems import blobs, classify, convolutional, odd_widths, perceptron, permuted, random_params
 
 FAST = ("perceptron", "ResNet", "ConvNeXt", "ViT by TransformerEncoder", "T5", "experts", "LSTM", "GPT2LMHeadModel")
@@ -325,3 +326,16 @@ def test_streamed_data_give_what_data_in_memory_give(matching):
     streamed = im.Objective(problem.objective._materialised(), "cross_entropy", loader, stream=True)
     held, other = (im.align(o, problem.a, problem.b, matching) for o in (problem.objective, streamed))
     assert equal(held.target, other.target)
+
+
+@pytest.mark.parametrize("matching", [im.WeightMatching(), im.RotationMatching()])
+def test_a_module_that_runs_in_a_narrow_type_only_is_aligned(matching):
+    """Experts of transformers are products of groups of rows, which torch has in no wider type than float32."""
+    pytest.importorskip("transformers")
+    module, x = Logits(network("mixtral")), inputs("mixtral")
+    objective = im.Objective(module, lambda out, y: out.flatten(1).square().mean(1), (x, torch.zeros(len(x))))
+    a = {k: v.clone() for k, v in module.state_dict().items()}
+    orders = {group.name: torch.arange(group.size).flip(0) for group in objective.structure.groups}
+    found = im.align(objective, a, objective.structure.permute(a, orders), matching)
+    assert found.function_error <= 1e-12
+    assert found.distance[1] <= 1e-4 * found.distance[0]

@@ -73,6 +73,10 @@ def test_everything_is_written_and_agrees(folder):
     assert result["outcome"]["ok"]
     assert len(profile["t"]) == 20 * 2 + 1 == len((folder / "dropout/profile.csv").read_text().splitlines()) - 1
     assert profile["test"]["error"][0] == result["test_error_a"]
+    population = profile["test"]["population"]
+    assert result["population"]["error"] == population["error"]["highest"]
+    assert population["highest"][0] <= result["test_loss_max"] <= population["highest"][1]
+    assert (population["asymptotic"], population["error"]["asymptotic"]) == (True, False)
     assert equal(connection.path.start, im.load_params(folder / "a.safetensors"))
     assert equal(connection.path.end, im.load_params(folder / "b.safetensors"))
     header = (folder / "dropout/certificate.csv").read_text().splitlines()[0]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from torch import nn
 
 import isthmus as im
 from isthmus.counterexamples.barrier import analytic_bound, multistart, one_unit
@@ -252,3 +253,30 @@ def test_misuse_of_the_search_is_refused():
     ):
         with pytest.raises(im.InputError, match="pivots, steps"):
             make()
+
+
+class Slice(nn.Module):
+    """The networks between the minima whose first output weight is 1: both first layers mixed, the second weight."""
+
+    def __init__(self, many, two):
+        super().__init__()
+        self.register_buffer("many", many)
+        self.register_buffer("two", two)
+        self.mix = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x):
+        h = torch.relu(nn.functional.linear(x, self.mix[0] * self.many + self.mix[1] * self.two))
+        return h[:, :1] + self.w * h[:, 1:]
+
+
+def test_boxes_prove_what_the_theorem_says_on_a_slice_through_both_minima():
+    """The theorem has B_2 for every path; covering the slice with boxes proves a wall without knowing it."""
+    example = im.counterexamples.disconnected()
+    module = Slice(*(p["0.weight"].clone() for p in example.minima))
+    objective = im.Objective(module, "mse", example.objective.data)
+    ends = [{"mix": torch.tensor(m), "w": torch.tensor([w])} for m, w in (([1.0, 0.0], 1.0), ([0.0, 1.0], -1.0))]
+    ends = [{**module.state_dict(), **{k: v.double() for k, v in end.items()}} for end in ends]
+    level = 0.002
+    assert level < example.lower_bound
+    assert im.separated(objective, *ends, level, radius=2.0).proved

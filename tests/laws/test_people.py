@@ -52,12 +52,15 @@ def values(objective, modules, connection):
     squares = im.Objective(linear, "mse", (torch.eye(2), torch.zeros(2, 1)))
     bent = im.Path.through([{"weight": torch.tensor([v])} for v in ([1.0, 0.0], [0.0, 0.9], [-1.0, 0.0])])
     bounds = im.subnetwork_bounds(objective, a, draws=2, layers=[1])
+    tiny = im.Objective(nn.Linear(1, 1, bias=False), "mse", (torch.ones(2, 1), torch.ones(2, 1)), penalty=im.Ridge(0.1))
+    tiny_ends = {"weight": torch.ones(1, 1)}
     found = [
         objective, connection, connection.path, *connection.path.segments[:1], profile, profile.barriers["loss"],
         certificate, *certificate.segments[:1], im.verdict(profile), objective.structure, *objective.structure.groups,
         *objective.structure.groups[0].members, im.derive_structure(a, (torch.zeros(2, 4),)),
         im.dropout_stability(objective, a, masks=2, test=objective), im.pattern_stability(objective, a, 4),
         im.noise_stability(objective, a, draws=2), im.sublevel_conditions(objective, a), bounds, *bounds.layers,
+        profile.test.population, im.separated(tiny, tiny_ends, tiny_ends, 1.0),
         im.theory(objective, *modules, theorems=["Theorem 1"], masks=2, steps=2), im.straighten(squares, bent, 0.5),
         im.geometry(squares, bent.start, bent.end, [1.0]), im.LevelLayer("w", None), im.Ridge(0.1), im.L1(0.1),
         im.ensemble(objective, connection, points=2, test=objective),
@@ -243,12 +246,16 @@ def calls(objective, modules, connection, folder):
     """Each public function with arguments that it takes."""
     a, b = (m.state_dict() for m in modules)
     profile, certificate = im.profile(objective, connection, 3), im.certify(objective, connection, budget=0)
+    x, point = torch.ones(2, 1, dtype=torch.float64), {"weight": torch.ones(1, 1, dtype=torch.float64)}
+    tiny = im.Objective(nn.Linear(1, 1, bias=False).double(), "mse", (x, x), penalty=im.Ridge(0.1))
     im.save(connection, folder / "path.safetensors")
     im.save_params(a, folder / "a.safetensors")
     im.save_alignment(im.align(objective, a, b), folder / "alignment")
     return {
         im.connect: {"objective": objective, "a": a, "b": b},
         im.profile: {"objective": objective, "path": connection, "num_points": 3},
+        im.population: {"objective": objective, "path": connection, "grid": 3},
+        im.separated: {"objective": tiny, "a": point, "b": point, "level": 1.0, "budget": 10},
         im.certify: {"objective": objective, "path": connection, "budget": 0},
         im.verify_certificate: {"objective": objective, "path": connection, "certificate": certificate},
         im.verdict: {"profile": profile, "certificate": certificate},

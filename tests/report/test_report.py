@@ -77,6 +77,8 @@ def test_the_page_says_what_was_stored(tmp_path: File, count: int):
         for value in ("normalized_length", "max_loss", "excess", "test_error_max"):
             assert num(run.number(value)) in page.text
         assert run.label in page.text
+        assert "population: [0.0123, 0.0456]" in page.text
+        assert "largest loss in [1, 2] (asymptotic)" in page.text
         assert run.result["reference"] in page.text
         assert run.result["command"] in page.text
         assert run.certificate is not None

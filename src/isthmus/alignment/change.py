@@ -12,7 +12,7 @@ from isthmus.params import Params, cast
 
 def change(objective: Objective, b: Params, target: Params, examples: int) -> float:
     """max |f(b) - f(target)| / max |f(b)| on the first examples, the largest over all outputs."""
-    x = inputs(first(objective, examples).cast(torch.float64))
+    x = inputs(first(objective, examples), torch.float64)
     with torch.no_grad():
         # the program computes in float64 throughout, also where the module itself asks for float32
         runs = (tree_leaves(objective.program.run(cast(p, torch.float64), *x)) for p in (b, target))

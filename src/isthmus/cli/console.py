@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from isthmus.evaluate.band import interval_in
 from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
 from isthmus.graph import MinimaGraph
 from isthmus.pipeline import upward
@@ -116,25 +117,33 @@ COLUMNS: Sequence[tuple[str, str]] = (
 
 def table_of_runs(results: Sequence[Mapping[str, Any]]) -> Table:
     """One row per run, in the columns of ``COLUMNS``."""
-    table = Table(caption="excess = max training loss on the path - larger end's loss; bound: on the continuous path")
+    caption = "excess = max training loss on the path - larger end's loss; bound: on the continuous path"
+    if any(row.get("population") for row in results):
+        caption += "; [..]: for the population"
+    table = Table(caption=caption)
     for heading, key in COLUMNS:
         table.add_column(heading, justify="left" if key == "method" else "right")
     for row in results:
-        cells = []
-        for _, key in COLUMNS:
-            value = row.get(key)
-            if key == "method":
-                cells.append(row["method"]["name"])
-            elif key == "segments":
-                cells.append(str(value))
-            elif key == "seconds":
-                cells.append(f"{sum(row['seconds'].values()):.1f}")
-            elif key == "bound" and value is None:
-                cells.append("not proved")
-            else:
-                cells.append(number(value, up=key == "bound"))
-        table.add_row(*cells)
+        table.add_row(*(_cell(row, key) for _, key in COLUMNS))
     return table
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    """An entry of a row, as the table of runs has it."""
+    value = row.get(key)
+    if key in _CELLS:
+        return _CELLS[key](row)
+    return "not proved" if key == "bound" and value is None else number(value, up=key == "bound")
+
+
+_CELLS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "method": lambda row: row["method"]["name"],
+    "segments": lambda row: str(row["segments"]),
+    "seconds": lambda row: f"{sum(row['seconds'].values()):.1f}",
+    "test_error_max": lambda row: (
+        f"{number(row.get('test_error_max'))} {interval_in(row.get('population'), 'error')}".strip()
+    ),
+}
 
 
 def sentences(row: Mapping[str, Any]) -> list[str]:
@@ -142,6 +151,7 @@ def sentences(row: Mapping[str, Any]) -> list[str]:
     verdict = row["verdict"]
     beside = {"test data": verdict["test"], "with interpolated statistics": verdict["interpolated"]}
     out = [verdict["text"], *(f"{name}: {found['text']}" for name, found in beside.items() if found)]
+    out += [row["population"]["text"]] if row.get("population") else []
     out += [] if row["close"] else [row["certificate"]]
     others = beside_in_words(row["max_loss"], {k: v["max_loss"] for k, v in row["beside"].items()})
     return [line for line in (*out, policy_in_words(row["bn"]), others) if line]

@@ -123,12 +123,19 @@ def _print_profile(measured: Profile, level: LevelOption, as_json: bool) -> None
     values = {f"{k} {d}": v for k, b in measured.barriers.items() for d, v in asdict(b).items()}
     if measured.test is not None:
         values |= {f"test {k} {d}": v for k, b in measured.test.barriers.items() for d, v in asdict(b).items()}
+    population, said = _population(measured)
     found = verdict(measured, level=level)
     words = beside_in_words(measured.max, {policy: other.max for policy, other in measured.beside.items()})
-    more = {"bn": measured.bn, "verdict": found.to_dict()}
+    more = {"bn": measured.bn, "verdict": found.to_dict(), "population": population}
     reading = f"{measured.reading:.1f} seconds of this went into reading the network's graph, once"
-    sentences = [*found.lines, *filter(None, [words, reading if measured.reading >= 0.05 else ""])]
+    sentences = [*found.lines, words, reading if measured.reading >= 0.05 else "", said]
     _print_values(values, more, sentences, measured.bn, as_json)
+
+
+def _population(measured: Profile) -> tuple[dict[str, Any] | None, str]:
+    """What the test set says of all examples there could be: as plain values, and in words."""
+    band = None if measured.test is None else measured.test.population
+    return (None, "") if band is None else (band.to_dict(), band.words)
 
 
 @with_asked("dtype", *CHECKPOINTS)

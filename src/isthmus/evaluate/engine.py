@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from isthmus.evaluate.columns import Columns
 from isthmus.evaluate.network import Network, may_idle, size
 from isthmus.evaluate.plan import plan_for
 from isthmus.evaluate.routes import Affine, ByValue, General, Penalty, Plain, Route, Tick, Unchanged
 from isthmus.objective import Objective
+from isthmus.objective.criterion import Each
 from isthmus.params import Params, equal, moves, nonfinite, nonfinite_on
 from isthmus.paths import Curve, Segment
 from isthmus.program.export import Program
@@ -36,7 +40,8 @@ class Engine:
 
     Dead units are left out of the products where that pays. Numbers equal those of ``objective.measure`` at the point
     up to rounding. `dtype` runs the network in another precision; losses and penalties stay in the objective's.
-    Values that are kept from point to point stay below ``objective.memory`` bytes.
+    Values that are kept from point to point stay below ``objective.memory`` bytes. `columns` gets the losses of every
+    example at every point.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
@@ -45,8 +50,9 @@ class Engine:
     ('affine', [0.0, 0.5, 1.0])
     """
 
-    def __init__(self, objective: Objective, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, objective: Objective, dtype: torch.dtype | None = None, columns: Columns | None = None) -> None:
         self.objective = objective
+        self.columns = columns
         self.dtype = dtype
         self._network: Network | None = None
         self._last: tuple[Params, Tensor] | None = None
@@ -65,11 +71,11 @@ class Engine:
     def _route(self, segment: Segment, points: int) -> Route:
         if not isinstance(segment, Curve):
             self.objective.check_path((segment.start, segment.end))
-            return Plain(self, segment) if self.objective.in_memory else ByValue(self.objective, segment)
+            return Plain(self, segment) if self.objective.in_memory else ByValue(self, segment)
         control = self.objective.check_path(segment.control)
         curve, moved = Curve(control), changed_tensors(control)
         if not self.objective.in_memory:
-            return ByValue(self.objective, curve)
+            return ByValue(self, curve)
         if nonfinite_on(control) is not None or self._little_to_save(control, moved):
             return Plain(self, curve)
         program = self.network.program(control[0])
@@ -116,6 +122,10 @@ class Engine:
             small = p if structure is None or known is not None else self.network.without_dead((p,), structure)[0]
             out.append(small if known is None else known)
         return out if sum(size(p) for p in out if not isinstance(p, Tensor)) < joint else []
+
+    def each(self, ts: Sequence[float]) -> Each | None:
+        """What gets the losses of the examples at these t of the segment that is measured."""
+        return None if self.columns is None else partial(self.columns.add, ts)
 
     def known(self, params: Params) -> Tensor | None:
         """The outputs at `params`, if the last segment ended there."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isthmus.errors import InputError, UnsupportedError
+from isthmus.errors import InputError, IsthmusError, UnsupportedError
+from isthmus.evaluate.band import LEVEL, Band, band_of, weights_of
 from isthmus.evaluate.batchnorm import others, segments_under
+from isthmus.evaluate.columns import Columns
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
 from isthmus.evaluate.screen import SCREENS, bf16_pays
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.matching import check_own
-from isthmus.paths import HasPath, Path, path_of
+from isthmus.paths import HasPath, Path, Segment, path_of
 from isthmus.shown import brief, draw, line, one_line, plural, table
 
 if TYPE_CHECKING:
@@ -56,8 +59,10 @@ class Profile:
     """Samples of the loss and the error rate at `t`, float64; `segment` says to which segment each belongs.
 
     The maximum is over the samples: a measured value, not a bound (see ``certify``). `test` is the profile of the
-    same path on a second data set. `bn`: what became of BatchNorm's running statistics ("none" where there are none);
-    `beside`: the same points under the other policies, where they were asked for.
+    same path on a second data set, and its `population` is what these examples say about all there could be, at level
+    0.95 (see ``population``; None where they say nothing, with `screen`, and of training data).
+    `bn`: what became of BatchNorm's running statistics ("none" where there are none); `beside`: the same points under
+    the other policies, where they were asked for.
     `confirmed`: the points measured in the working precision; the others keep values of the precision `screen`, and
     none of them, taken with the `margin` of its quantity ("loss", "error"), reaches a maximum that is reported.
     `tol`, `within`: the tolerance asked for, and how far above `max` the loss was estimated to rise between the points.
@@ -79,6 +84,7 @@ class Profile:
     tol: float | None = None
     within: float | None = None
     reading: float = 0.0
+    population: Band | None = None
 
     def __post_init__(self) -> None:
         if not len(self.confirmed):
@@ -141,6 +147,7 @@ class Profile:
             "error": self.error.tolist(),
             "barriers": {k: asdict(v) for k, v in self.barriers.items()},
             "test": None if self.test is None else {k: v for k, v in self.test._values().items() if k != "test"},
+            "population": None if self.population is None else self.population.to_dict(),
         }
 
 
@@ -192,24 +199,61 @@ def profile(
     check_own(path.start, objective.check(path.start, "path"))
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
+    columns = Columns((test or objective).memory)
     read = _seconds_of_reading(sets)
-    if screen is not None and not all(s.in_memory for s in sets):
-        raise UnsupportedError(f"screen={screen!r}", "it needs the data in memory", "leave screen out")
-    if screen == "auto" and not bf16_pays(objective, objective.check(path.start, "path")):
-        screen = None
+    screen = _screen(screen, sets, path)
     if tol is not None:
-        sampled = adaptively(sets, segments, num_points, tol, progress)
+        sampled = adaptively(sets, segments, num_points, tol, progress, columns)
     elif screen is not None:
-        try:
-            sampled = screened(sets, segments, num_points, progress)
-        except RuntimeError as e:
-            why = f"the network does not run in bfloat16: {next(iter(str(e).splitlines()), '')}"
-            raise UnsupportedError("screen='bf16'", why, "leave screen out") from e
-        screen = "bf16"
+        sampled = _screened(sets, segments, num_points, progress)
     else:
-        sampled = on_grid(sets, segments, num_points, progress)
+        sampled = on_grid(sets, segments, num_points, progress, None if test is None else columns)
     found = _profile(sampled, len(path), num_points, policy, screen, tol)
+    found = _with_population(found, test, columns)
     return replace(found, reading=_seconds_of_reading(sets) - read)
+
+
+def _screen(asked: str | None, sets: list[Objective], path: Path) -> str | None:
+    """The precision that screens, if one does."""
+    if asked is not None and not all(s.in_memory for s in sets):
+        raise UnsupportedError(f"screen={asked!r}", "it needs the data in memory", "leave screen out")
+    if asked == "auto" and not bf16_pays(sets[0], sets[0].check(path.start, "path")):
+        return None
+    return None if asked is None else "bf16"
+
+
+def _screened(
+    sets: list[Objective], segments: Sequence[Segment], num_points: int, progress: Callable[[str, int, int], None]
+) -> Sampled:
+    try:
+        return screened(sets, segments, num_points, progress)
+    except RuntimeError as e:
+        why = f"the network does not run in bfloat16: {next(iter(str(e).splitlines()), '')}"
+        raise UnsupportedError("screen='bf16'", why, "leave screen out") from e
+
+
+def _with_population(found: Profile, test: Objective | None, columns: Columns) -> Profile:
+    """The same with what the test set says of its population, where it says anything."""
+    if test is not None and found.test is not None:
+        with suppress(IsthmusError):
+            return replace(found, test=replace(found.test, population=_band(test, columns, found.test)))
+    return found
+
+
+def band_along(
+    test: Objective, path: Path, level: float, *, num_points: int, bn: str | None, train: Objective, seed: int
+) -> Band:
+    """The band of ``population``; recomputed statistics come from the data of `train`."""
+    _check(num_points, None, None)
+    check_own(path.start, test.check(path.start, "path"))
+    segments, policy = segments_under(train, path, bn)
+    columns = Columns(test.memory)
+    sampled = on_grid([test], segments, num_points, lambda what, done, total: None, columns)
+    return _band(test, columns, _profile(sampled, len(path), num_points, policy, None, None), level, seed)
+
+
+def _band(test: Objective, columns: Columns, found: Profile, level: float = LEVEL, seed: int = 0) -> Band:
+    return band_of(columns, found.t, found.loss, level, seed, weights_of(test))
 
 
 def _seconds_of_reading(sets: list[Objective]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol
@@ -14,6 +14,7 @@ from torch import Tensor
 from isthmus.evaluate.network import Network, weights
 from isthmus.evaluate.plan import Plan, combine
 from isthmus.objective import Objective
+from isthmus.objective.criterion import Each
 from isthmus.params import Params, in_dtype
 from isthmus.paths import Curve, Segment
 from isthmus.program.export import Program
@@ -39,6 +40,9 @@ class Owner(Protocol):
 
     def remember(self, params: Params, outputs: Tensor) -> None:
         """Keep the outputs at the end of a segment."""
+
+    def each(self, ts: Sequence[float]) -> Each | None:
+        """What gets the losses of the examples at these t, if anything does; block by block of the data."""
 
 
 class Route(ABC):
@@ -66,7 +70,7 @@ class Unchanged(Route):
             outputs = self.engine.known(self.curve.start)
             outputs = self.engine.network.outputs(self.curve.start) if outputs is None else outputs
             self.engine.remember(self.curve.end, outputs)
-            self._done.append(_mean(self.engine, outputs))
+            self._done.append(_mean(self.engine, outputs, ts))
         for _ in ts:
             tick()
         return self._done * len(ts)
@@ -98,7 +102,7 @@ class Affine(Route):
             self.engine.remember(self.curve.end, self._outputs[-1])
         out = []
         for t in ts:
-            out.append(_mean(self.engine, combine(self._outputs, t)))
+            out.append(_mean(self.engine, combine(self._outputs, t), [t]))
             tick()
         return out
 
@@ -138,7 +142,7 @@ class General(Route):
                 if t == 1:
                     ends.extend(part := list(outputs))
                     outputs = iter(part)
-                mean = objective.of_outputs(_with_targets(objective, outputs, chunks))
+                mean = objective.of_outputs(_with_targets(objective, outputs, chunks), self.engine.each([t]))
                 share = (block.stop - block.start) / objective.num_examples
                 sums[k] = tuple(s + share * m for s, m in zip(sums[k], mean, strict=True)) if len(blocks) > 1 else mean
                 if block is blocks[-1]:
@@ -192,7 +196,7 @@ class Plain(Route):
                 point = objective.check(point, "path")
             point = network.cast(point)
             outputs = (network.forward(point, part) for part in chunks)
-            out.append(objective.of_outputs(_with_targets(objective, outputs, chunks)))
+            out.append(objective.of_outputs(_with_targets(objective, outputs, chunks), self.engine.each([t])))
             del point, outputs  # before the next one is made
             tick()
         return out
@@ -202,15 +206,15 @@ class Plain(Route):
 class ByValue(Route):
     """The objective at every point: the route for data that are not in memory, and for objectives without any."""
 
-    objective: Objective
+    engine: Owner
     segment: Segment
     kind = "plain"
 
     def pairs(self, ts: list[float], tick: Tick) -> list[Pair]:
         """One pass over the data for every t."""
-        out = []
+        out, objective = [], self.engine.objective
         for t in ts:
-            out.append(self.objective.means(self.objective.check(self.segment.at(t), "path")))
+            out.append(objective.means(objective.check(self.segment.at(t), "path"), self.engine.each([t])))
             tick()
         return out
 
@@ -277,12 +281,13 @@ class Penalty:
         return self.rest + float(replace(self.objective.penalty, names=self.names)(point, self.names))
 
 
-def _mean(engine: Owner, outputs: Tensor) -> Pair:
-    """Loss and error of outputs that are at hand; the losses make a few temporaries of their size."""
+def _mean(engine: Owner, outputs: Tensor, ts: Sequence[float]) -> Pair:
+    """Loss and error of outputs that are at hand, those at `ts`; the losses make a few temporaries of their size."""
     n = len(outputs)
     rows = max(1, engine.objective.memory // (8 * max(1, outputs[:1].numel() * outputs.element_size())))
     parts = [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
-    return engine.objective.of_outputs(_with_targets(engine.objective, (outputs[p] for p in parts), parts))
+    pairs = _with_targets(engine.objective, (outputs[p] for p in parts), parts)
+    return engine.objective.of_outputs(pairs, engine.each(ts))
 
 
 def _with_targets(

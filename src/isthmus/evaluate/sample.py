@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from isthmus.evaluate.columns import Columns
 from isthmus.evaluate.engine import Engine, Prepared
 from isthmus.evaluate.refine import START, Samples, refine
 from isthmus.evaluate.screen import confirm
@@ -32,11 +33,17 @@ class Sampled:
     within: float | None = None
 
 
-def on_grid(sets: Sequence[Objective], segments: Sequence[Segment], num_points: int, progress: Progress) -> Sampled:
-    """Equidistant points of every segment, in the working precision."""
+def on_grid(
+    sets: Sequence[Objective],
+    segments: Sequence[Segment],
+    num_points: int,
+    progress: Progress,
+    columns: Columns | None = None,
+) -> Sampled:
+    """Equidistant points of every segment, in the working precision; `columns` of the last data set."""
     grid = _grid(len(segments), num_points)
     tick = _Ticker(progress, sum(map(len, grid)) * len(sets), len(sets))
-    values = [_measure(Engine(s), segments, grid, tick) for s in sets]
+    values = [_measure(e, segments, grid, tick) for e in _engines(sets, columns)]
     places = [(i, t) for i, ts in enumerate(grid) for t in ts]
     return Sampled(places, values, torch.ones(len(places), dtype=torch.bool), [{} for _ in sets])
 
@@ -86,9 +93,17 @@ def _roughly(
 
 
 def adaptively(
-    sets: Sequence[Objective], segments: Sequence[Segment], num_points: int, tol: float, progress: Progress
+    sets: Sequence[Objective],
+    segments: Sequence[Segment],
+    num_points: int,
+    tol: float,
+    progress: Progress,
+    columns: Columns | None = None,
 ) -> Sampled:
-    """Points where the loss of the first data set may be largest; the others are measured at the same ones."""
+    """Points where the loss of the first data set may be largest; the others are measured at the same ones.
+
+    `columns`: of the last of the others.
+    """
     engine, tick = Engine(sets[0]), _Ticker(progress, 0, 1)
     found, open_ones = _coarse(engine, segments, min(num_points, START), tick)
     best = bound = max(map(_largest, found))
@@ -98,7 +113,7 @@ def adaptively(
     grid = [sorted(points) if i == 0 else sorted(points)[1:] for i, points in enumerate(found)]
     places = [(i, t) for i, ts in enumerate(grid) for t in ts]
     values = [torch.tensor([found[i][t] for i, t in places], dtype=torch.float64).T.contiguous()]
-    values += [_measure(Engine(s), segments, grid, tick) for s in sets[1:]]
+    values += [_measure(e, segments, grid, tick) for e in _engines(sets[1:], columns)]
     within = max(0.0, bound - best) if best < float("inf") else None
     return Sampled(places, values, torch.ones(len(places), dtype=torch.bool), [{} for _ in sets], within)
 
@@ -171,7 +186,15 @@ def _measure(engine: Engine, segments: Sequence[Segment], grid: list[list[float]
     for segment, ts in zip(segments, grid, strict=True):
         values = engine.prepare(segment, len(ts)).measure(ts, tick)
         columns.append(torch.tensor(values, dtype=torch.float64))
+        if engine.columns is not None:
+            engine.columns.close(ts)
     return torch.cat(columns, 1)
+
+
+def _engines(sets: Sequence[Objective], columns: Columns | None) -> Iterator[Engine]:
+    """One per data set, made when its turn comes; the last one fills the columns."""
+    for i, s in enumerate(sets):
+        yield Engine(s, columns=columns if i == len(sets) - 1 else None)
 
 
 @dataclass

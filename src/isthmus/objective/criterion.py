@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +16,9 @@ from isthmus.objective.labels import IGNORED, Labels, check_classes, find_axis
 from isthmus.objective.losses import NAMED, LossFunction, hinge, per_example
 from isthmus.objective.named import CLASSES, ENTRIES, MARGINS, as_torchs, describe, is_named, is_torchs, plus
 from isthmus.params import moves
+
+Each = Callable[[Tensor, Tensor | None], None]
+"""Gets the losses [n] and the errors [n], where they are defined, of some examples after the other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +42,15 @@ class _Criterion:
     rises: float | None = None
     link: Literal["softmax", "sigmoid", "log", "none"] = "none"
 
-    def means(self, parts: Iterable[tuple[Tensor, Any]]) -> tuple[float, float]:
-        """(mean loss, mean error) of (outputs, y), part by part; sums are added in float64."""
+    def means(self, parts: Iterable[tuple[Tensor, Any]], each: Each | None = None) -> tuple[float, float]:
+        """(mean loss, mean error) of (outputs, y), part by part; sums are added in float64. `each` gets the values."""
         loss, error, errors, n = 0.0, 0.0, self.errors, 0
         for outputs, y in parts:
-            loss += float(self.values(outputs, y).double().sum())
-            error += float("nan") if errors is None else float(errors(outputs, y).double().sum())
+            losses, wrong = self.values(outputs, y), None if errors is None else errors(outputs, y)
+            loss += float(losses.double().sum())
+            error += float("nan") if wrong is None else float(wrong.double().sum())
+            if each is not None:
+                each(losses, wrong)
             n += len(outputs)
         return loss / n, error / n
 

@@ -328,16 +328,18 @@ class Objective:
         loss, error = self.means(params)
         return loss + self.penalty_of(params), error
 
-    def means(self, params: Params) -> tuple[float, float]:
+    def means(self, params: Params, each: criterion.Each | None = None) -> tuple[float, float]:
         """(mean loss without penalty, error rate) at checked parameters, from one pass over the data."""
         if isinstance(self.source, Numbers):
             return self.source.measure(params)
         with torch.no_grad():
-            return self.of_outputs((self.forward(params, x), y) for x, y in self.source.chunks(self.chunk))
+            return self.of_outputs(((self.forward(params, x), y) for x, y in self.source.chunks(self.chunk)), each)
 
-    def of_outputs(self, parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """(mean loss without penalty, error rate) of outputs that were computed elsewhere, chunk by chunk."""
-        return self.criterion.means((self._wide(outputs), y) for outputs, y in parts)
+    def of_outputs(
+        self, parts: Iterable[tuple[Tensor, Tensor]], each: criterion.Each | None = None
+    ) -> tuple[float, float]:
+        """(mean loss without penalty, error rate) of outputs made elsewhere, chunk by chunk; `each` gets the values."""
+        return self.criterion.means(((self._wide(outputs), y) for outputs, y in parts), each)
 
     def penalty_of(self, params: Mapping[str, Tensor]) -> float:
         """The penalty alone; 0 where there is none."""

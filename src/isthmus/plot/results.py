@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from isthmus.alignment import Alignment
 from isthmus.analysis.aligned_lines import AlignedLines
@@ -14,7 +15,7 @@ from isthmus.analysis.plane import Plane
 from isthmus.analysis.projection import project
 from isthmus.certify import Certificate
 from isthmus.connectors import Connection
-from isthmus.evaluate import Profile
+from isthmus.evaluate import Band, Profile
 from isthmus.graph import MinimaGraph
 from isthmus.plot.alignment import StoredAlignment, draw_alignment
 from isthmus.plot.curves import DASHED, highest
@@ -55,8 +56,22 @@ def _profile(profile: Profile, ax: Axes) -> None:
         seen.append(profile.test.loss.numpy())
         ax.plot(t, seen[1], color=PALETTE[1], lw=1.4, linestyle=DASHED, label="test set")
     where, top = highest(t, loss)
+    if profile.test is not None and profile.test.population is not None:
+        _shade(profile.test.population, ax)
     ax.plot([where], [top], "o", ms=6, mfc="white", mec=PALETTE[0], mew=1.8, zorder=5, label=f"largest: {top:.4g}")
     _along_path(ax, np.concatenate(seen))
+
+
+def _shade(band: Band, ax: Axes) -> None:
+    label = f"{band.level:.4g} band, population" + " (asymptotic)" * band.asymptotic
+    ax.fill_between(band.t, band.lo, band.hi, color=PALETTE[1], alpha=0.2, lw=0, label=label)
+
+
+def _band(band: Band, ax: Axes) -> None:
+    """The mean loss of the test set within the band for that of the population."""
+    ax.plot(band.t, band.loss, color=PALETTE[1], lw=1.6, label=f"{band.examples:,} test examples")
+    _shade(band, ax)
+    _along_path(ax, torch.cat([band.lo, band.hi]).numpy())
 
 
 def _certificate(certificate: Certificate, ax: Axes) -> None:
@@ -183,6 +198,7 @@ _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
     Ensemble: _ensemble,
     Plane: _plane,
     Profile: _profile,
+    Band: _band,
     Certificate: _certificate,
     DropoutStability: _dropout,
     PatternStability: _pattern,

@@ -173,11 +173,20 @@ def _check_result(file: Path, doc: Mapping[str, Any]) -> None:
         _check(file, doc, key, (int, float))
     for key in doc.get("seconds") or {}:
         _check(file, doc["seconds"], key, (int, float))
+    _check_population(file, doc)
     _check(file, doc, "verdict", dict)
     try:
         Level.read((doc.get("verdict") or {}).get("asked", LEVEL))
     except InputError as e:
         raise FileError(file, f"verdict: {e}", "make the run again") from e
+
+
+def _check_population(file: Path, doc: Mapping[str, Any]) -> None:
+    """What a test set says of all examples there could be; nothing in files of older versions."""
+    _check(file, doc, "population", dict)
+    held = doc.get("population") or {}
+    _check(file, held, "text", str)
+    _check(file, held, "error", list)
 
 
 _NUMBERS = (

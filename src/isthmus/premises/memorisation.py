@@ -16,7 +16,7 @@ from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.premises.general_position import Position, position
 from isthmus.premises.memorise import line_capacity, slab_capacity
-from isthmus.premises.separability import Separation, separate
+from isthmus.premises.separability import Separability, separate
 from isthmus.structure.chain import Chain, chain_of
 from isthmus.structure.network_units import Units, random_units
 from isthmus.training.progress import Progress, no_progress
@@ -122,7 +122,7 @@ def separability(
     layers: Iterable[int] | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> dict[int, Separation]:
+) -> dict[int, Separability]:
     """Corollary 4.4's assumption: whether the classes are linearly separable in the features I_l, l = 0 .. L-1.
 
     `held`: the sets I_l, of n_l / 2 to n_l - n_L units; default, random ones of n_l - n_L, the easiest. `layers`: only

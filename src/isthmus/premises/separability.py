@@ -31,7 +31,7 @@ _ROUNDS = 30
 
 
 @dataclass(frozen=True, eq=False)
-class Separation:
+class Separability:
     """Whether one hyperplane per class separates it from the others, and the proof.
 
     `separable`: True, False, or None where neither could be shown. True: the scores ``features @ weight.T + offset``
@@ -66,7 +66,7 @@ class Separation:
 
 def separate(
     features: Tensor, labels: Tensor, classes: int | None = None, *, kind: str = "each", bias: bool = True
-) -> Separation:
+) -> Separability:
     """Separate the classes by hyperplanes, or prove that it cannot be done.
 
     `features`: [N, ...], each example flattened; `labels`: [N] in 0 .. `classes` - 1. ``kind="each"`` (Corollary 4.4
@@ -139,9 +139,9 @@ class _Problem:
         z = torch.cat([z, torch.ones_like(z[:, :1])], 1) if bias else z
         return cls(z, labels, classes, kind, scale, bias)
 
-    def found(self, W: Tensor, margin: float, separable: bool | None, **refutation: Any) -> Separation:
+    def found(self, W: Tensor, margin: float, separable: bool | None, **refutation: Any) -> Separability:
         weight, offset = (W[:, :-1], W[:, -1]) if self.bias else (W, W.new_zeros(len(W)))
-        return Separation(self.kind, separable, weight / self.scale, offset, margin, **refutation)
+        return Separability(self.kind, separable, weight / self.scale, offset, margin, **refutation)
 
     def joined(self, weight: Tensor, offset: Tensor) -> Tensor:
         """The rows that `found` took apart."""

@@ -9,6 +9,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from isthmus.evaluate.band import interval_in
 from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
 from isthmus.pipeline import upward
 from isthmus.plot.runs import StoredRun
@@ -143,6 +144,8 @@ def verdict(run: StoredRun) -> str:
     said = [] if found is None else [judged(found)]
     if found is not None and found.test is not None:
         said.append(f"Test data: {judged(found.test)}")
+    if population := (run.result.get("population") or {}).get("text"):
+        said.append(f"{escape(population)}.")
     if found is not None and found.interpolated is not None:
         said.append(f"With interpolated statistics: {judged(found.interpolated)}")
     said += [_numbers(run), *(f"{escape(line)}." for line in _statistics(run))]
@@ -199,7 +202,11 @@ _COLUMNS = (
         "no point of the path has a larger training loss, measured or not; rounded up; a dash when it is not proved; "
         "how far it is from the measured maximum stands below it where that is further than was asked",
     ),
-    ("Max test error", "the largest fraction of wrongly classified test examples at the measured points"),
+    (
+        "Max test error",
+        "the largest fraction of wrongly classified test examples at the measured points; below it the interval for "
+        "that of the population they were drawn from, at these points",
+    ),
     ("Seconds", "wall-clock seconds to construct, measure and certify the path together"),
 )
 
@@ -217,6 +224,12 @@ def table(runs: tuple[StoredRun, ...]) -> str:
     )
 
 
+def _for_population(run: StoredRun) -> str:
+    """The interval for the largest error of the population, below the largest of the test set."""
+    interval = interval_in(run.result.get("population"), "error")
+    return f"<small>population: {escape(interval)}</small>" if interval else ""
+
+
 def _row(run: StoredRun, top: float, several: bool) -> str:
     excess, found = run.number("excess"), verdict_of(run)
     winner = " class='best'" if run.ok and isfinite(excess) and excess == top else ""
@@ -230,7 +243,7 @@ def _row(run: StoredRun, top: float, several: bool) -> str:
         _NONE if found is None else ANSWERS[found.how].removesuffix(", rises to "),
         num(excess),
         bound_num(_bound_of(run)) + (f"<small>{escape(far_from(run).split(':')[0])}</small>" if far_from(run) else ""),
-        num(run.number("test_error_max")),
+        num(run.number("test_error_max")) + _for_population(run),
         num(_seconds_of(run)),
     )
     marks = ["", "", "", "", winner, "", "", ""]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isthmus.errors import UnsupportedError
 from isthmus.premises.memorisation import has_output_bias, is_perceptron
-from isthmus.premises.separability import Separation
+from isthmus.premises.separability import Separability
 from isthmus.stability.noise.jacobian import Layered
 from isthmus.structure.activations import monotonic
 from isthmus.theory.kuditipudi2019 import convex_rows
@@ -132,7 +132,9 @@ def corollary_4_4(pair: MeasuredPair) -> list[Row]:
     return [*rows, conclusion(name, rows, pair.top, note)]
 
 
-def _separable(name: str, l: int, end: str, set_: Separation, whole: Separation, argmax: Separation | None) -> Row:
+def _separable(
+    name: str, l: int, end: str, set_: Separability, whole: Separability, argmax: Separability | None
+) -> Row:
     """The row of one layer: a set I_l that is not separable leaves the question open unless the whole layer is not."""
     row = Row(name, f"layer {l}: hyperplanes around each class", end, set_.margin, "margin > 0", set_.separable)
     if argmax is None:

@@ -14,7 +14,7 @@ from isthmus.analysis.subnetwork_bounds import SubnetworkBounds, subnetwork_boun
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.premises.memorisation import Memorisation, is_perceptron, memorisation, separability
-from isthmus.premises.separability import Separation
+from isthmus.premises.separability import Separability
 from isthmus.premises.sublevel import SublevelConditions, sublevel_conditions
 from isthmus.shown import line, one_line, plural, table
 from isthmus.stability.dropout.measure import DropoutStability, dropout_stability
@@ -194,7 +194,7 @@ class MeasuredPair:
         """(A1), (A2), (A3) at one end."""
         return memorisation(self.objective, self.params[e], seed=self.settings.seed, progress=self._named(e))
 
-    def separability(self, e: int, kind: str, layers: Sequence[int], *, whole: bool = False) -> dict[int, Separation]:
+    def separability(self, e: int, kind: str, layers: Sequence[int], *, whole: bool = False) -> dict[int, Separability]:
         """Corollary 4.4's assumption at one end; `whole`: for all units of a layer in place of a random set."""
         held = {l: torch.arange(self.chain.widths[l]) for l in range(1, self.chain.L)} if whole else None
         s = self.settings

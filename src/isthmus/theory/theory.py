@@ -11,7 +11,7 @@ from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import check_finite
-from isthmus.theory import freeman2017, kuditipudi2019, nguyen2019, nguyen2021, shevchenko2020
+from isthmus.theory import freeman2017, kuditipudi2019, nguyen2019, nguyen2021, shevchenko2020, signs
 from isthmus.theory.table import MeasuredPair, Premises, Row, Settings, Theory, not_convex
 from isthmus.training.progress import Progress, no_progress
 
@@ -31,6 +31,7 @@ THEOREMS: tuple[tuple[str, Premises], ...] = (
     (f"{nguyen2019.PAPER}, Theorem 6.1", nguyen2019.theorem_6_1),
     (f"{freeman2017.PAPER}, Proposition 2.2", freeman2017.proposition_2_2),
     (f"{freeman2017.PAPER}, Theorem 2.4", freeman2017.theorem_2_4),
+    (signs.NAME, signs.sign_argument),
 )
 """All theorems, by name: a new one adds its line."""
 
@@ -49,7 +50,7 @@ def _named(parts: Sequence[str]) -> tuple[tuple[str, Premises], ...]:
 
 
 def _rows(name: str, premises: Premises, pair: MeasuredPair) -> Sequence[Row]:
-    if not pair.objective.convex and premises is not kuditipudi2019.theorem_4:
+    if not pair.objective.convex and premises not in (kuditipudi2019.theorem_4, signs.sign_argument):
         return not_convex(name)
     try:
         return premises(pair)
@@ -77,6 +78,7 @@ def theory(
     noise stability. All else is measured on all examples. `theorems`: only those whose name holds one of these
     texts, such as "Theorem 4.1" or "Nguyen 2019".
 
+    One row goes the other way: where the signs of the output weights of two layers differ in number, no path stays low.
     A theorem whose scope the network is outside of has one row, not checkable, that says why. Dropout stability and
     the Q_l are upper bounds from a search, so the bounds of Theorem 1, Theorem 4.1 and the corollaries are valid
     and may be improved by searching longer.

@@ -16,7 +16,7 @@ from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.connectors.curves.setting import CurveSetting
 from isthmus.connectors.neb.spacing import between, gaps, places, with_new
 from isthmus.connectors.neb.tangent import across, tangent
-from isthmus.connectors.neb.train import Band
+from isthmus.connectors.neb.train import ElasticBand
 from isthmus.params import distance, equal
 from isthmus.training.fit import Recipe
 from tests.evaluate.networks import Residual
@@ -111,7 +111,7 @@ def test_a_divided_gap_keeps_the_band_and_its_length():
 
 def band(p, method):
     task = Task(p.objective, p.a, p.b, torch.Generator().manual_seed(0))
-    return Band(method, CurveSetting.of(task, method.recipe, method.target, method.bn))
+    return ElasticBand(method, CurveSetting.of(task, method.recipe, method.target, method.bn))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_no_step_moves_a_pivot_along_the_band(monkeypatch, recipe, rule):
     monkeypatch.setattr("isthmus.connectors.neb.train._SPREAD", 10**6)
     found = band(permuted(), replace(QUICK, cycles=((12, 3),), recipe=recipe, tangent=rule))
     seen = []
-    real = Band._moved
+    real = ElasticBand._moved
 
     def watched(self, before, now, kept):
         raw = {k: v.clone() for k, v in now.items()}
@@ -133,7 +133,7 @@ def test_no_step_moves_a_pivot_along_the_band(monkeypatch, recipe, rule):
             assert float(unit.norm()) == pytest.approx(1)
             assert float((update - whole).norm()) <= float(whole.norm())
 
-    monkeypatch.setattr(Band, "_moved", watched)
+    monkeypatch.setattr(ElasticBand, "_moved", watched)
     found.run()
     assert len(seen) == 36
     assert max(seen) < 1e-9
@@ -198,7 +198,7 @@ def test_as_many_pivots_are_put_in_as_a_cycle_says(monkeypatch, spacing, wanted)
     found = band(permuted(), replace(QUICK, spacing=spacing))
     a, b = found.setting.vectors
     found.shares = [0.1, 0.2, 0.7]
-    monkeypatch.setattr(Band, "_gaps", lambda self, pivots: [(1, 0.5), (0, 0.5), (2, 0.5)])
+    monkeypatch.setattr(ElasticBand, "_gaps", lambda self, pivots: [(1, 0.5), (0, 0.5), (2, 0.5)])
     more = found._inserted([torch.lerp(a, b, 0.1), torch.lerp(a, b, 0.3)], 2)
     assert found.shares == pytest.approx(wanted)
     lengths = [float((q - p).norm()) for p, q in pairwise([a, *more, b])]

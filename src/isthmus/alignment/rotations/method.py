@@ -86,9 +86,9 @@ def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], ex
     turns = frame.visible
     pairs = [(t.group, held) for t in turns for held in t.seen]
     names = [held.tensor for _, held in pairs]
-    few = first(task.objective, examples).cast(torch.float64)
+    few = first(task.objective, examples)
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
-    for values in seen(few, ends, names):
+    for values in seen(few, ends, names, torch.float64):
         for group, held in pairs:
             a, b = (held.rows(v[held.tensor]).cpu() for v in values)
             out[group] += a @ b.mT

@@ -8,7 +8,7 @@ from typing import Literal
 from isthmus.connectors.base import Connection, Connector, Task
 from isthmus.connectors.curves.method import Bezier
 from isthmus.connectors.curves.setting import CurveSetting, check_trained
-from isthmus.connectors.neb.train import Band
+from isthmus.connectors.neb.train import ElasticBand
 from isthmus.errors import InputError
 from isthmus.training.fit import Recipe
 
@@ -64,7 +64,7 @@ class AutoNEB(Connector):
     def find(self, task: Task) -> Connection:
         """Train the band cycle by cycle, then state how high the loss is on the best one."""
         setting = CurveSetting.of(task, self.recipe, self.target, self.bn)
-        return setting.connection(Band(self, setting).run(), "between pivots of the band")
+        return setting.connection(ElasticBand(self, setting).run(), "between pivots of the band")
 
 
 def _whole(pair: object) -> tuple[int, int] | None:

@@ -35,7 +35,7 @@ _CHANGES = ("means", "history", "step", "gradients", "begin")
 
 
 @dataclass(eq=False)
-class Band:
+class ElasticBand:
     """A band in training.
 
     `shares`: of the gaps, in the length of the band. `means`: running means of the losses of batches at the pivots;

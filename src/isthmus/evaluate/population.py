@@ -1,0 +1,58 @@
+"""What a test set says about all examples there could be, along a path."""
+
+from __future__ import annotations
+
+import os
+
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.evaluate.band import LEVEL, Band
+from isthmus.evaluate.batchnorm import POLICIES, statistics
+from isthmus.evaluate.profile import band_along, opened
+from isthmus.kinds import check_kinds
+from isthmus.objective import Objective
+from isthmus.paths import HasPath, Path
+
+
+def population(
+    objective: Objective,
+    path: Path | HasPath | str | os.PathLike[str],
+    level: float = LEVEL,
+    grid: int = 61,
+    *,
+    train: Objective | None = None,
+    bn: str | None = None,
+    seed: int = 0,
+) -> Band:
+    """Bands for the mean loss and the error rate of the population, from the examples of a test set along a path.
+
+    `objective`: of the test set, whose examples are independent draws, and were not used to find the path. `grid`: the
+    points of every segment, as for ``profile``, which shows the same for its `test`. `level`: the probability with
+    which a band holds at all points. `bn`: as for ``profile``; recomputed statistics come from the data of `train`, as
+    those of the test set would tie its examples together. `seed`: of the draws of the bootstrap.
+
+    Costs what ``profile`` does, and 4 or 8 bytes for every example at every point, up to ``objective.memory``; streams
+    are read once per point. On a population of known means (``benchmarks/population.py``, 20 points, level .95)
+    the band for the loss held for .924, .954 and .952 of 500 sets of 100, 500 and 2,000 examples, the interval for the
+    barrier for .982 and more, that for the error for .974 and more; heavier tails need more examples.
+
+    Errors: ``InputError`` for fewer than two examples, for a loss that is not finite on the path and for what does not
+    fit into the memory; ``UnsupportedError`` for an objective without examples (``evaluate=``), for weights of classes
+    and for recomputed statistics without `train`.
+
+    >>> import torch
+    >>> x, y = torch.eye(2).repeat(50, 1), torch.tensor([0, 1]).repeat(50)
+    >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
+    >>> line = Path.through([{"weight": torch.eye(2)}, {"weight": -torch.eye(2)}])
+    >>> band = population(objective, line, grid=3)
+    >>> print(band.error.highest, band.asymptotic, band.error.asymptotic)
+    [0.9533, 1] True False
+    """
+    check_kinds(population, locals())
+    if not 0 < level < 1:
+        raise InputError("level", expected="a probability between 0 and 1", got=level)
+    path = opened(path, objective)
+    policy = bn or path.bn or POLICIES[0]
+    if train is None and policy == "recompute" and statistics(objective):
+        why = "running statistics recomputed from the test set tie its examples together"
+        raise UnsupportedError("bn='recompute'", why, "give train=objective of the training data, or bn='interpolate'")
+    return band_along(objective, path, level, num_points=grid, bn=bn, train=train or objective, seed=seed)
