@@ -84,11 +84,11 @@ def main(repeats: int = 9, threads: int = 1) -> None:
         for _ in range(repeats):
             base = seconds(lambda: loop(objective, path))
             grid = seconds(lambda: im.profile(objective, path, 61))
-            took = seconds(lambda gap=gap: im.certify(objective, path, gap, budget=400))
+            took = seconds(lambda gap=gap: im.certify(objective, path, gap, budget=100))
             ratios.append(took / base)
             profiles.append(took / grid)
             times.append(took)
-        c = im.certify(objective, path, gap, budget=400)
+        c = im.certify(objective, path, gap, budget=100)
         check = seconds(lambda c=c: verify_certificate(objective, path, c.to_dict()))
         print(
             f"gap {gap:6.1%}: bound {c.bound:.6f}, best sample {c.witness[1]:.6f}, reached {c.gap:.3%}, "

@@ -150,7 +150,7 @@ def main() -> None:
         for name, (kind, options) in networks(asked.width).items():
             start = prepared(name, options, kind, asked.examples)
             given = ("--model", f"hf:{name}-1", "--data", f"{name}.py:{name}", "-q")
-            proof = ("--gap", "0.04", "--budget", "0" if asked.no_proof else "400")
+            proof = ("--gap", "0.04", "--budget", "0" if asked.no_proof else "100")
             ends = (f"{name}-1", f"{name}-2", "--method", "Linear", "--num-points", str(POINTS), "--out", name)
             run("-m", "isthmus", "connect", *ends, *given, *proof, "--bn", "interpolate")
             path = (f"{name}/path.safetensors", "--num-points", str(POINTS), "--bn", "interpolate", "--out", name)

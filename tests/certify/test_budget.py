@@ -53,7 +53,9 @@ def test_the_default_budget_costs_at_most_thirty_profiles_in_operations(make):
 def test_the_budget_follows_the_points_of_the_profile_and_the_segments():
     p = odd_widths()
     path = straight(p)
-    few, many = (im.certify(p.objective, path, 1e-12, model="box", budget=8, num_points=n).evaluations for n in (11, 61))
+    few, many = (
+        im.certify(p.objective, path, 1e-12, model="box", budget=8, num_points=n).evaluations for n in (11, 61)
+    )
     assert many / few == pytest.approx(61 / 11, rel=0.2)
     twice = im.certify(p.objective, path + path.reversed(), 1e-12, model="box", budget=8).evaluations
     assert twice / many == pytest.approx(2, rel=0.1)

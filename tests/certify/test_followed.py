@@ -285,7 +285,7 @@ def test_following_back_is_nearer_on_deep_networks_and_chosen():
 def test_a_budget_that_will_not_do_is_told_before_it_is_spent():
     objective, path = deep()
     told = []
-    found = im.certify(objective, path, 1e-6, budget=2, progress=lambda what, done, total: told.append((what, done)))
+    im.certify(objective, path, 1e-6, budget=2, progress=lambda what, done, total: told.append((what, done)))
     first = next(k for k, (what, _) in enumerate(told) if what.startswith("bounding"))
     assert "profiles expected to bring the bound within 0.0001 %, the budget is 2" in told[first][0]
     assert told[first][1] == 0

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import isthmus as im
 from isthmus.certify import smooth as sm
 from isthmus.certify.affine import Interval, Motion, Reading
+from isthmus.certify.arithmetic import add, average, contract, moved, multiply, scaled, squared
 from isthmus.certify.bounds import Bounds
 from isthmus.certify.choices import CHOICES
-from isthmus.certify.arithmetic import add, average, contract, moved, multiply, scaled, squared
 from isthmus.certify.forms import Form
 from isthmus.certify.kinks import maximum, piecewise, rectified
 from isthmus.certify.norms import centred, normalised

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.certify.affine import Interval, Motion
-from isthmus.certify.bounds import Bounds
 from isthmus.certify.arithmetic import add, average, contract, divided, multiply, scaled
+from isthmus.certify.bounds import Bounds
 from isthmus.certify.forms import Form
 from isthmus.certify.kernel import Kernel
 from isthmus.certify.kinks import maximum, piecewise, rectified

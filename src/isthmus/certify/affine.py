@@ -66,11 +66,13 @@ class Motion:
     def norms(self, interval: Interval, norm: Callable[[Tensor], float]) -> tuple[float, float]:
         """Bounds of the norm of the tensor at the middle of `interval`, and of how far it moves away from there.
 
-        A norm is convex: on a line it is below chords, and on part of a curve at most that of its control points. Around the
-        middle the curve is sum_k a_k s^k with a_k = C(n, k) h^k (a curve through the k-th differences).
+        A norm is convex: on a line it is below chords, and on part of a curve at most that of its control points.
+        Around the middle the curve is sum_k a_k s^k with a_k = C(n, k) h^k (a curve through the k-th differences).
         """
         n, h = len(self.differences) - 1, interval.half
-        largest = [self._known(("difference", k), lambda k=k: max(map(norm, self.differences[k]))) for k in range(1, n + 1)]
+        largest = [
+            self._known(("difference", k), lambda k=k: max(map(norm, self.differences[k]))) for k in range(1, n + 1)
+        ]
         moved = [comb(n, k) * h**k * largest[k - 1] for k in range(1, n + 1)]
         part = min(int(interval.middle * PARTS), PARTS - 1)
         if n == 1:
@@ -169,7 +171,7 @@ class Reading:
         self.room = memory
 
     def outputs(self, interval: Interval, followed: bool = False) -> Iterator[tuple[Form, Tensor]]:
-        """The forms of the outputs and the targets, chunk by chunk; `followed`: so that remainders are followed back."""
+        """The forms of the outputs and the targets, chunk by chunk; `followed`: remainders can be followed back."""
         moving = {place: motion.over(interval) for place, motion in self.motions.items()}
         for place, v in moving.items() if followed else ():
             v.origin, v.norm = Origin(), partial(self.motions[place].norms, interval)

@@ -41,8 +41,25 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     arguments, and 64 u for the sums and for the headroom of the result.
     """
     x.refuse_dropped()
-    b0, b1, b2 = (None,) * 3 if b is None else (b.centre, b.slope, b.bend)
     g = (2 * terms + sum(max(v.ulps, 0.0) for v in (x, w, b) if v is not None) + 64) * UNIT
+    centre, slope, bend, open_, sources = _polynomial(f, x, w, b)
+    out = Form(centre, slope, None, HEADROOM, bend)
+    if followed(x, w, b):
+        out.origin = Origin(sources, _fresh(f, terms, g, x, w, b).add(open_), terms)
+        if axis is not None and is_tight(x, w):
+            return tightened(out, x, w, axis)
+    out.radius = f(_left(x, g), w.reach(), None if b is None else _left(b, g)).add_(TINY).add_(open_)
+    if w.radius is not None:
+        # the factor: the ulps of w, over its radius; the term: what is lost of either where they are denormal
+        out.radius.add_(f(x.size(), (w.radius * (1 + 2.0**-20)).add_(TINY), None))
+    return out if out.origin is None else _with_movement(f, out, x, w, axis)
+
+
+def _polynomial(
+    f: Contraction, x: Form, w: Form, b: Form | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | float, Sequence[tuple[Form, Pull]]]:
+    """Centre, slope and bend of x w + b, what they leave open, and the arguments that pass remainders, with pulls."""
+    b0, b1, b2 = (None,) * 3 if b is None else (b.centre, b.slope, b.bend)
 
     def summed(bias: Tensor | None, *pairs: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
         both = [(p, q) for p, q in pairs if p is not None and q is not None]
@@ -51,39 +68,21 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
         return _sums(f, bias, both)
 
     passed = [x] if followed(x, w) and holds(x) else []
-    passed += [w] if w.origin is not None and w.origin.sources else []
-    centre, pulls = _recorded(f, x, w, b0, passed)
-    slope = summed(b1, (x.slope, w.centre), (x.centre, w.slope))
-    bend = summed(b2, (x.bend, w.centre), (x.centre, w.bend))
+    passed += [w] if _passes(w) else []
+    first, pulls = _recorded(f, x, w, b0, passed)
     second = summed(None, (x.slope, w.slope))
     third = summed(None, (x.bend, w.slope), (x.slope, w.bend))
     fourth = summed(None, (x.bend, w.bend))
-    centre = present(_raised(_raised(centre, second, 0.5), fourth, 0.125))
-    slope, bend = _raised(slope, third, 0.25), _raised(bend, second, 1.0)
+    centre = present(_raised(_raised(first, second, 0.5), fourth, 0.125))
+    slope = _raised(summed(b1, (x.slope, w.centre), (x.centre, w.slope)), third, 0.25)
+    bend = _raised(summed(b2, (x.bend, w.centre), (x.centre, w.bend)), second, 1.0)
+    open_ = plus(*(p.abs_().mul_(share) for p, share in ((third, 0.25), (fourth, 0.125)) if p is not None))
+    return centre, slope, bend, 0.0 if open_ is None else open_, list(zip(passed, pulls, strict=True))
 
-    def origin() -> Origin:
-        fresh = _fresh(f, terms, g, x, w, b, open_, passed)
-        return Origin(list(zip(passed, pulls, strict=True)), fresh, terms)
 
-    open_ = [(p.abs_(), share) for p, share in ((third, 0.25), (fourth, 0.125)) if p is not None]
-    if axis is not None and is_tight(x, w):
-        return tightened(Form(centre, slope, None, HEADROOM, bend, origin=origin()), x, w, axis)
-    radius = f(_left(x, g), w.reach(), None if b is None else _left(b, g)).add_(TINY)
-    for part, share in open_:
-        radius.add_(part, alpha=share)
-    if w.radius is not None:
-        # the factor: the ulps of w, over its radius; the term: what is lost of either where they are denormal
-        radius.add_(f(x.size(), (w.radius * (1 + 2.0**-20)).add_(TINY), None))
-    out = Form(centre, slope, radius, HEADROOM, bend)
-    if not followed(x, w, b):
-        return out
-    out.origin, stray = origin(), strayed(w)
-    moving = None if x.radius is None or stray is None else f(x.radius, stray, None)
-    if axis is not None and w.norm is not None:
-        return tightened(out, x, w, axis, moving)
-    if moving is not None:
-        out.origin.fresh = out.origin.fresh + moving
-    return out
+def _passes(w: Form) -> bool:
+    """Whether a second factor is an activation, whose remainder is passed on; that of a weight is bounded at once."""
+    return w.origin is not None and bool(w.origin.sources)
 
 
 def _recorded(
@@ -102,17 +101,8 @@ def _recorded(
     return recorded(product, *(v.centre for v in passed))
 
 
-def _fresh(
-    f: Contraction,
-    terms: int,
-    g: float,
-    x: Form,
-    w: Form,
-    b: Form | None,
-    open_: Sequence[tuple[Tensor | None, float]],
-    passed: Sequence[Form],
-) -> Tensor:
-    """What a product adds to W rho and the like, but for W(s) - W times the remainder of x.
+def _fresh(f: Contraction, terms: int, g: float, x: Form, w: Form, b: Form | None) -> Tensor:
+    """What a product adds to W rho and the like, but for what its polynomial leaves open, and for W(s) - W times rho.
 
     Of the rounding it takes the largest product `terms` times over, for all.
     """
@@ -121,16 +111,25 @@ def _fresh(
     if b is not None:
         rounding += float(_left(b, g).amax())
     out = torch.full((), rounding, dtype=torch.float64, device=x.centre.device)
-    for part, share in open_:
-        out = out + part * share
     if w.radius is None:
         return out
     own = (w.radius * (1 + 2.0**-20)).add_(TINY)
-    if not any(v is w for v in passed):
+    if not _passes(w):
         return out + f(x.size(), own, None)
     out = out + f(x.size(), (w.radius * 2.0**-20).add_(TINY), None)
-    beyond_centre = plus(strayed(x), x.radius)
-    return out if beyond_centre is None else out + f(beyond_centre, own, None)
+    beside = plus(strayed(x), x.radius)
+    return out if beside is None else out + f(beside, own, None)
+
+
+def _with_movement(f: Contraction, out: Form, x: Form, w: Form, axis: int | None) -> Form:
+    """With W(s) - W times the remainder of x in what is new, entry by entry or in the norm."""
+    stray = strayed(w)
+    moving = None if x.radius is None or stray is None else f(x.radius, stray, None)
+    if axis is not None and w.norm is not None:
+        return tightened(out, x, w, axis, moving)
+    if out.origin is not None and moving is not None:
+        out.origin.fresh = out.origin.fresh + moving
+    return out
 
 
 def _sums(f: Contraction, bias: Tensor | None, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:

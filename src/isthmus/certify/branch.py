@@ -76,9 +76,9 @@ def search(
     `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it, `ends(i)` are its losses at 0
     and 1; `confront(i, t, value, bound)` raises where that loss is above that bound for other reasons than rounding:
     ``UnsupportedError`` gives the segment up. `best` is the largest loss known anywhere on the path. Each segment is
-    first cut into `first` parts; then the sub-interval with the largest bound is split, whichever segment it is on, until it is
-    close to the best sample, or `budget` bounds were computed (one per segment is computed in any case). The loss is
-    evaluated at a middle only where the centres of the forms promise more than the best sample.
+    first cut into `first` parts; then the sub-interval with the largest bound is split, whichever segment it is on,
+    until it is close to the best sample, or `budget` bounds were computed (one per segment is computed in any case).
+    The loss is evaluated at a middle only where the centres of the forms promise more than the best sample.
     """
     state = _State(bound, loss, confront, best, budget, progress)
     for i in segments:

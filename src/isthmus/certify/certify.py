@@ -98,10 +98,10 @@ def certify(
         progress("certifying", i + 1, len(path))
     numerical = _numerical(kernel, found) if budget != 0 else []
     best = max(max(kernel.ends(i)) for i in range(len(path)))
-    profiles = PROFILES if budget is None else budget
     ways = plan(kernel, numerical, model, gap, best, num_points) if numerical else NOTHING
+    profiles = _profiles(numerical, budget)
     allowed = ways.rate.bounds(profiles)
-    if numerical and ways.predicted > profiles:
+    if ways.predicted > profiles:
         progress(f"bounding ({ways.foreseen(profiles, gap)})", 0, allowed)
     result = search(
         numerical, ways.bound, kernel.loss, kernel.ends, partial(confront, kernel),
@@ -112,9 +112,16 @@ def certify(
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
     slack = max(*slacks, _rounding(kernel, result))
     return Certificate(
-        segments, ends, kernel.dtype, slack, gap, result.evaluations, profiles if numerical else 0.0, result.spent,
+        segments, ends, kernel.dtype, slack, gap, result.evaluations, profiles, result.spent,
         ways.rate.profiles(result.evaluations), ways.model, ways.predicted, _sources(kernel, result),
     )  # fmt: skip
+
+
+def _profiles(numerical: Sequence[int], budget: float | None) -> float:
+    """What bounds over sub-intervals may cost, where there are any."""
+    if not numerical:
+        return 0.0
+    return PROFILES if budget is None else budget
 
 
 def _sources(kernel: Kernel, result: Search) -> dict[str, float]:

@@ -65,7 +65,7 @@ class Count(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Rate:
-    """Operations of a profile, those of bounds once, and of every bound over a sub-interval with a loss in its middle."""
+    """Operations of a profile, those of bounds once, and those of every bound with the loss in its middle."""
 
     measuring: int
     once: int

@@ -34,7 +34,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Followed:
-    """Bounds of the losses at both ends, whose sums over the examples count, and what is added to either sum in between.
+    """Bounds of the losses at both ends, whose sums over the examples count, and what is added to a sum in between.
 
     `shares`: how much of the sums comes from which operation.
     """
@@ -103,6 +103,7 @@ def _curvature(objective: Objective, z: Form, y: Tensor) -> Tensor | None:
 
 def _rounding(objective: Objective, z: Form, y: Tensor, values: Tensor) -> Tensor:
     """What the evaluation of the loss, of its gradient, and of what that is multiplied by may round away."""
+
     def each(v: Tensor) -> Tensor:
         return v.abs().reshape(len(v), -1).sum(1)
 

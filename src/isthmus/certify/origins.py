@@ -11,8 +11,8 @@ which goes forward through |L|. A form without an origin is all new: its fresh p
 on although `fresh` is the whole radius makes the sum larger, never too small.
 
 Of B itself the evaluation rounds off at most gamma |L|'...|g|, and sum |L|'...|g| fresh is at most |g| times the radius
-that went forward, but for what norms and softmaxes made of radii (`loose`), and but for what is new in the norm: no radius
-is less than 1 / `SHARE` of that.
+that went forward, but for what norms and softmaxes made of radii (`loose`), and but for what is new in the norm: no
+radius is less than 1 / `SHARE` of that.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def norms_like(v: Tensor, ball: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor | float) -> float:
-    """The sum of the products of what is not negative, rounded up; where the first is 0 the second need not be known."""
+    """The sum of the products of what is not negative, rounded up; where a is 0 nothing need be known of b."""
     return float((a * b).masked_fill_(a == 0, 0.0).sum()) * (1 + (a.numel() + 8) * UNIT)
 
 

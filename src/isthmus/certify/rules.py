@@ -43,13 +43,16 @@ def apply(node: Node, values: Mapping[str, Any]) -> Any:
     Errors: ``Undecided`` where a smaller interval may do, else ``UnsupportedError``.
     """
     try:
-        return _applied(node, values)
+        out = _applied(node, values)
     except Open as e:
         raise refusal(node, str(e), Undecided) from None
     except Refused as e:
         raise refusal(node, str(e)) from None
     except TROUBLE as e:
         raise refusal(node, f"its rule does not cover this use of it: {first_line(e)}") from e
+    if isinstance(out, Form) and out.origin is not None:
+        out.origin.label = node.where or node.base
+    return out
 
 
 def _applied(node: Node, values: Mapping[str, Any]) -> Any:
@@ -60,10 +63,7 @@ def _applied(node: Node, values: Mapping[str, Any]) -> Any:
         return known(node, values, None if rule is None else partial(rule, node, exact))
     if rule is None:
         raise Refused("it has no rule for affine forms")
-    out = rule(node, arguments)
-    if isinstance(out, Form) and out.origin is not None:
-        out.origin.label = node.where or node.base
-    return out
+    return rule(node, arguments)
 
 
 def _leaves(x: Any) -> list[Any]:
@@ -96,7 +96,9 @@ def _matmul(node: Node, a: Arguments) -> Form:
 
 def _product(x: Any, y: Any) -> Form:
     x, y = (v if isinstance(v, Form) else Form(v.double()) for v in (x, y))
-    return contract(lambda p, q, b: torch.matmul(p, q), x.centre.shape[-1], x, y, axis=0 if y.centre.dim() == 2 else None)
+    return contract(
+        lambda p, q, b: torch.matmul(p, q), x.centre.shape[-1], x, y, axis=0 if y.centre.dim() == 2 else None
+    )
 
 
 def _addmm(node: Node, a: Arguments) -> Form:

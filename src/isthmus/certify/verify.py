@@ -10,8 +10,8 @@ import torch
 
 from isthmus.certify.certificate import Certificate, SegmentCertificate, reached
 from isthmus.certify.claims import Claim
-from isthmus.certify.model import MODELS
 from isthmus.certify.kernel import Kernel
+from isthmus.certify.model import MODELS
 from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
@@ -72,13 +72,8 @@ def _problems(
     progress: Callable[[str, int, int], None],
 ) -> Iterator[str]:
     segments = certificate["segments"]
-    model = certificate.get("model") or "box"
-    if model not in MODELS:
-        yield f"model: {model!r} is not known"
-        return
-    kernel = Kernel(objective, path, model)
-    if certificate["format"] != 1 or certificate["dtype"] != kernel.dtype:
-        yield f"format and dtype: {certificate['format']!r}, {certificate['dtype']!r}; known are 1, {kernel.dtype!r}"
+    kernel = Kernel(objective, path, certificate.get("model") or "box")
+    yield from _format(kernel, certificate)
     if [s["index"] for s in segments] != list(range(len(path))):
         yield f"segments: {len(segments)} are stored; the path has {len(path)}, numbered from 0"
         return
@@ -91,6 +86,13 @@ def _problems(
     yield from _totals(kernel, certificate)
     for i, segment in enumerate(segments):
         yield from _samples(kernel, i, segment, num_points)
+
+
+def _format(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
+    if (certificate["format"], certificate["dtype"]) != (1, kernel.dtype):
+        yield f"format and dtype: {certificate['format']!r}, {certificate['dtype']!r}; known are 1, {kernel.dtype!r}"
+    if kernel.model not in MODELS:
+        yield f"model: {kernel.model!r} is not known"
 
 
 def _samples(kernel: Kernel, i: int, stored: Mapping[str, Any], num_points: int) -> Iterator[str]:
@@ -230,16 +232,17 @@ def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
         return
     how = {"slack": 0.0, "goal": 1.0} | how
     said = Certificate(tuple(own), ends, certificate["dtype"], **how).to_dict()
-    yield from _differences(certificate, said | {k: certificate[k] for k in _TOLD if k in certificate})
+    yield from _differences(certificate, said)
 
 
 _SEARCH = ("slack", "goal", "evaluations", "budget", "spent", "cost")
-_TOLD = ("model", "predicted", "sources")
+_TOLD = {"segments", "ends", "dtype", "format", "model", "predicted", "sources"}
+"""What is looked at elsewhere, or taken as it is said."""
 
 
 def _differences(stored: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:
     """In what a stored certificate differs from that of its segments; what newer versions say too may be missing."""
-    for name in stored.keys() & said.keys() - {"segments", "ends", "dtype", "format"}:
+    for name in stored.keys() & said.keys() - _TOLD:
         if not _agree(stored[name], said[name]):
             yield f"{name}: stored {stored[name]}, but the segments give {said[name]}"
     if missing := {"bound", "excess", "proved", "gap", "witness", "error_bound", "counts"} - stored.keys():

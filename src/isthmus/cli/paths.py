@@ -25,10 +25,10 @@ from isthmus.cli.options import (
     CHECKPOINTS,
     Asked,
     BatchNorm,
+    BoundModel,
     Budget,
     Gap,
     Json,
-    BoundModel,
     LevelOption,
     OutOption,
     PathFile,
@@ -163,7 +163,9 @@ def certify(
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
     if engine is not None and bounds == "chord":
-        raise InputError("--bounds", expected="auto or box with workers: sums over parts of the data are of boxes", got=bounds)
+        raise InputError(
+            "--bounds", expected="auto or box with workers: sums over parts of the data are of boxes", got=bounds
+        )
     connection, objective, _ = _open_path(path, asked, "auto")
     labels = _labels(path, connection)
     if verify is not None:
@@ -181,7 +183,20 @@ def certify(
     runs.write_certificate(proved, out, objective, path)
     table, found = proved.to_dict(), verdict(certificate=proved, level=level)
     bn = applied(objective, "interpolate")
-    shown = ("bound", "excess", "gap", "proved", "close", "error_bound", "dtype", "slack", "evaluations", "budget", "cost", "model")
+    shown = (
+        "bound",
+        "excess",
+        "gap",
+        "proved",
+        "close",
+        "error_bound",
+        "dtype",
+        "slack",
+        "evaluations",
+        "budget",
+        "cost",
+        "model",
+    )
     more = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
     _print_values({k: table[k] for k in (*shown, "counts")}, more, [*found.lines, proved.summary], bn, as_json)
     for i in proved.unproved():
