@@ -13,7 +13,7 @@ import copy
 import torch
 from alignment_acceptance import EVALUATED, PAIRS, POINTS, ends, examples
 from common import clock, start
-from rebasin import PermutationCoordinateDescent
+from rebasin import PermutationCoordinateDescent  # pyright: ignore[reportMissingImports]
 
 import isthmus as im
 from isthmus.alignment.change import change
@@ -30,7 +30,7 @@ def main() -> None:
         print(f"{name}: naive excess {excess(few, a, b):.4f}")
         for seed in (0, 1):
             begin = clock()
-            target = theirs(name, a, b, objective.data[0][:128], seed)
+            target = theirs(name, a, b, examples(kind)[0][:128], seed)
             tell(f"rebasin, seed {seed}", few, a, b, target, clock() - begin)
         for matching in (im.WeightMatching("identity"), im.WeightMatching(), im.ActivationMatching()):
             begin = clock()

@@ -34,7 +34,7 @@ def main() -> None:
         axes.loglog(x, y, "--x" if "code" in name else "-o", label=name, markersize=5)
     axes.axhline(end, color="grey", linewidth=0.8, linestyle=":", label="the larger end")
     axes.set(xlabel="processor seconds, one thread", ylabel="largest training loss on the path")
-    axes.set_xticks((10, 20, 50, 100, 200, 500, 1000), (10, 20, 50, 100, 200, 500, 1000), minor=False)
+    axes.set_xticks((marks := (10, 20, 50, 100, 200, 500, 1000)), list(map(str, marks)), minor=False)
     axes.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(fontsize=7, loc="outside lower center", ncols=2)
     figure.savefig(out.strip() if option else "docs/curves-pareto.png", dpi=100)

@@ -16,7 +16,7 @@ def hyperbolic(penalty=0.01, loss="mse"):
     return im.Objective(net, loss, (x, y), penalty=im.Ridge(penalty) if penalty else None)
 
 
-def point(v, w):
+def point(v, w) -> im.Params:
     tensors = (torch.tensor([[u]], dtype=torch.float64) for u in (v, w))
     return dict(zip(("0.weight", "2.weight"), tensors, strict=True))
 
@@ -44,12 +44,12 @@ def test_without_a_penalty_a_component_must_keep_away_from_the_border():
     net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
     one = torch.ones(1, 1, dtype=torch.float64)
     linear = im.Objective(net, "mse", (one, one))
-    ends = [{"0.weight": s * one, "1.weight": s * one} for s in (1, -1)]
-    found = im.separated(linear, *ends, 0.5, radius=3.0, budget=150)
+    ends: list[im.Params] = [{"0.weight": s * one, "1.weight": s * one} for s in (1, -1)]
+    found = im.separated(linear, ends[0], ends[1], 0.5, radius=3.0, budget=150)
     assert not found.proved  # v w = 1 has two branches, but both reach every border
     assert "budget" in found.why
     with pytest.raises(im.InputError, match="radius: expected a number > 0, as nothing bounds"):
-        im.separated(linear, *ends, 0.5)
+        im.separated(linear, ends[0], ends[1], 0.5)
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])

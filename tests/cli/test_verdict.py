@@ -85,20 +85,20 @@ def test_profile_and_certify_say_it_too(folder, tmp_path, capsys):
 
 
 def test_a_bound_that_is_far_is_said_and_ends_with_0(folder, tmp_path, capsys):
-    arguments = ["certify", *path_of(folder), "--out", str(tmp_path), "--budget", "1", "--level", "3"]
+    arguments = ["certify", *path_of(folder), "--out", str(tmp_path), "--budget", "0.001", "--level", "3"]
     text = printed(capsys, arguments)
     assert "proved, but " in text
     assert " times the measured maximum (" in text
-    assert "the budget of 1 sub-intervals was spent; about " in text
+    assert "the budget of 0.001 profiles was spent; about " in text
     assert "below 3 on the whole path: not known (" in text
     values = json.loads(printed(capsys, [*arguments, "--json"]))
-    assert (values["proved"], values["close"], values["budget"]) == (True, False, 1)
+    assert (values["proved"], values["close"], values["budget"]) == (True, False, 0.001)
     assert values["verdict"]["below"] is None
 
 
 def test_connect_says_that_a_bound_is_far(folder, tmp_path, capsys):
     capsys.readouterr()
-    assert connect(folder, tmp_path, "--budget", "1", "--level", "3") == 0
+    assert connect(folder, tmp_path, "--budget", "0.001", "--level", "3") == 0
     text = capsys.readouterr().out
     assert "below 3 on the whole path: yes, measured (61 points per segment" in text
     assert "does not reach the level)" in text

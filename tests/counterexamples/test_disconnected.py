@@ -260,8 +260,7 @@ class Slice(nn.Module):
 
     def __init__(self, many, two):
         super().__init__()
-        self.register_buffer("many", many)
-        self.register_buffer("two", two)
+        self.many, self.two = nn.Buffer(many), nn.Buffer(two)
         self.mix = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
@@ -279,4 +278,4 @@ def test_boxes_prove_what_the_theorem_says_on_a_slice_through_both_minima():
     ends = [{**module.state_dict(), **{k: v.double() for k, v in end.items()}} for end in ends]
     level = 0.002
     assert level < example.lower_bound
-    assert im.separated(objective, *ends, level, radius=2.0).proved
+    assert im.separated(objective, ends[0], ends[1], level, radius=2.0).proved

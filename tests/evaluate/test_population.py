@@ -71,19 +71,24 @@ def test_profile_of_a_test_set_shows_the_same(pair):
     profile = im.profile(train, path, 5, test=test)
     band = im.population(test, path, grid=5)
     assert profile.population is None
+    assert profile.test is not None
+    assert profile.test.population is not None
     assert json.dumps(profile.test.population.to_dict()) == json.dumps(band.to_dict())
     assert profile.to_dict()["test"]["population"]["asymptotic"]
     assert "asymptotic" in repr(band)
     assert "(asymptotic)" in band.words
     assert band.asymptotic
+    assert band.error is not None
     assert not band.error.asymptotic
     assert (band.lo <= band.loss).all()
     assert (band.loss <= band.hi).all()
     other = im.population(test, path, grid=5, seed=1)
     assert not torch.equal(other.lo, band.lo)
+    assert other.error is not None
     assert torch.equal(other.error.lo, band.error.lo)
     wider = im.population(test, path, 0.99, 5)
     assert (wider.hi > band.hi).all()
+    assert wider.error is not None
     assert (wider.error.hi >= band.error.hi).all()
 
 
@@ -94,6 +99,8 @@ def test_statistics_are_recomputed_from_the_training_data_or_not_at_all():
     with pytest.raises(im.UnsupportedError, match="tie its examples together; give train="):
         im.population(test, path)
     band, shown = im.population(test, path, grid=5, train=train), im.profile(train, path, 5, test=test).test
+    assert shown is not None
+    assert shown.population is not None
     assert torch.equal(band.hi, shown.population.hi)
     assert not torch.allclose(band.loss, im.population(test, path, grid=5, bn="interpolate").loss)
 
@@ -114,7 +121,9 @@ def test_what_has_no_band_is_refused_and_profile_goes_without(pair):
     for test, why in kinds:
         with pytest.raises(im.IsthmusError, match=why):
             im.population(test, path, grid=5)
-    assert im.profile(train, path, 5, test=few).test.population is None
+    measured = im.profile(train, path, 5, test=few).test
+    assert measured is not None
+    assert measured.population is None
     with pytest.raises(im.InputError, match="level"):
         im.population(train, path, 1.0)
 

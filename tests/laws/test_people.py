@@ -60,7 +60,7 @@ def values(objective, modules, connection):
         *objective.structure.groups[0].members, im.derive_structure(a, (torch.zeros(2, 4),)),
         im.dropout_stability(objective, a, masks=2, test=objective), im.pattern_stability(objective, a, 4),
         im.noise_stability(objective, a, draws=2), im.sublevel_conditions(objective, a), bounds, *bounds.layers,
-        profile.test.population, im.separated(tiny, tiny_ends, tiny_ends, 1.0),
+        profile.test and profile.test.population, im.separated(tiny, tiny_ends, tiny_ends, 1.0),
         im.theory(objective, *modules, theorems=["Theorem 1"], masks=2, steps=2), im.straighten(squares, bent, 0.5),
         im.geometry(squares, bent.start, bent.end, [1.0]), im.LevelLayer("w", None), im.Ridge(0.1), im.L1(0.1),
         im.ensemble(objective, connection, points=2, test=objective),

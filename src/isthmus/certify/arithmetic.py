@@ -128,7 +128,8 @@ def _with_movement(f: Contraction, out: Form, x: Form, w: Form, axis: int | None
     if axis is not None and w.norm is not None:
         return tightened(out, x, w, axis, moving)
     if out.origin is not None and moving is not None:
-        out.origin.fresh = out.origin.fresh + moving
+        fresh = out.origin.fresh
+        out.origin.fresh = moving if fresh is None else moving + fresh
     return out
 
 

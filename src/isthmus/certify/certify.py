@@ -21,6 +21,8 @@ from isthmus.objective import Objective
 from isthmus.params import nonfinite_on
 from isthmus.paths import Curve, HasPath, LevelCurve, Path, path_of
 
+NARROWER = 6
+"""How often a sub-interval is quartered to find out what makes its bound dear."""
 BUDGET = 100.0
 """What the proofs of an experiment may cost, in profiles, where it does not say otherwise."""
 
@@ -130,10 +132,15 @@ def _sources(kernel: Kernel, result: Search) -> dict[str, float]:
     if not pieces:
         return {}
     worst = max(pieces, key=lambda p: p.bound)
-    shares = kernel.bound(worst.segment, worst.start, worst.end, "chord").shares
-    total = sum(shares.values())
-    ordered = sorted(shares.items(), key=lambda kv: -kv[1])
-    return {name: value / total for name, value in ordered} if 0 < total < inf else {}
+    width = worst.end - worst.start
+    for _ in range(NARROWER):
+        shares = kernel.bound(worst.segment, worst.start, worst.start + width, "chord").shares
+        total = sum(shares.values())
+        if 0 < total < inf:
+            ordered = sorted(shares.items(), key=lambda kv: -kv[1])
+            return {name: value / total for name, value in ordered}
+        width /= 4  # where a bound is useless its parts are not known
+    return {}
 
 
 def _numerical(kernel: Kernel, found: Sequence[Claim]) -> list[int]:

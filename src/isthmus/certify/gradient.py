@@ -21,7 +21,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from isthmus.certify.forms import Form, plus
+from isthmus.certify.forms import Form, plus, present
 from isthmus.certify.origins import contributions, roundings
 from isthmus.objective import Objective
 from isthmus.objective.losses import per_example
@@ -107,7 +107,7 @@ def _rounding(objective: Objective, z: Form, y: Tensor, values: Tensor) -> Tenso
     def each(v: Tensor) -> Tensor:
         return v.abs().reshape(len(v), -1).sum(1)
 
-    stray = 1 + each(plus(z.radius, None if z.bend is None else z.bend.abs()))
+    stray = 1 + each(present(z.radius)) + (0.0 if z.bend is None else each(z.bend))
     size = 1 + each(z.size()) + (each(y) if y.is_floating_point() else 0.0)
     steep = (objective.criterion.rises or 1.0) + (size + stray if objective.named_loss == "mse" else 0.0)
     return (roundings(z) + EVALUATED * size) * stray * steep + EVALUATED * values.abs()

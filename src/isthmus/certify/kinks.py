@@ -91,12 +91,10 @@ def _fitted(x: Form, factor: Tensor, offset: Tensor, leak: float, at: tuple[Tens
         fresh, ball = torch.where(together, far, fresh), torch.where(together, ball, 0.0)
         chosen, extra = chosen | within, torch.where(within, halves, 0.0)
     line = _lined(x, factor, offset.clone())
-    centre, slope = (
-        _put(p, at, chosen, leak, share, q, f)
-        for p, q, f in ((line.centre, x.centre, fit.centre), (present(line.slope), present(x.slope), fit.slope))
-    )
-    zeros = torch.zeros_like(r)
-    bend = _put(plus(line.bend, zeros), at, chosen, leak, share, plus(x.bend, zeros), fit.bend)
+    centre = _put(line.centre, at, chosen, leak, share, x.centre, fit.centre)
+    slope = _put(present(line.slope), at, chosen, leak, share, present(x.slope), fit.slope)
+    bends = [torch.zeros_like(r) if v.bend is None else v.bend for v in (line, x)]
+    bend = _put(bends[0], at, chosen, leak, share, bends[1], fit.bend)
     factor = factor.index_put(at, torch.where(chosen, leak + share / 2, factor[at]))
     fresh.add_(TINY)
     radius = torch.addcmul(fresh, factor, r).index_put_(at, extra, accumulate=True)

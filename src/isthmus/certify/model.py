@@ -21,7 +21,7 @@ MODELS = ("box", "chord")
 
 
 @dataclass(frozen=True)
-class Plan:
+class BoundPlan:
     """The `model` whose `bound` is used, what it costs, and how many bounds a segment is `expected` to need."""
 
     model: str
@@ -51,13 +51,13 @@ class Plan:
         return 1 << round(log2(min(parts, 1024)))
 
 
-def plan(kernel: Kernel, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> Plan:
+def plan(kernel: Kernel, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:
     """Try the models on one sub-interval; the number of bounds goes with the root of their distance from the loss."""
     found = []
     for name in MODELS if model == "auto" else (model,):
         bound = _bound(kernel, name)
         costs = rate(kernel, segments, bound, num_points, READINGS)  # before anything is remembered
-        found.append(Plan(name, bound, costs, _expected(bound, segments, gap, best)))
+        found.append(BoundPlan(name, bound, costs, _expected(bound, segments, gap, best)))
     # where no bound is finite yet, the nearer one becomes it first
     return min(found, key=lambda p: (p.expected * p.rate.each, p.model != "chord"))
 
@@ -81,5 +81,5 @@ def _no_bound(i: int, start: float, end: float) -> Bound:
     raise UnsupportedError("the path", "nothing is bounded by sub-intervals here")
 
 
-NOTHING = Plan("", _no_bound, Rate(0, 0, 1), 0.0)
+NOTHING = BoundPlan("", _no_bound, Rate(0, 0, 1), 0.0)
 """Where no segment is bounded by sub-intervals."""

@@ -124,7 +124,7 @@ def _einsum(node: Node, a: Arguments) -> Form:
     terms = prod(n for k, n in size.items() if k not in output)
     if len(tensors) == 1:
         return average(lambda p: torch.einsum(a["equation"], p), terms, tensors[0])
-    return contract(lambda p, q, b: torch.einsum(a["equation"], p, q), terms, *tensors)
+    return contract(lambda p, q, b: torch.einsum(a["equation"], p, q), terms, tensors[0], tensors[1])
 
 
 # -- arithmetic

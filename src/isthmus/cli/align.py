@@ -94,7 +94,7 @@ def align(
 def _made(found: Opened, matching: Matching, seed: int, progress: Progress) -> Alignment | tuple[Alignment, ...]:
     if len(found.ends) > 2:
         return align_many(found.objective, found.ends, matching, seed=seed, progress=progress)
-    a, b = found.ends
+    a, b = found.ends[0], found.ends[1]
     return aligned(found.objective, a, b, matching, seed=seed, progress=progress)
 
 

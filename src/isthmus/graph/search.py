@@ -198,6 +198,7 @@ class _Search:
         self.progress("aligning the networks", 0, 1)
         cell = AlignmentCell(self.material.digest(), tuple(self.digests), matching, self.seed)
         (stored,) = self._done([cell], ["aligning"], no_progress)
+        assert stored is not None  # noqa: S101 - a job that failed has raised
         found = zip(cell.found(stored, self.material), self.digests, strict=True)
         networks = [how.apply(self.material.params[name]) for how, name in found]
         self.digests = [digest(p) for p in networks]
