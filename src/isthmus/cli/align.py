@@ -92,9 +92,9 @@ def align(
 
 
 def _made(found: Opened, matching: Matching, seed: int, progress: Progress) -> Alignment | tuple[Alignment, ...]:
-    if len(found.ends) > 2:
+    if len(found.ends) != 2:
         return align_many(found.objective, found.ends, matching, seed=seed, progress=progress)
-    a, b = found.ends[0], found.ends[1]
+    a, b = found.ends
     return aligned(found.objective, a, b, matching, seed=seed, progress=progress)
 
 
