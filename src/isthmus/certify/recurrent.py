@@ -31,7 +31,7 @@ class Weights:
     def both(self, x: Form, h: Form) -> tuple[Form, Form]:
         """What the input and what the state give, each with its bias."""
         parts = zip((x, h), (self.own, self.back), self.biases, strict=True)
-        one, two = (contract(F.linear, w.centre.shape[1], v, w, b) for v, w, b in parts)
+        one, two = (contract(F.linear, w.centre.shape[1], v, w, b, 1) for v, w, b in parts)
         return one, two
 
 

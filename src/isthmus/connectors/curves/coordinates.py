@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,17 +16,23 @@ from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, lerp
 
 
+LEAST = 1e-3
+"""No unit of a tensor is smaller than this part of the largest one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Coordinates:
     """The parameters that differ at the ends `a` and `b`; all other tensors are interpolated, or equal anyway.
 
-    `names`: one for each tensor that is trained. `tied`: the other names of these tensors.
+    `names`: one for each tensor that is trained. `tied`: the other names of these tensors. `units`: what a step of 1 is
+    in the entries of each tensor, 1 where there are none.
     """
 
     a: Params
     b: Params
     names: tuple[str, ...]
     tied: Mapping[str, str]
+    units: Tensor | None = None
 
     @classmethod
     def between(cls, objective: Objective, a: Params, b: Params) -> Coordinates:
@@ -37,12 +43,22 @@ class Coordinates:
             raise UnsupportedError("a trained curve", "complex weights", "Linear() or StringSampling()")
         return cls(a, b, names, {k: own for k, own in ties.items() if own in names})
 
+    def in_distances(self) -> Coordinates:
+        """The same in units of the root mean square distance of the ends, tensor by tensor."""
+        both = [(self.a[k].detach(), self.b[k].detach()) for k in self.names]
+        far = [(q - p).double().square().mean().sqrt() for p, q in both]
+        least = LEAST * max(map(float, far), default=1.0)
+        units = [d.clamp(min=least).to(p.dtype).expand(p.numel()) for d, (p, _) in zip(far, both, strict=True)]
+        return replace(self, units=torch.cat(units)) if units else self
+
     def flat(self, params: Params) -> Tensor:
         """The trained tensors of a point as one vector, a copy."""
-        return torch.cat([params[k].detach().flatten() for k in self.names] or [torch.empty(0)])
+        vector = torch.cat([params[k].detach().flatten() for k in self.names] or [torch.empty(0)])
+        return vector if self.units is None else vector / self.units
 
     def views(self, vector: Tensor) -> Params:
         """The trained tensors by name, as views of the vector that carry gradients to it."""
+        vector = vector if self.units is None else vector * self.units.to(vector.dtype)
         parts = vector.split([self.a[k].numel() for k in self.names])
         out = {k: v.view(self.a[k].shape) for k, v in zip(self.names, parts, strict=True)}
         return out | {k: out[own] for k, own in self.tied.items()}

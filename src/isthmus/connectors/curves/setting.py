@@ -79,8 +79,8 @@ class CurveSetting:
     vectors: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, task: Task, recipe: Recipe, target: float | None, bn: str) -> CurveSetting:
-        """Measures the ends; `target` None: a little above the larger one."""
+    def of(cls, task: Task, recipe: Recipe, target: float | None, bn: str, own: bool = False) -> CurveSetting:
+        """Measures the ends; `target` None: a little above the larger one. `own`: a rate for each tensor by itself."""
         task.objective.source.few()  # there must be examples
         losses = CurveLosses.of(task.objective, bn, recipe.precision)
         kept = {k: task.a[k] for k in statistics(task.objective)} if bn == "keep" else {}
@@ -89,6 +89,7 @@ class CurveSetting:
         goal = target if target is not None else max(ends) + (_ABOVE - 1) * abs(max(ends))
         if goal < max(ends) or (target is not None and isnan(target)):
             raise InputError("target", expected=f"at least the larger end's loss, {max(ends):.6g}", got=target)
+        coordinates = coordinates.in_distances() if own else coordinates
         a, b = coordinates.flat(task.a), coordinates.flat(task.b)
         rate = _RATE * float((b - a).double().square().mean().sqrt()) if len(a) else 1.0
         resolved = recipe.for_curve(task.objective.num_examples, rate)
@@ -98,6 +99,10 @@ class CurveSetting:
         """The inner vectors of the straight line, called `name` 1, 2, ..."""
         last = shape.bends - 1
         return {f"{name} {i}": torch.lerp(*self.vectors, i / last) for i in range(1, last)}
+
+    def start(self, shape: Shape) -> Params:
+        """The straight line; another name where a step is in units of each tensor, as old states are in others."""
+        return self.straight(shape, "bend" if self.coordinates.units is None else "bend in units")
 
     def combined(self, shape: Shape, inner: Mapping[str, Tensor], t: float, dtype: torch.dtype) -> Tensor:
         """The vector of the point at t."""

@@ -41,7 +41,8 @@ class CurveTraining:
         cls, task: Task, shape: Shape, recipe: Recipe, *, focus: float, draws: int, target: float | None, bn: str
     ) -> CurveTraining:
         """Measures the ends; `target` None: a little above the larger one."""
-        return cls(CurveSetting.of(task, recipe, target, bn), shape, draws, Focus(focus))
+        own = recipe.lr is None and recipe.optimizer == "adam"
+        return cls(CurveSetting.of(task, recipe, target, bn, own), shape, draws, Focus(focus))
 
     def run(self) -> TrainedCurve:
         """From the straight line; the curve is never above it."""
@@ -49,7 +50,7 @@ class CurveTraining:
         if line := setting.untrained(self.shape):
             return line
         fitted = fit(
-            self._batch_loss, self._check, setting.straight(self.shape, "bend"), task.objective.num_examples,
+            self._batch_loss, self._check, setting.start(self.shape), task.objective.num_examples,
             setting.recipe, generator=task.generator, target=setting.target, due=self._due,
             memory=Beside(task.memory.part("curve"), self._give, self._take), what="training the curve",
         )  # fmt: skip
