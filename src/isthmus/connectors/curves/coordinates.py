@@ -15,7 +15,6 @@ from isthmus.objective import Objective
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, lerp
 
-
 LEAST = 1e-3
 """No unit of a tensor is smaller than this part of the largest one."""
 

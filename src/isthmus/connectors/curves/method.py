@@ -60,11 +60,11 @@ class Bezier(_CurveMethod):
     is returned only where its largest loss, measured on all examples, is lower.
 
     `bends`: control points, both ends counted. `recipe`: ``lr=None`` is .024 times the root mean square distance of the
-    ends' weights, with Adam tensor by tensor; "auto" trains large networks in bfloat16, on weights in the objective's precision, if the processor
-    has it; ``beta2=0.95``, as the loss falls by orders of magnitude, which .999 remembers for too long. `draws`: places
-    t per step. `target`: stop when the largest loss is confirmed to be at most that; default 1.05 times the larger
-    end's. A curve that misses it ends with BUDGET_EXHAUSTED and is the best that was found, which proves no
-    disconnection: more `bends` (small networks), more epochs, or aligned ends make it lower.
+    ends' weights, with Adam tensor by tensor; "auto" trains large networks in bfloat16, on weights in the objective's
+    precision, if the processor has it; ``beta2=0.95``, as the loss falls by orders of magnitude, which .999 remembers
+    for too long. `draws`: places t per step. `target`: stop when the largest loss is confirmed to be at most that;
+    default 1.05 times the larger end's. A curve that misses it ends with BUDGET_EXHAUSTED and is the best that was
+    found, which proves no disconnection: more `bends` (small networks), more epochs, or aligned ends make it lower.
 
     `bn`: networks with BatchNorm are trained with the statistics of each batch ("recompute"), and the path is stored
     with statistics that are computed again at knots, as many as keep the loss near that of recomputed ones; the ends
