@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import inf, isfinite, log2, sqrt
+from math import inf, isfinite, log2
 
 from isthmus.certify.bounds import Bound
 from isthmus.certify.branch import FIRST, FLOOR
@@ -18,21 +18,35 @@ from isthmus.certify.kernel import READINGS, Kernel
 from isthmus.errors import UnsupportedError
 
 MODELS = ("box", "chord")
+NARROWEST_TRIED = 2.0**-14
+"""Bounds are not tried on narrower sub-intervals."""
+STEEP = 3.0
+"""Above this power bounds on wide sub-intervals are useless wherever they are."""
+STEEPEST = 8.0
+"""The power taken where a bound was infinite and no longer is."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How many bounds a segment is `expected` to need, whose distance from the loss falls as a `power` of the width."""
+
+    expected: float
+    power: float
 
 
 @dataclass(frozen=True)
 class BoundPlan:
-    """The `model` whose `bound` is used, what it costs, and how many bounds a segment is `expected` to need."""
+    """The `model` whose `bound` is used, what it costs, and what a `trial` expects."""
 
     model: str
     bound: Callable[[int, float, float], Bound]
     rate: Rate
-    expected: float
+    trial: Trial
 
     @property
     def predicted(self) -> float:
         """What that costs, in profiles."""
-        return self.rate.profiles(self.expected)
+        return self.rate.profiles(self.trial.expected)
 
     def foreseen(self, profiles: float, gap: float) -> str:
         """What is to be said before a budget is spent that will not do."""
@@ -43,43 +57,61 @@ class BoundPlan:
     def first(self) -> int:
         """Sub-intervals of a segment to begin with, a power of two: wide ones are hopeless where many are expected.
 
-        A quarter of those, as most of a path is lower than its maximum.
+        A quarter of those, as most of a path is lower than its maximum, unless wide ones are useless there too.
         """
-        if not isfinite(self.expected):
+        expected = self.trial.expected
+        if not isfinite(expected):
             return FIRST
-        parts = max(self.expected / 4, min(self.expected, 2 * FIRST), FIRST)
-        return 1 << round(log2(min(parts, 1024)))
+        parts = expected if self.trial.power > STEEP else max(expected / 4, min(expected, 2 * FIRST))
+        return 1 << round(log2(min(max(parts, FIRST), 1024)))
 
 
 def plan(kernel: Kernel, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:
-    """Try the models on one sub-interval; the number of bounds goes with the root of their distance from the loss."""
+    """Try the models on one place; the number of bounds goes with the root of their distance from the loss."""
     found = []
     for name in MODELS if model == "auto" else (model,):
         bound = _bound(kernel, name)
         costs = rate(kernel, segments, bound, num_points, READINGS)  # before anything is remembered
-        found.append(BoundPlan(name, bound, costs, _expected(bound, segments, gap, best)))
+        found.append(BoundPlan(name, bound, costs, _trial(bound, segments, gap, best)))
     # where no bound is finite yet, the nearer one becomes it first
-    return min(found, key=lambda p: (p.expected * p.rate.each, p.model != "chord"))
+    return min(found, key=lambda p: (p.trial.expected * p.rate.each, p.model != "chord"))
 
 
 def _bound(kernel: Kernel, model: str) -> Callable[[int, float, float], Bound]:
     return cache(lambda i, start, end: kernel.bound(i, start, end, model))
 
 
-def _expected(bound: Callable[[int, float, float], Bound], segments: Sequence[int], gap: float, best: float) -> float:
+def _trial(bound: Callable[[int, float, float], Bound], segments: Sequence[int], gap: float, best: float) -> Trial:
+    """From the widths on which bounds come near the loss: a wide one that is useless says nothing of narrow ones."""
     for i in segments:
-        try:
-            found = bound(i, 0.5, 0.5 + PROBED)
-        except UnsupportedError:
-            continue
-        goal = max(gap * max(best, found.estimate), FLOOR)
-        return max(FIRST, sqrt(max(found.loss - found.estimate, 0.0) / goal) / PROBED)
-    return inf
+        seen: list[tuple[float, float]] = []
+        width = PROBED
+        while not seen or (seen[-1][1] > 1 and width >= NARROWEST_TRIED):
+            try:
+                found = bound(i, 0.5, 0.5 + width)
+            except UnsupportedError:
+                break
+            goal = max(gap * max(best, found.estimate), FLOOR)
+            seen.append((width, max(found.loss - found.estimate, 0.0) / goal))
+            width /= 4
+        if seen:
+            return _of_trials(seen)
+    return Trial(inf, 2.0)
+
+
+def _of_trials(seen: Sequence[tuple[float, float]]) -> Trial:
+    """By the power of the width with which the distance in units of the goal fell last; 2 where there is one trial."""
+    width, far = seen[-1]
+    power = 2.0
+    if len(seen) > 1 and 0 < far < inf:
+        wider = seen[-2][1]
+        power = max(log2(wider / far) / 2, 1.0) if wider < inf else STEEPEST
+    return Trial(max(FIRST, far ** (1 / power) / width), power)
 
 
 def _no_bound(i: int, start: float, end: float) -> Bound:
     raise UnsupportedError("the path", "nothing is bounded by sub-intervals here")
 
 
-NOTHING = BoundPlan("", _no_bound, Rate(0, 0, 1), 0.0)
+NOTHING = BoundPlan("", _no_bound, Rate(0, 0, 1), Trial(0.0, 2.0))
 """Where no segment is bounded by sub-intervals."""
