@@ -283,14 +283,14 @@ def test_a_useless_bound_is_no_success(tmp_path: File):
     folder = make_run(tmp_path / "r", "Dropout", index=2)
 
     def far(d: dict) -> None:
-        d.update(bound=94.7, spent=True, evaluations=40, expected=20_000)
+        d.update(bound=94.7, spent=True, budget=40.0, evaluations=40, expected=20_000)
         d["segments"][3].update(claim="bounded", bound=94.7)
 
     edit(folder / "certificate.json", far)
     page = report(tmp_path)
     assert tags(page, "good") == 0
     ratio = "37000 times the measured maximum (0.00258)"
-    assert page.text.count(f"proved, but {ratio}: the budget of 40 sub-intervals was spent; about 20000 are") == 1
+    assert page.text.count(f"proved, but {ratio}: the budget of 40 profiles was spent; about 20000 are") == 1
     assert f"proved to be at most 94.71 everywhere on the path, but that is {ratio}: the budget of 40" in page.text
     assert f"94.71{ratio}" in page.text  # in the table
     assert "does not reach the level" not in page.text  # a sample is above it: that decides

@@ -80,6 +80,10 @@ class Rate:
         return (self.once + bounds * self.each) / self.measuring if bounds and self.measuring else 0.0
 
 
+UNCOUNTED = Rate(61, 0, 16)
+"""About what bounds cost in passes, where nothing could be counted."""
+
+
 def rate(
     kernel: Kernel, segments: Sequence[int], bound: Callable[[int, float, float], Bound], num_points: int, kept: int
 ) -> Rate:
@@ -105,7 +109,7 @@ def rate(
         first, next_ = costs if len(segments) <= kept else (costs[0], costs[0])
         once, each = once + first - next_, max(each, next_)
         measuring += _measuring(kernel.objective, kernel.path.segments[i], num_points)
-    return Rate(measuring, max(once, 0), each)
+    return Rate(measuring, max(once, 0), each) if measuring else UNCOUNTED
 
 
 def _measuring(objective: Objective, segment: Segment, num_points: int) -> int:

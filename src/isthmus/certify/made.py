@@ -54,7 +54,7 @@ def form(x: Any, like: Form) -> Form:
         return x
     if isinstance(x, Tensor):
         return whole(x)
-    return number(torch.tensor(float(x), dtype=like.centre.dtype, device=like.centre.device))
+    return number(like.centre.new_full((), float(x)))
 
 
 def number(x: Tensor) -> Form:

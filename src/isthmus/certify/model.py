@@ -27,7 +27,7 @@ STEEPEST = 8.0
 
 
 @dataclass(frozen=True)
-class Trial:
+class BoundTrial:
     """How many bounds a segment is `expected` to need, whose distance from the loss falls as a `power` of the width."""
 
     expected: float
@@ -41,7 +41,7 @@ class BoundPlan:
     model: str
     bound: Callable[[int, float, float], Bound]
     rate: Rate
-    trial: Trial
+    trial: BoundTrial
 
     @property
     def predicted(self) -> float:
@@ -81,7 +81,7 @@ def _bound(kernel: Kernel, model: str) -> Callable[[int, float, float], Bound]:
     return cache(lambda i, start, end: kernel.bound(i, start, end, model))
 
 
-def _trial(bound: Callable[[int, float, float], Bound], segments: Sequence[int], gap: float, best: float) -> Trial:
+def _trial(bound: Callable[[int, float, float], Bound], segments: Sequence[int], gap: float, best: float) -> BoundTrial:
     """From the widths on which bounds come near the loss: a wide one that is useless says nothing of narrow ones."""
     for i in segments:
         seen: list[tuple[float, float]] = []
@@ -96,22 +96,22 @@ def _trial(bound: Callable[[int, float, float], Bound], segments: Sequence[int],
             width /= 4
         if seen:
             return _of_trials(seen)
-    return Trial(inf, 2.0)
+    return BoundTrial(inf, 2.0)
 
 
-def _of_trials(seen: Sequence[tuple[float, float]]) -> Trial:
+def _of_trials(seen: Sequence[tuple[float, float]]) -> BoundTrial:
     """By the power of the width with which the distance in units of the goal fell last; 2 where there is one trial."""
     width, far = seen[-1]
     power = 2.0
     if len(seen) > 1 and 0 < far < inf:
         wider = seen[-2][1]
         power = max(log2(wider / far) / 2, 1.0) if wider < inf else STEEPEST
-    return Trial(max(FIRST, far ** (1 / power) / width), power)
+    return BoundTrial(max(FIRST, far ** (1 / power) / width), power)
 
 
 def _no_bound(i: int, start: float, end: float) -> Bound:
     raise UnsupportedError("the path", "nothing is bounded by sub-intervals here")
 
 
-NOTHING = BoundPlan("", _no_bound, Rate(0, 0, 1), Trial(0.0, 2.0))
+NOTHING = BoundPlan("", _no_bound, Rate(0, 0, 1), BoundTrial(0.0, 2.0))
 """Where no segment is bounded by sub-intervals."""
