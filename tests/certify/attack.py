@@ -271,7 +271,8 @@ class Attack:
         """One certificate, if there is one, against samples."""
         path = im.Path((im.Curve(tuple(points)),))
         try:
-            c = im.certify(objective, path, random.choice([0.5, 0.05, 0.01]), budget=random.choice([1, 8, 40, 120]))
+            model, budget = random.choice(["box", "chord"]), random.choice([0.1, 1, 4, 12])
+            c = im.certify(objective, path, random.choice([0.5, 0.05, 0.01]), model=model, budget=budget)
         except IsthmusError as e:
             self.told[type(e).__name__] += 1
             if not isinstance(e, (InputError, UnsupportedError)):
