@@ -224,8 +224,11 @@ def test_the_curvature_of_a_loss(name, size):
     z = Form(c, 0.0 * d, size * r.abs(), -8, origin=Origin())
     found = followed_back(objective, z, y, (huge := torch.full((10,), 1e12, dtype=F64), huge))
     assert found is not None
-    for _ in range(40):
-        rho = (2.0 * torch.randint(0, 2, (10, 4), generator=g) - 1) * present(z.radius)
+    leaf = c.clone().requires_grad_()
+    steep = torch.autograd.grad(objective.example_losses(leaf, y).sum(), leaf)[0].sign()
+    for k in range(40):
+        ends = 2.0 * torch.randint(0, 2, (10, 4), generator=g) - 1
+        rho = (steep if k == 0 else ends) * present(z.radius)
         assert float(objective.example_losses(c + rho, y).sum()) <= float(found.losses[0].sum())
 
 
