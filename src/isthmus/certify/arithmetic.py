@@ -8,7 +8,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from isthmus.certify.balls import entrywise, is_tight, summed, tightened
+from isthmus.certify.balls import is_tight, summed, tightened
 from isthmus.certify.forms import (
     HEADROOM,
     TINY,
@@ -220,8 +220,7 @@ def multiply(a: Form, b: Form) -> Form:
     radius.add_(present(a.radius) * size).add_(a.reach() * present(b.radius))
     slope = plus(times(a.slope, b.centre), times(a.centre, b.slope))
     bend = plus(times(a.bend, b.centre), times(a.centre, b.bend), both)
-    out = Form(centre, slope, radius, HEADROOM / 2, bend, origin=origin)
-    return entrywise(out, a, float(b.centre.abs().amax())) if b.origin is None or not b.origin.sources else out
+    return Form(centre, slope, radius, HEADROOM / 2, bend, origin=origin)
 
 
 def _crossed(a: Form, b: Form) -> Tensor:
