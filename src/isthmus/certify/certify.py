@@ -54,7 +54,9 @@ def certify(
 
     A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by the
     loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into
-    sub-intervals of t, and affine forms in t go through the network ("bounded"); the sub-interval with the largest
+    sub-intervals of t, and affine forms in t go through the network ("bounded"); where the outputs are polynomials in t
+    of degree 16 or less, as those of linear networks are, their Bernstein coefficients are bounded instead, for which
+    the network is evaluated at as many points and one more, whatever the gap. The sub-interval with the largest
     bound, on whichever segment, is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen)
     <= 1e-9, or `budget` bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form
     ("analytic"): its premises are checked again, roundings in the layers below and above it are bounded, and those of
@@ -220,7 +222,7 @@ def _bounded(kernel: Kernel, i: int, found: Claim, result: Search) -> SegmentCer
         i,
         "bounded",
         max(sample.value, *(p.bound for p in pieces)),
-        f"{found.why}; bounded by affine forms in t on {len(pieces)} sub-intervals",
+        f"{found.why}; bounded by {kernel.bounds(i).means} on {len(pieces)} sub-intervals",
         abs(ends[1] - ends[0]),
         "",
         sample.t,

@@ -82,25 +82,32 @@ def _bound(kernel: Kernel, model: str) -> Callable[[int, float, float], Bound]:
 
 
 def _trial(bound: Callable[[int, float, float], Bound], segments: Sequence[int], gap: float, best: float) -> BoundTrial:
-    """From the widths on which bounds come near the loss: a wide one that is useless says nothing of narrow ones."""
+    """From two widths, one on which the bound is near the loss and the next wider one: with what power it gets there.
+
+    A wide one that is useless says nothing of narrow ones; nor does a near one of those that are wider.
+    """
+
+    def far(i: int, width: float) -> float:
+        found = bound(i, 0.5, 0.5 + width)
+        return max(found.loss - found.estimate, 0.0) / max(gap * max(best, found.estimate), FLOOR)
+
     for i in segments:
-        seen: list[tuple[float, float]] = []
-        width = PROBED
-        while not seen or (seen[-1][1] > 1 and width >= NARROWEST_TRIED):
-            try:
-                found = bound(i, 0.5, 0.5 + width)
-            except UnsupportedError:
-                break
-            goal = max(gap * max(best, found.estimate), FLOOR)
-            seen.append((width, max(found.loss - found.estimate, 0.0) / goal))
-            width /= 4
-        if seen:
-            return _of_trials(seen)
+        try:
+            seen = [(PROBED, far(i, PROBED))]
+            if seen[0][1] <= 1:
+                seen.insert(0, (4 * PROBED, far(i, 4 * PROBED)))
+            while seen[-1][1] > 1 and seen[-1][0] >= 4 * NARROWEST_TRIED:
+                seen.append((seen[-1][0] / 4, far(i, seen[-1][0] / 4)))
+        except UnsupportedError:
+            continue
+        return _of_trials(seen)
     return BoundTrial(inf, 2.0)
 
 
 def _of_trials(seen: Sequence[tuple[float, float]]) -> BoundTrial:
-    """By the power of the width with which the distance in units of the goal fell last; 2 where there is one trial."""
+    """By the power of the width with which the distance in units of the goal fell last; 2 where that is not known."""
+    if seen[0][1] <= 1:
+        seen = seen[:1]
     width, far = seen[-1]
     power = 2.0
     if len(seen) > 1 and 0 < far < inf:
