@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import inf, isfinite, log2
+from math import ceil, inf, isfinite, log2
 
 from isthmus.certify.bounds import Bound
 from isthmus.certify.branch import FIRST, FLOOR
 from isthmus.certify.cost import PROBED, Rate, rate
-from isthmus.certify.kernel import READINGS, Kernel
+from isthmus.certify.kernel import READINGS
+from isthmus.certify.remembered import Remembered
 from isthmus.errors import UnsupportedError
 
 MODELS = ("box", "chord")
@@ -62,23 +62,21 @@ class BoundPlan:
         expected = self.trial.expected
         if not isfinite(expected):
             return FIRST
-        parts = expected if self.trial.power > STEEP else max(expected / 4, min(expected, 2 * FIRST))
-        return 1 << round(log2(min(max(parts, FIRST), 1024)))
+        if self.trial.power > STEEP:
+            return 1 << ceil(log2(min(max(expected, FIRST), 1024)))
+        return 1 << round(log2(min(max(expected / 4, min(expected, 2 * FIRST)), 1024)))
 
 
-def plan(kernel: Kernel, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:
+def plan(known: Remembered, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:
     """Try the models on one place; the number of bounds goes with the root of their distance from the loss."""
     found = []
     for name in MODELS if model == "auto" else (model,):
-        bound = _bound(kernel, name)
-        costs = rate(kernel, segments, bound, num_points, READINGS)  # before anything is remembered
+        bound = known.bound(name)
+        # before anything is remembered
+        costs = known.rate(name, lambda bound=bound: rate(known.kernel, segments, bound, num_points, READINGS))
         found.append(BoundPlan(name, bound, costs, _trial(bound, segments, gap, best)))
     # where no bound is finite yet, the nearer one becomes it first
     return min(found, key=lambda p: (p.trial.expected * p.rate.each, p.model != "chord"))
-
-
-def _bound(kernel: Kernel, model: str) -> Callable[[int, float, float], Bound]:
-    return cache(lambda i, start, end: kernel.bound(i, start, end, model))
 
 
 def _trial(bound: Callable[[int, float, float], Bound], segments: Sequence[int], gap: float, best: float) -> BoundTrial:
