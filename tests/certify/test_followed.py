@@ -210,6 +210,9 @@ LOSSES = {
     "weighted": (nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 0.2, 1.0], dtype=F64)), torch.arange(10) % 4),
     "summed": (nn.CrossEntropyLoss(reduction="sum"), torch.arange(10) % 4),
     "ignored": (nn.CrossEntropyLoss(ignore_index=2), torch.arange(10) % 4),
+    "probabilities": ("cross_entropy", 3 * torch.rand(10, 4, generator=torch.Generator().manual_seed(6), dtype=F64)),
+    "two classes": ("bce_with_logits", torch.rand(10, 4, generator=torch.Generator().manual_seed(6), dtype=F64)),
+    "huber": ("huber", torch.randn(10, 4, generator=torch.Generator().manual_seed(5), dtype=F64)),
 }
 
 

@@ -7,8 +7,9 @@ d = -(1 - s^2) bend + rho. The loss is convex, so that it is at most the mean, w
     loss(z(e) + d) <= loss(z(e)) + g . d + curvature,    g . d <= (1 - s^2) (-g . bend) + sum |B| fresh,
 
 with g the gradient at z(e) and B as in ``origins.py``. The curvature is at most (range of d)^2 / 8 for a cross-entropy,
-by Hoeffding's lemma, and the mean of d^2 for a mean squared error. What bends is the same function of s for all
-examples and outputs: it is added up with its signs first.
+by Hoeffding's lemma, times the sum of its probabilities where the targets are such; and the mean of d^2 times half the
+largest second derivative for a mean over entries. What bends is the same function of s for all examples and outputs: it
+is added up with its signs first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from isthmus.objective.losses import per_example
 
 EVALUATED = 1e-11
 """More than the relative error of a loss and of its gradient, times the sizes of outputs and targets."""
+
+BENDS = {"mse": 2.0, "bce_with_logits": 0.25, "huber": 1.0}
+"""The losses that are means over entries, each with a second derivative of at most this."""
 
 Pair = tuple[Tensor, Tensor]
 
@@ -90,8 +94,11 @@ def _curvature(objective: Objective, z: Form, y: Tensor) -> Tensor | None:
     down = plus(z.radius, None if z.bend is None else z.bend.clamp(min=0))
     if up is None or down is None:
         return None
-    if objective.named_loss == "mse":
-        return per_example(torch.maximum(up, down).square()) * (1 + EVALUATED)
+    if (bend := BENDS.get(str(objective._loss))) is not None:
+        return per_example(torch.maximum(up, down).square()) * (bend / 2 * (1 + EVALUATED))
+    if objective.named_loss and y.is_floating_point():
+        spread = (up.amax(1) + down.amax(1)).square() * y.sum(1) * ((1 + EVALUATED) / 8)
+        return per_example(spread)
     rises, positions = objective.criterion.rises, objective.criterion.positions
     if rises is None or positions is None or y.is_floating_point():
         return None
@@ -109,5 +116,6 @@ def _rounding(objective: Objective, z: Form, y: Tensor, values: Tensor) -> Tenso
 
     stray = 1 + each(present(z.radius)) + (0.0 if z.bend is None else each(z.bend))
     size = 1 + each(z.size()) + (each(y) if y.is_floating_point() else 0.0)
-    steep = (objective.criterion.rises or 1.0) + (size + stray if objective.named_loss == "mse" else 0.0)
+    steep = (objective.criterion.rises or 1.0) + (each(y) if y.is_floating_point() else 0.0)
+    steep = steep + (size + stray if objective.named_loss == "mse" else 0.0)
     return (roundings(z) + EVALUATED * size) * stray * steep + EVALUATED * values.abs()
