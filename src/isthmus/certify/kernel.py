@@ -14,6 +14,7 @@ from isthmus.certify.claims import Claim, claim
 from isthmus.certify.polynomials import Polynomials, degree_of
 from isthmus.certify.widened import TROUBLE, evaluation, first_line, flushes, without_raw_errors
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
+from isthmus.evaluate.batchnorm import statistics
 from isthmus.evaluate.profile import profile
 from isthmus.objective import Objective
 from isthmus.objective.data import arguments, rows
@@ -138,6 +139,8 @@ class Kernel:
             found = replace(found, kind="convex", why=found.why + "; the penalty is convex in the weights")
         if self.evaluation.widened:
             found = replace(found, why=found.why + "; what the module computes in narrower types was taken in float64")
+        if statistics(self.objective):
+            found = replace(found, why=found.why + "; running statistics are those of the path, not computed again")
         return found
 
     def level(self, segment: LevelCurve) -> Level:
