@@ -184,6 +184,4 @@ class _State:
             why = f"its bound did not become finite within {within} sub-intervals"
             self.refused[i] = why + self.open.get(i, "")
             del pieces[i]
-        return Search(
-            pieces, self.samples, self.refused, self.best, self.evaluations, self.spent, self.interrupted
-        )
+        return Search(pieces, self.samples, self.refused, self.best, self.evaluations, self.spent, self.interrupted)

@@ -145,9 +145,7 @@ def _searched(
     if ways.predicted > profiles:
         progress(f"bounding ({ways.foreseen(profiles, gap)})", 0, allowed)
     asked = Asked(ways.bound, known.loss, kernel.ends, partial(confront, kernel))
-    return ways, search(
-        numerical, asked, best=best, gap=gap, budget=allowed, first=ways.first, progress=progress
-    )
+    return ways, search(numerical, asked, best=best, gap=gap, budget=allowed, first=ways.first, progress=progress)
 
 
 def _profiles(numerical: Sequence[int], budget: float | None) -> float:
