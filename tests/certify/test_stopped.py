@@ -8,7 +8,6 @@ import isthmus as im
 from isthmus.certify.kernel import Kernel
 from tests.problems import two_layers
 
-
 GAP = 1e-5
 
 

@@ -172,6 +172,11 @@ class _State:
         self.progress("bounding", self.evaluations, max(self.budget, self.evaluations))
         return -found.loss, self.evaluations, Piece(i, start, end, found.loss, found.error)
 
+    @property
+    def within(self) -> int:
+        """How many bounds there could be."""
+        return self.evaluations if self.interrupted else self.budget
+
     def result(self) -> Search:
         """The pieces by segment, in order."""
         pieces: dict[int, list[Piece]] = {i: [] for i in self.samples if i not in self.refused}
@@ -180,8 +185,7 @@ class _State:
                 pieces[piece.segment].append(piece)
         unbounded = [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]
         for i in unbounded:
-            within = f"{self.evaluations if self.interrupted else self.budget}"
-            why = f"its bound did not become finite within {within} sub-intervals"
+            why = f"its bound did not become finite within {self.within} sub-intervals"
             self.refused[i] = why + self.open.get(i, "")
             del pieces[i]
         return Search(pieces, self.samples, self.refused, self.best, self.evaluations, self.spent, self.interrupted)

@@ -83,8 +83,8 @@ def certify(
     ``certificate.close`` is False, and ``certificate.summary`` says how far the bound is from the largest loss seen and
     which budget is expected to do. ``budget=0`` makes the exact claims only.
 
-    `memory`: a folder (or a ``Memory`` of this call alone), from which the same call goes on after it was killed, to the
-    same certificate; also one with a larger `budget`, or another `gap`. With it, Ctrl-C ends the search, and the
+    `memory`: a folder (or a ``Memory`` of this call alone), from which the same call goes on after it was killed, to
+    the same certificate; also one with a larger `budget`, or another `gap`. With it, Ctrl-C ends the search, and the
     certificate says what was proved until then: ``certificate.stopped``.
 
     Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate; nor does one

@@ -96,16 +96,25 @@ def _curvature(objective: Objective, z: Form, y: Tensor) -> Tensor | None:
         return None
     if (bend := BENDS.get(str(objective._loss))) is not None:
         return per_example(torch.maximum(up, down).square()) * (bend / 2 * (1 + EVALUATED))
-    if objective.named_loss and y.is_floating_point():
-        spread = (up.amax(1) + down.amax(1)).square() * y.sum(1) * ((1 + EVALUATED) / 8)
-        return per_example(spread)
+    return _of_cross_entropy(objective, up, down, y)
+
+
+def _of_cross_entropy(objective: Objective, up: Tensor, down: Tensor, y: Tensor) -> Tensor | None:
+    """That of a cross-entropy whose logits move so far up and down."""
+    if y.is_floating_point():
+        return per_example(_spread(up, down, 1) * y.sum(1)) if objective.named_loss else None
     rises, positions = objective.criterion.rises, objective.criterion.positions
-    if rises is None or positions is None or y.is_floating_point():
+    if rises is None or positions is None:
         return None
-    spread = (up.amax(positions.axis) + down.amax(positions.axis)).square() * ((1 + EVALUATED) / 8)
+    spread = _spread(up, down, positions.axis)
     if objective.named_loss == "cross_entropy":
         return positions.average(spread, y)
     return spread.reshape(len(spread), -1).amax(1) * rises
+
+
+def _spread(up: Tensor, down: Tensor, axis: int) -> Tensor:
+    """Hoeffding's bound, position by position."""
+    return (up.amax(axis) + down.amax(axis)).square() * ((1 + EVALUATED) / 8)
 
 
 def _rounding(objective: Objective, z: Form, y: Tensor, values: Tensor) -> Tensor:

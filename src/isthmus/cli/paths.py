@@ -49,7 +49,6 @@ from isthmus.storage.files import plain
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
 from isthmus.verdict import LEVEL, Level, verdict
 
-
 _BOUNDS = "certificate-state"
 """The folder in that of a certificate that holds the bounds which were computed."""
 
