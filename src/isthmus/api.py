@@ -15,6 +15,17 @@ from isthmus.alignment import align_many as align_many
 from isthmus.analysis.aligned_lines import AlignedLines as AlignedLines
 from isthmus.analysis.aligned_lines import StraightLines as StraightLines
 from isthmus.analysis.aligned_lines import aligned_lines as aligned_lines
+from isthmus.analysis.barrier import Barrier as Barrier
+from isthmus.analysis.barrier import BarrierMatrix as BarrierMatrix
+from isthmus.analysis.barrier import barrier as barrier
+from isthmus.analysis.barrier import barrier_matrix as barrier_matrix
+from isthmus.analysis.blocks import BlockBarrier as BlockBarrier
+from isthmus.analysis.blocks import BlockBarriers as BlockBarriers
+from isthmus.analysis.blocks import block_barriers as block_barriers
+from isthmus.analysis.check import Check as Check
+from isthmus.analysis.check import check as check
+from isthmus.analysis.contributions import Contributions as Contributions
+from isthmus.analysis.contributions import contributions as contributions
 from isthmus.analysis.descend import descend as descend
 from isthmus.analysis.ensemble import Ensemble as Ensemble
 from isthmus.analysis.ensemble import EnsembleRow as EnsembleRow
@@ -23,6 +34,8 @@ from isthmus.analysis.fge import fast_geometric_ensemble as fast_geometric_ensem
 from isthmus.analysis.gap_by_width import gap_by_width as gap_by_width
 from isthmus.analysis.geometry import Geometry as Geometry
 from isthmus.analysis.geometry import geometry as geometry
+from isthmus.analysis.merge import Merged as Merged
+from isthmus.analysis.merge import merge as merge
 from isthmus.analysis.plane import Plane as Plane
 from isthmus.analysis.plane import PlaneValues as PlaneValues
 from isthmus.analysis.plane import plane as plane
@@ -35,6 +48,8 @@ from isthmus.analysis.subnetwork_bounds import LayerBound as LayerBound
 from isthmus.analysis.subnetwork_bounds import SubnetworkBounds as SubnetworkBounds
 from isthmus.analysis.subnetwork_bounds import dropout_bounds as dropout_bounds
 from isthmus.analysis.subnetwork_bounds import subnetwork_bounds as subnetwork_bounds
+from isthmus.analysis.task_vectors import TaskVectors as TaskVectors
+from isthmus.analysis.task_vectors import task_vectors as task_vectors
 from isthmus.certify import Certificate as Certificate
 from isthmus.certify import certify as certify
 from isthmus.certify import verify_certificate as verify_certificate
@@ -102,6 +117,7 @@ from isthmus.storage import save as save
 from isthmus.storage import save_alignment as save_alignment
 from isthmus.storage import save_curve_npz as save_curve_npz
 from isthmus.storage import save_params as save_params
+from isthmus.storage.merged import save_like as save_like
 from isthmus.structure import Group as Group
 from isthmus.structure import Member as Member
 from isthmus.structure import Structure as Structure

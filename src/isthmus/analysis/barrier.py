@@ -132,9 +132,10 @@ def barrier_of(found: Profile, connection: Connection, definition: Definition = 
     band = found.population if definition == "excess" else None
     above = heights(found.t, found.loss, definition)
     where = int(above.argmax())
+    error = float(heights(found.t, found.error, definition).max())
     return Barrier(
         value=float(above[where]), definition=definition, t=float(found.t[where]),
-        ends=(float(found.loss[0]), float(found.loss[-1])), error=float(heights(found.t, found.error, definition).max()),
+        ends=(float(found.loss[0]), float(found.loss[-1])), error=error,
         method=describe_of(connection), connection=connection, profile=found, test=held_out,
         interval=None if band is None else band.barrier, level=None if band is None else band.level,
     )  # fmt: skip
@@ -184,7 +185,7 @@ class BarrierMatrix:
 
     def _repr_html_(self) -> str:
         rows = [[name, *map(float, row)] for name, row in zip(self.names, self.values, strict=True)]
-        return table(["", *self.names], rows, f"{repr(self)}: {DEFINITIONS[self.definition]}")
+        return table(["", *self.names], rows, f"{self!r}: {DEFINITIONS[self.definition]}")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The matrix, with its numbers, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
@@ -222,9 +223,7 @@ def barrier_matrix(
     """
     check_kinds(barrier_matrix, locals(), but=["definition", "method", "models"])
     networks = checked_models(objective, models)
-    called = tuple(map(str, range(len(networks)))) if names is None else tuple(names)
-    if len(called) != len(networks):
-        raise InputError("names", expected=f"{len(networks)} names", got=len(called))
+    called = names_of(names, len(networks))
     found, pairs = {}, list(combinations(range(len(networks)), 2))
     for done, (i, j) in enumerate(pairs):
         progress("measuring barriers", done, len(pairs))
@@ -234,6 +233,14 @@ def barrier_matrix(
     progress("measuring barriers", len(pairs), len(pairs))
     held_out = None if test is None else _square(found, len(networks), "test")
     return BarrierMatrix(found, definition, _square(found, len(networks)), held_out, called)
+
+
+def names_of(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """The names of so many networks, by default their numbers. Errors: `InputError` for too few or too many."""
+    found = tuple(map(str, range(count))) if names is None else tuple(map(str, names))
+    if len(found) != count:
+        raise InputError("names", expected=f"{count} names", got=len(found))
+    return found
 
 
 def _square(found: dict[tuple[int, int], Barrier], size: int, part: str | None = None) -> Tensor:

@@ -119,18 +119,25 @@ def block_barriers(
     own = [k for k in start if k not in ties_of(objective.skeleton)]
     parts = blocks_of(own) if blocks is None else _checked(blocks, own)
     policy = followed(objective, bn or POLICIES[0])
-    losses = _losses(objective, policy, start, goal, parts, sorted({*ts}))
     ends = objective.loss(start), objective.loss(goal)
-    total, top = sum(distance(*_both(start, goal, names)) ** 2 for names in parts.values()), max(ends)
-    rows = []
-    for i, ((name, names), (alone, through)) in enumerate(zip(parts.items(), losses, strict=True)):
-        progress("measuring blocks", i, len(parts))
-        t, loss = max(alone.items(), key=lambda item: (item[1] != item[1], item[1]))
-        share = distance(*_both(start, goal, names)) ** 2 / total if total else 0.0
-        size = count({k: start[k] for k in names})
-        rows.append(BlockBarrier(name, size, share, loss - top, t, through - top))
-    progress("measuring blocks", len(parts), len(parts))
+    rows: list[BlockBarrier] = []
+    for one in _rows(objective, policy, start, goal, parts, sorted({*ts}), max(ends)):
+        rows.append(one)
+        progress("measuring blocks", len(rows), len(parts))
     return BlockBarriers(tuple(rows), ends, objective.num_examples, policy)
+
+
+def _rows(
+    objective: Objective, policy: str, a: Params, b: Params, parts: Mapping[str, Sequence[str]], ts: Sequence[float],
+    top: float,
+) -> Iterator[BlockBarrier]:  # fmt: skip
+    squares = {name: distance(*_both(a, b, names)) ** 2 for name, names in parts.items()}
+    total = sum(squares.values()) or 1.0
+    losses = _losses(objective, policy, a, b, parts, ts)
+    for (name, names), (alone, through) in zip(parts.items(), losses, strict=True):
+        t, loss = max(alone.items(), key=lambda item: (item[1] != item[1], item[1]))
+        size = count({k: a[k] for k in names})
+        yield BlockBarrier(name, size, squares[name] / total, loss - top, t, through - top)
 
 
 def _losses(
@@ -155,10 +162,11 @@ def _both(a: Params, b: Params, names: Sequence[str]) -> tuple[Params, Params]:
 
 def _checked(blocks: Mapping[str, Sequence[str]], own: Sequence[str]) -> dict[str, list[str]]:
     named = [k for names in blocks.values() for k in names]
-    unknown = [k for k in named if k not in own]
-    if unknown or len({*named}) != len(named) or not all(map(len, blocks.values())) or not blocks:
-        got = unknown[:3] or "one name twice, or a block without names"
-        raise InputError("blocks", expected="names of tensors, each in one block", got=got)
+    wrong = [f"no tensor {k!r}" for k in named if k not in own]
+    wrong += [f"the block {name!r} without names" for name, names in blocks.items() if not names]
+    wrong += ["one name twice"] * (len({*named}) < len(named)) + ["no blocks"] * (not blocks)
+    if wrong:
+        raise InputError("blocks", expected="names of tensors, each in one block", got=wrong[0])
     return {name: list(names) for name, names in blocks.items()}
 
 

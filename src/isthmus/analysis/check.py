@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.alignment import ActivationMatching, align, align_many
 from isthmus.alignment.many import checked_models
+from isthmus.analysis.averaging import Lines, Mean, Pair, all_below, height, sentence
+from isthmus.analysis.barrier import names_of
 from isthmus.analysis.blocks import BlockBarriers, block_barriers, blocks_of
 from isthmus.analysis.contributions import Contributions, class_labels
 from isthmus.analysis.ensemble import average_of
 from isthmus.analysis.task_vectors import TaskVectors, task_vectors
 from isthmus.certify import Certificate, certify
-from isthmus.certify.certificate import upward
 from isthmus.connectors import Aligned, Bezier, Connection, connect
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import POLICIES, followed, others, segments_under
@@ -22,6 +23,7 @@ from isthmus.evaluate.decide import Decision, decide
 from isthmus.evaluate.profile import Profile, profile
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, distance, norm
 from isthmus.paths import Path
@@ -34,31 +36,14 @@ if TYPE_CHECKING:
 
 TRAINING = "training data"
 """What the data of the objective are called."""
-Pair = tuple[int, int]
-Lines = Mapping[Pair, Mapping[str, Decision]]
-"""By the numbers of two networks and the name of a data set."""
-_BLOCK_PASSES = 2.0
-"""What the blocks may cost, in passes over the data: so few of the first examples are taken for them."""
+_BLOCK_PASSES = 1.0
+"""What the blocks may cost, in passes over the data: so few examples are drawn for them."""
 _BLOCK_EXAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The network of averaged weights on one data set, and the level that it must stay below."""
-
-    loss: float
-    error: float
-    level: float
-
-    @property
-    def below(self) -> bool:
-        """False for NaN, too."""
-        return self.loss < self.level
 
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """What ``check`` found. `go`: whether the networks may be averaged as they are; `why`: one sentence with its number.
+    """What ``check`` found. `go`: whether the networks may be averaged as they are; `why`: one sentence.
 
     `lines`: what was measured on the straight lines, by pair and data set; `mean`: of the average of all, by data set;
     `average`: that network. `aligned`, `aligned_mean`: the same after the units were renumbered (empty where that was
@@ -123,7 +108,7 @@ class Check:
         return heading, rows
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The loss on the lines, drawn on `ax`; on two axes, as by default, also the blocks. Needs ``isthmus[plot]``."""
+        """The loss on the lines, drawn on `ax`; on two axes, as by default, also the blocks."""
         return draw(self, ax)
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,11 +134,10 @@ def _row(what: str, name: str, d: Decision) -> list[Any]:
 
 
 def _lines_to_dict(lines: Lines) -> list[dict[str, Any]]:
-    return [
-        {"a": i, "b": j, "data": name, "level": d.level, "rise": d.rise, "below": d.below, "at": d.at, **d.profile.to_dict()}
-        for (i, j), found in lines.items()
-        for name, d in found.items()
-    ]  # fmt: skip
+    def one(d: Decision) -> dict[str, Any]:
+        return {"level": d.level, "rise": d.rise, "below": d.below, "at": d.at, **d.profile.to_dict()}
+
+    return [{"a": i, "b": j, "data": name, **one(d)} for (i, j), found in lines.items() for name, d in found.items()]
 
 
 def check(
@@ -183,9 +167,9 @@ def check(
     worst pair: what could still be done. `prove` bounds the loss of the worst line for all t (``certify``, with its
     `gap`). `bn`: as for ``profile``.
 
-    Cost: 11 passes over each data set for each pair (up to 33 where the line comes close to the level), one for the
-    mean, about two for the blocks; networks that may not be averaged one to eleven more for the alignment. With
-    BatchNorm recomputed twice that on the training data. Errors: ``InputError``, fewer than two networks.
+    Cost: 9 passes over each data set for each pair (up to 33 where the line comes close to the level), and about one
+    for the blocks; networks that may not be averaged three to nine more for the alignment. With BatchNorm recomputed
+    twice that on the training data. Errors: ``InputError``, fewer than two networks.
 
     >>> import torch
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
@@ -198,28 +182,25 @@ def check(
     check_kinds(check, locals(), but=["models", "level", "test"])
     asked = Level.read(level)
     networks = checked_models(objective, models)
-    called = tuple(map(str, range(len(networks)))) if names is None else tuple(names)
-    if len(called) != len(networks):
-        raise InputError("names", expected=f"{len(networks)} names", got=len(called))
-    work = _Work(objective, _sets(objective, test), networks, asked, bn, progress)
+    called = names_of(names, len(networks))
+    work = _Work(objective, sets_of(objective, test), networks, asked, bn, progress)
     lines, mean, average = work.measured(networks)
-    worst = max(lines, key=lambda pair: _height(lines[pair]))
-    go = all(d.below for found in lines.values() for d in found.values()) and all(m.below for m in mean.values())
-    notes: list[str] = []
-    renumbered = work.aligned(networks, seed, notes) if align and not go else None
+    worst = max(lines, key=lambda pair: height(lines[pair]))
+    go, notes = all_below(lines, mean), []
+    renumbered = work.aligned(networks, seed, notes) if align and not go else ({}, {})
     more = _worst_pair(work, networks, worst, lines[worst], notes, curve=curve, prove=gap if prove else None, seed=seed)
     return Check(
-        go=go, why=_sentence(asked, called, lines, mean, renumbered, go), names=called, sets=tuple(work.sets),
+        go=go, why=sentence(asked, called, lines, mean, renumbered, go), names=called, sets=tuple(work.sets),
         level=str(asked), lines=lines, mean=mean, average=average, bn=work.policy,
         norms=tuple(map(norm, networks)), distances={(i, j): distance(networks[i], networks[j]) for i, j in lines},
-        worst=worst, aligned={} if renumbered is None else renumbered[0],
-        aligned_mean={} if renumbered is None else renumbered[1],
+        worst=worst, aligned=renumbered[0], aligned_mean=renumbered[1],
         vectors=None if base is None else task_vectors(objective.check(base, "base"), networks),
         passes=work.passes, notes=tuple(notes), **more,
     )  # fmt: skip
 
 
-def _sets(objective: Objective, test: Mapping[str, Objective] | Objective | None) -> dict[str, Objective]:
+def sets_of(objective: Objective, test: Mapping[str, Objective] | Objective | None) -> dict[str, Objective]:
+    """All data sets by name, the training data first. Errors: ``InputError``."""
     more = {"held-out data": test} if isinstance(test, Objective) else dict(test or {})
     for name, one in more.items():
         if not isinstance(one, Objective) or name == TRAINING:
@@ -269,24 +250,26 @@ class _Work:
         average, found = average_of(self.objective, networks, self.policy), {}
         for name, one in self.sets.items():
             ends = [end for line in lines.values() for end in line[name].profile.loss[[0, -1]].tolist()]
-            loss, error = one.measure(average)
+            # the mean of two is the middle of their line
+            loss, error = _middle(lines[0, 1][name].profile) if len(networks) == 2 else one.measure(average)
             found[name] = Mean(loss, error, self.level.above((max(ends), max(ends))))
-        self.count(1)
+        self.count(len(networks) > 2)
         return found, average
 
     def aligned(
         self, networks: Sequence[Params], seed: int, notes: list[str]
-    ) -> tuple[dict[Pair, dict[str, Decision]], dict[str, Mean]] | None:
-        """The lines between all pairs after their units were renumbered; None where that cannot be."""
+    ) -> tuple[dict[Pair, dict[str, Decision]], dict[str, Mean]]:
+        """The lines between all pairs after their units were renumbered; nothing where that cannot be."""
         try:
             if len(networks) == 2:
                 found = align(self.objective, *networks, ActivationMatching(), seed=seed, progress=self.progress)
                 targets = [networks[0], found.target]
             else:
-                targets = [one.target for one in align_many(self.objective, networks, seed=seed, progress=self.progress)]
+                several = align_many(self.objective, networks, seed=seed, progress=self.progress)
+                targets = [one.target for one in several]
         except IsthmusError as error:
             notes.append(f"not aligned: {error}")
-            return None
+            return {}, {}
         self.count(min(1.0, 2 * _BLOCK_EXAMPLES / self.objective.num_examples))
         lines: dict[Pair, dict[str, Decision]] = {}
         for i, j in combinations(range(len(targets)), 2):
@@ -314,19 +297,24 @@ def _worst_pair(
     return out
 
 
+def _middle(found: Profile) -> tuple[float, float]:
+    i = int((found.t - 0.5).abs().argmin())
+    return float(found.loss[i]), float(found.error[i])
+
+
 def _at_middle(objective: Objective, path: Path, bn: str) -> float:
     return objective.loss(segments_under(objective, path, bn)[0][0].at(0.5))
 
 
 def _blocks(work: _Work, a: Params, b: Params, notes: list[str]) -> BlockBarriers | None:
-    """On so few examples that they cost about two passes over all."""
+    """On so few examples that they cost about one pass over all."""
     if not work.objective.num_examples:
         return None
     blocks = len(blocks_of(list(a)))
     n = work.objective.num_examples
     few = min(n, _BLOCK_EXAMPLES, max(64, int(_BLOCK_PASSES * n / (3 * blocks))))
     try:
-        found = block_barriers(work.objective.subset(few), a, b, bn=work.bn, progress=work.progress)
+        found = block_barriers(on_some(work.objective, few), a, b, bn=work.bn, progress=work.progress)
     except IsthmusError as error:
         notes.append(f"no blocks: {error}")
         return None
@@ -356,51 +344,3 @@ def _curve(work: _Work, a: Params, b: Params, seed: int) -> tuple[Connection, Pr
     steps, evaluations = found.cost.gradient_steps or 0, found.cost.evaluations or 0
     work.passes += 3 * steps * 128 / work.objective.num_examples + evaluations + len(measured.t)
     return found, measured
-
-
-def _height(found: Mapping[str, Decision]) -> float:
-    """How far a line goes towards its level, or above it, on the data set where that is most; NaN is infinite."""
-    heights = [(d.profile.max - d.level) / (abs(d.level) or 1.0) for d in found.values()]
-    return max(h if h == h else float("inf") for h in heights)
-
-
-def _sentence(
-    level: Level, names: Sequence[str], lines: Lines, mean: Mapping[str, Mean],
-    renumbered: tuple[Lines, Mapping[str, Mean]] | None, go: bool,
-) -> str:  # fmt: skip
-    """The verdict, with its numbers."""
-    below = f"below {level.number:g} x the larger end" if level.relative else f"below {level.number:g}"
-    if go:
-        told = "; ".join(_numbers(lines, name) for name in mean)
-        where = "the straight line" if len(names) == 2 else f"{len(lines)} straight lines and at their mean"
-        return f"May be averaged: the loss stays {below} on {where} ({told})."
-    said = f"May not be averaged as they are: the loss does not stay {below}; {_worst_of(names, lines, mean)}."
-    if renumbered is None:
-        return said
-    again, means = renumbered
-    good = all(d.below for found in again.values() for d in found.values()) and all(m.below for m in means.values())
-    after = f" With their units renumbered they may: {'; '.join(_numbers(again, name) for name in means)}."
-    return said + (after if good else f" Nor with their units renumbered: {_worst_of(names, again, means)}.")
-
-
-def _numbers(lines: Lines, name: str) -> str:
-    """The largest loss of a data set on any line, with its level."""
-    top = max((found[name] for found in lines.values()), key=lambda d: d.profile.max - d.level)
-    return f"{name}: at most {top.profile.max:.4g}, level {top.level:.4g}"
-
-
-def _worst_of(names: Sequence[str], lines: Lines, mean: Mapping[str, Mean]) -> str:
-    """What rises most, in words."""
-    tops = [(_height({name: d}), pair, name, d) for pair, found in lines.items() for name, d in found.items()]
-    height, (i, j), name, d = max(tops, key=lambda row: row[0])
-    bad = [(k, m) for k, m in mean.items() if not m.below]
-    if all(d.below for _, _, _, d in tops) and bad:
-        return f"at the mean it is {bad[0][1].loss:.4g} on the {bad[0][0]}, level {bad[0][1].level:.4g}"
-    between = f" between {names[i]} and {names[j]}" if len(names) > 2 else ""
-    if not d.rises:
-        near = next(one for one in tops if not one[3].below)
-        return (
-            f"on the {near[2]} it is at most {near[3].profile.max:.4g} where it was measured, and may rise to "
-            f"{near[3].rise:.4g} between, level {near[3].level:.4g}"
-        )
-    return f"it rises to {upward(d.profile.max):.4g}{between} on the {name} (at t = {d.at:.4g}, level {d.level:.4g})"

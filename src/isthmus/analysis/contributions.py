@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
@@ -26,7 +25,7 @@ class Contributions:
     """What every example adds to the rise of the loss from an end to `t`: `each` [n], float64, in units of the loss.
 
     ``each.sum() + penalty`` is `value`, the loss at `t` less that of the end, to rounding in float64: the excess of a
-    path whose largest loss is at `t`. `end`: 0.0 or 1.0, the end with the larger loss. `penalty`: what the penalty adds.
+    path whose largest loss is at `t`. `end`: 0.0 or 1.0, the end with the larger loss. `penalty`: what that adds.
     `labels` [n]: the classes, where targets are classes, one for each example.
     """
 
@@ -88,10 +87,11 @@ def contributions(
     rise give zeros). `bn`: as for ``profile``. Cost: three passes over the data, and those of ``profile`` without `t`;
     8 bytes for each example. Errors: ``UnsupportedError`` for an objective without examples; `t` outside.
 
+    >>> import torch
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
-    >>> line = Path.through([{"weight": w} for w in (torch.eye(2), torch.diag(torch.tensor([1.0, -2.0])), torch.eye(2))])
-    >>> found = contributions(objective, line)
+    >>> middle = torch.diag(torch.tensor([1.0, -2.0]))
+    >>> found = contributions(objective, Path.through([{"weight": w} for w in (torch.eye(2), middle, torch.eye(2))]))
     >>> found.top(1)[0][0], abs(float(found.each.sum()) - found.value) < 1e-12
     (1, True)
     """

@@ -27,7 +27,8 @@ class TaskVectors:
 
     def __repr__(self) -> str:
         most = brief(float(self.cosines.min()))
-        return line(self, plural(len(self.norms), "network"), f"norms {brief(self.norms.tolist())}", f"cosines >= {most}")
+        told = f"norms {brief(self.norms.tolist())}", f"cosines >= {most}"
+        return line(self, plural(len(self.norms), "network"), *told)
 
     def _repr_html_(self) -> str:
         rows = [(i, *map(float, (self.norms[i], self.relative[i], *self.cosines[i]))) for i in range(len(self.norms))]
@@ -77,4 +78,3 @@ def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tenso
 
 def _mirrored(upper: Tensor) -> Tensor:
     return upper + upper.triu(1).T
-

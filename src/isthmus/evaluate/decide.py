@@ -18,7 +18,7 @@ from isthmus.evaluate.refine import Samples
 from isthmus.objective import Objective
 from isthmus.paths import Path
 
-FEWEST, MOST = 11, 33
+FEWEST, MOST = 9, 33
 """Points that a line starts with, and those after which it stays undecided."""
 
 
@@ -110,19 +110,27 @@ def decide(
     segments, policy = segments_under(sets[0], path, bn)
     lines = [_Line.of(one, path, segments[0]) for one in sets]
     grid = [i / (FEWEST - 1) for i in range(FEWEST)]
-    for ts in [sorted({0.0, 1.0, *first})] * bool(first) + [grid]:
-        fresh = [t for t in ts if t not in lines[0].values]
-        for k, line in enumerate(lines):
-            progress("measuring the line", k, len(lines))
-            line.measure(fresh)
-        if any(_top(line) >= level(_ends(line)) for line in lines):
-            break
+    if first:
+        _measure(lines, sorted({0.0, 1.0, *first}), progress)
+    if not first or not _is_over(lines, level):
+        _measure(lines, grid, progress)
     while (t := _next(lines, level)) is not None:
-        progress("measuring the line", len(lines[0].values), MOST)
-        for line in lines:
-            line.measure([t])
+        _measure(lines, [t], progress)
     flags = [*held_out, *[False] * (len(sets) - len(held_out))]
     return [_decision(*each, policy, level) for each in zip(sets, lines, flags, strict=True)]
+
+
+def _measure(lines: Sequence[_Line], ts: Sequence[float], progress: Callable[[str, int, int], None]) -> None:
+    """The points that are not known yet, on all data sets."""
+    fresh = [t for t in ts if t not in lines[0].values]
+    for line in lines:
+        line.measure(fresh)
+    progress("measuring the line", len(lines[0].values), max(FEWEST, len(lines[0].values)))
+
+
+def _is_over(lines: Sequence[_Line], level: Callable[[tuple[float, float]], float]) -> bool:
+    """Whether a sample is at its level or above it."""
+    return any(_top(line) >= level(_ends(line)) for line in lines)
 
 
 def _ends(line: _Line) -> tuple[float, float]:
@@ -136,7 +144,7 @@ def _top(line: _Line) -> float:
 
 def _next(lines: Sequence[_Line], level: Callable[[tuple[float, float]], float]) -> float | None:
     """The middle of the interval whose estimate is farthest above its level; None when all is decided."""
-    if len(lines[0].values) >= MOST or any(_top(line) >= level(_ends(line)) for line in lines):
+    if len(lines[0].values) >= MOST or _is_over(lines, level):
         return None
     open_ones = []
     for line in lines:
@@ -155,7 +163,8 @@ def _decision(
     loss, error = pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
     top, columns = _top(line), line.sorted()
     rise = top if not top < float("inf") else max(top, line.samples.highest()[1])
-    found = Profile(t, torch.zeros(len(t), dtype=torch.int64), loss, error, FEWEST, bn=policy, within=max(0.0, rise - top))
+    within = rise - top if top < float("inf") else None
+    found = Profile(t, torch.zeros(len(t), dtype=torch.int64), loss, error, FEWEST, bn=policy, within=within)
     change = None
     if columns.losses and top < float("inf"):
         high, end = int(loss.argmax()), 0 if loss[0] >= loss[-1] else -1
