@@ -16,6 +16,7 @@ from isthmus.analysis.contributions import Contributions, class_labels
 from isthmus.analysis.ensemble import average_of
 from isthmus.analysis.task_vectors import TaskVectors, task_vectors
 from isthmus.certify import Certificate, certify
+from isthmus.certify.certificate import upward
 from isthmus.connectors import Aligned, Bezier, Connection, connect
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import POLICIES, followed, others, segments_under
@@ -83,6 +84,12 @@ class Check:
 
     def __str__(self) -> str:
         return self.why
+
+    @property
+    def proved(self) -> bool:
+        """Whether the loss of the training data is proved to stay below the level on the worst pair's whole line."""
+        level = self.lines[self.worst][TRAINING].level
+        return _is_below(self.certificate, level)
 
     @property
     def best(self) -> tuple[float, float]:
@@ -189,8 +196,9 @@ def check(
     go, notes = all_below(lines, mean), []
     renumbered = work.aligned(networks, seed, notes) if align and not go else ({}, {})
     more = _worst_pair(work, networks, worst, lines[worst], notes, curve=curve, prove=gap if prove else None, seed=seed)
+    why = sentence(asked, called, lines, mean, renumbered, go) + _proof(more, lines[worst])
     return Check(
-        go=go, why=sentence(asked, called, lines, mean, renumbered, go), names=called, sets=tuple(work.sets),
+        go=go, why=why, names=called, sets=tuple(work.sets),
         level=str(asked), lines=lines, mean=mean, average=average, bn=work.policy,
         norms=tuple(map(norm, networks)), distances={(i, j): distance(networks[i], networks[j]) for i, j in lines},
         worst=worst, aligned=renumbered[0], aligned_mean=renumbered[1],
@@ -261,6 +269,9 @@ class _Work:
     ) -> tuple[dict[Pair, dict[str, Decision]], dict[str, Mean]]:
         """The lines between all pairs after their units were renumbered; nothing where that cannot be."""
         try:
+            if not self.objective.structure.groups:
+                notes.append("not aligned: the network has no hidden units")
+                return {}, {}
             if len(networks) == 2:
                 found = align(self.objective, *networks, ActivationMatching(), seed=seed, progress=self.progress)
                 targets = [networks[0], found.target]
@@ -300,6 +311,20 @@ def _worst_pair(
 def _middle(found: Profile) -> tuple[float, float]:
     i = int((found.t - 0.5).abs().argmin())
     return float(found.loss[i]), float(found.error[i])
+
+
+def _is_below(found: Certificate | None, level: float) -> bool:
+    """Whether a bound below the level is proved of statistics that move with the weights, or of a network without."""
+    return found is not None and found.proved and found.bound < level
+
+
+def _proof(more: Mapping[str, Any], found: Mapping[str, Decision]) -> str:
+    """What is proved beyond the points that were measured; nothing where no bound is below the level."""
+    proof = more.get("certificate")
+    if not _is_below(proof, found[TRAINING].level):
+        return ""
+    statistics = "" if found[TRAINING].profile.bn in ("none", "interpolate") else " of interpolated statistics"
+    return f" On the training data that is proved for all t{statistics}: at most {upward(proof.bound):.4g}."
 
 
 def _at_middle(objective: Objective, path: Path, bn: str) -> float:

@@ -246,16 +246,20 @@ def _best(recipe: _Recipe, sets: Sequence[Objective], bn: str | None, progress: 
 
 
 def _made(method: str, recipe: _Recipe) -> Params:
+    """Tensor by tensor; what is one tensor under several names in all networks stays one."""
     merging = _OF_A_TENSOR[method]
-    first = recipe.models[0]
+    made: dict[tuple[int, ...], Tensor] = {}
     out: Params = {}
-    for name, v in first.items():
+    for name, v in recipe.models[0].items():
         several = [one[name] for one in recipe.models]
         if not moves(v) or (recipe.base is None and all(w is v for w in several)):
             out[name] = v
             continue
-        start = None if recipe.base is None else in_dtype(recipe.base[name], torch.float64)
-        out[name] = merging([in_dtype(w, torch.float64) for w in several], start, recipe).to(v.dtype)
+        same = tuple(map(id, several))
+        if same not in made:
+            start = None if recipe.base is None else in_dtype(recipe.base[name], torch.float64)
+            made[same] = merging([in_dtype(w, torch.float64) for w in several], start, recipe).to(v.dtype)
+        out[name] = made[same]
     return out
 
 

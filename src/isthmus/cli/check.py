@@ -106,7 +106,7 @@ def opened_on(checkpoints: list[Path], asked: Asked, data: list[str] | None) -> 
     tests = {} if found.test is None else {"held-out data": found.test}
     for text in others:
         name, where = _split(str(text))
-        other = opened(checkpoints[:1], replace(asked, data=where))
+        other = opened(checkpoints[:1], replace(asked, data=where, examples=None))
         for what, one in ((name, other.objective), (f"{name}, held out", other.test)):
             if what in (TRAINING, *tests):
                 raise InputError("--data", expected="another name, NAME=DATA", got=repr(what))

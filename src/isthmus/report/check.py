@@ -162,8 +162,8 @@ def _statistics(held: Mapping[str, Any]) -> str:
         return ""
     middle = "".join(f"; {loss:.4g} with bn={name}" for name, loss in held["policies"].items())
     return (
-        f"<section><h2>BatchNorm</h2><p>All of this is with bn={escape(held['bn'])}. The loss at the middle of the line "
-        f"is{middle.lstrip(';')}.</p></section>"
+        f"<section><h2>BatchNorm</h2><p>All of this is with bn={escape(held['bn'])}. The loss at the middle of the "
+        f"line is{middle.lstrip(';')}.</p></section>"
     )
 
 

@@ -26,8 +26,8 @@ def save_like(
     """Write a network's weights with the names and the precisions of the checkpoint `source`; returns the files.
 
     `out`: a folder for Hugging Face (``model.safetensors``, and the config and the tokenizer of the folder `source`), a
-    .safetensors file, or one for torch (.pt, .pth, .bin: a state_dict). Names of the network may stand under a prefix in
-    the source; tensors of the source that the network has not are written as they are. A tied tensor is written once,
+    .safetensors file, or one for torch (.pt, .pth, .bin: a state_dict). Names of the network may stand under a prefix
+    in the source; tensors of it that the network has not are written as they are. A tied tensor is written once,
     under the names of the source. Errors: ``InputError`` for another ending, ``FileError`` for a disk that fails.
     """
     target, named = Path(out), as_stored(params, source, unsafe_pickle=unsafe_pickle)
