@@ -12,6 +12,10 @@ from isthmus.alignment import RotationMatching as RotationMatching
 from isthmus.alignment import WeightMatching as WeightMatching
 from isthmus.alignment import align as align
 from isthmus.alignment import align_many as align_many
+from isthmus.analysis.adapters import AdapterRow as AdapterRow
+from isthmus.analysis.adapters import AdapterStability as AdapterStability
+from isthmus.analysis.adapters import adapter_stability as adapter_stability
+from isthmus.analysis.adapters import low_rank_path as low_rank_path
 from isthmus.analysis.aligned_lines import AlignedLines as AlignedLines
 from isthmus.analysis.aligned_lines import StraightLines as StraightLines
 from isthmus.analysis.aligned_lines import aligned_lines as aligned_lines

@@ -103,6 +103,9 @@ def test_the_best_point_is_found_and_judged():
     assert good.ok
     assert good.worth["training data"].loss < 0.2 * losses[4]
     assert im.merge(None, [p.a, p.b]).ok is None
+    equal = im.merge(p.objective, [p.a, p.b], weights=[1, 1])
+    assert (equal.at, equal.weights) == (None, (0.5, 0.5))
+    assert equal.worth["training data"].loss == pytest.approx(losses[4], rel=1e-12)
 
 
 def test_statistics_are_computed_again_or_kept_as_asked():

@@ -39,7 +39,7 @@ TRAINING = "training data"
 """What the data of the objective are called."""
 _BLOCK_PASSES = 1.0
 """What the blocks may cost, in passes over the data: so few examples are drawn for them."""
-_BLOCK_EXAMPLES = 1000
+_BLOCK_EXAMPLES, _BLOCK_FEWEST = 1000, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,7 +337,7 @@ def _blocks(work: _Work, a: Params, b: Params, notes: list[str]) -> BlockBarrier
         return None
     blocks = len(blocks_of(list(a)))
     n = work.objective.num_examples
-    few = min(n, _BLOCK_EXAMPLES, max(64, int(_BLOCK_PASSES * n / (3 * blocks))))
+    few = min(n, _BLOCK_EXAMPLES, max(_BLOCK_FEWEST, int(_BLOCK_PASSES * n / (3 * blocks))))
     try:
         found = block_barriers(on_some(work.objective, few), a, b, bn=work.bn, progress=work.progress)
     except IsthmusError as error:

@@ -101,11 +101,12 @@ class _Recipe:
     base: Params | None
     density: float
     scale: float
+    weighted: bool
 
     @property
     def between(self) -> bool:
         """Whether the merged network is a point between two, at `at`."""
-        return len(self.models) == 2 and self.base is None and len({*self.weights}) == 1
+        return len(self.models) == 2 and self.base is None and not self.weighted
 
 
 def merge(
@@ -152,8 +153,8 @@ def merge(
         raise InputError("method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
     networks = _checked(objective, models)
     start = None if base is None else _checked(objective, [base, base], "base")[0]
-    recipe = _Recipe(networks, _weights(method, weights, len(networks)), at, start, density, scale)
-    _check_fits(method, recipe, weights is not None)
+    recipe = _Recipe(networks, _weights(method, weights, len(networks)), at, start, density, scale, weights is not None)
+    _check_fits(method, recipe)
     sets = _sets_for(method, objective, test)
     if objective is None:
         return _told(_made(method, recipe), method, recipe)
@@ -221,9 +222,9 @@ def _weights(method: str, given: Sequence[float] | None, n: int) -> tuple[float,
     return found if method in _ON_BASE else tuple(w / total for w in found)
 
 
-def _check_fits(method: str, recipe: _Recipe, weighted: bool) -> None:
+def _check_fits(method: str, recipe: _Recipe) -> None:
     """Refuse options that the method would not read."""
-    between, on_base = len(recipe.models) == 2 and not weighted, method in _ON_BASE
+    between, on_base = len(recipe.models) == 2 and not recipe.weighted, method in _ON_BASE
     at_fits = recipe.at is None or (between and not on_base and 0 <= recipe.at <= 1)
     base = f"the network that all began from, for {method}" if on_base else f"None for {method}"
     for name, fits, expected in (
