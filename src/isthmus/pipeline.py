@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.func import functional_call
 
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward as upward
-from isthmus.connectors import Connection, Connector, connect
+from isthmus.checks import check_loss
+from isthmus.connectors import Connection, Connector, Outcome, connect
 from isthmus.data import Dataset
 from isthmus.device import seeded_global
 from isthmus.evaluate import Band, Profile, profile
@@ -46,11 +48,12 @@ SECONDS = 5.0
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One pair, one method: the connection with its measurement and its proof, and the row of the table."""
+    """One pair, one method: the connection with its measurement and its proof (None where the loss is not
+    finite), and the row of the table."""
 
     connection: Connection
     profile: Profile
-    certificate: Certificate
+    certificate: Certificate | None
     result: dict[str, Any]
 
 
@@ -158,7 +161,7 @@ def run(
     """
     Level.read(level)  # before the work, as a wrong one would be found after it
     applied(objective, bn or POLICIES[0])  # before the work, too
-    check_ends(objective.check(a, "a"), objective.check(b, "b"))
+    check_pair(objective, a, b)
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
@@ -171,7 +174,12 @@ def run(
     measured = beside_others(measured, objective, connection.path, test=test, progress=progress)
     write_profile(measured, folder, objective, folder / "path.safetensors")
     middle = time.perf_counter()
-    proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
+    if (told := as_measured(connection, measured)) is not connection:
+        connection = told
+        save(connection, folder / "path.safetensors")
+    proved = None
+    if isfinite(measured.max):
+        proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
     write_certificate(proved, folder, objective, folder / "path.safetensors")
     seconds = {
         "connect": connection.seconds,
@@ -182,6 +190,23 @@ def run(
     result |= _about(None, folder / "path.safetensors")
     write_json(folder / "result.json", result)
     return Run(connection, measured, proved, result)
+
+
+def check_pair(objective: Objective, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Refuse ends between which there is no path, and those whose loss is not finite. Cost: two passes."""
+    ends = objective.check(a, "a"), objective.check(b, "b")
+    check_ends(*ends)
+    for name, end in zip("ab", ends, strict=True):
+        check_loss(name, objective.loss(end))
+
+
+def as_measured(connection: Connection, measured: Profile) -> Connection:
+    """The connection; one whose loss was measured not to be finite somewhere did not succeed."""
+    if isfinite(measured.max) or not connection.outcome.ok:
+        return connection
+    at = float(measured.t[int((~measured.loss.isfinite()).nonzero()[0])])
+    why = f"the path was made, but its loss is not finite, first at t = {at:.4g}; nothing of it is proved"
+    return replace(connection, outcome=Outcome.NOT_FINITE, stats={**connection.stats, "why": why})
 
 
 def inputs_of(model: str, data: Dataset) -> Dataset:
@@ -300,9 +325,16 @@ def write_profile(
 
 
 def write_certificate(
-    proved: Certificate, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
+    proved: Certificate | None, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
 ) -> None:
-    """certificate.json, with what is bounded, on which path, if they are given, and certificate.csv."""
+    """certificate.json, with what is bounded, on which path, if they are given, and certificate.csv.
+
+    Where nothing was proved, those of an earlier run are removed.
+    """
+    if proved is None:
+        for kind in ("json", "csv"):
+            (folder / f"certificate.{kind}").unlink(missing_ok=True)
+        return
     table = proved.to_dict()
     about = _about(objective, path) | ({} if objective is None else {"bn": applied(objective, "interpolate")})
     write_json(folder / "certificate.json", table | about)
