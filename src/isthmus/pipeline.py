@@ -29,7 +29,9 @@ from isthmus.objective import Objective
 from isthmus.objective.data import arguments
 from isthmus.params import Params, check_ends
 from isthmus.program.adapted import Adapted, Manner, adapted
+from isthmus.seal import sealed
 from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_json
+from isthmus.storage.files import plain
 from isthmus.storage.paths import path_digest
 from isthmus.storage.state import memory_in
 from isthmus.stored import shown
@@ -337,7 +339,7 @@ def write_certificate(
         return
     table = proved.to_dict()
     about = _about(objective, path) | ({} if objective is None else {"bn": applied(objective, "interpolate")})
-    write_json(folder / "certificate.json", table | about)
+    write_json(folder / "certificate.json", sealed(plain(table | about)))
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
 

@@ -74,18 +74,22 @@ def test_paths(place, capsys, command, bad, as_json):
     im.save(im.Path.through([im.load_params(f) for f in ("a.pt", f"{bad}.pt", "b.pt")]), "p.safetensors")
     code, out, err = run(capsys, command, "p.safetensors", *["--json"] * as_json)
     if (command, bad) == ("certify", "1e30"):  # a proof is about real arithmetic, where this loss is a number
-        assert code == 0 and not re.search(r"\b(nan|inf|NaN|Infinity)\b", out)
+        assert code == 0
+        assert not re.search(r"\b(nan|inf|NaN|Infinity)\b", out)
         return
     if command != "profile":
         assert code == 2 and ("finite" in err or "numbers" in err), err
         return
-    assert code == 1 and "the training loss is not finite at" in err and "the test loss" in err
+    assert code == 1
+    assert "the training loss is not finite at" in err
+    assert "the test loss" in err
     assert not re.search(r"\b(nan|inf|NaN|Infinity)\b", out)
     if as_json:
         found = json.loads(out)
         assert found["loss max"] is found["error max"] is found["test error max"] is None
     held = json.loads((place / "out/profile.json").read_text())
-    assert held["error"][0] is not None and held["error"][2] is None  # of outputs that are NaN, no class is wrong
+    assert held["error"][0] is not None
+    assert held["error"][2] is None
 
 
 def test_a_loss_that_is_not_finite_between_finite_ends_is_no_success(place, capsys):
@@ -95,10 +99,14 @@ def test_a_loss_that_is_not_finite_between_finite_ends_is_no_success(place, caps
     (place / "out").mkdir()
     (place / "out/certificate.json").write_text("{}")  # of an earlier run
     code, out, err = run(capsys, "connect", "a.pt", "b.pt")
-    assert code == 1 and "the training loss is not finite at 1 of 3 points" in err and "not proved" in out
+    assert code == 1
+    assert "the training loss is not finite at 1 of 3 points" in err
+    assert "not proved" in out
     assert not re.search(r"\b(nan|inf)\b", out)
     held = json.loads((place / "out/result.json").read_text())
-    assert held["outcome"]["name"] == "NOT_FINITE" and not held["outcome"]["ok"] and held["max_loss"] is None
+    assert held["outcome"]["name"] == "NOT_FINITE"
+    assert not held["outcome"]["ok"]
+    assert held["max_loss"] is None
     assert "no, rises to a loss that is not finite (at t = 0.5)" in held["verdict"]["text"]
     assert im.load_connection("out/path.safetensors").outcome is im.Outcome.NOT_FINITE
     assert not (place / "out/certificate.json").exists()
@@ -127,5 +135,6 @@ def test_options(place, capsys, line, value):
     capsys.readouterr()
     assert run_app([*line[:-1], f"{line[-1]}={value}", *ASKED, "-q"]) == 2
     err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1 and line[-1].strip("-").split("-")[0] in err
+    assert len(err.splitlines()) == 1
+    assert line[-1].strip("-").split("-")[0] in err
     assert not (place / "out").exists()

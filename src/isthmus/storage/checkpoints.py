@@ -19,6 +19,7 @@ from torch import Tensor
 from isthmus.errors import CheckpointError, FileError, IsthmusError, IsthmusWarning
 from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params
+from isthmus.seal import is_changed, sealed
 from isthmus.storage.adapters import AdapterContents, read_lora
 from isthmus.storage.contents import Contents, Like, owned
 from isthmus.storage.files import PathLike, check_regular, disk_error, one_line
@@ -128,7 +129,7 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
     check_kinds(save_params, locals())
     for name, value in params.items():
         check_kind(value, Tensor, f"params[{name!r}]")
-    save_tensors(params, path, {"format": "pt", **(metadata or {}), _DIGEST: digest(params)})
+    save_tensors(params, path, sealed({"format": "pt", **(metadata or {}), _DIGEST: digest(params)}))
 
 
 def _load(path: Path, unsafe_pickle: bool) -> Contents:
@@ -159,6 +160,8 @@ def _load_safetensors(path: Path, size: int) -> Contents:
     tensors, metadata = read_tensors(path)
     if "isthmus" in metadata:
         raise CheckpointError(path, "is a saved connection, not one network", "read it with load_connection")
+    if is_changed(metadata):  # also where the name of the other digest was hit
+        raise CheckpointError(path, "is damaged: its metadata do not match their digest", _AGAIN)
     if _DIGEST not in metadata:
         return Contents(path, tensors | _aliases(tensors, metadata), size)
     if digest(tensors) != metadata[_DIGEST]:

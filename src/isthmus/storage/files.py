@@ -46,6 +46,9 @@ __all__ = [
 
 PathLike = str | Path
 
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""How code fails on a document that is not what it takes it for; OverflowError is among them."""
+
 # ".<name>.<pid>.<host><random>.tmp": the process and the machine that write it
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.([0-9a-f]{8})[0-9a-f]{8}\.tmp", re.DOTALL)
 _ABANDONED = 24 * 3600  # seconds after which an untouched temporary of another machine counts as dead
@@ -257,7 +260,7 @@ def read_json(path: PathLike) -> Any:
         return strict_json(Path(path).read_bytes())
     except OSError as error:
         raise FileError(path, *disk_error(error, Path(path))) from error
-    except (ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         raise FileError(path, f"is not valid JSON ({one_line(error)})", "write it again") from error
 
 
