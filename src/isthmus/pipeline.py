@@ -44,6 +44,9 @@ from isthmus.version import __version__
 STATE = "state"
 """The folder in a run's folder that holds the state of unfinished work."""
 
+RECORDED = ("seconds", "version", "torch", "python", "threads")
+"""What may differ between two equal runs: in record.json, not in result.json."""
+
 SECONDS = 5.0
 """Between two times that the state of work in progress is saved."""
 
@@ -154,12 +157,13 @@ def run(
 ) -> Run:
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
-    Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
-    `budget` are those of ``certify`` (by default 30 times this measuring, of `num_points` points per segment), `level`
-    is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
-    is measured; it also judges the path of a method with ``on="test"``. `bn`: of ``profile``; the other policies are
-    measured beside it, and the file of the path keeps it. With a `memory` (see ``state_of``) a
-    method that takes long goes on where it was killed.
+    Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`, and
+    record.json with what may differ between two equal runs: the seconds, and the versions. `gap` and `budget` are those
+    of ``certify`` (by default 30 times this measuring, of `num_points` points per segment), `level` is that of
+    ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test` is measured;
+    it also judges the path of a method with ``on="test"``. `bn`: of ``profile``; the other policies are measured beside
+    it, and the file of the path keeps it. With a `memory` (see ``state_of``) a method that takes long goes on where it
+    was killed. Errors: ``InputError`` for an end whose loss is not finite.
     """
     Level.read(level)  # before the work, as a wrong one would be found after it
     applied(objective, bn or POLICIES[0])  # before the work, too
@@ -190,7 +194,8 @@ def run(
     }
     result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
     result |= _about(None, folder / "path.safetensors")
-    write_json(folder / "result.json", result)
+    write_json(folder / "record.json", {"format": 1} | {k: result[k] for k in RECORDED})
+    write_json(folder / "result.json", {k: v for k, v in result.items() if k not in RECORDED})
     return Run(connection, measured, proved, result)
 
 

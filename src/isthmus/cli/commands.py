@@ -301,6 +301,8 @@ def report(
     from isthmus.report.alignment import write_stored_alignments
     from isthmus.report.graph import write_stored_graph
 
+    if out is not None:
+        make_folder(out.parent)
     print(write_stored_graph(folder, out) or write_stored_alignments(folder, out) or write_report(folder, out))
     return 0
 

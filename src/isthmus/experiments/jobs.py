@@ -264,7 +264,7 @@ class Pair(Cell):
         save(found, folder / "path.safetensors")
         runs.write_profile(measured, folder, objective)
         runs.write_certificate(proved, folder, objective)
-        row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
+        row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in runs.RECORDED}
         write_json(folder / "result.json", row | {"model": about["model"], "data": about["data"], "seed": self.seed})
         barriers = {k: asdict(v) for k, v in measured.barriers.items()}
         if measured.test is not None:
@@ -285,6 +285,3 @@ def named(method: Connector) -> str:
         if getattr(method, f.name) != usual:
             chosen.append(f"{f.name}={getattr(method, f.name)!r}")
     return type(method).__name__ + (f"({', '.join(chosen)})" if chosen else "")
-
-
-_ENVIRONMENT = ("version", "torch", "python", "threads")  # of the machine, not of the result: see record.json

@@ -34,7 +34,7 @@ _DIGEST = "isthmus.digest"
 
 _RECORDS = 150_000  # entries of a zip archive, one per tensor
 _PICKLE_BYTES = 20_000_000
-_PICKLE_STEPS = 2_000_000  # and 30 more per record, which is what a tensor takes
+_PICKLE_STEPS = 500_000  # a second or two; and 30 more per record, which is what a tensor takes
 
 _SAVE_TENSORS = "where the model was trained, write torch.save(model.state_dict(), path)"
 _AGAIN = "copy or download it again"
@@ -339,4 +339,5 @@ def _reason(error: Exception) -> tuple[str, str]:
             f"needs code to be read ({one_line(called, 80)}), which could do anything",
             f"{_SAVE_TENSORS}; only if you made this file yourself: load_params(path, unsafe_pickle=True)",
         )
-    return f"cannot be read by torch ({type(error).__name__}: {one_line(error)})", _AGAIN
+    _, _, why = text.rpartition("WeightsUnpickler error:")  # behind what torch advises of its own options
+    return f"cannot be read by torch ({type(error).__name__}: {one_line(' '.join(why.split()))})", _AGAIN

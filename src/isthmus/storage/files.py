@@ -138,6 +138,8 @@ def disk_error(error: OSError, path: Path, size: int | None = None) -> tuple[str
             return f"there is no folder {path.parent}", "check the name, or create it"
         case errno.ENOENT:
             return "there is no such file", "check the name"
+        case errno.EEXIST:
+            return "there is a file of that name", "give the name of a folder, or move the file away"
         case errno.ENOTDIR:
             return f"{path.parent} is not a folder", "check the name"
         case errno.EISDIR:
@@ -291,7 +293,10 @@ def strict_json(data: bytes | str, limit: float = math.inf) -> Any:
         return value
 
     text = data.decode("utf-8") if isinstance(data, bytes) else data
-    return json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=number, parse_int=whole)
+    value = json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=number, parse_int=whole)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # half a pair of surrogates is no text, and no name of a file
+    return value
 
 
 def whole(text: str) -> int:
