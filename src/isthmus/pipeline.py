@@ -194,9 +194,13 @@ def run(
     }
     result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
     result |= _about(None, folder / "path.safetensors")
+    _write_result(result, folder)
+    return Run(connection, measured, proved, result)
+
+
+def _write_result(result: Mapping[str, Any], folder: FilePath) -> None:
     write_json(folder / "record.json", {"format": 1} | {k: result[k] for k in RECORDED})
     write_json(folder / "result.json", {k: v for k, v in result.items() if k not in RECORDED})
-    return Run(connection, measured, proved, result)
 
 
 def check_pair(objective: Objective, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:

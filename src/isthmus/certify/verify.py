@@ -175,23 +175,27 @@ def _closed_form(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[
 
 def _slack(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
     """Whether the allowance for rounding is that of an exact claim, or at the largest loss of a bounded segment."""
-    segments, found = certificate["segments"], [0.0]
-    bounded = [s for s in segments if s["claim"] == "bounded"]
-    for s in segments:
-        i, segment = s["index"], kernel.path.segments[s["index"]]
-        with suppress(UnsupportedError):
-            if s["claim"] == "analytic" and isinstance(segment, LevelCurve):
-                found.append(kernel.level(segment).slack)
-            elif s["claim"] in ("unchanged", "convex"):
-                several, losses = kernel.exact(i, kernel.claim(segment)), [kernel.loss_at(p) for p in kernel.control(i)]
-                found += [b.loss - v for b, v in zip(several * len(losses), losses, strict=False)]
-    if bounded:
+    segments = certificate["segments"]
+    found = [0.0, *(v for s in segments for v in _allowances(kernel, s))]
+    if bounded := [s for s in segments if s["claim"] == "bounded"]:
         top = max(bounded, key=lambda s: s["value"])
         with suppress(UnsupportedError):
             found.append(kernel.bound_at(kernel.point(top["index"], top["witness"])).loss - top["value"])
     have = certificate.get("slack", 0.0)
     if not abs(have - max(found)) <= TOLERANCE * max(1.0, *(abs(s["bound"]) for s in segments)):
         yield f"slack: stored {have}, but rounding allows for {max(found)}"
+
+
+def _allowances(kernel: Kernel, stored: Mapping[str, Any]) -> list[float]:
+    """What an exact claim on a segment allows for rounding."""
+    i, segment = stored["index"], kernel.path.segments[stored["index"]]
+    with suppress(UnsupportedError):
+        if stored["claim"] == "analytic" and isinstance(segment, LevelCurve):
+            return [kernel.level(segment).slack]
+        if stored["claim"] in ("unchanged", "convex"):
+            several, losses = kernel.exact(i, kernel.claim(segment)), [kernel.loss_at(p) for p in kernel.control(i)]
+            return [b.loss - v for b, v in zip(several * len(losses), losses, strict=False)]
+    return []
 
 
 def _why(stored: Mapping[str, Any], found: Claim, more: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from isthmus import pipeline as runs
 from isthmus.analysis.plane import plane as plane_through
 from isthmus.cli.asked import of_checkpoints
 from isthmus.cli.common import device_of, dtype_of, matching_of, method_of, network_of, objectives, opened
-from isthmus.cli.console import hanging, not_finite, number, print_json, progress_bar, show, show_graph
+from isthmus.cli.console import hanging, number, print_json, progress_bar, show, show_graph, tell_not_finite
 from isthmus.cli.options import (
     CHECKPOINTS,
     PATHS,
@@ -143,9 +143,7 @@ def connect(
         for note in done.result["notes"]:
             print(f"note: {note}")
         print(f"{done.connection.message}\nwritten to {out}; a page to read: isthmus report {out}")
-    for said in (bad := not_finite(done.profile)):
-        print(said, file=sys.stderr)
-    return 1 if bad or not done.connection.outcome.ok else 0
+    return 1 if tell_not_finite(done.profile) or not done.connection.outcome.ok else 0
 
 
 @with_asked(*PATHS)

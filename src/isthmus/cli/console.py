@@ -74,16 +74,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
-def not_finite(measured: Profile) -> list[str]:
-    """Where the losses of a profile are not finite, in words; nothing where all are."""
+def tell_not_finite(measured: Profile) -> bool:
+    """Say on stderr where the losses of a profile are not finite; whether there are such places."""
     sets = {"training": measured} | ({} if measured.test is None else {"test": measured.test})
     bad = {name: (~found.loss.isfinite()).nonzero().flatten().tolist() for name, found in sets.items()}
-    n = len(measured.t)
-    return [
-        f"the {name} loss is not finite at {len(where)} of {n} points, first at t = {float(measured.t[where[0]]):.4g}"
-        for name, where in bad.items()
-        if where
-    ]
+    for name, where in bad.items():
+        if where:
+            first = f"{len(where)} of {len(measured.t)} points, first at t = {float(measured.t[where[0]]):.4g}"
+            print(f"the {name} loss is not finite at {first}", file=sys.stderr)
+    return any(bad.values())
 
 
 def hanging(text: str, lead: str, indent: str | None = None) -> str:

@@ -17,7 +17,7 @@ from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.asked import check_given, of_path
 from isthmus.cli.common import device_of, dtype_of, network_of, objectives
-from isthmus.cli.console import not_finite, number, print_json, progress_bar, show_table
+from isthmus.cli.console import number, print_json, progress_bar, show_table, tell_not_finite
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.cli.given import OwnData
 from isthmus.cli.options import (
@@ -115,9 +115,7 @@ def profile(
     if npz is not None:
         save_curve_npz(measured, npz, objective, connection, test)
     _print_profile(measured, level, as_json)
-    for said in (bad := not_finite(measured)):
-        print(said, file=sys.stderr)
-    return 1 if bad else 0
+    return 1 if tell_not_finite(measured) else 0
 
 
 def _print_profile(measured: Profile, level: LevelOption, as_json: bool) -> None:

@@ -146,7 +146,7 @@ def certify_in_parallel(
         known = evaluation(objective, path.start)  # a widened module does not travel between processes
         where = objective if known.widened else known.objective
         wide = _Shared(where, path, chunk, {"num_points": num_points, "bn": "interpolate"})
-        sampled = _run(_profile_task, wide, open_, engine, "measuring", progress) if open_ else {}
+        sampled = _run(_profile_task, wide, open_, engine, "measuring", progress)
     segments = []
     for i, segment in enumerate(path.segments):
         row = _of_all(segment, parts[i], shared.weights, sampled.get(i))
