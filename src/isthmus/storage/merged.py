@@ -78,11 +78,14 @@ def _copy_configs(source: Path, target: Path) -> list[Path]:
     folder = source if source.is_dir() else source.parent
     if not (folder / "config.json").is_file() or folder.resolve() == target.resolve():
         return []
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name.endswith(_COPIED)]
-    chosen = [f for f in files if not f.name.endswith(_NOT_COPIED)]
+    chosen = [f for f in sorted(folder.iterdir()) if f.is_file() and _is_config(f.name)]
     for file in chosen:
         atomic_write(target / file.name, lambda temporary, file=file: _copy(file, temporary), size=file.stat().st_size)
     return [target / f.name for f in chosen]
+
+
+def _is_config(name: str) -> bool:
+    return name.endswith(_COPIED) and not name.endswith(_NOT_COPIED)
 
 
 def _copy(file: Path, temporary: Path) -> None:
