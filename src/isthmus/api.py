@@ -40,6 +40,7 @@ from isthmus.certify import certify as certify
 from isthmus.certify import verify_certificate as verify_certificate
 from isthmus.connectors import METHODS as METHODS
 from isthmus.connectors import Aligned as Aligned
+from isthmus.connectors import Auto as Auto
 from isthmus.connectors import AutoNEB as AutoNEB
 from isthmus.connectors import Bezier as Bezier
 from isthmus.connectors import Connection as Connection
