@@ -3,7 +3,7 @@
     python benchmarks/auto.py [--tuning] [--only NAME] [--cache FOLDER]
 
 Ten pairs on scikit-learn's digits: perceptrons, convolutional networks with and without BatchNorm, transformers; twins
-that were fine-tuned from one base, and independent seeds. The excess asked for is 5 % of the larger end. A single method
+that were fine-tuned from one base, and independent seeds. The excess asked for is 5 % of the larger end. A single one
 costs what ``connect`` costs (trained curves stop at the level), and the check that Auto makes too: the loss at 33
 points of the path. Costs are processor seconds, in one thread, with a fresh objective for each run, so that each reads
 the network's graph itself. ``--tuning``: other pairs, on which the order of the steps of Auto was chosen.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import process_time
 
@@ -55,7 +56,7 @@ def perceptron(*widths: int) -> Callable[[], nn.Module]:
 
     def make() -> nn.Module:
         sizes = [64, *widths, 10]
-        layers = [part for n, m in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(n, m), nn.ReLU())]
+        layers = [part for n, m in pairwise(sizes) for part in (nn.Linear(n, m), nn.ReLU())]
         return nn.Sequential(nn.Flatten(), *layers[:-1])
 
     return make

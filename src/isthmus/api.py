@@ -38,6 +38,9 @@ from isthmus.analysis.subnetwork_bounds import subnetwork_bounds as subnetwork_b
 from isthmus.certify import Certificate as Certificate
 from isthmus.certify import certify as certify
 from isthmus.certify import verify_certificate as verify_certificate
+from isthmus.comparison import Comparison as Comparison
+from isthmus.comparison import ComparisonRow as ComparisonRow
+from isthmus.comparison import compare as compare
 from isthmus.connectors import METHODS as METHODS
 from isthmus.connectors import Aligned as Aligned
 from isthmus.connectors import Auto as Auto

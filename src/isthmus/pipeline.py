@@ -50,8 +50,26 @@ class Run:
 
     connection: Connection
     profile: Profile
-    certificate: Certificate
+    certificate: Certificate | None
     result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a path is measured and proved: the arguments of ``run`` of these names; ``prove=False`` proves nothing."""
+
+    test: Objective | None = None
+    num_points: int = 61
+    gap: float = 0.01
+    budget: float | None = None
+    level: float | str = LEVEL
+    bn: str | None = None
+    prove: bool = True
+
+    def check(self, objective: Objective) -> None:
+        """Before the work, as a wrong level or policy would be found after it."""
+        Level.read(self.level)
+        applied(objective, self.bn or POLICIES[0])
 
 
 def train(
@@ -156,29 +174,43 @@ def run(
     measured beside it, and the file of the path keeps it. With a `memory` (see ``state_of``) a
     method that takes long goes on where it was killed.
     """
-    Level.read(level)  # before the work, as a wrong one would be found after it
-    applied(objective, bn or POLICIES[0])  # before the work, too
+    how = Judging(test, num_points, gap, budget, level, bn)
+    how.check(objective)
     check_ends(objective.check(a, "a"), objective.check(b, "b"))
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
-    stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
-    stats |= {"test": examples_of(test)} | ({} if bn is None else {"bn": bn})
+    return kept(objective, connection, folder, how, about={"seed": seed, **(about or {})}, progress=progress)
+
+
+def kept(
+    objective: Objective,
+    connection: Connection,
+    folder: FilePath,
+    how: Judging,
+    *,
+    about: Mapping[str, Any],
+    progress: Progress = no_progress,
+) -> Run:
+    """Save, measure, save, certify, save a connection: what ``run`` does after it was made."""
+    stats = dict(connection.stats) | {k: v for k, v in about.items() if k in ("model", "data")}
+    stats |= {"test": examples_of(how.test)} | ({} if how.bn is None else {"bn": how.bn})
     connection = replace(connection, stats=stats)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
-    measured = profile(objective, connection.path, num_points, test=test, bn=bn, progress=progress)
-    measured = beside_others(measured, objective, connection.path, test=test, progress=progress)
+    measured = profile(objective, connection.path, how.num_points, test=how.test, bn=how.bn, progress=progress)
+    measured = beside_others(measured, objective, connection.path, test=how.test, progress=progress)
     write_profile(measured, folder, objective, folder / "path.safetensors")
-    middle = time.perf_counter()
-    proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
-    write_certificate(proved, folder, objective, folder / "path.safetensors")
-    seconds = {
-        "connect": connection.seconds,
-        "profile": middle - begin,
-        "certify": time.perf_counter() - middle,
-    }
-    result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
+    seconds = {"connect": connection.seconds, "profile": time.perf_counter() - begin}
+    proved = None
+    if how.prove:
+        begin = time.perf_counter()
+        proved = certify(
+            objective, connection, how.gap, budget=how.budget, num_points=how.num_points, progress=progress
+        )
+        write_certificate(proved, folder, objective, folder / "path.safetensors")
+        seconds["certify"] = time.perf_counter() - begin
+    result = summary(connection, measured, proved, how.level) | {"seconds": seconds, **about}
     result |= _about(None, folder / "path.safetensors")
     write_json(folder / "result.json", result)
     return Run(connection, measured, proved, result)

@@ -242,8 +242,8 @@ class AlignedInfo:
 class AutoInfo:
     """Of ``Auto``. `found`: the method whose path this is, with its fields; `max`, `excess`: what was seen of it.
 
-    `asked`: the excess above the larger of the losses `ends`, which makes the `level`. `passes` over the data in all, of
-    the `budget`. `tried`: a row for each step: its "method", "max" and "excess", whether it "reached" the level, its
+    `asked`: the excess above the larger of the losses `ends`, which makes the `level`. `passes` over the data in all,
+    of the `budget`. `tried`: a row for each step: its "method", "max" and "excess", whether it "reached" the level, its
     "gradient_steps", "evaluations" and "passes", and what it bought, or why it was skipped, as "said".
     """
 

@@ -14,6 +14,7 @@ from isthmus.analysis.ensemble import Ensemble, EnsembleRow
 from isthmus.analysis.plane import Plane
 from isthmus.analysis.projection import project
 from isthmus.certify import Certificate
+from isthmus.comparison import Comparison
 from isthmus.connectors import Connection
 from isthmus.evaluate import Band, Profile
 from isthmus.graph import MinimaGraph
@@ -184,6 +185,23 @@ def _aligned_lines(found: AlignedLines, axes: Any) -> None:
     draw_alignment(StoredAlignment.of(found.to_dict()), axes)
 
 
+def _comparison(comparison: Comparison, ax: Axes) -> None:
+    """The excess over the passes; what no other method beats in both is joined by a line."""
+    passes, front = {r.method: max(r.passes, 1.0) for r in comparison.rows}, comparison.front
+    ax.plot([passes[r.method] for r in front], [r.excess for r in front], color=PALETTE[0], lw=1.6, label="not beaten")
+    for row in comparison.rows:
+        where, on = (passes[row.method], row.excess), row in front
+        ax.plot(*where, "o", ms=6, color=PALETTE[0] if on else GREY, mfc="white" if row.bound is None else None)
+        ax.annotate(row.method, where, (5, 4), textcoords="offset points", fontsize=8, color="black" if on else GREY)
+    ax.set_xscale("log")
+    finite = [row.excess for row in comparison.rows if np.isfinite(row.excess)]
+    smallest = min((abs(v) for v in finite if v), default=1.0)
+    ax.set_yscale("symlog", linthresh=max(smallest, 1e-3 * max(finite, default=1.0), 1e-9))
+    ax.set_xlabel("passes over the data")
+    ax.set_ylabel("excess over the larger end (filled: proved)")
+    ax.margins(x=0.2)
+
+
 _SIZES: dict[type, Callable[[Any], tuple[int, tuple[float, float]]]] = {
     MinimaGraph: lambda graph: (2, graph_size(graph)),
     Alignment: lambda _: (2, (10.0, 3.9)),
@@ -200,6 +218,7 @@ _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
     Profile: _profile,
     Band: _band,
     Certificate: _certificate,
+    Comparison: _comparison,
     DropoutStability: _dropout,
     PatternStability: _pattern,
     NoiseStability: _noise,

@@ -35,8 +35,9 @@ _NEAR = 4.0
 """Repaired statistics are tried on a line that is at most so many times the asked excess above the larger end."""
 _ROUNDS: tuple[tuple[float, tuple[tuple[int, int], ...]], ...] = (
     (30.0, ((4, 8), (4, 20), (4, 60))),
-    (300.0, ((4, 16), (4, 60))),
-    (inf, ((4, 40),)),
+    (150.0, ((4, 16), (4, 60))),
+    (1500.0, ((4, 20), (4, 60))),
+    (inf, ((4, 28), (4, 80))),
 )
 """(bends, epochs) of the curves, by how many times the asked excess the middle of the line is above the larger end."""
 _LAST = (5, 120)
@@ -201,10 +202,11 @@ class Ladder:
             yield
 
     def _fitting(self) -> int:
-        """Epochs of a curve for which the budget does, with looking and the final check."""
-        each = price(usual(self.task.objective))
-        looking = each * GRID + _LOOKS * min(1.0, FEW / self.examples)
-        return int((self.left - looking) / _BACKWARD)
+        """Epochs of a curve for which the budget does, with looking and, if there is room for it, the final check."""
+        last = price(usual(self.task.objective)) * GRID
+        looking = _LOOKS * min(1.0, FEW / self.examples)
+        several = [int((self.left - looking - rest) / _BACKWARD) for rest in (last, 0)]
+        return next((n for n in several if n >= 1), 0)
 
     def _subnetworks(self) -> None:
         """The last resort of chains: a few trainings of networks of half the width."""
@@ -341,7 +343,8 @@ class Ladder:
 
     def _why(self, best: _Found) -> str:
         left = f"{self.spent:.0f} of {self.budget:.0f} passes"
-        said = f"the asked excess was not reached in {left}: {_name(best.method)} is {best.excess:.4g} above the larger end"
+        found = f"{_name(best.method)} is {best.excess:.4g} above the larger end"
+        said = f"the asked excess was not reached in {left}: {found}"
         if not self.more:
             last = self.tried[-1]
             return f"{said}; nothing is left to try ({last['method']} {last['said']})"
