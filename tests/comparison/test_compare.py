@@ -8,8 +8,8 @@ import torch
 import isthmus as im
 from isthmus.cli import run_app
 from isthmus.comparison import run as module
-from isthmus.comparison.run import ALL
 from isthmus.comparison.fitted import fitted
+from isthmus.comparison.run import ALL
 from tests.problems import odd_widths, permuted
 
 FEW = [

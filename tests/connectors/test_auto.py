@@ -97,7 +97,7 @@ class Ring(nn.Module):
 
 def ring():
     """Two points of the circle, opposite ones: the line goes over the hill in the middle."""
-    x = torch.zeros(8, 2).double()
+    x = torch.zeros(1280, 2).double()
     objective = im.Objective(Ring(), lambda z, y: (z.square().sum(1) - 1).square(), (x, x))
     return objective, {"w": torch.tensor([1.0, 0.0]).double()}, {"w": torch.tensor([-1.0, 0.02]).double()}
 
@@ -114,6 +114,7 @@ def test_the_budget_bounds_it_and_the_message_says_what_would_be_next():
     small = im.connect(objective, a, b, im.Auto(excess=1e-12, budget=3))
     assert small.info.passes <= 3
     assert small.info.found["name"] == "Linear"
+    assert small.info.excess == pytest.approx(1.0, rel=1e-2)
 
 
 def test_curves_get_longer_until_one_is_low_enough():
@@ -178,7 +179,7 @@ def test_streamed_data_and_default_excess():
     assert found.info.asked == pytest.approx(0.05 * max(found.info.ends))
 
 
-@pytest.mark.parametrize("wrong", [{"excess": -1e-9}, {"excess": inf}, {"excess": float("nan")}, {"budget": 0.5}])
+@pytest.mark.parametrize("wrong", [{"excess": -1e-9}, {"excess": inf}, {"excess": float("nan")}, {"budget": 2.9}])
 def test_wrong_values_are_refused(wrong):
     with pytest.raises(im.InputError, match=next(iter(wrong))):
         im.Auto(**wrong)

@@ -45,7 +45,7 @@ def fitted(method: Connector, passes: float, objective: Objective) -> Connector:
         case Aligned():
             return replace(method, inner=fitted(method.inner, passes, objective))
         case Auto():
-            return replace(method, budget=max(1.0, passes))
+            return replace(method, budget=max(3.0, passes))
         case Bezier() | PolyChain():
             epochs = (passes - _LOOKS * min(1.0, FEW / n)) / BACKWARD / method.draws
             return replace(method, recipe=replace(method.recipe, epochs=max(1, int(epochs))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf, isnan
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from isthmus.connectors import Connection
@@ -42,7 +42,7 @@ class ComparisonRow:
     bound: float | None
     test_max: float | None
     test_error: float | None
-    length: float
+    length: float | None
     passes: float
     estimated: bool
     gradient_steps: int | None
@@ -53,12 +53,12 @@ class ComparisonRow:
     @classmethod
     def of(cls, label: str, result: Mapping[str, Any], connection: Connection) -> ComparisonRow:
         """From what result.json holds."""
-        cost = result["cost"]
+        cost, keys = result["cost"], ("bound", "test_loss_max", "test_error_max", "normalized_length")
+        bound, test_max, test_error, length = (_known(result.get(key)) for key in keys)
         return cls(
             label, result["outcome"]["name"], result["outcome"]["ok"], _number(result["max_loss"]),
-            _number(result["excess"]), result.get("bound"), result.get("test_loss_max"), result.get("test_error_max"),
-            result["normalized_length"], cost["passes"], cost["estimated"], cost["gradient_steps"],
-            cost["processor_seconds"], result["verdict"]["text"], connection,
+            _number(result["excess"]), bound, test_max, test_error, length, cost["passes"], cost["estimated"],
+            cost["gradient_steps"], cost["processor_seconds"], result["verdict"]["text"], connection,
         )  # fmt: skip
 
     @property
@@ -75,9 +75,14 @@ class ComparisonRow:
         return {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "connection"}
 
 
+def _known(value: float | None) -> float | None:
+    """None for what is not finite, as files have it."""
+    return None if value is None or not isfinite(value) else value
+
+
 def _number(value: float | None) -> float:
-    """Files hold None for what is not finite."""
-    return inf if value is None or isnan(value) else value
+    """A loss; what is not finite is the highest."""
+    return inf if _known(value) is None else float(value or 0.0)
 
 
 @dataclass(frozen=True)

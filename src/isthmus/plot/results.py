@@ -187,16 +187,15 @@ def _aligned_lines(found: AlignedLines, axes: Any) -> None:
 
 def _comparison(comparison: Comparison, ax: Axes) -> None:
     """The excess over the passes; what no other method beats in both is joined by a line."""
-    passes, front = {r.method: max(r.passes, 1.0) for r in comparison.rows}, comparison.front
-    ax.plot([passes[r.method] for r in front], [r.excess for r in front], color=PALETTE[0], lw=1.6, label="not beaten")
+    front = comparison.front
+    ax.plot([max(r.passes, 1.0) for r in front], [r.excess for r in front], color=PALETTE[0], lw=1.6)
     for row in comparison.rows:
-        where, on = (passes[row.method], row.excess), row in front
+        where, on = (max(row.passes, 1.0), row.excess), row in front
         ax.plot(*where, "o", ms=6, color=PALETTE[0] if on else GREY, mfc="white" if row.bound is None else None)
         ax.annotate(row.method, where, (5, 4), textcoords="offset points", fontsize=8, color="black" if on else GREY)
     ax.set_xscale("log")
-    finite = [row.excess for row in comparison.rows if np.isfinite(row.excess)]
-    smallest = min((abs(v) for v in finite if v), default=1.0)
-    ax.set_yscale("symlog", linthresh=max(smallest, 1e-3 * max(finite, default=1.0), 1e-9))
+    top = max((row.excess for row in comparison.rows if np.isfinite(row.excess)), default=1.0)
+    ax.set_yscale("symlog", linthresh=max(1e-3 * top, 1e-9))
     ax.set_xlabel("passes over the data")
     ax.set_ylabel("excess over the larger end (filled: proved)")
     ax.margins(x=0.2)

@@ -42,8 +42,8 @@ _ROUNDS: tuple[tuple[float, tuple[tuple[int, int], ...]], ...] = (
 """(bends, epochs) of the curves, by how many times the asked excess the middle of the line is above the larger end."""
 _LAST = (5, 120)
 """Of the last curve, which has more epochs where the budget allows them."""
-_LOOKS = 45
-"""Points at which a training of curves looks at the loss of up to ``FEW`` examples, about."""
+_LOOKS = 80
+"""Points at which a training of curves looks at the loss of up to ``FEW`` examples, at most about."""
 _WIDE = 500
 """Units of a layer from which halves that are chosen beforehand are worth a look."""
 _BACKWARD = 3
@@ -119,7 +119,7 @@ class Ladder:
         line = self._attempt(Linear())
         yield
         examples = min(1000, self.examples) / self.examples
-        aligned = self._attempt(Aligned(Linear()), 2 * examples)
+        aligned = self._aligned(2 * examples)
         yield
         renumbered = aligned is not None and (line is None or aligned.middle < line.middle)
         lower = aligned if renumbered else line
@@ -132,6 +132,17 @@ class Ladder:
         yield
 
     # -- the steps
+
+    def _aligned(self, passes: float) -> LevelReading | None:
+        try:
+            groups = self.task.objective.structure.groups
+        except (InputError, UnsupportedError) as e:
+            self._skip(Aligned(Linear()), str(e))
+            return None
+        if not groups:
+            self._skip(Aligned(Linear()), "the network has no hidden units that could be renumbered")
+            return None
+        return self._attempt(Aligned(Linear()), passes)
 
     def _renormalised(self, line: LevelReading, passes: float) -> None:
         method, policy = Aligned(Renormalised()), usual(self.task.objective)
@@ -203,8 +214,8 @@ class Ladder:
 
     def _fitting(self) -> int:
         """Epochs of a curve for which the budget does, with looking and, if there is room for it, the final check."""
-        last = price(usual(self.task.objective)) * GRID
-        looking = _LOOKS * min(1.0, FEW / self.examples)
+        each = price(usual(self.task.objective))
+        last, looking = each * GRID, each * _LOOKS * min(1.0, FEW / self.examples)
         several = [int((self.left - looking - rest) / _BACKWARD) for rest in (last, 0)]
         return next((n for n in several if n >= 1), 0)
 
@@ -239,6 +250,10 @@ class Ladder:
         `passes`: of making it, where its stats do not count them. `bn`: what becomes of statistics, if not the usual.
         """
         number = len(self.tried)
+        if passes + 1 > self.left:
+            self._skip(method, f"of the budget {self.left:.3g} passes are left")
+            self.more = self.more or _name(method)
+            return None
         task = replace(
             self.task,
             generator=torch.Generator().manual_seed(self.seed + number),
@@ -279,6 +294,9 @@ class Ladder:
 
     def _proved(self, found: Connection, level: float) -> LevelReading:
         """By the exact claims of a certificate: about four passes for each segment."""
+        if 4 * len(found.path) > self.left:
+            why = f"a proof takes about {4 * len(found.path)} passes, and {self.left:.0f} are left"
+            raise UnsupportedError("the budget", why)
         proof = certify(self.task.objective, found.path, budget=0)
         t, top = proof.witness
         bound = proof.bound if proof.proved else inf

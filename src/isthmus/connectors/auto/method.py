@@ -53,8 +53,9 @@ class Auto(Connector):
             raise InputError(
                 "excess", expected="a number >= 0, above the larger end, in units of the loss", got=self.excess
             )
-        if not 1 <= self.budget < inf:
-            raise InputError("budget", expected="a number of passes over the data >= 1", got=self.budget)
+        if not 3 <= self.budget < inf:
+            expected = "a number of passes over the data >= 3, for both ends and a point"
+            raise InputError("budget", expected=expected, got=self.budget)
 
     def find(self, task: Task) -> Connection:
         """One step after the other, until one reaches the excess."""
