@@ -1,6 +1,7 @@
 """``compare``: the table, what does not apply, going on, the command, and budgets."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -94,9 +95,16 @@ def test_a_network_that_no_method_takes_and_wrong_arguments():
     assert not none.rows
     with pytest.raises(im.InputError, match="not linear"):
         _ = none.best
-    for wrong in ({"budget": 0}, {"methods": []}, {"methods": "Linear"}, {"methods": [3]}, {"points": 4}, {"bn": "no"}):
+    wrong: list[dict[str, Any]] = [
+        {"budget": 0},
+        {"methods": []},
+        {"methods": "Linear"},
+        {"methods": [3]},
+        {"bn": "no"},
+    ]
+    for one in [*wrong, {"points": 4}]:
         with pytest.raises(im.InputError):
-            im.compare(p.objective, p.a, p.b, **{"methods": [im.Linear()], **wrong})
+            im.compare(p.objective, p.a, p.b, **{"methods": [im.Linear()], **one})
     with pytest.raises(im.InputError, match="b"):
         im.compare(p.objective, p.a, {}, [im.Linear()])
 
@@ -108,13 +116,17 @@ def test_methods_fit_into_a_budget():
     assert names == {m.__name__ for m in im.METHODS} - {"Auto", "Renormalised"}
     for method in ALL:
         assert fitted(fitted(method, 200, p.objective), 200, p.objective) == fitted(method, 200, p.objective)
-    assert fitted(im.Aligned(im.Bezier()), 345, p.objective).inner.recipe.epochs == 100
-    assert fitted(im.Bezier(), 1, p.objective).recipe.epochs == 1
-    assert fitted(im.Auto(), 70, p.objective).budget == 70
-    steps = fitted(im.Subnetwork(), 90, p.objective).inner.recipe.steps
+
+    def fit(method: im.Connector, passes: float) -> Any:
+        return fitted(method, passes, p.objective)
+
+    assert fit(im.Aligned(im.Bezier()), 345).inner.recipe.epochs == 100
+    assert fit(im.Bezier(), 1).recipe.epochs == 1
+    assert fit(im.Auto(), 70).budget == 70
+    steps = fit(im.Subnetwork(), 90).inner.recipe.steps
     assert 3 * steps * min(256, n) / n * 9 <= 90  # five layers
-    band = fitted(im.AutoNEB(), 1000, p.objective)
-    passes = 3 * sum(s * k for (s, _), k in zip(band.cycles, (3, 5, 7), strict=True)) * min(512, n) / n
+    cycles = fit(im.AutoNEB(), 1000).cycles
+    passes = 3 * sum(s * k for (s, _), k in zip(cycles, (3, 5, 7), strict=True)) * min(512, n) / n
     assert 900 <= passes <= 1000
 
 

@@ -172,7 +172,9 @@ def test_statistics_of_batchnorm_are_those_of_the_step_that_won():
 
 def test_streamed_data_and_default_excess():
     problem = odd_widths()
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*problem.objective.data), batch_size=8)
+    x, y = problem.objective.data
+    assert isinstance(x, torch.Tensor)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
     objective = im.Objective(problem.objective.skeleton, data=loader, stream=True, dtype=torch.float64)
     found = im.connect(objective, problem.a, near(problem.a), im.Auto())
     assert found.outcome.ok

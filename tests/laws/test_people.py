@@ -66,7 +66,7 @@ def values(objective, modules, connection):
         im.ensemble(objective, connection, points=2, test=objective),
         im.plane(objective, a, modules[1], mlp(), points=2),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
-        im.minima_graph(objective, modules), compared := im.compare(objective, *modules, ["Linear"], prove=False),
+        im.minima_graph(objective, modules), compared := im.compare(objective, modules[0], modules[1], ["Linear"], prove=False),
         compared.best, im.align(objective, *modules), im.align(objective, *modules).inverse(),
         im.aligned_lines(objective, modules, im.align(objective, *modules), num_points=2),
         im.WeightMatching(), im.Given(), im.ActivationMatching(), im.RotationMatching(),

@@ -152,7 +152,7 @@ def compare(
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     with progress_bar(quiet) as progress:
         made = compare_methods(
-            found.objective, *found.ends, names, budget=budget, folder=out, progress=progress,
+            found.objective, found.ends[0], found.ends[1], names, budget=budget, folder=out, progress=progress,
             test=found.test, num_points=num_points, gap=gap, prove=prove, level=level, bn=bn, seed=seed,
         )  # fmt: skip
     figures = _draw(made, out) if made.rows else []

@@ -88,13 +88,14 @@ def compare(
     _check_options(options)
     if budget is not None and not 1 <= budget < inf:
         raise InputError("budget", expected="None or a number of passes over the data >= 1", got=budget)
-    seed = options.pop("seed", 0)
-    how = Judging(**options)
+    given: dict[str, Any] = dict(options)
+    seed = given.pop("seed", 0)
+    how = Judging(**given)
     how.check(objective)
     ends = _ends(objective, a, b)
     named = _named(_chosen(methods), budget, objective)
     with TemporaryDirectory(prefix="isthmus-compare-") as alone:
-        root = make_folder(alone if folder is None else folder)
+        root = make_folder(Path(alone if folder is None else folder))
         work = _Work(objective, ends, how, seed, root, progress)
         rows, skipped = [], {}
         for label, method in named.items():

@@ -23,13 +23,14 @@ class Settled:
     """A path on which statistics move like weights, close to those that are computed again at every point.
 
     `deviation`: the largest difference of the two losses at so many equidistant `points` inside each piece; between
-    them it may be larger. `labels`: of the segments.
+    them it may be larger. `labels`: of the segments. `passes` over the data that this took.
     """
 
     path: Path
     deviation: float
     points: int
     labels: list[str]
+    passes: int
 
 
 def settle(objective: Objective, path: Path, tol: float, what: str) -> Settled:
