@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from rich.table import Table
 
 from isthmus.cli.common import opened
-from isthmus.cli.console import console, hanging, progress_bar, show_table
+from isthmus.cli.console import console, hanging, print_json, progress_bar, show_table
 from isthmus.cli.options import (
     PATHS,
     Asked,
@@ -31,7 +30,7 @@ from isthmus.comparison import Comparison
 from isthmus.comparison import compare as compare_methods
 from isthmus.comparison.table import HEADING
 from isthmus.storage import make_folder
-from isthmus.storage.files import plain, write_csv, write_json, write_text
+from isthmus.storage.files import write_csv, write_json, write_text
 from isthmus.theory import Theory
 from isthmus.theory import theory as theory_of
 from isthmus.theory.table import Row, cells, rounded_up
@@ -68,7 +67,7 @@ def theory(
     if out is not None:
         _write(table, out)
     if as_json:
-        print(json.dumps(plain(table.to_dict(), nonfinite=True), indent=2))
+        print_json(table.to_dict())
     else:
         _say(table)
         _print(table) if details else print("every premise: isthmus theory ... --details")
@@ -157,7 +156,7 @@ def compare(
         )  # fmt: skip
     figures = _draw(made, out) if made.rows else []
     if as_json:
-        print(json.dumps(plain(made.to_dict(), nonfinite=True), indent=2))
+        print_json(made.to_dict())
     else:
         _show(made, out, figures)
     return 0 if any(row.ok for row in made.rows) else 1

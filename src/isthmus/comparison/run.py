@@ -21,8 +21,8 @@ from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.described import bound
 from isthmus.objective.given import ParamsLike
-from isthmus.params import Params, check_ends, check_finite
-from isthmus.pipeline import Judging, judge_of, kept, state_of
+from isthmus.params import Params, check_finite
+from isthmus.pipeline import Judging, check_pair, judge_of, kept, state_of
 from isthmus.storage import load_connection, make_folder, read_json, write_csv, write_json
 from isthmus.storage.methods import connector_from
 from isthmus.storage.state import memory_for
@@ -121,9 +121,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
 def _ends(objective: Objective, a: ParamsLike, b: ParamsLike) -> tuple[Params, Params]:
     """Checked once, so that a wrong one is no reason of a method."""
     ends = objective.check(a, "a"), objective.check(b, "b")
-    check_ends(*ends)
     for name, end in zip("ab", ends, strict=True):
         check_finite({k: end[k] for k in objective.parameter_names if k in end}, name)
+    check_pair(objective, *ends)
     return ends
 
 
@@ -173,6 +173,7 @@ class _Work:
             result = read_json(folder / "result.json")
             if not isinstance(result, dict) or result.get("comparison") != key:
                 raise FileError(folder, "holds a result of another call", "take another folder, or remove it")
+            result |= read_json(folder / "record.json")
             return ComparisonRow.of(label, result, load_connection(folder / "path.safetensors", self.objective.device))
         return ComparisonRow.of(label, *self._made(label, method, folder, key))
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from isthmus.errors import InputError
 from isthmus.evaluate import profile
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.objective import Objective
-from isthmus.params import Params, cast, check_ends
+from isthmus.params import Params, cast
 from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
 from isthmus.sweep import Cell, Job
 from isthmus.training.fit import Fitted, Recipe
@@ -251,18 +252,19 @@ class Pair(Cell):
         """Connect (a search that was killed goes on), measure, certify; all of it in files beside the result."""
         objective, test = self.a.problem.objectives(job.device)
         a, b = self.a.params(job), self.b.params(job)
-        check_ends(objective.check(a, "a"), objective.check(b, "b"))
+        runs.check_pair(objective, a, b)
         judge = runs.judge_of(self.method, test)
         found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.memory("search"))
         about = {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
         found = replace(found, stats={**found.stats, **about})
         measured = profile(objective, found.path, self.num_points, test=test)
-        proved = certify(objective, found, self.gap, budget=self.budget)
+        found = runs.as_measured(found, measured)
+        proved = certify(objective, found, self.gap, budget=self.budget) if isfinite(measured.max) else None
         folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
         save(found, folder / "path.safetensors")
         runs.write_profile(measured, folder, objective)
         runs.write_certificate(proved, folder, objective)
-        row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
+        row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in runs.RECORDED}
         write_json(folder / "result.json", row | {"model": about["model"], "data": about["data"], "seed": self.seed})
         barriers = {k: asdict(v) for k, v in measured.barriers.items()}
         if measured.test is not None:
@@ -283,6 +285,3 @@ def named(method: Connector) -> str:
         if getattr(method, f.name) != usual:
             chosen.append(f"{f.name}={getattr(method, f.name)!r}")
     return type(method).__name__ + (f"({', '.join(chosen)})" if chosen else "")
-
-
-_ENVIRONMENT = ("version", "torch", "python", "threads")  # of the machine, not of the result: see record.json

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 
+from isthmus.checks import check_loss
 from isthmus.connectors.auto.check import EndLosses
 from isthmus.connectors.auto.ladder import Ladder
 from isthmus.connectors.base import About, Connection, Connector, Task
@@ -61,6 +62,5 @@ class Auto(Connector):
         """One step after the other, until one reaches the excess."""
         ends = EndLosses(task.objective, task.a, task.b)
         for name, loss in zip("ab", ends.under("none"), strict=True):
-            if not isfinite(loss):
-                raise InputError(name, expected="a network whose loss on these data is finite", got=f"{loss:g}")
+            check_loss(name, loss)
         return Ladder.start(task, ends, self.excess, self.budget).climb()
