@@ -162,7 +162,7 @@ def test_pictures_stand_on_the_axes_that_are_given(values):
     drawn = shows(values, "plot")
     names = {"Connection", "Profile", "Certificate", "DropoutStability", "PatternStability", "NoiseStability"}
     names |= {"MinimaGraph", "Alignment", "AlignedLines"}
-    names |= {"Ensemble", "Plane", "Band"}
+    names |= {"Ensemble", "Plane", "Band", "Comparison"}
     assert {type(v).__name__ for v in drawn} == names
     for value in drawn:
         ax = figures.Figure().add_subplot()
