@@ -66,7 +66,9 @@ def values(objective, modules, connection):
         im.ensemble(objective, connection, points=2, test=objective),
         im.plane(objective, a, modules[1], mlp(), points=2),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
-        im.minima_graph(objective, modules), im.align(objective, *modules), im.align(objective, *modules).inverse(),
+        im.minima_graph(objective, modules),
+        compared := im.compare(objective, modules[0], modules[1], ["Linear"], prove=False),
+        compared.best, im.align(objective, *modules), im.align(objective, *modules).inverse(),
         im.aligned_lines(objective, modules, im.align(objective, *modules), num_points=2),
         im.WeightMatching(), im.Given(), im.ActivationMatching(), im.RotationMatching(),
         *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
@@ -160,7 +162,7 @@ def test_pictures_stand_on_the_axes_that_are_given(values):
     drawn = shows(values, "plot")
     names = {"Connection", "Profile", "Certificate", "DropoutStability", "PatternStability", "NoiseStability"}
     names |= {"MinimaGraph", "Alignment", "AlignedLines"}
-    names |= {"Ensemble", "Plane", "Band"}
+    names |= {"Ensemble", "Plane", "Band", "Comparison"}
     assert {type(v).__name__ for v in drawn} == names
     for value in drawn:
         ax = figures.Figure().add_subplot()
@@ -278,6 +280,7 @@ def calls(objective, modules, connection, folder):
         im.save_alignment: {"alignment": im.align(objective, a, b), "path": folder / "alignment"},
         im.load_alignment: {"path": folder / "alignment", "objective": objective},
         im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},
+        im.compare: {"objective": objective, "a": a, "b": b, "methods": ["Linear"], "folder": folder / "compare"},
         im.load_graph: {"folder": folder / "graph"},
         im.ensemble: {"objective": objective, "path": connection, "points": 2, "independent": [a]},
         im.fast_geometric_ensemble: {"objective": objective, "a": a, "cycles": 1, "epochs": 1},
