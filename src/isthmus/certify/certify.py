@@ -10,7 +10,7 @@ from math import inf, isfinite, isnan
 
 import torch
 
-from isthmus.certify.branch import SearchTask, Search, search
+from isthmus.certify.branch import Search, SearchTask, search
 from isthmus.certify.certificate import NO_BOUND, Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim
 from isthmus.certify.cost import PROFILES

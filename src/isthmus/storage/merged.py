@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params, moves
 from isthmus.storage.checkpoints import read_checkpoint, save_params
 from isthmus.storage.files import PathLike, atomic_write, make_folder
@@ -30,6 +31,9 @@ def save_like(
     in the source; tensors of it that the network has not are written as they are. A tied tensor is written once,
     under the names of the source. Errors: ``InputError`` for another ending, ``FileError`` for a disk that fails.
     """
+    check_kinds(save_like, locals())
+    for name, value in params.items():
+        check_kind(value, Tensor, f"params[{name!r}]")
     target, named = Path(out), as_stored(params, source, unsafe_pickle=unsafe_pickle)
     if target.suffix in (".pt", ".pth", ".bin"):
         make_folder(target.parent)
