@@ -32,7 +32,7 @@ def start(question: str) -> None:
     """Print the question and fix the number of threads."""
     torch.set_num_threads(THREADS)
     kind = "processor" if CPU else "wall"
-    print(X, flush=True)
+    print(f"{question}\n  torch {torch.__version__}, {THREADS} thread(s), {kind} time, {EXAMPLES} examples", flush=True)
 
 
 def data(n: int = EXAMPLES) -> tuple[Tensor, Tensor]:
