@@ -183,6 +183,37 @@ def test_what_cannot_be_aligned_is_said():
         im.check(bumps(0, 1), line()[:1])
 
 
+def test_a_curve_that_cannot_be_trained_is_said():
+    flat = bumps(0.0, 1)
+    objective = im.Objective(Wave(), evaluate=lambda params: {"loss": flat.loss(params)})
+    found = im.check(objective, line(), curve=True)
+    assert found.go
+    assert found.curve is None
+    assert any(note.startswith("no curve: ") for note in found.notes)
+
+
+def test_a_check_of_losses_that_are_no_numbers_is_told(tmp_path):
+    pytest.importorskip("matplotlib")
+    from isthmus.report.check import write_check_files
+    from isthmus.storage import write_json
+
+    p = normed()
+    bad = {k: v * 1e200 if "weight" in k else v for k, v in p.a.items()}
+    found = im.check(p.objective, [p.a, bad], align=False, names=["a<b>", "c"])
+    assert not found.go
+    assert found.best[1] == found.best[1]
+    document = found.to_dict() | {"policies": {"keep": float("nan")}}
+    document["carriers"] = {"value": 1.0, "t": 0.5, "half": 0.1, "examples": 3, "top": [[0, 1.0]]}
+    document["carriers"]["by_class"] = {"10": 0.25, "2": 0.75}
+    write_json(tmp_path / "check.json", document)
+    write_check_files(tmp_path / "check.json")
+    page = (tmp_path / "report.html").read_text()
+    assert "a&lt;b&gt;" in page
+    assert "a<b>" not in page
+    assert "not below" in page
+    assert page.index("<td>2</td>") < page.index("<td>10</td>")
+
+
 def test_a_check_is_drawn():
     pytest.importorskip("matplotlib")
     from matplotlib import pyplot

@@ -34,6 +34,8 @@ METHODS: dict[str, str] = {
     "aligned-average": "the mean after the units were renumbered to be those of the first (Ainsworth et al. 2022)",
 }
 _ON_BASE = ("task", "ties")
+_DENSITY = 0.2
+"""The share of entries that "ties" keeps where none is asked for (Yadav et al. 2023)."""
 _GRID = 9
 """Points among which the best `at` is looked for."""
 
@@ -117,7 +119,7 @@ def merge(
     *,
     weights: Sequence[float] | None = None,
     base: ParamsLike | None = None,
-    density: float = 0.2,
+    density: float = _DENSITY,
     scale: float = 1.0,
     test: Mapping[str, Objective] | Objective | None = None,
     level: float | str = LEVEL,
@@ -129,9 +131,9 @@ def merge(
 
     `method`: one of "average", "slerp", "task", "ties", "aligned-average". `at`: of two networks, how far from the
     first; default: where the loss is lowest of 9 points, on `test` data if there are any; the middle without an
-    objective. `weights`: of the networks, default equal (in "task" and "ties" 1 each). `base`: what the networks began
-    from, for "task" and "ties"; `density`: the share of each tensor's entries that "ties" keeps; `scale`: of what is
-    added to the base.
+    objective and for "slerp". `weights`: of the networks, default equal (in "task" and "ties" 1 each). `base`: what the
+    networks began from, for "task" and "ties"; `density`: the share of each tensor's entries that "ties" keeps;
+    `scale`: of what is added to the base.
 
     BatchNorm's statistics are computed again from the objective's data (`bn`, as for ``profile``). `level`: as for
     ``verdict``, over the largest loss of the networks; ``merged.ok`` says whether the merged one is below it. Without
@@ -183,8 +185,7 @@ def _measured(
 ) -> Merged:
     """With its loss beside those of the networks."""
     ends = {name: tuple(one.loss(p) for p in networks) for name, one in sets.items()}
-    tops = {name: max(losses) for name, losses in ends.items()}
-    worth = {name: Mean(*one.measure(merged.params), level.above((tops[name],) * 2)) for name, one in sets.items()}
+    worth = {name: Mean(*one.measure(merged.params), level.above(ends[name])) for name, one in sets.items()}
     return replace(merged, worth=worth, ends=ends, level=str(level), bn=policy)
 
 
@@ -226,16 +227,22 @@ def _check_fits(method: str, recipe: _Recipe) -> None:
     """Refuse options that the method would not read."""
     between, on_base = len(recipe.models) == 2 and not recipe.weighted, method in _ON_BASE
     at_fits = recipe.at is None or (between and not on_base and 0 <= recipe.at <= 1)
+    density_fits = 0 < recipe.density <= 1 and (method == "ties" or recipe.density == _DENSITY)
     base = f"the network that all began from, for {method}" if on_base else f"None for {method}"
     for name, fits, expected in (
         ("at", at_fits, "a number in [0, 1], for two networks without weights or base"),
         ("models", between or method != "slerp", "two networks without weights for slerp"),
+        ("models", method != "ties" or not _any_complex(recipe), "real weights for ties, which elects signs"),
         ("base", on_base == (recipe.base is not None), base),
-        ("density", 0 < recipe.density <= 1, "a number in (0, 1]"),
-        ("scale", isfinite(recipe.scale), "a finite number"),
+        ("density", density_fits, "a number in (0, 1], for ties"),
+        ("scale", isfinite(recipe.scale) and (on_base or recipe.scale == 1), "a finite number, for task and ties"),
     ):
         if not fits:
             raise InputError(name, expected=expected, got=brief(getattr(recipe, name)))
+
+
+def _any_complex(recipe: _Recipe) -> bool:
+    return any(v.is_complex() for v in recipe.models[0].values())
 
 
 def _best(recipe: _Recipe, sets: Sequence[Objective], bn: str | None, progress: Progress) -> float:
