@@ -103,3 +103,7 @@ def test_a_shared_matrix_is_one_adapter_and_one_that_is_alone_is_left_out():
     assert found.kept == 0
     assert found.losses == (found.base_loss,) * 2
     assert found.rows[0].rise == pytest.approx(found.base_loss - found.loss)
+    both = [im.block_barriers(objective, base, model, ts=[t]).rows for t in (0.5, 1.0)]
+    middle = {"words.weight": (base["words.weight"] + model["words.weight"]) / 2}
+    top = max(found.loss, found.base_loss)
+    assert [row.alone for (row,) in both] == pytest.approx([objective.loss(middle) - top, found.loss - top])

@@ -134,6 +134,15 @@ def test_the_best_point_is_found_and_judged():
     assert equal.worth["training data"].loss == pytest.approx(losses[4], rel=1e-12)
 
 
+def test_the_best_point_is_that_of_held_out_data():
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    x = torch.ones(1, 1, dtype=torch.float64)
+    train, test = (im.Objective(module, "mse", (x, torch.full_like(x, y))) for y in (0.25, 0.75))
+    ends = [{"weight": torch.full((1, 1), w, dtype=torch.float64)} for w in (0.0, 1.0)]
+    assert im.merge(train, ends).at == 0.25
+    assert im.merge(train, ends, test=test).at == 0.75
+
+
 def test_statistics_are_computed_again_or_kept_as_asked():
     p = normed()
     names = [k for k in p.a if "running" in k]

@@ -1,6 +1,7 @@
 """Merged networks are written as their networks came."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import isthmus as im
 from isthmus.cli import run_app
 from isthmus.errors import InputError
 from isthmus.params import equal
+from isthmus.report.card import mergekit_recipe
 from tests.problems import perceptron, random_params
 
 
@@ -129,6 +131,40 @@ def test_merged_adapters_are_written_as_their_base(tmp_path):
     assert not any(info.values())
     own = found.state_dict()
     assert all(torch.equal(own[k], v) for k, v in made.items())
+
+
+def test_a_name_that_could_be_two_is_no_name(tmp_path):
+    own = {"a.w": torch.ones(2), "b.w": torch.zeros(2)}
+    torch.save({"w": torch.ones(2)}, tmp_path / "old.pt")
+    im.save_like(own, tmp_path / "new.safetensors", tmp_path / "old.pt")
+    assert equal(im.load_params(tmp_path / "new.safetensors"), own)
+
+
+def test_what_trainers_leave_is_not_copied_and_mergekit_gets_the_recipe(tmp_path):
+    folders = [tmp_path / name for name in ("it's a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        im.save_params({"w": torch.ones(2)}, folder / "model.safetensors")
+        for name in ("config.json", "tokenizer.json", "trainer_state.json", "x.index.json", "code.py"):
+            (folder / name).write_text("{}")
+    im.save_like({"w": torch.ones(2)}, tmp_path / "out", folders[0])
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+    models, base = [{"w": torch.tensor(v)} for v in ([1.0, 2.0], [3.0, 5.0])], {"w": torch.zeros(2)}
+    names = [str(folder) for folder in folders]
+    line = mergekit_recipe(im.merge(None, models, at=0.25), names, None)
+    quoted = names[0].replace("'", "''")
+    assert f"merge_method: linear\nmodels:\n  - model: '{quoted}'\n" in line
+    assert line.index("weight: 0.75") < line.index("weight: 0.25")
+    assert "normalize: true" in line
+    ties = mergekit_recipe(im.merge(None, models, "ties", base=base, density=0.5), names, tmp_path / "base")
+    assert all(text in ties for text in ("ties", "base_model", "density: 0.5", "lambda: 1.0", "normalize: true"))
+    task = mergekit_recipe(im.merge(None, models, "task", base=base, weights=[1, 2]), names, tmp_path / "base")
+    assert all(text in task for text in ("task_arithmetic", "weight: 2.0", "normalize: false"))
+    slerp = mergekit_recipe(im.merge(None, models, "slerp", 0.25), names, None)
+    assert all(text in slerp for text in ("slerp", f"base_model: '{quoted}'", "t: 0.25"))
+    again = replace(im.merge(None, models), bn="recompute")
+    assert mergekit_recipe(again, names, None) is None
+    assert mergekit_recipe(im.merge(None, models), [names[0], str(tmp_path)], None) is None
 
 
 def test_names_of_another_version_are_the_networks_own(tmp_path):
