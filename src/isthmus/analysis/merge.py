@@ -227,22 +227,26 @@ def _check_fits(method: str, recipe: _Recipe) -> None:
     """Refuse options that the method would not read."""
     between, on_base = len(recipe.models) == 2 and not recipe.weighted, method in _ON_BASE
     at_fits = recipe.at is None or (between and not on_base and 0 <= recipe.at <= 1)
-    density_fits = 0 < recipe.density <= 1 and (method == "ties" or recipe.density == _DENSITY)
     base = f"the network that all began from, for {method}" if on_base else f"None for {method}"
     for name, fits, expected in (
         ("at", at_fits, "a number in [0, 1], for two networks without weights or base"),
         ("models", between or method != "slerp", "two networks without weights for slerp"),
-        ("models", method != "ties" or not _any_complex(recipe), "real weights for ties, which elects signs"),
         ("base", on_base == (recipe.base is not None), base),
-        ("density", density_fits, "a number in (0, 1], for ties"),
-        ("scale", isfinite(recipe.scale) and (on_base or recipe.scale == 1), "a finite number, for task and ties"),
+        *_of_the_methods(method, recipe),
     ):
         if not fits:
             raise InputError(name, expected=expected, got=brief(getattr(recipe, name)))
 
 
-def _any_complex(recipe: _Recipe) -> bool:
-    return any(v.is_complex() for v in recipe.models[0].values())
+def _of_the_methods(method: str, recipe: _Recipe) -> list[tuple[str, bool, str]]:
+    """What only some methods read or bear: the name, whether it fits, and what would."""
+    ties, density, scale = method == "ties", recipe.density, recipe.scale
+    real = not ties or not any(v.is_complex() for v in recipe.models[0].values())
+    return [
+        ("models", real, "real weights for ties, which elects signs"),
+        ("density", 0 < density <= 1 and (ties or density == _DENSITY), "a number in (0, 1], for ties"),
+        ("scale", isfinite(scale) and (method in _ON_BASE or scale == 1), "a finite number, for task and ties"),
+    ]
 
 
 def _best(recipe: _Recipe, sets: Sequence[Objective], bn: str | None, progress: Progress) -> float:

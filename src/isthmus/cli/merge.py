@@ -90,12 +90,15 @@ def _check_base(method: str, base: Path | None, checkpoints: list[Path]) -> None
 
 def _check_out(out: Path, checkpoints: list[Path]) -> None:
     """Nothing of the user's is written over: what was merged, and weights that no merge wrote."""
-    target, sources = out.resolve(), {file.resolve() for file in checkpoints}
-    within = any(source.is_dir() and target.is_relative_to(source) for source in sources)
-    if target in sources or within or any(target == file.parent for file in sources if file.is_file()):
+    if any(_is_at(out.resolve(), file.resolve()) for file in checkpoints):
         raise InputError("--out", expected="another place than that of the checkpoints", got=str(out))
     if _holds_weights(out) and not _beside(out, "json").is_file():
         raise InputError("--out", expected="a place without weights, or those of a merge before", got=str(out))
+
+
+def _is_at(target: Path, source: Path) -> bool:
+    """Whether the place is a checkpoint, lies in it, or is the folder that holds it."""
+    return target.is_relative_to(source) if source.is_dir() else target in (source, source.parent)
 
 
 def _holds_weights(out: Path) -> bool:
