@@ -266,7 +266,14 @@ def test_several_networks_in_one_numbering(matching):
     assert trace[-1] > trace[0]
     hidden = [{k: v for k, v in one.target.items() if k != "8.bias"} for one in found]  # which holds no units
     pairs = itertools.combinations(hidden, 2)
-    by_weights = isinstance(matching, im.WeightMatching)
+    runs = found[0].runs
+    assert len(runs) == 1 + isinstance(matching, im.ActivationMatching)
+    losses = [run.midpoint for run in runs]
+    if len(runs) == 2:
+        mean = {k: torch.stack([one.target[k] for one in found]).mean(0) for k in models[0]}
+        assert losses[0] == pytest.approx(problem.objective.loss(mean))
+        assert losses[0] <= losses[1]
+    by_weights = runs[0].start == "together, by weights"
     by_hand = (
         sum(dot(p, q) for p, q in pairs)
         if by_weights

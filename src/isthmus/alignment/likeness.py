@@ -30,8 +30,7 @@ class Likeness:
     @classmethod
     def of(cls, objective: Objective, models: Sequence[Params], matching: ActivationMatching) -> Likeness:
         """One pass of each network over the examples of the matching."""
-        places = taps(objective.program, objective.structure, matching.tap)
-        alone = {name: several for name, several in places.items() if not any(tap.others for tap in several)}
+        alone = _alone(taps(objective.program, objective.structure, matching.tap))
         found = [_Pair(i, j, alone) for i, j in combinations(range(len(models)), 2)]
         names = {tap.value for several in alone.values() for tap in several}
         for values in seen(first(objective, matching.examples), models, names):
@@ -54,6 +53,11 @@ class Likeness:
         pairs = combinations(range(len(orders)), 2)
         each = ((name, i, j) for i, j in pairs for name in self.scores)
         return sum(float(self._between(name, i, j, orders).diagonal().sum()) for name, i, j in each)
+
+
+def _alone(places: Mapping[str, Sequence[Tap]]) -> dict[str, Sequence[Tap]]:
+    """The groups that have an axis to themselves wherever they are seen."""
+    return {name: several for name, several in places.items() if not any(tap.others for tap in several)}
 
 
 class _Pair:
