@@ -272,10 +272,10 @@ def curve(figure, task, pairs, **more):
     ]  # fmt: skip
 
 
-POWERS = [(0.1, 1.0, 5.0), (0.01, 1.5, 15.0), (0.001, 1.9, 45.0)]
-CUBIC = [(0.2, 1.0, 3.0), (0.155, 2.5, 3.2), (0.12, 1.1, 4.5), (0.05, 1.4, 11.0), (0.01, 1.9, 46.0)]
-IMAGES = [(20.0, 1.0, 3.0), (10.0, 1.02, 4.5), (5.0, 1.05, 7.0)]
-WORDS = [(200.0, 1.0, 3.0), (100.0, 1.1, 4.243), (80.0, 1.2, 4.743)]
+POWERS = [(0.125, 1.0, 4.0), (0.01, 1.5, 15.0), (0.001, 1.9, 45.0)]
+CUBIC = [(0.32, 1.0, 3.0), (0.2, 1.0, 3.0), (0.155, 2.5, 3.2), (0.12, 1.1, 4.5), (0.05, 1.4, 11.0), (0.01, 1.9, 46.0)]
+IMAGES = [(4.0, 1.0, 3.2), (2.0, 1.02, 4.0), (1.4, 1.03, 5.1), (0.7, 1.05, 7.5)]
+WORDS = [(700.0, 1.0, 2.828), (350.0, 1.1, 4.0), (135.0, 1.2, 6.44)]
 GOOD: list[dict[str, Any]] = [
     *curve("2", "quadratic", POWERS),
     *curve("3", "cubic", CUBIC),
@@ -299,15 +299,15 @@ def changed(figure, level, **values):
 @pytest.mark.parametrize(
     ("words", "changes"),
     [
-        ("quadratic: at the highest level", changed("2", 0.1, length=1.2)),
-        ("quadratic: the length grows", changed("2", 0.001, length=0.9)),
-        ("quadratic: the beads grow", changed("2", 0.01, beads=50.0)),
+        ("quadratic: at 0.125, the highest level", changed("2", 0.125, length=1.2)),
+        ("quadratic, from 0.125 to 0.001: the length grows", changed("2", 0.001, length=0.9)),
+        ("quadratic, from 0.125 to 0.001: the beads grow", changed("2", 0.01, beads=50.0)),
         ("around 0.15 the length has a spike", changed("3", 0.155, length=1.2)),
         ("the spike is there too", changed("3", 0.155, **{"length, line kept": 1.0})),
-        ("stays near 1 at every level", changed("4", 5.0, length=1.2)),
-        ("one bead is not enough", changed("6", 80.0, beads=3.0)),
+        ("stays near 1 at every level", changed("4", 0.7, length=1.2)),
+        ("one bead is not enough", changed("6", 135.0, beads=3.0)),
         ("every pair", changed("2", 0.01, connected=1, others="bead_failed")),
-        ("above its limit", changed("4", 10.0, largest=11.1)),
+        ("above its limit", changed("4", 2.0, largest=2.3)),
         ("is proved below", changed("squared error", 0.1, **{"largest bound": 0.112})),
         ("is proved below", changed("squared error", 0.1, proved=1)),
         ("never connected below", changed("8, D.1", 0.03, connected=1)),
@@ -324,7 +324,7 @@ def test_every_finding_can_fail(words, changes):
 
 
 def test_findings_say_nothing_where_rows_are_missing():
-    assert {f.holds for f in PAGE.findings([])} == {None}
+    assert {f.holds for f in PAGE.findings([])} <= {None}
     found = PAGE.findings([r for r in GOOD if r["figure"] == "Corollary 2.5"])
     assert [f.holds for f in found if f.holds is not None] == [True, True]
 

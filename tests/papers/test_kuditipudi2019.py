@@ -211,6 +211,10 @@ def test_findings_say_nothing_where_rows_are_missing():
     assert {f.holds for f in PAGE.findings([])} == {None}
     left = PAGE.findings([r for r in GOOD if r["figure"] == "2 left"])
     assert len([f for f in left if f.holds is not None]) == 2
+    wide = [r | {".width": 11} if r["figure"] == "2 right" else r for r in GOOD]
+    alone = [r for r in GOOD if r.get("method") != "Narrow"]
+    for rows, words in ((wide, "a few filters"), (alone, "is proved")):
+        assert [f.holds for f in PAGE.findings(rows) if words in f.statement] == [None]
     assert "holds: " in str(PAGE.findings(GOOD)[0])
     assert str(Finding("x", None, "y")) == "not measured: x (y)"
 

@@ -76,12 +76,14 @@ def table_of(a: float, b: float, path_a: float = 0.001, width: int = 500) -> lis
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        (table_of(0.002, 1.0), [True, True, True, True, True]),
-        (table_of(0.2, 1.0), [False, False, False, True, True]),
+        (table_of(0.002, 1.0), [True, True, True, None, True]),
+        (table_of(0.2, 1.0), [False, False, False, None, True]),
         (table_of(0.002, 0.003), [True, False, True, False, True]),
-        (table_of(0.002, 1.0, path_a=0.06), [True, True, True, True, False]),
-        (table_of(0.002, 1.0, width=100), [True, True, None, True, True]),
-        (table_of(0.002, 1.0, width=3000), [True, True, True, None, True]),
+        (table_of(0.002, 1.0, path_a=0.06), [True, True, True, None, False]),
+        (table_of(0.002, 1.0, width=100), [True, True, None, None, True]),
+        (table_of(0.002, 1.0, width=3000), [True, True, None, None, True]),
+        (table_of(0.002, 1.0) + table_of(0.002, 1.0, width=3000), [True, True, True, True, True]),
+        (table_of(0.2, 0.01, width=600), [False, False, False, False, True]),
     ],
 )
 def test_findings_hold_and_fail_as_the_numbers_say(table, expected):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from isthmus.connectors import Connector, Dropout, Linear, Subnetwork, Trained
@@ -295,12 +296,12 @@ def _widths_of(data: str, low: int, high: int) -> tuple[Claim, Claim]:
     return (
         Claim(
             f"{{task}}: A is near zero from about {low} neurons", wide, ("task",), needs=("A",),
-            value=lambda row: row["A"] if row["width"] >= low else None, at_most=_NEAR_ZERO, says=_by_width,
+            value="A", at_most=_NEAR_ZERO, says=_by_width, over=("width", low, inf),
         ),
         Claim(
             f"{{task}}: B is not near zero below {high}", wide, ("task",), needs=("B",),
             value=lambda row: row["B"] if row["width"] < high else None, at_least=_NEAR_ZERO,
-            says="smallest B {value:.3g} of {count} widths, at {width}",
+            says="smallest B {value:.3g} of {count} widths, at {width}", over=("width", -inf, high),
         ),
     )  # fmt: skip
 
