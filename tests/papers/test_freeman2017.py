@@ -21,11 +21,10 @@ from isthmus.papers.freeman2017.jobs import (
     Crossings,
     Ends,
     Judge,
-    Polynomial,
     Proof,
     String,
-    absolute,
 )
+from isthmus.papers.freeman2017.problems import Images, Polynomial, absolute, cropped, start_of
 from isthmus.papers.freeman2017.page import LEVELS_2, LEVELS_3, SCALES, sequential
 from isthmus.papers.freeman2017.tables import PAPER, rows
 from isthmus.papers.freeman2017.theory import Disconnected, Gap
@@ -64,7 +63,16 @@ def value_of(judge, objective, params) -> float:
 
 
 def test_the_smoke_run_has_every_part_and_goes_on_where_it_was(smoke, table, capsys):
-    assert {r["figure"] for r in table} == {"2", "3", "4", "squared error", "8, D.1", "2.3.1", "Corollary 2.5"}
+    assert {r["figure"] for r in table} == {
+        "2",
+        "2, at the maximum",
+        "3",
+        "4",
+        "squared error",
+        "8, D.1",
+        "2.3.1",
+        "Corollary 2.5",
+    }
     stored = json.loads((smoke / "freeman2017/tables/smoke-findings.json").read_text())
     assert [Finding(**f) for f in stored] == PAGE.findings(table)
     drawn = {f.name for f in (smoke / "freeman2017/figures").glob("*.png")}
@@ -100,9 +108,7 @@ def test_networks_are_the_first_at_or_below_each_level(smoke):
 
 
 def _start(cell):
-    if isinstance(cell.problem, Polynomial):
-        return cell.problem.module(cell.seed).state_dict()
-    return cell.problem.module(cell.problem.dataset(), cell.seed).state_dict()
+    return start_of(cell.problem, cell.seed)
 
 
 def test_stored_strings_are_what_the_rows_say(smoke, table):

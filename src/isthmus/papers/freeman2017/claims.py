@@ -219,6 +219,10 @@ CLAIMS = (
     ),
     *_sides("permutation"),
     *_sides("mixture"),
+    Claim(
+        "mixture, as printed: every path rises to the 1/2 of the text", lambda row: row["task"] == "mixture, as printed",
+        value="largest", at_least=0.5, says="{value:.2g} on a way, ends {ends:.2g}",
+    ),
     Claim(f"Corollary 2.5: the gap falls with the width, to at most {_SMALL:g}", _corollary, judge=_gap_falls),
     Claim(
         "Theorem 2.4: no loss on a path is above its ends and epsilon", _corollary,
