@@ -24,8 +24,8 @@ from isthmus.papers.freeman2017.jobs import (
     Proof,
     String,
 )
-from isthmus.papers.freeman2017.problems import Images, Polynomial, absolute, cropped, start_of
 from isthmus.papers.freeman2017.page import LEVELS_2, LEVELS_3, SCALES, sequential
+from isthmus.papers.freeman2017.problems import Polynomial, absolute, start_of
 from isthmus.papers.freeman2017.tables import PAPER, rows
 from isthmus.papers.freeman2017.theory import Disconnected, Gap
 from isthmus.params import distance, equal, lerp

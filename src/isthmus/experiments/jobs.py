@@ -8,23 +8,23 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from isthmus import pipeline as runs
-from isthmus.certify import certify
+from isthmus.certify import Certificate, certify
 from isthmus.certify.certify import BUDGET
-from isthmus.connectors import Connector, connect
+from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
-from isthmus.evaluate import profile
+from isthmus.evaluate import Profile, profile
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.objective import Objective
 from isthmus.params import Params, cast, check_ends
 from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
 from isthmus.sweep import Cell, Job
-from isthmus.training.fit import Fitted, Recipe
+from isthmus.training.fit import Fitted, Recipe, fit
 from isthmus.training.memory import Memory, forget
 
 HOST = torch.device("cpu")
@@ -87,6 +87,23 @@ class Problem:
             seed=seed, loss=self.loss, target=target, memory=memory,
         )  # fmt: skip
 
+    def train_to_zero_error(
+        self, seed: int, recipe: Recipe, memory: Memory = forget, device: torch.device = HOST
+    ) -> Fitted:
+        """The network of that seed, trained until it is right on all training examples, or for all steps."""
+        objective, _ = replace(self, tests=0).objectives(device)
+        start = {k: v.detach().to(device) for k, v in self.module(self.dataset(), seed).state_dict().items()}
+
+        def value(params: Params) -> float:
+            loss, error = objective.measure(params)
+            return loss if error > 0 else 0.0
+
+        fitted = fit(
+            objective.batch_loss, value, objective.check(start), objective.num_examples, recipe,
+            generator=torch.Generator().manual_seed(seed), memory=memory,
+        )  # fmt: skip
+        return replace(fitted, loss=objective.loss(fitted.params))
+
     def objectives(self, device: torch.device = HOST) -> tuple[Objective, Objective | None]:
         """On the training examples and, where there are some, on the test examples; the data are on `device`."""
         data, kind = self.dataset().to(device), _DTYPES[self.dtype]
@@ -122,7 +139,11 @@ def _weights_digest(weights: Weights, stamp: tuple[float, ...]) -> str:
 
 @dataclass(frozen=True)
 class Network(Cell):
-    """A network trained from its own seed until its training loss is at most `target`; shared by all experiments."""
+    """A network trained from its own seed until its training loss is at most `target`; shared by all experiments.
+
+    `until` "error": to the first check without an error on the training examples, instead of the target; for networks
+    that train as they are judged, without dropout and BatchNorm.
+    """
 
     page: ClassVar[str] = "networks"
 
@@ -130,6 +151,7 @@ class Network(Cell):
     seed: int = 0
     recipe: Recipe = field(default_factory=Recipe)
     target: float = 1e-3
+    until: Literal["loss", "error"] = field(default="loss", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 <= self.target < float("inf"):
@@ -142,7 +164,10 @@ class Network(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train, resuming where a killed run was; the weights are in params.safetensors."""
-        fitted = self.problem.train(self.seed, self.recipe, self.target, job.memory("training"), job.device)
+        if self.until == "error":
+            fitted = self.problem.train_to_zero_error(self.seed, self.recipe, job.memory("training"), job.device)
+        else:
+            fitted = self.problem.train(self.seed, self.recipe, self.target, job.memory("training"), job.device)
         about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
         save_params(fitted.params, job.folder / "params.safetensors", about)
         return {
@@ -257,17 +282,26 @@ class Pair(Cell):
         about = {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
         found = replace(found, stats={**found.stats, **about})
         measured = profile(objective, found.path, self.num_points, test=test)
-        proved = certify(objective, found, self.gap, budget=self.budget)
-        folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
-        save(found, folder / "path.safetensors")
-        runs.write_profile(measured, folder, objective)
-        runs.write_certificate(proved, folder, objective)
-        row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
-        write_json(folder / "result.json", row | {"model": about["model"], "data": about["data"], "seed": self.seed})
-        barriers = {k: asdict(v) for k, v in measured.barriers.items()}
-        if measured.test is not None:
-            barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}
-        return row | {"barriers": barriers}
+        return report(
+            job, objective, found, measured, certify(objective, found, self.gap, budget=self.budget), self.seed
+        )
+
+
+def report(
+    job: Job, objective: Objective, found: Connection, measured: Profile, proved: Certificate, seed: int
+) -> dict[str, Any]:
+    """A connection, its profile and its certificate in the folder "run" of the job; the row that its result is."""
+    folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
+    save(found, folder / "path.safetensors")
+    runs.write_profile(measured, folder, objective)
+    runs.write_certificate(proved, folder, objective)
+    row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
+    about = {k: found.stats[k] for k in ("model", "data")}
+    write_json(folder / "result.json", row | about | {"seed": seed})
+    barriers = {k: asdict(v) for k, v in measured.barriers.items()}
+    if measured.test is not None:
+        barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}
+    return row | {"barriers": barriers}
 
 
 def named(method: Connector) -> str:

@@ -207,7 +207,10 @@ CLAIMS = (
         ("task",), value="length", at_most=_NEAR, says="at most {value:.3f}, at {L0:g} %", over=("L0", *RANGES["4"]),
     ),
     Claim("{task}: at the lowest perplexity reached one bead is not enough", _curve("6"), ("task",), judge=_lstm),
-    Claim("every pair of every task is connected within the budget of its search", lambda row: row["figure"] in FIGURES, judge=_all_connected),
+    Claim(
+        "every pair of every task is connected within the budget of its search",
+        lambda row: row["figure"] in FIGURES, judge=_all_connected,
+    ),
     Claim(
         "no connected string is above its limit", _curve(*FIGURES, "squared error", "show"),
         value=lambda row: row["largest"] / row["limit"] if row[".dense"] else None, at_most=1 + _ROUNDING,
@@ -220,7 +223,8 @@ CLAIMS = (
     *_sides("permutation"),
     *_sides("mixture"),
     Claim(
-        "mixture, as printed: every path rises to the 1/2 of the text", lambda row: row["task"] == "mixture, as printed",
+        "mixture, as printed: every path rises to the 1/2 of the text",
+        lambda row: row["task"] == "mixture, as printed",
         value="largest", at_least=0.5, says="{value:.2g} on a way, ends {ends:.2g}",
     ),
     Claim(f"Corollary 2.5: the gap falls with the width, to at most {_SMALL:g}", _corollary, judge=_gap_falls),

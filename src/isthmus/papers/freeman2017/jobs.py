@@ -19,7 +19,7 @@ from isthmus.evaluate import profile
 from isthmus.experiments.jobs import HOST
 from isthmus.experiments.page import ended
 from isthmus.objective import Objective
-from isthmus.papers.freeman2017.problems import Images, Learned, start_of
+from isthmus.papers.freeman2017.problems import Images, Learned, cropped, start_of
 from isthmus.params import Params, distance
 from isthmus.paths import Path
 from isthmus.storage import load_connection, load_params, save, save_params
@@ -76,7 +76,8 @@ class Ends(Cell):
         watch = Crossings(limit, self.levels, check)
         generator = torch.Generator().manual_seed(self.seed)
         fitted = fit(
-            self._batch_loss(objective, generator), watch.value, start, objective.num_examples, replace(self.recipe, check=check),
+            self._batch_loss(objective, generator), watch.value, start, objective.num_examples,
+            replace(self.recipe, check=check),
             generator=generator, target=min(self.levels),
             memory=Beside(job.memory("training"), watch.give, watch.take),
         )  # fmt: skip
@@ -95,9 +96,8 @@ class Ends(Cell):
         def loss(params: Params, index: Tensor) -> Tensor:
             outputs = objective.forward(params, cropped(whole[index], side, generator))
             own = objective.example_losses(outputs, objective.data[1][index]).mean()
-            return (
-                own + objective.penalty(params, objective.parameter_names).to(own.dtype) if objective.penalty else own
-            )
+            penalty = objective.penalty
+            return own if penalty is None else own + penalty(params, objective.parameter_names).to(own.dtype)
 
         return loss
 
