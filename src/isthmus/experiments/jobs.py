@@ -35,7 +35,8 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Problem:
     """What is trained and measured: a network by name, data, loss and precision, in the words of the command line.
 
-    `examples`, `tests`: only the first so many training and test examples; None for all, ``tests=0`` for none.
+    `examples`, `tests`: only the first so many training and test examples; None for all, ``tests=0`` for none. With
+    `drawn` the training examples are random ones, from that seed.
 
     >>> Problem("mlp:64-20x2-10", "digits").label
     'mlp:64-20x2-10 on digits'
@@ -47,6 +48,7 @@ class Problem:
     loss: str = "cross_entropy"
     dtype: str = "float64"
     tests: int | None = None
+    drawn: int | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -69,7 +71,11 @@ class Problem:
 
     def dataset(self) -> Dataset:
         """The examples, as the network takes them."""
-        return runs.inputs_of(self.model, load(self.data).subset(self.examples, self.tests or None))
+        data = load(self.data)
+        if self.drawn is not None:
+            order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(self.drawn))
+            data = replace(data, x_train=data.x_train[order], y_train=data.y_train[order])
+        return runs.inputs_of(self.model, data.subset(self.examples, self.tests or None))
 
     def module(self, data: Dataset, seed: int = 0) -> torch.nn.Module:
         """The network with the weights of that seed."""
