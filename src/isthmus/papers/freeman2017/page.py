@@ -232,7 +232,7 @@ def _paper() -> _Scale:
 
     mnist = _mnist("conv5:32-64-1024")
     ends = Recipe(lr=1e-4, steps=200_000, batch=100, check=100, schedule="constant")
-    epoch, words = 50_000 // 128, 40_000 // 20
+    epoch, words = 50_000 // 128, 46_479 // 20
     common: dict[str, Any] = dict(attempts=2, budget=1_000_000)
     polynomials = [
         _polynomial(name, 10, levels, 1e-3, 200_000, straight=10, examples=10_000)
