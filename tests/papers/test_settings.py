@@ -11,7 +11,7 @@ import pytest
 
 from isthmus.experiments.jobs import Network, On, Pair
 from isthmus.papers import by_name
-from isthmus.papers.freeman2017.jobs import Ends, String
+from isthmus.papers.freeman2017.jobs import String
 from isthmus.papers.kuditipudi2019.jobs import Losses, Noise, Subnetworks
 from isthmus.papers.kuditipudi2019.section5 import Apart
 from isthmus.papers.nguyen2021.jobs import ExperimentA, ExperimentB, PathA
@@ -143,7 +143,10 @@ NGUYEN_2021: dict[str, Reader] = {
     "Table 1c, A, p = 1/4": xi("VGG-11", 0.25),
     "Table 1c, A, p = 1/4, l = 0": xi("VGG-11", 0.25, 0),
     "Table 1c, A, p = 1/4, l = 1": xi("VGG-11", 0.25, 1),
-    "originals end at": of(Network, lambda c: c.problem.data != "digits", lambda c: "no error" if c.until == "error" else f"loss {c.target:g}"),
+    "originals end at": of(
+        Network, lambda c: c.problem.data != "digits",
+        lambda c: "no error" if c.until == "error" else f"loss {c.target:g}",
+    ),
     "A ends at no error": of_a(looks),
     "A keeps 1 - p": of_a(lambda c: f"{1 - c.p:.3g}"),
     "xi_l start": of_a(lambda c: c.init),
@@ -238,11 +241,15 @@ KUDITIPUDI: dict[str, Reader] = {
     "MNIST, trials": filters(lambda n: n.seed + 1),
     "draws per p": of(Subnetworks, lambda c: True, lambda c: c.draws),
     "losses on": of(Subnetworks, lambda c: True, measured),
-    "narrow networks": of(Losses, lambda c: c.figure == "2 right", lambda c: int(c.end.network.problem.model.split(":")[1])),
+    "narrow networks": of(
+        Losses, lambda c: c.figure == "2 right", lambda c: int(c.end.network.problem.model.split(":")[1])
+    ),
     "VGG-11": vgg(lambda n: n.problem.model),
     "VGG-11, training": vgg(lambda n: trained(n.recipe, 390)),
     "noise on": of(Noise, lambda c: True, lambda c: c.end.problem.examples),
-    "paths of VGG-11 on": of(Pair, lambda c: isinstance(c.a, On) and c.a.problem.model.startswith("vgg"), lambda c: c.a.problem.examples),
+    "paths of VGG-11 on": of(
+        Pair, lambda c: isinstance(c.a, On) and c.a.problem.model.startswith("vgg"), lambda c: c.a.problem.examples
+    ),
     "section 5, h": of(Apart, lambda c: True, lambda c: c.h),
 }  # fmt: skip
 
