@@ -78,8 +78,7 @@ class Claim:
 
     def _finding(self, group: Row, rows: list[Row]) -> Finding:
         text = self.text.format_map(group)
-        rows = [row for row in rows if all(row.get(name) is not None for name in self.needs)]
-        rows = [row for row in rows if self._in_range(row)]
+        rows = [row for row in rows if self._counts(row)]
         if not rows:
             return Finding(text, *_NOTHING)
         holds, measured = self._by_number(rows) if self.judge is None else self.judge(rows)
@@ -87,7 +86,10 @@ class Claim:
         missing = self._missing(rows)
         return Finding(text, holds, measured) if refuted or not missing else Finding(text, None, measured + missing)
 
-    def _in_range(self, row: Row) -> bool:
+    def _counts(self, row: Row) -> bool:
+        """Whether a row has what is needed, and lies in the range."""
+        if any(row.get(name) is None for name in self.needs):
+            return False
         if self.over is None:
             return True
         column, low, high = self.over

@@ -208,8 +208,7 @@ class _Fitting:
         """Take over a check of the present parameters: where a problem's loss is its lowest, they are its best."""
         self.stalled = self.lbfgs and losses[0] >= self.best_losses[0] * (1 - 1e-9)
         self.finite = [isfinite(v) for v in losses]
-        if self.recipe.schedule == "plateau":
-            self._wait(sum(losses))
+        self._wait(sum(losses))
         pairs = enumerate(zip(losses, self.best_losses, strict=True))
         better = [i for i, (new, old) in pairs if isfinite(new) and new < old]
         for i in better:
@@ -222,7 +221,9 @@ class _Fitting:
                 v[better] = now[name][better]
 
     def _wait(self, total: float) -> None:
-        """Lower the learning rate where the sum of the losses has not fallen for `_PATIENCE` checks, as torch does."""
+        """On "plateau": lower the rate where the sum of the losses has not fallen for `_PATIENCE` checks, as torch does."""
+        if self.recipe.schedule != "plateau":
+            return
         better = total < self.record * (1 - _FALLS)
         self.record, self.waited = (total, 0) if better else (self.record, self.waited + 1)
         if self.waited > _PATIENCE:
