@@ -221,7 +221,7 @@ class _Fitting:
                 v[better] = now[name][better]
 
     def _wait(self, total: float) -> None:
-        """On "plateau": lower the rate where the sum of the losses has not fallen for `_PATIENCE` checks, like torch."""
+        """On "plateau": a lower rate where the sum of the losses has not fallen for `_PATIENCE` checks, like torch."""
         if self.recipe.schedule != "plateau":
             return
         better = total < self.record * (1 - _FALLS)
