@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import isthmus as im
+from isthmus.certify.bounds import Bound
 from isthmus.certify.certificate import Certificate, SegmentCertificate
 from isthmus.certify.cost import PROFILES, Count
+from isthmus.certify.model import _trial
 from isthmus.sweep import certify_in_parallel
 from tests.problems import PROBLEMS, Atan, odd_widths, random_params, two_layers
 
@@ -152,6 +154,13 @@ def test_the_budget_that_is_expected_to_do_does(make, gap):
     enough = im.certify(p.objective, path, gap, budget=short.expected)
     assert enough.close
     assert enough.cost > short.expected / 600  # and says not anything
+
+
+@pytest.mark.parametrize(("power", "near"), [(2, 1 / 10), (8, 1 / 25), (8, 1 / 60), (8, 1 / 400), (3, 1 / 2000)])
+def test_a_trial_expects_what_bounds_that_fall_with_that_power_need(power, near):
+    """The excess is the gap asked for on sub-intervals of width `near`, also where that is wider than the first one."""
+    trial = _trial(lambda i, start, end: Bound(1 + 0.01 * ((end - start) / near) ** power, 0.0, 1.0), [0], 0.01, 1.0)
+    assert trial.expected == pytest.approx(max(8, 1 / near), rel=0.01)
 
 
 def test_no_budget_is_promised_where_none_would_do():

@@ -387,3 +387,15 @@ def test_products_of_moving_values_are_not_affine(tail, names, kind):
     path = im.Path.through([problem.a, b])
     assert kinds(problem, path) == [kind]
     assert (straightness(problem, path) > 1e-6) == (kind == "measured")
+
+
+def test_a_certificate_says_which_statistics_it_is_about():
+    module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    a, b = {k: v.clone() for k, v in module.state_dict().items()}, {k: v * 2 for k, v in module.state_dict().items()}
+    objective = im.Objective(module.eval(), data=(torch.randn(6, 4), torch.arange(6) % 3))
+    path = im.Path.through([a, {**a, "3.weight": b["3.weight"]}, {**a, "0.weight": b["0.weight"]}])
+    c = im.certify(objective, path)
+    assert [s.claim for s in c.segments] == ["convex", "bounded"]
+    for s in c.segments:
+        assert "; running statistics are those of the path, not computed again" in s.why
+    assert im.verify_certificate(objective, path, c) == []

@@ -19,6 +19,7 @@ from isthmus.certify.gradient import followed_back
 from isthmus.certify.kernel import Kernel
 from isthmus.certify.kinks import rectified
 from isthmus.certify.origins import Origin, contributions, roundings
+from isthmus.certify.smooth import GELU, power, smooth
 from tests.certify.cases import CASES
 from tests.certify.test_forms import at, full
 from tests.certify.test_rules import ONE, ROWS, SEVERAL, form, signs
@@ -80,6 +81,18 @@ def test_functions_of_several_forms(name, width):
     rule, f, shapes = SEVERAL[name]
     for seed in range(2):
         check_followed(rule, f, {k: form(v, 7 * seed + i, width, "sbr") for i, (k, v) in enumerate(shapes.items())})
+
+
+WIDE = {"gelu": (GELU, 20.0, "slope"), "a square": (power(2), 0.5, "radius")}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_what_smooth_functions_add_is_needed(name):
+    """Where most of it is there: a bend of nearly 1 within a wide form, and the square of a remainder."""
+    f, size, part = WIDE[name]
+    own = torch.full((3, 2), size, dtype=F64)
+    x = Form(torch.zeros(3, 2, dtype=F64), own if part == "slope" else None, own if part == "radius" else None)
+    check_followed(lambda x: smooth(f, x), f.value, {"x": x})
 
 
 @pytest.mark.parametrize("width", [2.0, 0.3, 0.02])
@@ -186,6 +199,30 @@ def test_norms_of_remainders_of_linear_layers(share):
         assert float(present(out.radius).mean()) < 0.5 * float((present(x.radius) @ w.reach().T).mean())
 
 
+def test_what_a_moving_weight_adds_to_norms_is_needed():
+    """The remainder along the rows of the weight where these are longest; nothing else moves."""
+    g = torch.Generator().manual_seed(0)
+    first = torch.randn(30, 40, generator=g, dtype=F64) / sqrt(40)
+    motion, interval = Motion([first, -0.2 * first]), Interval.between(0.5, 0.6)
+    w = motion.over(interval)
+    w.origin, w.norm = Origin(), lambda norm: motion.norms(interval, norm)
+    entrance = Entrance(form((30, 40), 2, 0.3, "r"))
+    x = entrance.form
+    x.radius = torch.full_like(x.centre, 0.5)
+    x.ball = 0.2 * row_norms(x.radius)
+    out = contract(F.linear, 40, x, w, None, 1)
+    for s in (-1.0, 1.0):
+        rho = at(w, s) * present(x.ball) / row_norms(at(w, s))
+        rho = torch.minimum(torch.maximum(rho, -present(x.radius)), present(x.radius))
+        left = (at(x, s) + rho) @ at(w, s).T - at(out, s)
+        assert bool((left.abs() <= present(out.radius) * (1 + 1e-9)).all())
+        for sign in (-1.0, 1.0):
+            weights = sign * torch.eye(30, dtype=F64)  # of example i the output i, along whose row it strays
+            entrance.back = torch.zeros_like(entrance.back)
+            allowed = sum(contributions(out, weights).values())
+            assert float((weights * left).sum() - (entrance.back * rho).sum()) <= allowed * (1 + 1e-9)
+
+
 # -- the loss
 
 
@@ -210,6 +247,9 @@ LOSSES = {
     "weighted": (nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 0.2, 1.0], dtype=F64)), torch.arange(10) % 4),
     "summed": (nn.CrossEntropyLoss(reduction="sum"), torch.arange(10) % 4),
     "ignored": (nn.CrossEntropyLoss(ignore_index=2), torch.arange(10) % 4),
+    "probabilities": ("cross_entropy", 3 * torch.rand(10, 4, generator=torch.Generator().manual_seed(6), dtype=F64)),
+    "two classes": ("bce_with_logits", torch.rand(10, 4, generator=torch.Generator().manual_seed(6), dtype=F64)),
+    "huber": ("huber", torch.randn(10, 4, generator=torch.Generator().manual_seed(5), dtype=F64)),
 }
 
 

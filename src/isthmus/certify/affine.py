@@ -90,6 +90,13 @@ class Motion:
     def _at(self, t: float) -> Tensor:
         return _bernstein(self.differences[0], t)
 
+    def at(self, t: float) -> Form:
+        """The tensor at t, and by how much its entries may be off."""
+        control = self.differences[0]
+        largest = torch.stack(list(control)).abs().amax(0)
+        off = largest.mul_((4 * len(control) + 8) * UNIT).add_((4 * len(control) + 8) * 2.0**-1064)
+        return Form(self._at(t), None, torch.zeros_like(off) if t in (0.0, 1.0) else off)
+
     def over(self, interval: Interval) -> Form:
         """The form of the tensor on `interval`."""
         n, t, h = len(self.differences) - 1, interval.middle, interval.half
@@ -152,7 +159,7 @@ class Reading:
     ) -> None:
         moving = changed_tensors(control) if moving is None else moving
         _refuse_complex(control[0])
-        self.objective, self.program, uncertain = objective, program, uncertain or {}
+        self.objective, self.program, self.control, uncertain = objective, program, control, uncertain or {}
         self.motions: dict[str, Motion] = {}
         self.fixed: dict[str, Any] = {k: _value(v) for k, v in program.constants.items()}
         for place, name in program.tensors.items():

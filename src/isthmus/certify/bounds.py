@@ -69,6 +69,8 @@ class Bounds:
     or the loss that has no rule.
     """
 
+    means = "affine forms in t"
+
     def __init__(
         self,
         objective: Objective,

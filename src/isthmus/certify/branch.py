@@ -42,7 +42,7 @@ class Search:
     """What was found: the sub-intervals that cover each segment, its best sample, and how many bounds were computed.
 
     `refused`: the segments that have no finite bound, and why; they have no pieces. `spent`: whether the search ended
-    because its budget did.
+    because its budget did; `interrupted`: because it was stopped.
     """
 
     pieces: dict[int, list[Piece]]
@@ -51,6 +51,20 @@ class Search:
     best: float
     evaluations: int
     spent: bool
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search asks for: `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it,
+    `ends(i)` are its losses at 0 and 1; `confront(i, t, value, bound)` raises where that loss is above that bound for
+    other reasons than rounding: ``UnsupportedError`` gives the segment up.
+    """
+
+    bound: Callable[[int, float, float], Bound]
+    loss: Callable[[int, float], float]
+    ends: Callable[[int], tuple[float, float]]
+    confront: Callable[[int, float, float, float], None]
 
 
 def close(bound: float, best: float, gap: float) -> bool:
@@ -60,10 +74,7 @@ def close(bound: float, best: float, gap: float) -> bool:
 
 def search(
     segments: Sequence[int],
-    bound: Callable[[int, float, float], Bound],
-    loss: Callable[[int, float], float],
-    ends: Callable[[int], tuple[float, float]],
-    confront: Callable[[int, float, float, float], None],
+    asked: Asked,
     *,
     best: float,
     gap: float,
@@ -73,39 +84,39 @@ def search(
 ) -> Search:
     """Bound the loss over the numbered segments together.
 
-    `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it, `ends(i)` are its losses at 0
-    and 1; `confront(i, t, value, bound)` raises where that loss is above that bound for other reasons than rounding:
-    ``UnsupportedError`` gives the segment up. `best` is the largest loss known anywhere on the path. Each segment is
-    first cut into `first` parts; then the sub-interval with the largest bound is split, whichever segment it is on,
-    until it is close to the best sample, or `budget` bounds were computed (one per segment is computed in any case).
-    The loss is evaluated at a middle only where the centres of the forms promise more than the best sample.
+    `best` is the largest loss known anywhere on the path. Each segment is first cut into `first` parts; then the
+    sub-interval with the largest bound is split, whichever segment it is on, until it is close to the best sample, or
+    `budget` bounds were computed (one per segment is computed in any case).
+    The loss is evaluated at a middle only where the centres of the forms promise more than the best sample. A
+    ``KeyboardInterrupt`` ends the search, with the sub-intervals that were finished.
     """
-    state = _State(bound, loss, confront, best, budget, progress)
+    state = _State(asked, best, budget, progress)
     for i in segments:
-        values = ends(i)
+        values = asked.ends(i)
         k = int(values[1] > values[0])
         state.samples[i] = Sample(i, float(k), values[k])
     first = max(1, min(first, budget // max(1, len(segments))))
     first = 1 << (first.bit_length() - 1)  # the ends of sub-intervals are multiples of powers of 1/2, and exact
     for i in segments:
         state.cut(Piece(i, 0.0, 1.0, inf, inf), first)
-    while state.heap:
+    while state.heap and not state.stopped:
         piece = heappop(state.heap)[2]
-        if piece.segment in state.refused:
-            continue
-        parts = 4 if _far(piece.bound, state.best, gap) and state.evaluations + 4 <= budget else 2
-        if close(piece.bound, state.best, gap):
-            state.done.append(piece)
-            break
-        if piece.end - piece.start <= 2 * NARROWEST:
-            state.done.append(piece)
-        elif state.evaluations + parts > budget:
-            state.done.append(piece)
-            state.spent = True
-            break
-        else:
-            state.cut(piece, parts)
+        if piece.segment not in state.refused:
+            _narrow(state, piece, gap)
     return state.result()
+
+
+def _narrow(state: _State, piece: Piece, gap: float) -> None:
+    """Cut the worst sub-interval, unless the search ends there."""
+    parts = 4 if _far(piece.bound, state.best, gap) and state.evaluations + 4 <= state.budget else 2
+    near, narrow = close(piece.bound, state.best, gap), piece.end - piece.start <= 2 * NARROWEST
+    spent = state.evaluations + parts > state.budget
+    if not (near or narrow or spent):
+        state.cut(piece, parts)
+        return
+    state.done.append(piece)
+    state.spent = spent and not near and not narrow
+    state.stopped = near or state.spent
 
 
 def _far(bound: float, best: float, gap: float) -> bool:
@@ -117,9 +128,7 @@ def _far(bound: float, best: float, gap: float) -> bool:
 class _State:
     """The search so far: sub-intervals still on the heap, the worst first, and those that are done."""
 
-    bound: Callable[[int, float, float], Bound]
-    loss: Callable[[int, float], float]
-    confront: Callable[[int, float, float, float], None]
+    asked: Asked
     best: float
     budget: int
     progress: Callable[[str, int, int], None]
@@ -130,32 +139,43 @@ class _State:
     open: dict[int, str] = field(default_factory=dict)
     evaluations: int = 0
     spent: bool = False
+    stopped: bool = False
+    interrupted: bool = False
 
     def cut(self, piece: Piece, parts: int) -> None:
         """Replace a sub-interval by `parts` equal ones; a segment that the bound refuses is given up."""
-        width = (piece.end - piece.start) / parts
-        for k in range(parts):
-            start, end = piece.start + k * width, piece.start + (k + 1) * width
-            try:
-                self._visit(piece.segment, start, end)
-            except UnsupportedError as e:
-                self.refused[piece.segment] = str(e)
-                return
+        width, made = (piece.end - piece.start) / parts, []
+        try:
+            for k in range(0 if self.interrupted else parts):
+                made.append(self._visit(piece.segment, piece.start + k * width, piece.start + (k + 1) * width))
+        except UnsupportedError as e:
+            self.refused[piece.segment] = str(e)
+        except KeyboardInterrupt:
+            self.interrupted = self.stopped = True
+        if self.interrupted:  # these parts may not be all
+            self.done.append(piece)
+            return
+        for row in made:
+            heappush(self.heap, row)
 
-    def _visit(self, i: int, start: float, end: float) -> None:
-        found, middle = self.bound(i, start, end), start + (end - start) / 2
+    def _visit(self, i: int, start: float, end: float) -> tuple[float, int, Piece]:
+        found, middle = self.asked.bound(i, start, end), start + (end - start) / 2
         self.evaluations += 1
         if found.estimate > self.best and isfinite(found.loss):
-            value = self.loss(i, middle)
-            self.confront(i, middle, value, found.loss)
+            value = self.asked.loss(i, middle)
+            self.asked.confront(i, middle, value, found.loss)
             if value > self.samples[i].value:
                 self.samples[i] = Sample(i, middle, value)
             self.best = max(self.best, value)
         if found.why:
             self.open[i] = f": {found.why}"
-        piece = Piece(i, start, end, found.loss, found.error)
-        heappush(self.heap, (-found.loss, self.evaluations, piece))
         self.progress("bounding", self.evaluations, max(self.budget, self.evaluations))
+        return -found.loss, self.evaluations, Piece(i, start, end, found.loss, found.error)
+
+    @property
+    def within(self) -> int:
+        """How many bounds there could be."""
+        return self.evaluations if self.interrupted else self.budget
 
     def result(self) -> Search:
         """The pieces by segment, in order."""
@@ -165,7 +185,7 @@ class _State:
                 pieces[piece.segment].append(piece)
         unbounded = [i for i, parts in pieces.items() if not all(isfinite(p.bound) for p in parts)]
         for i in unbounded:
-            why = f"its bound did not become finite within {self.budget} sub-intervals"
+            why = f"its bound did not become finite within {self.within} sub-intervals"
             self.refused[i] = why + self.open.get(i, "")
             del pieces[i]
-        return Search(pieces, self.samples, self.refused, self.best, self.evaluations, self.spent)
+        return Search(pieces, self.samples, self.refused, self.best, self.evaluations, self.spent, self.interrupted)

@@ -64,7 +64,7 @@ class Certificate:
     `evaluations` bounds over sub-intervals were computed by `model`, at a `cost` of so many profiles, of the `budget`
     allowed, and `spent` says whether the search ended because there was no more of it; `predicted` is what it was
     expected to cost. `sources`: which operations make up the distance of the largest bound from the loss, and by which
-    share.
+    share. `stopped`: whether the search was interrupted; with its `memory` it goes on.
     """
 
     segments: tuple[SegmentCertificate, ...]
@@ -79,6 +79,7 @@ class Certificate:
     model: str = ""
     predicted: float = 0.0
     sources: Mapping[str, float] = field(default_factory=dict)
+    stopped: bool = False
 
     def __repr__(self) -> str:
         said = "proved" if self.proved else "not proved"
@@ -138,7 +139,7 @@ class Certificate:
         faster while a bound is useless, and where the network is smooth, so this is rather too much: 1 to 9 times what
         was needed for networks of ReLU, in trials, and up to 30 times for smooth ones.
         """
-        if self.close or not self.spent:
+        if self.close or not (self.spent or self.stopped):
             return None
         # a claim from the control points stays where it is: nothing of it can be cut
         pieces = [piece for s in self.segments for piece in s.intervals or ((0.0, 0.0, s.bound),)]
@@ -156,6 +157,9 @@ class Certificate:
         if self.close:
             return f"proved: at most {upward(self.bound):.4g}; the measured maximum is {best:.4g}"
         far = distance_in_words(self.bound, best, self.goal)
+        if self.stopped:
+            near = "" if self.expected is None else f", of about {_about(self.expected)} that are expected to do"
+            return f"proved, but {far}: the search was stopped after {_about(self.cost)} profiles{near}"
         return f"proved, but {far}: {budget_in_words(self.budget if self.spent else None, self.expected, self.goal)}"
 
     @property
@@ -185,6 +189,7 @@ class Certificate:
             "evaluations": self.evaluations,
             "budget": self.budget,
             "spent": self.spent,
+            "stopped": self.stopped,
             "cost": self.cost,
             "model": self.model,
             "predicted": self.predicted if isfinite(self.predicted) else None,

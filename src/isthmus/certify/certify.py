@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,17 +10,19 @@ from math import inf, isfinite, isnan
 
 import torch
 
-from isthmus.certify.branch import Search, search
+from isthmus.certify.branch import Asked, Search, search
 from isthmus.certify.certificate import NO_BOUND, Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim
 from isthmus.certify.cost import PROFILES
 from isthmus.certify.kernel import Kernel
-from isthmus.certify.model import MODELS, NOTHING, plan
+from isthmus.certify.model import MODELS, NOTHING, BoundPlan, plan
+from isthmus.certify.remembered import Remembered, decides
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import nonfinite_on
 from isthmus.paths import Curve, HasPath, LevelCurve, Path, path_of
+from isthmus.training.memory import Memory, forget, memory_of
 
 NARROWER = 6
 """How often a sub-interval is quartered to find out what makes its bound dear."""
@@ -36,6 +39,7 @@ def certify(
     budget: float | None = None,
     labels: Sequence[str] = (),
     num_points: int = 61,
+    memory: Memory | os.PathLike[str] | str = forget,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Certificate:
     """Bound the loss over the continuous `path`, deriving every claim from the control points alone.
@@ -54,7 +58,9 @@ def certify(
 
     A segment on which the outputs provably do not change, or are affine in t under a convex loss, is bounded by the
     loss at its control points, which affine forms bound ("unchanged", "convex"). Any other Bezier segment is cut into
-    sub-intervals of t, and affine forms in t go through the network ("bounded"); the sub-interval with the largest
+    sub-intervals of t, and affine forms in t go through the network ("bounded"); where the outputs are polynomials in t
+    of degree 16 or less, as those of linear networks are, their Bernstein coefficients are bounded instead, for which
+    the network is evaluated at as many points and one more, whatever the gap. The sub-interval with the largest
     bound, on whichever segment, is split until bound <= (1 + gap) * (largest loss seen), or bound - (largest loss seen)
     <= 1e-9, or `budget` bounds were computed. On a ``LevelCurve`` the outputs are affine in t by its closed form
     ("analytic"): its premises are checked again, roundings in the layers below and above it are bounded, and those of
@@ -76,6 +82,10 @@ def certify(
     trial expects more than the budget, `progress` says so before it is spent; where it was not enough,
     ``certificate.close`` is False, and ``certificate.summary`` says how far the bound is from the largest loss seen and
     which budget is expected to do. ``budget=0`` makes the exact claims only.
+
+    `memory`: a folder (or a ``Memory`` of this call alone), from which the same call goes on after it was killed, to
+    the same certificate; also one with a larger `budget`, or another `gap`. With it, Ctrl-C ends the search, and the
+    certificate says what was proved until then: ``certificate.stopped``.
 
     Errors: a path that holds NaN or infinities, or on which the loss is not finite, gets no certificate; nor does one
     along which integer tensors change that the outputs depend on. Every loss that is evaluated on the way is compared
@@ -99,16 +109,14 @@ def certify(
         kernel.ends(i)  # refuses losses that are not finite
         progress("certifying", i + 1, len(path))
     numerical = _numerical(kernel, found) if budget != 0 else []
-    best = max(max(kernel.ends(i)) for i in range(len(path)))
-    ways = plan(kernel, numerical, model, gap, best, num_points) if numerical else NOTHING
     profiles = _profiles(numerical, budget)
-    allowed = ways.rate.bounds(profiles)
-    if ways.predicted > profiles:
-        progress(f"bounding ({ways.foreseen(profiles, gap)})", 0, allowed)
-    result = search(
-        numerical, ways.bound, kernel.loss, kernel.ends, partial(confront, kernel),
-        best=best, gap=gap, budget=allowed, first=ways.first, progress=progress,
-    )  # fmt: skip
+    known = Remembered(kernel, memory_of(memory, lambda: decides(kernel, num_points)))
+    try:
+        ways, result = _searched(known, numerical, model, gap, profiles, num_points, progress)
+    finally:
+        known.save()
+    if result.interrupted and (memory is forget or not result.pieces):
+        raise KeyboardInterrupt
     rows, slacks = zip(*(_row(kernel, i, c, result, num_points) for i, c in enumerate(found)), strict=True)
     segments = tuple(map(_labelled, rows, labels or [""] * len(rows)))
     ends = (kernel.ends(0)[0], kernel.ends(len(path) - 1)[1])
@@ -116,7 +124,28 @@ def certify(
     return Certificate(
         segments, ends, kernel.dtype, slack, gap, result.evaluations, profiles, result.spent,
         ways.rate.profiles(result.evaluations), ways.model, ways.predicted, _sources(kernel, result),
+        result.interrupted,
     )  # fmt: skip
+
+
+def _searched(
+    known: Remembered,
+    numerical: Sequence[int],
+    model: str,
+    gap: float,
+    profiles: float,
+    num_points: int,
+    progress: Callable[[str, int, int], None],
+) -> tuple[BoundPlan, Search]:
+    """Bounds over sub-intervals, by the model that a trial promises to cost less."""
+    kernel = known.kernel
+    best = max(max(kernel.ends(i)) for i in range(len(kernel.path)))
+    ways = plan(known, numerical, model, gap, best, num_points) if numerical else NOTHING
+    allowed = ways.rate.bounds(profiles)
+    if ways.predicted > profiles:
+        progress(f"bounding ({ways.foreseen(profiles, gap)})", 0, allowed)
+    asked = Asked(ways.bound, known.loss, kernel.ends, partial(confront, kernel))
+    return ways, search(numerical, asked, best=best, gap=gap, budget=allowed, first=ways.first, progress=progress)
 
 
 def _profiles(numerical: Sequence[int], budget: float | None) -> float:
@@ -220,7 +249,7 @@ def _bounded(kernel: Kernel, i: int, found: Claim, result: Search) -> SegmentCer
         i,
         "bounded",
         max(sample.value, *(p.bound for p in pieces)),
-        f"{found.why}; bounded by affine forms in t on {len(pieces)} sub-intervals",
+        f"{found.why}; bounded by {kernel.bounds(i).means} on {len(pieces)} sub-intervals",
         abs(ends[1] - ends[0]),
         "",
         sample.t,

@@ -7,8 +7,9 @@ d = -(1 - s^2) bend + rho. The loss is convex, so that it is at most the mean, w
     loss(z(e) + d) <= loss(z(e)) + g . d + curvature,    g . d <= (1 - s^2) (-g . bend) + sum |B| fresh,
 
 with g the gradient at z(e) and B as in ``origins.py``. The curvature is at most (range of d)^2 / 8 for a cross-entropy,
-by Hoeffding's lemma, and the mean of d^2 for a mean squared error. What bends is the same function of s for all
-examples and outputs: it is added up with its signs first.
+by Hoeffding's lemma, times the sum of its probabilities where the targets are such; and the mean of d^2 times half the
+largest second derivative for a mean over entries. What bends is the same function of s for all examples and outputs: it
+is added up with its signs first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from isthmus.objective.losses import per_example
 
 EVALUATED = 1e-11
 """More than the relative error of a loss and of its gradient, times the sizes of outputs and targets."""
+
+BENDS = {"mse": 2.0, "bce_with_logits": 0.25, "huber": 1.0}
+"""The losses that are means over entries, each with a second derivative of at most this."""
 
 Pair = tuple[Tensor, Tensor]
 
@@ -90,15 +94,27 @@ def _curvature(objective: Objective, z: Form, y: Tensor) -> Tensor | None:
     down = plus(z.radius, None if z.bend is None else z.bend.clamp(min=0))
     if up is None or down is None:
         return None
-    if objective.named_loss == "mse":
-        return per_example(torch.maximum(up, down).square()) * (1 + EVALUATED)
+    if (bend := BENDS.get(str(objective._loss))) is not None:
+        return per_example(torch.maximum(up, down).square()) * (bend / 2 * (1 + EVALUATED))
+    return _of_cross_entropy(objective, up, down, y)
+
+
+def _of_cross_entropy(objective: Objective, up: Tensor, down: Tensor, y: Tensor) -> Tensor | None:
+    """That of a cross-entropy whose logits move so far up and down."""
+    if y.is_floating_point():
+        return per_example(_spread(up, down, 1) * y.sum(1)) if objective.named_loss else None
     rises, positions = objective.criterion.rises, objective.criterion.positions
-    if rises is None or positions is None or y.is_floating_point():
+    if rises is None or positions is None:
         return None
-    spread = (up.amax(positions.axis) + down.amax(positions.axis)).square() * ((1 + EVALUATED) / 8)
+    spread = _spread(up, down, positions.axis)
     if objective.named_loss == "cross_entropy":
         return positions.average(spread, y)
     return spread.reshape(len(spread), -1).amax(1) * rises
+
+
+def _spread(up: Tensor, down: Tensor, axis: int) -> Tensor:
+    """Hoeffding's bound, position by position."""
+    return (up.amax(axis) + down.amax(axis)).square() * ((1 + EVALUATED) / 8)
 
 
 def _rounding(objective: Objective, z: Form, y: Tensor, values: Tensor) -> Tensor:
@@ -109,5 +125,6 @@ def _rounding(objective: Objective, z: Form, y: Tensor, values: Tensor) -> Tenso
 
     stray = 1 + each(present(z.radius)) + (0.0 if z.bend is None else each(z.bend))
     size = 1 + each(z.size()) + (each(y) if y.is_floating_point() else 0.0)
-    steep = (objective.criterion.rises or 1.0) + (size + stray if objective.named_loss == "mse" else 0.0)
+    steep = (objective.criterion.rises or 1.0) + (each(y) if y.is_floating_point() else 0.0)
+    steep = steep + (size + stray if objective.named_loss == "mse" else 0.0)
     return (roundings(z) + EVALUATED * size) * stray * steep + EVALUATED * values.abs()

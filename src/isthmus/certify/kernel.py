@@ -11,8 +11,10 @@ import torch
 from isthmus.certify.analytic import Level, level
 from isthmus.certify.bounds import Bound, Bounds
 from isthmus.certify.claims import Claim, claim
+from isthmus.certify.polynomials import Polynomials, degree_of
 from isthmus.certify.widened import TROUBLE, evaluation, first_line, flushes, without_raw_errors
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
+from isthmus.evaluate.batchnorm import statistics
 from isthmus.evaluate.profile import profile
 from isthmus.objective import Objective
 from isthmus.objective.data import arguments, rows
@@ -137,6 +139,8 @@ class Kernel:
             found = replace(found, kind="convex", why=found.why + "; the penalty is convex in the weights")
         if self.evaluation.widened:
             found = replace(found, why=found.why + "; what the module computes in narrower types was taken in float64")
+        if statistics(self.objective):
+            found = replace(found, why=found.why + "; running statistics are those of the path, not computed again")
         return found
 
     def level(self, segment: LevelCurve) -> Level:
@@ -157,13 +161,15 @@ class Kernel:
         with without_raw_errors("its graph"):
             return self.bounds(i).over(start, end, followed=(model or self.model) == "chord")
 
-    def _make_bounds(self, i: int) -> Bounds:
+    def _make_bounds(self, i: int) -> Bounds | Polynomials:
         if self.obstacle or not isinstance(self.path.segments[i], Curve):
             raise UnsupportedError("its graph", self.obstacle or "affine forms are about Bezier curves alone")
         control = [cast(p, torch.float64) for p in self.control(i)]
         structure = self.structure
         simple = None if structure is None else cleared(control, live_units(control, structure), structure)
-        return Bounds(self.wide, self.program, control, simple, self.wide.memory // READINGS)
+        found = Bounds(self.wide, self.program, control, simple, self.wide.memory // READINGS)
+        degree = degree_of(found)
+        return Polynomials(found, degree) if degree else found
 
     def bound_at(self, params: Params) -> Bound:
         """A bound on the loss at a point, its rounding included; remembered by identity."""

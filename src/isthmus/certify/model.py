@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from math import inf, isfinite, log2
+from math import ceil, inf, isfinite, log2
 
 from isthmus.certify.bounds import Bound
 from isthmus.certify.branch import FIRST, FLOOR
 from isthmus.certify.cost import PROBED, Rate, rate
-from isthmus.certify.kernel import READINGS, Kernel
+from isthmus.certify.kernel import READINGS
+from isthmus.certify.remembered import Remembered
 from isthmus.errors import UnsupportedError
 
 MODELS = ("box", "chord")
@@ -62,45 +62,50 @@ class BoundPlan:
         expected = self.trial.expected
         if not isfinite(expected):
             return FIRST
-        parts = expected if self.trial.power > STEEP else max(expected / 4, min(expected, 2 * FIRST))
-        return 1 << round(log2(min(max(parts, FIRST), 1024)))
+        if self.trial.power > STEEP:
+            return 1 << ceil(log2(min(max(expected, FIRST), 1024)))
+        return 1 << round(log2(min(max(expected / 4, min(expected, 2 * FIRST)), 1024)))
 
 
-def plan(kernel: Kernel, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:
+def plan(known: Remembered, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:
     """Try the models on one place; the number of bounds goes with the root of their distance from the loss."""
     found = []
     for name in MODELS if model == "auto" else (model,):
-        bound = _bound(kernel, name)
-        costs = rate(kernel, segments, bound, num_points, READINGS)  # before anything is remembered
+        bound = known.bound(name)
+        # before anything is remembered
+        costs = known.rate(name, lambda bound=bound: rate(known.kernel, segments, bound, num_points, READINGS))
         found.append(BoundPlan(name, bound, costs, _trial(bound, segments, gap, best)))
     # where no bound is finite yet, the nearer one becomes it first
     return min(found, key=lambda p: (p.trial.expected * p.rate.each, p.model != "chord"))
 
 
-def _bound(kernel: Kernel, model: str) -> Callable[[int, float, float], Bound]:
-    return cache(lambda i, start, end: kernel.bound(i, start, end, model))
-
-
 def _trial(bound: Callable[[int, float, float], Bound], segments: Sequence[int], gap: float, best: float) -> BoundTrial:
-    """From the widths on which bounds come near the loss: a wide one that is useless says nothing of narrow ones."""
+    """From two widths, one on which the bound is near the loss and the next wider one: with what power it gets there.
+
+    A wide one that is useless says nothing of narrow ones; nor does a near one of those that are wider.
+    """
+
+    def far(i: int, width: float) -> float:
+        found = bound(i, 0.5, 0.5 + width)
+        return max(found.loss - found.estimate, 0.0) / max(gap * max(best, found.estimate), FLOOR)
+
     for i in segments:
-        seen: list[tuple[float, float]] = []
-        width = PROBED
-        while not seen or (seen[-1][1] > 1 and width >= NARROWEST_TRIED):
-            try:
-                found = bound(i, 0.5, 0.5 + width)
-            except UnsupportedError:
-                break
-            goal = max(gap * max(best, found.estimate), FLOOR)
-            seen.append((width, max(found.loss - found.estimate, 0.0) / goal))
-            width /= 4
-        if seen:
-            return _of_trials(seen)
+        try:
+            seen = [(PROBED, far(i, PROBED))]
+            if seen[0][1] <= 1:
+                seen.insert(0, (4 * PROBED, far(i, 4 * PROBED)))
+            while seen[-1][1] > 1 and seen[-1][0] >= 4 * NARROWEST_TRIED:
+                seen.append((seen[-1][0] / 4, far(i, seen[-1][0] / 4)))
+        except UnsupportedError:
+            continue
+        return _of_trials(seen)
     return BoundTrial(inf, 2.0)
 
 
 def _of_trials(seen: Sequence[tuple[float, float]]) -> BoundTrial:
-    """By the power of the width with which the distance in units of the goal fell last; 2 where there is one trial."""
+    """By the power of the width with which the distance in units of the goal fell last; 2 where that is not known."""
+    if seen[0][1] <= 1:
+        seen = seen[:1]
     width, far = seen[-1]
     power = 2.0
     if len(seen) > 1 and 0 < far < inf:

@@ -235,7 +235,7 @@ def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
     yield from _differences(certificate, said)
 
 
-_SEARCH = ("slack", "goal", "evaluations", "budget", "spent", "cost")
+_SEARCH = ("slack", "goal", "evaluations", "budget", "spent", "cost", "stopped")
 _TOLD = {"segments", "ends", "dtype", "format", "model", "predicted", "sources"}
 """What is looked at elsewhere, or taken as it is said."""
 

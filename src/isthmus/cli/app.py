@@ -29,6 +29,14 @@ COMMANDS = {
         "align",
         "Renumber the hidden units of B, C, ... to be those of A; what they compute stays the same, and is checked to.",
     ),
+    "check": (
+        "check",
+        "May these networks be averaged or merged? Measured on every data set; exit code 0: go, 1: no-go, 2: misuse.",
+    ),
+    "merge": (
+        "merge",
+        "Merge networks, measure what came out, and write it as they came, with a card; 1 where it is above the level.",
+    ),
     "graph": (
         "commands",
         "Join several checkpoints until it is known how high one must climb from each to each; write everything.",

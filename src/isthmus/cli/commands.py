@@ -298,9 +298,11 @@ def report(
     """Write one self-contained HTML page from stored results."""
     from isthmus.report import write_report
     from isthmus.report.alignment import write_stored_alignments
+    from isthmus.report.check import write_stored_check
     from isthmus.report.graph import write_stored_graph
 
-    print(write_stored_graph(folder, out) or write_stored_alignments(folder, out) or write_report(folder, out))
+    stored = (write_stored_graph, write_stored_check, write_stored_alignments)
+    print(next(filter(None, (write(folder, out) for write in stored)), None) or write_report(folder, out))
     return 0
 
 

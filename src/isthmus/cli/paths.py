@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -47,6 +48,9 @@ from isthmus.storage import load_connection, make_folder, read_json, save_curve_
 from isthmus.storage.files import plain
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
 from isthmus.verdict import LEVEL, Level, verdict
+
+_BOUNDS = "certificate-state"
+"""The folder in that of a certificate that holds the bounds which were computed."""
 
 
 def _open_path(path: Path, asked: Asked, dtype: str) -> tuple[Connection, Objective, Objective | None]:
@@ -158,7 +162,8 @@ def certify(
     """Prove a bound on the loss over a stored path, or check a stored proof against the path alone.
 
     Exit code 1 when some segment is only measured, or when the stored proof does not hold. A proof that is far above
-    what was measured ends with 0: how far it is, and whether it reaches the level, stands in the text.
+    what was measured ends with 0: how far it is, and whether it reaches the level, stands in the text. Ctrl-C ends the
+    search, and gives what is proved until then; the same command goes on from there, also after a kill.
     """
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
@@ -174,13 +179,16 @@ def certify(
     with progress_bar(quiet) as progress:
         if engine is None:
             proved = certify_path(
-                objective, connection.path, gap, model=bounds, budget=budget, labels=labels, progress=progress
-            )
+                objective, connection.path, gap, model=bounds, budget=budget, labels=labels, memory=out / _BOUNDS,
+                progress=progress,
+            )  # fmt: skip
         else:
             proved = certify_in_parallel(
                 objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
             )
     runs.write_certificate(proved, out, objective, path)
+    if not proved.stopped:
+        shutil.rmtree(out / _BOUNDS, ignore_errors=True)
     table, found = proved.to_dict(), verdict(certificate=proved, level=level)
     bn = applied(objective, "interpolate")
     shown = (

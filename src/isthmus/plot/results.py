@@ -10,6 +10,10 @@ import torch
 
 from isthmus.alignment import Alignment
 from isthmus.analysis.aligned_lines import AlignedLines
+from isthmus.analysis.barrier import BarrierMatrix
+from isthmus.analysis.blocks import BlockBarriers
+from isthmus.analysis.check import Check
+from isthmus.analysis.contributions import Contributions
 from isthmus.analysis.ensemble import Ensemble, EnsembleRow
 from isthmus.analysis.plane import Plane
 from isthmus.analysis.projection import project
@@ -18,6 +22,7 @@ from isthmus.connectors import Connection
 from isthmus.evaluate import Band, Profile
 from isthmus.graph import MinimaGraph
 from isthmus.plot.alignment import StoredAlignment, draw_alignment
+from isthmus.plot.check import StoredCheck, draw_block_barriers, draw_check, draw_contributions, draw_matrix
 from isthmus.plot.curves import DASHED, highest
 from isthmus.plot.figures import GREY, PALETTE, ground, settings
 from isthmus.plot.graph import draw_graph, graph_size
@@ -184,16 +189,25 @@ def _aligned_lines(found: AlignedLines, axes: Any) -> None:
     draw_alignment(StoredAlignment.of(found.to_dict()), axes)
 
 
+def _check(found: Check, axes: Any) -> None:
+    draw_check(StoredCheck.of(found.to_dict()), axes)
+
+
 _SIZES: dict[type, Callable[[Any], tuple[int, tuple[float, float]]]] = {
     MinimaGraph: lambda graph: (2, graph_size(graph)),
     Alignment: lambda _: (2, (10.0, 3.9)),
     AlignedLines: lambda _: (3, (15.0, 3.9)),
+    Check: lambda found: (1 + (found.blocks is not None), (11.2, 4.0)),
 }
 """How many axes, of what size together in inches, those are drawn on that take several."""
 
 _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
     Alignment: _alignment,
     AlignedLines: _aligned_lines,
+    BarrierMatrix: draw_matrix,
+    BlockBarriers: draw_block_barriers,
+    Check: _check,
+    Contributions: draw_contributions,
     Connection: _connection,
     Ensemble: _ensemble,
     Plane: _plane,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from math import inf
 from typing import Any
 
 import torch
@@ -237,28 +238,45 @@ def levels(program: Program, moved: set[str]) -> tuple[dict[str, int], str]:
 
 def level_of(node: Node, level: Mapping[str, int]) -> int:
     """The level of a node's result from those of what it reads."""
+    known = {k: inf if v == NEITHER else v for k, v in level.items()}
+    return int(min(degree_of(node, known), NEITHER))
 
-    def of(value: Any) -> int:
+
+def degree(program: Program, moved: set[str]) -> float:
+    """The degree of the outputs as polynomials in the tensors `moved`; infinite where they may be none.
+
+    >>> from isthmus.program.export import trace
+    >>> program = trace(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)), (torch.zeros(1, 2),))
+    >>> degree(program, {"0.weight"}), degree(program, {"0.weight", "1.weight"})
+    (1, 2)
+    """
+    known: dict[str, float] = {k: int(name in moved) for k, name in program.tensors.items()}
+    for node in program.nodes:
+        known[node.name] = degree_of(node, known)
+    return max((known.get(r.name, 0) for r in program.outputs), default=0)
+
+
+def degree_of(node: Node, known: Mapping[str, float]) -> float:
+    """The degree of a node's result from those of what it reads; infinite where it may be no polynomial of it."""
+
+    def of(value: Any) -> float:
         if isinstance(value, Ref):
-            return level.get(value.name, CONSTANT)
-        return max(map(of, value), default=CONSTANT) if isinstance(value, list | tuple) else CONSTANT
+            return known.get(value.name, 0)
+        return max(map(of, value), default=0) if isinstance(value, list | tuple) else 0
 
     args = [of(v) for v in node.args]
-    everything = max([*args, *(of(v) for v in node.kwargs.values())], default=CONSTANT)
-    if everything in (CONSTANT, NEITHER):
+    everything = max([*args, *(of(v) for v in node.kwargs.values())], default=0)
+    return _degree(node.about.linear, args, everything) if 0 < everything < inf else everything
+
+
+def _degree(linear: Linear, args: Sequence[float], everything: float) -> float:
+    """What an operation that is affine in this sense makes of arguments of these degrees, the largest `everything`."""
+    if linear == "jointly" or (linear == "first" and args[0] == everything and max(args[1:], default=0) == 0):
         return everything
-    return AFFINE if _stays_affine(node.about.linear, args) else NEITHER
-
-
-def _stays_affine(linear: Linear, args: Sequence[int]) -> bool:
-    """Whether an operation that is affine in this sense is so in values of these levels, none of them `NEITHER`."""
-    if linear == "first":
-        return args[0] == AFFINE and max(args[1:], default=CONSTANT) == CONSTANT
-    if linear == "each":
-        return args[0] + args[1] <= AFFINE
-    if linear == "added":
-        return args[1] + args[2] <= AFFINE
-    if linear == "scaled":  # (x - mean) / sqrt(var + eps) * weight + bias, statistics fixed
-        x, weight, _, mean, var = args[:5]
-        return var == CONSTANT and max(x, mean) + weight <= AFFINE
-    return linear == "jointly"
+    if linear in ("each", "added"):
+        first, second = args[:2] if linear == "each" else args[1:3]
+        return max(first + second, everything)
+    if linear == "scaled" and args[4] == 0:  # (x - mean) / sqrt(var + eps) * weight + bias, statistics fixed
+        x, weight, _, mean = args[:4]
+        return max(max(x, mean) + weight, everything)
+    return inf

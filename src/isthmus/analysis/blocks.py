@@ -1,0 +1,203 @@
+"""Which part of a network carries a barrier: one block at a time, and all blocks up to one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from isthmus.errors import InputError
+from isthmus.evaluate.batchnorm import POLICIES, followed, refresh
+from isthmus.kinds import check_kinds
+from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
+from isthmus.objective.skeleton import ties_of
+from isthmus.params import Params, check_ends, distance, lerp
+from isthmus.shown import brief, count, draw, line, one_line, plural, table
+from isthmus.training.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FEW = 3
+"""So many blocks are sought, deeper in the names where the first numbers in them give fewer."""
+
+
+@one_line
+@dataclass(frozen=True)
+class BlockBarrier:
+    """A block of `parameters` numbers, with its `share` of the squared distance of the networks.
+
+    `alone`: how far the loss rises above the larger end when only this block of a moves to that of b, over the points
+    that were measured, and `t`, where; below 0 where it does not reach the larger end. `through`: the same of the
+    network whose blocks up to this one are those of b, the others those of a.
+    """
+
+    name: str
+    parameters: int
+    share: float
+    alone: float
+    t: float
+    through: float
+
+
+@dataclass(frozen=True, eq=False)
+class BlockBarriers:
+    """What ``block_barriers`` found: a row per block, in the order of the network, the losses of both `ends`, the
+    number of `examples` and what became of BatchNorm's statistics, `bn`."""
+
+    rows: tuple[BlockBarrier, ...]
+    ends: tuple[float, float]
+    examples: int
+    bn: str
+
+    def __repr__(self) -> str:
+        top = self.highest
+        return line(self, plural(len(self.rows), "block"), f"highest alone {top.name!r}, {brief(top.alone)}")
+
+    def __getitem__(self, name: str) -> BlockBarrier:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise InputError("block", expected=f"one of {', '.join(row.name for row in self.rows)}", got=repr(name))
+
+    @property
+    def highest(self) -> BlockBarrier:
+        """The block that raises the loss most when it alone moves."""
+        return max(self.rows, key=lambda row: (row.alone != row.alone, row.alone))
+
+    def _repr_html_(self) -> str:
+        heading = ("block", "parameters", "share of distance", "alone", "at t", "all up to it")
+        return table(heading, [tuple(asdict(row).values()) for row in self.rows], repr(self))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Two bars per block, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
+        return draw(self, ax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        about = {"ends": list(self.ends), "examples": self.examples, "bn": self.bn}
+        return {**about, "blocks": [asdict(row) for row in self.rows]}
+
+
+def block_barriers(
+    objective: Objective,
+    a: ParamsLike,
+    b: ParamsLike,
+    *,
+    blocks: Mapping[str, Sequence[str]] | None = None,
+    ts: Sequence[float] = (0.5, 1.0),
+    bn: str | None = None,
+    progress: Progress = no_progress,
+) -> BlockBarriers:
+    """How far the loss rises when one block of `a` moves to that of `b`, and when all blocks up to one are those of b.
+
+    `blocks`: names of tensors, by the name of the block, in the order of the network; default: what ``blocks_of``
+    tells from the names, layers and repeated blocks. `ts`: how far a block moves, in (0, 1]. `bn`: what becomes of
+    BatchNorm's statistics, as for ``profile``; those of a block move with it unless they are computed again.
+
+    Cost: ``len(ts) + 1`` passes over the data for each block; ``objective.subset(1000)`` makes them cheap. Source: the
+    layer-wise barriers of Adilova, Andriushchenko, Kamp, Fischer, Jaggi 2024, of which this has the excess.
+
+    Errors: blocks that hold no tensor of the network, or one of another block; `ts` outside.
+
+    >>> import torch
+    >>> x, y = torch.eye(2), torch.tensor([0, 1])
+    >>> layers = [torch.nn.Linear(2, 2, bias=False) for _ in range(3)]
+    >>> objective = Objective(torch.nn.Sequential(*layers), data=(x, y))
+    >>> a = {f"{i}.weight": torch.eye(2) for i in range(3)}
+    >>> b = {**a, "1.weight": -torch.eye(2), "2.weight": -torch.eye(2)}
+    >>> found = block_barriers(objective, a, b)
+    >>> [(row.name, round(row.alone, 2), round(row.through, 2)) for row in found.rows]
+    [('0', 0.0, 0.0), ('1', 1.0, 1.0), ('2', 1.0, 0.0)]
+    """
+    check_kinds(block_barriers, locals())
+    start, goal = objective.check(a, "a"), objective.check(b, "b")
+    check_ends(start, goal)
+    if not ts or not all(0 < t <= 1 for t in ts):
+        raise InputError("ts", expected="numbers in (0, 1]", got=list(ts))
+    own = [k for k in start if k not in ties_of(objective.skeleton)]
+    parts = blocks_of(own) if blocks is None else _checked(blocks, own)
+    policy = followed(objective, bn or POLICIES[0])
+    ends = objective.loss(start), objective.loss(goal)
+    rows: list[BlockBarrier] = []
+    for one in _rows(objective, policy, start, goal, parts, sorted({*ts}), max(ends)):
+        rows.append(one)
+        progress("measuring blocks", len(rows), len(parts))
+    return BlockBarriers(tuple(rows), ends, objective.num_examples, policy)
+
+
+def _rows(
+    objective: Objective, policy: str, a: Params, b: Params, parts: Mapping[str, Sequence[str]], ts: Sequence[float],
+    top: float,
+) -> Iterator[BlockBarrier]:  # fmt: skip
+    squares = {name: distance(*_both(a, b, names)) ** 2 for name, names in parts.items()}
+    total = sum(squares.values()) or 1.0
+    losses = _losses(objective, policy, a, b, parts, ts)
+    for (name, names), (alone, through) in zip(parts.items(), losses, strict=True):
+        t, loss = max(alone.items(), key=lambda item: (item[1] != item[1], item[1]))
+        size = count({k: a[k] for k in names})
+        yield BlockBarrier(name, size, squares[name] / total, loss - top, t, through - top)
+
+
+def _losses(
+    objective: Objective, policy: str, a: Params, b: Params, parts: Mapping[str, Sequence[str]], ts: Sequence[float]
+) -> Iterator[tuple[dict[float, float], float]]:
+    """For each block the losses at `ts` of a with it moved, and that of a with all blocks up to it from b."""
+    ties, through = ties_of(objective.skeleton), dict(a)
+
+    def loss(params: Params) -> float:
+        whole = params | {k: params[own] for k, own in ties.items()}
+        return objective.measure(refresh(objective, whole) if policy == "recompute" else whole)[0]
+
+    for names in parts.values():
+        moved = {t: {**a, **lerp(*_both(a, b, names), t)} for t in ts}
+        through |= {k: b[k] for k in names}
+        yield {t: loss(params) for t, params in moved.items()}, loss(through)
+
+
+def _both(a: Params, b: Params, names: Sequence[str]) -> tuple[Params, Params]:
+    return {k: a[k] for k in names}, {k: b[k] for k in names}
+
+
+def _checked(blocks: Mapping[str, Sequence[str]], own: Sequence[str]) -> dict[str, list[str]]:
+    named = [k for names in blocks.values() for k in names]
+    wrong = [f"no tensor {k!r}" for k in named if k not in own]
+    wrong += [f"the block {name!r} without names" for name, names in blocks.items() if not names]
+    wrong += ["one name twice"] * (len({*named}) < len(named)) + ["no blocks"] * (not blocks)
+    if wrong:
+        raise InputError("blocks", expected="names of tensors, each in one block", got=wrong[0])
+    return {name: list(names) for name, names in blocks.items()}
+
+
+def blocks_of(names: Sequence[str]) -> dict[str, list[str]]:
+    """The tensors of each layer or repeated block, as their names tell it, in the order of the names.
+
+    A name is cut behind the first number in it, "encoder.layers.3.attention.weight" -> "encoder.layers.3", one without
+    a number before the last dot; where that gives fewer than 3 blocks, behind the second number, and so on.
+
+    >>> blocks_of(["wte.weight", "h.0.attn.weight", "h.0.mlp.weight", "h.1.attn.weight", "head.weight"])
+    {'wte': ['wte.weight'], 'h.0': ['h.0.attn.weight', 'h.0.mlp.weight'], 'h.1': ['h.1.attn.weight'], \
+'head': ['head.weight']}
+    >>> list(blocks_of(["net.0.0.weight", "net.0.0.bias", "net.0.2.weight"]))
+    ['net.0.0', 'net.0.2']
+    """
+    deepest = max((_numbers(k) for k in names), default=0)
+    for depth in range(1, max(1, deepest) + 1):
+        found: dict[str, list[str]] = {}
+        for name in names:
+            found.setdefault(_block(name, depth), []).append(name)
+        if len(found) >= _FEW or depth >= deepest:
+            return found
+    return {}
+
+
+def _numbers(name: str) -> int:
+    return sum(part.isdigit() for part in name.split(".")[:-1])
+
+
+def _block(name: str, depth: int) -> str:
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
+    end = numbers[min(depth, len(numbers)) - 1] + 1 if numbers else len(parts) - 1
+    return ".".join(parts[:end]) or name

@@ -1,0 +1,334 @@
+"""``merge``: one network from the weights of several, with what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from isthmus.alignment import align_many
+from isthmus.analysis.averaging import Mean
+from isthmus.analysis.check import sets_of
+from isthmus.errors import InputError
+from isthmus.evaluate.batchnorm import POLICIES, followed, refresh, statistics
+from isthmus.evaluate.profile import profile
+from isthmus.kinds import check_kinds
+from isthmus.objective import Objective
+from isthmus.objective.given import ParamsLike
+from isthmus.params import Params, check_finite, check_like, in_dtype, moves
+from isthmus.paths import Path
+from isthmus.shown import brief, line, table
+from isthmus.training.progress import Progress, no_progress
+from isthmus.verdict import LEVEL, Level
+
+MergeMethod = Literal["average", "slerp", "task", "ties", "aligned-average"]
+METHODS: dict[str, str] = {
+    "average": "the mean of the weights, or of two networks the point at `at` of the straight line",
+    "slerp": "of two networks, tensor by tensor, the point at `at` of the great circle (Shoemake 1985)",
+    "task": "the base and the weighted sum of what each network moved (Ilharco et al. 2023)",
+    "ties": "as task, of each network the largest moves, of each entry those of the elected sign (Yadav et al. 2023)",
+    "aligned-average": "the mean after the units were renumbered to be those of the first (Ainsworth et al. 2022)",
+}
+_ON_BASE = ("task", "ties")
+_GRID = 9
+"""Points among which the best `at` is looked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """The network that ``merge`` made, `params`, and how: `method`, `at` or `weights`, `density`, `scale`.
+
+    `worth`: its loss and error by data set, and the level that the loss must stay below, from the networks' own losses;
+    empty without an objective. `ends`: these losses, by data set. `bn`: what became of BatchNorm's statistics.
+    """
+
+    params: Params = field(repr=False)
+    method: str
+    at: float | None = None
+    weights: tuple[float, ...] = ()
+    density: float | None = None
+    scale: float | None = None
+    worth: Mapping[str, Mean] = field(default_factory=dict)
+    ends: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    level: str = LEVEL
+    bn: str = "none"
+
+    def __repr__(self) -> str:
+        losses = [f"{name} {brief(one.loss)}" for name, one in self.worth.items()]
+        return line(self, self.method, *losses, *([] if self.ok is None else ["ok" if self.ok else "above the level"]))
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the loss is below its level on all data sets; None where nothing was measured."""
+        return all(one.below for one in self.worth.values()) if self.worth else None
+
+    @property
+    def why(self) -> str:
+        """One sentence."""
+        if not self.worth:
+            return "Nothing was measured: give an objective."
+        said = [f"{name}: {one.loss:.4g}, level {one.level:.4g}" for name, one in self.worth.items()]
+        best = f" No point between is better than network {self.at:g}." if self.at in (0.0, 1.0) else ""
+        return f"The merged network is {'' if self.ok else 'not '}below {self._level()} ({'; '.join(said)}).{best}"
+
+    def _level(self) -> str:
+        read = Level.read(self.level)
+        return f"{read.number:g} x the largest loss of the networks" if read.relative else f"{read.number:g}"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, *self.ends[name], one.loss, one.level, one.error) for name, one in self.worth.items()]
+        networks = [str(i) for i in range(len(next(iter(self.ends.values()), ())))]
+        return table(("data", *networks, "merged", "level", "error"), rows, self.why)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without the weights of the network."""
+        own = {k: getattr(self, k) for k in ("method", "at", "density", "scale", "level", "bn", "ok", "why")}
+        worth = {k: asdict(v) for k, v in self.worth.items()}
+        return own | {"weights": list(self.weights), "worth": worth, "ends": {k: list(v) for k, v in self.ends.items()}}
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What the methods read: `models` as checked, their `weights`, and the rest as ``merge`` has it."""
+
+    models: Sequence[Params]
+    weights: tuple[float, ...]
+    at: float | None
+    base: Params | None
+    density: float
+    scale: float
+    weighted: bool
+
+    @property
+    def between(self) -> bool:
+        """Whether the merged network is a point between two, at `at`."""
+        return len(self.models) == 2 and self.base is None and not self.weighted
+
+
+def merge(
+    objective: Objective | None,
+    models: Sequence[ParamsLike],
+    method: MergeMethod = "average",
+    at: float | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    base: ParamsLike | None = None,
+    density: float = 0.2,
+    scale: float = 1.0,
+    test: Mapping[str, Objective] | Objective | None = None,
+    level: float | str = LEVEL,
+    bn: str | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Merged:
+    """One network from the weights of several, and its loss beside theirs.
+
+    `method`: one of "average", "slerp", "task", "ties", "aligned-average". `at`: of two networks, how far from the
+    first; default: where the loss is lowest of 9 points, on `test` data if there are any; the middle without an
+    objective. `weights`: of the networks, default equal (in "task" and "ties" 1 each). `base`: what the networks began
+    from, for "task" and "ties"; `density`: the share of each tensor's entries that "ties" keeps; `scale`: of what is
+    added to the base.
+
+    BatchNorm's statistics are computed again from the objective's data (`bn`, as for ``profile``). `level`: as for
+    ``verdict``, over the largest loss of the networks; ``merged.ok`` says whether the merged one is below it. Without
+    an objective `models` are dictionaries of tensors with equal names, and nothing is measured. Networks are merged in
+    float64, tensor by tensor, and kept in their own precision; tensors that cannot move are the first's.
+
+    Cost: a pass over the data for each network and for the merged one, and 9 to look for `at`. Errors:
+    ``InputError`` for options that do not fit the method.
+
+    >>> merge(None, [{"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}], at=0.25).params["w"]
+    tensor([1.5000])
+    >>> models = [{"w": torch.tensor([2.0, 0.0])}, {"w": torch.tensor([-1.0, 3.0])}]
+    >>> merge(None, models, "ties", base={"w": torch.zeros(2)}, density=0.5).params["w"]
+    tensor([2., 3.])
+    """
+    check_kinds(merge, locals(), but=["models", "method", "base", "test", "level"])
+    asked = Level.read(level)
+    if method not in get_args(MergeMethod):
+        raise InputError("method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
+    networks = _checked(objective, models)
+    start = None if base is None else _checked(objective, [base, base], "base")[0]
+    recipe = _Recipe(networks, _weights(method, weights, len(networks)), at, start, density, scale, weights is not None)
+    _check_fits(method, recipe)
+    sets = _sets_for(method, objective, test)
+    if objective is None:
+        return _told(_made(method, recipe), method, recipe)
+    policy = followed(objective, bn or POLICIES[0])
+    if method == "aligned-average":
+        found = align_many(objective, networks, seed=seed, progress=progress)
+        recipe = replace(recipe, models=[one.target for one in found])
+    if recipe.between and at is None and method != "slerp":
+        recipe = replace(recipe, at=_best(recipe, list(sets.values()), bn, progress))
+    params = _with_statistics(objective, _made(method, recipe), recipe, policy)
+    return _measured(_told(params, method, recipe), sets, networks, asked, policy)
+
+
+def _sets_for(
+    method: str, objective: Objective | None, test: Mapping[str, Objective] | Objective | None
+) -> dict[str, Objective]:
+    if objective is not None:
+        return sets_of(objective, test)
+    if method == "aligned-average" or test is not None:
+        raise InputError("objective", expected="one, for this method and for test data", got=None)
+    return {}
+
+
+def _measured(
+    merged: Merged, sets: Mapping[str, Objective], networks: Sequence[Params], level: Level, policy: str
+) -> Merged:
+    """With its loss beside those of the networks."""
+    ends = {name: tuple(one.loss(p) for p in networks) for name, one in sets.items()}
+    tops = {name: max(losses) for name, losses in ends.items()}
+    worth = {name: Mean(*one.measure(merged.params), level.above((tops[name],) * 2)) for name, one in sets.items()}
+    return replace(merged, worth=worth, ends=ends, level=str(level), bn=policy)
+
+
+def _told(params: Params, method: str, recipe: _Recipe) -> Merged:
+    """The network with what was read of its recipe."""
+    on_base = method in _ON_BASE
+    at = (0.5 if recipe.at is None else recipe.at) if recipe.between else None
+    density = recipe.density if method == "ties" else None
+    weights = () if recipe.between else recipe.weights
+    return Merged(params, method, at, weights, density, recipe.scale if on_base else None)
+
+
+def _checked(objective: Objective | None, models: Sequence[ParamsLike], what: str = "models") -> list[Params]:
+    if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
+        raise InputError(what, expected="two or more networks", got=models)
+    if objective is None:
+        plain: list[Any] = list(models)
+        if not all(isinstance(one, Mapping) for one in plain):
+            raise InputError(what, expected="state_dicts without an objective", got="other values")
+        found = [dict(one) for one in plain]
+    else:
+        found = [objective.check(one, f"{what}[{i}]") for i, one in enumerate(models)]
+    for i, one in enumerate(found):
+        check_like(one, found[0], f"{what}[{i}]")
+        check_finite(one, f"{what}[{i}]")
+    return found
+
+
+def _weights(method: str, given: Sequence[float] | None, n: int) -> tuple[float, ...]:
+    each = (1.0 if method in _ON_BASE else 1 / n,) * n
+    found = each if given is None else tuple(map(float, given))
+    total = sum(found)
+    if len(found) != n or not all(map(isfinite, found)) or not total:
+        raise InputError("weights", expected=f"{n} numbers with a sum other than 0", got=list(found))
+    return found if method in _ON_BASE else tuple(w / total for w in found)
+
+
+def _check_fits(method: str, recipe: _Recipe) -> None:
+    """Refuse options that the method would not read."""
+    between, on_base = len(recipe.models) == 2 and not recipe.weighted, method in _ON_BASE
+    at_fits = recipe.at is None or (between and not on_base and 0 <= recipe.at <= 1)
+    base = f"the network that all began from, for {method}" if on_base else f"None for {method}"
+    for name, fits, expected in (
+        ("at", at_fits, "a number in [0, 1], for two networks without weights or base"),
+        ("models", between or method != "slerp", "two networks without weights for slerp"),
+        ("base", on_base == (recipe.base is not None), base),
+        ("density", 0 < recipe.density <= 1, "a number in (0, 1]"),
+        ("scale", isfinite(recipe.scale), "a finite number"),
+    ):
+        if not fits:
+            raise InputError(name, expected=expected, got=brief(getattr(recipe, name)))
+
+
+def _best(recipe: _Recipe, sets: Sequence[Objective], bn: str | None, progress: Progress) -> float:
+    """Where the loss is lowest on the line: on held-out data, if there are any, with statistics of the first set."""
+    test = sets[1] if len(sets) > 1 else None
+    found = profile(sets[0], Path.through(list(recipe.models)), _GRID, test=test, bn=bn, progress=progress)
+    judged = found if found.test is None else found.test
+    return float(judged.t[int(judged.loss.nan_to_num(nan=torch.inf).argmin())])
+
+
+def _made(method: str, recipe: _Recipe) -> Params:
+    """Tensor by tensor; what is one tensor under several names in all networks stays one."""
+    merging = _OF_A_TENSOR[method]
+    made: dict[tuple[int, ...], Tensor] = {}
+    out: Params = {}
+    for name, v in recipe.models[0].items():
+        several = [one[name] for one in recipe.models]
+        if not moves(v) or (recipe.base is None and all(w is v for w in several)):
+            out[name] = v
+            continue
+        same = tuple(map(id, several))
+        if same not in made:
+            start = None if recipe.base is None else in_dtype(recipe.base[name], torch.float64)
+            made[same] = merging([in_dtype(w, torch.float64) for w in several], start, recipe).to(v.dtype)
+        out[name] = made[same]
+    return out
+
+
+def _with_statistics(objective: Objective, params: Params, recipe: _Recipe, policy: str) -> Params:
+    """BatchNorm's statistics are no task vectors: a mean of the networks' own, the first's, or computed again."""
+    if policy == "none":
+        return params
+    if policy == "recompute":
+        return refresh(objective, params)
+    names = statistics(objective)
+    if policy == "keep":
+        return params | {k: recipe.models[0][k] for k in names}
+    equal = replace(recipe, base=None, weights=_weights("average", None, len(recipe.models)))
+    own = {k: [p[k] for p in recipe.models] for k in names if moves(params[k])}
+    return params | {k: _average([v.double() for v in vs], None, equal).to(vs[0].dtype) for k, vs in own.items()}
+
+
+def _average(several: Sequence[Tensor], base: Tensor | None, recipe: _Recipe) -> Tensor:
+    if recipe.at is not None:
+        return torch.lerp(several[0], several[1], recipe.at)
+    return sum((w * v for w, v in zip(recipe.weights, several, strict=True)), torch.zeros_like(several[0]))
+
+
+def _slerp(several: Sequence[Tensor], base: Tensor | None, recipe: _Recipe) -> Tensor:
+    """Along the great circle through both; straight where they point the same way, or one of them is zero."""
+    a, b = several
+    t = 0.5 if recipe.at is None else recipe.at
+    norms = float(a.norm() * b.norm())
+    cosine = float((a.conj() * b).sum().real) / norms if norms else 1.0
+    if abs(cosine) > 1 - 1e-9:
+        return torch.lerp(a, b, t)
+    angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))
+    left, right = (float((s * angle).sin() / angle.sin()) for s in (1 - t, t))
+    return left * a + right * b
+
+
+def _task(several: Sequence[Tensor], base: Tensor | None, recipe: _Recipe) -> Tensor:
+    assert base is not None  # noqa: S101 - _check_fits
+    moved = sum((w * (v - base) for w, v in zip(recipe.weights, several, strict=True)), torch.zeros_like(base))
+    return base + recipe.scale * moved
+
+
+def _ties(several: Sequence[Tensor], base: Tensor | None, recipe: _Recipe) -> Tensor:
+    """Trim, elect the sign of each entry by the sum, then the weighted mean of the moves that have it."""
+    assert base is not None  # noqa: S101 - _check_fits
+    kept = [_trimmed(v - base, recipe.density) for v in several]
+    weighted = [w * v for w, v in zip(recipe.weights, kept, strict=True)]
+    elected = sum(weighted, torch.zeros_like(base)).sign()
+    agree = [(v.sign() == elected) & (v != 0) for v in weighted]
+    total = sum((v * m for v, m in zip(weighted, agree, strict=True)), torch.zeros_like(base))
+    weight = sum((w * m.double() for w, m in zip(recipe.weights, agree, strict=True)), torch.zeros_like(base))
+    mean = torch.where(weight != 0, total / torch.where(weight != 0, weight, torch.ones_like(weight)), 0.0)
+    return base + recipe.scale * mean
+
+
+def _trimmed(moved: Tensor, density: float) -> Tensor:
+    """The largest entries, a share `density` of them, at least one; the others zero."""
+    k = max(1, int(density * moved.numel()))
+    if k >= moved.numel():
+        return moved
+    kept = moved.abs().flatten().topk(k).indices
+    return torch.zeros_like(moved).flatten().index_copy(0, kept, moved.flatten()[kept]).view_as(moved)
+
+
+_OF_A_TENSOR: dict[str, Callable[[Sequence[Tensor], Tensor | None, _Recipe], Tensor]] = {
+    "average": _average,
+    "aligned-average": _average,
+    "slerp": _slerp,
+    "task": _task,
+    "ties": _ties,
+}

@@ -1,0 +1,80 @@
+"""What fine-tuning moved: task vectors of several networks against the one they began from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isthmus.errors import InputError
+from isthmus.params import check_like, moves, widened
+from isthmus.shown import brief, line, plural, table
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVectors:
+    """Of n networks against a base: `norms` [n] of their task vectors; `cosines` [n, n]; `signs` [n, n], the share of
+    entries that both moved which they moved the same way; `relative` [n], the norms as shares of the base's."""
+
+    norms: Tensor
+    relative: Tensor
+    cosines: Tensor
+    signs: Tensor
+
+    def __repr__(self) -> str:
+        most = brief(float(self.cosines.min()))
+        told = f"norms {brief(self.norms.tolist())}", f"cosines >= {most}"
+        return line(self, plural(len(self.norms), "network"), *told)
+
+    def _repr_html_(self) -> str:
+        rows = [(i, *map(float, (self.norms[i], self.relative[i], *self.cosines[i]))) for i in range(len(self.norms))]
+        return table(("network", "norm", "share of base", *(f"cosine {i}" for i in range(len(rows)))), rows, repr(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {k: getattr(self, k).tolist() for k in ("norms", "relative", "cosines", "signs")}
+
+
+def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> TaskVectors:
+    """Norms, cosines and agreement of signs of what each network moved from `base`.
+
+    One tensor at a time is widened to float64, so that memory is little beside the networks. A network that did not
+    move has the cosine 0 with every other one. Tensors that cannot move (counters, masks) do not count; nor do running
+    statistics by any other rule than weights. Errors: no networks; other names or shapes. Source: Ilharco et al. 2023.
+
+    >>> base = {"w": torch.zeros(3)}
+    >>> found = task_vectors(base, [{"w": torch.tensor([3.0, 0.0, 4.0])}, {"w": torch.tensor([3.0, 5.0, -4.0])}])
+    >>> found.norms.tolist(), round(float(found.cosines[0, 1]), 3), float(found.signs[0, 1])
+    ([5.0, 7.0710678118654755], -0.198, 0.5)
+    """
+    if not models:
+        raise InputError("models", expected="one network or more", got="none")
+    for i, one in enumerate(models):
+        check_like(one, base, f"models[{i}]")
+    n, total = len(models), 0.0
+    dots = torch.zeros(n, n, dtype=torch.float64)
+    same, both = torch.zeros_like(dots), torch.zeros_like(dots)
+    for name, start in base.items():
+        if not moves(start):
+            continue
+        total += float(widened(start).square().sum())
+        moved = [(widened(one[name]) - widened(start)).flatten() for one in models]
+        for i, j in [*combinations(range(n), 2), *((i, i) for i in range(n))]:
+            signs = moved[i].sign() * moved[j].sign()
+            dots[i, j] += float(torch.dot(moved[i], moved[j]))
+            same[i, j] += float((signs > 0).sum())
+            both[i, j] += float((signs != 0).sum())
+    dots, same, both = (_mirrored(v) for v in (dots, same, both))
+    norms = dots.diagonal().sqrt()
+    scale = norms[:, None] * norms[None, :]
+    cosines = torch.where(scale > 0, dots / scale.clamp(min=1e-300), torch.zeros_like(dots))
+    signs = torch.where(both > 0, same / both.clamp(min=1), torch.ones_like(dots))
+    return TaskVectors(norms, norms / max(total**0.5, 1e-300), cosines.clamp(-1, 1), signs)
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    return upper + upper.triu(1).T

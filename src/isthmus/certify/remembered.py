@@ -1,0 +1,70 @@
+"""What a search computes, each number once: also where it was killed in between, and goes on from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from isthmus.certify.bounds import Bound
+from isthmus.certify.cost import Rate
+from isthmus.certify.kernel import Kernel
+from isthmus.objective.described import bound as described
+from isthmus.training.memory import Memory
+
+
+class Remembered:
+    """Bounds of a path over sub-intervals, losses and costs, kept by a memory; numbers come back to the last bit.
+
+    None of them depends on the gap that is asked for, nor on the budget.
+    """
+
+    def __init__(self, kernel: Kernel, memory: Memory) -> None:
+        kept = memory.load()
+        self.kernel, self.memory, self.computed = kernel, memory, 0
+        self.values: dict[str, dict[str, Any]] = {} if kept is None else kept[1]
+
+    def bound(self, model: str) -> Callable[[int, float, float], Bound]:
+        """The bounds of one model."""
+
+        def of(i: int, start: float, end: float) -> Bound:
+            loss, error, estimate, why = self._known(model, (i, start, end), lambda: self._bound(i, start, end, model))
+            return Bound(loss, error, estimate, why=why)
+
+        return of
+
+    def _bound(self, i: int, start: float, end: float, model: str) -> tuple[float, float, float, str]:
+        found = self.kernel.bound(i, start, end, model)
+        return found.loss, found.error, found.estimate, found.why
+
+    def loss(self, i: int, t: float) -> float:
+        """The loss at t on segment i."""
+        return float(self._known("losses", (i, t), lambda: self.kernel.loss(i, t)))
+
+    def rate(self, model: str, count: Callable[[], Rate]) -> Rate:
+        """What bounds of one model cost, as it was counted first."""
+
+        def counted() -> tuple[int, int, int]:
+            found = count()
+            return found.measuring, found.once, found.each
+
+        return Rate(*self._known("rates", (model,), counted))
+
+    def save(self) -> None:
+        """Keep what there is, if there is more than before."""
+        if self.computed:
+            self.memory.save({}, self.values)
+
+    def _known(self, kind: str, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        values, name = self.values.setdefault(kind, {}), repr(key)
+        if name not in values:
+            values[name] = compute()
+            self.computed += 1
+            if self.memory.due(self.computed):
+                self.save()
+        return values[name]
+
+
+def decides(kernel: Kernel, num_points: int) -> dict[str, Any]:
+    """All that such numbers depend on, as plain values and parameters."""
+    control = [list(kernel.control(i)) for i in range(len(kernel.path))]
+    return {"certify": num_points, "control": control, **described(kernel.objective)}

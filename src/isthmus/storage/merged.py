@@ -1,0 +1,89 @@
+"""A merged network written as its networks came: a folder of Hugging Face, a safetensors file, a file of torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from isthmus.errors import InputError
+from isthmus.params import Params, moves
+from isthmus.storage.checkpoints import read_checkpoint, save_params
+from isthmus.storage.files import PathLike, atomic_write, make_folder
+from isthmus.storage.folders import adapter_folder
+
+_WEIGHTS = "model.safetensors"
+_COPIED = (".json", ".txt", ".model", ".jinja")
+_NOT_COPIED = (".index.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+
+
+def save_like(
+    params: Mapping[str, Tensor], out: PathLike, source: PathLike, *, unsafe_pickle: bool = False
+) -> list[Path]:
+    """Write a network's weights with the names and the precisions of the checkpoint `source`; returns the files.
+
+    `out`: a folder for Hugging Face (``model.safetensors``, and the config and the tokenizer of the folder `source`), a
+    .safetensors file, or one for torch (.pt, .pth, .bin: a state_dict). Names of the network may stand under a prefix
+    in the source; tensors of it that the network has not are written as they are. A tied tensor is written once,
+    under the names of the source. Errors: ``InputError`` for another ending, ``FileError`` for a disk that fails.
+    """
+    target, named = Path(out), as_stored(params, source, unsafe_pickle=unsafe_pickle)
+    if target.suffix in (".pt", ".pth", ".bin"):
+        make_folder(target.parent)
+        size = sum(v.nbytes for v in named.values())
+        atomic_write(target, lambda temporary: torch.save(named, temporary), size=size)
+        return [target]
+    if target.suffix == ".safetensors":
+        make_folder(target.parent)
+        save_params(named, target)
+        return [target]
+    if target.suffix:
+        raise InputError("out", expected="a folder, or a file .safetensors, .pt, .pth or .bin", got=str(out))
+    make_folder(target)
+    save_params(named, target / _WEIGHTS)
+    return [target / _WEIGHTS, *_copy_configs(Path(source), target)]
+
+
+def as_stored(params: Mapping[str, Tensor], source: PathLike, *, unsafe_pickle: bool = False) -> Params:
+    """The weights on the CPU, with the names and the precisions that the checkpoint has; with their own where it has
+    others, as for an adapter, whose base they were merged into."""
+    own = {k: v.detach().cpu().contiguous() for k, v in params.items()}
+    if adapter_folder(Path(source)) is not None:
+        return own
+    held = read_checkpoint(source, unsafe_pickle=unsafe_pickle).choose()[0]
+    places = {name: found for name in held if (found := _own_name(name, own)) is not None}
+    untied = {id(v) for v in params.values()}
+    if {id(params[k]) for k in places.values()} != untied:
+        return own
+    return {k: _as(own[places[k]], v) if k in places else v for k, v in held.items()}
+
+
+def _own_name(name: str, own: Mapping[str, Tensor]) -> str | None:
+    """The name that the network has for one of the file: the same, or one of them has a prefix before the other's."""
+    if name in own:
+        return name
+    found = [k for k in own if name.endswith(f".{k}") or k.endswith(f".{name}")]
+    return found[0] if len(found) == 1 else None
+
+
+def _as(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype) if moves(value) and moves(like) else value
+
+
+def _copy_configs(source: Path, target: Path) -> list[Path]:
+    """Config and tokenizer; no code, no weights, nothing of a trainer."""
+    folder = source if source.is_dir() else source.parent
+    if not (folder / "config.json").is_file() or folder.resolve() == target.resolve():
+        return []
+    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name.endswith(_COPIED)]
+    chosen = [f for f in files if not f.name.endswith(_NOT_COPIED)]
+    for file in chosen:
+        atomic_write(target / file.name, lambda temporary, file=file: _copy(file, temporary), size=file.stat().st_size)
+    return [target / f.name for f in chosen]
+
+
+def _copy(file: Path, temporary: Path) -> None:
+    shutil.copyfile(file, temporary)

@@ -1,0 +1,81 @@
+"""Adapters of low rank: the path of their factors, and what leaving them out costs."""
+
+import pytest
+import torch
+
+import isthmus as im
+from isthmus.errors import InputError
+from tests.analysis.test_barrier import pair
+
+
+def tuned(base, seed, rank=2):
+    g = torch.Generator().manual_seed(seed)
+    out = {}
+    for k, v in base.items():
+        step = torch.randn(v.shape, generator=g, dtype=v.dtype)
+        if v.dim() == 2:
+            B, A = (torch.randn(*s, generator=g, dtype=v.dtype) for s in ((len(v), rank), (rank, v.shape[1])))
+            step = B @ A
+        out[k] = v + 0.1 * step
+    return out
+
+
+def test_the_rank_stays_and_the_ends_are_met():
+    base = pair().a
+    a, b = tuned(base, 1), tuned(base, 2)
+    path = im.low_rank_path(base, a, b)
+    assert path.start["0.weight"] is a["0.weight"]
+    assert path.end["0.weight"] is b["0.weight"]
+    line = im.Path.through([a, b])
+    for t in (0.25, 0.5, 0.7):
+        for k, v in base.items():
+            if v.dim() == 2:
+                assert torch.linalg.matrix_rank(path.at(t)[k] - v, rtol=1e-8) == 2
+                assert torch.linalg.matrix_rank(line.at(t)[k] - v, rtol=1e-8) > 2
+            else:
+                torch.testing.assert_close(path.at(t)[k], line.at(t)[k])
+
+
+def test_the_frame_of_the_factors_does_not_matter_when_they_are_aligned():
+    """From an adapter to itself the path stands still; without alignment too, as the factors are the same."""
+    base = pair().a
+    a = tuned(base, 1)
+    again = {k: v + 1e-6 for k, v in a.items()}
+    middle = im.low_rank_path(base, a, again).at(0.5)
+    assert all(float((middle[k] - v).abs().max()) < 1e-4 for k, v in a.items())
+    minus = {k: 2 * v - a[k] for k, v in base.items()}  # the same factors, one of them with the other sign
+    torch.testing.assert_close(im.low_rank_path(base, a, minus).at(0.5)["0.weight"], base["0.weight"])
+    twice = {k: v + 4 * (a[k] - v) for k, v in base.items()}
+    torch.testing.assert_close(
+        im.low_rank_path(base, a, twice).at(0.5)["0.weight"] - base["0.weight"],
+        2.25 * (a["0.weight"] - base["0.weight"]),
+    )
+
+
+def test_leaving_adapters_out():
+    p = pair()
+    model = tuned(p.a, 1)
+    found = im.adapter_stability(p.objective, p.a, model, keep=0.4, masks=3)
+    assert [row.name for row in found.rows] == ["0.weight", "2.weight", "4.weight"]
+    assert [row.rank for row in found.rows] == [2, 2, 2]
+    for row in found.rows:
+        without = p.objective.loss({**model, row.name: p.a[row.name]})
+        assert row.rise == pytest.approx(without - p.objective.loss(model), abs=1e-12)
+        assert row.norm == pytest.approx(float((model[row.name] - p.a[row.name]).norm()))
+    assert found.kept == 1
+    alone = [
+        p.objective.loss({k: p.a[k] if v.dim() == 2 and k != row.name else v for k, v in model.items()})
+        for row in found.rows
+    ]
+    assert all(any(loss == pytest.approx(one) for one in alone) for loss in found.losses)
+    with pytest.raises(InputError, match="a matrix that differs"):
+        im.adapter_stability(p.objective, p.a, p.a)
+    with pytest.raises(InputError, match=r"a number in \(0, 1\)"):
+        im.adapter_stability(p.objective, p.a, model, keep=1.0)
+
+
+def test_other_networks_are_refused():
+    p = pair()
+    other = {k: v[:1] for k, v in p.a.items()}
+    with pytest.raises(InputError):
+        im.low_rank_path(p.a, p.a, other)

@@ -1,0 +1,197 @@
+"""May networks be averaged: what is decided, from how much, and what is said of it."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import isthmus as im
+from isthmus.certify.certificate import upward
+from isthmus.errors import InputError
+from isthmus.evaluate.decide import FEWEST, MOST, decide
+from isthmus.verdict import Level
+from tests.analysis.test_barrier import normed, pair
+
+
+class Wave(nn.Module):
+    """Outputs whose loss along a line of its one weight is what a test asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def bumps(height: float, frequency: float, examples: int = 1):
+    """A loss of 1 at both ends of [0, 1] with bumps of that height above it."""
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return 1 + height * (frequency * torch.pi * outputs[:, 0]).sin() ** 2
+
+    data = (torch.ones(examples, 1, dtype=torch.float64), torch.zeros(examples, 1, dtype=torch.float64))
+    return im.Objective(Wave(), loss, data)
+
+
+def line():
+    zero, one = (torch.tensor([v], dtype=torch.float64) for v in (0.0, 1.0))
+    return [{"weight": zero}, {"weight": one}]
+
+
+def ask(objective, level="1.1x", **options):
+    return decide([objective], im.Path.through(line()), Level.read(level).above, **options)[0]
+
+
+def test_a_line_is_decided_at_few_points():
+    flat = ask(bumps(0.0, 1))
+    assert flat.below
+    assert not flat.rises
+    assert len(flat.profile.t) == FEWEST
+    high = ask(bumps(0.5, 1))
+    assert high.rises
+    assert not high.below
+    assert high.at == 0.5
+    assert len(ask(bumps(0.5, 1), first=[0.5]).profile.t) == 3
+    assert len(ask(bumps(0.0, 1), first=[0.5]).profile.t) == FEWEST
+
+
+def test_where_the_line_comes_close_to_the_level_more_points_decide():
+    """The largest loss, 1.0999, is between two of the first points, or at one of them."""
+    near = ask(bumps(0.0999, 1.5), 1.1)
+    assert len(near.profile.t) > FEWEST
+    assert near.below
+    assert near.profile.max == pytest.approx(1.0999, abs=2e-4)
+    assert not ask(bumps(0.1002, 1.5), 1.1).below
+    assert len(ask(bumps(0.09999999, 1.5), 1.1).profile.t) <= MOST
+
+
+@pytest.mark.parametrize("frequency", [0.5, 1.5, 2.5, 3.2])
+@pytest.mark.parametrize("height", [0.09, 0.099, 0.101, 0.11, 0.5])
+def test_no_go_is_never_called_go(frequency, height):
+    """Against 2,001 points."""
+    objective = bumps(height, frequency)
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    truth = (1 + height * (frequency * torch.pi * t).sin() ** 2).max()
+    found = ask(objective, 1.1)
+    assert found.below == (truth < 1.1)
+
+
+def test_a_loss_that_is_not_a_number_is_no_go():
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return torch.where((outputs[:, 0] > 0.3) & (outputs[:, 0] < 0.7), torch.nan, 1.0)
+
+    data = (torch.ones(2, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))
+    objective = im.Objective(Wave(), loss, data)
+    assert not ask(objective).below
+    found = im.check(objective, line(), align=False)
+    assert not found.go
+    assert json.dumps(found.to_dict())
+
+
+def test_equal_networks_may_be_averaged_and_others_may_not():
+    p = pair()
+    test = p.objective.subset(20)
+    same = im.check(p.objective, [p.a, p.a], test=test)
+    assert same.go
+    assert same.why.startswith("May be averaged: the loss stays below 1.1 x the larger end")
+    near = {k: v + 1e-4 for k, v in p.a.items()}
+    sure = im.check(p.objective, [p.a, near], prove=True, gap=0.01)
+    assert sure.proved
+    assert sure.why.endswith(
+        f"On the training data that is proved for all t: at most {upward(sure.certificate.bound):.4g}."
+    )
+    found = im.check(p.objective, [p.a, p.b], test={"part": test}, names=["a", "b"], curve=True, base=p.a)
+    assert not found.go
+    assert found.sets == ("training data", "part")
+    top, other = (found.lines[0, 1][name].profile.max for name in found.sets)
+    assert f"it rises to {other:.4g} on the part" in found.why
+    assert "With their units renumbered they may" in found.why
+    assert found.aligned[0, 1]["training data"].below
+    assert found.curve.max < top
+    assert found.vectors.norms.tolist()[0] == 0
+    assert found.passes < 100
+    assert "no-go" in repr(found)
+
+
+def test_the_numbers_are_those_of_the_parts():
+    p = pair()
+    found = im.check(p.objective, [p.a, p.b], prove=True, gap=0.5)
+    middle = {k: torch.lerp(v, p.b[k], 0.5) for k, v in p.a.items()}
+    assert found.mean["training data"].loss == pytest.approx(p.objective.loss(middle), rel=1e-12)
+    d = found.lines[0, 1]["training data"]
+    assert d.level == pytest.approx(1.1 * max(p.objective.loss(p.a), p.objective.loss(p.b)))
+    assert found.carriers.value == pytest.approx(d.profile.excess, abs=1e-12)
+    assert float(found.carriers.each.sum()) + found.carriers.penalty == pytest.approx(d.profile.excess, abs=1e-10)
+    assert found.certificate.bound >= d.profile.max
+    assert not found.proved
+    assert found.distances[0, 1] == pytest.approx(sum(float((p.a[k] - p.b[k]).square().sum()) for k in p.a) ** 0.5)
+    best = min(zip(d.profile.loss.tolist(), d.profile.t.tolist(), strict=True))
+    assert found.best == pytest.approx(best[::-1])
+    assert json.dumps(found.to_dict()) == json.dumps(im.check(p.objective, [p.a, p.b], prove=True, gap=0.5).to_dict())
+    heading, rows = found.table()
+    assert all(len(row) == len(heading) for row in rows)
+
+
+def test_a_soup_is_judged_by_all_its_lines_and_by_its_mean():
+    p = pair()
+    found = im.check(p.objective, [p.a, p.a, p.b], align=False)
+    assert not found.go
+    assert found.worst == (0, 2)
+    assert len(found.lines) == 3
+    assert found.lines[0, 1]["training data"].below
+    mean = {k: (2 * v + p.b[k]) / 3 for k, v in p.a.items()}
+    assert found.mean["training data"].loss == pytest.approx(p.objective.loss(mean), rel=1e-9)
+    assert "between 0 and 2" in found.why or "between 1 and 2" in found.why
+    assert im.check(p.objective, [p.a] * 3).go
+
+
+def test_every_data_set_can_refuse():
+    """On these examples the line is low; on those it is not."""
+    p = pair()
+    losses = p.objective.losses({k: torch.lerp(v, p.b[k], 0.5) for k, v in p.a.items()})
+    order = losses.argsort()
+    x, y = p.objective.data
+    low, high = (p.objective.on((x[i], y[i])) for i in (order[:6], order[-20:]))
+    top = im.profile(low, im.Path.through([p.a, p.b]), 33).max
+    found = im.check(low, [p.a, p.b], test={"other": high}, level=1.5 * top, align=False)
+    assert im.check(low, [p.a, p.b], level=1.5 * top, align=False).go
+    assert not found.go
+    assert "on the other" in found.why
+
+
+def test_statistics_of_batchnorm_are_computed_again_and_the_others_named():
+    p = normed()
+    found = im.check(p.objective, [p.a, p.b], align=False)
+    assert found.bn == "recompute"
+    assert set(found.policies) == {"interpolate", "keep"}
+    by_hand = im.profile(p.objective, im.Path.through([p.a, p.b]), FEWEST)
+    assert found.lines[0, 1]["training data"].profile.max == pytest.approx(by_hand.max, rel=1e-9)
+    assert found.policies["interpolate"] == pytest.approx(
+        p.objective.loss({k: torch.lerp(v, p.b[k], 0.5) if v.is_floating_point() else v for k, v in p.a.items()})
+    )
+
+
+def test_what_cannot_be_aligned_is_said():
+    found = im.check(bumps(0.5, 1, 4), line())
+    assert not found.go
+    assert any(note.startswith("not aligned: ") for note in found.notes)
+    with pytest.raises(InputError, match="other than 'training data'"):
+        im.check(bumps(0, 1), line(), test={"training data": bumps(0, 1)})
+    with pytest.raises(InputError, match="two or more"):
+        im.check(bumps(0, 1), line()[:1])
+
+
+def test_a_check_is_drawn():
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    p = pair()
+    found = im.check(p.objective, [p.a, p.b], curve=True)
+    axes = found.plot()
+    assert [len(ax.lines) > 0 or len(ax.patches) > 0 for ax in axes] == [True, True]
+    assert len(axes[1].patches) == 2 * len(found.blocks.rows)
+    found.blocks.plot(), found.carriers.plot(), im.barrier(p.objective, p.a, p.b).plot()
+    im.barrier_matrix(p.objective, [p.a, p.b]).plot()
+    pyplot.close("all")

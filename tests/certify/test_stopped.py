@@ -1,0 +1,67 @@
+"""A search that is stopped says what it has proved; one that was stopped or killed goes on to the same certificate."""
+
+from functools import cache
+
+import pytest
+
+import isthmus as im
+from isthmus.certify.kernel import Kernel
+from tests.problems import two_layers
+
+GAP = 1e-5
+
+
+class Killed(BaseException):
+    """What no handler expects."""
+
+
+def at(count, error):
+    """A progress that ends the work at that sub-interval."""
+
+    def progress(what, done, total):
+        if what == "bounding" and done == count:
+            raise error
+
+    return progress
+
+
+@cache
+def curve():
+    p = two_layers()
+    path = im.Path((im.Curve((p.a, {k: -9 * v for k, v in p.b.items()}, p.b)),))
+    return p.objective, path, im.certify(p.objective, path, GAP).to_dict()
+
+
+@pytest.mark.parametrize("left", [3, 4, 1000])
+def test_what_was_stopped_holds_and_goes_on(left, tmp_path):
+    objective, path, whole = curve()
+    count = max(whole["evaluations"] - left, 3)
+    stop = at(count, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        im.certify(objective, path, GAP, progress=stop)
+    if count == 3:  # a part of the path has no bound yet
+        with pytest.raises(KeyboardInterrupt):
+            im.certify(objective, path, GAP, memory=tmp_path, progress=stop)
+    else:
+        found = im.certify(objective, path, GAP, memory=tmp_path, progress=stop)
+        assert (found.proved, found.stopped, found.spent, found.evaluations) == (True, True, False, count)
+        assert found.bound >= whole["witness"]["loss"]
+        assert found.cost < whole["cost"]
+        assert "the search was stopped after " in found.summary
+        assert im.verify_certificate(objective, path, found.to_dict()) == []
+        assert im.verify_certificate(objective, path, found.to_dict() | {"stopped": False})
+    assert im.certify(objective, path, GAP, memory=tmp_path).to_dict() == whole
+
+
+def test_what_was_killed_goes_on(tmp_path, monkeypatch):
+    objective, path, whole = curve()
+    last = whole["evaluations"] - 3
+    with pytest.raises(Killed):
+        im.certify(objective, path, GAP, memory=tmp_path, progress=at(last, Killed()))
+    computed, own = [], Kernel.bound
+    monkeypatch.setattr(Kernel, "bound", lambda self, *place: computed.append(place) or own(self, *place))
+    assert im.certify(objective, path, GAP, memory=tmp_path).to_dict() == whole
+    assert len(computed) <= 3 + 7  # those that were left, and those that say what is dear
+    assert im.certify(objective, path, memory=tmp_path).to_dict() == im.certify(objective, path).to_dict()
+    with pytest.raises(im.FileError, match="another"):
+        im.certify(objective, im.Path((im.Curve(path.segments[0].control[::-1]),)), memory=tmp_path)
