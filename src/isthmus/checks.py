@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from math import inf
+from math import inf, isfinite
 from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -51,6 +51,22 @@ def check_at_least_zero(method: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(method, name) < inf:
             raise InputError(name, expected="a number >= 0", got=getattr(method, name))
+
+
+def refuse_not_finite(what: str, value: Any, expected: str = "a finite number") -> None:
+    """Refuse a number that is NaN or infinite; anything else passes.
+
+    >>> refuse_not_finite("--until", float("nan"))
+    Traceback (most recent call last):
+    isthmus.errors.InputError: --until: expected a finite number, got nan
+    """
+    if isinstance(value, float) and not isfinite(value):
+        raise InputError(what, expected=expected, got=f"{value:g}")
+
+
+def check_loss(what: str, loss: float) -> None:
+    """Refuse a network whose loss is NaN or infinite: nothing that is measured of it would say anything."""
+    refuse_not_finite(what, loss, "a network whose loss on these data is finite")
 
 
 @cache

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.func import functional_call
 
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward as upward
-from isthmus.connectors import Connection, Connector, connect
+from isthmus.checks import check_loss
+from isthmus.connectors import Connection, Connector, Outcome, connect
 from isthmus.data import Dataset
 from isthmus.device import seeded_global
 from isthmus.evaluate import Band, Profile, profile
@@ -27,7 +29,9 @@ from isthmus.objective import Objective
 from isthmus.objective.data import arguments
 from isthmus.params import Params, check_ends
 from isthmus.program.adapted import Adapted, Manner, adapted
+from isthmus.seal import sealed
 from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_json
+from isthmus.storage.files import plain
 from isthmus.storage.paths import path_digest
 from isthmus.storage.state import memory_in
 from isthmus.stored import shown
@@ -40,17 +44,21 @@ from isthmus.version import __version__
 STATE = "state"
 """The folder in a run's folder that holds the state of unfinished work."""
 
+RECORDED = ("seconds", "version", "torch", "python", "threads")
+"""What may differ between two equal runs: in record.json, not in result.json."""
+
 SECONDS = 5.0
 """Between two times that the state of work in progress is saved."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One pair, one method: the connection with its measurement and its proof, and the row of the table."""
+    """One pair, one method: the connection with its measurement and its proof (None where the loss is not
+    finite), and the row of the table."""
 
     connection: Connection
     profile: Profile
-    certificate: Certificate
+    certificate: Certificate | None
     result: dict[str, Any]
 
 
@@ -149,16 +157,17 @@ def run(
 ) -> Run:
     """Connect, save, measure, save, certify, save: each result is on disk as soon as it exists.
 
-    Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`. `gap` and
-    `budget` are those of ``certify`` (by default 30 times this measuring, of `num_points` points per segment), `level`
-    is that of ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test`
-    is measured; it also judges the path of a method with ``on="test"``. `bn`: of ``profile``; the other policies are
-    measured beside it, and the file of the path keeps it. With a `memory` (see ``state_of``) a
-    method that takes long goes on where it was killed.
+    Writes path.safetensors, profile.json and .csv, certificate.json and .csv, result.json into `folder`, and
+    record.json with what may differ between two equal runs: the seconds, and the versions. `gap` and `budget` are those
+    of ``certify`` (by default 30 times this measuring, of `num_points` points per segment), `level` is that of
+    ``verdict``, which result.json holds. `about` adds entries to the result (model, data, command). `test` is measured;
+    it also judges the path of a method with ``on="test"``. `bn`: of ``profile``; the other policies are measured beside
+    it, and the file of the path keeps it. With a `memory` (see ``state_of``) a method that takes long goes on where it
+    was killed. Errors: ``InputError`` for an end whose loss is not finite.
     """
     Level.read(level)  # before the work, as a wrong one would be found after it
     applied(objective, bn or POLICIES[0])  # before the work, too
-    check_ends(objective.check(a, "a"), objective.check(b, "b"))
+    check_pair(objective, a, b)
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
@@ -171,7 +180,12 @@ def run(
     measured = beside_others(measured, objective, connection.path, test=test, progress=progress)
     write_profile(measured, folder, objective, folder / "path.safetensors")
     middle = time.perf_counter()
-    proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
+    if (told := as_measured(connection, measured)) is not connection:
+        connection = told
+        save(connection, folder / "path.safetensors")
+    proved = None
+    if isfinite(measured.max):
+        proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
     write_certificate(proved, folder, objective, folder / "path.safetensors")
     seconds = {
         "connect": connection.seconds,
@@ -180,8 +194,30 @@ def run(
     }
     result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
     result |= _about(None, folder / "path.safetensors")
-    write_json(folder / "result.json", result)
+    _write_result(result, folder)
     return Run(connection, measured, proved, result)
+
+
+def _write_result(result: Mapping[str, Any], folder: FilePath) -> None:
+    write_json(folder / "record.json", {"format": 1} | {k: result[k] for k in RECORDED})
+    write_json(folder / "result.json", {k: v for k, v in result.items() if k not in RECORDED})
+
+
+def check_pair(objective: Objective, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Refuse ends between which there is no path, and those whose loss is not finite. Cost: two passes."""
+    ends = objective.check(a, "a"), objective.check(b, "b")
+    check_ends(*ends)
+    for name, end in zip("ab", ends, strict=True):
+        check_loss(name, objective.loss(end))
+
+
+def as_measured(connection: Connection, measured: Profile) -> Connection:
+    """The connection; one whose loss was measured not to be finite somewhere did not succeed."""
+    if isfinite(measured.max) or not connection.outcome.ok:
+        return connection
+    at = float(measured.t[int((~measured.loss.isfinite()).nonzero()[0])])
+    why = f"the path was made, but its loss is not finite, first at t = {at:.4g}; nothing of it is proved"
+    return replace(connection, outcome=Outcome.NOT_FINITE, stats={**connection.stats, "why": why})
 
 
 def inputs_of(model: str, data: Dataset) -> Dataset:
@@ -300,12 +336,19 @@ def write_profile(
 
 
 def write_certificate(
-    proved: Certificate, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
+    proved: Certificate | None, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
 ) -> None:
-    """certificate.json, with what is bounded, on which path, if they are given, and certificate.csv."""
+    """certificate.json, with what is bounded, on which path, if they are given, and certificate.csv.
+
+    Where nothing was proved, those of an earlier run are removed.
+    """
+    if proved is None:
+        for kind in ("json", "csv"):
+            (folder / f"certificate.{kind}").unlink(missing_ok=True)
+        return
     table = proved.to_dict()
     about = _about(objective, path) | ({} if objective is None else {"bn": applied(objective, "interpolate")})
-    write_json(folder / "certificate.json", table | about)
+    write_json(folder / "certificate.json", sealed(plain(table | about)))
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
 

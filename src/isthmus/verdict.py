@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any, NamedTuple
 
 from isthmus.certify import Certificate
@@ -70,7 +70,7 @@ class Level:
         if not self.relative:
             return f"{level:.4g}"
         floor = f", at least {FLOOR:g} above it" if (self.number - 1) * abs(max(ends)) < FLOOR else ""
-        return f"{self.number:g} x the larger end{floor} ({level:.4g})"
+        return f"{self.number:g} x the larger end{floor} ({_number(level)})"
 
 
 class Measured(NamedTuple):
@@ -208,7 +208,7 @@ def judge(asked: Level, measured: Measured | None, proof: Proof | None) -> Verdi
     highest, at = _highest(known)
     bound = proof.bound if proof is not None and not proof.open else None
     if not highest < level:  # also where one of them is NaN
-        how, why = "rises", f"{highest:.4g} (at t = {at:.4g})" + _contradiction(highest, bound)
+        how, why = "rises", f"{_number(highest)} (at t = {at:.4g})" + _contradiction(highest, bound)
     elif bound is not None and bound < level:
         how, why = "proved", f" (at most {upward(bound):.4g})"
     else:
@@ -233,9 +233,14 @@ def _highest(found: list[Measured | Proof]) -> tuple[float, float]:
     return max(((v.highest, v.at) for v in found), key=lambda v: (v[0] != v[0], v[0]))
 
 
+def _number(loss: float) -> str:
+    """A loss in four digits, or in words."""
+    return f"{loss:.4g}" if isfinite(loss) else "a loss that is not finite"
+
+
 def _contradiction(highest: float, bound: float | None) -> str:
     """What to say of a sample above a proved bound."""
-    if bound is None or not highest > bound:
+    if bound is None or not bound < highest < inf:
         return ""
     return f", though at most {upward(bound):.4g} is proved: rounding in the precision of the profile, or an error"
 

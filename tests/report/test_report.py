@@ -331,4 +331,4 @@ def test_losses_that_are_not_numbers_are_no(tmp_path: File):
         d["loss"][4] = None
 
     edit(folder / "profile.json", broken)
-    assert "on the whole path: no, rises to nan" in report(tmp_path).text
+    assert "on the whole path: no, rises to a loss that is not finite" in report(tmp_path).text

@@ -74,7 +74,17 @@ class Plane:
     def __repr__(self) -> str:
         away = [f"path up to {brief(float(self.off.max()))} off"] if len(self.off) else []
         grid = f"{len(self.x)} x {len(self.y)} points"
-        return line(self, grid, f"loss {brief(float(self.loss.min()))} to {brief(float(self.loss.max()))}", *away)
+        return line(self, grid, self._range, *away)
+
+    @property
+    def _range(self) -> str:
+        """Of the losses, in words."""
+        known = self.loss[self.loss.isfinite()]
+        if len(known) == 0:
+            return "no loss is finite"
+        more = self.loss.numel() - len(known)
+        said = f"loss {brief(float(known.min()))} to {brief(float(known.max()))}"
+        return said + (f", {more} not finite" if more else "")
 
     @property
     def loss(self) -> Tensor:

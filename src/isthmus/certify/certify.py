@@ -179,7 +179,7 @@ def _numerical(kernel: Kernel, found: Sequence[Claim]) -> list[int]:
 
 
 def _check(path: Path, gap: float, model: str, budget: float | None, labels: Sequence[str]) -> None:
-    if not gap > 0:
+    if not 0 < gap < inf:
         raise InputError("gap", expected="a number > 0", got=gap)
     if model not in ("auto", *MODELS):
         raise InputError("model", expected=" or ".join(("auto", *MODELS)), got=model)

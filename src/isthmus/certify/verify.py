@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import inf, isfinite
 from typing import Any
 
@@ -16,6 +17,7 @@ from isthmus.errors import IsthmusError, UnsupportedError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.paths import HasPath, LevelCurve, Path, path_of
+from isthmus.seal import SEAL, is_changed
 
 TOLERANCE = 1e-9
 """Relative difference that two evaluations of the same number may have (another thread count, another chunk size)."""
@@ -38,7 +40,7 @@ def verify_certificate(
     its segments, and the path is sampled at `num_points` points per segment, none of which may exceed the bound of its
     segment or of its sub-interval. `labels`: those that the segments must have. What cannot be found out from a path is
     taken as it is said: how the search went (`goal`, `budget`, `evaluations`, `spent`, `cost`, `model`, `predicted`,
-    `sources`), `slack`, and why a segment is only measured.
+    `sources`), and why a segment is only measured; in certificate.json it is under a digest, with all else.
 
     Cost: one bound per stored sub-interval, which is less than the search took, and a profile.
 
@@ -57,7 +59,7 @@ def verify_certificate(
     stored = certificate.to_dict() if isinstance(certificate, Certificate) else certificate
     try:
         return list(_problems(objective, path, stored, labels, num_points, progress))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as e:
         if isinstance(e, IsthmusError):
             raise
         return [f"the certificate is malformed: {type(e).__name__}: {e}"]
@@ -84,8 +86,11 @@ def _problems(
             yield f"segment {i}: labelled {segment['label']!r}, but the path says {labels[i]!r}"
         progress("verifying", i + 1, len(path))
     yield from _totals(kernel, certificate)
+    yield from _slack(kernel, certificate)
     for i, segment in enumerate(segments):
         yield from _samples(kernel, i, segment, num_points)
+    if is_changed(certificate):
+        yield "it was changed after it was written: its entries do not match their digest"
 
 
 def _format(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
@@ -148,8 +153,7 @@ def _control(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]
     if found.kind != claim:
         yield f"claimed {claim!r}, but the control points give {found.kind!r} ({found.why})"
     else:
-        if stored["why"] != found.why:
-            yield f"why: stored {stored['why']!r}, but the control points give {found.why!r}"
+        yield from _why(stored, found, "")
         yield from _exactly(kernel, i, stored, found)
     yield from _deviation(stored, max(losses) - min(losses))
 
@@ -162,13 +166,47 @@ def _closed_form(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[
         yield f"claimed {stored['claim']!r}, but the curve gives {found.kind!r} ({found.why})"
         return
     known = kernel.level(segment)
+    yield from _why(stored, found, "")
     if not bound >= known.bound - TOLERANCE * max(1.0, abs(known.bound)) or not bound >= max(kernel.ends(i)):
         yield f"the bound {bound} is below that of the closed form, {known.bound}"
     yield from _error(stored, known.error)
     yield from _deviation(stored, known.deviation)
 
 
+def _slack(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the allowance for rounding is that of an exact claim, or at the largest loss of a bounded segment."""
+    segments = certificate["segments"]
+    found = [0.0, *(v for s in segments for v in _allowances(kernel, s))]
+    if bounded := [s for s in segments if s["claim"] == "bounded"]:
+        top = max(bounded, key=lambda s: s["value"])
+        with suppress(UnsupportedError):
+            found.append(kernel.bound_at(kernel.point(top["index"], top["witness"])).loss - top["value"])
+    have = certificate.get("slack", 0.0)
+    if not abs(have - max(found)) <= TOLERANCE * max(1.0, *(abs(s["bound"]) for s in segments)):
+        yield f"slack: stored {have}, but rounding allows for {max(found)}"
+
+
+def _allowances(kernel: Kernel, stored: Mapping[str, Any]) -> list[float]:
+    """What an exact claim on a segment allows for rounding."""
+    i, segment = stored["index"], kernel.path.segments[stored["index"]]
+    with suppress(UnsupportedError):
+        if stored["claim"] == "analytic" and isinstance(segment, LevelCurve):
+            return [kernel.level(segment).slack]
+        if stored["claim"] in ("unchanged", "convex"):
+            several, losses = kernel.exact(i, kernel.claim(segment)), [kernel.loss_at(p) for p in kernel.control(i)]
+            return [b.loss - v for b, v in zip(several * len(losses), losses, strict=False)]
+    return []
+
+
+def _why(stored: Mapping[str, Any], found: Claim, more: str) -> Iterator[str]:
+    if stored["why"] != f"{found.why}{more}":
+        yield f"why: stored {stored['why']!r}, but the control points give {found.why + more!r}"
+
+
 def _sampled(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
+    found = kernel.claim(kernel.path.segments[i])
+    if not stored["why"].startswith(found.why):
+        yield f"why: stored {stored['why']!r}, but the control points give {found.why!r}"
     if not _same(stored["bound"], stored["value"]):
         yield f"measured, but the bound {stored['bound']} is not the largest sample {stored['value']}"
     yield from _deviation(stored, _rise(kernel, i))
@@ -190,8 +228,7 @@ def _exactly(kernel: Kernel, i: int, stored: Mapping[str, Any], found: Claim) ->
 def _intervals(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
     """Whether the sub-intervals cover [0, 1] and none of their bounds is too low."""
     reach, errors, found = 0.0, [], kernel.claim(kernel.path.segments[i])
-    if not stored["why"].startswith(found.why):
-        yield f"why: stored {stored['why']!r}, but the control points give {found.why!r}"
+    yield from _why(stored, found, f"; bounded by affine forms in t on {len(stored['intervals'])} sub-intervals")
     for start, end, bound in stored["intervals"]:
         if not start == reach < end <= 1:
             yield f"the sub-intervals leave out t from {reach} to {start}, or overlap there"
@@ -238,6 +275,8 @@ def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
 _SEARCH = ("slack", "goal", "evaluations", "budget", "spent", "cost", "stopped")
 _TOLD = {"segments", "ends", "dtype", "format", "model", "predicted", "sources"}
 """What is looked at elsewhere, or taken as it is said."""
+_BESIDE = {"objective", "path", "bn", SEAL}
+"""What a file says too."""
 
 
 def _differences(stored: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:
@@ -245,6 +284,8 @@ def _differences(stored: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator
     for name in stored.keys() & said.keys() - _TOLD:
         if not _agree(stored[name], said[name]):
             yield f"{name}: stored {stored[name]}, but the segments give {said[name]}"
+    if strange := stored.keys() - said.keys() - _BESIDE:
+        yield f"entries that no certificate has: {sorted(strange)}"
     if missing := {"bound", "excess", "proved", "gap", "witness", "error_bound", "counts"} - stored.keys():
         yield f"the certificate is malformed: it does not say {sorted(missing)}"
     pieces = sum(len(s["intervals"]) for s in said["segments"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from isthmus.alignment.matching import Matched, MatchingTask
 from isthmus.analysis.aligned_lines import AlignedLines, StraightLines, aligned_lines
 from isthmus.analysis.ensemble import average_of
 from isthmus.cli.common import Opened, matching_of, opened, stored_in
-from isthmus.cli.console import number, progress_bar, show_table
+from isthmus.cli.console import number, print_json, progress_bar, show_table
 from isthmus.cli.options import PATHS, Asked, BatchNorm, Json, Quiet, Seed, with_asked
 from isthmus.cli.typed import command
 from isthmus.errors import InputError, MissingExtraError
@@ -26,7 +25,6 @@ from isthmus.graph.search import names_of
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.storage import load_alignment, make_folder, save_alignment, save_params, write_json
-from isthmus.storage.files import plain
 from isthmus.training.progress import Progress
 
 _WEIGHTS, _ENDING = ".safetensors", ".alignment.safetensors"
@@ -84,7 +82,7 @@ def align(
     if as_json:
         top = several[0].to_dict() if len(several) == 1 else {}
         shown = top | document | {"out": str(out), "alignment": str(files.alignments[0])}
-        print(json.dumps(plain(shown, "alignment", nonfinite=True), indent=2))
+        print_json(shown)
         return 0
     _show(files.names, several, lines)
     print("written: " + "\n         ".join(map(str, files.done)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from isthmus.analysis.check import TRAINING, Check
 from isthmus.analysis.check import check as checked
 from isthmus.cli.common import Opened, opened
-from isthmus.cli.console import hanging, progress_bar, show_table
+from isthmus.cli.console import hanging, print_json, progress_bar, show_table
 from isthmus.cli.options import Asked, BatchNorm, Gap, Json, LevelOption, OutOption, Quiet, Seed, with_asked
 from isthmus.cli.typed import command
 from isthmus.errors import InputError, MissingExtraError
@@ -21,7 +20,6 @@ from isthmus.graph.search import names_of
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.storage import make_folder, write_json
-from isthmus.storage.files import plain
 from isthmus.verdict import LEVEL
 
 DataSets = Annotated[
@@ -66,7 +64,7 @@ def check(
     write_json(folder / "check.json", result.to_dict() | about)
     pages = _write_pages(folder)
     if as_json:
-        print(json.dumps(plain(result.to_dict() | about, "check", nonfinite=True), indent=2))
+        print_json(result.to_dict() | about)
     else:
         _show(result)
         print(f"written: {folder / 'check.json'}" + "".join(f"\n         {page}" for page in pages))

@@ -19,7 +19,7 @@ from isthmus import pipeline as runs
 from isthmus.analysis.plane import plane as plane_through
 from isthmus.cli.asked import of_checkpoints
 from isthmus.cli.common import device_of, dtype_of, matching_of, method_of, network_of, objectives, opened
-from isthmus.cli.console import hanging, number, progress_bar, show, show_graph
+from isthmus.cli.console import hanging, number, print_json, progress_bar, show, show_graph, tell_not_finite
 from isthmus.cli.options import (
     CHECKPOINTS,
     PATHS,
@@ -47,7 +47,6 @@ from isthmus.graph import minima_graph
 from isthmus.graph.search import names_of
 from isthmus.models import MODELS, seeded
 from isthmus.storage import load_connection, make_folder, save_params, write_json
-from isthmus.storage.files import plain
 from isthmus.storage.methods import options_of
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
@@ -89,7 +88,7 @@ def train(
     }  # fmt: skip
     save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
     if as_json:
-        print(json.dumps({"out": str(out), **about, "outcome": fitted.ended.word}, indent=2))
+        print_json({"out": str(out), **about, "outcome": fitted.ended.word})
     else:
         print(f"{out}: training loss {number(fitted.loss)} after {fitted.steps} steps")
     return 1 if fitted.ended.name == "NOT_FINITE" else 0
@@ -144,7 +143,7 @@ def connect(
         for note in done.result["notes"]:
             print(f"note: {note}")
         print(f"{done.connection.message}\nwritten to {out}; a page to read: isthmus report {out}")
-    return 0 if done.connection.outcome.ok else 1
+    return 1 if tell_not_finite(done.profile) or not done.connection.outcome.ok else 0
 
 
 @with_asked(*PATHS)
@@ -190,7 +189,7 @@ def graph(
         )  # fmt: skip
     files = write_graph_page(made, out)
     if as_json:
-        print(json.dumps(made.to_dict(), indent=2))
+        print_json(made.to_dict())
         return 0
     show_graph(made)
     print(f"{made.stop}\nwritten to {out}: {', '.join(file.name for file in files)}")
@@ -241,7 +240,7 @@ def plane(
     written = _draw_plane(document, folder)
     shutil.rmtree(folder / _ROWS, ignore_errors=True)
     if as_json:
-        print(json.dumps(plain(document, nonfinite=True), indent=2))
+        print_json(document)
     else:
         print("\n".join([repr(measured), *filter(None, [policy_in_words(measured.bn)]), *map(str, written)]))
     return 0
@@ -301,6 +300,8 @@ def report(
     from isthmus.report.check import write_stored_check
     from isthmus.report.graph import write_stored_graph
 
+    if out is not None:
+        make_folder(out.parent)
     stored = (write_stored_graph, write_stored_check, write_stored_alignments)
     print(next(filter(None, (write(folder, out) for write in stored)), None) or write_report(folder, out))
     return 0

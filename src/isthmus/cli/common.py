@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from isthmus.alignment import Matching
@@ -20,6 +19,7 @@ from isthmus.connectors import Connector
 from isthmus.data import Dataset
 from isthmus.device import device_of as device_of
 from isthmus.errors import CheckpointError, InputError, IsthmusError
+from isthmus.experiments.plain_yaml import typed_value
 from isthmus.models import MODELS, by_name, parameters_of
 from isthmus.models.hugging_face import HUGGING_FACE
 from isthmus.objective import Objective
@@ -28,6 +28,7 @@ from isthmus.pipeline import inputs_of
 from isthmus.storage import read_checkpoint
 from isthmus.storage.adapters import AdapterContents
 from isthmus.storage.contents import Contents
+from isthmus.storage.files import one_line
 from isthmus.storage.folders import adapter_folder
 from isthmus.storage.methods import connector_from, matching_from
 from isthmus.storage.tensors import read_metadata
@@ -209,6 +210,6 @@ def _values(options: list[str]) -> dict[str, Any]:
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
-            raise InputError("--option", expected="KEY=VALUE", got=option)
-        values[key] = yaml.safe_load(text)
+            raise InputError("--option", expected="KEY=VALUE", got=one_line(option))
+        values[key] = typed_value("--option", option, text)
     return values

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from isthmus.evaluate import Profile
 from isthmus.evaluate.band import interval_in
 from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
 from isthmus.graph import MinimaGraph
@@ -66,6 +67,22 @@ def _lines() -> Report:
 def console() -> Console:
     """The console for results: at least 120 columns wide, so that no cell of a table is cut."""
     return Console(width=max(120, Console().width))
+
+
+def print_json(value: Any) -> None:
+    """The value as JSON for machines; NaN and infinities, which JSON has not, are null."""
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def tell_not_finite(measured: Profile) -> bool:
+    """Say on stderr where the losses of a profile are not finite; whether there are such places."""
+    sets = {"training": measured} | ({} if measured.test is None else {"test": measured.test})
+    bad = {name: (~found.loss.isfinite()).nonzero().flatten().tolist() for name, found in sets.items()}
+    for name, where in bad.items():
+        if where:
+            first = f"{len(where)} of {len(measured.t)} points, first at t = {float(measured.t[where[0]]):.4g}"
+            print(f"the {name} loss is not finite at {first}", file=sys.stderr)
+    return any(bad.values())
 
 
 def hanging(text: str, lead: str, indent: str | None = None) -> str:
@@ -152,7 +169,7 @@ def sentences(row: Mapping[str, Any]) -> list[str]:
     beside = {"test data": verdict["test"], "with interpolated statistics": verdict["interpolated"]}
     out = [verdict["text"], *(f"{name}: {found['text']}" for name, found in beside.items() if found)]
     out += [row["population"]["text"]] if row.get("population") else []
-    out += [] if row["close"] else [row["certificate"]]
+    out += [] if row.get("close", True) else [row["certificate"]]
     others = beside_in_words(row["max_loss"], {k: v["max_loss"] for k, v in row["beside"].items()})
     return [line for line in (*out, policy_in_words(row["bn"]), others) if line]
 
@@ -161,7 +178,7 @@ def show(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """The table of runs for people, or the results as JSON for machines."""
     if as_json:
         value = results[0] if len(results) == 1 else list(results)
-        print(json.dumps(plain(value, nonfinite=True), indent=2))
+        print_json(value)
     else:
         console().print(table_of_runs(results))
         for row in results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, get_args
@@ -12,13 +11,12 @@ import typer
 from isthmus.analysis.merge import METHODS, Merged, MergeMethod
 from isthmus.analysis.merge import merge as merged
 from isthmus.cli.check import DataSets, base_of, opened_on
-from isthmus.cli.console import hanging, progress_bar, show_table
+from isthmus.cli.console import hanging, print_json, progress_bar, show_table
 from isthmus.cli.options import Asked, BatchNorm, Json, LevelOption, Quiet, Seed, with_asked
 from isthmus.cli.typed import command
 from isthmus.errors import InputError
 from isthmus.report.card import merge_card, mergekit_recipe
 from isthmus.storage import make_folder, write_json, write_text
-from isthmus.storage.files import plain
 from isthmus.storage.merged import save_like
 from isthmus.verdict import LEVEL
 
@@ -99,7 +97,7 @@ def _write(result: Merged, out: Path, checkpoints: list[Path], asked: Asked, abo
 
 def _show(result: Merged, about: dict[str, object], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(plain(result.to_dict() | about, "merge", nonfinite=True), indent=2))
+        print_json(result.to_dict() | about)
         return
     print(hanging(result.why, ""))
     at = [] if result.at is None else [f"at t = {result.at:.4g}"]

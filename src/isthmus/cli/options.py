@@ -11,6 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from isthmus.checks import refuse_not_finite
+
 Checkpoint = Annotated[
     Path,
     typer.Argument(help="Weights: a file (.safetensors, .pt, .pth, .bin), or a folder of Hugging Face or of PEFT."),
@@ -127,6 +129,8 @@ def with_asked(*without: str) -> Callable[[Callable[..., int]], Callable[..., in
     def made(command: Callable[..., int]) -> Callable[..., int]:
         @wraps(command)
         def run(**given: Any) -> int:
+            for name, value in given.items():
+                refuse_not_finite(f"--{name.replace('_', '-')}", value)
             return command(asked=Asked(**{name: given.pop(name) for name in names}), **given)
 
         own = inspect.signature(command, eval_str=True)

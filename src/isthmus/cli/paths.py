@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from isthmus.certify import certify as certify_path
 from isthmus.certify import verify_certificate
 from isthmus.cli.asked import check_given, of_path
 from isthmus.cli.common import device_of, dtype_of, network_of, objectives
-from isthmus.cli.console import number, progress_bar, show_table
+from isthmus.cli.console import number, print_json, progress_bar, show_table, tell_not_finite
 from isthmus.cli.experiments import Address, Workers, engine_of
 from isthmus.cli.given import OwnData
 from isthmus.cli.options import (
@@ -45,7 +44,6 @@ from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
 from isthmus.objective import Objective
 from isthmus.storage import load_connection, make_folder, read_json, save_curve_npz, save_params, write_csv, write_json
-from isthmus.storage.files import plain
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
 from isthmus.verdict import LEVEL, Level, verdict
 
@@ -102,6 +100,9 @@ def profile(
     Level.read(level)
     engine = _engine(workers, address, {"--tol": tol, "--screen": screen})
     connection, objective, test = _open_path(path, asked, asked.dtype)
+    make_folder(out)  # before the work, so that none is lost to a folder that cannot be written
+    if npz is not None:
+        make_folder(npz.parent)
     with progress_bar(quiet) as progress:
         if engine is None:
             measured = profile_path(
@@ -114,12 +115,11 @@ def profile(
             measured = profile_in_parallel(
                 objective, connection.path, num_points, test=test, bn=bn, engine=engine, progress=progress
             )
-    make_folder(out)
     runs.write_profile(measured, out, objective, path)
     if npz is not None:
         save_curve_npz(measured, npz, objective, connection, test)
     _print_profile(measured, level, as_json)
-    return 0
+    return 1 if tell_not_finite(measured) else 0
 
 
 def _print_profile(measured: Profile, level: LevelOption, as_json: bool) -> None:
@@ -231,14 +231,15 @@ def ensemble(
     Writes the table (JSON, CSV), its picture, and the network of averaged weights, average.safetensors.
     """
     connection, objective, test = _open_path(path, asked, asked.dtype)
+    folder = make_folder(out)
     with progress_bar(quiet) as progress:
         found = ensemble_along(
             objective, connection, points, test=test, independent=independent or (), bn=bn, progress=progress
         )
     names = {k: getattr(asked, k) or connection.stats.get(k) for k in ("model", "data")}
-    _write_ensemble(found, make_folder(out), objective, {k: v for k, v in names.items() if isinstance(v, str)})
+    _write_ensemble(found, folder, objective, {k: v for k, v in names.items() if isinstance(v, str)})
     if as_json:
-        print(json.dumps(plain(found.to_dict(), nonfinite=True), indent=2))
+        print_json(found.to_dict())
         return 0
     for part in ("train",) if test is None else ("test", "train"):
         show_table(*found.table(part))
@@ -289,7 +290,7 @@ def _print_values(
 ) -> None:
     """The values as a table with the sentences under it, or together with `more` as JSON."""
     if as_json:
-        print(json.dumps(values | more, indent=2))
+        print_json(values | more)
         return
     for key, value in values.items():
         print(f"{key:>24}  {number(value, 6, up='bound' in key) if isinstance(value, float) else value}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from rich.table import Table
 
 from isthmus.cli.common import opened
-from isthmus.cli.console import console, number, progress_bar
+from isthmus.cli.console import console, number, print_json, progress_bar
 from isthmus.cli.options import PATHS, Asked, Checkpoint, Json, OutOption, Quiet, Seed, with_asked
 from isthmus.experiments.page import Row, write_tables
 from isthmus.stability.dropout.measure import DropoutStability, dropout_stability
@@ -18,7 +17,6 @@ from isthmus.stability.dropout.search import SCALES
 from isthmus.stability.dropout.subsets import SEARCHES
 from isthmus.stability.noise.measure import NoiseStability, noise_stability
 from isthmus.storage import make_folder, write_csv, write_json
-from isthmus.storage.files import plain
 
 
 @with_asked("penalty", *PATHS)
@@ -44,6 +42,7 @@ def stability(
     Writes the table (CSV, Markdown, JSON), everything as JSON, and the figures (SVG, PNG) to a folder.
     """
     read = opened((checkpoint,), asked)
+    folder = make_folder(out)
     objective, test, (theta,) = read.objective, read.test, read.ends
     measured = None
     with progress_bar(quiet) as progress:
@@ -51,7 +50,6 @@ def stability(
         if noise:
             many = None if noise_examples is None else min(noise_examples, objective.num_examples)
             measured = noise_stability(objective, theta, p, examples=many, seed=seed, progress=progress)
-    folder = make_folder(out)
     document: dict[str, Any] = {"model": read.model, "data": read.data, "checkpoint": str(checkpoint)}
     document |= {"objective": objective.describe(), "dropout": found.to_dict()}
     document |= {} if measured is None else {"noise": measured.to_dict()}
@@ -59,7 +57,7 @@ def stability(
     write_tables(rows_of(found), folder, "dropout")
     files = _figures(found, measured, folder)
     if as_json:
-        print(json.dumps(plain(document), indent=2))
+        print_json(document)
         return 0
     _show(found, measured)
     print("\n".join(map(str, [folder / "stability.json", *files])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +11,10 @@ import typer
 from rich.table import Table
 
 from isthmus.cli.common import opened
-from isthmus.cli.console import console, hanging, progress_bar
+from isthmus.cli.console import console, hanging, print_json, progress_bar
 from isthmus.cli.options import PATHS, Asked, Checkpoint, Json, Quiet, Seed, with_asked
 from isthmus.storage import make_folder
-from isthmus.storage.files import plain, write_csv, write_json, write_text
+from isthmus.storage.files import write_csv, write_json, write_text
 from isthmus.theory import Theory
 from isthmus.theory import theory as theory_of
 from isthmus.theory.table import Row, cells, rounded_up
@@ -51,7 +50,7 @@ def theory(
     if out is not None:
         _write(table, out)
     if as_json:
-        print(json.dumps(plain(table.to_dict(), nonfinite=True), indent=2))
+        print_json(table.to_dict())
     else:
         _say(table)
         _print(table) if details else print("every premise: isthmus theory ... --details")

@@ -7,21 +7,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from isthmus import pipeline as runs
-from isthmus.certify import Certificate, certify
+from isthmus.certify import certify
 from isthmus.certify.certify import BUDGET
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
-from isthmus.evaluate import Profile, profile
+from isthmus.evaluate import profile
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.objective import Objective
-from isthmus.params import Params, cast, check_ends
+from isthmus.params import Params, cast
 from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
 from isthmus.sweep import Cell, Job
 from isthmus.training.fit import Fitted, Recipe, fit
@@ -282,26 +283,27 @@ class Pair(Cell):
         """Connect (a search that was killed goes on), measure, certify; all of it in files beside the result."""
         objective, test = self.a.problem.objectives(job.device)
         a, b = self.a.params(job), self.b.params(job)
-        check_ends(objective.check(a, "a"), objective.check(b, "b"))
+        runs.check_pair(objective, a, b)
         judge = runs.judge_of(self.method, test)
         found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.memory("search"))
         about = {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
         found = replace(found, stats={**found.stats, **about})
-        measured = profile(objective, found.path, self.num_points, test=test)
-        return report(
-            job, objective, found, measured, certify(objective, found, self.gap, budget=self.budget), self.seed
-        )
+        return report(job, objective, test, found, self.seed, self.num_points, self.budget, self.gap)
 
 
 def report(
-    job: Job, objective: Objective, found: Connection, measured: Profile, proved: Certificate, seed: int
-) -> dict[str, Any]:
-    """A connection, its profile and its certificate in the folder "run" of the job; the row that its result is."""
+    job: Job, objective: Objective, test: Objective | None, found: Connection,
+    seed: int, num_points: int, budget: float, gap: float = 0.01,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a connection, prove it, and keep all in the folder "run" of the job; the row that its result is."""
+    measured = profile(objective, found.path, num_points, test=test)
+    found = runs.as_measured(found, measured)
+    proved = certify(objective, found, gap, budget=budget) if isfinite(measured.max) else None
     folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
     save(found, folder / "path.safetensors")
     runs.write_profile(measured, folder, objective)
     runs.write_certificate(proved, folder, objective)
-    row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in _ENVIRONMENT}
+    row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in runs.RECORDED}
     about = {k: found.stats[k] for k in ("model", "data")}
     write_json(folder / "result.json", row | about | {"seed": seed})
     barriers = {k: asdict(v) for k, v in measured.barriers.items()}
@@ -323,6 +325,3 @@ def named(method: Connector) -> str:
         if getattr(method, f.name) != usual:
             chosen.append(f"{f.name}={getattr(method, f.name)!r}")
     return type(method).__name__ + (f"({', '.join(chosen)})" if chosen else "")
-
-
-_ENVIRONMENT = ("version", "torch", "python", "threads")  # of the machine, not of the result: see record.json

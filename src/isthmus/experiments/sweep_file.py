@@ -12,15 +12,15 @@ from isthmus.certify.certify import BUDGET
 from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.experiments.jobs import Network, Pair, Problem, Weights
 from isthmus.experiments.page import ended
+from isthmus.experiments.plain_yaml import plain_yaml, typed_value
 from isthmus.experiments.tables import Column, Entry, Table, first
-from isthmus.storage.files import check_regular, one_line
+from isthmus.storage.files import check_regular, disk_error, one_line
 from isthmus.storage.methods import connector_from
 from isthmus.stored import StoredSetup
 from isthmus.training.fit import Recipe
 
 T = TypeVar("T")
 _BYTES = 1_000_000
-_VALUES = 100_000
 _POINTS = 1_000_000
 _CELLS = 100_000
 _STRICT = {"extra": "forbid"}  # for pydantic: a key that is not a field is an error
@@ -145,19 +145,15 @@ def read_sweep(
 def _document(path: Path) -> dict[str, Any]:
     """What the file holds, of bounded size."""
     try:
-        import yaml
-    except ImportError as e:
-        raise MissingExtraError(str(e.name), "cli") from e
-    try:
         if check_regular(path) > _BYTES:
             raise FileError(path, f"has more than {_BYTES:,} bytes", "give a sweep file")
-        text = path.read_text(encoding="utf-8")
-        _expanded(yaml.compose(text, Loader=yaml.SafeLoader), {})
-        document = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as e:
-        raise FileError(path, getattr(e, "strerror", None) or "is not text", "check the name") from e
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise FileError(path, f"is not YAML ({one_line(' '.join(str(e).split()))})") from e
+        document = plain_yaml(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise FileError(path, *disk_error(e, path)) from e
+    except UnicodeDecodeError as e:
+        raise FileError(path, "is not text", "check the name") from e
+    except ValueError as e:
+        raise FileError(path, f"is not YAML of a sweep ({e})", "see docs/experiments.md for an example") from e
     if not isinstance(document, dict):
         raise FileError(path, "holds no keys", "see docs/experiments.md for an example")
     return document
@@ -165,30 +161,15 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _changed(document: dict[str, Any], changes: Sequence[str]) -> list[str]:
     """Put the changes into the document; the texts among them, which the user typed."""
-    import yaml
-
     typed: list[str] = []
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise InputError("--set", expected="KEY=VALUE", got=change)
-        value = yaml.safe_load(text)
+            raise InputError("--set", expected="KEY=VALUE", got=one_line(change))
+        value = typed_value("--set", change, text)
         typed += _strings(value)
         _put(document, key.split("."), value, change)
     return typed
-
-
-def _expanded(node: Any, known: dict[int, int]) -> int:
-    """How many values a YAML node holds with its aliases written out; ValueError for more than a sweep has."""
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = _VALUES  # an alias to what is around it never ends
-    children = [] if node is None or isinstance(node.value, str) else node.value
-    parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
-    known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
-    if known[id(node)] > _VALUES:
-        raise ValueError(f"more than {_VALUES:,} values")
-    return known[id(node)]
 
 
 def _strings(value: Any) -> list[str]:

@@ -13,6 +13,7 @@ from isthmus.errors import FileError
 from isthmus.graph.minima import Edge, MinimaGraph, Minimum
 from isthmus.kinds import check_kinds
 from isthmus.storage import make_folder, read_json, write_json
+from isthmus.storage.files import UNREADABLE
 
 FILE = "graph.json"
 _FILES = ("path.safetensors", "profile.json", "profile.csv")
@@ -46,7 +47,7 @@ def load_graph(folder: str | os.PathLike[str]) -> MinimaGraph:
         _check_inside(aligned.get("folder", ""))
         graph = MinimaGraph(minima, edges, Path(folder), aligned=aligned, **plain)
         graph.to_dict()
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except UNREADABLE as error:
         raise FileError(file, f"is not a graph of this version ({error!r})", "make it again") from error
     return graph
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any, Literal
 
 import torch
@@ -52,7 +53,7 @@ class _Criterion:
             if each is not None:
                 each(losses, wrong)
             n += len(outputs)
-        return loss / n, error / n
+        return loss / n, error / n if loss == loss else nan  # the class of outputs that are NaN is any
 
 
 def _unseen(outputs: Tensor, y: Any) -> Tensor:

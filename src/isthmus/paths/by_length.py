@@ -21,8 +21,9 @@ _CHORDS = 16
 def by_length(path: Path, shares: Sequence[float], but: Collection[str] = ()) -> list[float]:
     """The t at which these shares of the length of the path lie behind; `but`: tensors that do not count.
 
-    Exact at 0 and 1, on a straight line up to rounding, on a curve to about 1e-5. A path of length 0 has its places
-    at equal t. Cost: the inner products of the control points; 16 points of any other segment.
+    Exact at 0 and 1, on a straight line up to rounding, on a curve to about 1e-5. A path of length 0, or of one that is
+    not finite, has its places at equal t. Cost: the inner products of the control points; 16 points of any other
+    segment.
 
     >>> import torch
     >>> path = Path.through([{"w": torch.tensor([v])} for v in (0.0, 1.0, 4.0)])
@@ -35,7 +36,7 @@ def by_length(path: Path, shares: Sequence[float], but: Collection[str] = ()) ->
         t.append((i + local) / len(path))
         lengths.append(lengths[-1][-1] + along)
     behind = np.concatenate(lengths)
-    if not behind[-1] > 0:
+    if not 0 < behind[-1] < np.inf:
         return [float(share) for share in shares]
     found = np.interp(np.asarray(shares) * behind[-1], behind, np.concatenate(t))
     return [float(share) if share in (0, 1) else float(v) for share, v in zip(shares, found, strict=True)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from isthmus import paths
 from isthmus.errors import FileError, InputError
 from isthmus.evaluate.batchnorm import POLICIES
-from isthmus.pipeline import differs
+from isthmus.pipeline import RECORDED, differs
 from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection, path_digest
 from isthmus.verdict import LEVEL, Level
@@ -110,6 +110,8 @@ def read_run(folder: str | Path) -> StoredRun:
     """The run stored in one folder; profile and certificate are None when their files are absent."""
     folder = Path(folder)
     result = _document(folder / "result.json")
+    if (folder / "record.json").is_file():
+        result |= {k: v for k, v in _document(folder / "record.json").items() if k in RECORDED}
     _check_result(folder / "result.json", result)
     path = folder / "path.safetensors"
     if "path" in result and path.is_file() and path_digest(path) != result["path"]:

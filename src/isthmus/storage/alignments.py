@@ -8,7 +8,8 @@ from isthmus.alignment import Alignment, Renumbering
 from isthmus.errors import FileError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
-from isthmus.storage.files import PathLike, plain
+from isthmus.seal import is_changed, sealed
+from isthmus.storage.files import UNREADABLE, PathLike, plain, whole
 from isthmus.storage.paths import load_connection
 from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
 from isthmus.version import __version__
@@ -25,7 +26,7 @@ def save_alignment(alignment: Renumbering, path: PathLike) -> None:
     found = alignment.to_dict() if isinstance(alignment, Alignment) else {}
     about = {"isthmus": __version__, "found": plain(found, "alignment", nonfinite=True)}
     about |= {"digest": digest(alignment.tensors)}
-    save_tensors(alignment.tensors, path, {_KEY: json.dumps(about)})
+    save_tensors(alignment.tensors, path, sealed({_KEY: json.dumps(about)}))
 
 
 def load_alignment(path: PathLike, objective: Objective) -> Renumbering:
@@ -41,12 +42,14 @@ def load_alignment(path: PathLike, objective: Objective) -> Renumbering:
         if not tensors:
             raise FileError(path, "holds a path whose method aligned nothing", "connect with im.Aligned(...)")
         return Renumbering.of(objective, tensors)
+    if is_changed(metadata):
+        raise FileError(path, "is damaged: its description does not match its digest", "align again")
     if _KEY not in metadata:
         raise FileError(path, "is no alignment", "give a file of save_alignment, or a path of im.Aligned(...)")
     tensors, _ = read_tensors(path)
     try:
-        expected = json.loads(metadata[_KEY])["digest"]
-    except (ValueError, TypeError, LookupError) as error:
+        expected = json.loads(metadata[_KEY], parse_int=whole)["digest"]
+    except UNREADABLE as error:
         raise FileError(path, "is damaged: its description cannot be read", "align again") from error
     if digest(tensors) != expected:
         raise FileError(path, "is damaged: its tensors do not match their digest", "align again")

@@ -19,6 +19,7 @@ from torch import Tensor
 from isthmus.errors import CheckpointError, FileError, IsthmusError, IsthmusWarning
 from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params
+from isthmus.seal import is_changed, sealed
 from isthmus.storage.adapters import AdapterContents, read_lora
 from isthmus.storage.contents import Contents, Like, owned
 from isthmus.storage.files import PathLike, check_regular, disk_error, one_line
@@ -33,7 +34,7 @@ _DIGEST = "isthmus.digest"
 
 _RECORDS = 150_000  # entries of a zip archive, one per tensor
 _PICKLE_BYTES = 20_000_000
-_PICKLE_STEPS = 2_000_000  # and 30 more per record, which is what a tensor takes
+_PICKLE_STEPS = 500_000  # a second or two; and 30 more per record, which is what a tensor takes
 
 _SAVE_TENSORS = "where the model was trained, write torch.save(model.state_dict(), path)"
 _AGAIN = "copy or download it again"
@@ -128,7 +129,7 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
     check_kinds(save_params, locals())
     for name, value in params.items():
         check_kind(value, Tensor, f"params[{name!r}]")
-    save_tensors(params, path, {"format": "pt", **(metadata or {}), _DIGEST: digest(params)})
+    save_tensors(params, path, sealed({"format": "pt", **(metadata or {}), _DIGEST: digest(params)}))
 
 
 def _load(path: Path, unsafe_pickle: bool) -> Contents:
@@ -159,6 +160,8 @@ def _load_safetensors(path: Path, size: int) -> Contents:
     tensors, metadata = read_tensors(path)
     if "isthmus" in metadata:
         raise CheckpointError(path, "is a saved connection, not one network", "read it with load_connection")
+    if is_changed(metadata):  # also where the name of the other digest was hit
+        raise CheckpointError(path, "is damaged: its metadata do not match their digest", _AGAIN)
     if _DIGEST not in metadata:
         return Contents(path, tensors | _aliases(tensors, metadata), size)
     if digest(tensors) != metadata[_DIGEST]:
@@ -336,4 +339,5 @@ def _reason(error: Exception) -> tuple[str, str]:
             f"needs code to be read ({one_line(called, 80)}), which could do anything",
             f"{_SAVE_TENSORS}; only if you made this file yourself: load_params(path, unsafe_pickle=True)",
         )
-    return f"cannot be read by torch ({type(error).__name__}: {one_line(error)})", _AGAIN
+    _, _, why = text.rpartition("WeightsUnpickler error:")  # behind what torch advises of its own options
+    return f"cannot be read by torch ({type(error).__name__}: {one_line(' '.join(why.split()))})", _AGAIN

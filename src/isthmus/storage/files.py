@@ -46,6 +46,9 @@ __all__ = [
 
 PathLike = str | Path
 
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""How code fails on a document that is not what it takes it for; OverflowError is among them."""
+
 # ".<name>.<pid>.<host><random>.tmp": the process and the machine that write it
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.([0-9a-f]{8})[0-9a-f]{8}\.tmp", re.DOTALL)
 _ABANDONED = 24 * 3600  # seconds after which an untouched temporary of another machine counts as dead
@@ -135,6 +138,8 @@ def disk_error(error: OSError, path: Path, size: int | None = None) -> tuple[str
             return f"there is no folder {path.parent}", "check the name, or create it"
         case errno.ENOENT:
             return "there is no such file", "check the name"
+        case errno.EEXIST:
+            return "there is a file of that name", "give the name of a folder, or move the file away"
         case errno.ENOTDIR:
             return f"{path.parent} is not a folder", "check the name"
         case errno.EISDIR:
@@ -257,7 +262,7 @@ def read_json(path: PathLike) -> Any:
         return strict_json(Path(path).read_bytes())
     except OSError as error:
         raise FileError(path, *disk_error(error, Path(path))) from error
-    except (ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         raise FileError(path, f"is not valid JSON ({one_line(error)})", "write it again") from error
 
 
@@ -288,7 +293,10 @@ def strict_json(data: bytes | str, limit: float = math.inf) -> Any:
         return value
 
     text = data.decode("utf-8") if isinstance(data, bytes) else data
-    return json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=number, parse_int=whole)
+    value = json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=number, parse_int=whole)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # half a pair of surrogates is no text, and no name of a file
+    return value
 
 
 def whole(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from math import isfinite
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -161,7 +162,9 @@ def _number(kind: type, value: Any) -> Any:
         return MISSING
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
+        return MISSING
+    if not isfinite(number):
         return MISSING
     if kind is int:
         return int(number) if number.is_integer() else MISSING
@@ -176,7 +179,7 @@ def _sequence(hint: Any, value: Any) -> Any:
 
 
 def _words(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+    names = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false", NoneType: "null"}
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is Mapping:

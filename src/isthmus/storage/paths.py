@@ -29,7 +29,7 @@ from isthmus.errors import FileError, InputError, IsthmusError, UnsupportedError
 from isthmus.kinds import check_kinds
 from isthmus.params import Params, check_like
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Path, Segment
-from isthmus.storage.files import PathLike, disk_error, one_line, plain, whole
+from isthmus.storage.files import UNREADABLE, PathLike, disk_error, one_line, plain, whole
 from isthmus.storage.tensors import combine, digest, digest_of, read_metadata, read_tensors, save_tensors, sniff
 from isthmus.version import __version__
 
@@ -198,7 +198,7 @@ def open_manifest(path: PathLike) -> tuple[dict[str, Any], str]:
         return {key: header[key] for key in ("format", "version", "digest")} | manifest, header["tensors"]
     except IsthmusError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise FileError(path, "is damaged: its manifest cannot be read", _AGAIN) from error
 
 
@@ -246,7 +246,7 @@ def _build(path: PathLike, manifest: Mapping[str, Any], tensors: Params) -> Conn
         return Connection(found, target, Outcome[manifest["outcome"]], manifest["stats"], tensors=more)
     except FileError:
         raise
-    except (InputError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (InputError, *UNREADABLE) as error:
         raise FileError(
             path, f"does not describe a path ({type(error).__name__}: {one_line(error)})", _AGAIN
         ) from error

@@ -23,6 +23,7 @@ from torch import Tensor
 from isthmus.errors import FileError, InputError, IsthmusError
 from isthmus.params import Params
 from isthmus.storage.files import (
+    UNREADABLE,
     PathLike,
     atomic_write,
     check_regular,
@@ -152,7 +153,7 @@ def _readable(path: PathLike) -> Iterator[None]:
         raise
     except OSError as error:
         raise FileError(path, *disk_error(error, Path(path))) from error
-    except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, MemoryError, AttributeError) as error:
+    except (SafetensorError, RuntimeError, MemoryError, *UNREADABLE) as error:
         raise FileError(
             path, f"is not a whole safetensors file ({one_line(error)})", "copy or download it again"
         ) from error
@@ -173,7 +174,7 @@ def _header(path: PathLike, named: PathLike) -> dict[str, Any]:
 def _parsed(named: PathLike, data: bytes) -> dict[str, Any]:
     try:
         header = strict_json(data, limit=_HEADER_KEYS + 2)
-    except (ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         raise FileError(named, f"has a damaged header ({one_line(error)})", "copy or download it again") from error
     if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
         raise FileError(named, "has a header that names no tensors", "copy or download it again")

@@ -7,7 +7,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +48,10 @@ class Engine(ABC):
     def at_once(self) -> int:
         """How many items it works on at a time."""
         return 1
+
+    def session(self) -> AbstractContextManager[Any]:
+        """What is started once for several ``map``; without it each starts and ends its own."""
+        return nullcontext()
 
     @abstractmethod
     def map(

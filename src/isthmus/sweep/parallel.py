@@ -78,10 +78,13 @@ def profile_in_parallel(
         shared = _Shared(objective, path, one, {"num_points": num_points, "bn": bn, "test": test})
         return _measured(shared, policy, engine, progress)
     path = Path(tuple(segments_under(objective, path, bn)[0]))
-    options = {"num_points": num_points, "bn": "interpolate"}
-    own, *more = (
-        _measured(_Shared(o, path, _check(chunk), options), policy, engine, progress) for o in (objective, test) if o
-    )
+    options, engine = {"num_points": num_points, "bn": "interpolate"}, engine or Local()
+    with engine.session():
+        own, *more = [
+            _measured(_Shared(o, path, _check(chunk), options), policy, engine, progress)
+            for o in (objective, test)
+            if o
+        ]
     return replace(own, test=more[0]) if more else own
 
 
@@ -135,14 +138,15 @@ def certify_in_parallel(
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
     # sums over chunks do not depend on how they were cut where every example has a bound of its own
     options = {"gap": gap, "model": "box", "budget": budget, "num_points": num_points}
-    shared = _Shared(objective, path, _check(chunk), options)
-    table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
-    parts = [table[i] for i in range(len(path))]
-    open_ = [i for i, several in enumerate(parts) if not _is_exact(several)]
-    known = evaluation(objective, path.start)  # a widened module does not travel between processes
-    where = objective if known.widened else known.objective
-    wide = _Shared(where, path, chunk, {"num_points": num_points, "bn": "interpolate"})
-    sampled = _run(_profile_task, wide, open_, engine, "measuring", progress) if open_ else {}
+    shared, engine = _Shared(objective, path, _check(chunk), options), engine or Local()
+    with engine.session():
+        table = _run(_certify_task, shared, range(len(path)), engine, "certifying", progress)
+        parts = [table[i] for i in range(len(path))]
+        open_ = [i for i, several in enumerate(parts) if not _is_exact(several)]
+        known = evaluation(objective, path.start)  # a widened module does not travel between processes
+        where = objective if known.widened else known.objective
+        wide = _Shared(where, path, chunk, {"num_points": num_points, "bn": "interpolate"})
+        sampled = _run(_profile_task, wide, open_, engine, "measuring", progress)
     segments = []
     for i, segment in enumerate(path.segments):
         row = _of_all(segment, parts[i], shared.weights, sampled.get(i))

@@ -95,9 +95,22 @@ class Ray(Engine):
                     yield i, value
 
     @contextmanager
+    def session(self) -> Iterator[Any]:
+        """Ray for the time of several ``map``."""
+        with self._session() as ray:
+            _HELD.append(self)
+            try:
+                yield ray
+            finally:
+                _HELD.pop()
+
+    @contextmanager
     def _session(self) -> Iterator[Any]:
-        """Ray, started or connected for the time of one ``map``."""
+        """Ray, started or connected for the time of one ``map``, or that of the ``session`` around it."""
         ray = _import(local=self.address is None)
+        if self in _HELD:
+            yield ray
+            return
         if ray.is_initialized():
             if self.address is None:
                 raise InputError("workers", expected="a process that runs no Ray", got="one", instead="address='auto'")
@@ -164,6 +177,8 @@ def _alive(pid: int) -> bool:
 
 
 _LAST: dict[str, Any] = {}
+_HELD: list[Ray] = []
+"""The engines whose session is open."""
 
 
 def _call(common: list[Any], item: Any) -> Any:

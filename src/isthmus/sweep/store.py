@@ -21,6 +21,7 @@ import torch
 
 from isthmus.errors import FileError, InputError, IsthmusError, MissingExtraError
 from isthmus.params import Params
+from isthmus.seal import SEAL, is_changed, sealed
 from isthmus.storage import FolderMemory as FolderMemory
 from isthmus.storage import make_folder, read_json, write_json
 from isthmus.storage.files import plain
@@ -71,6 +72,7 @@ class Store:
             raise FileError(file, "is not a result of this version", "move its folder away")
         if document.get("key") != key or {k: document.get(k) for k in known} != known:
             raise FileError(file, "holds another configuration under the same key", "move its folder away")
+        _check_whole(file, document, known)
         record = folder / "record.json"
         kept = read_json(record) if record.exists() else {}
         for what, held in ((file, document.get("result")), (record, kept)):
@@ -97,7 +99,7 @@ class Store:
         write_json(folder / "record.json", record)
         for state in folder.glob(f"*{ENDING}"):
             state.unlink()
-        write_json(folder / "result.json", {"format": _FORMAT, "key": key, **known, "result": values})
+        write_json(folder / "result.json", sealed({"format": _FORMAT, "key": key, **known, "result": values}))
 
     @contextmanager
     def claim(self, cell: Cell, *, wait: bool) -> Iterator[None]:
@@ -131,6 +133,11 @@ class Store:
         """Remove what a killed process left of an unfinished cell, except its state."""
         with suppress(BusyError, OSError, FileError), self.claim(cell, wait=False):
             pass
+
+
+def _check_whole(file: Path, document: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    if is_changed(document) or document.keys() - {*known, "format", "key", "result", SEAL}:
+        raise FileError(file, "is damaged: its values do not match their digest", "move its folder away")
 
 
 def _clear(folder: Path) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 
+import torch
+
+from isthmus.checks import check_loss
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
@@ -54,6 +57,9 @@ def _rows(name: str, premises: Premises, pair: MeasuredPair) -> Sequence[Row]:
         return not_convex(name)
     try:
         return premises(pair)
+    except torch.linalg.LinAlgError as e:
+        why = next(iter(str(e).splitlines()), type(e).__name__)
+        return [Row(name, "the theorem's setting", holds=None, note=f"not computed: {why}")]
     except (UnsupportedError, InputError) as e:
         return [Row(name, "the theorem's setting", holds=None, note=f"not applicable: {e}")]
 
@@ -98,10 +104,13 @@ def theory(
         check_finite(value, name)
     pair = MeasuredPair(objective, params, Settings(masks, draws, steps, examples, seed), progress)
     for loss, name in zip(pair.losses, "ab", strict=True):
-        if not isfinite(loss):
-            raise InputError(name, expected="a network whose loss on these data is finite", got=f"{loss:g}")
+        check_loss(name, loss)
     rows: list[Row] = []
     for name, premises in chosen:
         rows += _rows(name, premises, pair)
-    # what could not be measured has no number
-    return Theory(tuple(replace(r, measured=None) if r.measured != r.measured else r for r in rows))
+    return Theory(tuple(map(_numbered, rows)))
+
+
+def _numbered(row: Row) -> Row:
+    """The row; what could not be measured, or is not finite, has no number."""
+    return row if row.measured is None or isfinite(row.measured) else replace(row, measured=None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import cos, inf, pi
 from typing import Literal
 
-from isthmus.checks import check_choices, check_whole
+from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.errors import InputError
 
 
@@ -51,11 +51,10 @@ class Recipe:
             raise InputError("lr", expected="a positive number", got=self.lr)
         if not 0 <= self.beta2 < 1:
             raise InputError("beta2", expected="a number in [0, 1)", got=self.beta2)
+        check_at_least_zero(self, "weight_decay")
+        if not 0 <= self.momentum < 1:
+            raise InputError("momentum", expected="a number in [0, 1)", got=self.momentum)
         self._check_decay()
-        if self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise InputError(
-                "weight_decay, momentum", expected=">= 0 and in [0, 1)", got=(self.weight_decay, self.momentum)
-            )
 
     def _check_decay(self) -> None:
         """`gamma`, `every` and `hold` belong to two schedules."""

@@ -9,14 +9,13 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from isthmus.analysis.subnetwork_bounds import LayerBound, SubnetworkBounds, dropout_bounds, subnetwork_bounds
-from isthmus.certify import certify
 from isthmus.connectors import Connection, Outcome
 from isthmus.connectors.subnetwork.method import build
 from isthmus.errors import InputError
-from isthmus.evaluate import profile
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.experiments.jobs import Network, Problem, report
 from isthmus.params import Params
+from isthmus.pipeline import examples_of
 from isthmus.storage.tensors import read_tensors, save_tensors
 from isthmus.structure.chain import Weights
 from isthmus.sweep import Cell, Job
@@ -142,7 +141,6 @@ class PathA(Cell):
         held = [{l: reads for l, (reads, _) in end.items() if l} for end in xi]
         weights = [{l: w for l, (_, w) in end.items()} for end in xi]
         path, labels = build(chain, held[0], held[1], ends[0], ends[1], weights)
-        about = {"model": self.problem.model, "data": self.problem.data, "segments": labels}
+        about = {"model": self.problem.model, "data": self.problem.data, "test": examples_of(test), "segments": labels}
         found = Connection(path, ends[1], Outcome.CONSTRUCTED, about)
-        measured = profile(objective, found.path, self.num_points, test=test)
-        return report(job, objective, found, measured, certify(objective, found, budget=self.budget), self.a.seed)
+        return report(job, objective, test, found, self.a.seed, self.num_points, self.budget)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from isthmus.checks import check_loss
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
@@ -170,6 +171,7 @@ def dropout_stability(
     chain = require_hidden_chain(objective)
     found = search_subsets(objective, chain, theta, sought, torch.Generator().manual_seed(seed), progress)
     loss, error = _measure(objective, theta)
+    check_loss("params", loss)
     test_loss, test_error = _measure(test, theta)
     layers = []
     for i, d in found.items():

@@ -1,0 +1,409 @@
+"""Mutants of every format that is read: what they end in, counted.
+
+    python -m tests.long.mutants COUNT [FORMAT ...]        # COUNT mutants per format; seed 0, or SEED=n
+
+Each file is changed in its bytes (flipped, cut, doubled, spliced) or, where it holds JSON or YAML, in its values (a
+hostile one in the place of another, keys renamed and dropped), and read again. A house error is right, and so is a
+result; counted are errors of any other kind ("raw"), results of our own files that differ without an error
+("silent"), and readings of more than ten seconds ("slow").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import isthmus as im
+from isthmus import pipeline as runs
+from isthmus.cli.common import _values
+from isthmus.errors import IsthmusError
+from isthmus.experiments.sweep_file import read_sweep
+from isthmus.graph.stored import load_graph
+from isthmus.plot.runs import read_run
+from isthmus.report import write_report
+from isthmus.seal import SEAL
+from isthmus.storage import load_alignment, load_connection, read_json, save_alignment
+from isthmus.storage.methods import connector_from
+from isthmus.storage.paths import _seal
+from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
+
+SLOW = 10.0
+HOSTILE = (
+    "1" + "0" * 400, "-" + "9" * 299, "1e308", "-1e308", "9" * 5000, "[" * 3000, "[" * 3000 + "]" * 3000,
+    '{"a":' * 3000,
+    "NaN", "Infinity", "null", "true", "-1", "0", "0.5", '""', "[]", "{}", "5", "[5]", '"5"', '"\\ud800"',
+    '"<script>"', '{"name": 5}', '["a", 1]', "9223372036854775808", '"' + "x" * 3000 + '"', "[[]]", '[null, "a"]',
+)  # fmt: skip
+"""What stands in the place of a value, as JSON text."""
+OPTIONS = (
+    "2020-99-99", "!!int abc", "[", "\ta", "[" * 3000, "9" * 400, ".nan", "-.inf", "{a: b", "&a [*a]", "!!float x",
+    "? [",
+    "!!python/object:os.system x", "2001-12-14t21:59:43.10-05:00", "0b", "0x", "1:99:99", "!!binary ====", "!!set {a}",
+    "<<: 1", "'", "- - -", "!!timestamp 1", "*a", "%", "@", "`", "|", ">", "!", "!!bool 3", "\x00",
+    "1e999", "é", "{}", "[1]",
+)  # fmt: skip
+"""What stands in the place of a value, as YAML text."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file: `file` is changed and `read`; `same`: whether what was read is what the file held."""
+
+    file: Path
+    read: Callable[[], Any]
+    same: Callable[[Any], bool] | None = None
+    change: Callable[[bytes, random.Random], bytes] | None = None
+
+
+@dataclass
+class Tally:
+    """What mutants of one format ended in."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    raw: Counter[str] = field(default_factory=Counter)
+    longest: float = 0.0
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{k} {self.counts[k]}" for k in ("house", "read", "raw", "silent", "slow"))
+        return "\n".join([f"{counts}; longest {self.longest:.2f} s", *(f"    {n} x {k}" for k, n in self.raw.items())])
+
+
+# -- how files are changed
+
+
+def in_bytes(data: bytes, r: random.Random) -> bytes:
+    """One to three changes of bytes."""
+    out = bytearray(data)
+    for _ in range(r.choice((1, 1, 1, 2, 3))):
+        at, to = sorted((r.randrange(len(out) + 1), r.randrange(len(out) + 1)))
+        match r.randrange(7):
+            case 0 if out:
+                out[min(at, len(out) - 1)] ^= 1 << r.randrange(8)
+            case 1:
+                out[at:at] = bytes(r.randrange(256) for _ in range(r.randrange(1, 9)))
+            case 2:
+                del out[at : at + r.randrange(1, 9)]
+            case 3:
+                del out[at:]
+            case 4:
+                out[at:at] = out[at : min(to, at + 64)]
+            case 5 if out:
+                out[min(at, len(out) - 1)] = r.choice(b'0\x00\xff"{}[],:-19e.')
+            case _:
+                out[at : at + 8] = r.choice((0, 1, 2**31, 2**63, 2**64 - 1, 10**9)).to_bytes(8, "little")
+    return bytes(out)
+
+
+def _places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield at
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for k, v in items:
+        yield from _places(v, (*at, k))
+
+
+def in_values(text: str, r: random.Random) -> str:
+    """JSON with one or two values changed; a hostile one is put in as text, as no value holds it."""
+    value = json.loads(text)
+    marks = {}
+    for i in range(r.choice((1, 1, 2))):
+        at = r.choice(list(_places(value)))
+        if not at:
+            continue
+        inner = value
+        for k in at[:-1]:
+            inner = inner[k]
+        match r.randrange(4):
+            case 0 if isinstance(inner, dict):
+                inner[f"{at[-1]}x"] = inner.pop(at[-1])
+            case 1:
+                del inner[at[-1]]
+            case _:
+                inner[at[-1]] = f"@mark{i}@"
+                marks[f'"@mark{i}@"'] = r.choice(HOSTILE)
+    out = json.dumps(value)
+    for mark, hostile in marks.items():
+        out = out.replace(mark, hostile)
+    return out
+
+
+def json_file(data: bytes, r: random.Random) -> bytes:
+    """A JSON file, in its values or its bytes."""
+    return in_bytes(data, r) if r.random() < 0.3 else in_values(data.decode(), r).encode("utf-8", "surrogatepass")
+
+
+def yaml_file(data: bytes, r: random.Random) -> bytes:
+    """A YAML file: a value of a line, or its bytes."""
+    if r.random() < 0.3:
+        return in_bytes(data, r)
+    lines = data.decode().splitlines()
+    i = r.randrange(len(lines))
+    key, colon, _ = lines[i].partition(":")
+    lines[i] = f"{key}{colon} {r.choice(OPTIONS + HOSTILE)}"
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+# -- what is read
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def ends() -> tuple[im.Objective, Any, Any]:
+    g = torch.Generator().manual_seed(0)
+    objective = im.Objective(network(), data=(torch.randn(12, 4, generator=g), torch.randint(3, (12,), generator=g)))
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        made.append({k: v.detach() for k, v in network().state_dict().items()})
+    return objective, *made
+
+
+def formats(root: Path) -> dict[str, Format]:
+    """All formats, with a good file of each under `root`."""
+    objective, a, b = ends()
+    run, out = root / "run", {}
+    runs.run(objective, a, b, im.Dropout(), run, num_points=3, about={"model": "mlp:4-5-3", "data": "d.npz"})
+    path = run / "path.safetensors"
+    found = load_connection(path)
+    out["path"] = Format(path, lambda: load_connection(path), lambda c: same_connection(c, found))
+    out["manifest"] = Format(path, lambda: use_path(path), change=resealed)
+    stored = run / "certificate.json"
+    kept = read_json(stored)
+
+    def verify() -> Any:
+        held = read_json(stored)
+        wrong = im.verify_certificate(objective, found, held, num_points=2) + runs.about_another(objective, path, held)
+        return None if wrong else held
+
+    out["certificate"] = Format(
+        stored, verify, lambda held: held is None or unsealed(held) == unsealed(kept), json_file
+    )
+    for name in ("result", "profile", "certificate"):
+        out[f"folder-{name}"] = Format(run / f"{name}.json", lambda: use_run(run), change=json_file)
+    aligned = root / "b.alignment.safetensors"
+    matched = im.align(objective, a, b)
+    save_alignment(matched, aligned)
+    true = matched.tensors
+    out["alignment"] = Format(
+        aligned, lambda: load_alignment(aligned, objective), lambda r: digest(r.tensors) == digest(true)
+    )
+    own = root / "own.safetensors"
+    im.save_params(a, own, {"model": "mlp:4-5-3", "loss": "cross_entropy"})
+    held = digest(a), told(own)
+    out["checkpoint"] = Format(
+        own,
+        lambda: (digest(im.load_params(own)), told(own)),
+        lambda got: got == held,
+    )  # fmt: skip
+    for name, legacy in (("pt", False), ("pt-legacy", True)):
+        file = root / f"{name}.pt"
+        torch.save(
+            {"state_dict": a, "epoch": 3, "optimizer": {"lr": 0.1, "betas": (0.9, 0.99)}}, file,
+            _use_new_zipfile_serialization=not legacy,
+        )  # fmt: skip
+        out[name] = Format(file, lambda file=file: im.load_params(file))
+    sweep = root / "sweep.yaml"
+    sweep.write_text(
+        "name: mine\nnetworks:\n  - model: mlp:64-8-10\n    seeds: [0, 1]\n    steps: 5\n    lr: 0.01\nmethods:\n"
+        "  - Linear\n  - name: Bezier\n    steps: 4\nseeds: [0]\nnum_points: 5\ngap: 0.01\npairs: all\n"
+    )
+    out["sweep"] = Format(sweep, lambda: read_sweep(sweep).cells(), change=yaml_file)
+    options = root / "option.txt"
+    options.write_text("masks=3")
+    out["option"] = Format(options, lambda: use_option(options), change=option)
+    graph, c = root / "graph", {k: v + 0.1 for k, v in a.items()}
+
+    def again() -> Any:
+        return im.minima_graph(objective, {"a": a, "b": b, "c": c}, im.Linear(), folder=graph, num_points=3)
+
+    again()
+    out["graph"] = Format(graph / "graph.json", lambda: load_graph(graph), change=json_file)
+    out["store"] = Format(next((graph / "edges").glob("*/result.json")), again, change=json_file)
+    out |= of_hugging_face(root, a) | of_data(root)
+    return out
+
+
+def of_hugging_face(root: Path, a: Any) -> dict[str, Format]:
+    """A folder with an index and shards, and an adapter on it."""
+    base, lora = root / "base", root / "lora"
+    base.mkdir()
+    lora.mkdir()
+    first, last = dict(list(a.items())[:2]), dict(list(a.items())[2:])
+    save_tensors(first, base / "model-1.safetensors", {"format": "pt"})
+    save_tensors(last, base / "model-2.safetensors", {"format": "pt"})
+    where = {k: "model-1.safetensors" for k in first} | {k: "model-2.safetensors" for k in last}
+    index = base / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 9}, "weight_map": where}))
+    (base / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    g = torch.Generator().manual_seed(0)
+    tensors = {
+        "base_model.model.0.lora_A.weight": torch.randn(2, 4, generator=g),
+        "base_model.model.0.lora_B.weight": torch.randn(5, 2, generator=g),
+    }
+    save_tensors(tensors, lora / "adapter_model.safetensors", {"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["0"],
+        "base_model_name_or_path": str(base),
+    }
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    return {
+        "hf-index": Format(index, lambda: im.load_params(base), change=json_file),
+        "hf-shard": Format(base / "model-1.safetensors", lambda: im.load_params(base)),
+        "peft-config": Format(lora / "adapter_config.json", lambda: im.load_params(lora), change=json_file),
+        "peft-weights": Format(lora / "adapter_model.safetensors", lambda: im.load_params(lora)),
+    }
+
+
+def of_data(root: Path) -> dict[str, Format]:
+    """A data set of the user's."""
+    file = root / "d.npz"
+    np.savez(file, x_train=np.zeros((4, 3)), y_train=np.arange(4))
+    return {"npz": Format(file, lambda: im.data.load(str(file)))}
+
+
+def told(file: Path) -> dict[str, str]:
+    """What commands take from a checkpoint."""
+    return {k: v for k, v in read_metadata(file).items() if k in ("model", "loss", "data")}
+
+
+def unsealed(held: Any) -> Any:
+    """Without its digest, whose loss changes nothing that is said."""
+    return {k: v for k, v in held.items() if k != SEAL}
+
+
+def use_path(path: Path) -> Any:
+    """All that reads a manifest."""
+    from isthmus.cli.asked import of_path
+    from isthmus.cli.options import Asked
+    from isthmus.cli.paths import _labels
+
+    found = load_connection(path)
+    repr(found), found.labels, found.info, found.cost, found.message, found._repr_html_()
+    _labels(path, found)
+    return of_path(path, found.stats, Asked(model="mlp:64-5-10", data="digits", changed_data=True))
+
+
+def use_run(folder: Path) -> Any:
+    """All that reads a folder of results; the page of every tenth."""
+    run = read_run(folder)
+    return write_report(folder) if random.random() < 0.1 else run
+
+
+def use_option(file: Path) -> Any:
+    text = file.read_text(encoding="utf-8", errors="surrogateescape")
+    return connector_from({**_values([text]), "name": "Dropout"}, "--method")
+
+
+def option(data: bytes, r: random.Random) -> bytes:
+    if r.random() < 0.3:
+        return in_bytes(data, r)
+    return f"{r.choice(('masks', 'keep', 'search', 'x'))}={r.choice(OPTIONS + HOSTILE)}".encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def resealed(data: bytes, r: random.Random) -> bytes:
+    """A path file whose manifest was changed by somebody who renews its digest."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "p"
+        file.write_bytes(data)
+        tensors, metadata = read_tensors(file)
+        header = json.loads(metadata["isthmus"])
+        header["manifest"] = in_values(header["manifest"], r)
+        header["digest"] = _seal(
+            header["version"], header["tensors"], header["manifest"].encode("utf-8", "replace").decode()
+        )
+        text = json.dumps(header | {"manifest": header["manifest"].encode("utf-8", "replace").decode()})
+        save_tensors(tensors, file, {"isthmus": text})
+        return file.read_bytes()
+
+
+def same_connection(c: Any, d: Any) -> bool:
+    ends = all(digest(p) == digest(q) for s, t in zip(c.path.segments, d.path.segments, strict=True)
+               for p, q in zip(s.control, t.control, strict=True))  # fmt: skip
+    return ends and c.stats == d.stats and c.outcome is d.outcome and digest(c.target) == digest(d.target)
+
+
+# -- the count
+
+
+def attack(made: Format, count: int, r: random.Random) -> Tally:
+    """So many mutants of one file, which is as it was afterwards."""
+    tally, good = Tally(), made.file.read_bytes()
+    whole = made.read()  # the good file is read
+    assert made.same is None or made.same(whole)
+    for _ in range(count):
+        bad = (made.change or in_bytes)(good, r)
+        made.file.write_bytes(bad)
+        begin = time.perf_counter()
+        try:
+            got = made.read()
+            word = "silent" if made.same is not None and bad != good and not made.same(got) else "read"
+            if word == "silent":
+                tally.raw["silent: " + str(_difference(good, bad))] += 1
+        except IsthmusError as e:
+            word = "house" if "\n" not in str(e) else "raw"
+        except Exception as e:  # what is looked for
+            word = "raw"
+            at = traceback.extract_tb(e.__traceback__)[-1]
+            own = [f for f in traceback.extract_tb(e.__traceback__) if "/isthmus/" in f.filename]
+            ours = own[-1] if own else at
+            tally.raw[
+                f"{type(e).__name__}: {str(e)[:80]!r} at {ours.filename.rpartition('/isthmus/')[2]}:{ours.lineno}"
+            ] += 1
+        seconds = time.perf_counter() - begin
+        tally.longest = max(tally.longest, seconds)
+        tally.counts[word] += 1
+        tally.counts["slow"] += seconds > SLOW
+    made.file.write_bytes(good)
+    return tally
+
+
+def _difference(good: bytes, bad: bytes) -> bytes:
+    at = next((i for i, (x, y) in enumerate(zip(good, bad, strict=False)) if x != y), min(len(good), len(bad)))
+    return bad[max(0, at - 30) : at + 30]
+
+
+def main(arguments: list[str]) -> int:
+    """Attack the formats that are named, or all; the exit code says whether anything fell."""
+    count, chosen, seed = int(arguments[0]), arguments[1:], int(os.environ.get("SEED", "0"))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    fell = 0
+    root = Path(tempfile.mkdtemp())
+    try:
+        for name, made in formats(root).items():
+            if chosen and name not in chosen:
+                continue
+            begin = time.perf_counter()
+            random.seed(seed)
+            tally = attack(made, count, random.Random(f"{seed} {name}"))
+            fell += tally.counts["raw"] + tally.counts["silent"] + tally.counts["slow"]
+            print(f"{name}: {count} mutants in {time.perf_counter() - begin:.0f} s: {tally}", flush=True)
+    finally:
+        shutil.rmtree(root)
+    return 1 if fell else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
