@@ -60,7 +60,7 @@ class BoundPlan:
         A quarter of those, as most of a path is lower than its maximum, unless wide ones are useless there too.
         """
         expected = self.trial.expected
-        if not isfinite(expected):
+        if not 0 < expected < inf:  # none at all where nothing is bounded by sub-intervals
             return FIRST
         if self.trial.power > STEEP:
             return 1 << ceil(log2(min(max(expected, FIRST), 1024)))
