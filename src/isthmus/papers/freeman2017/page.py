@@ -173,7 +173,7 @@ def _smoke() -> _Scale:
     )  # fmt: skip
     return _Scale(
         (
-            _polynomial("quadratic", 2, LEVELS_2[:4:3], 0.02, 1000, straight=1, examples=64),
+            _polynomial("quadratic", 2, LEVELS_2[:3:2], 0.02, 1000, straight=1, examples=64),
             _at_maximum(_polynomial("quadratic", 1, LEVELS_2[:1], 0.02, 1000, examples=64)),
             _polynomial("cubic", 1, (0.32, 0.156), 0.02, 1000, straight=1, examples=64),
             *_squares(1, slice(0, 2)),
@@ -183,7 +183,7 @@ def _smoke() -> _Scale:
         tuple(
             Gap(m, 0, steps=300, method=TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=100))) for m in (4, 16)
         ),
-        60, 3,
+        40, 2,
     )  # fmt: skip
 
 

@@ -116,19 +116,22 @@ def _smoke() -> list[Task]:
         subnets=Recipe(lr=5e-3, steps=200, batch=64), hub_steps=600, masks=8,
     )  # fmt: skip
     digits = Problem("mlp:64-40x3-10", "digits", 500, dtype="float32")
-    methods = _methods(8, _trained(lr=5e-3, steps=400, batch=64))
+    few: dict[str, Any] = brief | dict(
+        recipe=replace(brief["recipe"], steps=200), draws=1, subnets=replace(brief["subnets"], steps=60), hub_steps=150
+    )
+    methods = _methods(8, _trained(lr=5e-3, steps=200, batch=64))
     task = Task(
         "3(a)", "digits, 3 x 40", digits, 2, **brief, others=(1 / 3, 1 / 4), other_draws=2, methods=methods, budget=100
     )
-    images = Problem("convnet:8", "digits", 300, dtype="float32")
-    convolutional = Task("3(c)", "digits, convolutional", images, 1, **brief)
+    images = Problem("convnet:4", "digits", 200, dtype="float32")
+    convolutional = Task("3(c)", "digits, convolutional", images, 1, **few)
     as_printed = replace(
         task, figure="3(b)", name="digits, 2 x 12, as printed", problem=Problem("mlp:64-12x2-10", "digits", 200),
         recipe=replace(task.recipe, steps=200), subnets=replace(task.subnets, steps=120), hub_steps=120, masks=4,
         others=(), methods=(Linear(),), printed=True, looks_from=100,
     )  # fmt: skip
     narrow = [
-        Task("4", "digits, two hidden layers", replace(digits, model=f"mlp:64-{n}x2-10"), 1, **brief, width=n)
+        Task("4", "digits, two hidden layers", replace(digits, model=f"mlp:64-{n}x2-10"), 1, **few, width=n)
         for n in (8, 32)
     ]
     return [task, convolutional, as_printed, *narrow]
