@@ -135,21 +135,21 @@ _DIGITS = Recipe(steps=6000, batch=256)
 SCALES = {
     "smoke": (
         _Filters(
-            "digits", 8, Recipe(lr=1e-2, steps=120, batch=64), 2, (0.2, 0.5), 3, (1, 2),
-            Recipe(lr=1e-2, steps=120, batch=64), 200,
+            "digits", 8, Recipe(lr=1e-2, steps=80, batch=64), 2, (0.2, 0.5), 3, (1, 2),
+            Recipe(lr=1e-2, steps=80, batch=64), 200,
             _Paths(
-                (Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, recipe=Recipe(steps=60))),
-                200, 3, 6,
+                (Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, recipe=Recipe(steps=30))),
+                200, 3, 2,
             ),
         ),
         _Channels(
-            "digits", "convnet:8", "0.1x2-0.25", Recipe(lr=1e-2, steps=150, batch=64), 60, 3, 1,
-            _Paths((Linear(), Narrow(width=2, draws=2, recipe=Recipe(steps=60))), 200, 3, 0),
+            "digits", "convnet:8", "0.1x2-0.25", Recipe(lr=1e-2, steps=80, batch=64), 60, 3, 1,
+            _Paths((Linear(), Narrow(width=2, draws=2, recipe=Recipe(steps=30))), 200, 3, 0),
         ),
         _Perceptrons(
             "mlp:64-20x2-10:dropout=0.25", Recipe(lr=1e-2, steps=200, batch=128), 1,
             _Paths(
-                (Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, attempts=1, recipe=Recipe(steps=300))),
+                (Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, attempts=1, recipe=Recipe(steps=100))),
                 None, 5, 20,
             ),
         ),
@@ -214,7 +214,7 @@ _CURVES = (
     PolyChain(recipe=Recipe(lr=1e-2, steps=4000, batch=64)),
 )
 _BETWEEN = {
-    "smoke": (Linear(), Bezier(recipe=Recipe(lr=1e-2, steps=300, batch=64))),
+    "smoke": (Linear(), Bezier(recipe=Recipe(lr=1e-2, steps=60, batch=64))),
     "laptop": _CURVES,
     "paper": _CURVES,
 }
