@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import torch
-from common import clock, start
+from common import THREADS, clock
 from torch import Tensor, nn
 
 import isthmus as im
@@ -124,7 +124,8 @@ def truth(case: Case) -> bool:
 
 
 def main() -> None:
-    start("May they be averaged?")
+    torch.set_num_threads(THREADS)
+    print(f"May they be averaged?\n  torch {torch.__version__}, {THREADS} thread(s)", flush=True)
     counts = {"go, rightly": 0, "go, FALSELY": 0, "no-go, rightly": 0, "no-go, too careful": 0}
     passes, slowest = [], 0.0
     for case in cases():

@@ -35,7 +35,7 @@ def proof(*segments, ends=(0.1, 0.1), goal=0.01, **more):
         ((0.1, 1.65, 0.1), 1.66, False, "no, rises to 1.65 (at t = 0.5)"),
         ((0.1, 1.65, 0.1), 94.7, False, "no, rises to 1.65 (at t = 0.5)"),
         ((0.1, nan, 0.1), 0.1051, False, "no, rises to a loss that is not finite (at t = 0.5)"),
-        ((0.1, inf, 0.1), 0.1051, False, "no, rises to inf (at t = 0.5)"),
+        ((0.1, inf, 0.1), 0.1051, False, "no, rises to a loss that is not finite (at t = 0.5)"),
     ],
 )
 def test_a_proof_reaches_the_level_or_samples_decide(losses, bound, below, text):

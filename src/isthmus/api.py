@@ -57,8 +57,12 @@ from isthmus.analysis.task_vectors import task_vectors as task_vectors
 from isthmus.certify import Certificate as Certificate
 from isthmus.certify import certify as certify
 from isthmus.certify import verify_certificate as verify_certificate
+from isthmus.comparison import Comparison as Comparison
+from isthmus.comparison import ComparisonRow as ComparisonRow
+from isthmus.comparison import compare as compare
 from isthmus.connectors import METHODS as METHODS
 from isthmus.connectors import Aligned as Aligned
+from isthmus.connectors import Auto as Auto
 from isthmus.connectors import AutoNEB as AutoNEB
 from isthmus.connectors import Bezier as Bezier
 from isthmus.connectors import Connection as Connection

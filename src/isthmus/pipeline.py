@@ -34,7 +34,7 @@ from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_js
 from isthmus.storage.files import plain
 from isthmus.storage.paths import path_digest
 from isthmus.storage.state import memory_in
-from isthmus.stored import shown
+from isthmus.stored import differs
 from isthmus.training.fit import Fitted, Recipe, fit
 from isthmus.training.memory import Beside, Memory, State, forget
 from isthmus.training.progress import Progress, no_progress
@@ -44,7 +44,7 @@ from isthmus.version import __version__
 STATE = "state"
 """The folder in a run's folder that holds the state of unfinished work."""
 
-RECORDED = ("seconds", "version", "torch", "python", "threads")
+RECORDED = ("seconds", "cost", "version", "torch", "python", "threads")
 """What may differ between two equal runs: in record.json, not in result.json."""
 
 SECONDS = 5.0
@@ -60,6 +60,24 @@ class Run:
     profile: Profile
     certificate: Certificate | None
     result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a path is measured and proved: the arguments of ``run`` of these names; ``prove=False`` proves nothing."""
+
+    test: Objective | None = None
+    num_points: int = 61
+    gap: float = 0.01
+    budget: float | None = None
+    level: float | str = LEVEL
+    bn: str | None = None
+    prove: bool = True
+
+    def check(self, objective: Objective) -> None:
+        """Before the work, as a wrong level or policy would be found after it."""
+        Level.read(self.level)
+        applied(objective, self.bn or POLICIES[0])
 
 
 def train(
@@ -165,41 +183,52 @@ def run(
     it, and the file of the path keeps it. With a `memory` (see ``state_of``) a method that takes long goes on where it
     was killed. Errors: ``InputError`` for an end whose loss is not finite.
     """
-    Level.read(level)  # before the work, as a wrong one would be found after it
-    applied(objective, bn or POLICIES[0])  # before the work, too
+    how = Judging(test, num_points, gap, budget, level, bn)
+    how.check(objective)
     check_pair(objective, a, b)
     folder = make_folder(folder)  # before the work, so that none is lost to a folder that cannot be written
     judge = judge_of(method, test)
     connection = connect(objective, a, b, method, seed=seed, test=judge, memory=memory, progress=progress)
-    stats = dict(connection.stats) | {k: v for k, v in (about or {}).items() if k in ("model", "data")}
-    stats |= {"test": examples_of(test)} | ({} if bn is None else {"bn": bn})
+    return kept(objective, connection, folder, how, about={"seed": seed, **(about or {})}, progress=progress)
+
+
+def kept(
+    objective: Objective,
+    connection: Connection,
+    folder: FilePath,
+    how: Judging,
+    *,
+    about: Mapping[str, Any],
+    progress: Progress = no_progress,
+) -> Run:
+    """Save, measure, save, certify, save a connection: what ``run`` does after it was made."""
+    stats = dict(connection.stats) | {k: v for k, v in about.items() if k in ("model", "data")}
+    stats |= {"test": examples_of(how.test)} | ({} if how.bn is None else {"bn": how.bn})
     connection = replace(connection, stats=stats)
     save(connection, folder / "path.safetensors")
     begin = time.perf_counter()
-    measured = profile(objective, connection.path, num_points, test=test, bn=bn, progress=progress)
-    measured = beside_others(measured, objective, connection.path, test=test, progress=progress)
+    measured = profile(objective, connection.path, how.num_points, test=how.test, bn=how.bn, progress=progress)
+    measured = beside_others(measured, objective, connection.path, test=how.test, progress=progress)
     write_profile(measured, folder, objective, folder / "path.safetensors")
-    middle = time.perf_counter()
+    seconds = {"connect": connection.seconds, "profile": time.perf_counter() - begin}
     if (told := as_measured(connection, measured)) is not connection:
         connection = told
         save(connection, folder / "path.safetensors")
-    proved = None
-    if isfinite(measured.max):
-        proved = certify(objective, connection, gap, budget=budget, num_points=num_points, progress=progress)
+    begin, proved = time.perf_counter(), None
+    if how.prove and isfinite(measured.max):
+        proved = certify(
+            objective, connection, how.gap, budget=how.budget, num_points=how.num_points, progress=progress
+        )
     write_certificate(proved, folder, objective, folder / "path.safetensors")
-    seconds = {
-        "connect": connection.seconds,
-        "profile": middle - begin,
-        "certify": time.perf_counter() - middle,
-    }
-    result = summary(connection, measured, proved, level) | {"seconds": seconds, "seed": seed, **(about or {})}
+    seconds["certify"] = time.perf_counter() - begin
+    result = summary(connection, measured, proved, how.level) | {"seconds": seconds, **about}
     result |= _about(None, folder / "path.safetensors")
     _write_result(result, folder)
     return Run(connection, measured, proved, result)
 
 
 def _write_result(result: Mapping[str, Any], folder: FilePath) -> None:
-    write_json(folder / "record.json", {"format": 1} | {k: result[k] for k in RECORDED})
+    write_json(folder / "record.json", {"format": 1} | {k: result[k] for k in RECORDED if k in result})
     write_json(folder / "result.json", {k: v for k, v in result.items() if k not in RECORDED})
 
 
@@ -369,24 +398,3 @@ def about_another(objective: Objective, path: FilePath, certificate: object) -> 
         if certificate.get(name, own) != own:
             found.append(f"it is about another {name}: {certificate[name]!r}, not {own!r}")
     return found
-
-
-_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error", "functions")
-"""The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
-
-LABELLED = ("ignore_index", "class_axis")
-"""Those that say how labels are read; an entry that is missing is the default."""
-
-
-def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
-    """In what two descriptions of objectives differ, as far as both say it.
-
-    >>> differs({"loss": "mse", "examples": 5}, {"loss": "cross_entropy", "examples": 5})
-    ["loss: 'cross_entropy', not 'mse'"]
-    """
-    if not isinstance(theirs, Mapping):
-        return []
-    keys = [k for k in _SAME if k in mine and k in theirs]
-    keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
-    keys += LABELLED
-    return [f"{k}: {shown(theirs.get(k))}, not {shown(mine.get(k))}" for k in keys if mine.get(k) != theirs.get(k)]

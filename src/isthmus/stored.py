@@ -152,3 +152,24 @@ def shown(value: object) -> str:
 
 def _are_names(value: object) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(n, str) for n in value))
+
+
+_SAME = ("loss", "loss_options", "named", "examples", "penalty", "error", "functions")
+"""The entries of ``Objective.describe`` in which two results about one objective agree in every precision."""
+
+LABELLED = ("ignore_index", "class_axis")
+"""Those that say how labels are read; an entry that is missing is the default."""
+
+
+def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
+    """In what two descriptions of objectives differ, as far as both say it.
+
+    >>> differs({"loss": "mse", "examples": 5}, {"loss": "cross_entropy", "examples": 5})
+    ["loss: 'cross_entropy', not 'mse'"]
+    """
+    if not isinstance(theirs, Mapping):
+        return []
+    keys = [k for k in _SAME if k in mine and k in theirs]
+    keys += ["digest"] if mine.get("dtype") == theirs.get("dtype") and "digest" in mine and "digest" in theirs else []
+    keys += LABELLED
+    return [f"{k}: {shown(theirs.get(k))}, not {shown(mine.get(k))}" for k in keys if mine.get(k) != theirs.get(k)]

@@ -26,6 +26,7 @@ from tests.problems import (
 )
 
 QUICK: dict[type, Any] = {
+    im.Auto: im.Auto(budget=90),
     im.Bezier: im.Bezier(recipe=im.Recipe(lr=None, steps=20, batch=8)),
     im.PolyChain: im.PolyChain(bends=4, recipe=im.Recipe(lr=None, steps=20, batch=8)),
     im.AutoNEB: im.AutoNEB(cycles=((10, 2), (6, 1)), recipe=im.Recipe(lr=None, batch=8)),
@@ -49,6 +50,7 @@ MORE: dict[type, tuple[Callable[[], Problem], ...]] = {
     im.Bezier: (permuted,),
     im.PolyChain: (permuted,),
     im.AutoNEB: (permuted,),
+    im.Auto: (permuted,),
 }
 """Problems besides those of all, for methods that give the straight line there: wider ones, and ones with a barrier."""
 CONSTRUCTIVE = (im.Dropout, im.NoiseDropout, im.Narrow, im.Subnetwork, im.MeanField, im.Sublevel, im.TwoLayerReLU)

@@ -66,8 +66,14 @@ def values(objective, modules, connection):
         im.ensemble(objective, connection, points=2, test=objective),
         im.plane(objective, a, modules[1], mlp(), points=2),
         im.counterexamples.disconnected(), im.counterexamples.permutation(), im.data.load("digits"),
-        im.minima_graph(objective, modules), im.align(objective, *modules), im.align(objective, *modules).inverse(),
+        im.minima_graph(objective, modules),
+        compared := im.compare(objective, modules[0], modules[1], ["Linear"], prove=False),
+        compared.best, im.align(objective, *modules), im.align(objective, *modules).inverse(),
         im.aligned_lines(objective, modules, im.align(objective, *modules), num_points=2),
+        im.barrier(objective, *modules, num_points=3), im.barrier_matrix(objective, modules, num_points=3),
+        im.block_barriers(objective, *modules), im.contributions(objective, connection, 0.5),
+        im.check(objective, modules, test=objective), im.merge(objective, modules),
+        im.task_vectors(a.state_dict(), [modules[1].state_dict()]), im.adapter_stability(objective, *modules, masks=1),
         im.WeightMatching(), im.Given(), im.ActivationMatching(), im.RotationMatching(),
         *(method() for method in im.METHODS), *im.Outcome, im.Memorised(), im.Separated(), im.CrossEntropy(),
     ]  # fmt: skip
@@ -160,12 +166,13 @@ def test_pictures_stand_on_the_axes_that_are_given(values):
     drawn = shows(values, "plot")
     names = {"Connection", "Profile", "Certificate", "DropoutStability", "PatternStability", "NoiseStability"}
     names |= {"MinimaGraph", "Alignment", "AlignedLines"}
-    names |= {"Ensemble", "Plane", "Band"}
+    names |= {"Ensemble", "Plane", "Band", "Comparison"}
+    names |= {"Barrier", "BarrierMatrix", "BlockBarriers", "Check", "Contributions"}
     assert {type(v).__name__ for v in drawn} == names
     for value in drawn:
         ax = figures.Figure().add_subplot()
         assert value.plot(ax=ax) is ax
-        assert ax.lines or ax.patches
+        assert ax.lines or ax.patches or ax.images
         ax.figure.savefig(io.BytesIO(), format="svg")
 
 
@@ -278,7 +285,18 @@ def calls(objective, modules, connection, folder):
         im.save_alignment: {"alignment": im.align(objective, a, b), "path": folder / "alignment"},
         im.load_alignment: {"path": folder / "alignment", "objective": objective},
         im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},
+        im.compare: {"objective": objective, "a": a, "b": b, "methods": ["Linear"], "folder": folder / "compare"},
         im.load_graph: {"folder": folder / "graph"},
+        im.barrier: {"objective": objective, "a": a, "b": b, "num_points": 2},
+        im.barrier_matrix: {"objective": objective, "models": [a, b], "num_points": 2},
+        im.block_barriers: {"objective": objective, "a": a, "b": b},
+        im.contributions: {"objective": objective, "path": connection, "t": 0.5},
+        im.check: {"objective": objective, "models": [a, b], "align": False},
+        im.merge: {"objective": objective, "models": [a, b]},
+        im.save_like: {"params": a, "out": folder / "like.pt", "source": folder / "a.safetensors"},
+        im.task_vectors: {"base": a, "models": [b]},
+        im.adapter_stability: {"objective": objective, "base": a, "model": b, "masks": 1},
+        im.low_rank_path: {"base": a, "a": b, "b": b},
         im.ensemble: {"objective": objective, "path": connection, "points": 2, "independent": [a]},
         im.fast_geometric_ensemble: {"objective": objective, "a": a, "cycles": 1, "epochs": 1},
         im.plane: {"objective": objective, "a": a, "b": b, "c": mlp(), "points": 2},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import POLICIES, followed, refresh
-from isthmus.kinds import check_kinds
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
@@ -161,6 +161,8 @@ def _both(a: Params, b: Params, names: Sequence[str]) -> tuple[Params, Params]:
 
 
 def _checked(blocks: Mapping[str, Sequence[str]], own: Sequence[str]) -> dict[str, list[str]]:
+    for name, names in blocks.items():
+        check_kind(names, Sequence[str], f"blocks[{name!r}]")
     named = [k for names in blocks.values() for k in names]
     wrong = [f"no tensor {k!r}" for k in named if k not in own]
     wrong += [f"the block {name!r} without names" for name, names in blocks.items() if not names]

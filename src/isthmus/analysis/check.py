@@ -22,7 +22,7 @@ from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import POLICIES, followed, others, segments_under
 from isthmus.evaluate.decide import Decision, decide
 from isthmus.evaluate.profile import Profile, profile
-from isthmus.kinds import check_kinds
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
@@ -209,7 +209,8 @@ def check(
 
 def sets_of(objective: Objective, test: Mapping[str, Objective] | Objective | None) -> dict[str, Objective]:
     """All data sets by name, the training data first. Errors: ``InputError``."""
-    more = {"held-out data": test} if isinstance(test, Objective) else dict(test or {})
+    check_kind(test, Mapping[str, Objective] | Objective | None, "test")
+    more = {"held-out data": test} if isinstance(test, Objective) else {} if test is None else dict(test)
     for name, one in more.items():
         if not isinstance(one, Objective) or name == TRAINING:
             raise InputError("test", expected=f"objectives by names other than {TRAINING!r}", got=repr(name))

@@ -198,7 +198,7 @@ def _told(params: Params, method: str, recipe: _Recipe) -> Merged:
 
 
 def _checked(objective: Objective | None, models: Sequence[ParamsLike], what: str = "models") -> list[Params]:
-    if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
+    if not isinstance(models, Sequence) or isinstance(models, str) or len(models) < 2:
         raise InputError(what, expected="two or more networks", got=models)
     if objective is None:
         plain: list[Any] = list(models)

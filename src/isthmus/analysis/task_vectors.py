@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.kinds import check_kinds
 from isthmus.params import check_like, moves, widened
 from isthmus.shown import brief, line, plural, table
 
@@ -51,6 +52,7 @@ def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tenso
     >>> found.norms.tolist(), round(float(found.cosines[0, 1]), 3), float(found.signs[0, 1])
     ([5.0, 7.0710678118654755], -0.198, 0.5)
     """
+    check_kinds(task_vectors, locals())
     if not models:
         raise InputError("models", expected="one network or more", got="none")
     for i, one in enumerate(models):

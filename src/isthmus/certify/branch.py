@@ -55,7 +55,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchTask:
     """What a search asks for: `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it,
     `ends(i)` are its losses at 0 and 1; `confront(i, t, value, bound)` raises where that loss is above that bound for
     other reasons than rounding: ``UnsupportedError`` gives the segment up.
@@ -74,7 +74,7 @@ def close(bound: float, best: float, gap: float) -> bool:
 
 def search(
     segments: Sequence[int],
-    asked: Asked,
+    asked: SearchTask,
     *,
     best: float,
     gap: float,
@@ -128,7 +128,7 @@ def _far(bound: float, best: float, gap: float) -> bool:
 class _State:
     """The search so far: sub-intervals still on the heap, the worst first, and those that are done."""
 
-    asked: Asked
+    asked: SearchTask
     best: float
     budget: int
     progress: Callable[[str, int, int], None]

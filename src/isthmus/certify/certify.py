@@ -10,7 +10,7 @@ from math import inf, isfinite, isnan
 
 import torch
 
-from isthmus.certify.branch import Asked, Search, search
+from isthmus.certify.branch import Search, SearchTask, search
 from isthmus.certify.certificate import NO_BOUND, Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim
 from isthmus.certify.cost import PROFILES
@@ -144,7 +144,7 @@ def _searched(
     allowed = ways.rate.bounds(profiles)
     if ways.predicted > profiles:
         progress(f"bounding ({ways.foreseen(profiles, gap)})", 0, allowed)
-    asked = Asked(ways.bound, known.loss, kernel.ends, partial(confront, kernel))
+    asked = SearchTask(ways.bound, known.loss, kernel.ends, partial(confront, kernel))
     return ways, search(numerical, asked, best=best, gap=gap, budget=allowed, first=ways.first, progress=progress)
 
 

@@ -64,7 +64,7 @@ class BoundPlan:
             return FIRST
         if self.trial.power > STEEP:
             return 1 << ceil(log2(min(max(expected, FIRST), 1024)))
-        return 1 << round(log2(min(max(expected / 4, min(expected, 2 * FIRST)), 1024)))
+        return 1 << round(log2(min(max(expected / 4, min(expected, 2 * FIRST), 1.0), 1024)))
 
 
 def plan(known: Remembered, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:

@@ -25,6 +25,10 @@ COMMANDS = {
         "commands",
         "Connect two checkpoints: construct the path, measure it, prove it, write everything to a folder.",
     ),
+    "compare": (
+        "theory",
+        "Every method whose premises hold, on one pair: one table of what each path reaches, proves and costs.",
+    ),
     "align": (
         "align",
         "Renumber the hidden units of B, C, ... to be those of A; what they compute stays the same, and is checked to.",

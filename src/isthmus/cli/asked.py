@@ -19,10 +19,10 @@ from isthmus.objective import Objective
 from isthmus.objective.data import digest_of_data
 from isthmus.objective.losses import L1, PENALTIES, Ridge, describe_penalty
 from isthmus.objective.named import CrossEntropy, describe
-from isthmus.pipeline import LABELLED, inputs_of
+from isthmus.pipeline import inputs_of
 from isthmus.storage.files import one_line
 from isthmus.storage.folders import USUAL
-from isthmus.stored import StoredSetup, shown
+from isthmus.stored import LABELLED, StoredSetup, shown
 
 _AGAIN = "make the path again"
 

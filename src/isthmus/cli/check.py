@@ -19,7 +19,8 @@ from isthmus.errors import InputError, MissingExtraError
 from isthmus.graph.search import names_of
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.storage import make_folder, write_json
+from isthmus.storage import write_json
+from isthmus.storage.files import results_folder
 from isthmus.verdict import LEVEL
 
 DataSets = Annotated[
@@ -50,11 +51,10 @@ def check(
     training data, on its test part, and on all other data. The page says where the barrier sits, which examples carry
     it, and what aligning would change. With --base the weights that all began from, also how far each moved.
     """
-    folder = make_folder(out)
     found, tests = opened_on(checkpoints, asked, data)
     base = base_of(asked, found)
     names = names_of(checkpoints) if len({*checkpoints}) == len(checkpoints) else None
-    with progress_bar(quiet) as progress:
+    with results_folder(out) as folder, progress_bar(quiet) as progress:
         result = checked(
             found.objective, found.ends, test=tests, base=base, names=names, level=level, align=align, curve=curve,
             prove=prove, gap=gap, bn=bn, seed=seed, progress=progress,

@@ -52,8 +52,7 @@ def merge(
 
     Nothing is written then, unless --anyway is given. --base: what the networks began from, for task and ties.
     """
-    if method not in get_args(MergeMethod):
-        raise InputError("--method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
+    _check_method(method)
     _check_out(out, checkpoints)
     found, tests = opened_on(checkpoints, asked, data)
     base = base_of(asked, found) if method in ("task", "ties") else None
@@ -63,13 +62,21 @@ def merge(
             test=tests, level=level, bn=bn, seed=seed, progress=progress,
         )  # fmt: skip
     about = {"checkpoints": [str(file) for file in checkpoints], "model": found.model, "data": data or [found.data]}
-    about |= {"base": None if asked.base is None else str(asked.base), "command": command(), "written": []}
+    about |= {"base": asked.base and str(asked.base), "command": command(), "written": []}
     if result.ok or anyway:
         about["written"] = [str(file) for file in _write(result, out, checkpoints, asked, about)]
     _show(result, about, as_json)
-    if not result.ok:
-        print(f"{'written all the same' if anyway else 'nothing written; --anyway writes it'}", file=sys.stderr)
-    return 0 if result.ok else 1
+    return _said_no(anyway) if not result.ok else 0
+
+
+def _said_no(anyway: bool) -> int:
+    print("written all the same" if anyway else "nothing written; --anyway writes it", file=sys.stderr)
+    return 1
+
+
+def _check_method(method: str) -> None:
+    if method not in get_args(MergeMethod):
+        raise InputError("--method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
 
 
 def _check_out(out: Path, checkpoints: list[Path]) -> None:

@@ -44,6 +44,7 @@ from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
 from isthmus.objective import Objective
 from isthmus.storage import load_connection, make_folder, read_json, save_curve_npz, save_params, write_csv, write_json
+from isthmus.storage.files import results_folder
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
 from isthmus.verdict import LEVEL, Level, verdict
 
@@ -100,10 +101,9 @@ def profile(
     Level.read(level)
     engine = _engine(workers, address, {"--tol": tol, "--screen": screen})
     connection, objective, test = _open_path(path, asked, asked.dtype)
-    make_folder(out)  # before the work, so that none is lost to a folder that cannot be written
     if npz is not None:
         make_folder(npz.parent)
-    with progress_bar(quiet) as progress:
+    with results_folder(out), progress_bar(quiet) as progress:
         if engine is None:
             measured = profile_path(
                 objective, connection.path, num_points,
@@ -231,8 +231,7 @@ def ensemble(
     Writes the table (JSON, CSV), its picture, and the network of averaged weights, average.safetensors.
     """
     connection, objective, test = _open_path(path, asked, asked.dtype)
-    folder = make_folder(out)
-    with progress_bar(quiet) as progress:
+    with results_folder(out) as folder, progress_bar(quiet) as progress:
         found = ensemble_along(
             objective, connection, points, test=test, independent=independent or (), bn=bn, progress=progress
         )

@@ -16,7 +16,8 @@ from isthmus.stability.dropout.measure import DropoutStability, dropout_stabilit
 from isthmus.stability.dropout.search import SCALES
 from isthmus.stability.dropout.subsets import SEARCHES
 from isthmus.stability.noise.measure import NoiseStability, noise_stability
-from isthmus.storage import make_folder, write_csv, write_json
+from isthmus.storage import write_csv, write_json
+from isthmus.storage.files import results_folder
 
 
 @with_asked("penalty", *PATHS)
@@ -42,10 +43,9 @@ def stability(
     Writes the table (CSV, Markdown, JSON), everything as JSON, and the figures (SVG, PNG) to a folder.
     """
     read = opened((checkpoint,), asked)
-    folder = make_folder(out)
     objective, test, (theta,) = read.objective, read.test, read.ends
     measured = None
-    with progress_bar(quiet) as progress:
+    with results_folder(out) as folder, progress_bar(quiet) as progress:
         found = dropout_stability(objective, theta, keep, masks, scale, search, seed, test=test, progress=progress)
         if noise:
             many = None if noise_examples is None else min(noise_examples, objective.num_examples)

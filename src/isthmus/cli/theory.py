@@ -1,4 +1,4 @@
-"""``isthmus theory A B``: the theorems' premises on two checkpoints."""
+"""The commands that ask about two checkpoints what holds of them: ``isthmus theory``, and ``isthmus compare``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,30 @@ import typer
 from rich.table import Table
 
 from isthmus.cli.common import opened
-from isthmus.cli.console import console, hanging, print_json, progress_bar
-from isthmus.cli.options import PATHS, Asked, Checkpoint, Json, Quiet, Seed, with_asked
+from isthmus.cli.console import console, hanging, print_json, progress_bar, show_table
+from isthmus.cli.options import (
+    PATHS,
+    Asked,
+    BatchNorm,
+    Checkpoint,
+    Gap,
+    Json,
+    LevelOption,
+    OutOption,
+    Points,
+    Quiet,
+    Seed,
+    with_asked,
+)
+from isthmus.comparison import Comparison
+from isthmus.comparison import compare as compare_methods
+from isthmus.comparison.table import HEADING
 from isthmus.storage import make_folder
 from isthmus.storage.files import write_csv, write_json, write_text
 from isthmus.theory import Theory
 from isthmus.theory import theory as theory_of
 from isthmus.theory.table import Row, cells, rounded_up
+from isthmus.verdict import LEVEL
 
 
 @with_asked(*PATHS)
@@ -100,3 +117,71 @@ def _print(table: Theory) -> None:
     screen = console()
     screen.width = max(screen.width, 160)
     screen.print(shown, highlight=False, markup=False)
+
+
+@with_asked(*PATHS)
+def compare(
+    a: Checkpoint,
+    b: Checkpoint,
+    asked: Asked,
+    out: OutOption,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="Names with commas between them; default: all. See: isthmus methods."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", help="Passes over the data that each training is fitted to; default: its own.", min=1),
+    ] = None,
+    prove: Annotated[bool, typer.Option("--prove/--no-prove", help="Whether a bound is proved for each path.")] = True,
+    num_points: Points = 61,
+    gap: Gap = 0.01,
+    level: LevelOption = LEVEL,
+    bn: BatchNorm = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Every method whose premises hold, on one pair: one table of what each path reaches, proves and costs.
+
+    Each path has a folder of its own, as ``isthmus connect`` writes them. After a kill, the same command goes on.
+    Exit code 1 when no method made its path.
+    """
+    found = opened((a, b), asked)
+    names = None if methods is None else [name.strip() for name in methods.split(",")]
+    with progress_bar(quiet) as progress:
+        made = compare_methods(
+            found.objective, found.ends[0], found.ends[1], names, budget=budget, folder=out, progress=progress,
+            test=found.test, num_points=num_points, gap=gap, prove=prove, level=level, bn=bn, seed=seed,
+        )  # fmt: skip
+    figures = _draw(made, out) if made.rows else []
+    if as_json:
+        print_json(made.to_dict())
+    else:
+        _show(made, out, figures)
+    return 0 if any(row.ok for row in made.rows) else 1
+
+
+def _draw(made: Comparison, folder: Path) -> list[str]:
+    from isthmus.plot import save_figure
+    from isthmus.plot.figures import new_axes, settings
+
+    with settings():
+        figure, axes = new_axes(7.4, 4.8)
+        made.plot(axes)
+    for kind in ("svg", "png"):
+        save_figure(figure, folder / f"comparison.{kind}")
+    return ["comparison.svg", "comparison.png"]
+
+
+def _show(made: Comparison, out: Path, figures: list[str]) -> None:
+    columns = HEADING[:-1]
+    show_table(columns, [row.cells[:-1] for row in made.rows])
+    for row in made.rows:
+        print(f"{row.method}: {row.verdict}")
+    for name, why in made.skipped.items():
+        print(f"{name} does not apply: {why}")
+    if made.rows:
+        print(f"best: {made.best.method}, excess {made.best.excess:.4g}")
+    files = ", ".join(["comparison.json", "comparison.csv", *figures])
+    print(f"written to {out}: {files}; a page to read: isthmus report {out}")

@@ -1,6 +1,7 @@
 """The methods: frozen dataclasses of hyperparameters, one file each. A new one adds its line to METHODS."""
 
 from isthmus.connectors.aligned import Aligned as Aligned
+from isthmus.connectors.auto.method import Auto as Auto
 from isthmus.connectors.base import Connection as Connection
 from isthmus.connectors.base import Connector as Connector
 from isthmus.connectors.base import Outcome as Outcome
@@ -41,5 +42,6 @@ METHODS: tuple[type[Connector], ...] = (
     Sublevel,
     DeepLinear,
     TwoLayerReLU,
+    Auto,
 )
 """All connectors: laws, command line, and documentation run over this tuple."""

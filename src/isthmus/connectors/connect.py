@@ -65,7 +65,7 @@ def connect(
     _check_found(found, method, objective, start, goal)
     if throw and not found.outcome.ok:
         raise OutcomeError(f"{type(method).__name__}: {found.message}")
-    bn = method.statistics if statistics(objective) else None
+    bn = (found.path.bn or method.statistics) if statistics(objective) else None
     stats = {"method": describe(method), "seed": seed, "objective": objective.describe(), **found.stats}
     stats |= {} if bn is None else {"bn": bn}
     return replace(found, path=replace(found.path, bn=bn), stats=stats, seconds=seconds)

@@ -237,6 +237,29 @@ class AlignedInfo:
     inner: Any = None
 
 
+@one_line
+@dataclass(frozen=True)
+class AutoInfo:
+    """Of ``Auto``. `found`: the method whose path this is, with its fields; `max`, `excess`: what was seen of it.
+
+    `asked`: the excess above the larger of the losses `ends`, which makes the `level`. `passes` over the data in all,
+    of the `budget`. `tried`: a row for each step: its "method", "max" and "excess", whether it "reached" the level, its
+    "gradient_steps", "evaluations" and "passes", and what it bought, or why it was skipped, as "said".
+    """
+
+    found: dict[str, Any]
+    max: float
+    excess: float
+    asked: float
+    level: float
+    ends: list[float]
+    passes: float
+    budget: float
+    tried: _Rows
+    gradient_steps: int
+    evaluations: int
+
+
 INFO: dict[str, type] = {
     "Linear": LinearInfo,
     "Bezier": CurveInfo,
@@ -254,6 +277,7 @@ INFO: dict[str, type] = {
     "Sublevel": SublevelInfo,
     "DeepLinear": DeepLinearInfo,
     "TwoLayerReLU": TwoLayerReLUInfo,
+    "Auto": AutoInfo,
 }
 """The class of each method's `info`, by the name of the method."""
 

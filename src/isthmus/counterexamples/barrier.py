@@ -17,7 +17,7 @@ _Vector = list[Fraction]
 
 @one_line
 @dataclass(frozen=True, eq=False)
-class Barrier:
+class LowestBarrier:
     """`value` of B_h, the minimiser found, and `how`; `exact` is the proved global minimum, or None for an estimate."""
 
     value: float
@@ -52,7 +52,7 @@ def analytic_bound(h: int, k: int, l: int, m: int, n: int) -> Fraction:
     return 1 / (n * worst)
 
 
-def one_unit(x: _Rows, y: Sequence[int]) -> Barrier:
+def one_unit(x: _Rows, y: Sequence[int]) -> LowestBarrier:
     """The global minimum over one unit, as a rational number.
 
     Points with y = 0 contribute relu(z)^2, which is convex. For a point with y = 1, (relu(z) - 1)^2 is at least the
@@ -68,7 +68,7 @@ def one_unit(x: _Rows, y: Sequence[int]) -> Barrier:
     how = f"{search.nodes} convex problems over activation patterns, in exact arithmetic"
     how = f"global minimum over one unit: {how}" if closed else f"proved lower bound, not attained: {how}"
     value = search.lower / len(y)
-    return Barrier(float(value), how, value if closed else None, (tuple(float(v) for v in search.best),))
+    return LowestBarrier(float(value), how, value if closed else None, (tuple(float(v) for v in search.best),))
 
 
 class _Search:
@@ -192,7 +192,9 @@ def _dot(row: _Vector, a: _Vector) -> Fraction:
     return sum((p * q for p, q in zip(row, a, strict=True)), Fraction(0))
 
 
-def multistart(x: _Rows, y: Sequence[int], units: int, starts: int = 500, rounds: int = 4, seed: int = 0) -> Barrier:
+def multistart(
+    x: _Rows, y: Sequence[int], units: int, starts: int = 500, rounds: int = 4, seed: int = 0
+) -> LowestBarrier:
     """The smallest of many local minima: at least B_h, so an estimate of it from above.
 
     Levenberg-Marquardt steps on the piecewise linear residuals from random starts, then, in further rounds, from
@@ -222,7 +224,7 @@ def multistart(x: _Rows, y: Sequence[int], units: int, starts: int = 500, rounds
     tried = starts * (rounds + 1)
     how = f"smallest of {tried} local minima over {units} units: an estimate from above, not proved"
     rows = best.x.reshape(units, -1)
-    return Barrier(float(best.fun), how, None, tuple(tuple(float(v) for v in row) for row in rows))
+    return LowestBarrier(float(best.fun), how, None, tuple(tuple(float(v) for v in row) for row in rows))
 
 
 def _descend(X: np.ndarray, target: np.ndarray, A: np.ndarray, steps: int = 150) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from isthmus.counterexamples.barrier import Barrier, analytic_bound, multistart, one_unit
+from isthmus.counterexamples.barrier import LowestBarrier, analytic_bound, multistart, one_unit
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import Params
@@ -53,7 +53,7 @@ class Disconnected:
         return self.barrier.exact
 
     @cached_property
-    def barrier(self) -> Barrier:
+    def barrier(self) -> LowestBarrier:
         """B_h: for h = 2 the global minimum, exactly; else the best of many local minimisations, an upper estimate."""
         x, y = integers(self.h, self.k, self.l, self.m, self.n)
         return one_unit(x, y) if self.h == 2 else multistart(x, y, self.h - 1)

@@ -38,24 +38,12 @@ class StoredCheck:
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> StoredCheck:
         """From what ``Check.to_dict()`` gives. Errors: those of Python for anything else."""
-        if document["format"] != 1:
-            raise ValueError("expected format 1")
-        worst = tuple(document["worst"])
         lines = {
             str(row["data"]): (_array(row["t"]), _array(row["loss"]), _array(row["error"]), float(row["level"]))
-            for row in document["lines"]
-            if (row["a"], row["b"]) == worst
+            for row in _of_worst(document, "lines")
         }
-        aligned = {
-            str(row["data"]): (_array(row["t"]), _array(row["loss"]))
-            for row in document["aligned"]
-            if (row["a"], row["b"]) == worst
-        }
-        names, blocks = [str(name) for name in document["names"]], document["blocks"]
-        if not lines or max(worst) >= len(names) or any(k not in document for k in ("why", "go", "mean", "carriers")):
-            raise ValueError("expected the lines of the worst pair")
-        for row in [] if blocks is None else blocks["blocks"]:
-            str(row["name"]), float(row["alone"]), float(row["through"])
+        aligned = {str(row["data"]): (_array(row["t"]), _array(row["loss"])) for row in _of_worst(document, "aligned")}
+        _check(document)
         return cls(document, lines, aligned)
 
     @classmethod
@@ -73,6 +61,23 @@ class StoredCheck:
         """The names of the pair that rises most."""
         a, b = (str(self.document["names"][i]) for i in self.document["worst"])
         return a, b
+
+
+def _of_worst(document: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The rows of the pair that rises most."""
+    worst = tuple(document["worst"])
+    return [row for row in document[key] if (row["a"], row["b"]) == worst]
+
+
+def _check(document: Mapping[str, Any]) -> None:
+    """That it has what pages tell. Errors: those of Python."""
+    names, blocks = [str(name) for name in document["names"]], document["blocks"]
+    missing = {"why", "go", "mean", "carriers", "curve", "best", "sets"} - document.keys()
+    if document["format"] != 1 or missing or not _of_worst(document, "lines"):
+        raise ValueError("expected format 1, with the lines of the worst pair")
+    names[max(document["worst"])]
+    for row in [] if blocks is None else blocks["blocks"]:
+        str(row["name"]), float(row["alone"]), float(row["through"])
 
 
 def _array(values: Sequence[float | None]) -> Floats:

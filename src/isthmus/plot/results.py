@@ -18,6 +18,7 @@ from isthmus.analysis.ensemble import Ensemble, EnsembleRow
 from isthmus.analysis.plane import Plane
 from isthmus.analysis.projection import project
 from isthmus.certify import Certificate
+from isthmus.comparison import Comparison
 from isthmus.connectors import Connection
 from isthmus.evaluate import Band, Profile
 from isthmus.graph import MinimaGraph
@@ -189,6 +190,22 @@ def _aligned_lines(found: AlignedLines, axes: Any) -> None:
     draw_alignment(StoredAlignment.of(found.to_dict()), axes)
 
 
+def _comparison(comparison: Comparison, ax: Axes) -> None:
+    """The excess over the passes; what no other method beats in both is joined by a line."""
+    front = comparison.front
+    ax.plot([max(r.passes, 1.0) for r in front], [r.excess for r in front], color=PALETTE[0], lw=1.6)
+    for row in comparison.rows:
+        where, on = (max(row.passes, 1.0), row.excess), row in front
+        ax.plot(*where, "o", ms=6, color=PALETTE[0] if on else GREY, mfc="white" if row.bound is None else None)
+        ax.annotate(row.method, where, (5, 4), textcoords="offset points", fontsize=8, color="black" if on else GREY)
+    ax.set_xscale("log")
+    top = max((row.excess for row in comparison.rows if np.isfinite(row.excess)), default=1.0)
+    ax.set_yscale("symlog", linthresh=max(1e-3 * top, 1e-9))
+    ax.set_xlabel("passes over the data")
+    ax.set_ylabel("excess over the larger end (filled: proved)")
+    ax.margins(x=0.2)
+
+
 def _check(found: Check, axes: Any) -> None:
     draw_check(StoredCheck.of(found.to_dict()), axes)
 
@@ -214,6 +231,7 @@ _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
     Profile: _profile,
     Band: _band,
     Certificate: _certificate,
+    Comparison: _comparison,
     DropoutStability: _dropout,
     PatternStability: _pattern,
     NoiseStability: _noise,

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from isthmus import paths
 from isthmus.errors import FileError, InputError
 from isthmus.evaluate.batchnorm import POLICIES
-from isthmus.pipeline import RECORDED, differs
+from isthmus.pipeline import RECORDED
 from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection, path_digest
+from isthmus.stored import differs
 from isthmus.verdict import LEVEL, Level
 
 Floats = NDArray[np.float64]

@@ -22,7 +22,8 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,20 @@ def make_folder(path: PathLike) -> Path:
             return folder
     except OSError as error:
         raise FileError(folder, *disk_error(error, folder)) from error
+
+
+@contextmanager
+def results_folder(path: PathLike) -> Iterator[Path]:
+    """``make_folder`` before the work; it goes again where that fails before anything was written to it."""
+    there = os.path.lexists(path)
+    folder = make_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        if not there:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def write_text(path: PathLike, text: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params, moves
 from isthmus.storage.checkpoints import read_checkpoint, save_params
 from isthmus.storage.files import PathLike, atomic_write, make_folder
@@ -30,6 +31,9 @@ def save_like(
     in the source; tensors of it that the network has not are written as they are. A tied tensor is written once,
     under the names of the source. Errors: ``InputError`` for another ending, ``FileError`` for a disk that fails.
     """
+    check_kinds(save_like, locals())
+    for name, value in params.items():
+        check_kind(value, Tensor, f"params[{name!r}]")
     target, named = Path(out), as_stored(params, source, unsafe_pickle=unsafe_pickle)
     if target.suffix in (".pt", ".pth", ".bin"):
         make_folder(target.parent)
@@ -78,11 +82,14 @@ def _copy_configs(source: Path, target: Path) -> list[Path]:
     folder = source if source.is_dir() else source.parent
     if not (folder / "config.json").is_file() or folder.resolve() == target.resolve():
         return []
-    files = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name.endswith(_COPIED)]
-    chosen = [f for f in files if not f.name.endswith(_NOT_COPIED)]
+    chosen = [f for f in sorted(folder.iterdir()) if f.is_file() and _is_config(f.name)]
     for file in chosen:
         atomic_write(target / file.name, lambda temporary, file=file: _copy(file, temporary), size=file.stat().st_size)
     return [target / f.name for f in chosen]
+
+
+def _is_config(name: str) -> bool:
+    return name.endswith(_COPIED) and not name.endswith(_NOT_COPIED)
 
 
 def _copy(file: Path, temporary: Path) -> None:

@@ -170,5 +170,6 @@ class CurveSetting:
         if self.losses.bn == "recompute":
             settled = settle(self.task.objective, path, _DEVIATION * abs(found.highest.loss), what)
             path, stats["segments"] = settled.path, settled.labels
+            stats["evaluations"] += settled.passes
             stats["statistics"] = {"pieces": len(path) - 2, "deviation": settled.deviation, "points": settled.points}
         return Connection(path, self.task.b, _OUTCOMES[found.ended], stats)

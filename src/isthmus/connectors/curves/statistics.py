@@ -23,13 +23,14 @@ class Settled:
     """A path on which statistics move like weights, close to those that are computed again at every point.
 
     `deviation`: the largest difference of the two losses at so many equidistant `points` inside each piece; between
-    them it may be larger. `labels`: of the segments.
+    them it may be larger. `labels`: of the segments. `passes` over the data that this took.
     """
 
     path: Path
     deviation: float
     points: int
     labels: list[str]
+    passes: int
 
 
 def settle(objective: Objective, path: Path, tol: float, what: str) -> Settled:
@@ -43,7 +44,8 @@ def settle(objective: Objective, path: Path, tol: float, what: str) -> Settled:
     parts = [part for pieces in found for part in pieces.of(pieces.segment, 0.0, 1.0, _MOST)]
     first, last = Curve((path.start, parts[0].start)), Curve((parts[-1].end, path.end))
     labels = ["the statistics of the start settle", *(what for _ in parts), "the statistics of the end settle"]
-    return Settled(Path((first, *parts, last)), max(p.deviation for p in found), len(places), labels)
+    deviation, passes = max(p.deviation for p in found), sum(p.passes for p in found)
+    return Settled(Path((first, *parts, last)), deviation, len(places), labels, passes)
 
 
 @dataclass(eq=False)
@@ -56,12 +58,14 @@ class _Pieces:
     places: Sequence[float]
     known: dict[float, tuple[Params, float]] = field(default_factory=dict)
     deviation: float = 0.0
+    passes: int = 0
 
     def of(self, piece: Segment, start: float, end: float, halvings: int) -> list[Curve]:
         """Those of the piece from t = `start` to `end`."""
         part = _with(piece, self._at(start)[0], self._at(end)[0])
         off = 0.0
         for s in self.places:
+            self.passes += 1
             off = max(off, abs(self.objective.loss(part.at(s)) - self._at(start + s * (end - start))[1]))
             if off > self.tol and halvings:
                 middle, (left, right) = (start + end) / 2, piece.split(0.5)
@@ -71,6 +75,7 @@ class _Pieces:
 
     def _at(self, t: float) -> tuple[Params, float]:
         if t not in self.known:
+            self.passes += 2
             point = self.segment.at(t)
             own = _statistics(self.objective, point)
             self.known[t] = own, self.objective.loss({**point, **own})

@@ -1,0 +1,99 @@
+"""Methods whose training fits into so many passes over the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import accumulate
+
+from isthmus.alignment import ActivationMatching
+from isthmus.connectors import (
+    Aligned,
+    Auto,
+    AutoNEB,
+    Bezier,
+    Connection,
+    Connector,
+    ConstrainedStringSampling,
+    DeepLinear,
+    Linear,
+    Narrow,
+    PolyChain,
+    Renormalised,
+    StringSampling,
+    Subnetwork,
+    Trained,
+    TwoLayerReLU,
+)
+from isthmus.connectors.curves.losses import FEW
+from isthmus.errors import InputError, UnsupportedError
+from isthmus.objective import Objective
+from isthmus.structure.chain import chain_of
+from isthmus.training.fit import Recipe
+
+BACKWARD = 3
+"""Passes over its examples that a step of training counts as."""
+_LOOKS = 45
+"""Times that a training of curves looks at up to ``FEW`` examples, about."""
+_BEADS = 7
+"""Beads of a string, three levels deep."""
+
+
+def fitted(method: Connector, passes: float, objective: Objective) -> Connector:
+    """The method with the epochs, or steps, for which so many passes do; one that does not train is as it is."""
+    n = max(1, objective.num_examples)
+    match method:
+        case Aligned():
+            return replace(method, inner=fitted(method.inner, passes, objective))
+        case Auto():
+            return replace(method, budget=max(3.0, passes))
+        case Bezier() | PolyChain():
+            epochs = (passes - _LOOKS * min(1.0, FEW / n)) / BACKWARD / method.draws
+            return replace(method, recipe=replace(method.recipe, epochs=max(1, int(epochs))))
+        case AutoNEB():
+            return _band(method, passes, n)
+        case Narrow() | TwoLayerReLU():
+            return replace(method, recipe=_shorter(method.recipe, passes / max(1, method.attempts), n))
+        case StringSampling() | ConstrainedStringSampling():
+            looks = min(method.budget, max(1, int(passes / 2)))
+            return replace(method, recipe=_shorter(method.recipe, passes / 2 / _BEADS, n), budget=looks)
+        case Subnetwork(inner=Trained() as inner):
+            each = passes / _trainings(objective)
+            return replace(method, inner=replace(inner, recipe=_shorter(inner.recipe, each, n)))
+    return method
+
+
+def _shorter(recipe: Recipe, passes: float, n: int) -> Recipe:
+    steps = int(passes * n / (BACKWARD * min(recipe.batch, n)))
+    return replace(recipe, steps=max(1, min(recipe.steps, steps)))
+
+
+def _band(method: AutoNEB, passes: float, n: int) -> AutoNEB:
+    """All cycles shorter by the same factor; the pivots of each are those before and those put in."""
+    pivots = accumulate(new for _, new in method.cycles)
+    usual = sum(steps * k for (steps, _), k in zip(method.cycles, pivots, strict=True))
+    factor = passes / (BACKWARD * usual * min(method.recipe.batch, n) / n)
+    return replace(method, cycles=tuple((max(1, int(factor * steps)), new) for steps, new in method.cycles))
+
+
+def _trainings(objective: Objective) -> int:
+    """Of ``Subnetwork``, 2L - 1; one where it will refuse the network."""
+    try:
+        return 2 * chain_of(objective.program, objective.structure).L - 1
+    except (InputError, UnsupportedError):
+        return 1
+
+
+def counted(method: Connector, found: Connection, n: int) -> float | None:
+    """The passes over the data that making the path took, where the method counts them; n: examples."""
+    if isinstance(method, Auto):
+        return found.stats["passes"]
+    aligned = isinstance(method, Aligned) and isinstance(method.matching, ActivationMatching)
+    inner, share = (method.inner if isinstance(method, Aligned) else method), min(1000, n) / n
+    matching = 2 * share if aligned else 0.0
+    cost, recipe = found.cost, getattr(inner, "recipe", None)
+    if cost.evaluations is not None and isinstance(recipe, Recipe):
+        trained = BACKWARD * (cost.gradient_steps or 0) * min(recipe.batch, n) / n
+        return matching + cost.evaluations + trained
+    if isinstance(inner, Renormalised):
+        return matching + (2 + inner.knots) * share
+    return matching if isinstance(inner, Linear | DeepLinear) else None

@@ -1,0 +1,150 @@
+"""``compare``: the table, what does not apply, going on, the command, and budgets."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import isthmus as im
+from isthmus.cli import run_app
+from isthmus.comparison import run as module
+from isthmus.comparison.fitted import fitted
+from isthmus.comparison.run import ALL
+from tests.problems import odd_widths, permuted
+
+FEW = [
+    im.Linear(),
+    im.Aligned(),
+    "Dropout",
+    im.Bezier(recipe=im.Recipe(lr=None, epochs=9, batch=8)),
+    "DeepLinear",
+    "Sublevel",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compared")
+
+
+def compared(folder, **changes):
+    p = permuted()
+    options = {"budget": 50, "num_points": 9, "test": p.objective.part(slice(0, 8)), "folder": folder} | changes
+    return im.compare(p.objective, p.a, p.b, FEW, **options)
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return compared(folder)
+
+
+def test_the_table(found):
+    p = permuted()
+    rows = {row.method: row for row in found.rows}
+    assert list(rows) == ["Linear", "Aligned(Linear)", "Dropout", "Bezier"]
+    assert set(found.skipped) == {"DeepLinear", "Sublevel"}
+    assert all("\n" not in why for why in found.skipped.values())
+    assert "not linear" in found.skipped["DeepLinear"]
+    for row in rows.values():
+        measured = im.profile(p.objective, row.connection, 9)
+        assert row.max == pytest.approx(measured.max, rel=1e-12)
+        assert row.bound is None or row.bound >= row.max
+        assert row.test_max is not None
+        assert row.seconds >= 0
+    assert (rows["Linear"].passes, rows["Linear"].length) == (0.0, 1.0)
+    assert rows["Dropout"].estimated
+    assert not rows["Bezier"].estimated
+    assert rows["Bezier"].passes <= 50 + 30  # it looks more often where the loss is high
+    assert found.best.method == "Aligned(Linear)"
+    assert [row.method for row in found.front] == ["Linear", "Aligned(Linear)"]
+    assert "no, rises to" in rows["Linear"].verdict
+    assert "DeepLinear" in found._repr_html_()
+
+
+def test_it_goes_on_and_refuses_the_folder_of_another_call(found, folder, monkeypatch):
+    kept = (folder / "comparison.json").read_bytes()
+
+    def never(*args, **options):
+        raise AssertionError("done again")
+
+    monkeypatch.setattr(module, "kept", never)
+    again = compared(folder)
+    assert (folder / "comparison.json").read_bytes() == kept
+    assert [row.to_dict() for row in again.rows] == [row.to_dict() for row in found.rows]
+    for changes in ({"seed": 1}, {"budget": 60}, {"num_points": 5}):
+        with pytest.raises(im.FileError, match="another call"):
+            compared(folder, **changes)
+
+
+def test_its_picture_and_the_report(found, folder):
+    figures = pytest.importorskip("matplotlib.figure")
+    ax = figures.Figure().add_subplot()
+    assert found.plot(ax) is ax
+    assert {text.get_text() for text in ax.texts} == {row.method for row in found.rows}
+    from isthmus.report import write_report
+
+    page = write_report(folder).read_text()
+    assert "Aligned" in page
+    assert "Dropout" in page
+
+
+def test_a_network_that_no_method_takes_and_wrong_arguments():
+    p = odd_widths()
+    none = im.compare(p.objective, p.a, p.b, [im.DeepLinear()])
+    assert not none.rows
+    with pytest.raises(im.InputError, match="not linear"):
+        _ = none.best
+    wrong: list[dict[str, Any]] = [
+        {"budget": 0},
+        {"methods": []},
+        {"methods": "Linear"},
+        {"methods": [3]},
+        {"bn": "no"},
+    ]
+    for one in [*wrong, {"points": 4}]:
+        with pytest.raises(im.InputError):
+            im.compare(p.objective, p.a, p.b, **{"methods": [im.Linear()], **one})
+    with pytest.raises(im.InputError, match="b"):
+        im.compare(p.objective, p.a, {}, [im.Linear()])
+
+
+def test_methods_fit_into_a_budget():
+    p = odd_widths()
+    n = p.objective.num_examples
+    names = {type(m).__name__ for m in ALL}
+    assert names == {m.__name__ for m in im.METHODS} - {"Auto", "Renormalised"}
+    for method in ALL:
+        assert fitted(fitted(method, 200, p.objective), 200, p.objective) == fitted(method, 200, p.objective)
+
+    def fit(method: im.Connector, passes: float) -> Any:
+        return fitted(method, passes, p.objective)
+
+    assert fit(im.Aligned(im.Bezier()), 345).inner.recipe.epochs == 100
+    assert fit(im.Bezier(), 1).recipe.epochs == 1
+    assert fit(im.Auto(), 70).budget == 70
+    steps = fit(im.Subnetwork(), 90).inner.recipe.steps
+    assert 3 * steps * min(256, n) / n * 9 <= 90  # five layers
+    cycles = fit(im.AutoNEB(), 1000).cycles
+    passes = 3 * sum(s * k for (s, _), k in zip(cycles, (3, 5, 7), strict=True)) * min(512, n) / n
+    assert 900 <= passes <= 1000
+
+
+def test_the_command(tmp_path, capsys):
+    files = []
+    for i in range(2):
+        torch.manual_seed(i)
+        files.append(str(tmp_path / f"{i}.safetensors"))
+        module = im.models.by_name("mlp:64-6-10", inputs=(64,), outputs=10)
+        im.save_params(dict(module.state_dict()), files[-1], {"model": "mlp:64-6-10", "data": "digits"})
+    command = ["compare", *files, "--examples", "30", "--budget", "48", "--num-points", "3", "--no-prove", "-q"]
+    command += ["--out", str(tmp_path / "out")]
+    assert run_app([*command, "--methods", "linear, bezier,deeplinear"]) == 0
+    text = capsys.readouterr().out
+    assert "DeepLinear does not apply" in text
+    assert "best: " in text
+    assert (tmp_path / "out" / "comparison.svg").is_file()
+    assert run_app([*command, "--methods", "linear, bezier,deeplinear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert run_app([*command, "--methods", "deeplinear"]) == 1
+    assert run_app([*command, "--methods", "lineal"]) == 2
