@@ -14,6 +14,7 @@ import torch
 
 import isthmus as im
 from isthmus.cli import run_app
+from isthmus.experiments.jobs import Problem
 from isthmus.experiments.page import Finding, as_json
 from isthmus.papers import by_name
 from isthmus.papers.freeman2017.claims import power_law
@@ -25,7 +26,7 @@ from isthmus.papers.freeman2017.jobs import (
     String,
 )
 from isthmus.papers.freeman2017.page import LEVELS_2, LEVELS_3, SCALES, sequential
-from isthmus.papers.freeman2017.problems import Polynomial, absolute, start_of
+from isthmus.papers.freeman2017.problems import Images, Polynomial, absolute, cropped, start_of
 from isthmus.papers.freeman2017.tables import PAPER, rows
 from isthmus.papers.freeman2017.theory import Disconnected, Gap
 from isthmus.params import distance, equal, lerp
@@ -382,3 +383,33 @@ def test_the_sequential_search_is_the_printed_one():
         1.0,
         False,
     )
+
+
+def test_photographs_are_trained_on_crops_and_judged_in_the_middle(tmp_path):
+    problem = Images(Problem("conv5:4-4-8", "digits", 60, dtype="float32", tests=40), "cifar10", crop=6, decay=0.3)
+    recipe = Recipe("sgd", 0.05, 40, 20, 0.0, 0.0, "steps", 4, gamma=0.1, every=20)
+    cell = Ends(problem, Judge("loss", "train", 5), (100.0, 1e-6), recipe, 3)
+    train, test = problem.objectives()
+    assert test is not None
+    whole, (seen, y) = problem.problem.dataset().x_train, train.data
+    assert torch.equal(seen, whole[..., 1:7, 1:7])
+    # a batch of crops: each is a part of its own image, at places that the generator draws
+    generator = torch.Generator().manual_seed(0)
+    parts, index = cropped(whole, 6, generator), torch.arange(60)
+    where = [{(i, j) for i in range(3) for j in range(3) if torch.equal(part, image[:, i : i + 6, j : j + 6])}
+             for part, image in zip(parts, whole, strict=True)]  # fmt: skip
+    assert all(where)
+    assert len(set().union(*where)) > 4
+    params = {k: 8 * v for k, v in start_of(problem, 3).items()}  # the start itself is nearly flat
+    hidden = [k for k in params if k.endswith("weight") and params[k].ndim == 2][:-1]
+    penalty = sum(0.15 * float(params[k].double().square().sum()) for k in hidden)
+    outputs = train.forward(params, parts)
+    expected = float(torch.nn.functional.cross_entropy(outputs, y)) + penalty
+    found = cell.batch_loss(train, torch.Generator().manual_seed(0))(params, index)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert float(found) != pytest.approx(train.loss(params), rel=1e-5)
+    store = Store(tmp_path)
+    assert run_cells([cell], store, Local()).ok
+    result = store.load(cell).result
+    assert result["steps"] == 40
+    assert result["best"] < train.loss(start_of(problem, 3))

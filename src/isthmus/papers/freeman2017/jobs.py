@@ -76,7 +76,7 @@ class Ends(Cell):
         watch = Crossings(limit, self.levels, check)
         generator = torch.Generator().manual_seed(self.seed)
         fitted = fit(
-            self._batch_loss(objective, generator), watch.value, start, objective.num_examples,
+            self.batch_loss(objective, generator), watch.value, start, objective.num_examples,
             replace(self.recipe, check=check),
             generator=generator, target=min(self.levels),
             memory=Beside(job.memory("training"), watch.give, watch.take),
@@ -86,7 +86,7 @@ class Ends(Cell):
         reached = {str(i): row for i, row in watch.rows.items()}
         return {"reached": reached, "steps": fitted.steps, "best": fitted.loss, "outcome": fitted.ended.name}
 
-    def _batch_loss(self, objective: Objective, generator: torch.Generator) -> Callable[[Params, Tensor], Tensor]:
+    def batch_loss(self, objective: Objective, generator: torch.Generator) -> Callable[[Params, Tensor], Tensor]:
         """Of the objective, or of parts of the images at random places."""
         problem = self.problem
         if not isinstance(problem, Images) or problem.crop is None:
