@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -358,7 +359,8 @@ def test_the_register_knows_its_names():
 def test_a_plan_counts_what_is_missing_and_leaves_nothing(tmp_path):
     recipe = Recipe(lr=1e-2, steps=40, batch=50, check=20)
     problem = Problem("mlp:64-8-10", "digits", 200)
-    cells = [Pair("plan", *(Network(problem, s, recipe, 0.0) for s in pair), im.Linear()) for pair in ((0, 1), (1, 2))]
+    networks = [Network(problem, seed, recipe, 0.0) for seed in range(3)]
+    cells = [Pair("plan", *pair, im.Linear(), num_points=3, budget=0) for pair in pairwise(networks)]
     store = Store(tmp_path)
     trained, paired, total = plan(cells, store, "cpu")
     assert (trained["missing"], trained["passes"], paired["missing"], total["missing"]) == (3, 10.0, 2, 5)
@@ -379,18 +381,8 @@ def test_a_short_run_is_the_same_cell_with_fewer_steps():
 
 
 def test_a_budget_stops_a_run_that_goes_on_where_it_was(tmp_path, capsys):
-    words = [
-        "experiment",
-        "run",
-        "compare-digits",
-        "--only",
-        "8x1",
-        "--runs",
-        str(tmp_path),
-        "--device",
-        "cpu",
-        "--quiet",
-    ]
+    words = ["experiment", "run", "compare-digits", "--only", "Linear mlp:64-8x1"]
+    words += ["--runs", str(tmp_path), "--device", "cpu", "--quiet"]
     assert run_app([*words, "--budget", "1e-7"]) == 1
     assert "the budget is used: " in capsys.readouterr().err
     assert run_app([*words, "--budget", "1"]) == 0

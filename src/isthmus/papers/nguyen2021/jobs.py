@@ -48,6 +48,11 @@ class ExperimentA(Cell):
     layers: tuple[int, ...] = field(default=(), metadata={"later": True})
     keeps: bool = field(default=False, metadata={"later": True})
 
+    @property
+    def label(self) -> str:
+        """For people."""
+        return super().label + (f", layers {', '.join(map(str, self.layers))}" if self.layers else "")
+
     def run(self, job: Job) -> Mapping[str, Any]:
         """Loss and error of every layer's best subnetwork, on training and test data, beside the network's own."""
         objective, test = self.network.problem.objectives(job.device)
