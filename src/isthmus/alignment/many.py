@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 
+from isthmus.alignment.activations import ActivationMatching
 from isthmus.alignment.align import Alignment, aligned, chosen
 from isthmus.alignment.descent import UnitSearch
 from isthmus.alignment.given import Given
+from isthmus.alignment.likeness import Likeness
 from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Orders, Overlap
 from isthmus.errors import InputError
@@ -36,12 +39,14 @@ def align_many(
 ) -> tuple[Alignment, ...]:
     """Each of the networks with its hidden units in the numbering of the first, whose own alignment is the identity.
 
-    Each is aligned to the first by `matching`; then in turns each to the sum of the others, by weights, until the sum
-    of all inner products of two networks hardly rises any more. What aligns one with another is the way through the
-    first, so that going round over any three leads back to where one was. ``runs[0].trace`` of each has that sum, round
-    by round. ``StraightLines.between`` measures the lines between the targets, and their mean.
+    Each is aligned to the first by `matching`; then in turns each to all the others, until the sum over all pairs
+    hardly rises any more: with ``ActivationMatching`` of how alike their units are, where these are told apart by
+    nothing else (inner layers of recurrent networks, heads: by weights), else of the inner products of their weights.
+    What aligns one with another is the way through the first, so that going round over any three leads back to where
+    one was. ``runs[0].trace`` of each has that sum, round by round. ``StraightLines.between`` measures the lines
+    between the targets, and their mean.
 
-    Errors: fewer than two networks; as ``align``. Source: the objective of Crisostomi et al. 2024.
+    Errors: fewer than two networks; as ``align``. Source: the objective of Crisostomi et al. 2024, for weights.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
     >>> objective = Objective(net, data=(torch.eye(2), torch.tensor([0, 1])))
@@ -58,7 +63,7 @@ def align_many(
     if any(one.rotations for one in star):
         expected = "one that renumbers, such as im.ActivationMatching()"
         raise InputError("matching", expected=expected, got=type(matching).__name__)
-    orders, run = _together(objective, checked, star, progress)
+    orders, run = _together(objective, chosen(matching), checked, star, progress)
     given = [Given(own) for own in orders]
     return tuple(replace(aligned(task, one), runs=(run,)) for task, one in zip(tasks, given, strict=True))
 
@@ -74,18 +79,24 @@ def checked_models(objective: Objective, models: Sequence[ParamsLike]) -> list[P
 
 
 def _together(
-    objective: Objective, models: Sequence[Params], star: Sequence[Matched], progress: Progress
+    objective: Objective, matching: Matching, models: Sequence[Params], star: Sequence[Matched], progress: Progress
 ) -> tuple[list[Orders], MatchingRun]:
-    """Ascent of the sum of all inner products, the first network held."""
+    """Ascent of the sum over all pairs, the first network held."""
     structure, out = objective.structure, statistics(objective)
     searches = [UnitSearch(Overlap.between(structure, models[0], one, out)) for one in models]
     for search, begun in zip(searches[1:], star, strict=True):
         search.begin(begun.permutations)
-    trace = [_total(searches)]
+    alike, ties = (Likeness.of(objective, models, matching), matching.ties) if _sees(matching) else (Likeness({}), 0.0)
+    rest = [g.name for g in structure.groups if g.name not in alike.scores]
+
+    def total() -> float:
+        return alike.total([s.orders for s in searches]) + (_total(searches) if rest else 0.0)
+
+    trace = [total()]
     for round_ in range(ROUNDS):
         for k in range(1, len(searches)):
-            _improve(searches[k], searches[:k] + searches[k + 1 :])
-        trace.append(_total(searches))
+            _improve(searches, k, alike, rest, ties)
+        trace.append(total())
         progress("aligning several networks", round_ + 1, ROUNDS)
         if trace[-1] <= trace[-2] + _ENOUGH * abs(trace[-2]):
             break
@@ -93,12 +104,19 @@ def _together(
     return [search.orders for search in searches], run
 
 
-def _improve(search: UnitSearch, others: Sequence[UnitSearch]) -> None:
-    """Bring one network nearer to the sum of the others."""
-    whole = _sum(others)
-    step = UnitSearch(Overlap(search.overlap.structure, whole, search.b, search.overlap.of))
-    step.climb(1, lambda sweep: None)
-    search.orders = {k: v[step.orders[k]] for k, v in search.orders.items()}
+def _sees(matching: Matching) -> TypeGuard[ActivationMatching]:
+    return isinstance(matching, ActivationMatching)
+
+
+def _improve(searches: Sequence[UnitSearch], k: int, alike: Likeness, rest: Collection[str], ties: float) -> None:
+    """Bring one network nearer to all others: by what its units compute where that is known, else by weights."""
+    search, others = searches[k], [s for i, s in enumerate(searches) if i != k]
+    step = UnitSearch(Overlap(search.overlap.structure, _sum(others), search.b, search.overlap.of))
+    orders = [s.orders for s in searches]
+    for name in alike.scores:
+        step.match(name, alike.to_others(name, k, orders), ties)
+    step.climb(1, lambda sweep: None, rest)
+    search.orders = {name: v[step.orders[name]] for name, v in search.orders.items()}
     search.b = step.b
 
 

@@ -184,7 +184,9 @@ def _measured(
     """With its loss beside those of the networks."""
     ends = {name: tuple(one.loss(p) for p in networks) for name, one in sets.items()}
     tops = {name: max(losses) for name, losses in ends.items()}
-    worth = {name: Mean(*one.measure(merged.params), level.above((tops[name],) * 2)) for name, one in sets.items()}
+    worth = {
+        name: Mean(*one.measure(merged.params), level.above((tops[name], tops[name]))) for name, one in sets.items()
+    }
     return replace(merged, worth=worth, ends=ends, level=str(level), bn=policy)
 
 
