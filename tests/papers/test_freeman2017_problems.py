@@ -44,6 +44,7 @@ def test_photographs_are_trained_on_crops_and_judged_in_the_middle(tmp_path):
     train, test = problem.objectives()
     assert test is not None
     whole, (seen, y) = problem.problem.dataset().x_train, train.data
+    assert isinstance(seen, torch.Tensor)
     assert torch.equal(seen, whole[..., 1:7, 1:7])
     # a batch of crops: each is a part of its own image, at places that the generator draws
     generator = torch.Generator().manual_seed(0)

@@ -165,7 +165,7 @@ NGUYEN_2021: dict[str, Reader] = {
 # -- Freeman & Bruna 2017
 
 
-def strings(figure: str, what: Callable[[String], Any]) -> Reader:
+def strings(figure: str, what: Callable[[Any], Any]) -> Reader:
     return of(String, lambda c: c.figure == figure, what)
 
 

@@ -94,7 +94,7 @@ def _cut(name: str, old: Any, steps: int, draws: int | None, recipe: bool) -> An
     """One field of it."""
     if old is not None and (name in _COUNTS or (recipe and name in ("steps", "check"))):
         return min(old, steps)
-    if draws is not None and name in ("draws", "masks"):
+    if draws is not None and old is not None and name in ("draws", "masks"):
         return min(old, draws)
     return shortened(old, steps, draws)
 

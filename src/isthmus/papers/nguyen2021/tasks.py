@@ -93,7 +93,8 @@ class Task:
             return []
         out: list[Cell] = []
         if self.path_a:
-            out.append(PathA(*(self.subnetworks(n, 0.5, self.draws)[0] for n in networks[:2])))
+            a, b = (self.subnetworks(n, 0.5, self.draws)[0] for n in networks[:2])
+            out.append(PathA(a, b))
         return [
             *out,
             *(Pair(PAGE, networks[0], networks[1], m, num_points=21, budget=self.budget) for m in self.methods),
@@ -184,7 +185,8 @@ def _paper() -> list[Task]:
     """Appendix C with Table 1; momentum is Nesterov's, as in the published program: the paper does not say."""
 
     def sgd(lr: float, epoch: int, momentum: float = 0.95, **options: Any) -> Recipe:
-        return Recipe("sgd", lr, 400 * epoch, 100, momentum, check=epoch, **({"schedule": "constant"} | options))
+        options.setdefault("schedule", "constant")
+        return Recipe("sgd", lr, 400 * epoch, 100, momentum, check=epoch, **options)
 
     def printed(epoch: int, o: Recipe, a: Recipe) -> dict[str, Any]:
         return dict(recipe=o, target=0.0, draws=20, subnets=a, hub_steps=a.steps, masks=200, printed=True,
