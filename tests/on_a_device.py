@@ -21,7 +21,8 @@ from isthmus.experiments.jobs import Network, Pair
 from isthmus.experiments.jobs import Problem as Asked
 from isthmus.models import mean_field, mean_field_init, seeded
 from isthmus.models.train_mean_field import train_mean_field
-from isthmus.papers.freeman2017.jobs import Ends, Judge, Polynomial, Proof, String
+from isthmus.papers.freeman2017.jobs import Ends, Judge, Proof, String
+from isthmus.papers.freeman2017.problems import Polynomial
 from isthmus.papers.kuditipudi2019.jobs import Losses, Noise, Subnetworks
 from isthmus.papers.nguyen2019.jobs import Descent, Joined
 from isthmus.papers.nguyen2019.problems import Setting

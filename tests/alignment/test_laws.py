@@ -242,17 +242,44 @@ def test_an_alignment_is_kept_in_a_file_and_made_on_another_checkpoint(tmp_path)
         im.load_alignment(tmp_path / "flipped", problem.objective)
 
 
-def test_several_networks_in_one_numbering():
+def likeness_by_hand(objective, networks):
+    """Over all pairs, the sum of the correlations of units of one number, as the weights behind them see them."""
+    values = [objective.program.seen(p, [objective.data[0]], ["relu", "relu_1", "relu_2", "relu_3"]) for p in networks]
+    total = 0.0
+    for p, q in itertools.combinations(values, 2):
+        for name in p:
+            x, y = (v[name].double() for v in (p, q))
+            x, y = (v - v.mean(0) for v in (x, y))
+            size = x.norm(dim=0) * y.norm(dim=0)
+            total += float(torch.where(size > 1e-9, (x * y).sum(0) / size.clamp(min=1e-9), 0 * size).sum())
+    return total
+
+
+@pytest.mark.parametrize("matching", [im.WeightMatching(), im.ActivationMatching()])
+def test_several_networks_in_one_numbering(matching):
     problem = odd_widths()
     models = [random_params(problem.objective._materialised(), seed) for seed in range(4)]
-    found = im.align_many(problem.objective, models)
+    found = im.align_many(problem.objective, models, matching)
     (trace,) = {one.runs[0].trace for one in found}
     assert equal(found[0].target, models[0])
     assert all(q >= p - 1e-9 for p, q in itertools.pairwise(trace))
     assert trace[-1] > trace[0]
     hidden = [{k: v for k, v in one.target.items() if k != "8.bias"} for one in found]  # which holds no units
     pairs = itertools.combinations(hidden, 2)
-    assert sum(dot(p, q) for p, q in pairs) == pytest.approx(trace[-1], rel=1e-9)
+    runs = found[0].runs
+    assert len(runs) == 1 + isinstance(matching, im.ActivationMatching)
+    losses = [run.midpoint for run in runs]
+    if len(runs) == 2:
+        mean = {k: torch.stack([one.target[k] for one in found]).mean(0) for k in models[0]}
+        assert losses[0] == pytest.approx(problem.objective.loss(mean))
+        assert losses[0] <= losses[1]
+    by_weights = runs[0].start == "together, by weights"
+    by_hand = (
+        sum(dot(p, q) for p, q in pairs)
+        if by_weights
+        else likeness_by_hand(problem.objective, [one.target for one in found])
+    )
+    assert by_hand == pytest.approx(trace[-1], rel=1e-9)
     first, second, third = ([one.apply(model) for one in found[:3]] for model in models[:3])
     assert not equal(first[1], second[1])
     assert equal(third[2], found[2].target)
@@ -308,12 +335,13 @@ def test_pictures_show_the_lines_the_units_and_the_search():
     pyplot.close("all")
 
 
-def test_planted_orders_of_several_networks_are_found():
+@pytest.mark.parametrize("matching", [im.WeightMatching(), im.ActivationMatching()])
+def test_planted_orders_of_several_networks_are_found(matching):
     pair = planted("perceptron", seed=5)
     g = torch.Generator().manual_seed(9)
     orders = [{k: torch.randperm(len(v), generator=g) for k, v in pair.order.items()} for _ in range(3)]
     models = [pair.a, *(pair.objective.structure.permute(pair.near, order) for order in orders)]
-    for one in im.align_many(pair.objective, models, im.WeightMatching())[1:]:
+    for one in im.align_many(pair.objective, models, matching)[1:]:
         assert equal(one.target, pair.near)
 
 

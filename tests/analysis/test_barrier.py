@@ -1,6 +1,7 @@
 """Barriers as numbers: their definitions, where they sit, and who carries them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -62,12 +63,17 @@ def test_a_barrier_is_what_its_definition_says(definition):
 def test_held_out_numbers_and_their_interval_stand_beside():
     p = pair()
     found = im.barrier(p.objective, p.a, p.b, test=p.objective.subset(30))
+    assert found.test is not None
+    assert found.test.interval is not None
     assert float(found.test) == pytest.approx(by_hand(replace(p, objective=p.objective.subset(30)), "excess")[0])
     assert found.test.interval.lo <= float(found.test) <= found.test.interval.hi
     assert found.interval is None  # of training data
-    assert im.barrier(p.objective, p.a, p.b, "mean", test=p.objective.subset(30)).test.interval is None
+    mean = im.barrier(p.objective, p.a, p.b, "mean", test=p.objective.subset(30)).test
+    assert mean is not None
+    assert mean.interval is None
+    wrong: Any = "height"
     with pytest.raises(InputError, match="one of excess, linear, mean, max"):
-        im.barrier(p.objective, p.a, p.b, "height")
+        im.barrier(p.objective, p.a, p.b, wrong)
 
 
 def test_other_methods_have_barriers_too():

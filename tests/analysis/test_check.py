@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import isthmus as im
 from isthmus.analysis.averaging import height
 from isthmus.certify.certificate import upward
 from isthmus.errors import InputError
-from isthmus.evaluate.decide import FEWEST, MOST, decide
+from isthmus.evaluate.decide import FEWEST, MOST, Decision, decide
 from isthmus.verdict import Level
 from tests.analysis.test_barrier import normed, pair
 
@@ -42,7 +43,7 @@ def line():
     return [{"weight": zero}, {"weight": one}]
 
 
-def ask(objective, level="1.1x", **options):
+def ask(objective, level: float | str = "1.1x", **options: Any) -> Decision:
     return decide([objective], im.Path.through(line()), Level.read(level).above, **options)[0]
 
 
@@ -101,6 +102,7 @@ def test_equal_networks_may_be_averaged_and_others_may_not():
     near = {k: v + 1e-4 for k, v in p.a.items()}
     sure = im.check(p.objective, [p.a, near], prove=True, gap=0.01)
     assert sure.proved
+    assert sure.certificate is not None
     assert sure.why.endswith(
         f"On the training data that is proved for all t: at most {upward(sure.certificate.bound):.4g}."
     )
@@ -111,7 +113,9 @@ def test_equal_networks_may_be_averaged_and_others_may_not():
     assert f"it rises to {other:.4g} on the part" in found.why
     assert "With their units renumbered they may" in found.why
     assert found.aligned[0, 1]["training data"].below
+    assert found.curve is not None
     assert found.curve.max < top
+    assert found.vectors is not None
     assert found.vectors.norms.tolist()[0] == 0
     assert found.passes < 100
     assert "no-go" in repr(found)
@@ -124,6 +128,8 @@ def test_the_numbers_are_those_of_the_parts():
     assert found.mean["training data"].loss == pytest.approx(p.objective.loss(middle), rel=1e-12)
     d = found.lines[0, 1]["training data"]
     assert d.level == pytest.approx(1.1 * max(p.objective.loss(p.a), p.objective.loss(p.b)))
+    assert found.carriers is not None
+    assert found.certificate is not None
     assert found.carriers.value == pytest.approx(d.profile.excess, abs=1e-12)
     assert float(found.carriers.each.sum()) + found.carriers.penalty == pytest.approx(d.profile.excess, abs=1e-10)
     assert found.certificate.bound >= d.profile.max
@@ -155,6 +161,7 @@ def test_every_data_set_can_refuse():
     losses = p.objective.losses({k: torch.lerp(v, p.b[k], 0.5) for k, v in p.a.items()})
     order = losses.argsort()
     x, y = p.objective.data
+    assert isinstance(x, Tensor)
     low, high = (p.objective.on((x[i], y[i])) for i in (order[:6], order[-20:]))
     top = im.profile(low, im.Path.through([p.a, p.b]), 33).max
     found = im.check(low, [p.a, p.b], test={"other": high}, level=1.5 * top, align=False)
@@ -272,9 +279,11 @@ def test_a_check_is_drawn():
 
     p = pair()
     found = im.check(p.objective, [p.a, p.b], curve=True)
-    axes = found.plot()
+    axes: Any = found.plot()
     assert [len(ax.lines) > 0 or len(ax.patches) > 0 for ax in axes] == [True, True]
+    assert found.blocks is not None
     assert len(axes[1].patches) == 2 * len(found.blocks.rows)
+    assert found.carriers is not None
     found.blocks.plot(), found.carriers.plot(), im.barrier(p.objective, p.a, p.b).plot()
     im.barrier_matrix(p.objective, [p.a, p.b]).plot()
     pyplot.close("all")

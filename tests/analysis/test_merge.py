@@ -1,5 +1,7 @@
 """Merged weights against their formulas, and what is said of what came out."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def params(*values):
     return {"w": torch.tensor(values, dtype=torch.float64), "count": torch.tensor(3)}
 
 
-def merged(models, method="average", at=None, **options):
+def merged(models, method: Any = "average", at=None, **options):
     return im.merge(None, models, method, at, **options).params["w"].tolist()
 
 

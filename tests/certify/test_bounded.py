@@ -10,7 +10,7 @@ from torch import nn
 import isthmus as im
 from isthmus.certify import verify_certificate
 from isthmus.certify.bounds import Bound, Bounds
-from isthmus.certify.branch import FLOOR, Asked, close, search
+from isthmus.certify.branch import FLOOR, SearchTask, close, search
 from isthmus.errors import UnsupportedError
 from tests.problems import blobs, convolutional, odd_widths, perceptron, random_params, tanh_regression, two_layers
 
@@ -338,7 +338,7 @@ def test_a_segment_whose_bound_a_sample_contradicts_is_given_up():
 
     result = search(
         [0],
-        Asked(lambda i, start, end: Bound(1.0, 0.0, 5.0), lambda i, t: 3.0, lambda i: (0.5, 0.5), confront),
+        SearchTask(lambda i, start, end: Bound(1.0, 0.0, 5.0), lambda i, t: 3.0, lambda i: (0.5, 0.5), confront),
         best=0.5,
         gap=0.01,
         budget=100,

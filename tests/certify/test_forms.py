@@ -53,7 +53,7 @@ def full(x: Form) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x.centre, zero if x.slope is None else x.slope, zero if x.radius is None else x.radius
 
 
-def at(x: Form, s: torch.Tensor) -> torch.Tensor:
+def at(x: Form, s: torch.Tensor | float) -> torch.Tensor:
     """The value at s without remainder."""
     centre, slope, _ = full(x)
     return centre + s * slope + (0 if x.bend is None else (s * s - 0.5) * x.bend)

@@ -29,7 +29,7 @@ class Factors(nn.Module):
         return self.head(self.norm(h + h @ self.low @ self.up))
 
 
-def linear(*widths: int) -> nn.Module:
+def linear(*widths: int) -> nn.Sequential:
     return nn.Sequential(*(nn.Linear(n, m) for n, m in zip(widths, widths[1:], strict=False))).double()
 
 

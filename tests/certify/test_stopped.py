@@ -63,5 +63,6 @@ def test_what_was_killed_goes_on(tmp_path, monkeypatch):
     assert im.certify(objective, path, GAP, memory=tmp_path).to_dict() == whole
     assert len(computed) <= 3 + 7  # those that were left, and those that say what is dear
     assert im.certify(objective, path, memory=tmp_path).to_dict() == im.certify(objective, path).to_dict()
+    (segment,) = path.segments
     with pytest.raises(im.FileError, match="another"):
-        im.certify(objective, im.Path((im.Curve(path.segments[0].control[::-1]),)), memory=tmp_path)
+        im.certify(objective, im.Path((segment.reversed(),)), memory=tmp_path)

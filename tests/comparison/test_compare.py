@@ -103,8 +103,9 @@ def test_a_network_that_no_method_takes_and_wrong_arguments():
         {"bn": "no"},
     ]
     for one in [*wrong, {"points": 4}]:
+        options: dict[str, Any] = {"methods": [im.Linear()], **one}
         with pytest.raises(im.InputError):
-            im.compare(p.objective, p.a, p.b, **{"methods": [im.Linear()], **one})
+            im.compare(p.objective, p.a, p.b, **options)
     with pytest.raises(im.InputError, match="b"):
         im.compare(p.objective, p.a, {}, [im.Linear()])
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from isthmus.cli import run_app
 from isthmus.cli.experiments import engine_of
 from isthmus.experiments import SCALES, Experiment, Network, Pair, PaperValue, Problem, Weights
 from isthmus.experiments.page import as_markdown, write_tables
+from isthmus.experiments.plan import plan, shortened
 from isthmus.papers import EXPERIMENTS, by_name
+from isthmus.papers.nguyen2021.jobs import ExperimentA
 from isthmus.params import equal
 from isthmus.sweep import Local, Ray, Store, canonical, identity, key_of, run_cells, with_needs
 from isthmus.training.fit import Recipe
@@ -351,3 +354,37 @@ def test_the_register_knows_its_names():
     with pytest.raises(im.InputError, match="compare-digits"):
         by_name("nothing")
     assert torch.get_num_threads() == 1
+
+
+def test_a_plan_counts_what_is_missing_and_leaves_nothing(tmp_path):
+    recipe = Recipe(lr=1e-2, steps=40, batch=50, check=20)
+    problem = Problem("mlp:64-8-10", "digits", 200)
+    networks = [Network(problem, seed, recipe, 0.0) for seed in range(4)]
+    cells = [Pair("plan", *pair, im.Linear(), num_points=3, budget=0) for pair in pairwise(networks)]
+    store = Store(tmp_path)
+    assert run_cells(cells[:1], store, Local(), device="cpu").ok
+    done = set(tmp_path.glob("*/*/result.json"))
+    trained, paired, total = plan(cells, store, "cpu")
+    assert (trained["missing"], trained["passes"], paired["missing"], total["missing"]) == (2, 10.0, 2, 4)
+    assert total["hours"] == pytest.approx(trained["hours"] + paired["hours"])
+    assert trained["hours"] == pytest.approx(2 * trained["seconds each"] / 3600)
+    assert trained["hours"] > 0
+    assert set(tmp_path.glob("*/*/result.json")) == done
+
+
+def test_a_short_run_is_the_same_cell_with_fewer_steps():
+    recipe = Recipe("sgd", steps=4000, check=500, schedule="steps", every=1000)
+    cell = ExperimentA(Network(Problem("mlp:64-8-10"), 0, recipe), recipe=recipe, hub_steps=900, looks_from=100)
+    short = shortened(cell, 5)
+    assert (short.recipe.steps, short.recipe.every, short.network.recipe.check) == (5, 5, 5)
+    assert (short.hub_steps, short.looks_from, short.draws, short.recipe.batch) == (5, 5, 20, 256)
+    assert shortened(cell, 5, 2).draws == 2
+
+
+def test_a_budget_stops_a_run_that_goes_on_where_it_was(tmp_path, capsys):
+    words = ["experiment", "run", "compare-digits", "--only", "Linear mlp:64-8x1"]
+    words += ["--runs", str(tmp_path), "--device", "cpu", "--quiet"]
+    assert run_app([*words, "--budget", "1e-7"]) == 1
+    assert "the budget is used: " in capsys.readouterr().err
+    assert run_app([*words, "--budget", "1"]) == 0
+    assert run_app([*words, "--budget", "0"]) == 2

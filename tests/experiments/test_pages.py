@@ -147,6 +147,26 @@ def test_a_judge_sees_the_rows_that_have_what_is_needed():
     assert Claim("{task}", lambda row: False, ("task",), "x").findings(ROWS) == []
 
 
+def reach(rows, **options: Any) -> bool | None:
+    return Claim("x", lambda row: True, **options).findings(rows)[0].holds
+
+
+def test_a_range_that_was_not_reached_is_not_measured():
+    wide = [{"n": n, "x": 1.0} for n in (100, 400)]
+    assert reach(wide, value="x", at_most=1, over=("n", 100, 400)) is True
+    assert reach(wide, value="x", at_most=1, over=("n", 100, float("inf"))) is True
+    assert reach(wide, value="x", at_most=1, over=("n", 50, 400)) is None
+    assert reach(wide, value="x", at_most=1, over=("n", 100, 2000)) is None
+    assert reach(wide, value="x", at_most=1, over=("n", 500, 2000)) is None
+    # a number in the range refutes, one outside does not; a trend says nothing of a range of which a part is missing
+    assert reach(wide, value="x", at_most=0.5, over=("n", 100, 2000)) is False
+    assert reach(wide, value="x", at_most=0.5, over=("n", 500, 2000)) is None
+    assert reach(wide, judge=lambda rows: (False, ""), over=("n", 100, 400)) is False
+    assert reach(wide, judge=lambda rows: (False, ""), over=("n", 100, 2000)) is None
+    assert reach(wide, value="x", at_most=1, every=("n", (100, 400))) is True
+    assert reach(wide, value="x", at_most=1, every=("n", (100, 200))) is None
+
+
 @pytest.mark.parametrize("log", ["", "x", "y", "xy"])
 def test_lines_have_a_panel_per_value_and_bands(log):
     rows = [{"task": t, "k": k, "v": v, "v ±": 0.1} for t in ("a", "b") for k, v in ((2, 4.0), (1, 3.0))]

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import isthmus as im
 from isthmus.experiments.jobs import Pair
 from isthmus.papers.nguyen2021 import page
-from isthmus.papers.nguyen2021.jobs import ExperimentA, ExperimentB
+from isthmus.papers.nguyen2021.jobs import ExperimentA, ExperimentB, PathA
 from isthmus.sweep import Local, Store, run_cells
 
 
@@ -24,11 +25,11 @@ def smoke(tmp_path_factory):
 
 def test_every_figure_of_the_paper_has_rows(smoke):
     _, cells, table = smoke
-    assert {r["figure"] for r in table} == {"3(a)", "3(c)", "3(d)", "4", "7", "8"}
+    assert {r["figure"] for r in table} == {"3(a)", "3(b)", "3(c)", "3(d)", "4", "7", "8"}
     layers = [r["layer"] for r in table if r["figure"] == "3(a)"]
     assert layers == [0, 1, 2, 3]
     assert all(r["B"] is None and r["A"] is not None for r in table if r.get("layer") == 0)
-    assert len([c for c in cells if isinstance(c, Pair)]) == len([r for r in table if "method" in r]) == 4
+    assert len([c for c in cells if isinstance(c, Pair)]) == len([r for r in table if "method" in r]) - 1 == 5
 
 
 def test_rows_are_means_of_what_the_library_measures(smoke):
@@ -58,7 +59,7 @@ def test_the_optimised_subnetworks_win_at_smoke_scale_already(smoke):
     }
     assert len(found) == 5
     assert all(found.values())
-    names = [r["method"] for r in table if "method" in r]
+    names = [r["method"] for r in table if r.get("figure") == "3(d)" and r["task"] == "digits, 3 x 40"]
     assert names == ["Linear", "Dropout", "Dropout, searched", "Subnetwork"]
 
 
@@ -76,12 +77,14 @@ def table_of(a: float, b: float, path_a: float = 0.001, width: int = 500) -> lis
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        (table_of(0.002, 1.0), [True, True, True, True, True]),
-        (table_of(0.2, 1.0), [False, False, False, True, True]),
+        (table_of(0.002, 1.0), [True, True, True, None, True]),
+        (table_of(0.2, 1.0), [False, False, False, None, True]),
         (table_of(0.002, 0.003), [True, False, True, False, True]),
-        (table_of(0.002, 1.0, path_a=0.06), [True, True, True, True, False]),
-        (table_of(0.002, 1.0, width=100), [True, True, None, True, True]),
-        (table_of(0.002, 1.0, width=3000), [True, True, True, None, True]),
+        (table_of(0.002, 1.0, path_a=0.06), [True, True, True, None, False]),
+        (table_of(0.002, 1.0, width=100), [True, True, None, None, True]),
+        (table_of(0.002, 1.0, width=3000), [True, True, None, None, True]),
+        (table_of(0.002, 1.0) + table_of(0.002, 1.0, width=3000), [True, True, True, True, True]),
+        (table_of(0.2, 0.01, width=600), [False, False, False, False, True]),
     ],
 )
 def test_findings_hold_and_fail_as_the_numbers_say(table, expected):
@@ -117,3 +120,65 @@ def test_figure_3_shows_the_mean_of_every_layer(smoke):
     rows = [r for r in smoke[2] if r["figure"] == "3(a)"]
     assert np.asarray(lines["(A) trained subnetworks"].get_ydata()).tolist() == [r["A"] for r in rows]
     assert np.asarray(lines["(B) dropout"].get_xdata()).tolist() == [1, 2, 3]
+
+
+def test_experiments_keep_the_fraction_1_minus_p(smoke):
+    store, cells, _ = smoke
+    found = [c for c in cells if isinstance(c, ExperimentA | ExperimentB)]
+    assert {round(c.p, 3) for c in found} == {0.5, 0.333, 0.25}
+    for cell in found:
+        assert store.load(cell).result["fraction"] == pytest.approx(1 - cell.p)
+
+
+def test_the_printed_form_ends_at_no_error_and_its_subnetworks_make_the_path(smoke):
+    store, cells, table = smoke
+    (path,) = [c for c in cells if isinstance(c, PathA)]
+    objective, _ = path.problem.objectives()
+    ends = [store.load(e).result for e in (path.a, path.b)]
+    for end in (path.a, path.b):
+        network = store.load(end.network)
+        error = objective.error(im.load_params(network.folder / "params.safetensors"))
+        assert (network.result["outcome"] == "TARGET") == (error == 0)
+        assert (end.init, end.looks_from, end.keeps) == ("random", 100, True)
+    bound = max(max(r["bound"], r["reference"]) for r in ends)
+    result = store.load(path).result
+    assert result["max_loss"] <= bound * (1 + 1e-6)
+    (row,) = [r for r in table if r["task"].endswith("as printed") and r.get("method") == "Subnetwork"]
+    assert row["max training loss"] == result["max_loss"]
+
+
+def test_b_as_printed_scales_the_outputs_alone():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.ReLU(),
+                              torch.nn.Linear(4, 2)).double()  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 3, generator=generator, dtype=torch.float64), torch.arange(30) % 2
+    objective = im.Objective(net, "cross_entropy", (x, y))
+    params = {k: torch.randn(v.shape, generator=generator).double() for k, v in net.state_dict().items()}
+    row = im.dropout_bounds(objective, params, 0.5, 1, 3, rescale=False).at(1)
+    A = {l: v.flatten(1) for l, v in row.weights.A.items()}
+    kept = (params["0.weight"][:, None] == A[1][None]).all(2).any(1).nonzero().flatten()
+    h = (x @ params["0.weight"][kept].T + params["0.bias"][kept]).relu()
+    rows = [int(((params["2.weight"][:, kept] - r).abs().sum(1)).argmin()) for r in A[2]]
+    assert torch.equal(A[2], params["2.weight"][rows][:, kept])  # no factor n / kept
+    g = (h @ A[2].T + params["2.bias"][rows]).relu()
+    outputs = [s * g @ params["4.weight"][:, rows].T + params["4.bias"] for s in np.linspace(-5, 5, 2001)]
+    best = min(float(torch.nn.functional.cross_entropy(z, y)) for z in outputs)
+    assert row.loss == pytest.approx(best, rel=1e-4)
+
+
+def test_subnetworks_are_not_looked_at_too_early_and_stop_without_errors():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).double()
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    objective = im.Objective(net, "cross_entropy", (x, (x[:, 0] > 0).long()))
+    recipe = im.Recipe(lr=0.05, steps=400, batch=20, schedule="constant", check=5)
+    params = {k: v.detach() for k, v in net.state_dict().items()}
+    seen: list[int] = []
+    for draws in (1, 3):
+        bounds = im.subnetwork_bounds(
+            objective, params, draws=draws, recipe=recipe, looks_from=100, init="random", hub_steps=400,
+            progress=lambda what, step, total: seen.append(step),
+        )  # fmt: skip
+        assert bounds.at(0).error == 0.0
+        assert all(row.loss > 0 and len(row.losses) in (1, draws) for row in bounds.layers)
+    assert min(seen) >= 100
+    assert seen.count(400) >= 4  # the end of each

@@ -151,16 +151,20 @@ def test_what_trainers_leave_is_not_copied_and_mergekit_gets_the_recipe(tmp_path
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
     models, base = [{"w": torch.tensor(v)} for v in ([1.0, 2.0], [3.0, 5.0])], {"w": torch.zeros(2)}
     names = [str(folder) for folder in folders]
-    line = mergekit_recipe(im.merge(None, models, at=0.25), names, None)
+
+    def recipe(merged, base=None):
+        return str(mergekit_recipe(merged, names, base))
+
+    line = recipe(im.merge(None, models, at=0.25))
     quoted = names[0].replace("'", "''")
     assert f"merge_method: linear\nmodels:\n  - model: '{quoted}'\n" in line
     assert line.index("weight: 0.75") < line.index("weight: 0.25")
     assert "normalize: true" in line
-    ties = mergekit_recipe(im.merge(None, models, "ties", base=base, density=0.5), names, tmp_path / "base")
+    ties = recipe(im.merge(None, models, "ties", base=base, density=0.5), tmp_path / "base")
     assert all(text in ties for text in ("ties", "base_model", "density: 0.5", "lambda: 1.0", "normalize: true"))
-    task = mergekit_recipe(im.merge(None, models, "task", base=base, weights=[1, 2]), names, tmp_path / "base")
+    task = recipe(im.merge(None, models, "task", base=base, weights=[1, 2]), tmp_path / "base")
     assert all(text in task for text in ("task_arithmetic", "weight: 2.0", "normalize: false"))
-    slerp = mergekit_recipe(im.merge(None, models, "slerp", 0.25), names, None)
+    slerp = recipe(im.merge(None, models, "slerp", 0.25))
     assert all(text in slerp for text in ("slerp", f"base_model: '{quoted}'", "t: 0.25"))
     again = replace(im.merge(None, models), bn="recompute")
     assert mergekit_recipe(again, names, None) is None

@@ -1,5 +1,6 @@
 from itertools import count, pairwise
 from math import cos, pi
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +89,10 @@ def test_progress_is_reported():
         {"lr": float("nan")},
         {"momentum": 1.0},
         {"weight_decay": -1.0},
+        {"every": 5},
+        {"schedule": "steps"},
+        {"hold": 5},
+        {"gamma": 0.0},
     ],
 )
 def test_bad_recipes_are_refused(bad):
@@ -98,7 +103,7 @@ def test_bad_recipes_are_refused(bad):
 def test_schedules_move_the_learning_rate_as_they_say():
     """Plain SGD on a slope of 1: each step is the learning rate."""
     rates = {}
-    for schedule in ("cosine", "halving", "constant"):
+    for schedule in ("cosine", "halving", "steps", "constant"):
         seen: list[float] = []
 
         def full(p: dict, seen: list[float] = seen) -> float:
@@ -107,13 +112,37 @@ def test_schedules_move_the_learning_rate_as_they_say():
 
         fit(
             lambda p, index: -p["w"].sum(), full, {"w": torch.zeros((), dtype=torch.float64)}, 4,
-            Recipe("sgd", lr=0.5, steps=20, batch=4, momentum=0.0, schedule=schedule, check=1),
+            Recipe("sgd", lr=0.5, steps=20, batch=4, momentum=0.0, schedule=schedule, check=1,
+                   **({"every": 5, "hold": 3, "gamma": 0.1} if schedule == "steps" else {})),
             generator=torch.Generator().manual_seed(0), target=-1e9,
         )  # fmt: skip
         rates[schedule] = [b - a for a, b in pairwise(seen)]
     assert rates["constant"] == pytest.approx([0.5] * 20)
     assert rates["halving"] == pytest.approx([0.5 * 0.5 ** (k // 2) for k in range(20)])
+    assert rates["steps"] == pytest.approx([0.5 * 0.1 ** (max(0, k - 3) // 5) for k in range(20)])
     assert rates["cosine"] == pytest.approx([0.5 * (0.01 + 0.99 * (1 + cos(pi * k / 20)) / 2) for k in range(20)])
+
+
+def _moved(losses: list[float], **recipe: Any) -> list[float]:
+    """The steps of plain SGD on a slope of 1 whose checks find those losses."""
+    seen, values = [0.0], iter(losses)
+    fit(
+        lambda p, index: -p["w"].sum(), lambda p: (seen.append(float(p["w"])), next(values))[1],
+        {"w": torch.zeros((), dtype=torch.float64)}, 4,
+        Recipe("sgd", lr=1.0, steps=len(losses) - 1, batch=4, check=1, **recipe),
+        generator=torch.Generator().manual_seed(0), target=-1e9,
+    )  # fmt: skip
+    return [b - a for a, b in pairwise(seen[1:])]
+
+
+def test_a_plateau_lowers_the_rate_after_ten_checks_without_a_lower_loss():
+    steps = _moved([3.0, 2.0, *[2.0] * 11, 1.0, *[1.0] * 12], momentum=0.0, schedule="plateau", gamma=0.1)
+    assert steps == pytest.approx([1.0] * 12 + [0.1] * 12 + [0.01])
+
+
+def test_momentum_is_nesterovs_unless_the_recipe_says_not():
+    assert _moved([1.0] * 3, momentum=0.5, schedule="constant") == pytest.approx([1.5, 1.75])
+    assert _moved([1.0] * 3, momentum=0.5, schedule="constant", nesterov=False) == pytest.approx([1.0, 1.5])
 
 
 class _StopError(Exception):

@@ -69,9 +69,9 @@ class ActivationMatching(Matching):
         )  # fmt: skip
         return Matched(search.orders, (run,), dead)
 
-    def _seen(self, task: MatchingTask, places: Mapping[str, Sequence[Tap]]) -> dict[str, list[_Seen]]:
+    def _seen(self, task: MatchingTask, places: Mapping[str, Sequence[Tap]]) -> dict[str, list[SeenUnits]]:
         """What both networks compute where the groups can be seen, batch by batch."""
-        out = {name: [_Seen(tap) for tap in several] for name, several in places.items()}
+        out = {name: [SeenUnits(tap) for tap in several] for name, several in places.items()}
         several = [one for all_ in out.values() for one in all_]
         few, done = first(task.objective, self.examples), 0
         for a, b in seen(few, (task.a, task.b), {one.tap.value for one in several}):
@@ -83,7 +83,7 @@ class ActivationMatching(Matching):
 
 
 @dataclass(eq=False)
-class _Seen:
+class SeenUnits:
     """Sums over samples of what is seen of the units of both networks at one place, in float64.
 
     Alone on its axis, a unit is a row, and its positions count as samples. Where other groups stand on the axis too,
@@ -119,7 +119,7 @@ class _Seen:
     def _variance(self, end: int) -> Tensor:
         return (self.sums[2 + end] / self.number - (self.sums[end] / self.number).square()).clamp(min=0)
 
-    def _alike(self, measure: str) -> Tensor:
+    def alike(self, measure: str) -> Tensor:
         """How alike each row of a is to each of b."""
         means = self.cross / self.number
         if measure == "inner":
@@ -136,7 +136,7 @@ class _Seen:
 
         What is inside is paired as those that are `matched` already say, else by the best assignment for each pair.
         """
-        alike, index = self._alike(measure), self.tap.index
+        alike, index = self.alike(measure), self.tap.index
         if not self.tap.others:
             return alike
         for name in self.tap.others.keys() & set(matched):

@@ -31,7 +31,8 @@ class MatchingTask:
 @dataclass(frozen=True)
 class MatchingRun:
     """One search: where it began, the `similarity` it reached (over the tensors it looked at), after each sweep in
-    `trace`; `assignments` that were solved; whether it `converged`; the loss half-way to a, where that was computed."""
+    `trace`; `assignments` that were solved; whether it `converged`; the loss half-way to a, or at the mean of several
+    networks, where that was computed: `midpoint`."""
 
     start: str
     similarity: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
@@ -276,7 +276,9 @@ class _Work:
                 notes.append("not aligned: the network has no hidden units")
                 return {}, {}
             if len(networks) == 2:
-                found = align(self.objective, *networks, ActivationMatching(), seed=seed, progress=self.progress)
+                found = align(
+                    self.objective, networks[0], networks[1], ActivationMatching(), seed=seed, progress=self.progress
+                )
                 targets = [networks[0], found.target]
             else:
                 several = align_many(self.objective, networks, seed=seed, progress=self.progress)
@@ -319,7 +321,7 @@ def _middle(found: Profile) -> tuple[float, float]:
     return float(found.loss[i]), float(found.error[i])
 
 
-def _is_below(found: Certificate | None, level: float) -> bool:
+def _is_below(found: Certificate | None, level: float) -> TypeGuard[Certificate]:
     """Whether a bound below the level is proved of statistics that move with the weights, or of a network without."""
     return found is not None and found.proved and found.bound < level
 

@@ -104,6 +104,7 @@ def subnetwork_bounds(
     recipe: Recipe = Recipe(),  # noqa: B008
     hub_steps: int | None = None,
     target: float | None = None,
+    looks_from: int | None = None,
     masks: int = 200,
     layers: Sequence[int] | None = None,
     test: Objective | Data | None = None,
@@ -118,8 +119,10 @@ def subnetwork_bounds(
     stops as soon as one draw is at `target`: default, the network's own loss, below which nothing lowers the bound;
     0 trains to the end. `init`: from the network's own weights ("theta"), at random ("random"), or the first draw from
     the best subnetwork of Experiment B with `masks` masks ("dropout"; Corollary 4.2: then no row is above B's).
-    `layers`: only these l. `test`: an objective or data (x, y) on which the best subnetworks are measured too. With a
-    `memory` (a ``Memory`` of this call alone) a call that was killed goes on to the same result.
+    `looks_from`: stop as the paper's appendix C does: no check before so many steps, then every draw trains to its
+    first check without an error on the training examples, by `recipe` for l = L-1 too. `layers`: only these l. `test`:
+    an objective or data (x, y) on which the best subnetworks are measured too. With a `memory` (a ``Memory`` of this
+    call alone) a call that was killed goes on to the same result.
 
     When to use: to see which layer limits a path before computing one. Cost: L batched trainings of half-width
     networks. Errors: as ``Subnetwork``. Source: Nguyen, Brechet, Mondelli 2021, Theorem 4.1, section 6 and appendix B.
@@ -142,13 +145,23 @@ def subnetwork_bounds(
     if init == "dropout":
         part, sought = memory.part("dropout"), Sought(1 - fraction, masks)
         dropped = search_recalled(part, objective, chain, theta, sought, generator, progress)
-    training = SubnetTraining(objective, chain, recipe, generator, progress, memory)
+    if looks_from is not None:
+        goal = 0.0
+    training = SubnetTraining(objective, chain, recipe, generator, progress, memory, looks_from)
     rows = []
     for l in wanted:
         starts = frame.starts(l, draws if l else 1, init, generator)
         if dropped:
             starts[0] = frame.dropout_start(l, dropped[max(l, 1)], generator)
-        found = training.train(l, theta, starts, target=goal, what=f"training xi_{l}", steps=inner.steps(l), enough=1)
+        found = training.train(
+            l,
+            theta,
+            starts,
+            target=goal,
+            what=f"training xi_{l}",
+            steps=inner.steps(l),
+            enough=1 if looks_from is None else None,
+        )
         i = best(found)
         rows.append(frame.row(l, found[i].held, found[i].weights, tuple(s.loss for s in found), i))
     return frame.bounds(rows)
@@ -161,13 +174,15 @@ def dropout_bounds(
     draws: int = 200,
     seed: int = 0,
     *,
+    rescale: bool = True,
     test: Objective | Data | None = None,
     progress: Progress = no_progress,
 ) -> SubnetworkBounds:
     """Experiment B: for l = 1 .. L-1, keep a random `fraction` of the units of each layer from l on, rescaled.
 
     The best of `draws` subsets is taken, each with the output scale of the lowest training loss (exactly: a convex
-    problem in one number). 1 - fraction is the dropout ratio p of appendix B; Definition 1 of Kuditipudi et al. 2019,
+    problem in one number), and with `rescale` outgoing weights of every layer times n / kept, which the paper does
+    not have. 1 - fraction is the dropout ratio p of appendix B; Definition 1 of Kuditipudi et al. 2019,
     and so the path of ``Dropout``, needs fraction <= 1/2. The rows are as those of ``subnetwork_bounds``, to be
     set beside them. Cost: draws x (L - 1) evaluations of half-width networks.
     Source: Nguyen, Brechet, Mondelli 2021, section 6, Experiment (B), and appendix B.
@@ -183,7 +198,9 @@ def dropout_bounds(
     chain, theta = _ready(objective, params)
     frame = _Frame(objective, chain, theta, _test_objective(objective, test), "B", fraction)
     generator = torch.Generator().manual_seed(seed)
-    found = search(objective, chain, theta, Sought(fraction, draws), generator, progress)
+    found = search(
+        objective, chain, theta, Sought(fraction, draws, "output" if rescale else "alone"), generator, progress
+    )
     rows = []
     for l, d in found.items():
         losses = d.trace or (d.loss,)

@@ -62,7 +62,8 @@ class Polynomials:
             matrix = coefficients(self.points, start, end)
             line = self.bounds.penalty(start, end)
             several = [self._at(matrix, k, line) for k in range(self.degree + 1)]
-            middle = self._at(coefficients(self.points, start + (end - start) / 2, end), 0, (sum(line) / 2,) * 2)
+            half = sum(line) / 2
+            middle = self._at(coefficients(self.points, start + (end - start) / 2, end), 0, (half, half))
         loss = max(b.loss for b in several)
         if not isfinite(loss):
             return self.bounds.over(start, end, followed)
@@ -87,10 +88,11 @@ class Polynomials:
     def _values(self) -> list[tuple[tuple[Tensor, Tensor], Tensor]]:
         """Chunk by chunk the outputs at the points, how far they may be off, and the targets."""
         runs = [list(self._outputs(t)) for t in self.points]
-        return [
-            (tuple(map(torch.stack, zip(*(_parts(z) for z, _ in at), strict=True))), at[0][1])
-            for at in zip(*runs, strict=True)
-        ]
+        found = []
+        for at in zip(*runs, strict=True):
+            centres, radii = zip(*(_parts(z) for z, _ in at), strict=True)
+            found.append(((torch.stack(centres), torch.stack(radii)), at[0][1]))
+        return found
 
     def _outputs(self, t: float) -> Iterator[tuple[Form, Tensor]]:
         own, point, lost = self.reading, dict(self.reading.control[0]), {}

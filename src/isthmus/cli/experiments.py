@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from isthmus.experiments.page import (
     write_figures,
     write_tables,
 )
+from isthmus.experiments.plan import plan as plan_of
 from isthmus.papers import EXPERIMENTS, by_name
 from isthmus.sweep import Cell, Engine, Local, Ray, Shard, Store, SweepReport, run_cells, with_needs
 from isthmus.training.progress import Progress
@@ -51,6 +54,13 @@ Gpus = Annotated[
     typer.Option("--gpus", help="GPUs to spread the jobs over, a worker each (Ray); with --address, GPUs per job."),
 ]
 Device = Annotated[str, typer.Option("--device", help="Of every job: auto, cpu, cuda, ...")]
+Budget = Annotated[
+    float | None,
+    typer.Option("--budget", help="Hours: cells in order of importance until they are used; run again to go on."),
+]
+Plan = Annotated[
+    bool, typer.Option("--plan", help="Compute nothing; time one cell of each kind, and say what is left.")
+]
 Resource = Annotated[list[str] | None, typer.Option("--resource", help="NAME=AMOUNT per job (Ray); repeatable.")]
 Retries = Annotated[int, typer.Option("--retries", help="New attempts at a job whose worker was killed (Ray).")]
 
@@ -128,6 +138,8 @@ def run(
     cpus: Cpus = 1,
     gpus: Gpus = None,
     device: Device = "auto",
+    budget: Budget = None,
+    plan: Plan = False,
     resource: Resource = None,
     retries: Retries = 3,
     quiet: Quiet = False,
@@ -138,7 +150,11 @@ def run(
     cells = experiment.chosen(scale, only or ())
     store = Store(runs)
     engine = engine_of(workers, address, cpus, gpus, resource, retries, device)
-    report = _run(cells, store, engine, device, shard, quiet)
+    if plan:
+        with _cells_bar(quiet) as progress:
+            _print(plan_of(cells, store, device, progress), as_json_)
+        return 0
+    report = _run(cells, store, engine, device, shard, quiet, budget)
     rows = experiment.table(store, cells)
     findings = experiment.findings(rows)
     if not only and len(done(store, cells)) == len(cells):
@@ -261,21 +277,47 @@ def sweep(
 
 
 def _run(
-    cells: Sequence[Cell], store: Store, engine: Engine, device: str, shard: str | None, quiet: bool
-) -> SweepReport:
-    part = None if shard is None else Shard.parse(shard)
-    with _cells_bar(quiet) as progress:
-        try:
+    cells: Sequence[Cell], store: Store, engine: Engine, device: str, shard: str | None, quiet: bool,
+    budget: float | None = None,
+) -> SweepReport:  # fmt: skip
+    part, over = None if shard is None else Shard.parse(shard), threading.Event()
+    try:
+        with _cells_bar(quiet) as progress, _stopped_after(budget, over):
             report = run_cells(cells, store, engine, device=device, shard=part, progress=progress)
-        except KeyboardInterrupt:
-            plan = with_needs(cells if part is None else part.of(cells))
-            finished = sum(store.find(c) is not None for c in plan)
-            print(f"\nstopped: {finished} of {len(plan)} cells are done and stay; to go on, run this again:\n"
-                  f"  {command()}", file=sys.stderr)  # fmt: skip
+    except KeyboardInterrupt:
+        plan = with_needs(cells if part is None else part.of(cells))
+        finished = sum(store.find(c) is not None for c in plan)
+        why = "the budget is used" if over.is_set() else "stopped"
+        print(f"\n{why}: {finished} of {len(plan)} cells are done and stay; to go on, run this again:\n"
+              f"  {command()}", file=sys.stderr)  # fmt: skip
+        if not over.is_set():
             raise
+        return SweepReport(len(plan), finished)
     if not quiet:
         print(f"{report.total} cells: {report.found} were there, {report.computed} computed", file=sys.stderr)
     return report
+
+
+@contextmanager
+def _stopped_after(hours: float | None, over: threading.Event) -> Iterator[None]:
+    """Set `over` and interrupt, as Ctrl-C does, when so many hours are over; None: never."""
+    if hours is None:
+        yield
+        return
+    if not 0 < hours < threading.TIMEOUT_MAX / 3600:
+        raise InputError("--budget", expected="a positive number of hours", got=hours)
+
+    def stop() -> None:
+        over.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(3600 * hours, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _ended(report: SweepReport) -> int:

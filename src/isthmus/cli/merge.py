@@ -54,14 +54,14 @@ def merge(
 
     Nothing is written then, unless --anyway is given. --base: what the networks began from, for task and ties.
     """
-    _check_method(method)
+    known = _known(method)
     _check_base(method, asked.base, checkpoints)
     _check_out(out, [*checkpoints, *([] if asked.base is None else [asked.base])])
     found, tests = opened_on(checkpoints, asked, data)
     base = base_of(asked, found) if method in ("task", "ties") else None
     with progress_bar(quiet) as progress:
         result = merged(
-            found.objective, found.ends, method, at, weights=weight, base=base, density=density, scale=scale,
+            found.objective, found.ends, known, at, weights=weight, base=base, density=density, scale=scale,
             test=tests, level=level, bn=bn, seed=seed, progress=progress,
         )  # fmt: skip
     about = {"checkpoints": [str(file) for file in checkpoints], "model": found.model, "data": data or [found.data]}
@@ -77,9 +77,11 @@ def _said_no(anyway: bool) -> int:
     return 1
 
 
-def _check_method(method: str) -> None:
-    if method not in get_args(MergeMethod):
-        raise InputError("--method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
+def _known(method: str) -> MergeMethod:
+    for known in get_args(MergeMethod):
+        if known == method:
+            return known
+    raise InputError("--method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
 
 
 def _check_base(method: str, base: Path | None, checkpoints: list[Path]) -> None:

@@ -40,12 +40,20 @@ class Claim:
     pairs, or a function of all rows; or `judge` says of the rows together whether it holds (None: not measured), and
     what was measured.
 
+    A statement about a range is not measured unless the range was reached: `over` is a column with its lowest and its
+    highest value, both of which must occur (an infinite end need not), and rows outside do not count; `every` is a
+    column with the values that must all occur. One number in the range that is not within the bounds is enough for a
+    statement to fail.
+
     >>> low = Claim("{task}: low", lambda r: "loss" in r, ("task",), "loss", at_most=1, says="{value} at {N}")
     >>> for finding in low.findings([{"task": "a", "loss": 2, "N": 5}, {"task": "a", "loss": 0, "N": 7}]):
     ...     print(finding)
     FAILS: a: low (2 at 5)
     >>> print(Claim("low", lambda r: "loss" in r, value="loss", at_most=1).findings([])[0])
     not measured: low (no results)
+    >>> wide = Claim("low to N = 9", lambda r: "loss" in r, value="loss", at_most=1, over=("N", 5, 9))
+    >>> print(wide.findings([{"loss": 0, "N": 5}, {"loss": 0, "N": 7}])[0])
+    not measured: low to N = 9 (0; N up to 7, not 9)
     """
 
     text: str
@@ -57,6 +65,8 @@ class Claim:
     judge: Callable[[list[Row]], tuple[bool | None, str]] | None = None
     says: str | Callable[[list[Row]], str] = "{value:.3g}"
     needs: tuple[str, ...] = ()
+    over: tuple[str, float, float] | None = None
+    every: tuple[str, tuple[Any, ...]] | None = None
 
     def findings(self, rows: Rows) -> list[Finding]:
         """One; with `per` one for each group."""
@@ -68,10 +78,39 @@ class Claim:
 
     def _finding(self, group: Row, rows: list[Row]) -> Finding:
         text = self.text.format_map(group)
-        rows = [row for row in rows if all(row.get(name) is not None for name in self.needs)]
-        if self.judge is None:
-            return Finding(text, *self._by_number(rows))
-        return Finding(text, *(self.judge(rows) if rows else _NOTHING))
+        rows = [row for row in rows if self._counts(row)]
+        if not rows:
+            return Finding(text, *_NOTHING)
+        holds, measured = self._by_number(rows) if self.judge is None else self.judge(rows)
+        refuted = holds is False and self.judge is None
+        missing = self._missing(rows)
+        return Finding(text, holds, measured) if refuted or not missing else Finding(text, None, measured + missing)
+
+    def _counts(self, row: Row) -> bool:
+        """Whether a row has what is needed, and lies in the range."""
+        if any(row.get(name) is None for name in self.needs):
+            return False
+        if self.over is None:
+            return True
+        column, low, high = self.over
+        value = row.get(column)
+        return value is not None and low <= value <= high
+
+    def _missing(self, rows: list[Row]) -> str:
+        """What of the range and of the values asked for does not occur, for people; nothing if all is there."""
+        out = ""
+        if self.over is not None:
+            column, low, high = self.over
+            known = [row[column] for row in rows]
+            if -math.inf < low < min(known):
+                out += f"; {column} down to {min(known):g}, not {low:g}"
+            if max(known) < high < math.inf:
+                out += f"; {column} up to {max(known):g}, not {high:g}"
+        if self.every is not None:
+            column, values = self.every
+            absent = [str(v) for v in values if v not in {row.get(column) for row in rows}]
+            out += f"; without {column} {', '.join(absent)}" if absent else ""
+        return out
 
     def _by_number(self, rows: list[Row]) -> tuple[bool | None, str]:
         """The largest number decides, or with `at_least` the smallest."""

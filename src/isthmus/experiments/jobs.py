@@ -9,14 +9,14 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from isthmus import pipeline as runs
 from isthmus.certify import certify
 from isthmus.certify.certify import BUDGET
-from isthmus.connectors import Connector, connect
+from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
@@ -25,7 +25,7 @@ from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
 from isthmus.sweep import Cell, Job
-from isthmus.training.fit import Fitted, Recipe
+from isthmus.training.fit import Fitted, Recipe, fit
 from isthmus.training.memory import Memory, forget
 
 HOST = torch.device("cpu")
@@ -36,7 +36,8 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Problem:
     """What is trained and measured: a network by name, data, loss and precision, in the words of the command line.
 
-    `examples`, `tests`: only the first so many training and test examples; None for all, ``tests=0`` for none.
+    `examples`, `tests`: only the first so many training and test examples; None for all, ``tests=0`` for none. With
+    `drawn` the training examples are random ones, from that seed.
 
     >>> Problem("mlp:64-20x2-10", "digits").label
     'mlp:64-20x2-10 on digits'
@@ -48,6 +49,7 @@ class Problem:
     loss: str = "cross_entropy"
     dtype: str = "float64"
     tests: int | None = None
+    drawn: int | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -70,7 +72,11 @@ class Problem:
 
     def dataset(self) -> Dataset:
         """The examples, as the network takes them."""
-        return runs.inputs_of(self.model, load(self.data).subset(self.examples, self.tests or None))
+        data = load(self.data)
+        if self.drawn is not None:
+            order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(self.drawn))
+            data = replace(data, x_train=data.x_train[order], y_train=data.y_train[order])
+        return runs.inputs_of(self.model, data.subset(self.examples, self.tests or None))
 
     def module(self, data: Dataset, seed: int = 0) -> torch.nn.Module:
         """The network with the weights of that seed."""
@@ -87,6 +93,23 @@ class Problem:
             self.module(data, seed).to(device), (x, data.y_train), recipe,
             seed=seed, loss=self.loss, target=target, memory=memory,
         )  # fmt: skip
+
+    def train_to_zero_error(
+        self, seed: int, recipe: Recipe, memory: Memory = forget, device: torch.device = HOST
+    ) -> Fitted:
+        """The network of that seed, trained until it is right on all training examples, or for all steps."""
+        objective, _ = replace(self, tests=0).objectives(device)
+        start = {k: v.detach().to(device) for k, v in self.module(self.dataset(), seed).state_dict().items()}
+
+        def value(params: Params) -> float:
+            loss, error = objective.measure(params)
+            return loss if error > 0 else 0.0
+
+        fitted = fit(
+            objective.batch_loss, value, objective.check(start), objective.num_examples, recipe,
+            generator=torch.Generator().manual_seed(seed), memory=memory,
+        )  # fmt: skip
+        return replace(fitted, loss=objective.loss(fitted.params))
 
     def objectives(self, device: torch.device = HOST) -> tuple[Objective, Objective | None]:
         """On the training examples and, where there are some, on the test examples; the data are on `device`."""
@@ -123,7 +146,11 @@ def _weights_digest(weights: Weights, stamp: tuple[float, ...]) -> str:
 
 @dataclass(frozen=True)
 class Network(Cell):
-    """A network trained from its own seed until its training loss is at most `target`; shared by all experiments."""
+    """A network trained from its own seed until its training loss is at most `target`; shared by all experiments.
+
+    `until` "error": to the first check without an error on the training examples, instead of the target; for networks
+    that train as they are judged, without dropout and BatchNorm.
+    """
 
     page: ClassVar[str] = "networks"
 
@@ -131,6 +158,7 @@ class Network(Cell):
     seed: int = 0
     recipe: Recipe = field(default_factory=Recipe)
     target: float = 1e-3
+    until: Literal["loss", "error"] = field(default="loss", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not 0 <= self.target < float("inf"):
@@ -143,7 +171,10 @@ class Network(Cell):
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train, resuming where a killed run was; the weights are in params.safetensors."""
-        fitted = self.problem.train(self.seed, self.recipe, self.target, job.memory("training"), job.device)
+        if self.until == "error":
+            fitted = self.problem.train_to_zero_error(self.seed, self.recipe, job.memory("training"), job.device)
+        else:
+            fitted = self.problem.train(self.seed, self.recipe, self.target, job.memory("training"), job.device)
         about = {"model": self.problem.model, "data": self.problem.data, "seed": str(self.seed)}
         save_params(fitted.params, job.folder / "params.safetensors", about)
         return {
@@ -257,19 +288,28 @@ class Pair(Cell):
         found = connect(objective, a, b, self.method, seed=self.seed, test=judge, memory=job.memory("search"))
         about = {"model": self.a.problem.model, "data": self.a.problem.data, "test": runs.examples_of(test)}
         found = replace(found, stats={**found.stats, **about})
-        measured = profile(objective, found.path, self.num_points, test=test)
-        found = runs.as_measured(found, measured)
-        proved = certify(objective, found, self.gap, budget=self.budget) if isfinite(measured.max) else None
-        folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
-        save(found, folder / "path.safetensors")
-        runs.write_profile(measured, folder, objective)
-        runs.write_certificate(proved, folder, objective)
-        row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in runs.RECORDED}
-        write_json(folder / "result.json", row | {"model": about["model"], "data": about["data"], "seed": self.seed})
-        barriers = {k: asdict(v) for k, v in measured.barriers.items()}
-        if measured.test is not None:
-            barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}
-        return row | {"barriers": barriers}
+        return report(job, objective, test, found, self.seed, self.num_points, self.budget, self.gap)
+
+
+def report(
+    job: Job, objective: Objective, test: Objective | None, found: Connection,
+    seed: int, num_points: int, budget: float, gap: float = 0.01,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure a connection, prove it, and keep all in the folder "run" of the job; the row that its result is."""
+    measured = profile(objective, found.path, num_points, test=test)
+    found = runs.as_measured(found, measured)
+    proved = certify(objective, found, gap, budget=budget) if isfinite(measured.max) else None
+    folder = make_folder(job.folder / "run")  # a folder that `isthmus report` reads
+    save(found, folder / "path.safetensors")
+    runs.write_profile(measured, folder, objective)
+    runs.write_certificate(proved, folder, objective)
+    row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in runs.RECORDED}
+    about = {k: found.stats[k] for k in ("model", "data")}
+    write_json(folder / "result.json", row | about | {"seed": seed})
+    barriers = {k: asdict(v) for k, v in measured.barriers.items()}
+    if measured.test is not None:
+        barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}
+    return row | {"barriers": barriers}
 
 
 def named(method: Connector) -> str:

@@ -44,7 +44,7 @@ class Training:
     batch: int = 128
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "halving", "constant"] = "cosine"
+    schedule: Literal["cosine", "halving", "plateau", "constant"] = "cosine"
     target: float = 1e-3
 
     def ends(self) -> tuple[Network, ...]:

@@ -93,13 +93,13 @@ def _check_lines(both: Sequence[Mapping[str, Any]]) -> None:
 def _traces(several: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[str, Floats]]:
     """Those of all searches, by where each began; a search for all networks at once is told once."""
     found = [(name, run) for name, one in zip(names[1:], several, strict=True) for run in one["runs"]]
-    if all(run["start"] == "together" for _, run in found):
+    if all(run["start"].startswith("together") for _, run in found):
         found = found[:1]
     return [(_label(run["start"], name, len(several)), np.array(run["trace"], float)) for name, run in found]
 
 
 def _label(start: str, name: str, count: int) -> str:
-    return start if count == 1 or start == "together" else f"{start}, {name}"
+    return start if count == 1 or start.startswith("together") else f"{start}, {name}"
 
 
 def _curves(lines: Mapping[str, Any] | None) -> dict[str, list[LossCurve]]:

@@ -143,6 +143,12 @@ def fit_together(
     return fitting.results(target, params)
 
 
+_PATIENCE, _FALLS = 10, 1e-4
+"""Checks that "plateau" waits for a loss that is lower by this part of it."""
+_PLAIN = ("step", "position", "best_losses", "finite", "stalled", "lowered", "waited", "record")
+"""The plain values of the state of a fit."""
+
+
 @dataclass(eq=False)
 class _Fitting:
     """All that changes during a fit; what ``pack`` and ``values`` give is all that a resumed one needs."""
@@ -162,6 +168,9 @@ class _Fitting:
     finite: list[bool] = field(default_factory=list)
     stalled: bool = False
     rate: Callable[[int], float] = lambda step: 0.0
+    lowered: float = 1.0
+    waited: int = 0
+    record: float = inf
 
     @classmethod
     def start(
@@ -199,6 +208,7 @@ class _Fitting:
         """Take over a check of the present parameters: where a problem's loss is its lowest, they are its best."""
         self.stalled = self.lbfgs and losses[0] >= self.best_losses[0] * (1 - 1e-9)
         self.finite = [isfinite(v) for v in losses]
+        self._wait(sum(losses))
         pairs = enumerate(zip(losses, self.best_losses, strict=True))
         better = [i for i, (new, old) in pairs if isfinite(new) and new < old]
         for i in better:
@@ -209,6 +219,15 @@ class _Fitting:
             now = self.now()
             for name, v in self.best.items():
                 v[better] = now[name][better]
+
+    def _wait(self, total: float) -> None:
+        """On "plateau": a lower rate where the sum of the losses has not fallen for `_PATIENCE` checks, like torch."""
+        if self.recipe.schedule != "plateau":
+            return
+        better = total < self.record * (1 - _FALLS)
+        self.record, self.waited = (total, 0) if better else (self.record, self.waited + 1)
+        if self.waited > _PATIENCE:
+            self.lowered, self.waited = self.lowered * self.recipe.gamma, 0
 
     def checks(self, due: Callable[[int], bool] | None) -> bool:
         """Whether the losses are computed after this step: when they are `due`, if that is said, and at the end."""
@@ -236,7 +255,7 @@ class _Fitting:
         """One step of the optimiser on the next batch."""
         if not self.lbfgs:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(self.step)
+                group["lr"] = self.rate(self.step) * self.lowered
         index = self.everything if self.lbfgs else self._next_batch()
 
         def closure() -> Tensor:
@@ -273,8 +292,7 @@ class _Fitting:
 
     def values(self) -> dict[str, Any]:
         """The plain values of the state."""
-        plain = ("step", "position", "best_losses", "finite", "stalled")
-        return {name: getattr(self, name) for name in plain}
+        return {name: getattr(self, name) for name in _PLAIN}
 
     def outcome(self) -> Params:
         """The tensors that are left of a fit that has ended."""
@@ -289,7 +307,7 @@ class _Fitting:
 
     def resume(self, tensors: Params, values: Mapping[str, Any]) -> None:
         """Take over a packed state, or the outcome of a fit that has ended."""
-        for name in self.values():
+        for name in _PLAIN:
             setattr(self, name, values[name])
         self.generator.set_state(tensors["generator"])
         ended: bool = values["ended"]
@@ -346,6 +364,6 @@ def _optimizer(recipe: Recipe, trained: list[Tensor]) -> Any:
         trained,
         lr=recipe.rate,
         momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import cos, inf, pi
 from typing import Literal
 
@@ -18,8 +18,10 @@ class Recipe:
     one pass over them). Training stops at the first check that finds the loss at or below the target.
     "lbfgs" uses all examples in every step, with a strong Wolfe line search, and stops by itself at a stationary
     point: for the convex problems. The learning rate falls to a hundredth of `lr` along half a cosine ("cosine"),
-    is halved after every tenth of the steps ("halving"), or stays ("constant"). `beta2`: how much of the mean square of
-    the gradients Adam keeps at each step; a smaller one suits losses that fall by orders of magnitude.
+    is halved after every tenth of the steps ("halving"), is multiplied by `gamma` after every `every` steps ("steps";
+    the first `hold` of them do not count) or after ten checks in a row without a loss lower by a ten-thousandth
+    ("plateau"), or stays ("constant"). `nesterov`: the form of momentum of "sgd". `beta2`: how much of the mean square
+    of the gradients Adam keeps at each step; a smaller one suits losses that fall by orders of magnitude.
 
     Of trained curves only: `epochs`, a budget in passes over the data, in place of `steps`; `lr` None, from the
     distance of the ends; `precision`, of the passes: that of the objective ("own"), bfloat16 on weights in the
@@ -32,15 +34,19 @@ class Recipe:
     batch: int = 256
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Literal["cosine", "halving", "constant"] = "cosine"
+    schedule: Literal["cosine", "halving", "steps", "plateau", "constant"] = "cosine"
     check: int | None = None
     epochs: int | None = None
     precision: Literal["own", "bf16", "auto"] = "own"
     beta2: float = 0.999
+    nesterov: bool = field(default=True, metadata={"later": True})
+    gamma: float = field(default=0.5, metadata={"later": True})
+    every: int | None = field(default=None, metadata={"later": True})
+    hold: int = field(default=0, metadata={"later": True})
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_whole(self, "steps", "batch", "check", "epochs")
+        check_whole(self, "steps", "batch", "check", "epochs", "every")
         if self.lr is not None and not 0 < self.lr < inf:
             raise InputError("lr", expected="a positive number", got=self.lr)
         if not 0 <= self.beta2 < 1:
@@ -48,6 +54,14 @@ class Recipe:
         check_at_least_zero(self, "weight_decay")
         if not 0 <= self.momentum < 1:
             raise InputError("momentum", expected="a number in [0, 1)", got=self.momentum)
+        self._check_decay()
+
+    def _check_decay(self) -> None:
+        """`gamma`, `every` and `hold` belong to two schedules."""
+        if not 0 < self.gamma <= 1 or self.hold < 0:
+            raise InputError("gamma, hold", expected="in (0, 1] and >= 0", got=(self.gamma, self.hold))
+        if (self.schedule == "steps") != (self.every is not None) or (self.hold and self.schedule != "steps"):
+            raise InputError("every, hold", expected="numbers of steps, with schedule='steps' alone", got=repr(self))
 
     @property
     def rate(self) -> float:
@@ -65,9 +79,11 @@ class Recipe:
         return replace(self, lr=self.lr or lr, steps=steps, epochs=None, precision="own")
 
     def at(self, step: int) -> float:
-        """The learning rate of that step, from 0 on."""
+        """The learning rate of that step, from 0 on; for "plateau" before it was lowered."""
         if self.schedule == "halving":
             return self.rate * 0.5 ** (10 * step // self.steps)
+        if self.every is not None:
+            return self.rate * self.gamma ** (max(0, step - self.hold) // self.every)
         if self.schedule == "cosine":
             return self.rate * (0.01 + 0.99 * (1 + cos(pi * step / self.steps)) / 2)
         return self.rate

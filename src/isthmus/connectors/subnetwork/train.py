@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import ceil
@@ -149,7 +149,11 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class SubnetTraining:
-    """The one way in which the xi_l are trained: by `recipe`, and by L-BFGS where the problem is convex."""
+    """The one way in which the xi_l are trained: by `recipe`, and by L-BFGS where the problem is convex.
+
+    With `looks_from` as in appendix C of the paper: `recipe` trains them all, no check comes before so many steps, and
+    a draw is done at the first check without an error on the training examples; its loss is then its own.
+    """
 
     objective: Objective
     chain: Chain
@@ -157,6 +161,7 @@ class SubnetTraining:
     generator: torch.Generator
     progress: Progress
     memory: Memory = forget
+    looks_from: int | None = None
     _count: Iterator[int] = field(default_factory=count, repr=False)
     _last: dict[tuple[int, int], tuple[Params, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -171,7 +176,14 @@ class SubnetTraining:
 
     def convex(self, l: int) -> bool:
         """Whether only the last layer is trained, with a loss that is convex in the outputs."""
-        return l == self.chain.L - 1 and self.objective.convex
+        return l == self.chain.L - 1 and self.objective.convex and self.looks_from is None
+
+    def due(self, recipe: Recipe) -> Callable[[int], bool] | None:
+        """When the losses are computed, if `looks_from` says so."""
+        if (first := self.looks_from) is None:
+            return None
+        every = recipe.check or max(1, self.objective.num_examples // recipe.batch)
+        return lambda step: step >= first and step % every == 0
 
     def train(
         self,
@@ -219,14 +231,20 @@ class SubnetTraining:
             return objective.example_losses(chain.forward({**fixed, **small}, h[index], l + 1), y[index]).mean()
 
         def full_loss(small: Params) -> float:
-            return losses_of(objective, chain, {**fixed, **small}, h, l + 1)[0]
+            return self._value(wanted, {**fixed, **small}, draw.held)
 
         fitted = fit(
-            batch_loss, full_loss, moving, objective.num_examples, wanted.recipe,
+            batch_loss, full_loss, moving, objective.num_examples, wanted.recipe, due=self.due(wanted.recipe),
             generator=self.generator, target=wanted.target, memory=self._place(l), progress=self.progress,
             what=wanted.what,
         )  # fmt: skip
-        return self._subnet(l, draw, fixed, fitted)
+        return self._subnet(wanted, draw, fixed, fitted)
+
+    def _value(self, wanted: _Wanted, params: Params, held: Tensor) -> float:
+        """The loss; with `looks_from` 0 where there is no error."""
+        h = wanted.h[:, held] if wanted.l else wanted.h
+        loss, error = losses_of(self.objective, self.chain, params, h, wanted.l + 1)
+        return loss if error > 0 or self.looks_from is None else 0.0
 
     def _together(self, wanted: _Wanted, draws: Sequence[Draw], enough: int | None) -> list[Subnet]:
         objective, y, T, l = self.objective, self.objective.data[1], len(draws), wanted.l
@@ -242,6 +260,9 @@ class SubnetTraining:
             return losses(small, wanted.h[index], y[index]).mean(1).sum()
 
         def full_losses(small: Params) -> list[float]:
+            if self.looks_from is not None:
+                now = {**fixed, **small}
+                return [self._value(wanted, {n: v[i] for n, v in now.items()}, d.held) for i, d in enumerate(draws)]
             chunk = max(1, min(objective.chunk, _ROWS) // T)
             with torch.no_grad():
                 parts = zip(wanted.h.split(chunk), y.split(chunk), strict=True)
@@ -249,16 +270,20 @@ class SubnetTraining:
             return (sums / len(y)).tolist()
 
         fitted = fit_together(
-            batch_loss, full_losses, moving, objective.num_examples, wanted.recipe,
+            batch_loss, full_losses, moving, objective.num_examples, wanted.recipe, due=self.due(wanted.recipe),
             generator=self.generator, target=wanted.target, enough=enough, memory=self._place(l),
             progress=self.progress, what=wanted.what,
         )  # fmt: skip
         own = [{n: v[i] for n, v in fixed.items()} for i in range(T)]
-        return [self._subnet(l, *found) for found in zip(draws, own, fitted, strict=True)]
+        return [self._subnet(wanted, *found) for found in zip(draws, own, fitted, strict=True)]
 
-    def _subnet(self, l: int, draw: Draw, fixed: Params, fitted: Fitted) -> Subnet:
+    def _subnet(self, wanted: _Wanted, draw: Draw, fixed: Params, fitted: Fitted) -> Subnet:
+        l, params = wanted.l, wanted.params
         weights = self.chain.read({**fixed, **fitted.params}, l + 1, len(draw.held))
-        return Subnet(l, draw.held, weights, fitted.loss, fitted.steps, fitted.ended)
+        found = Subnet(l, draw.held, weights, fitted.loss, fitted.steps, fitted.ended)
+        if self.looks_from is None:
+            return found
+        return replace(found, loss=found.measure(self.objective, self.chain, params)[0])
 
 
 @dataclass(frozen=True, eq=False)

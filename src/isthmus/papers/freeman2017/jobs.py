@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isthmus.analysis.straighten import straighten
 from isthmus.certify import certify
 from isthmus.connectors import StringSampling, connect
 from isthmus.connectors.strings.threshold import Threshold
 from isthmus.evaluate import profile
-from isthmus.experiments.jobs import HOST, Problem
+from isthmus.experiments.jobs import HOST
 from isthmus.experiments.page import ended
-from isthmus.models import mlp, seeded
 from isthmus.objective import Objective
+from isthmus.papers.freeman2017.problems import Images, Learned, cropped, start_of
 from isthmus.params import Params, distance
 from isthmus.paths import Path
 from isthmus.storage import load_connection, load_params, save, save_params
@@ -28,63 +28,10 @@ from isthmus.training.fit import Recipe, fit
 from isthmus.training.memory import Beside, State, named, taken
 
 PAGE = "freeman2017"
-_COEFFICIENTS = {"quadratic": (0.1, 0.25, 0.5), "cubic": (0.0, 3.0, -10.0, 8.0)}
-"""Of 1, x, x^2, ... (section 4.1)."""
-
-
-def absolute(outputs: Tensor, y: Tensor) -> Tensor:
-    """The mean absolute error of every example, as in the program of the paper's authors.
-
-    >>> absolute(torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1))
-    tensor([1., 2.])
-    """
-    return (outputs - y).abs().flatten(1).mean(1)
-
-
-@dataclass(frozen=True)
-class Polynomial:
-    """A polynomial on `examples` equidistant points of [0, 1], and a 1-4-4-1 sigmoid network in float64.
-
-    `closed`: without biases, and with a sigmoid after the last layer too. `loss`: "absolute" or "squared", the mean.
-    """
-
-    name: str
-    loss: str = "absolute"
-    closed: bool = False
-    examples: int = 200
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.name}, {self.loss} error"
-
-    def module(self, seed: int) -> nn.Sequential:
-        """The network with the weights of that seed."""
-        net = seeded(lambda: mlp((1, 4, 4, 1), bias=not self.closed, activation="sigmoid"), seed).double()
-        return nn.Sequential(*net, nn.Sigmoid()) if self.closed else net
-
-    def start(self, seed: int) -> Params:
-        """These weights."""
-        return {k: v.detach() for k, v in self.module(seed).state_dict().items()}
-
-    def objectives(self, device: torch.device = HOST) -> tuple[Objective, Objective | None]:
-        """On the points; there are no others to test on."""
-        x = torch.linspace(0, 1, self.examples, dtype=torch.float64)[:, None].to(device)
-        y = sum((c * x**k for k, c in enumerate(_COEFFICIENTS[self.name])), torch.zeros_like(x))
-        if self.loss == "squared":
-            return Objective(self.module(0).eval(), "mse", (x, y)), None
-        return Objective(self.module(0).eval(), absolute, (x, y), convex=True), None
-
-
-def _start_of(problem: Problem | Polynomial, seed: int) -> Params:
-    """The weights that training starts from."""
-    if isinstance(problem, Polynomial):
-        return problem.start(seed)
-    return {k: v.detach() for k, v in problem.module(problem.dataset(), seed).state_dict().items()}
 
 
 @lru_cache(maxsize=1)
-def _objectives(problem: Problem | Polynomial, device: torch.device) -> tuple[Objective, Objective | None]:
+def _objectives(problem: Learned, device: torch.device) -> tuple[Objective, Objective | None]:
     """Cells of one problem follow one another, and images take seconds to read."""
     return problem.objectives(device)
 
@@ -97,9 +44,7 @@ class Judge:
     on: str = "train"
     points: int = 11
 
-    def threshold(
-        self, problem: Problem | Polynomial, value: float, device: torch.device = HOST
-    ) -> tuple[Objective, Threshold]:
+    def threshold(self, problem: Learned, value: float, device: torch.device = HOST) -> tuple[Objective, Threshold]:
         """The training objective, and the set below `value`."""
         objective, test = _objectives(problem, device)
         judging = test if self.on == "test" and test is not None else objective
@@ -112,7 +57,7 @@ class Ends(Cell):
 
     page: ClassVar[str] = PAGE
 
-    problem: Problem | Polynomial
+    problem: Learned
     judge: Judge
     levels: tuple[float, ...]
     recipe: Recipe
@@ -126,18 +71,35 @@ class Ends(Cell):
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train to the lowest level; the weights of level i, where it was reached, are in level-i.safetensors."""
         objective, limit = self.judge.threshold(self.problem, min(self.levels), job.device)
-        start = objective.check(job.put(_start_of(self.problem, self.seed)))
+        start = objective.check(job.put(start_of(self.problem, self.seed)))
         check = self.recipe.check or max(1, objective.num_examples // self.recipe.batch)
         watch = Crossings(limit, self.levels, check)
+        generator = torch.Generator().manual_seed(self.seed)
         fitted = fit(
-            objective.batch_loss, watch.value, start, objective.num_examples, replace(self.recipe, check=check),
-            generator=torch.Generator().manual_seed(self.seed), target=min(self.levels),
+            self.batch_loss(objective, generator), watch.value, start, objective.num_examples,
+            replace(self.recipe, check=check),
+            generator=generator, target=min(self.levels),
             memory=Beside(job.memory("training"), watch.give, watch.take),
         )  # fmt: skip
         for i, params in watch.found.items():
             save_params(params, job.folder / f"level-{i}.safetensors", {"seed": str(self.seed)})
         reached = {str(i): row for i, row in watch.rows.items()}
         return {"reached": reached, "steps": fitted.steps, "best": fitted.loss, "outcome": fitted.ended.name}
+
+    def batch_loss(self, objective: Objective, generator: torch.Generator) -> Callable[[Params, Tensor], Tensor]:
+        """Of the objective, or of parts of the images at random places."""
+        problem = self.problem
+        if not isinstance(problem, Images) or problem.crop is None:
+            return objective.batch_loss
+        side, whole = problem.crop, problem.dataset().x_train.to(objective.device)
+
+        def loss(params: Params, index: Tensor) -> Tensor:
+            outputs = objective.forward(params, cropped(whole[index], side, generator))
+            own = objective.example_losses(outputs, objective.data[1][index]).mean()
+            penalty = objective.penalty
+            return own if penalty is None else own + penalty(params, objective.parameter_names).to(own.dtype)
+
+        return loss
 
     def params(self, job: Job, level: float) -> Params | None:
         """The weights at that level; None where it was not reached."""

@@ -15,9 +15,10 @@ from isthmus.experiments.jobs import Problem
 from isthmus.experiments.page import Experiment
 from isthmus.papers.freeman2017.claims import CLAIMS
 from isthmus.papers.freeman2017.figures import FIGURES
-from isthmus.papers.freeman2017.jobs import PAGE, Ends, Judge, Polynomial, Proof, String
+from isthmus.papers.freeman2017.jobs import PAGE, Ends, Judge, Proof, String
+from isthmus.papers.freeman2017.problems import Images, Learned, Polynomial
 from isthmus.papers.freeman2017.tables import PAPER, rows
-from isthmus.papers.freeman2017.theory import Disconnected, Gap
+from isthmus.papers.freeman2017.theory import Disconnected, Gap, PrintedMixture
 from isthmus.sweep import Cell
 from isthmus.training.fit import Recipe
 
@@ -32,7 +33,7 @@ class _Task:
 
     figure: str
     name: str
-    problem: Problem | Polynomial
+    problem: Learned
     judge: Judge
     levels: tuple[float, ...]
     ends: Recipe
@@ -75,6 +76,7 @@ class _Scale:
             size: dict[str, Any] = {"attempts": 2, "recipe": Recipe(lr=lr, steps=self.steps, batch=512)}
             out += [Disconnected(example, level, StringSampling(depth=self.depth, **size)) for level in levels]
             out.append(Disconnected(example, min(levels), ConstrainedStringSampling(beads=3 * self.depth, **size)))
+        out.append(PrintedMixture())
         turns = range(max(task.pairs for task in self.tasks))
         return [*out, *self.gaps, *(cell for k in turns for task in self.tasks for cell in task.pair(k))]
 
@@ -92,25 +94,56 @@ _SQUARED = {
 """Levels of the mean squared error, at which a plain implementation was run before."""
 
 
-def _published(
-    bead: float, reach: float, *,
-    lr: float = 2e-3, batch: int = 256, steps: int = 2000, check: int | None = None, **options: Any,
-) -> StringSampling:  # fmt: skip
-    """The search as the authors' program does it: one bead always, beads to `bead` times the level."""
-    recipe = Recipe(lr=lr, batch=batch, steps=steps, check=check, schedule="constant")
+def _published(bead: float, reach: float, recipe: Recipe | None = None, **options: Any) -> StringSampling:
+    """The search as the authors' program does it: one bead always, beads to `bead` times the level.
+
+    Their training is `recipe`, or Adam with the options `lr`, `batch`, `steps`, `check`.
+    """
+    adam = {k: options.pop(k) for k in ("lr", "batch", "steps", "check") if k in options}
+    recipe = recipe or Recipe(**adam, schedule="constant")
     return StringSampling(always=True, alpha=bead / reach, recipe=recipe, **options)
 
 
+# the authors' programs; "steps" counts epochs of training data there
+def _mnist(model: str, **options: Any) -> Images:
+    """Pixels in [0, 1], weights normal(0, 0.1), biases 0.1."""
+    return Images(Problem(model, "mnist", dtype="float32", **options), "mnist", scaled=True)
+
+
+def _cifar(model: str, **options: Any) -> Images:
+    """Crops of 24 x 24, weights normal(0, 0.05) and (0, 0.04), a decay of 0.004."""
+    return Images(Problem(model, "cifar10", dtype="float32", **options), "cifar10", crop=24, decay=4e-3)
+
+
+def _words(lr: float, steps: int, epoch: int, check: int) -> Recipe:
+    """SGD at a constant rate for four epochs, halved after each further one."""
+    return Recipe("sgd", lr, steps, 20, 0.0, 0.0, "steps", check, every=epoch, hold=3 * epoch)
+
+
+def _photographs(steps: int, epoch: int, check: int) -> Recipe:
+    """SGD at 0.1, a tenth of it after every 350 epochs."""
+    return Recipe("sgd", 0.1, steps, 128, 0.0, 0.0, "steps", check, gamma=0.1, every=350 * epoch)
+
+
 def _polynomial(name: str, pairs: int, levels: tuple[float, ...], lr: float, steps: int, **options: Any) -> _Task:
-    """Figure 2 or 3, on `examples` points."""
+    """Figure 2 or 3, on `examples` points: beads half way, as the authors put them."""
     examples = options.pop("examples", 200)
-    problem = Polynomial(name, "absolute", name == "quadratic", examples)
+    problem = Polynomial(name, "absolute", name == "quadratic", examples, 1.0)
     ends = Recipe(lr=lr, steps=10 * steps, batch=examples, check=5, schedule="constant")
     method = _published(
-        0.95, 1.1, depth=12, patience=12, lr=lr, batch=examples, steps=steps, check=20, attempts=2, budget=20 * steps
+        0.95, 1.1, depth=12, patience=12, lr=lr, batch=examples, steps=steps, check=20, attempts=2, budget=20 * steps,
+        position="half",
     )  # fmt: skip
     figure = "2" if name == "quadratic" else "3"
     return _Task(figure, name, problem, Judge(), levels, ends, pairs, method, dense=41, reach=1.1, **options)
+
+
+def _at_maximum(task: _Task, pairs: int = 10) -> _Task:
+    """The same strings, of so many pairs, with every bead where the loss is highest."""
+    method = replace(task.method, position="maximum")
+    return replace(
+        task, pairs=min(task.pairs, pairs), straight=0, figure=f"{task.figure}, at the maximum", method=method
+    )
 
 
 def _squares(pairs: int, levels: slice) -> list[_Task]:
@@ -133,13 +166,15 @@ def _squares(pairs: int, levels: slice) -> list[_Task]:
 def _smoke() -> _Scale:
     brief: dict[str, Any] = dict(lr=0.01, batch=32, steps=200, check=10, attempts=1, depth=4)
     images = _Task(
-        "4", "digits", Problem("conv5:4-4-8", "digits", 200, dtype="float32", tests=100), Judge("error", "test", 5),
+        "4", "digits", Images(Problem("conv5:4-4-8", "digits", 200, dtype="float32", tests=100), "mnist", scaled=True),
+        Judge("error", "test", 5),
         (0.6, 0.4), Recipe(lr=0.01, steps=400, batch=32, check=5, schedule="constant"), 1,
         _published(0.98, 1.02, **brief), dense=5, reach=1.02,
     )  # fmt: skip
     return _Scale(
         (
-            _polynomial("quadratic", 2, LEVELS_2[:4:3], 0.02, 1000, straight=1, examples=64),
+            _polynomial("quadratic", 2, LEVELS_2[:3:2], 0.02, 1000, straight=1, examples=64),
+            _at_maximum(_polynomial("quadratic", 1, LEVELS_2[:1], 0.02, 1000, examples=64)),
             _polynomial("cubic", 1, (0.32, 0.156), 0.02, 1000, straight=1, examples=64),
             *_squares(1, slice(0, 2)),
             images,
@@ -148,7 +183,7 @@ def _smoke() -> _Scale:
         tuple(
             Gap(m, 0, steps=300, method=TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=100))) for m in (4, 16)
         ),
-        60, 3,
+        40, 2,
     )  # fmt: skip
 
 
@@ -158,31 +193,31 @@ def sequential(method: StringSampling) -> StringSampling:
 
 
 def _laptop() -> _Scale:
-    images = Recipe(lr=1e-3, steps=4000, batch=100, check=10, schedule="constant")
-    mnist = Problem("conv5:8-16-64", "mnist", 10_000, dtype="float32", tests=1000)
-    photographs = Recipe(lr=1e-3, steps=1200, batch=128, check=20, schedule="constant")
-    cifar = Problem("conv5:8-8-32:lrn", "cifar10", 10_000, dtype="float32", tests=1000)
-    words = Recipe(lr=3e-3, steps=6000, batch=20, check=25, schedule="constant")
-    ptb = Problem("lstm:48x2", "ptb:V=1000,T=20", 10_000, dtype="float32", tests=500)
+    images = Recipe(lr=1e-4, steps=12_000, batch=100, check=10, schedule="constant")
+    mnist = _mnist("conv5:8-16-64", tests=1000)
+    epoch, words = 50_000 // 128, 10_000 // 20
+    cubic = _polynomial("cubic", 4, LEVELS_3, 5e-3, 20_000, straight=2, few=((0.01, 3),))
+    quadratic = _polynomial("quadratic", 4, LEVELS_2[:-1], 1e-2, 20_000, straight=2)
     tasks = (
-        _polynomial("cubic", 4, LEVELS_3, 5e-3, 20_000, straight=2, few=((0.01, 3),)),
-        _polynomial("quadratic", 4, LEVELS_2[:-1], 1e-2, 20_000, straight=2),
-        *_squares(3, slice(None)),
+        quadratic,
         _Task(
-            "4", "MNIST", mnist, Judge("error", "test", 11), (0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.04, 0.03), images, 2,
-            _published(0.98, 1.02, lr=1e-3, batch=100, steps=1000, check=20, attempts=2, depth=8), reach=1.02,
+            "4", "MNIST, 8-16-64", mnist, Judge("error", "test", 11), (0.2, 0.1, 0.06, 0.04, 0.03), images,
+            2, _published(0.98, 1.02, lr=1e-4, batch=100, steps=3000, check=20, attempts=2, depth=8), reach=1.02,
         ),
         _Task(
-            "6", "Penn Treebank", ptb, Judge("perplexity", "test", 9),
-            (500, 200, 150, 130, 120, 110, 100, 95, 90, 85, 80, 75), words, 2,
-            _published(0.98, 1.1, lr=3e-3, batch=20, steps=2000, check=50, attempts=2, depth=8), reach=1.1,
+            "6", "Penn Treebank, 1000 words", Problem("lstm:48x2", "ptb:V=1000,T=20", 10_000, "cross_entropy",
+            "float32", 500), Judge("perplexity", "test", 9),
+            (500, 300, 200, 150, 130, 120, 110, 100), _words(5.0, 8000, words, 2), 2,
+            _published(0.98, 1.1, _words(5.0, 2000, words, 20), attempts=2, depth=8), reach=1.1,
         ),
         _Task(
-            "5", "CIFAR-10", cifar, Judge("error", "test", 7), (0.8, 0.7, 0.6, 0.57, 0.54, 0.52), photographs, 1,
-            _published(0.98, 1.1, lr=1e-3, batch=128, steps=600, check=20, attempts=2, depth=8), reach=1.1,
+            "5", "CIFAR-10, 32-32-96-48", _cifar("conv5:32-32-96-48:lrn", tests=1000), Judge("error", "test", 7),
+            (0.8, 0.7, 0.6, 0.5), _photographs(6000, epoch, 10), 1,
+            _published(0.98, 1.1, _photographs(1500, epoch, 20), attempts=2, depth=8), reach=1.1,
         ),
-        *_race(mnist, 2000, 0.1, images, 1),
-        _polynomial("quadratic", 1, LEVELS_2[-1:], 3e-3, 20_000),
+        cubic, _at_maximum(quadratic, 2), *_squares(3, slice(None)),
+        *_race(mnist, 2000, 0.1, Recipe(lr=1e-3, steps=4000, batch=100, check=10, schedule="constant"), 1),
+        _at_maximum(cubic, 2),
     )  # fmt: skip
     gaps = tuple(
         Gap(m, seed, method=TwoLayerReLU(recipe=Recipe(lr=1e-2, steps=500)))
@@ -195,41 +230,40 @@ def _laptop() -> _Scale:
 def _paper() -> _Scale:
     """Sections 4.1 to 4.3; the paper names neither its number of pairs nor its restricted test sets."""
 
-    def images(lr: float, batch: int, check: int) -> Recipe:
-        return Recipe(lr=lr, steps=200_000, batch=batch, check=check, schedule="constant")
-
-    mnist = Problem("conv5:32-64-1024", "mnist", dtype="float32")
-    cifar = Problem("conv5:64-64-384-192:lrn", "cifar10", dtype="float32")
-    ptb = Problem("lstm:200x2", "ptb:V=10000,T=20", dtype="float32")
-    common: dict[str, Any] = dict(steps=50_000, attempts=2, budget=1_000_000)
+    mnist = _mnist("conv5:32-64-1024")
+    ends = Recipe(lr=1e-4, steps=200_000, batch=100, check=100, schedule="constant")
+    epoch, words = 50_000 // 128, 46_479 // 20
+    common: dict[str, Any] = dict(attempts=2, budget=1_000_000)
+    polynomials = [
+        _polynomial(name, 10, levels, 1e-3, 200_000, straight=10, examples=10_000)
+        for name, levels in (("quadratic", LEVELS_2), ("cubic", LEVELS_3))
+    ]
     tasks = (
-        _polynomial("quadratic", 10, LEVELS_2, 1e-3, 200_000, straight=10, examples=10_000),
-        _polynomial("cubic", 10, LEVELS_3, 1e-3, 200_000, straight=10, examples=10_000),
-        *_squares(10, slice(None)),
-        *_race(mnist, 60_000, 0.02, images(1e-4, 100, 600), 3),
         _Task(
-            "4", "MNIST", mnist, Judge("error", "test", 21),
-            (0.04, 0.02, 0.015, 0.01, 0.009, 0.0085, 0.008, 0.00775, 0.0075, 0.007), images(1e-4, 100, 600), 10,
-            _published(0.98, 1.02, lr=1e-4, batch=100, check=600, **common), reach=1.02,
+            "4", "MNIST", mnist, Judge("error", "test", 20),
+            (0.04, 0.02, 0.015, 0.01, 0.009, 0.0085, 0.008, 0.00775, 0.0075, 0.007), ends, 10,
+            _published(0.98, 1.02, lr=1e-4, batch=100, steps=50_000, check=600, **common), reach=1.02,
         ),
         _Task(
-            "5", "CIFAR-10", cifar, Judge("error", "test", 21), (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
-            images(1e-3, 128, 390), 10,
-            _published(0.98, 1.1, lr=1e-3, batch=128, check=390, **common), reach=1.1,
+            "5", "CIFAR-10", _cifar("conv5:64-64-384-192:lrn"), Judge("error", "test", 20),
+            (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2), _photographs(200_000, epoch, 100), 10,
+            _published(0.98, 1.1, _photographs(50_000, epoch, epoch), **common), reach=1.1,
         ),
         _Task(
-            "6", "Penn Treebank", ptb, Judge("perplexity", "test", 21), (700, 300, 250, 200, 150, 135),
-            images(1e-3, 20, 100), 10,
-            _published(0.98, 1.1, lr=1e-3, batch=20, check=100, **common), reach=1.1,
+            "6", "Penn Treebank", Problem("lstm:200x2", "ptb:V=10000,T=20", dtype="float32"),
+            Judge("perplexity", "test", 20), (700, 300, 250, 200, 150, 135), _words(5.0, 200_000, words, 5), 10,
+            _published(0.98, 1.1, _words(5.0, 50_000, words, 100), **common), reach=1.1,
         ),
+        *polynomials, *map(_at_maximum, polynomials), *_squares(10, slice(None)),
+        *_race(mnist, 60_000, 0.02, ends, 3),
     )  # fmt: skip
     gaps = tuple(Gap(m, seed) for m in (4, 8, 16, 32, 64, 128, 256, 512) for seed in range(10))
     return _Scale(tasks, (0.3, 0.2, 0.1, 0.08, 0.03, 0.01), (1.0, 0.8, 0.6, 0.4, 0.2, 0.05), gaps)
 
 
-def _race(problem: Problem, examples: int, level: float, ends: Recipe, pairs: int) -> list[_Task]:
+def _race(problem: Images, examples: int, level: float, ends: Recipe, pairs: int) -> list[_Task]:
     """Pairs below a training loss, connected by the library's search and by the sequential one."""
-    small = replace(problem, examples=examples, tests=0)
+    small = problem.fewer(examples)
     method = StringSampling(
         alpha=0.95 / 1.1, depth=8, recipe=Recipe(lr=1e-3, steps=2000, batch=100, schedule="constant", check=20)
     )

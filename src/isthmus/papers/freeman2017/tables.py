@@ -12,7 +12,7 @@ from isthmus.experiments.page import PaperValue, ended
 from isthmus.experiments.tables import Column, Done, Entry, Row, Table, count, first, largest, mean
 from isthmus.objective import Objective
 from isthmus.papers.freeman2017.jobs import Proof, String
-from isthmus.papers.freeman2017.theory import Disconnected, Gap
+from isthmus.papers.freeman2017.theory import Disconnected, Gap, PrintedMixture
 from isthmus.storage import load_connection
 
 _ENDS = 2
@@ -68,7 +68,7 @@ PAPER = tuple(_values())
 
 def rows(done: Done) -> list[Row]:
     """One row per task and level, one per counterexample and level, one per width of Theorem 2.4."""
-    return [*_with_frames(_STRINGS.rows(done)), *_APART.rows(done), *_WIDTHS.rows(done)]
+    return [*_with_frames(_STRINGS.rows(done)), *_APART.rows(done), *_PRINTED.rows(done), *_WIDTHS.rows(done)]
 
 
 def _string(entry: Entry) -> String:
@@ -223,6 +223,17 @@ _APART = Table(
         "proved": first("proved"),
         "level reached": first("reached"),
         ".frames": first(_frames),
+    },
+)
+_PRINTED = Table(
+    of=PrintedMixture,
+    by={"figure": lambda e: "2.3.1", "task": lambda e: "mixture, as printed", "L0": lambda e: None},
+    columns={
+        "method": lambda entries: "through zero outputs",
+        "ends": first(lambda e: max(e["ends"])),
+        "largest": first("largest"),
+        "line": first("line"),
+        "no path below, as printed": first("claimed"),
     },
 )
 _WIDTHS = Table(

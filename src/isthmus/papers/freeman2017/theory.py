@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from isthmus.analysis.gap_by_width import gap_by_width
 from isthmus.connectors import ConstrainedStringSampling, StringSampling, TwoLayerReLU, connect
@@ -19,6 +20,7 @@ from isthmus.objective import Objective
 from isthmus.objective.losses import L1
 from isthmus.papers.freeman2017.jobs import PAGE
 from isthmus.params import Params
+from isthmus.paths import Path
 from isthmus.storage import save
 from isthmus.sweep import Cell, Job
 from isthmus.training.fit import Recipe, fit
@@ -58,6 +60,51 @@ class Disconnected(Cell):
             "dense": float(profile(example.objective, found.path, 101).max),
             "reached": found.stats.get("level"),
         }
+
+
+@dataclass(frozen=True)
+class PrintedMixture(Cell):
+    """The mixture of section 2.3.1 as printed, Y = (X - mu_Z) Z in two dimensions, and a way between its two networks.
+
+    The ends are two units that bisect the components, with the best output layer, and the same with the units
+    exchanged. The way goes through output weights of zero: down from one end, the first layer across, up to the other.
+    """
+
+    page: ClassVar[str] = PAGE
+
+    sigma: float = 0.1
+    examples: int = 400
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"counterexample mixture, as printed, sigma {self.sigma:g}"
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """The largest losses on this way and on the straight line."""
+        repaired = gaussian_mixture(self.sigma, examples=self.examples)
+        x: Any = repaired.objective.data[0]
+        z = x[:, :1].sign()
+        y = (x - torch.cat([z, torch.zeros_like(z)], 1)) * z
+        objective = Objective(mlp((2, 2, 2)).double().eval(), "mse", (x, y))
+        a, b = (self._end(end["0.weight"], x, y) for end in repaired.minima)
+        low = [{k: v if k[0] == "0" else torch.zeros_like(v) for k, v in end.items()} for end in (a, b)]
+        way, line = Path.through([a, *low, b]), Path.through([a, b])
+        return {
+            "ends": [objective.loss(a), objective.loss(b)],
+            "largest": float(profile(objective, way, 101).max),
+            "line": float(profile(objective, line, 101).max),
+            "claimed": 0.5,
+        }
+
+    @staticmethod
+    def _end(W: Tensor, x: Tensor, y: Tensor) -> Params:
+        """Units of unit norm, and the output layer of the smallest squares."""
+        W = W / W.norm(dim=1, keepdim=True)
+        design = torch.cat([(x @ W.T).relu(), torch.ones_like(x[:, :1])], 1)
+        solved = torch.linalg.lstsq(design, y).solution
+        zero = torch.zeros(2, dtype=x.dtype)
+        return {"0.weight": W, "0.bias": zero, "2.weight": solved[:2].T.contiguous(), "2.bias": solved[2]}
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from isthmus.connectors import Connector, Dropout, Linear, Narrow, NoiseDropout
+from isthmus.connectors import Bezier, Connector, Dropout, Linear, Narrow, NoiseDropout, PolyChain
 from isthmus.experiments.jobs import Network, On, Pair, Problem
 from isthmus.experiments.page import Experiment, PaperValue
+from isthmus.papers.kuditipudi2019 import section5
 from isthmus.papers.kuditipudi2019.claims import CLAIMS
 from isthmus.papers.kuditipudi2019.figures import FIGURES
 from isthmus.papers.kuditipudi2019.jobs import PAGE, Losses, Noise, Subnetworks
@@ -53,6 +54,7 @@ class _Filters:
     narrow_recipe: Recipe
     examples: int
     paths: _Paths
+    drawn: int | None = None
 
     def networks(self, channels: int, recipe: Recipe) -> list[Network]:
         """One for each trial, as in the paper's code: no pooling, no biases."""
@@ -63,9 +65,11 @@ class _Filters:
         """The three plots, then the paths between neighbours among the first two networks."""
         networks = self.networks(self.channels, self.recipe)
         out: list[Cell] = []
-        out += [Subnetworks(fewer(n, self.examples), self.ps, self.draws) for n in networks]
+        out += [Subnetworks(fewer(n, self.examples, self.drawn), self.ps, self.draws) for n in networks]
         for width in self.widths:
-            out += [Losses(fewer(n, self.examples), "2 right") for n in self.networks(width, self.narrow_recipe)]
+            out += [
+                Losses(fewer(n, self.examples, self.drawn), "2 right") for n in self.networks(width, self.narrow_recipe)
+            ]
         return out + self.paths.cells(networks[:2])
 
 
@@ -110,38 +114,42 @@ class _Perceptrons:
         return self.paths.cells([Network(problem, seed, self.recipe, 0.0) for seed in range(2 * self.pairs)])
 
 
-def fewer(network: Network, examples: int | None) -> On:
-    """The network without its dropout, on the first so many training examples and no test examples; None for all."""
+def fewer(network: Network, examples: int | None, drawn: int | None = None) -> On:
+    """The network without its dropout, on so many training examples and no test examples; None for all.
+
+    They are the first ones, or with `drawn` random ones from that seed.
+    """
     model = network.problem.model.partition(":dropout=")[0]
-    changes = {} if examples is None else {"examples": examples, "tests": 0}
+    changes = {} if examples is None else {"examples": examples, "tests": 0, "drawn": drawn}
     return On(network, replace(network.problem, model=model, **changes))
 
 
 # the paper's trainings (appendix D.1); Keras' decay of 1e-6 per step changes the learning rate by half a percent
 _SGD = Recipe("sgd", lr=0.1, steps=5000, batch=64, momentum=0.0, schedule="constant", check=5000)
 _EPOCH = 50_000 // 128
-_VGG = Recipe("sgd", lr=0.05, steps=300 * _EPOCH, batch=128, weight_decay=5e-4, schedule="halving", check=30 * _EPOCH)
+_VGG = Recipe("sgd", lr=0.05, steps=300 * _EPOCH, batch=128, weight_decay=5e-4, schedule="halving", check=30 * _EPOCH,
+              nesterov=False)  # fmt: skip
 _PS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _DIGITS = Recipe(steps=6000, batch=256)
 
 SCALES = {
     "smoke": (
         _Filters(
-            "digits", 8, Recipe(lr=1e-2, steps=120, batch=64), 2, (0.2, 0.5), 3, (1, 2),
-            Recipe(lr=1e-2, steps=120, batch=64), 200,
+            "digits", 8, Recipe(lr=1e-2, steps=80, batch=64), 2, (0.2, 0.5), 3, (1, 2),
+            Recipe(lr=1e-2, steps=80, batch=64), 200,
             _Paths(
-                (Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, recipe=Recipe(steps=60))),
-                200, 3, 6,
+                (Linear(), Dropout(masks=4), NoiseDropout(draws=2), Narrow(p=0.25, draws=2, recipe=Recipe(steps=30))),
+                200, 3, 2,
             ),
         ),
         _Channels(
-            "digits", "convnet:8", "0.1x2-0.25", Recipe(lr=1e-2, steps=150, batch=64), 60, 3, 1,
-            _Paths((Linear(), Narrow(width=2, draws=2, recipe=Recipe(steps=60))), 200, 3, 0),
+            "digits", "convnet:8", "0.1x2-0.25", Recipe(lr=1e-2, steps=80, batch=64), 60, 3, 1,
+            _Paths((Linear(), Narrow(width=2, draws=2, recipe=Recipe(steps=30))), 200, 3, 0),
         ),
         _Perceptrons(
             "mlp:64-20x2-10:dropout=0.25", Recipe(lr=1e-2, steps=200, batch=128), 1,
             _Paths(
-                (Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, attempts=1, recipe=Recipe(steps=300))),
+                (Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, attempts=1, recipe=Recipe(steps=100))),
                 None, 5, 20,
             ),
         ),
@@ -172,7 +180,7 @@ SCALES = {
     "paper": (
         _Filters(
             "mnist", 32, _SGD, 5, _PS, 20, (1, 2, 3, 4, 5, 6, 8, 10), _SGD, 4096,
-            _Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2)), 4096, 61),
+            _Paths((Linear(), Dropout(), NoiseDropout(), Narrow(p=0.2)), 4096, 61), 0,
         ),
         _Channels(
             "cifar10", "vgg11:64:he", "0.25x3-0.5x7", _VGG, 50_000, 20, 10,
@@ -198,10 +206,25 @@ _PAPER = {
 }
 
 
+APART = {"smoke": (2,), "laptop": (2, 3, 4), "paper": (2, 3, 4, 6, 8)}
+"""Section 5: numbers of hidden units."""
+_CURVES = (
+    Linear(),
+    Bezier(recipe=Recipe(lr=1e-2, steps=4000, batch=64)),
+    PolyChain(recipe=Recipe(lr=1e-2, steps=4000, batch=64)),
+)
+_BETWEEN = {
+    "smoke": (Linear(), Bezier(recipe=Recipe(lr=1e-2, steps=60, batch=64))),
+    "laptop": _CURVES,
+    "paper": _CURVES,
+}
+
+
 def cells(scale: str) -> Sequence[Cell]:
     """All parts of the page."""
     filters, channels, perceptrons = SCALES[scale]
-    return [*channels.cells(), *filters.cells(), *perceptrons.cells()]
+    apart = [section5.Apart(h, method) for h in APART[scale] for method in _BETWEEN[scale]]
+    return [*channels.cells(), *filters.cells(), *perceptrons.cells(), *apart]
 
 
 EXPERIMENT = Experiment(
@@ -209,8 +232,8 @@ EXPERIMENT = Experiment(
     title="Dropout stability, noise stability and the paths they give",
     reference="Kuditipudi et al. 2019, Figures 2, 3, 5 and D.3",
     cells=cells,
-    tables=tables(_PAPER),
-    figures=FIGURES,
+    tables=(*tables(_PAPER), section5.TABLE),
+    figures=FIGURES | {"section-5": section5.figure},
     paper=(
         PaperValue({"figure": "text", "what": "training set, dropout off"}, "accuracy %", 99, "section 6"),
         PaperValue({"figure": "text", "what": "test set, dropout off"}, "accuracy %", 92, "section 6"),
@@ -219,6 +242,6 @@ EXPERIMENT = Experiment(
         PaperValue({"figure": "5", "method": "Linear"}, "loss", 2.34, "section 6 and Figure 5"),
         PaperValue({"figure": "5", "method": "Linear"}, "accuracy %", 10, "section 6 and Figure 5"),
     ),
-    claims=CLAIMS,
+    claims=(*CLAIMS, *section5.CLAIMS),
 )
 """The page."""

@@ -115,10 +115,11 @@ class _Scale:
         return out
 
     def rays(self) -> list[Cell]:
-        """The second parts of Theorem 3.2, where no unit is idle, and of Theorem 5.1."""
+        """The second parts of Theorem 3.2, where no unit is idle, of Theorem 5.1, and of Theorem 4.2."""
         narrow = [independent(self.data, n, _below(n)) for n in self.samples]
         first = [wide_first("digits", n) for n in self.samples]
-        return [Far(s, start, 0, self.recipe) for s in (*narrow, *first) for start in self.good]
+        within = [Setting("digits", self.low, (64, self.low, 24, 12, 10))]  # as many units as examples: none is idle
+        return [Far(s, start, 0, self.recipe) for s in (*narrow, *first, *within) for start in self.good]
 
 
 def _below(n: int) -> tuple[int, ...]:

@@ -6,175 +6,31 @@ Figures 3, 5, 6 (four tasks), 7 and 8 (other dropout ratios), 4 and 9 (two hidde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from math import inf
 
-from isthmus.connectors import Connector, Dropout, Linear, Subnetwork, Trained
+from isthmus.connectors import Dropout
 from isthmus.experiments.claims import Claim
-from isthmus.experiments.jobs import Network, Pair, Problem
+from isthmus.experiments.jobs import Pair, Problem
 from isthmus.experiments.page import Experiment
-from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, mean
+from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, mean, read
 from isthmus.papers.nguyen2021.figures import FIGURES
-from isthmus.papers.nguyen2021.jobs import PAGE, ExperimentA, ExperimentB
+from isthmus.papers.nguyen2021.jobs import PAGE, ExperimentA, ExperimentB, PathA
+from isthmus.papers.nguyen2021.tasks import SCALES
 from isthmus.storage import read_json
 from isthmus.sweep import Cell
-from isthmus.training.fit import Recipe
 
 _NEAR_ZERO = 0.05
 """A loss that the page calls near zero; the paper gives no number."""
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A network of the paper on its data: how it is trained, and how the two experiments on it are run.
-
-    `networks` are trained; the dropout ratios in `others` are measured on the first of them only (appendix B), with
-    `other_draws` subsets per layer. The first two networks are the ends of the `methods`' paths; `budget` is what the
-    numerical bound of the straight line may cost (those of the theorems are exact).
-    """
-
-    figure: str
-    name: str
-    problem: Problem
-    networks: int
-    recipe: Recipe
-    target: float
-    draws: int
-    subnets: Recipe
-    hub_steps: int | None
-    masks: int
-    others: tuple[float, ...] = ()
-    other_draws: int = 20
-    methods: tuple[Connector, ...] = ()
-    budget: int = 0
-    width: int | None = None
-
-    def trained(self) -> list[Network]:
-        """The networks theta'."""
-        return [Network(self.problem, seed, self.recipe, self.target) for seed in range(self.networks)]
-
-    def cells(self) -> list[Cell]:
-        """Both experiments on every network, then the paths of the first two."""
-        networks = self.trained()
-        out: list[Cell] = []
-        for p in (0.5, *self.others):
-            draws = self.draws if p == 0.5 else self.other_draws
-            for network in networks if p == 0.5 else networks[:1]:
-                a = ExperimentA(network, p, network.seed, draws, self.subnets, self.hub_steps, self.target)
-                out += [a, ExperimentB(network, p, network.seed, self.masks)]
-        if self.methods:
-            out += [Pair(PAGE, networks[0], networks[1], m, num_points=21, budget=self.budget) for m in self.methods]
-        return out
-
-
-def _fcn(figure: str, name: str, model: str, data: str, **options: Any) -> _Task:
-    return _Task(figure, name, Problem(model, data, dtype="float32"), **options)
-
-
-def _widths(name: str, inputs: int, data: str, widths: Sequence[int], **options: Any) -> list[_Task]:
-    task = _fcn("4", f"{name}, two hidden layers", "", data, **options)
-    problems = [replace(task.problem, model=f"mlp:{inputs}-{n}x2-10") for n in widths]
-    return [replace(task, problem=p, width=n) for n, p in zip(widths, problems, strict=True)]
-
-
-def _smoke() -> list[_Task]:
-    brief: dict[str, Any] = dict(
-        recipe=Recipe(lr=5e-3, steps=500, batch=64), target=5e-3, draws=2,
-        subnets=Recipe(lr=5e-3, steps=200, batch=64), hub_steps=600, masks=8,
-    )  # fmt: skip
-    digits = Problem("mlp:64-40x3-10", "digits", 500, dtype="float32")
-    methods = _methods(8, _trained(lr=5e-3, steps=400, batch=64))
-    task = _Task(
-        "3(a)", "digits, 3 x 40", digits, 2, **brief, others=(1 / 3, 1 / 4), other_draws=2, methods=methods, budget=100
-    )
-    images = Problem("convnet:8", "digits", 300, dtype="float32")
-    convolutional = _Task("3(c)", "digits, convolutional", images, 1, **brief)
-    narrow = [
-        _Task("4", "digits, two hidden layers", replace(digits, model=f"mlp:64-{n}x2-10"), 1, **brief, width=n)
-        for n in (8, 32)
-    ]
-    return [task, convolutional, *narrow]
-
-
-def _laptop() -> list[_Task]:
-    mnist: dict[str, Any] = dict(
-        recipe=Recipe(lr=1e-3, steps=40 * 234, batch=256), target=1e-3, draws=2,
-        subnets=Recipe(lr=1e-3, steps=30 * 234, batch=256), hub_steps=40 * 234, masks=50,
-    )  # fmt: skip
-    cifar: dict[str, Any] = dict(
-        recipe=Recipe(lr=1e-3, steps=40 * 195, batch=256), target=1e-3, draws=2,
-        subnets=Recipe(lr=2e-3, steps=50 * 195, batch=256), hub_steps=50 * 195, masks=50,
-    )  # fmt: skip
-    small: dict[str, Any] = dict(
-        recipe=Recipe(lr=5e-3, steps=4000, batch=64), target=1e-3, draws=20,
-        subnets=Recipe(lr=5e-3, steps=2000, batch=64), hub_steps=4000, masks=200,
-    )  # fmt: skip
-    vgg: dict[str, Any] = dict(
-        recipe=Recipe(lr=5e-4, steps=80 * 31, batch=64), target=1e-2, draws=1,
-        subnets=Recipe(lr=1e-3, steps=40 * 31, batch=64), hub_steps=100 * 31, masks=30,
-    )  # fmt: skip
-    ratios: dict[str, Any] = dict(others=(1 / 3, 1 / 4), other_draws=1)
-    images = Problem("vgg11:16:he", "cifar10", 2000, dtype="float32", tests=2000)
-    return [
-        _fcn("3(b)", "CIFAR-10, 5 x 500", "mlp:3072-500x5-10", "cifar10", networks=3, **cifar, **ratios,
-             methods=_methods(50, _trained(lr=2e-3, steps=50 * 195, hub_steps=50 * 195))),
-        _Task("like 3(a)", "digits, 4 x 60", Problem("mlp:64-60x4-10", "digits"), 3, **small,
-             methods=_methods(200, _trained(lr=5e-3, steps=2000, batch=64, hub_steps=4000)), budget=100),
-        _fcn("3(a)", "MNIST, 10 x 245", "mlp:784-245x10-10", "mnist", networks=3, **mnist,
-             methods=_methods(50, _trained(lr=1e-3, steps=30 * 234, hub_steps=40 * 234))),
-        _Task("3(c)", "CIFAR-10, VGG-11", images, 2, **vgg,
-             methods=_methods(30, _trained(lr=1e-3, steps=1000, batch=64, hub_steps=3000, slack=0.01))),
-        *_widths("MNIST", 784, "mnist", (25, 50, 200, 400), networks=1, **mnist | {"draws": 1}),
-        *_widths("CIFAR-10", 3072, "cifar10", (50, 250, 500), networks=1, **cifar | {"draws": 1}),
-    ]  # fmt: skip
-
-
-def _trained(*, hub_steps: int | None = None, slack: float = 0.0, **recipe: Any) -> Subnetwork:
-    """Theorem 4.1 with subnetworks trained by that recipe."""
-    return Subnetwork(slack=slack, inner=Trained(recipe=Recipe(**recipe), hub_steps=hub_steps))
-
-
-def _methods(masks: int, trained: Subnetwork) -> tuple[Connector, ...]:
-    """The straight line, the paper's dropout with random subsets and ours with searched ones, and Theorem 4.1."""
-    return Linear(), Dropout(masks=masks, search="random"), Dropout(masks=masks), trained
-
-
-def _paper() -> list[_Task]:
-    """Table 1; the paper stops at zero training error or after 400 epochs, here at the target or after 400."""
-
-    def sgd(lr: float, momentum: float, epochs: int, n: int, decay: float = 0.0) -> Recipe:
-        return Recipe("sgd", lr, epochs * n // 100, 100, momentum, decay, "constant")
-
-    def options(o: Recipe, a: Recipe) -> dict[str, Any]:
-        return dict(recipe=o, target=1e-4, draws=20, subnets=a, hub_steps=a.steps, masks=200)
-
-    deep_m = options(sgd(1e-3, 0.95, 400, 60000), sgd(2e-3, 0.95, 400, 60000))
-    two_m = options(sgd(5e-3, 0.95, 400, 60000), sgd(5e-3, 0.95, 400, 60000))
-    deep_c = options(sgd(1e-3, 0.95, 400, 50000), sgd(1e-3, 0.95, 400, 50000))
-    two_c = options(sgd(5e-4, 0.95, 400, 50000), sgd(5e-3, 0.95, 400, 50000))
-    vgg = options(sgd(5e-3, 0.9, 400, 50000, 5e-4), sgd(5e-3, 0.9, 400, 50000, 5e-4))
-    thirds = (1 / 3, 1 / 4)
-    paths = _methods(200, _trained(steps=400 * 195, hub_steps=400 * 195))
-    images = Problem("vgg11", "cifar10", dtype="float32")
-    return [
-        _fcn("3(a)", "MNIST, 10 x 245", "mlp:784-245x10-10", "mnist", networks=10, **deep_m, others=thirds),
-        _fcn("3(b)", "CIFAR-10, 5 x 500", "mlp:3072-500x5-10", "cifar10", networks=10, **deep_c, others=thirds,
-             methods=paths),
-        _Task("3(c)", "CIFAR-10, VGG-11", images, 5, **vgg, others=thirds),
-        *_widths("MNIST", 784, "mnist", (50, 100, 200, 500, 1000, 2000, 3000), networks=3, **two_m),
-        *_widths("CIFAR-10", 3072, "cifar10", (50, 100, 250, 400, 500, 1000, 2000, 3000), networks=3, **two_c),
-    ]  # fmt: skip
-
-
-_SCALES = {"smoke": _smoke, "laptop": _laptop, "paper": _paper}
-
-
 def cells(scale: str) -> Sequence[Cell]:
-    """The cells of every task."""
-    return [cell for task in _SCALES[scale]() for cell in task.cells()]
+    """Network after network of every task, in order of importance; paths after the networks that they join."""
+    tasks = SCALES[scale]()
+    turns = range(max(task.networks for task in tasks))
+    return [cell for k in turns for task in tasks for cell in task.turn(k)]
 
 
-_TASKS = {task.problem: task for scale in _SCALES.values() for task in scale()}
+_TASKS = {task.problem: task for scale in SCALES.values() for task in scale()}
 _RATIOS = {1 / 3: "7", 1 / 4: "8"}
 """The figures of appendix B."""
 
@@ -190,11 +46,17 @@ def _numbers(loss: Reader, error: Reader) -> dict[str, Column]:
         "networks": lambda entries: len({e.cell.network for e in entries}),
         "reference": _once("reference"),
         "A": mean(loss, "±", of=ExperimentA),
-        "B": mean(loss, "±", of=ExperimentB),
+        "B": mean(_of_b(loss, True), "±"),
+        "B as printed": mean(_of_b(loss, False), "±"),
         "reference test error": _once("test_reference_error"),
         "A test error": mean(error, "±", of=ExperimentA),
-        "B test error": mean(error, "±", of=ExperimentB),
+        "B test error": mean(_of_b(error, True), "±"),
     }
+
+
+def _of_b(what: Reader, rescale: bool) -> Reader:
+    """Of Experiment B with or without the factor n / kept."""
+    return lambda e: read(e, what) if isinstance(e.cell, ExperimentB) and e.cell.rescale is rescale else None
 
 
 def _once(what: str) -> Column:
@@ -214,9 +76,16 @@ def _curve(name: str) -> Column:
 
 def _name(entry: Entry) -> str:
     """Of a row; the subsets of path (B) in the paper are random."""
+    if isinstance(entry.cell, PathA):
+        return "Subnetwork"
     method = entry.cell.method
     name = type(method).__name__
     return f"{name}, searched" if isinstance(method, Dropout) and method.search != "random" else name
+
+
+def _problem(entry: Entry) -> Problem:
+    """Of the ends of a path."""
+    return entry.cell.problem if isinstance(entry.cell, PathA) else entry.cell.a.problem
 
 
 _LAYERS = Table(
@@ -238,8 +107,8 @@ _WIDTHS = Table(
     columns=_numbers(_top("loss"), _top("test_error")),
 )
 _PATHS = Table(
-    of=Pair,
-    by={"figure": lambda e: "3(d)", "task": lambda e: _TASKS[e.cell.a.problem].name, "method": _name},
+    of=(PathA, Pair),
+    by={"figure": lambda e: "3(d)", "task": lambda e: _TASKS[_problem(e)].name, "method": _name},
     columns={
         "segments": first("segments"),
         "max training loss": first("max_loss"),
@@ -295,12 +164,12 @@ def _widths_of(data: str, low: int, high: int) -> tuple[Claim, Claim]:
     return (
         Claim(
             f"{{task}}: A is near zero from about {low} neurons", wide, ("task",), needs=("A",),
-            value=lambda row: row["A"] if row["width"] >= low else None, at_most=_NEAR_ZERO, says=_by_width,
+            value="A", at_most=_NEAR_ZERO, says=_by_width, over=("width", low, inf),
         ),
         Claim(
             f"{{task}}: B is not near zero below {high}", wide, ("task",), needs=("B",),
             value=lambda row: row["B"] if row["width"] < high else None, at_least=_NEAR_ZERO,
-            says="smallest B {value:.3g} of {count} widths, at {width}",
+            says="smallest B {value:.3g} of {count} widths, at {width}", over=("width", -inf, high),
         ),
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 from isthmus.experiments.claims import Claim
 from isthmus.experiments.tables import Row
@@ -19,6 +20,8 @@ _SAME = 2.0
 """Within this factor, losses of networks with the same number of units left are the same."""
 ERROR, HALF = 2.0, 3.0
 """Classification errors on MNIST, in percent, of the whole and of the halved network of 3200 units."""
+_AT_1 = 16.0
+"""What the text names for CIFAR-10 and T = 1, where T is the step times the number of epochs."""
 _FEATURES = (14.0, 16.0)
 """The same on CIFAR-10 with VGG-16 features, three layers."""
 _ROUNDING = 1e-5
@@ -44,6 +47,8 @@ def _images(row: Row) -> bool:
 
 def _falls(rows: list[Row]) -> tuple[bool, str]:
     text = "; ".join(f"{r['time']}: slope {_slope(r)}, correlation {r['correlation']:.3f}" for r in rows)
+    widths = rows[0][".curve"]["x"]
+    text += f"; N from {min(widths):g} to {max(widths):g}"
     return all(r["high"] < 0 and r["correlation"] <= _LINEAR for r in rows), text
 
 
@@ -80,9 +85,10 @@ def _only_what_is_left(rows: list[Row]) -> tuple[bool | None, str]:
     return good, f"at worst {ratios[worst]:.2f} times, M = {worst:g} of {of_M[0]['N']}"
 
 
+_VGG = Task("cifar10", 3, "vgg16", 128).label
 _LIMITS = {
     Task("mnist").label: (3200, ERROR, HALF),
-    Task("cifar10", 3, "vgg16", 128).label: (3200, *_FEATURES),
+    _VGG: (3200, *_FEATURES),
 }
 
 
@@ -136,12 +142,12 @@ def _excess(rows: list[Row]) -> tuple[bool, str]:
 CLAIMS = (
     Claim(
         "{task}: the change in loss falls with N, nearly linearly on log-log axes, at every time",
-        _what("change against N"), ("task",), judge=_falls,
+        _what("change against N"), ("task",), judge=_falls, every=("time", TIMES),
     ),
     Claim(
         "{{task}}: the slopes lie between {:g} and {:g}".format(*_SLOPES),
         _gaussians("change against N"), ("task",),
-        judge=_near_the_rate,
+        judge=_near_the_rate, every=("time", TIMES),
     ),
     Claim(
         f"{{task}}: at every width the changes in loss at the three times agree within a factor of {_MILD:g}",
@@ -153,6 +159,11 @@ CLAIMS = (
         judge=_only_what_is_left,
     ),
     *(_errors(task) for task in _LIMITS),
+    Claim(
+        f"{_VGG}, T = 1 in epochs: an error below {_AT_1:g} %",
+        lambda row: (row["what"], row["task"]) == ("widths", _VGG), value="error %", at_most=_AT_1,
+        says="at most {value:.2f} %, N = {N}", over=("T, epochs", 1, inf),
+    ),
     Claim(
         "{task}: halving costs the widest network at most half of the error that it costs the narrowest",
         _images, ("task",), judge=_fewer_errors,

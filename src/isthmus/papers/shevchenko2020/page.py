@@ -137,9 +137,9 @@ def parts(scale: str) -> list[_Part]:
         _GAUSSIANS,
         _paper(Task("mnist"), 0.025, 80, 600, 0.65),
         _paper(Task("mnist", 3), 0.0125, 40, 600, 0.65),
-        _paper(Task("cifar10", 3, *features), 0.004, 20, 500, 0.7),
-        _paper(Task("cifar10", 4, *features), 0.0125, 20, 500, 0.7),
-        _paper(Task("cifar10", 3), 0.0125, 16, 500, 0.7),
+        _paper(Task("cifar10", 3, *features), 0.004, 250, 500, 0.7),
+        _paper(Task("cifar10", 4, *features), 0.0125, 80, 500, 0.7),
+        _paper(Task("cifar10", 3), 0.0125, 80, 500, 0.7),
     ]
 
 

@@ -67,6 +67,13 @@ def _training_loss(entries: Sequence[Entry]) -> float | None:
     return fmean(known) if known else None
 
 
+def _epochs(entries: Sequence[Entry]) -> float | None:
+    """T of section 5, the step times the number of epochs; None where every example is fresh."""
+    job = _jobs(entries)[0]
+    examples = job.cell.task.trained_on
+    return None if examples is None else job["T"] * job.cell.schedule.batch / examples
+
+
 def _seconds(entries: Sequence[Entry]) -> float:
     total = sum(e.stored.record.get("seconds", nan) for e in _jobs(entries))
     return total / len(_trials(entries))
@@ -99,6 +106,7 @@ _WIDTHS = Table(
         "error change %": _over(lambda s: 100 * s.error_change),
         **{f"change {time}": _over(lambda s: s.change, time) for time in TIMES},
         "T": lambda entries: _jobs(entries)[0]["T"],
+        "T, epochs": _epochs,
         "step": lambda entries: _jobs(entries)[0]["step"],
         "seconds": _seconds,
         ".middle": lambda entries: _jobs(entries)[0].cell.middle,

@@ -25,6 +25,8 @@ _PIXELS = "pixels"
 """The features of a task that takes none but the images themselves."""
 _DELTA = 0.2
 """x ~ N(0, (1 + DELTA y)^2 I) for the classes y = +-1 of the Gaussian task."""
+_SIZES = {"mnist": 60_000, "cifar10": 50_000, "digits": 1437}
+"""The training examples of the data."""
 _TRAINING = 10_000
 """Training losses are measured on the first so many examples."""
 
@@ -135,6 +137,12 @@ class Task:
         """
         made = "" if self.features == _PIXELS else f"{self.features} features, "
         return f"{self.data}, {made}{self.layers} layers"
+
+    @property
+    def trained_on(self) -> int | None:
+        """The number of training examples; None where each is fresh, or the data are not of the page."""
+        size = _SIZES.get(self.data)
+        return size if size is None or self.examples is None else min(size, self.examples)
 
     @property
     def cached(self) -> Features | None:

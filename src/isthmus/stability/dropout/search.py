@@ -35,6 +35,10 @@ LARGEST_SCALE = 100.0
 SCALES = ("output", "each", "layer", "none")
 """What the kept outputs are multiplied by: n / kept and the best factor of the outputs; the best factors of every layer
 (the footnote of Definition 1); n / kept alone; nothing."""
+_ALONE = "alone"
+"""The best factor of the outputs without n / kept, as in Experiment B of Nguyen, Brechet, Mondelli 2021."""
+_SCALED = ("output", "each", _ALONE)
+"""Those that search a factor of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Sought:
             raise InputError("keep", expected="a number in (0, 1]; Definition 1 asks for at most 1/2", got=self.keep)
         if self.masks < 1:
             raise InputError("masks", expected="at least 1 subset per layer", got=self.masks)
-        check_choice("scale", self.scale, SCALES)
+        check_choice("scale", self.scale, (*SCALES, _ALONE))
         check_choice("search", self.by, SEARCHES)
 
     def screened(self, objective: Objective, params: Params) -> bool:
@@ -157,7 +161,7 @@ class _Entry:
 
     def factor(self, j: int, kept: Tensor) -> float:
         """What the outgoing weights of kept units are multiplied by."""
-        return rescaling(self.chain.widths[j], len(kept)) if self.scale != "none" else 1.0
+        return rescaling(self.chain.widths[j], len(kept)) if self.scale not in ("none", _ALONE) else 1.0
 
     def searched(
         self, sought: Sought, generator: torch.Generator, progress: Callable[[int], None], scores: Scores | None
@@ -253,7 +257,7 @@ class _Entry:
 
     def flagged(self, found: Dropped) -> Dropped:
         """With a note whether its loss does not rise up to the largest scale."""
-        if self.scale not in ("output", "each"):
+        if self.scale not in _SCALED:
             return found
         z = self._outputs([replace(found, scale=1.0)], self.objective.dtype, lambda n: None)
         wall = torch.tensor([LARGEST_SCALE if found.scale > 0 else -LARGEST_SCALE], dtype=z.dtype, device=z.device)
@@ -261,7 +265,7 @@ class _Entry:
 
     def shortened(self, found: Dropped, enough: float) -> Dropped:
         """With a smaller scale where its loss is lower than needed."""
-        if self.scale not in ("output", "each") or not found.loss <= enough:
+        if self.scale not in _SCALED or not found.loss <= enough:
             return found
         z = self._outputs([replace(found, scale=1.0)], self.objective.dtype, lambda n: None)
         scale, loss = smallest_scale(self.objective, z, self._offset, found.scale, enough)
@@ -309,7 +313,7 @@ class _Entry:
         return self.theta.b[self.chain.L].sum(1).double()
 
     def _scaled(self, z: Tensor) -> tuple[list[float], list[float]]:
-        if self.scale in ("output", "each"):
+        if self.scale in _SCALED:
             s, losses = best_scales(self.objective, z, self._offset, LARGEST_SCALE)
         else:
             s = torch.ones(len(z), dtype=z.dtype, device=z.device)
