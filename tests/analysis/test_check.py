@@ -233,6 +233,7 @@ def test_what_examples_add_is_taken_from_the_larger_end_and_the_highest_point(tu
     ends = [p.b, p.a] if turned else [p.a, p.b]
     path = im.Path.through(ends)
     change = decide([p.objective], path, Level.read("1.1x").above, first=[0.5])[0].change
+    assert change is not None
     want = im.contributions(p.objective, path, 0.5).each
     torch.testing.assert_close(change / len(change), want)
 
@@ -262,8 +263,8 @@ def test_a_check_of_losses_that_are_no_numbers_is_told(tmp_path):
     assert not found.go
     assert found.best[1] == found.best[1]
     document = found.to_dict() | {"policies": {"keep": float("nan")}}
-    document["carriers"] = {"value": 1.0, "t": 0.5, "half": 0.1, "examples": 3, "top": [[0, 1.0]]}
-    document["carriers"]["by_class"] = {"10": 0.25, "2": 0.75}
+    carriers = {"value": 1.0, "t": 0.5, "half": 0.1, "examples": 3, "top": [[0, 1.0]]}
+    document["carriers"] = carriers | {"by_class": {"10": 0.25, "2": 0.75}}
     write_json(tmp_path / "check.json", document)
     write_check_files(tmp_path / "check.json")
     page = (tmp_path / "report.html").read_text()

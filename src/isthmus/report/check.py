@@ -144,11 +144,8 @@ def _carriers(held: Mapping[str, Any]) -> str:
         f"{found['examples']:,} examples carry half of it."
     )
     table = html_table(("example", "adds"), found["top"])
-    classes = (
-        html_table(("class", "adds"), sorted(found["by_class"].items(), key=lambda row: int(row[0])))
-        if found["by_class"]
-        else ""
-    )
+    rows = [[name, found["by_class"][name]] for name in sorted(found["by_class"], key=int)]
+    classes = html_table(("class", "adds"), rows) if rows else ""
     return f"<section><h2>Which examples carry it</h2><p>{said}</p>{table}{classes}</section>"
 
 
