@@ -57,8 +57,8 @@ class Level:
     def __str__(self) -> str:
         return f"{self.number:g}x" if self.relative else f"{self.number!r}"
 
-    def above(self, ends: tuple[float, float]) -> float:
-        """The level in the units of the loss; NaN where the loss of an end is."""
+    def above(self, ends: Sequence[float]) -> float:
+        """The level in the units of the loss; NaN where the loss of an end, or of any network, is."""
         if not self.relative:
             return self.number
         top = nan if any(v != v for v in ends) else max(ends)

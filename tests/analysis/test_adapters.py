@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.errors import InputError
@@ -79,3 +80,30 @@ def test_other_networks_are_refused():
     other = {k: v[:1] for k, v in p.a.items()}
     with pytest.raises(InputError):
         im.low_rank_path(p.a, p.a, other)
+
+
+class Shared(nn.Module):
+    """Words and classes by one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.classes = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.classes.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.words(x))
+
+
+def test_a_shared_matrix_is_one_adapter_and_one_that_is_alone_is_left_out():
+    objective = im.Objective(Shared(), data=(torch.arange(5), torch.arange(5)))
+    base, model = ({"words.weight": v * torch.ones(5, 3)} for v in (0.0, 1.0))
+    model["words.weight"] += torch.eye(5, 3)
+    found = im.adapter_stability(objective, base, model, masks=2)
+    assert [row.name for row in found.rows] == ["words.weight"]
+    assert found.kept == 0
+    assert found.losses == (found.base_loss,) * 2
+    assert found.rows[0].rise == pytest.approx(found.base_loss - found.loss)
+    both = [im.block_barriers(objective, base, model, ts=[t]).rows for t in (0.5, 1.0)]
+    middle = {"words.weight": (base["words.weight"] + model["words.weight"]) / 2}
+    top = max(found.loss, found.base_loss)
+    assert [row.alone for (row,) in both] == pytest.approx([objective.loss(middle) - top, found.loss - top])

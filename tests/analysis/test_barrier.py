@@ -94,6 +94,8 @@ def test_a_matrix_is_symmetric_and_named():
     assert found.max == float(found.values.max())
     assert found.test is not None
     assert "x" in found._repr_html_()
+    bad = im.barrier_matrix(p.objective, [*models[:2], {k: v * 1e200 for k, v in p.a.items()}], num_points=3)
+    assert bad.max != bad.max
     losses = im.barrier_matrix(p.objective, models, "max", num_points=3).values
     assert losses.diagonal().tolist() == pytest.approx([p.objective.loss(m) for m in models])
     with pytest.raises(InputError, match="names: expected 3 names, got 1"):

@@ -1,6 +1,7 @@
 """May networks be averaged: what is decided, from how much, and what is said of it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import isthmus as im
+from isthmus.analysis.averaging import height
 from isthmus.certify.certificate import upward
 from isthmus.errors import InputError
 from isthmus.evaluate.decide import FEWEST, MOST, Decision, decide
@@ -188,6 +190,88 @@ def test_what_cannot_be_aligned_is_said():
         im.check(bumps(0, 1), line(), test={"training data": bumps(0, 1)})
     with pytest.raises(InputError, match="two or more"):
         im.check(bumps(0, 1), line()[:1])
+
+
+class Place(Wave):
+    """Outputs that are a place in the plane."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+def test_a_soup_whose_lines_are_low_and_whose_mean_is_high_is_no_go():
+    """The loss rises only inside the triangle of the networks."""
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        u, v = outputs.T
+        return 1 + 27 * u * v * (1 - u - v)
+
+    objective = im.Objective(Place(), loss, (torch.ones(1, 2).double(), torch.zeros(1, 1).double()))
+    networks = [{"weight": torch.tensor(w, dtype=torch.float64)} for w in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0])]
+    found = im.check(objective, networks)
+    assert all(d["training data"].below for d in found.lines.values())
+    assert found.mean["training data"].loss == pytest.approx(2)
+    assert not found.go
+    assert "at the mean it is 2 on the training data" in found.why
+
+
+def test_the_data_set_that_rises_most_counts_and_an_open_estimate_is_not_below():
+    low, high = ask(bumps(0.0, 1)), ask(bumps(0.5, 1))
+    assert height({"one": low, "other": high}) == height({"one": high}) > height({"one": low})
+    assert not replace(low, rise=low.level).below
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_examples_add_is_taken_from_the_larger_end_and_the_highest_point(turned):
+    found = ask(bumps(0.05, 1, 4), first=[0.5])
+    torch.testing.assert_close(found.change, torch.full((4,), 0.05, dtype=torch.float64))
+    p = pair()
+    ends = [p.b, p.a] if turned else [p.a, p.b]
+    path = im.Path.through(ends)
+    change = decide([p.objective], path, Level.read("1.1x").above, first=[0.5])[0].change
+    assert change is not None
+    want = im.contributions(p.objective, path, 0.5).each
+    torch.testing.assert_close(change / len(change), want)
+
+
+def test_an_aligned_line_is_refused_at_its_middle():
+    p = pair()
+    assert len(im.check(p.objective, [p.a, p.b], level=0.0).aligned[0, 1]["training data"].profile.t) == 3
+
+
+def test_a_curve_that_cannot_be_trained_is_said():
+    flat = bumps(0.0, 1)
+    objective = im.Objective(Wave(), evaluate=lambda params: {"loss": flat.loss(params)})
+    found = im.check(objective, line(), curve=True)
+    assert found.go
+    assert found.curve is None
+    assert any(note.startswith("no curve: ") for note in found.notes)
+
+
+def test_a_check_of_losses_that_are_no_numbers_is_told(tmp_path):
+    pytest.importorskip("matplotlib")
+    from isthmus.report.check import write_check_files
+    from isthmus.storage import write_json
+
+    p = normed()
+    bad = {k: v * 1e200 if "weight" in k else v for k, v in p.a.items()}
+    found = im.check(p.objective, [p.a, bad], align=False, names=["a<b>", "c"])
+    assert not found.go
+    assert found.best[1] == found.best[1]
+    document = found.to_dict() | {"policies": {"keep": float("nan")}}
+    carriers = {"value": 1.0, "t": 0.5, "half": 0.1, "examples": 3, "top": [[0, 1.0]]}
+    document["carriers"] = carriers | {"by_class": {"10": 0.25, "2": 0.75}}
+    write_json(tmp_path / "check.json", document)
+    write_check_files(tmp_path / "check.json")
+    page = (tmp_path / "report.html").read_text()
+    assert "a&lt;b&gt;" in page
+    assert "a<b>" not in page
+    assert "not below" in page
+    assert page.index("<td>2</td>") < page.index("<td>10</td>")
 
 
 def test_a_check_is_drawn():

@@ -60,6 +60,8 @@ def test_task_arithmetic_and_ties():
     ("method", "options", "said"),
     [
         ("mean", {}, "method: expected one of average, slerp"),
+        ("average", {"density": 0.5}, "density: expected a number in .*, for ties"),
+        ("average", {"scale": 2.0}, "scale: expected .*, for task and ties"),
         ("average", {"base": params(1.0, 1.0)}, "base: expected None for average"),
         ("ties", {}, "base: expected the network that all began from"),
         ("average", {"at": 0.5, "weights": [1, 2]}, "at: expected a number in"),
@@ -86,6 +88,30 @@ def test_networks_that_do_not_fit_are_refused():
     ):
         with pytest.raises(InputError, match=said):
             im.merge(None, models)
+    waves = [{"w": torch.tensor([v + 1j])} for v in (1.0, 2.0, 4.0)]
+    with pytest.raises(InputError, match="real weights for ties"):
+        im.merge(None, waves[:2], "ties", base=waves[2])
+
+
+def test_a_network_without_a_loss_has_no_level():
+    p = pair()
+    bad = {k: v * 1e200 for k, v in p.a.items()}
+    for models in ([p.a, bad], [bad, p.a]):
+        made = im.merge(p.objective, models, at=0.0 if models[0] is p.a else 1.0)
+        assert made.worth["training data"].level != made.worth["training data"].level
+        assert not made.ok
+
+
+def test_statistics_need_two_examples():
+    p = normed()
+    one = p.objective.subset(1)
+    for made in (
+        lambda: im.merge(one, [p.a, p.b], "slerp"),
+        lambda: im.block_barriers(one, p.a, p.b),
+        lambda: im.barrier(one, p.a, p.b),
+    ):
+        with pytest.raises(InputError, match="at least 2 examples, to compute statistics"):
+            made()
 
 
 def test_the_best_point_is_found_and_judged():
@@ -108,6 +134,15 @@ def test_the_best_point_is_found_and_judged():
     equal = im.merge(p.objective, [p.a, p.b], weights=[1, 1])
     assert (equal.at, equal.weights) == (None, (0.5, 0.5))
     assert equal.worth["training data"].loss == pytest.approx(losses[4], rel=1e-12)
+
+
+def test_the_best_point_is_that_of_held_out_data():
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    x = torch.ones(1, 1, dtype=torch.float64)
+    train, test = (im.Objective(module, "mse", (x, torch.full_like(x, y))) for y in (0.25, 0.75))
+    ends = [{"weight": torch.full((1, 1), w, dtype=torch.float64)} for w in (0.0, 1.0)]
+    assert im.merge(train, ends).at == 0.25
+    assert im.merge(train, ends, test=test).at == 0.75
 
 
 def test_statistics_are_computed_again_or_kept_as_asked():

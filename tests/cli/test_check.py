@@ -89,3 +89,18 @@ def test_misuse_is_two(files, tmp_path, capsys):
     (tmp_path / "x/check.json").write_text('{"format": 1}')
     assert run_app(["report", str(tmp_path / "x")]) == 2
     assert "does not hold a check of this version" in capsys.readouterr().err
+
+
+def test_an_equals_sign_of_a_path_is_no_name_and_precisions_may_differ(files, tmp_path, capsys):
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    (folder / "noise.npz").write_bytes((files / "noise.npz").read_bytes())
+    wide = {k: v.double() for k, v in im.load_params(files / "near2.safetensors").items()}
+    im.save_params(wide, folder / "wide.safetensors")
+    data = ["--data", str(folder / "noise.npz"), "--data", f"noise={folder / 'noise.npz'}"]
+    near, out = str(files / "near1.safetensors"), str(tmp_path / "x")
+    code = run_app(["check", near, str(folder / "wide.safetensors"), *SPEC[:2], "-q", *data, "--out", out])
+    assert (code, capsys.readouterr().err) == (0, "")
+    held = json.loads((tmp_path / "x/check.json").read_text())
+    assert held["sets"] == ["training data", "noise"]
+    assert [row["level"] for row in held["lines"]] == pytest.approx([held["lines"][0]["level"]] * 2)

@@ -1,6 +1,7 @@
 """Merged networks are written as their networks came."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import isthmus as im
 from isthmus.cli import run_app
 from isthmus.errors import InputError
 from isthmus.params import equal
+from isthmus.report.card import mergekit_recipe
 from tests.problems import perceptron, random_params
 
 
@@ -72,6 +74,101 @@ def test_nothing_of_the_user_is_written_over(files, tmp_path, capsys):
     assert [open(file, "rb").read() for file in files] == before
     with pytest.raises(InputError, match=r"a folder, or a file \.safetensors"):
         im.save_like(im.load_params(files[0]), tmp_path / "x.onnx", files[0])
+
+
+@pytest.mark.parametrize("place", ["source", "below", "base", "another", "link"])
+def test_no_weights_are_written_over_but_those_of_a_merge(files, tmp_path, place, capsys):
+    folder = tmp_path / "net"
+    folder.mkdir()
+    im.save_params(im.load_params(files[0]), folder / "model.safetensors")
+    (tmp_path / "link").symlink_to(folder)
+    sources = {"base": files, "another": files}.get(place, [str(folder), files[1]])
+    out = {"source": folder / "model.safetensors", "below": folder / "new", "link": tmp_path / "link"}.get(
+        place, folder
+    )
+    more = ["--base", str(folder), "--method", "task"] if place == "base" else []
+    before = (folder / "model.safetensors").read_bytes()
+    assert run_app(["merge", *sources, *SPEC, "--out", str(out), "--level", "1e6", *more]) == 2
+    said = "a place without weights, or those of a merge" if place == "another" else "another place than that"
+    assert said in capsys.readouterr().err
+    assert [f.name for f in folder.iterdir()] == ["model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_merge_again_gives_the_same_bytes(files, tmp_path, capsys):
+    for out in (tmp_path / "made", tmp_path / "made.pt"):
+        command = ["merge", *files, *SPEC, "--out", str(out), "--level", "1e6"]
+        made = [run_app(command), {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}]
+        assert made == [0, made[1]]
+        assert [run_app(command), {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}] == made
+    assert run_app([*command, "--base", files[0]]) == 2
+    assert "--base: expected none but for task, ties" in capsys.readouterr().err
+
+
+def test_one_of_several_dictionaries_keeps_its_names(files, tmp_path):
+    held = torch.load(files[0], weights_only=True)["state_dict"]
+    torch.save({"one": held, "two": {k: v + 1 for k, v in held.items()}}, tmp_path / "two.pt")
+    own = {k.removeprefix("model."): v.float() for k, v in held.items() if not k.endswith("extra")}
+    im.save_like(own, tmp_path / "x.safetensors", tmp_path / "two.pt", key="one")
+    assert equal(im.load_params(tmp_path / "x.safetensors"), held)
+    im.save_like(own, tmp_path / "y.safetensors", tmp_path / "two.pt")  # which of them is not said
+    assert equal(im.load_params(tmp_path / "y.safetensors"), own)
+    keys = ["--key", "one", "--key", "state_dict", "--data", "again=digits", "--at", "0", "--level", "1e6"]
+    out = tmp_path / "z.pt"
+    assert run_app(["merge", str(tmp_path / "two.pt"), files[1], *SPEC, *keys, "--out", str(out)]) == 0
+    assert torch.load(out, weights_only=True).keys() == held.keys()
+
+
+def test_merged_adapters_are_written_as_their_base(tmp_path):
+    pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    from tests.hugging_face import adapter, saved
+
+    made = {k: v + 1 for k, v in im.load_params(saved("gpt2")).items()}
+    im.save_like(made, tmp_path / "out", adapter("lora"))
+    kind = transformers.GPT2ForSequenceClassification
+    found, info = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    own = found.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in made.items())
+
+
+def test_a_name_that_could_be_two_is_no_name(tmp_path):
+    own = {"a.w": torch.ones(2), "b.w": torch.zeros(2)}
+    torch.save({"w": torch.ones(2)}, tmp_path / "old.pt")
+    im.save_like(own, tmp_path / "new.safetensors", tmp_path / "old.pt")
+    assert equal(im.load_params(tmp_path / "new.safetensors"), own)
+
+
+def test_what_trainers_leave_is_not_copied_and_mergekit_gets_the_recipe(tmp_path):
+    folders = [tmp_path / name for name in ("it's a", "b")]
+    for folder in folders:
+        folder.mkdir()
+        im.save_params({"w": torch.ones(2)}, folder / "model.safetensors")
+        for name in ("config.json", "tokenizer.json", "trainer_state.json", "x.index.json", "code.py"):
+            (folder / name).write_text("{}")
+    im.save_like({"w": torch.ones(2)}, tmp_path / "out", folders[0])
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+    models, base = [{"w": torch.tensor(v)} for v in ([1.0, 2.0], [3.0, 5.0])], {"w": torch.zeros(2)}
+    names = [str(folder) for folder in folders]
+
+    def recipe(merged, base=None):
+        return str(mergekit_recipe(merged, names, base))
+
+    line = recipe(im.merge(None, models, at=0.25))
+    quoted = names[0].replace("'", "''")
+    assert f"merge_method: linear\nmodels:\n  - model: '{quoted}'\n" in line
+    assert line.index("weight: 0.75") < line.index("weight: 0.25")
+    assert "normalize: true" in line
+    ties = recipe(im.merge(None, models, "ties", base=base, density=0.5), tmp_path / "base")
+    assert all(text in ties for text in ("ties", "base_model", "density: 0.5", "lambda: 1.0", "normalize: true"))
+    task = recipe(im.merge(None, models, "task", base=base, weights=[1, 2]), tmp_path / "base")
+    assert all(text in task for text in ("task_arithmetic", "weight: 2.0", "normalize: false"))
+    slerp = recipe(im.merge(None, models, "slerp", 0.25))
+    assert all(text in slerp for text in ("slerp", f"base_model: '{quoted}'", "t: 0.25"))
+    again = replace(im.merge(None, models), bn="recompute")
+    assert mergekit_recipe(again, names, None) is None
+    assert mergekit_recipe(im.merge(None, models), [names[0], str(tmp_path)], None) is None
 
 
 def test_names_of_another_version_are_the_networks_own(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from isthmus.errors import InputError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
+from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, check_like, moves
 from isthmus.paths import Curve, Path
 from isthmus.shown import brief, line, one_line, plural, table
@@ -79,8 +80,8 @@ def adapter_stability(
 
     `base`: the weights under the adapters; `model`: the merged ones (a folder of PEFT is read as such). Every matrix
     that moved is an adapter, a convolution too; other tensors stay as tuned. `keep`: the share of the adapters that
-    each of the `masks` random draws keeps. Networks whose loss hardly rises are those that paths and averages of
-    adapters suit (Zhuang et al. 2025, whose training leaves them out at random).
+    each of the `masks` random draws keeps, all but one at most. Networks whose loss hardly rises are those that paths
+    and averages of adapters suit (Zhuang et al. 2025, whose training leaves them out at random).
 
     Cost: a pass over the data for each adapter and each draw. Errors: ``InputError`` where nothing moved.
 
@@ -94,21 +95,26 @@ def adapter_stability(
     if not 0 < keep < 1 or masks < 1:
         raise InputError("keep, masks", expected="a number in (0, 1), and one mask or more", got=(keep, masks))
     start, tuned = objective.check(base, "base"), objective.check(model, "model")
-    moved = _moved(start, tuned)
+    ties = ties_of(objective.skeleton)
+    moved = {k: v for k, v in _moved(start, tuned).items() if k not in ties}
     if not moved:
         raise InputError("model", expected="a matrix that differs from the base's", got="none")
     names, loss = list(moved), objective.loss(tuned)
+
+    def without(left_out: Iterable[str]) -> float:
+        params = tuned | {k: start[k] for k in left_out}
+        return objective.loss(params | {k: params[own] for k, own in ties.items()})
+
     rows = []
     for name in names:
         progress("leaving adapters out", len(rows), len(names) + masks)
-        without = objective.loss({**tuned, name: start[name]})
-        rows.append(AdapterRow(name, _rank(moved[name]), float(moved[name].norm()), without - loss))
-    generator, kept = torch.Generator().manual_seed(seed), max(1, round(keep * len(names)))
+        rows.append(AdapterRow(name, _rank(moved[name]), float(moved[name].norm()), without([name]) - loss))
+    generator, kept = torch.Generator().manual_seed(seed), min(len(names) - 1, max(1, round(keep * len(names))))
     losses = []
     for done in range(masks):
         progress("leaving adapters out", len(names) + done, len(names) + masks)
         out = torch.randperm(len(names), generator=generator)[kept:]
-        losses.append(objective.loss({**tuned, **{names[i]: start[names[i]] for i in out}}))
+        losses.append(without(names[i] for i in out))
     return AdapterStability(tuple(rows), loss, objective.loss(start), tuple(losses), kept)
 
 

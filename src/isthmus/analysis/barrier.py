@@ -180,8 +180,8 @@ class BarrierMatrix:
 
     @property
     def max(self) -> float:
-        """The largest barrier of any pair."""
-        return max(one.value for one in self.barriers.values())
+        """The largest barrier of any pair; NaN if one is."""
+        return max((one.value for one in self.barriers.values()), key=lambda value: (value != value, value))
 
     def _repr_html_(self) -> str:
         rows = [[name, *map(float, row)] for name, row in zip(self.names, self.values, strict=True)]

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import torch
+
 from isthmus.alignment import ActivationMatching, align, align_many
 from isthmus.alignment.many import checked_models
 from isthmus.analysis.averaging import Lines, Mean, Pair, all_below, height, sentence
@@ -95,7 +97,7 @@ class Check:
     def best(self) -> tuple[float, float]:
         """Where on the line of the worst pair the loss is lowest, on held-out data if there are any, and that loss."""
         found = self.lines[self.worst][self.sets[min(1, len(self.sets) - 1)]].profile
-        i = int(found.loss.argmin())
+        i = int(found.loss.nan_to_num(nan=torch.inf).argmin())
         return float(found.t[i]), float(found.loss[i])
 
     def _repr_html_(self) -> str:
@@ -261,7 +263,7 @@ class _Work:
             ends = [end for line in lines.values() for end in line[name].profile.loss[[0, -1]].tolist()]
             # the mean of two is the middle of their line
             loss, error = _middle(lines[0, 1][name].profile) if len(networks) == 2 else one.measure(average)
-            found[name] = Mean(loss, error, self.level.above((max(ends), max(ends))))
+            found[name] = Mean(loss, error, self.level.above(ends))
         self.count(len(networks) > 2)
         return found, average
 
@@ -302,7 +304,10 @@ def _worst_pair(
     out["policies"] = {bn: _at_middle(work.objective, path, bn) for bn in others(work.policy)}
     work.passes += len(out["policies"])
     if curve:
-        out["connection"], out["curve"] = _curve(work, a, b, seed)
+        try:
+            out["connection"], out["curve"] = _curve(work, a, b, seed)
+        except IsthmusError as error:
+            notes.append(f"no curve: {error}")
     if prove is not None:
         try:
             out["certificate"] = certify(work.objective, path, prove, progress=work.progress)

@@ -34,6 +34,8 @@ METHODS: dict[str, str] = {
     "aligned-average": "the mean after the units were renumbered to be those of the first (Ainsworth et al. 2022)",
 }
 _ON_BASE = ("task", "ties")
+_DENSITY = 0.2
+"""The share of entries that "ties" keeps where none is asked for (Yadav et al. 2023)."""
 _GRID = 9
 """Points among which the best `at` is looked for."""
 
@@ -117,7 +119,7 @@ def merge(
     *,
     weights: Sequence[float] | None = None,
     base: ParamsLike | None = None,
-    density: float = 0.2,
+    density: float = _DENSITY,
     scale: float = 1.0,
     test: Mapping[str, Objective] | Objective | None = None,
     level: float | str = LEVEL,
@@ -129,9 +131,9 @@ def merge(
 
     `method`: one of "average", "slerp", "task", "ties", "aligned-average". `at`: of two networks, how far from the
     first; default: where the loss is lowest of 9 points, on `test` data if there are any; the middle without an
-    objective. `weights`: of the networks, default equal (in "task" and "ties" 1 each). `base`: what the networks began
-    from, for "task" and "ties"; `density`: the share of each tensor's entries that "ties" keeps; `scale`: of what is
-    added to the base.
+    objective and for "slerp". `weights`: of the networks, default equal (in "task" and "ties" 1 each). `base`: what the
+    networks began from, for "task" and "ties"; `density`: the share of each tensor's entries that "ties" keeps;
+    `scale`: of what is added to the base.
 
     BatchNorm's statistics are computed again from the objective's data (`bn`, as for ``profile``). `level`: as for
     ``verdict``, over the largest loss of the networks; ``merged.ok`` says whether the merged one is below it. Without
@@ -183,10 +185,7 @@ def _measured(
 ) -> Merged:
     """With its loss beside those of the networks."""
     ends = {name: tuple(one.loss(p) for p in networks) for name, one in sets.items()}
-    tops = {name: max(losses) for name, losses in ends.items()}
-    worth = {
-        name: Mean(*one.measure(merged.params), level.above((tops[name], tops[name]))) for name, one in sets.items()
-    }
+    worth = {name: Mean(*one.measure(merged.params), level.above(ends[name])) for name, one in sets.items()}
     return replace(merged, worth=worth, ends=ends, level=str(level), bn=policy)
 
 
@@ -233,11 +232,21 @@ def _check_fits(method: str, recipe: _Recipe) -> None:
         ("at", at_fits, "a number in [0, 1], for two networks without weights or base"),
         ("models", between or method != "slerp", "two networks without weights for slerp"),
         ("base", on_base == (recipe.base is not None), base),
-        ("density", 0 < recipe.density <= 1, "a number in (0, 1]"),
-        ("scale", isfinite(recipe.scale), "a finite number"),
+        *_of_the_methods(method, recipe),
     ):
         if not fits:
             raise InputError(name, expected=expected, got=brief(getattr(recipe, name)))
+
+
+def _of_the_methods(method: str, recipe: _Recipe) -> list[tuple[str, bool, str]]:
+    """What only some methods read or bear: the name, whether it fits, and what would."""
+    ties, density, scale = method == "ties", recipe.density, recipe.scale
+    real = not ties or not any(v.is_complex() for v in recipe.models[0].values())
+    return [
+        ("models", real, "real weights for ties, which elects signs"),
+        ("density", 0 < density <= 1 and (ties or density == _DENSITY), "a number in (0, 1], for ties"),
+        ("scale", isfinite(scale) and (method in _ON_BASE or scale == 1), "a finite number, for task and ties"),
+    ]
 
 
 def _best(recipe: _Recipe, sets: Sequence[Objective], bn: str | None, progress: Progress) -> float:

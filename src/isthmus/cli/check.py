@@ -19,7 +19,7 @@ from isthmus.errors import InputError, MissingExtraError
 from isthmus.graph.search import names_of
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.storage import write_json
+from isthmus.storage import load_params, write_json
 from isthmus.storage.files import results_folder
 from isthmus.verdict import LEVEL
 
@@ -102,9 +102,11 @@ def opened_on(checkpoints: list[Path], asked: Asked, data: list[str] | None) -> 
     first, *others = data or [None]
     found = opened(checkpoints, replace(asked, data=None if first is None else _split(first)[1]))
     tests = {} if found.test is None else {"held-out data": found.test}
+    dtype = str(found.objective.dtype).removeprefix("torch.")
+    again = replace(asked, examples=None, key=asked.key and asked.key[:1], dtype=dtype)
     for text in others:
         name, where = _split(str(text))
-        other = opened(checkpoints[:1], replace(asked, data=where, examples=None))
+        other = opened(checkpoints[:1], replace(again, data=where))
         for what, one in ((name, other.objective), (f"{name}, held out", other.test)):
             if what in (TRAINING, *tests):
                 raise InputError("--data", expected="another name, NAME=DATA", got=repr(what))
@@ -113,11 +115,14 @@ def opened_on(checkpoints: list[Path], asked: Asked, data: list[str] | None) -> 
 
 
 def _split(text: str) -> tuple[str, str]:
-    """NAME=DATA; the name of the data where none is given."""
+    """NAME=DATA; the name of the data where none is given, and where an equals sign is one of a path."""
     name, equals, where = text.partition("=")
-    return (name, where) if equals and name else (text, text)
+    return (name, where) if equals and name and "/" not in name else (text, text)
 
 
 def base_of(asked: Asked, found: Opened) -> Params | None:
     """The weights that all began from, as the objective evaluates them."""
-    return None if asked.base is None else found.objective.check(str(asked.base), "base")
+    if asked.base is None:
+        return None
+    params = load_params(asked.base, like=found.objective, unsafe_pickle=asked.unsafe_pickle)
+    return found.objective.check({k: v.to(found.objective.device) for k, v in params.items()}, "base")

@@ -16,8 +16,9 @@ from isthmus.cli.options import Asked, BatchNorm, Json, LevelOption, Quiet, Seed
 from isthmus.cli.typed import command
 from isthmus.errors import InputError
 from isthmus.report.card import merge_card, mergekit_recipe
-from isthmus.storage import make_folder, write_json, write_text
-from isthmus.storage.merged import save_like
+from isthmus.storage import write_json, write_text
+from isthmus.storage.folders import adapter_folder
+from isthmus.storage.merged import ENDINGS, save_like
 from isthmus.verdict import LEVEL
 
 _SAYS = "; ".join(f"{name}: {says}" for name, says in METHODS.items())
@@ -33,7 +34,8 @@ def merge(
     ],
     method: Annotated[str, typer.Option("--method", help=f"{_SAYS}.")] = "average",
     at: Annotated[
-        float | None, typer.Option("--at", help="Of two networks, how far from the first; default: where it is best.")
+        float | None,
+        typer.Option("--at", help="Of two networks, how far from the first; default: where it is best; slerp: 0.5."),
     ] = None,
     weight: Annotated[
         list[float] | None, typer.Option("--weight", help="Of each network, in their order; repeatable.")
@@ -53,7 +55,8 @@ def merge(
     Nothing is written then, unless --anyway is given. --base: what the networks began from, for task and ties.
     """
     known = _known(method)
-    _check_out(out, checkpoints)
+    _check_base(method, asked.base, checkpoints)
+    _check_out(out, [*checkpoints, *([] if asked.base is None else [asked.base])])
     found, tests = opened_on(checkpoints, asked, data)
     base = base_of(asked, found) if method in ("task", "ties") else None
     with progress_bar(quiet) as progress:
@@ -81,26 +84,49 @@ def _known(method: str) -> MergeMethod:
     raise InputError("--method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
 
 
+def _check_base(method: str, base: Path | None, checkpoints: list[Path]) -> None:
+    """A base that nothing would read is a mistake."""
+    if base is not None and method not in ("task", "ties") and all(adapter_folder(c) is None for c in checkpoints):
+        raise InputError("--base", expected="none but for task, ties and adapters of PEFT", got=str(base))
+
+
 def _check_out(out: Path, checkpoints: list[Path]) -> None:
-    """Nothing of the user's is written over."""
-    sources = {file.resolve() for file in checkpoints}
-    if out.resolve() in sources or any(out.resolve() == file.parent for file in sources if file.is_file()):
+    """Nothing of the user's is written over: what was merged, and weights that no merge wrote."""
+    if any(_is_at(out.resolve(), file.resolve()) for file in checkpoints):
         raise InputError("--out", expected="another place than that of the checkpoints", got=str(out))
+    if _holds_weights(out) and not _beside(out, "json").is_file():
+        raise InputError("--out", expected="a place without weights, or those of a merge before", got=str(out))
+
+
+def _is_at(target: Path, source: Path) -> bool:
+    """Whether the place is a checkpoint, lies in it, or is the folder that holds it."""
+    return target.is_relative_to(source) if source.is_dir() else target in (source, source.parent)
+
+
+def _holds_weights(out: Path) -> bool:
+    return out.is_file() or (out.is_dir() and any(file.suffix in ENDINGS for file in out.iterdir()))
+
+
+def _beside(out: Path, kind: str) -> Path:
+    """The file of that kind that says what was merged."""
+    return out.with_name(f"{out.stem}.merge.{kind}") if out.suffix else out / f"merge.{kind}"
 
 
 def _write(result: Merged, out: Path, checkpoints: list[Path], asked: Asked, about: dict[str, object]) -> list[Path]:
     """The weights, the card, and the same recipe for mergekit where there is one."""
-    written = save_like(result.params, out, checkpoints[0], unsafe_pickle=asked.unsafe_pickle)
-    folder = make_folder(out if not out.suffix else out.parent)
-    beside = folder / ("merge" if not out.suffix else f"{out.stem}.merge")
+    key, base = asked.key[0] if asked.key else None, asked.base
+    written = save_like(
+        result.params, out, checkpoints[0], key=key, base=base, unsafe_pickle=asked.unsafe_pickle
+    )  # fmt: skip
     document = result.to_dict() | about
-    recipe = mergekit_recipe(result, [str(file) for file in checkpoints], asked.base)
-    write_json(beside.with_name(f"{beside.name}.json"), document)
-    write_text(beside.with_name(f"{beside.name}.md"), merge_card(document, recipe))
-    written += [beside.with_name(f"{beside.name}.{kind}") for kind in ("json", "md")]
+    recipe = mergekit_recipe(result, [str(file) for file in checkpoints], base)
+    write_json(_beside(out, "json"), document)
+    write_text(_beside(out, "md"), merge_card(document, recipe))
+    written += [_beside(out, "json"), _beside(out, "md")]
     if recipe is not None:
-        write_text(beside.with_name(f"{beside.name}kit.yaml"), recipe)
-        written.append(beside.with_name(f"{beside.name}kit.yaml"))
+        kit = _beside(out, "json").with_suffix("")
+        write_text(kit.with_name(f"{kit.name}kit.yaml"), recipe)
+        written.append(kit.with_name(f"{kit.name}kit.yaml"))
     return written
 
 

@@ -38,11 +38,7 @@ def segments_under(objective: Objective, path: Path, bn: str | None) -> tuple[Se
         kept = {k: path.start[k] for k in names}
         return path.map(lambda p: {**p, **kept}).segments, policy
     if policy == "recompute":
-        if not objective.num_examples:
-            why = "evaluate= shows no data from which statistics can be computed"
-            raise UnsupportedError("bn='recompute'", why, "write bn='interpolate' or bn='keep'")
-        if objective.num_examples < 2:
-            raise InputError("data", expected="at least 2 examples, to compute statistics", got=1)
+        _check_data(objective)
         return [Refreshed(s, objective, tuple(names)) for s in path.segments], policy
     return path.segments, policy
 
@@ -123,13 +119,22 @@ def with_batch_statistics(module: nn.Module) -> nn.Module:
     return copy
 
 
+def _check_data(objective: Objective) -> None:
+    if not objective.num_examples:
+        why = "evaluate= shows no data from which statistics can be computed"
+        raise UnsupportedError("bn='recompute'", why, "write bn='interpolate' or bn='keep'")
+    if objective.num_examples < 2:
+        raise InputError("data", expected="at least 2 examples, to compute statistics", got=1)
+
+
 def refresh(objective: Objective, params: Params) -> Params:
     """`params` with running statistics computed again: the averages over fixed batches of the objective's data.
 
     The batches are the same at every call (one fixed shuffle of all examples, about `BATCH` each); every layer sees
     what the ones before it normalise by the batch, and averages are cumulative (momentum None). Costs one pass over the
-    data. Nothing is written into `params` or into the user's module.
+    data. Nothing is written into `params` or into the user's module. Errors: fewer than two examples, or none to see.
     """
+    _check_data(objective)
     module, ties = with_batch_statistics(objective.skeleton), ties_of(objective.skeleton)
     own: dict[str, Tensor] = {k: torch.zeros_like(params[k]) for k in statistics(objective)}
     order = torch.randperm(objective.num_examples, generator=torch.Generator().manual_seed(0)).to(objective.device)

@@ -39,7 +39,12 @@ class StoredCheck:
     def of(cls, document: Mapping[str, Any]) -> StoredCheck:
         """From what ``Check.to_dict()`` gives. Errors: those of Python for anything else."""
         lines = {
-            str(row["data"]): (_array(row["t"]), _array(row["loss"]), _array(row["error"]), float(row["level"]))
+            str(row["data"]): (
+                _array(row["t"]),
+                _array(row["loss"]),
+                _array(row["error"]),
+                float(_array([row["level"]])[0]),
+            )
             for row in _of_worst(document, "lines")
         }
         aligned = {str(row["data"]): (_array(row["t"]), _array(row["loss"])) for row in _of_worst(document, "aligned")}
@@ -77,7 +82,7 @@ def _check(document: Mapping[str, Any]) -> None:
         raise ValueError("expected format 1, with the lines of the worst pair")
     names[max(document["worst"])]
     for row in [] if blocks is None else blocks["blocks"]:
-        str(row["name"]), float(row["alone"]), float(row["through"])
+        str(row["name"]), _array([row["alone"], row["through"]])
 
 
 def _array(values: Sequence[float | None]) -> Floats:

@@ -91,11 +91,16 @@ def _lines(held: Mapping[str, Any]) -> str:
 
 def _means(held: Mapping[str, Any]) -> str:
     rows = [
-        [what, name, one["loss"], one["error"], one["level"], "below" if one["loss"] < one["level"] else "not below"]
+        [what, name, one["loss"], one["error"], one["level"], "below" if _is_below(one) else "not below"]
         for what, key in (("mean of the weights", "mean"), ("mean, aligned", "aligned_mean"))
         for name, one in held[key].items()
     ]
     return html_table(("network", "data", "loss", "error", "level", "verdict"), rows)
+
+
+def _is_below(one: Mapping[str, Any]) -> bool:
+    """False where the loss is not finite, which files have not."""
+    return None not in (one["loss"], one["level"]) and one["loss"] < one["level"]
 
 
 def _population(held: Mapping[str, Any]) -> str:
@@ -139,7 +144,8 @@ def _carriers(held: Mapping[str, Any]) -> str:
         f"{found['examples']:,} examples carry half of it."
     )
     table = html_table(("example", "adds"), found["top"])
-    classes = html_table(("class", "adds"), sorted(found["by_class"].items())) if found["by_class"] else ""
+    rows = [[name, found["by_class"][name]] for name in sorted(found["by_class"], key=int)]
+    classes = html_table(("class", "adds"), rows) if rows else ""
     return f"<section><h2>Which examples carry it</h2><p>{said}</p>{table}{classes}</section>"
 
 
@@ -160,7 +166,7 @@ def _vectors(held: Mapping[str, Any]) -> str:
 def _statistics(held: Mapping[str, Any]) -> str:
     if held["bn"] == "none":
         return ""
-    middle = "".join(f"; {loss:.4g} with bn={name}" for name, loss in held["policies"].items())
+    middle = "".join(f"; {in_a_cell(loss)} with bn={escape(name)}" for name, loss in held["policies"].items())
     return (
         f"<section><h2>BatchNorm</h2><p>All of this is with bn={escape(held['bn'])}. The loss at the middle of the "
         f"line is{middle.lstrip(';')}.</p></section>"

@@ -9,33 +9,46 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isthmus.errors import InputError
+from isthmus.errors import CheckpointError, InputError
 from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params, moves
+from isthmus.storage.adapters import AdapterContents
 from isthmus.storage.checkpoints import read_checkpoint, save_params
+from isthmus.storage.contents import Contents
 from isthmus.storage.files import PathLike, atomic_write, make_folder
 from isthmus.storage.folders import adapter_folder
 
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+"""Of files of weights."""
 _WEIGHTS = "model.safetensors"
 _COPIED = (".json", ".txt", ".model", ".jinja")
 _NOT_COPIED = (".index.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 
 
 def save_like(
-    params: Mapping[str, Tensor], out: PathLike, source: PathLike, *, unsafe_pickle: bool = False
+    params: Mapping[str, Tensor],
+    out: PathLike,
+    source: PathLike,
+    *,
+    key: str | None = None,
+    base: PathLike | None = None,
+    unsafe_pickle: bool = False,
 ) -> list[Path]:
     """Write a network's weights with the names and the precisions of the checkpoint `source`; returns the files.
 
     `out`: a folder for Hugging Face (``model.safetensors``, and the config and the tokenizer of the folder `source`), a
     .safetensors file, or one for torch (.pt, .pth, .bin: a state_dict). Names of the network may stand under a prefix
     in the source; tensors of it that the network has not are written as they are. A tied tensor is written once,
-    under the names of the source. Errors: ``InputError`` for another ending, ``FileError`` for a disk that fails.
+    under the names of the source. `key`, `base`, `unsafe_pickle`: as for ``load_params``; merged adapters of PEFT are
+    written as the base that they change. Errors: ``InputError`` for another ending, ``FileError`` for a disk that
+    fails.
     """
     check_kinds(save_like, locals())
     for name, value in params.items():
         check_kind(value, Tensor, f"params[{name!r}]")
-    target, named = Path(out), as_stored(params, source, unsafe_pickle=unsafe_pickle)
-    if target.suffix in (".pt", ".pth", ".bin"):
+    target, held = Path(out), _held(source, base, unsafe_pickle)
+    named = as_stored(params, held, key)
+    if target.suffix in ENDINGS[1:]:
         make_folder(target.parent)
         size = sum(v.nbytes for v in named.values())
         atomic_write(target, lambda temporary: torch.save(named, temporary), size=size)
@@ -48,16 +61,24 @@ def save_like(
         raise InputError("out", expected="a folder, or a file .safetensors, .pt, .pth or .bin", got=str(out))
     make_folder(target)
     save_params(named, target / _WEIGHTS)
-    return [target / _WEIGHTS, *_copy_configs(Path(source), target)]
+    return [target / _WEIGHTS, *_copy_configs(held.path.parent, target)]
 
 
-def as_stored(params: Mapping[str, Tensor], source: PathLike, *, unsafe_pickle: bool = False) -> Params:
+def _held(source: PathLike, base: PathLike | None, unsafe_pickle: bool) -> Contents:
+    """What the checkpoint holds, or the base of an adapter."""
+    of_adapter = adapter_folder(Path(source)) is not None
+    found = read_checkpoint(source, base=base if of_adapter else None, unsafe_pickle=unsafe_pickle)
+    return found.below if isinstance(found, AdapterContents) else found
+
+
+def as_stored(params: Mapping[str, Tensor], source: Contents, key: str | None = None) -> Params:
     """The weights on the CPU, with the names and the precisions that the checkpoint has; with their own where it has
-    others, as for an adapter, whose base they were merged into."""
+    others, or several dictionaries that could be meant."""
     own = {k: v.detach().cpu().contiguous() for k, v in params.items()}
-    if adapter_folder(Path(source)) is not None:
+    try:
+        held = source.choose(key)[0]
+    except CheckpointError:
         return own
-    held = read_checkpoint(source, unsafe_pickle=unsafe_pickle).choose()[0]
     places = {name: found for name in held if (found := _own_name(name, own)) is not None}
     untied = {id(v) for v in params.values()}
     if {id(params[k]) for k in places.values()} != untied:
@@ -77,9 +98,8 @@ def _as(value: Tensor, like: Tensor) -> Tensor:
     return value.to(like.dtype) if moves(value) and moves(like) else value
 
 
-def _copy_configs(source: Path, target: Path) -> list[Path]:
+def _copy_configs(folder: Path, target: Path) -> list[Path]:
     """Config and tokenizer; no code, no weights, nothing of a trainer."""
-    folder = source if source.is_dir() else source.parent
     if not (folder / "config.json").is_file() or folder.resolve() == target.resolve():
         return []
     chosen = [f for f in sorted(folder.iterdir()) if f.is_file() and _is_config(f.name)]
