@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import inf, isfinite
@@ -198,14 +199,18 @@ def _allowances(kernel: Kernel, stored: Mapping[str, Any]) -> list[float]:
     return []
 
 
+_ROUNDING = re.compile(r"\d(\.\d+)?e-\d+")
+"""A number in a reason that is the size of rounding: another batch, or another number of workers, gives another one."""
+
+
 def _why(stored: Mapping[str, Any], found: Claim, more: str) -> Iterator[str]:
-    if stored["why"] != f"{found.why}{more}":
+    if _ROUNDING.sub("", stored["why"]) != _ROUNDING.sub("", f"{found.why}{more}"):
         yield f"why: stored {stored['why']!r}, but the control points give {found.why + more!r}"
 
 
 def _sampled(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
     found = kernel.claim(kernel.path.segments[i])
-    if not stored["why"].startswith(found.why):
+    if not _ROUNDING.sub("", stored["why"]).startswith(_ROUNDING.sub("", found.why)):
         yield f"why: stored {stored['why']!r}, but the control points give {found.why!r}"
     if not _same(stored["bound"], stored["value"]):
         yield f"measured, but the bound {stored['bound']} is not the largest sample {stored['value']}"
