@@ -204,13 +204,13 @@ _ROUNDING = re.compile(r"\d(\.\d+)?e-\d+")
 
 
 def _why(stored: Mapping[str, Any], found: Claim, more: str) -> Iterator[str]:
-    if _ROUNDING.sub("", stored["why"]) != _ROUNDING.sub("", f"{found.why}{more}"):
+    if _ROUNDING.sub("", str(stored["why"])) != _ROUNDING.sub("", f"{found.why}{more}"):
         yield f"why: stored {stored['why']!r}, but the control points give {found.why + more!r}"
 
 
 def _sampled(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
     found = kernel.claim(kernel.path.segments[i])
-    if not _ROUNDING.sub("", stored["why"]).startswith(_ROUNDING.sub("", found.why)):
+    if not _ROUNDING.sub("", str(stored["why"])).startswith(_ROUNDING.sub("", found.why)):
         yield f"why: stored {stored['why']!r}, but the control points give {found.why!r}"
     if not _same(stored["bound"], stored["value"]):
         yield f"measured, but the bound {stored['bound']} is not the largest sample {stored['value']}"
