@@ -384,7 +384,7 @@ def test_a_short_run_is_the_same_cell_with_fewer_steps():
 def test_a_budget_stops_a_run_that_goes_on_where_it_was(tmp_path, capsys):
     words = ["experiment", "run", "compare-digits", "--only", "Linear mlp:64-8x1"]
     words += ["--runs", str(tmp_path), "--device", "cpu", "--quiet"]
-    assert run_app([*words, "--budget", "1e-7"]) == 1
+    assert run_app([*words, "--budget", "1e-12"]) == 1
     assert "the budget is used: " in capsys.readouterr().err
     assert run_app([*words, "--budget", "1"]) == 0
     assert run_app([*words, "--budget", "0"]) == 2

@@ -233,7 +233,7 @@ def _exactly(kernel: Kernel, i: int, stored: Mapping[str, Any], found: Claim) ->
 def _intervals(kernel: Kernel, i: int, stored: Mapping[str, Any]) -> Iterator[str]:
     """Whether the sub-intervals cover [0, 1] and none of their bounds is too low."""
     reach, errors, found = 0.0, [], kernel.claim(kernel.path.segments[i])
-    yield from _why(stored, found, f"; bounded by affine forms in t on {len(stored['intervals'])} sub-intervals")
+    yield from _why(stored, found, f"; bounded by {kernel.bounds(i).means} on {len(stored['intervals'])} sub-intervals")
     for start, end, bound in stored["intervals"]:
         if not start == reach < end <= 1:
             yield f"the sub-intervals leave out t from {reach} to {start}, or overlap there"

@@ -76,9 +76,8 @@ def _run(cells: Sequence[Cell], store: Store, device: str) -> None:
 def shortened(value: Any, steps: int, draws: int | None = None) -> Any:
     """The same cell, recipe or method with at most so many steps in every training, and so many draws if that is said.
 
-    >>> shortened(Recipe(steps=4000, check=100), 5)
-    Recipe(optimizer='adam', lr=0.002, steps=5, batch=256, momentum=0.9, weight_decay=0.0, schedule='cosine', \
-check=5, epochs=None, precision='own', beta2=0.999, nesterov=True, gamma=0.5, every=None, hold=0)
+    >>> shortened(Recipe(steps=4000, check=100), 5) == Recipe(steps=5, check=5)
+    True
     """
     if not is_dataclass(value) or isinstance(value, type):
         return tuple(shortened(v, steps, draws) for v in value) if isinstance(value, tuple) else value

@@ -6,6 +6,7 @@ chunk but not on the engine, nor on the number of workers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -256,14 +257,16 @@ def _proved(segment: Segment, parts: Sequence[Certificate], weights: Sequence[fl
     a, b = ends = _ends(parts, weights)
     bound, intervals = _bound(segment, parts, own, weights)
     exact = {s.claim for s in own} <= _EXACT
+    weakest = max(own, key=lambda s: ("unchanged", "convex", "analytic", "bounded").index(s.claim))
     return replace(
-        max(own, key=lambda s: ("unchanged", "convex", "analytic", "bounded").index(s.claim)),
+        weakest,
         bound=bound + _allowance(len(own), bound),
         deviation=abs(b - a) if exact else _sum(weights, [s.deviation for s in own]),
         witness=float(b > a),
         value=max(ends),
         error_bound=_error_bound(own, weights),
         intervals=tuple((start, end, v + _allowance(len(own), v)) for start, end, v in intervals),
+        why=re.sub(r"on \d+ sub-intervals$", f"on {len(intervals)} sub-intervals", weakest.why),
     )
 
 

@@ -8,8 +8,10 @@ from typing import Literal
 
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.errors import InputError
+from isthmus.shown import one_line
 
 
+@one_line
 @dataclass(frozen=True)
 class Recipe:
     """How to train: the optimiser and when to stop.

@@ -42,7 +42,7 @@ class Auto(Connector):
 
     about = About(
         makes="the path of the cheapest method that reaches the asked excess",
-        reference="the steps: Garipov et al. 2018, Ainsworth et al. 2022, Jordan et al. 2022 and others",
+        reference="Garipov et al. 2018, Ainsworth et al. 2022, Jordan et al. 2022",
         needs="any module",
         cost="one pass for each line that is too high, some 35 for one that is not, then curves, up to `budget`",
         convex=False,
