@@ -30,6 +30,7 @@ __all__ = [
     "equal",
     "in_dtype",
     "lerp",
+    "mean",
     "moves",
     "nonfinite",
     "nonfinite_on",
@@ -278,6 +279,25 @@ def cast(params: Mapping[str, Tensor], dtype: torch.dtype) -> Params:
     torch.float64
     """
     return {k: in_dtype(v, dtype) for k, v in params.items()}
+
+
+def mean(several: Sequence[Mapping[str, Tensor]]) -> Params:
+    """The mean of each tensor, added up in float64; those that cannot move, and those that are shared, are the first's.
+
+    >>> mean([{"w": torch.tensor([1.0])}, {"w": torch.tensor([4.0])}])["w"]
+    tensor([2.5000])
+    """
+    return {k: _mean([p[k] for p in several]) for k in several[0]}
+
+
+def _mean(several: Sequence[Tensor]) -> Tensor:
+    first = several[0]
+    if not moves(first) or all(v is first for v in several):
+        return first
+    total = in_dtype(first, torch.float64)
+    for v in several[1:]:
+        total = total + in_dtype(v, torch.float64)
+    return (total / len(several)).to(first.dtype)
 
 
 def stack(several: Sequence[Mapping[str, Tensor]]) -> Params:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from isthmus.alignment.activations import ActivationMatching
 from isthmus.alignment.align import Alignment, aligned, chosen
@@ -21,7 +20,7 @@ from isthmus.evaluate.batchnorm import refresh, statistics
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
-from isthmus.params import Params, check_ends, in_dtype, moves
+from isthmus.params import Params, check_ends, mean
 from isthmus.training.progress import Progress, no_progress
 
 ROUNDS = 100
@@ -98,14 +97,8 @@ def _best(
 def _mean_loss(objective: Objective, models: Sequence[Params], orders: Sequence[Orders]) -> float:
     """Of the mean of the networks, with statistics of BatchNorm that are computed again."""
     several = [objective.structure.permute(one, own) for one, own in zip(models, orders, strict=True)]
-    mean = {k: _mean([one[k] for one in several]) for k in several[0]}
-    return objective.loss(refresh(objective, mean) if statistics(objective) else mean)
-
-
-def _mean(several: Sequence[Tensor]) -> Tensor:
-    if not moves(several[0]):
-        return several[0]
-    return torch.stack([in_dtype(v, torch.float64) for v in several]).mean(0).to(several[0].dtype)
+    average = mean(several)
+    return objective.loss(refresh(objective, average) if statistics(objective) else average)
 
 
 def _together(

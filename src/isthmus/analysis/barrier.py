@@ -16,7 +16,7 @@ from isthmus.connectors.connect import connect
 from isthmus.connectors.linear import Linear
 from isthmus.errors import InputError
 from isthmus.evaluate.band import Range
-from isthmus.evaluate.profile import Profile, profile
+from isthmus.evaluate.profile import Profile, heights, profile
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
@@ -144,18 +144,6 @@ def barrier_of(found: Profile, connection: Connection, definition: Definition = 
 def describe_of(connection: Connection) -> dict[str, Any]:
     """The method of a connection, with its fields."""
     return dict(connection.stats.get("method") or describe(Linear()))
-
-
-def heights(t: Tensor, loss: Tensor, definition: Definition) -> Tensor:
-    """How far each sample is above what the definition compares it with; any NaN makes all of them NaN.
-
-    >>> heights(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 4.0, 2.0]), "linear")
-    tensor([0.0000, 2.5000, 0.0000])
-    """
-    a, b = loss[0], loss[-1]
-    floor = {"excess": torch.maximum(a, b), "linear": (1 - t) * a + t * b, "mean": (a + b) / 2, "max": 0 * a}
-    above = loss - floor[definition]
-    return above * torch.nan if bool(loss.isnan().any()) else above
 
 
 @dataclass(frozen=True, eq=False)

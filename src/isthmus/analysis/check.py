@@ -368,12 +368,13 @@ def _carriers(work: _Work, found: Decision) -> Contributions | None:
 
 def _curve(work: _Work, a: Params, b: Params, seed: int) -> tuple[Connection, Profile]:
     """A trained curve, between aligned ends where there are units that can be told apart."""
+    method = Bezier()
     try:
-        found = connect(work.objective, a, b, Aligned(Bezier()), seed=seed, progress=work.progress)
+        found = connect(work.objective, a, b, Aligned(method), seed=seed, progress=work.progress)
     except IsthmusError:
-        found = connect(work.objective, a, b, Bezier(), seed=seed, progress=work.progress)
+        found = connect(work.objective, a, b, method, seed=seed, progress=work.progress)
     test = next((one for name, one in work.sets.items() if name != TRAINING), None)
     measured = profile(work.objective, found, 25, test=test, bn=work.bn, progress=work.progress)
     steps, evaluations = found.cost.gradient_steps or 0, found.cost.evaluations or 0
-    work.passes += 3 * steps * 128 / work.objective.num_examples + evaluations + len(measured.t)
+    work.passes += 3 * steps * method.recipe.batch / work.objective.num_examples + evaluations + len(measured.t)
     return found, measured

@@ -19,7 +19,7 @@ from isthmus.evaluate.profile import opened
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
-from isthmus.params import Params, equal, in_dtype, moves
+from isthmus.params import Params, equal, mean
 from isthmus.paths import HasPath, Path, by_length
 from isthmus.shown import draw, line, one_line, plural, table
 from isthmus.training.progress import Progress, no_progress
@@ -245,21 +245,10 @@ def _given(
 
 def average_of(objective: Objective, members: Sequence[Params], policy: str) -> Params:
     """The mean of the weights; of statistics too with "interpolate", else they are the first's or computed again."""
-    first = members[0]
-    mean = {k: _mean([p[k] for p in members]) for k in first}
+    average = mean(members)
     if policy in ("keep", "recompute"):
-        mean |= {k: first[k] for k in statistics(objective)}
-    return refresh(objective, mean) if policy == "recompute" else mean
-
-
-def _mean(several: Sequence[Tensor]) -> Tensor:
-    first = several[0]
-    if not moves(first) or all(v is first for v in several):
-        return first
-    total = in_dtype(first, torch.float64)
-    for v in several[1:]:
-        total = total + in_dtype(v, torch.float64)
-    return (total / len(several)).to(first.dtype)
+        average |= {k: members[0][k] for k in statistics(objective)}
+    return refresh(objective, average) if policy == "recompute" else average
 
 
 def _of_the_path(chosen: _Chosen, nets: _Networks) -> list[_Plan]:

@@ -154,7 +154,7 @@ def merge(
     if method not in get_args(MergeMethod):
         raise InputError("method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
     networks = _checked(objective, models)
-    start = None if base is None else _checked(objective, [base, base], "base")[0]
+    start = None if base is None else _one(objective, base, "base", networks[0])
     recipe = _Recipe(networks, _weights(method, weights, len(networks)), at, start, density, scale, weights is not None)
     _check_fits(method, recipe)
     sets = _sets_for(method, objective, test)
@@ -198,19 +198,25 @@ def _told(params: Params, method: str, recipe: _Recipe) -> Merged:
     return Merged(params, method, at, weights, density, recipe.scale if on_base else None)
 
 
-def _checked(objective: Objective | None, models: Sequence[ParamsLike], what: str = "models") -> list[Params]:
+def _checked(objective: Objective | None, models: Sequence[ParamsLike]) -> list[Params]:
     if not isinstance(models, Sequence) or isinstance(models, str) or len(models) < 2:
-        raise InputError(what, expected="two or more networks", got=models)
-    if objective is None:
-        plain: list[Any] = list(models)
-        if not all(isinstance(one, Mapping) for one in plain):
-            raise InputError(what, expected="state_dicts without an objective", got="other values")
-        found = [dict(one) for one in plain]
+        raise InputError("models", expected="two or more networks", got=models)
+    found: list[Params] = []
+    for i, one in enumerate(models):
+        found.append(_one(objective, one, f"models[{i}]", found[0] if found else None))
+    return found
+
+
+def _one(objective: Objective | None, given: ParamsLike, what: str, like: Params | None) -> Params:
+    """A network as it is merged, of the shapes of another one."""
+    if objective is not None:
+        found = objective.check(given, what)
+    elif isinstance(given, Mapping):
+        found = dict(given)
     else:
-        found = [objective.check(one, f"{what}[{i}]") for i, one in enumerate(models)]
-    for i, one in enumerate(found):
-        check_like(one, found[0], f"{what}[{i}]")
-        check_finite(one, f"{what}[{i}]")
+        raise InputError(what, expected="state_dicts without an objective", got=type(given).__name__)
+    check_like(found, found if like is None else like, what)
+    check_finite(found, what)
     return found
 
 

@@ -48,10 +48,21 @@ class Barriers:
     @classmethod
     def of(cls, t: Tensor, q: Tensor) -> Barriers:
         """From samples q at t, of which the first and the last are the ends. Any NaN makes all of them NaN."""
-        a, b, top = float(q[0]), float(q[-1]), float(q.max())
-        if bool(q.isnan().any()):
-            return cls(*(float("nan"),) * 4)
-        return cls(top, top - max(a, b), float((q - ((1 - t) * a + t * b)).max()), top - (a + b) / 2)
+        return cls(**{f.name: float(heights(t, q, f.name).max()) for f in fields(cls)})
+
+
+def heights(t: Tensor, q: Tensor, definition: str) -> Tensor:
+    """How far each sample is above what that definition of ``Barriers`` compares it with; any NaN makes all NaN.
+
+    >>> heights(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 4.0, 2.0]), "linear")
+    tensor([0.0000, 2.5000, 0.0000])
+    """
+    a, b = q[0], q[-1]
+    floors = {
+        "max": torch.zeros_like(a), "excess": torch.maximum(a, b), "linear": (1 - t) * a + t * b, "mean": (a + b) / 2
+    }  # fmt: skip
+    above = q - floors[definition]
+    return above * torch.nan if bool(q.isnan().any()) else above
 
 
 @dataclass(frozen=True, eq=False)
