@@ -105,3 +105,19 @@ def test_links_lead_to_files_and_headings_that_are_there(page):
         assert there.exists(), f"{page}: {link}"
         if heading:
             assert heading in anchors(there.read_text(encoding="utf-8")), f"{page}: {link}"
+
+
+def test_every_benchmark_has_one_row():
+    rows = re.findall(r"^\| `(\w+\.py)` \|", (DOCS / "benchmarks.md").read_text(encoding="utf-8"), re.M)
+    scripts = [p.name for p in (DOCS.parent / "benchmarks").glob("*.py") if p.name != "common.py"]
+    assert sorted(rows) == sorted(scripts)
+
+
+def test_what_the_errata_name_is_there():
+    """Tests as `file.py::name`, or `::name` in the file named last."""
+    tests, file = DOCS.parent / "tests", ""
+    found = re.findall(r"`([\w/]*(?:\.py)?)::(\w+)`", (DOCS / "errata.md").read_text(encoding="utf-8"))
+    assert len(found) >= 20
+    for name, function in found:
+        file = name or file
+        assert f"def {function}(" in (tests / file).read_text(encoding="utf-8"), f"{file}::{function}"
