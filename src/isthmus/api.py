@@ -70,6 +70,7 @@ from isthmus.connectors import Connector as Connector
 from isthmus.connectors import ConstrainedStringSampling as ConstrainedStringSampling
 from isthmus.connectors import DeepLinear as DeepLinear
 from isthmus.connectors import Dropout as Dropout
+from isthmus.connectors import LayerWise as LayerWise
 from isthmus.connectors import Linear as Linear
 from isthmus.connectors import MeanField as MeanField
 from isthmus.connectors import Memorised as Memorised

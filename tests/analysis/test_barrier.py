@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import isthmus as im
-from isthmus.analysis.blocks import blocks_of
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.structure.blocks import blocks_of
 from tests.problems import Problem, made_once, perceptron, random_params, small_convnet
 
 

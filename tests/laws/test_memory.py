@@ -53,6 +53,7 @@ TRAINED: dict[str, tuple[Connector, Callable[[], Problem]]] = {
     "Bezier": (im.Bezier(bends=4, recipe=im.Recipe(lr=None, epochs=8, batch=8)), permuted),
     "PolyChain": (replace(QUICK[im.PolyChain], draws=2), permuted),
     "AutoNEB": (replace(QUICK[im.AutoNEB], cycles=((14, 2), (14, 2)), spacing="loss"), permuted),
+    "LayerWise": (QUICK[im.LayerWise], permuted),
     "Auto": (im.Auto(excess=1e-4, budget=150), permuted),
 }
 

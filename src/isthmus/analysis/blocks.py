@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import POLICIES, followed, refresh
-from isthmus.kinds import check_kind, check_kinds
+from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, check_ends, distance, lerp
 from isthmus.shown import brief, count, draw, line, one_line, plural, table
+from isthmus.structure.blocks import blocks_of, checked_blocks
 from isthmus.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_FEW = 3
-"""So many blocks are sought, deeper in the names where the first numbers in them give fewer."""
 
 
 @one_line
@@ -117,7 +115,7 @@ def block_barriers(
     if not ts or not all(0 < t <= 1 for t in ts):
         raise InputError("ts", expected="numbers in (0, 1]", got=list(ts))
     own = [k for k in start if k not in ties_of(objective.skeleton)]
-    parts = blocks_of(own) if blocks is None else _checked(blocks, own)
+    parts = blocks_of(own) if blocks is None else checked_blocks(blocks, own)
     policy = followed(objective, bn or POLICIES[0])
     ends = objective.loss(start), objective.loss(goal)
     rows: list[BlockBarrier] = []
@@ -158,48 +156,3 @@ def _losses(
 
 def _both(a: Params, b: Params, names: Sequence[str]) -> tuple[Params, Params]:
     return {k: a[k] for k in names}, {k: b[k] for k in names}
-
-
-def _checked(blocks: Mapping[str, Sequence[str]], own: Sequence[str]) -> dict[str, list[str]]:
-    for name, names in blocks.items():
-        check_kind(names, Sequence[str], f"blocks[{name!r}]")
-    named = [k for names in blocks.values() for k in names]
-    wrong = [f"no tensor {k!r}" for k in named if k not in own]
-    wrong += [f"the block {name!r} without names" for name, names in blocks.items() if not names]
-    wrong += ["one name twice"] * (len({*named}) < len(named)) + ["no blocks"] * (not blocks)
-    if wrong:
-        raise InputError("blocks", expected="names of tensors, each in one block", got=wrong[0])
-    return {name: list(names) for name, names in blocks.items()}
-
-
-def blocks_of(names: Sequence[str]) -> dict[str, list[str]]:
-    """The tensors of each layer or repeated block, as their names tell it, in the order of the names.
-
-    A name is cut behind the first number in it, "encoder.layers.3.attention.weight" -> "encoder.layers.3", one without
-    a number before the last dot; where that gives fewer than 3 blocks, behind the second number, and so on.
-
-    >>> blocks_of(["wte.weight", "h.0.attn.weight", "h.0.mlp.weight", "h.1.attn.weight", "head.weight"])
-    {'wte': ['wte.weight'], 'h.0': ['h.0.attn.weight', 'h.0.mlp.weight'], 'h.1': ['h.1.attn.weight'], \
-'head': ['head.weight']}
-    >>> list(blocks_of(["net.0.0.weight", "net.0.0.bias", "net.0.2.weight"]))
-    ['net.0.0', 'net.0.2']
-    """
-    deepest = max((_numbers(k) for k in names), default=0)
-    for depth in range(1, max(1, deepest) + 1):
-        found: dict[str, list[str]] = {}
-        for name in names:
-            found.setdefault(_block(name, depth), []).append(name)
-        if len(found) >= _FEW or depth >= deepest:
-            return found
-    return {}
-
-
-def _numbers(name: str) -> int:
-    return sum(part.isdigit() for part in name.split(".")[:-1])
-
-
-def _block(name: str, depth: int) -> str:
-    parts = name.split(".")
-    numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
-    end = numbers[min(depth, len(numbers)) - 1] + 1 if numbers else len(parts) - 1
-    return ".".join(parts[:end]) or name

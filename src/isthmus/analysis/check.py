@@ -13,7 +13,7 @@ from isthmus.alignment import ActivationMatching, align, align_many
 from isthmus.alignment.many import checked_models
 from isthmus.analysis.averaging import Lines, Mean, Pair, all_below, height, sentence
 from isthmus.analysis.barrier import names_of
-from isthmus.analysis.blocks import BlockBarriers, block_barriers, blocks_of
+from isthmus.analysis.blocks import BlockBarriers, block_barriers
 from isthmus.analysis.contributions import Contributions, class_labels
 from isthmus.analysis.ensemble import average_of
 from isthmus.analysis.task_vectors import TaskVectors, task_vectors
@@ -31,6 +31,7 @@ from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, distance, norm
 from isthmus.paths import Path
 from isthmus.shown import draw, line, table
+from isthmus.structure.blocks import blocks_of
 from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level
 

@@ -15,6 +15,7 @@ from isthmus.connectors import (
     Connector,
     ConstrainedStringSampling,
     DeepLinear,
+    LayerWise,
     Linear,
     Narrow,
     PolyChain,
@@ -27,6 +28,7 @@ from isthmus.connectors import (
 from isthmus.connectors.curves.losses import FEW
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
+from isthmus.structure.blocks import blocks_of
 from isthmus.structure.chain import chain_of
 from isthmus.training.fit import Recipe
 
@@ -51,6 +53,10 @@ def fitted(method: Connector, passes: float, objective: Objective) -> Connector:
             return replace(method, recipe=replace(method.recipe, epochs=max(1, int(epochs))))
         case AutoNEB():
             return _band(method, passes, n)
+        case LayerWise():
+            blocks = len(blocks_of(objective.parameter_names) if method.blocks is None else method.blocks)
+            recipe = replace(method.recipe, epochs=None)
+            return replace(method, recipe=_shorter(recipe, passes / blocks / method.steps, n))
         case Narrow() | TwoLayerReLU():
             return replace(method, recipe=_shorter(method.recipe, passes / max(1, method.attempts), n))
         case StringSampling() | ConstrainedStringSampling():

@@ -10,6 +10,7 @@ from isthmus.connectors.curves.method import Bezier as Bezier
 from isthmus.connectors.curves.method import PolyChain as PolyChain
 from isthmus.connectors.deep_linear.method import DeepLinear as DeepLinear
 from isthmus.connectors.dropout import Dropout as Dropout
+from isthmus.connectors.layer_wise import LayerWise as LayerWise
 from isthmus.connectors.linear import Linear as Linear
 from isthmus.connectors.mean_field import MeanField as MeanField
 from isthmus.connectors.narrow import Narrow as Narrow
@@ -30,6 +31,7 @@ METHODS: tuple[type[Connector], ...] = (
     Bezier,
     PolyChain,
     AutoNEB,
+    LayerWise,
     Aligned,
     Renormalised,
     Dropout,

@@ -225,6 +225,15 @@ class AutoNEBInfo(CurveInfo):
 
 @one_line
 @dataclass(frozen=True)
+class LayerWiseInfo(CurveInfo):
+    """Of ``LayerWise``: as of ``Bezier``; `blocks`: a row per point, which "block" moved, how far it is "at", and the
+    "max" on some examples on the segment before it."""
+
+    blocks: _Rows = ()
+
+
+@one_line
+@dataclass(frozen=True)
 class AlignedInfo:
     """Of ``Aligned``. `inner`: what the inner method says of its path. `alignment`, by name:
 
@@ -265,6 +274,7 @@ INFO: dict[str, type] = {
     "Bezier": CurveInfo,
     "PolyChain": CurveInfo,
     "AutoNEB": AutoNEBInfo,
+    "LayerWise": LayerWiseInfo,
     "Aligned": AlignedInfo,
     "Renormalised": LinearInfo,
     "Dropout": DropoutInfo,

@@ -44,11 +44,15 @@ class Coordinates:
 
     def in_distances(self) -> Coordinates:
         """The same in units of the root mean square distance of the ends, tensor by tensor."""
+        units = [unit.expand(self.a[k].numel()) for k, unit in self.distances().items()]
+        return replace(self, units=torch.cat(units)) if units else self
+
+    def distances(self) -> Params:
+        """The root mean square distance of the ends, tensor by tensor, none much smaller than the largest."""
         both = [(self.a[k].detach(), self.b[k].detach()) for k in self.names]
         far = [(q - p).double().square().mean().sqrt() for p, q in both]
         least = LEAST * max(map(float, far), default=1.0)
-        units = [d.clamp(min=least).to(p.dtype).expand(p.numel()) for d, (p, _) in zip(far, both, strict=True)]
-        return replace(self, units=torch.cat(units)) if units else self
+        return {k: d.clamp(min=least).to(self.a[k].dtype) for k, d in zip(self.names, far, strict=True)}
 
     def flat(self, params: Params) -> Tensor:
         """The trained tensors of a point as one vector, a copy."""

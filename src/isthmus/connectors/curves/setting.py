@@ -163,12 +163,16 @@ class CurveSetting:
         }  # fmt: skip
         return TrainedCurve(shape, control, highest, ended, stats)
 
-    def connection(self, found: TrainedCurve, what: str) -> Connection:
-        """The curve as the path of a method; with BatchNorm in pieces between knots of recomputed statistics."""
+    def connection(self, found: TrainedCurve, what: str | Sequence[str]) -> Connection:
+        """The curve as the path of a method; with BatchNorm in pieces between knots of recomputed statistics.
+
+        `what`: the label of all its segments, or of each.
+        """
         path = found.shape.path(found.control)
-        stats: dict[str, Any] = {"segments": [what] * len(path), **found.stats}
+        labels = [what] * len(path) if isinstance(what, str) else list(what)
+        stats: dict[str, Any] = {"segments": labels, **found.stats}
         if self.losses.bn == "recompute":
-            settled = settle(self.task.objective, path, _DEVIATION * abs(found.highest.loss), what)
+            settled = settle(self.task.objective, path, _DEVIATION * abs(found.highest.loss), labels)
             path, stats["segments"] = settled.path, settled.labels
             stats["evaluations"] += settled.passes
             stats["statistics"] = {"pieces": len(path) - 2, "deviation": settled.deviation, "points": settled.points}

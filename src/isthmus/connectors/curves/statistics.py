@@ -33,17 +33,19 @@ class Settled:
     passes: int
 
 
-def settle(objective: Objective, path: Path, tol: float, what: str) -> Settled:
+def settle(objective: Objective, path: Path, tol: float, what: Sequence[str]) -> Settled:
     """The curve in pieces, with statistics computed again at the knots; one that is off by more than `tol` is halved.
 
     The ends keep their own statistics: on the first segment only those of the start move, to the recomputed ones, and
-    on the last only those of the end.
+    on the last only those of the end. `what`: the labels of the path's segments.
     """
     places = _PLACES[objective.num_examples <= _FEW]
     found = [_Pieces(objective, segment, tol, places) for segment in path.segments]
-    parts = [part for pieces in found for part in pieces.of(pieces.segment, 0.0, 1.0, _MOST)]
+    cut = [pieces.of(pieces.segment, 0.0, 1.0, _MOST) for pieces in found]
+    parts = [part for pieces in cut for part in pieces]
     first, last = Curve((path.start, parts[0].start)), Curve((parts[-1].end, path.end))
-    labels = ["the statistics of the start settle", *(what for _ in parts), "the statistics of the end settle"]
+    inside = [label for label, pieces in zip(what, cut, strict=True) for _ in pieces]
+    labels = ["the statistics of the start settle", *inside, "the statistics of the end settle"]
     deviation, passes = max(p.deviation for p in found), sum(p.passes for p in found)
     return Settled(Path((first, *parts, last)), deviation, len(places), labels, passes)
 
