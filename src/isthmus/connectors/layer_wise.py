@@ -106,20 +106,14 @@ class _Walk:
 
     @classmethod
     def start(cls, method: LayerWise, setting: CurveSetting) -> _Walk:
-        """All trained tensors belong to a block; those that no block names move last."""
+        """The blocks with the tensors that are trained."""
         trained = list(setting.coordinates.names)
-        if method.blocks is None:
-            given = blocks_of(trained)
-        else:
-            given = checked_blocks(method.blocks, setting.task.objective.parameter_names)
-        named = {k for block in given.values() for k in block}
-        blocks = {**given, "the rest": [k for k in trained if k not in named]}
-        moving = {name: own for name, block in blocks.items() if (own := [k for k in block if k in trained])}
-        moved: list[str] = []
+        blocks = _moving(method, trained, setting.task.objective.parameter_names)
+        moved: set[str] = set()
         found = []
-        for number, (name, block) in enumerate(moving.items()):
-            moved += block
-            found.append(_Block(name, block, [k for k in trained if k not in moved], number / len(moving)))
+        for number, (name, block) in enumerate(blocks.items()):
+            moved |= {*block}
+            found.append(_Block(name, block, [k for k in trained if k not in moved], number / len(blocks)))
         return cls(method, setting, found)
 
     def run(self) -> TrainedCurve:
@@ -221,6 +215,16 @@ class _Walk:
         ended = Ended.TARGET if highest.loss <= setting.target else missed
         more = {"history": [], "blocks": self.history, "gradient_steps": self.gradient_steps}
         return setting.trained(shape, control, highest, ended, more)
+
+
+def _moving(method: LayerWise, trained: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """All trained tensors by block; those that no block of the user's names move last. `names`: of all parameters."""
+    if method.blocks is None:
+        return blocks_of(trained)
+    given = checked_blocks(method.blocks, names)
+    named = {k for block in given.values() for k in block}
+    blocks = {**given, "the rest": [k for k in trained if k not in named]}
+    return {name: own for name, block in blocks.items() if (own := [k for k in block if k in trained])}
 
 
 def on_arc(p: Tensor, q: Tensor, t: float) -> Tensor:
