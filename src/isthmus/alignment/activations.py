@@ -17,6 +17,7 @@ from isthmus.alignment.overlap import Orders, Overlap
 from isthmus.alignment.seen import first, seen
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.evaluate.batchnorm import statistics
+from isthmus.params import widened
 from isthmus.structure.taps import Tap, taps
 
 _STILL = 1e-12
@@ -105,7 +106,7 @@ class SeenUnits:
 
     def _rows(self, v: Tensor) -> Tensor:
         """[rows, samples]."""
-        v, index = v.detach().movedim(self.tap.dim, 0).cpu().double(), self.tap.index
+        v, index = widened(v.detach().movedim(self.tap.dim, 0).cpu()), self.tap.index
         if not self.tap.others:
             v = v.index_select(0, index.reshape(-1)).reshape(len(index), index.shape[1], *v.shape[1:])
         return v.reshape(len(v), prod(v.shape[1:]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 import torch
 from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.seen import first, inputs
 from isthmus.objective import Objective
-from isthmus.params import Params, cast
+from isthmus.params import Params, cast, moves
 
 
 def change(objective: Objective, b: Params, target: Params, examples: int) -> float:
@@ -16,5 +18,6 @@ def change(objective: Objective, b: Params, target: Params, examples: int) -> fl
     with torch.no_grad():
         # the program computes in float64 throughout, also where the module itself asks for float32
         runs = (tree_leaves(objective.program.run(cast(p, torch.float64), *x)) for p in (b, target))
-        pairs = [(v, w) for v, w in zip(*runs, strict=True) if v.is_floating_point()]
-    return max(float((v - w).abs().max()) / (float(v.abs().max()) or 1.0) for v, w in pairs)
+        pairs = [(v, w) for v, w in zip(*runs, strict=True) if moves(v)]
+    changes = [float((v - w).abs().max()) / (float(v.abs().max()) or 1.0) for v, w in pairs]
+    return max(changes, key=lambda share: (isnan(share), share))

@@ -38,6 +38,8 @@ def renormalised(objective: Objective, a: Params, b: Params, ts: Sequence[float]
     if not layers:
         why = "no layer makes units that can be scaled one by one, and there is no BatchNorm"
         raise UnsupportedError("Renormalised", why, "a trained curve, such as im.Bezier()")
+    if any(a[layer.weight].is_complex() for layer in layers.values()):
+        raise UnsupportedError("Renormalised", "complex weights", "Linear() or StringSampling()")
     x = inputs(few)
     with torch.no_grad():
         own, other = (_moments(objective.program.seen(p, x, list(layers)), layers) for p in (a, b))

@@ -22,6 +22,7 @@ from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_map
 
 from isthmus.errors import UnsupportedError
+from isthmus.params import moves
 from isthmus.program.batch import REMEDY, SIZES, for_every_batch
 from isthmus.program.copied import name_of
 from isthmus.program.ops import op_named
@@ -261,7 +262,7 @@ def _read(
         shapes={name: shape or () for name, shape in shapes.items()},
         tied=tied,
         dtype=_floating([*named.values(), *examples]),
-        integers=frozenset(k for k, v in named.items() if not v.is_floating_point()),
+        integers=frozenset(k for k, v in named.items() if not moves(v)),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.params import moves
 from isthmus.program.ops import UNKNOWN, Kind, Op, op_named
 
 
@@ -172,9 +173,10 @@ class Program:
             raise InputError("inputs", expected=f"{len(self.inputs)} tensors", got=len(inputs))
         if missing := sorted(set(self.tensors.values()) - set(params)):
             raise InputError("params", expected=f"the key {missing[0]!r}", got=f"only {sorted(params)}")
-        dtype = next((v.dtype for v in params.values() if v.is_floating_point()), self.dtype)
+        dtype = next((v.dtype.to_real() for v in params.values() if moves(v)), self.dtype)
         env: dict[str, Any] = {p: params[name] for p, name in self.tensors.items()}
         types = {self.dtype: dtype} | ({torch.float32: dtype} if dtype == torch.float64 else {})
+        types |= {k.to_complex(): v.to_complex() for k, v in types.items()}
         env |= {k: v.to(types.get(v.dtype, v.dtype)) for k, v in self.constants.items()}
         env |= dict(zip(self.inputs, inputs, strict=True))
         interpret(self.needed, lambda node, values: node.call(values, types), env, last_reads(self.needed, keep=names))
