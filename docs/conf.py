@@ -29,6 +29,7 @@ default_role = "code"
 add_module_names = False
 toc_object_entries = False
 maximum_signature_line_length = 88
+smartquotes = False  # what stands in quotes is mostly a value
 # a part of the site that another one links to is missing only where a page was not written: say so, and fail
 nitpicky = True
 

@@ -2,7 +2,6 @@
 
 # code
 import torch
-from torch import nn
 
 import isthmus as im
 
@@ -10,12 +9,12 @@ digits = im.data.load("digits").flat()
 x, y = digits.x_train, digits.y_train
 
 
-def trained(seed: int) -> nn.Module:
+def trained(seed: int) -> torch.nn.Module:
     network = im.models.seeded(lambda: im.models.mlp([64, 40, 40, 10]), seed)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     for _ in range(400):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(network(x), y).backward()
+        torch.nn.functional.cross_entropy(network(x), y).backward()
         optimizer.step()
     return network
 
@@ -33,13 +32,15 @@ if __name__ == "__main__":
 
     grey = "#808080"  # to be read on white and on black
     pyplot.rcParams.update({"text.color": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey})
-    pyplot.rcParams.update({"axes.edgecolor": grey, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    pyplot.rcParams.update(
+        {"axes.edgecolor": grey, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    )
     figure, axes = pyplot.subplots(figsize=(7, 2.8), layout="constrained")
     straight = im.profile(objective, im.connect(objective, a, b))
     found = im.profile(objective, path)
     for profile, name, colour in ((straight, "straight line", "#d1495b"), (found, "Subnetwork: proved", "#2a9d8f")):
         axes.semilogy(profile.t, profile.loss, label=name, color=colour, linewidth=2)
     axes.set(xlabel="t, along the path from a to b", ylabel="training loss")
-    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.62))
+    axes.legend(frameon=False, loc="lower center")
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=160, transparent=True)
     print(f"straight line {straight.max:.4g}, Subnetwork {found.max:.4g}")

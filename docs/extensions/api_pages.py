@@ -6,120 +6,19 @@ import enum
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from importlib import import_module
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from api_names import GROUPS, Public, public
 from citations import cited, entries
 from docstrings import COMMON, Parts, doc_of, parse, sentences
 
-MODULES = ("", "models", "data", "counterexamples")
-GROUPS = {
-    "Ask": "The question: a network with its loss and data, two ends, and how high the loss rises between them.",
-    "Paths": "Paths as values: functions of t in [0, 1] with values in the parameters.",
-    "Methods": "The methods of `connect`, frozen dataclasses of settings, and the settings that some of them take.",
-    "Alignment": "Hidden units of one network in the numbering of another.",
-    "Proofs": "What holds on a whole path, proved.",
-    "Analyses": "Questions whose answer is no path: barriers, merges, ensembles, planes, graphs.",
-    "Theory": "What theorems ask of a network, measured.",
-    "Structure": "The interchangeable units of a network.",
-    "Storing": "Files: checkpoints, connections, alignments.",
-    "Results": "What the functions return.",
-    "Errors": "What is raised, and what is warned of.",
-    "Models": "Networks of the papers, `isthmus.models`.",
-    "Data": "Data sets on this machine, `isthmus.data`.",
-    "Counterexamples": "Networks between which no low path exists, `isthmus.counterexamples`.",
-}
-_ASK = ("connect", "profile", "verdict", "check", "compare", "merge")
-_BY_MODULE = {
-    "isthmus.objective": "Ask", "isthmus.params": "Ask", "isthmus.paths": "Paths", "isthmus.connectors": "Methods",
-    "isthmus.training": "Methods", "isthmus.alignment": "Alignment", "isthmus.certify": "Proofs",
-    "isthmus.analysis.separated": "Proofs", "isthmus.analysis.subnetwork_bounds": "Theory",
-    "isthmus.analysis.gap_by_width": "Theory", "isthmus.analysis": "Analyses", "isthmus.graph": "Analyses",
-    "isthmus.evaluate": "Analyses", "isthmus.premises": "Theory", "isthmus.stability": "Theory",
-    "isthmus.comparison": "Analyses", "isthmus.verdict": "Proofs", "isthmus.theory": "Theory",
-    "isthmus.structure": "Structure", "isthmus.storage": "Storing",
+_ALIASES = {
+    "ParamsLike": "Params | Module | file", "HasPath": "result with a path", "Definition": "str", "MergeMethod": "str",
+    "Progress": "Callable", "FilePath": "Path of a folder",
 }  # fmt: skip
-_OF_NAME = {"Params": "Ask", "METHODS": "Methods", "load_graph": "Storing", "Renumbering": "Alignment", "Matching": "Alignment"}
-_SAID = {
-    "Params": "The parameters and buffers of a network: tensors by name, as `module.state_dict()` gives them.",
-    "METHODS": "The classes of all methods, in the order in which `isthmus methods` lists them.",
-    "models.MODELS": "The networks that have a name on the command line.",
-    "models.ACTIVATIONS": "The activations that have a name, each a class of torch.",
-    "models.EXTRACTORS": "The extractors of features that have a name.",
-    "data.DATASETS": "The data sets that have a name on the command line.",
-}
-"""Of values that have no docstring."""
-
-
-@dataclass(frozen=True)
-class Public:
-    """A public name, as ``isthmus.NAME``."""
-
-    name: str
-    value: Any
-    group: str
-    page: str
-
-    @property
-    def parts(self) -> Parts:
-        """Its docstring by sections."""
-        own = self.value if inspect.isclass(self.value) or inspect.isfunction(self.value) else None
-        return parse(_SAID[self.name] if own is None else doc_of(own))
-
-    @property
-    def made(self) -> bool:
-        """Whether it is a class whose values users make."""
-        return inspect.isclass(self.value) and self.group not in ("Results", "Errors")
-
-
-def public() -> list[Public]:
-    """All public names, by group and then by name."""
-    found: list[tuple[str, Any]] = []
-    for prefix in MODULES:
-        module = import_module(f"isthmus.{prefix}" if prefix else "isthmus.api")
-        names = [n for n, v in vars(module).items() if not n.startswith("_") and not inspect.ismodule(v)]
-        found += [(f"{prefix}.{n}".lstrip("."), getattr(module, n)) for n in names if n != "annotations"]
-    functions = {name.lower() for name, value in found if inspect.isfunction(value)}
-    every = [Public(n, v, _group(n, v), _page(n, v, functions)) for n, v in found]
-    order = list(GROUPS)
-    return sorted(every, key=lambda p: (order.index(p.group), not inspect.isfunction(p.value), p.name.lower()))
-
-
-def _page(name: str, value: Any, functions: set[str]) -> str:
-    """The name of its file: a class that differs from a function by case alone gets another on all file systems."""
-    return f"{name}-class" if inspect.isclass(value) and name.lower() in functions else name
-
-
-def _group(name: str, value: Any) -> str:
-    prefix = name.partition(".")[0] if "." in name else ""
-    if prefix:
-        return prefix.capitalize()
-    if inspect.isclass(value) and issubclass(value, Exception | Warning):
-        return "Errors"
-    if name in _OF_NAME:
-        return _OF_NAME[name]
-    if name in _ASK:
-        return "Ask"
-    where = value.__module__
-    group = next(group for start, group in sorted(_BY_MODULE.items(), reverse=True) if where.startswith(start))
-    if inspect.isclass(value) and _is_result(value, group):
-        return "Results"
-    return group
-
-
-def _is_result(value: type, group: str) -> bool:
-    """Whether functions make it: all but settings, paths and structures, which users make as well."""
-    from isthmus.alignment import Matching
-    from isthmus.connectors import Connection, Outcome
-
-    if value in (Connection, Outcome) or group in ("Proofs", "Analyses", "Theory"):
-        return True
-    return group == "Alignment" and not issubclass(value, Matching)
-
-
+"""Names of types that are not public, as readers know them."""
 # -- a page
 
 
@@ -147,7 +46,10 @@ class Writer:
         if annotation is inspect.Parameter.empty:
             return ""
         text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-        text = re.sub(r"\b(?:\w+\.)+(?=\w)", "", text).replace("HasPath", "result with a path")
+        text = re.sub(r"\b(?:\w+\.)+(?=\w)", "", text)
+        for alias, meant in _ALIASES.items():
+            text = re.sub(rf"\b{alias}\b", meant, text)
+        text = re.sub(r"Literal\[(.*?)\]", lambda m: " or ".join(f"`{v}`" for v in m[1].split(", ")), text)
         pieces = re.split(r"(\w+)", text.replace("[", r"\[").replace("]", r"\]").replace("|", "or"))
         return "".join(f"[{one}]({self.pages[one]}.md)" if one in self.pages else one for one in pieces)
 
@@ -182,7 +84,9 @@ class Writer:
     def _prose(self, one: Public, parts: Parts, known: set[str]) -> Iterator[str]:
         """The description, and items that are no arguments."""
         yield from (self.linked(text, one.page) for text in parts.text)
-        others = [f"- `{name}`: {self.linked(said, one.page)}" for name, said in parts.items.items() if name not in known]
+        others = [
+            f"- `{name}`: {self.linked(said, one.page)}" for name, said in parts.items.items() if name not in known
+        ]
         yield "\n".join(line.replace("\n", "\n  ") for line in others)
         if parts.use:
             yield "**When to use:** " + " ".join(self.linked(text, one.page) for text in parts.use)
@@ -196,7 +100,9 @@ class Writer:
         signature = inspect.signature(one.value)
         yield _directive("function", one.name, signature)
         yield from self._prose(one, parts, set(signature.parameters))
-        arguments = [self._entry(p.name, p.annotation, p.default, _said(parts, p.name)) for p in signature.parameters.values()]
+        arguments = [
+            self._entry(p.name, p.annotation, p.default, _said(parts, p.name)) for p in signature.parameters.values()
+        ]
         yield "## Args\n\n" + "\n\n".join(arguments) if arguments else ""
         yield self._returns(signature.return_annotation, parts)
 
@@ -236,7 +142,7 @@ class Writer:
         arguments = signature.parameters if signature and not own else {}
         yield from self._prose(one, parts, {f.name for f in own} | set(arguments))
         yield self._about(one.value)
-        if issubclass(one.value, enum.Enum):
+        if isinstance(one.value, enum.EnumMeta):
             yield "## Members\n\n" + "\n".join(f"- `{m.name}`: {m.value}" for m in one.value)
         rows = [self._entry(f.name, f.type, _field_default(f), _said(parts, f.name)) for f in own if one.made]
         rows += [self._entry(p.name, p.annotation, p.default, _said(parts, p.name)) for p in arguments.values()]
@@ -245,7 +151,7 @@ class Writer:
             given = [self._attribute(one, f.name, f.type, parts.about(f.name)) for f in own]
             yield "## Attributes\n\n" + "\n\n".join(given)
 
-    def _about(self, value: type) -> str:
+    def _about(self, value: Any) -> str:
         """What a method makes, needs and costs."""
         about = value.__dict__.get("about")
         if about is None:
@@ -256,13 +162,17 @@ class Writer:
     def _attribute(self, one: Public, name: str, annotation: Any, said: str) -> str:
         kind = self.kind(annotation)
         text = f"*{kind}*. " if kind else ""
-        return f"```{{py:attribute}} isthmus.{one.name}.{name}\n```\n\n: {text}{self.linked(said)}".replace("\n\n: ", "\n\n")
+        return _directive("attribute", f"{one.name}.{name}", None, text + self.linked(said, one.page))
 
     def _members(self, one: Public) -> Iterator[str]:
         """Properties and methods, those of public base classes too."""
-        members = dict(_own_members(one.value))
-        properties = {n: m for n, m in members.items() if not inspect.isfunction(m) and not isinstance(m, classmethod | staticmethod)}
-        methods = {n: m for n, m in members.items() if n not in properties}
+        every = dict(members(one.value))
+        properties = {
+            n: m
+            for n, m in every.items()
+            if not inspect.isfunction(m) and not isinstance(m, classmethod | staticmethod)
+        }
+        methods = {n: m for n, m in every.items() if n not in properties}
         if properties:
             yield "## Properties\n\n" + "\n\n".join(self._property(one, n, m) for n, m in properties.items())
         if methods:
@@ -272,7 +182,7 @@ class Writer:
         function = getattr(member, "fget", None) or getattr(member, "func", None)
         kind = self.kind(inspect.signature(function).return_annotation) if function else ""
         said = self.linked(doc_of(member) or "", one.page)
-        return f"```{{py:property}} isthmus.{one.name}.{name}\n```\n\n*{kind}*. {said}"
+        return _directive("property", f"{one.name}.{name}", None, f"*{kind}*. {said}")
 
     def _method(self, one: Public, name: str, member: Any) -> str:
         function = getattr(member, "__func__", member)
@@ -281,12 +191,16 @@ class Writer:
         parts = parse(doc_of(function))
         said = [self.linked(text, one.page) for text in parts.text]
         said += [f"`{item}`: {self.linked(text, one.page)}" for item, text in parts.items.items()]
-        said += [f"{head}: {self.linked(text)}" for head, texts in (("Cost", parts.cost), ("Errors", parts.errors)) for text in texts]
+        said += [
+            f"{head}: {self.linked(text)}"
+            for head, texts in (("Cost", parts.cost), ("Errors", parts.errors))
+            for text in texts
+        ]
         said += [f"```pycon\n{code}\n```" for code in parts.examples]
-        return "\n\n".join([_directive("method", f"{one.name}.{name}", bare), *said])
+        return _directive("method", f"{one.name}.{name}", bare, "\n\n".join(said))
 
 
-def _own_members(kind: type) -> Iterator[tuple[str, Any]]:
+def members(kind: type) -> Iterator[tuple[str, Any]]:
     """Public properties and methods of a class and its bases in this package; the class's own first."""
     held = {f.name for f in fields(kind)} if is_dataclass(kind) else set()
     seen = set(held)
@@ -307,7 +221,7 @@ def _is_property(member: Any) -> bool:
 def _attributes(kind: type) -> list[str]:
     """The fields and the properties of a result."""
     own = [f.name for f in fields(kind) if not f.name.startswith("_")] if is_dataclass(kind) else []
-    return own + [name for name, member in _own_members(kind) if _is_property(member)]
+    return own + [name for name, member in members(kind) if _is_property(member)]
 
 
 def _abstract(kind: type) -> bool:
@@ -333,10 +247,10 @@ def _default(value: Any) -> str:
     return text if len(text) <= 60 else f"{type(value).__name__}(...)"
 
 
-def _directive(kind: str, name: str, signature: inspect.Signature | None) -> str:
-    """A signature without types, which the arguments have."""
+def _directive(kind: str, name: str, signature: inspect.Signature | None, body: str = "") -> str:
+    """A signature without types, which the arguments have, and what is said of it."""
     text = "" if signature is None else _call(signature)
-    return f"```{{py:{kind}}} isthmus.{name}{text}\n```"
+    return f"````{{py:{kind}}} isthmus.{name}{text}\n{body}\n````"
 
 
 def _call(signature: inspect.Signature) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
 from isthmus.cli.app import COMMANDS, SAYS, _app, _loaded
 from isthmus.cli.told import EXAMPLES, FAILS
 from isthmus.connectors import METHODS
@@ -65,9 +66,12 @@ def _records(command: Any, context: Any, kind: str) -> list[tuple[str, str, str]
         said, more = re.fullmatch(r"(.*?)(?:\s*\[([^\[]*)\])?", record[1], re.S).groups()  # type: ignore[union-attr]
         parts = (more or "").split("; ")
         default = "".join(part.removeprefix("default: ") for part in parts if part.startswith("default: "))
-        limits = [part.replace("x>=", "at least ") for part in parts if part and not part.startswith(("default", "req"))]
+        limits = [
+            part.replace("x>=", "at least ") for part in parts if part and not part.startswith(("default", "req"))
+        ]
         told = said.strip() + "".join(f" {limit.capitalize()}." for limit in limits)
-        rows.append((record[0], told, "required" if "required" in parts else f"`{default}`" if default else ""))
+        name = re.sub(r"<(?:list\[)?(\w+)(?: range|\])?>", r"<\1>", record[0])
+        rows.append((name, told, "required" if "required" in parts else f"`{default}`" if default else ""))
     return rows
 
 
@@ -91,7 +95,8 @@ def _methods() -> Iterator[str]:
         options = ", ".join(f"`{k}={v}`" for k, v in options_of(method).items()) or "none"
         rows = {"makes": about.makes, "needs": about.premises, "cost": about.cost, "options": options}
         table = "\n".join(f"| {k} | {_cell(v) if k != 'options' else v} |" for k, v in rows.items())
-        yield f"### {method.__name__}\n\n{about.reference}. [`im.{method.__name__}`](api/{method.__name__}.md)\n\n| | |\n|---|---|\n{table}"
+        name = method.__name__
+        yield f"### {name}\n\n{about.reference}. [`im.{name}`](api/{name}.md)\n\n| | |\n|---|---|\n{table}"
 
 
 def write(file: Path) -> None:

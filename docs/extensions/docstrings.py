@@ -24,9 +24,17 @@ COMMON = {
 
 _NAMES = r"`\w+`(?: \[[^\]]*\])?(?:, `\w+`(?: \[[^\]]*\])?)*"
 _MARK = re.compile(
-    rf"(?:^|(?<=[.;,:)]\s))(?:(?P<names>{_NAMES}):\s|(?P<head>Costs?|Errors?|Source|When to use|Needs|Options)(?P<colon>:?)\s)"
+    rf"(?:^|(?<=[.;,:)]\s))(?:(?P<names>{_NAMES}):\s"
+    r"|(?P<head>Costs?|Errors?|Source|When to use|Needs)(?P<colon>:?)\s)"
 )
-_HEADS = {"Cost": "cost", "Costs": "cost", "Error": "errors", "Errors": "errors", "Source": "source", "When to use": "use"}
+_HEADS = {
+    "Cost": "cost",
+    "Costs": "cost",
+    "Error": "errors",
+    "Errors": "errors",
+    "Source": "source",
+    "When to use": "use",
+}
 
 
 @dataclass
@@ -67,6 +75,8 @@ def parse(doc: str | None) -> Parts:
     for paragraph in re.split(r"\n[ \t]*\n", inspect.cleandoc(doc or "")):
         if paragraph.startswith(">>>"):
             parts.examples.append(paragraph)
+        elif len(listed := re.split(r"(?:^|\n)- (?=``\w)", paragraph)) > 1 and not listed[0]:
+            parts.items |= {re.findall(r"\w+", one)[0]: _sentence(one.rstrip(";")) for one in listed[1:]}
         elif paragraph.startswith(("    ", "- ")) or "\n- " in paragraph:
             parts.text.append(paragraph)
         elif paragraph:
@@ -102,7 +112,7 @@ def _counts(mark: re.Match[str]) -> bool:
 
 def _sentence(text: str) -> str:
     """With a capital letter and a full stop, unless it begins with code or a symbol."""
-    symbol = re.match(r"\w*[(_^]|[b-z][ .,]", text)
+    symbol = re.match(r"\w*[(_^]|[b-z][ .,]|max ", text)
     text = text if symbol else text[:1].upper() + text[1:]
     return text if text.endswith((".", ":", "?")) else f"{text}."
 

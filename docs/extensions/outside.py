@@ -43,7 +43,7 @@ def inside(text: str, page: str, repository: str) -> str:
 
 def setup(app: Any) -> dict[str, bool]:
     """Rewrite the links as pages are read; names of the API get theirs."""
-    from api_pages import public
+    from api_names import public
 
     pages = {one.name: one.page for one in public()}
 

@@ -44,6 +44,8 @@ class Renumbering:
     ``rotations[group][..., u, v]`` times unit v, where the axes before are heads (each turns by itself). `norms`: the
     gains and biases of norms after that, by the names of the tensors (a's own); the weights that read the norms take up
     the difference. `before`: those that ``inverse`` gives back (b's own). `frame`: where the rotated units are.
+
+    `structure`: the groups of units. `permutations`: by the name of the group, [units].
     """
 
     structure: Structure
@@ -141,6 +143,8 @@ class Alignment(Renumbering):
     both without running statistics. `function_error`: max |f(b) - f(target)| / max |f(b)| on at most 256 examples, in
     float64. `runs`: the searches, the best one's permutations are here. `dead`: for each group that has any, how many
     units do not vary over the examples, in a and in b. `notes`: what a matching could not do, in words.
+
+    `structure`, `permutations`, `rotations`, `norms`, `before`, `frame`: those of ``Renumbering``.
     """
 
     target: Params = field(default_factory=dict)
