@@ -69,6 +69,17 @@ class Public:
         own = self.value if inspect.isclass(self.value) or inspect.isfunction(self.value) else None
         return parse(_SAID[self.name] if own is None else doc_of(own))
 
+    def about(self, name: str) -> str:
+        """What is said of an argument or attribute, by its own docstring or by that of a base class."""
+        bases = self.value.__mro__ if inspect.isclass(self.value) else [self.value]
+        docs = (parse(doc_of(base)) for base in bases if base.__module__.startswith("isthmus"))
+        return next(filter(None, (parts.about(name) for parts in docs)), "")
+
+    @property
+    def file(self) -> str:
+        """Where it is defined, from the root of the repository."""
+        return "src/" + inspect.getmodule(self.value).__file__.partition("/src/")[2]  # type: ignore[union-attr]
+
     @property
     def made(self) -> bool:
         """Whether it is a class whose values users make."""

@@ -73,6 +73,8 @@ class Writer:
             yield f"## Example\n\n```pycon\n{code}\n```"
         if inspect.isclass(one.value):
             yield from self._members(one)
+        if inspect.isclass(one.value) or inspect.isfunction(one.value):
+            yield f"Defined in [`{one.file}`](../../{one.file})."
 
     def _references(self, one: Public, parts: Parts) -> str:
         about = getattr(one.value, "about", None)
@@ -101,7 +103,7 @@ class Writer:
         yield _directive("function", one.name, signature)
         yield from self._prose(one, parts, set(signature.parameters))
         arguments = [
-            self._entry(p.name, p.annotation, p.default, _said(parts, p.name)) for p in signature.parameters.values()
+            self._entry(p.name, p.annotation, p.default, _said(one, p.name)) for p in signature.parameters.values()
         ]
         yield "## Args\n\n" + "\n\n".join(arguments) if arguments else ""
         yield self._returns(signature.return_annotation, parts)
@@ -142,13 +144,14 @@ class Writer:
         arguments = signature.parameters if signature and not own else {}
         yield from self._prose(one, parts, {f.name for f in own} | set(arguments))
         yield self._about(one.value)
-        if isinstance(one.value, enum.EnumMeta):
-            yield "## Members\n\n" + "\n".join(f"- `{m.name}`: {m.value}" for m in one.value)
-        rows = [self._entry(f.name, f.type, _field_default(f), _said(parts, f.name)) for f in own if one.made]
-        rows += [self._entry(p.name, p.annotation, p.default, _said(parts, p.name)) for p in arguments.values()]
+        kind: Any = one.value
+        if isinstance(kind, enum.EnumMeta):
+            yield "## Members\n\n" + "\n".join(f"- `{m.name}`: {m.value}" for m in kind)
+        rows = [self._entry(f.name, f.type, _field_default(f), _said(one, f.name)) for f in own if one.made]
+        rows += [self._entry(p.name, p.annotation, p.default, _said(one, p.name)) for p in arguments.values()]
         yield "## Args\n\n" + "\n\n".join(rows) if rows else ""
         if not one.made and own:
-            given = [self._attribute(one, f.name, f.type, parts.about(f.name)) for f in own]
+            given = [self._attribute(one, f.name, f.type, one.about(f.name)) for f in own]
             yield "## Attributes\n\n" + "\n\n".join(given)
 
     def _about(self, value: Any) -> str:
@@ -228,9 +231,9 @@ def _abstract(kind: type) -> bool:
     return inspect.isabstract(kind) or issubclass(kind, enum.Enum)
 
 
-def _said(parts: Parts, name: str) -> str:
+def _said(one: Public, name: str) -> str:
     """Its own item, what it always means, or the first sentence that names it."""
-    return parts.items.get(name) or COMMON.get(name) or parts.about(name)
+    return one.parts.items.get(name) or COMMON.get(name) or one.about(name)
 
 
 def _field_default(f: Any) -> Any:

@@ -121,7 +121,7 @@ def sentences(text: str) -> list[str]:
     """The sentences of a paragraph of prose; a list is its first line."""
     if "\n- " in text:
         return [text.split("\n", 1)[0] + " ... (see above)"]
-    return re.split(r"(?<=[.:?])\s+(?=[A-Z`\"(])(?<!al\.\s)", text.strip())
+    return re.split(r"(?<=[.?])\s+(?=[A-Z`\"(])(?<!al\.\s)", text.strip())
 
 
 def doc_of(value: Any) -> str | None:

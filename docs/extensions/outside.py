@@ -53,11 +53,15 @@ def setup(app: Any) -> dict[str, bool]:
         return match[0] if page is None else f"[`{match[1]}`]({up}api/{page}.md)"
 
     def read(app: Any, page: str, source: list[str]) -> None:
-        if page.startswith(("api/", "gallery/")):
+        if page.startswith("gallery/"):
             return
         text = inside(source[0], page, app.config.html_theme_options.get("source_repository", ""))
         up = "../" * page.count("/")
-        source[0] = re.sub(r"(?<![\[`])`(im\.[^`\n]+)`(?![`\]])", lambda m: named(m, up), text)
+        source[0] = (
+            text
+            if page.startswith("api/")
+            else re.sub(r"(?<![\[`])`(im\.[^`\n]+)`(?![`\]])", lambda m: named(m, up), text)
+        )
 
     app.connect("source-read", read)
     return {"parallel_read_safe": True}

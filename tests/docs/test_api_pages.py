@@ -39,11 +39,11 @@ def test_the_parameters_that_need_no_words_do_not_become_more():
 @by_name(FUNCTIONS)
 def test_a_function_says_what_it_takes_and_refuses(one):
     parameters = inspect.signature(one.value).parameters
-    assert not [p for p in parameters if not (one.parts.about(p) or p in docstrings.COMMON)]
+    assert not [p for p in parameters if not (one.about(p) or p in docstrings.COMMON)]
     assert (
         not parameters
         or one.parts.errors
-        or re.search(r"\b(errors?|refuse[sd]?|raises?)\b", inspect.getdoc(one.value), re.I)
+        or re.search(r"\b(errors?|refuse[sd]?|raises?)\b", inspect.getdoc(one.value) or "", re.I)
     )
 
 
@@ -56,7 +56,7 @@ def test_a_function_has_an_example_with_its_answer(one):
 @by_name(CLASSES)
 def test_a_class_says_what_its_fields_and_members_are(one):
     own = [f.name for f in fields(one.value) if not f.name.startswith("_")] if is_dataclass(one.value) else []
-    assert not [name for name in own if not one.parts.about(name)]
+    assert not [name for name in own if not one.about(name)]
     assert not [name for name, member in pages.members(one.value) if not docstrings.doc_of(member)]
 
 

@@ -143,8 +143,6 @@ class Alignment(Renumbering):
     both without running statistics. `function_error`: max |f(b) - f(target)| / max |f(b)| on at most 256 examples, in
     float64. `runs`: the searches, the best one's permutations are here. `dead`: for each group that has any, how many
     units do not vary over the examples, in a and in b. `notes`: what a matching could not do, in words.
-
-    `structure`, `permutations`, `rotations`, `norms`, `before`, `frame`: those of ``Renumbering``.
     """
 
     target: Params = field(default_factory=dict)
