@@ -11,7 +11,6 @@ sys.path.insert(0, str(HERE / "extensions"))
 from isthmus.version import __version__  # noqa: E402
 
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-REPOSITORY = PROJECT.get("urls", {}).get("Home", "")
 GALLERY = os.environ.get("GALLERY", "1") != "0"
 
 project = "Isthmus"
@@ -20,6 +19,7 @@ copyright = "The Isthmus developers, MIT licence"
 version = release = __version__
 language = "en"
 
+repository_url = PROJECT.get("urls", {}).get("Home", "")  # where links out of docs/ lead
 extensions = ["myst_nb", "sphinx_copybutton", "api_pages", "command_line", "outside"]
 if (HERE.parent / "examples").is_dir():
     extensions.append("sphinx_gallery.gen_gallery")
@@ -33,7 +33,8 @@ smartquotes = False  # what stands in quotes is mostly a value
 # a part of the site that another one links to is missing only where a page was not written: say so, and fail
 nitpicky = True
 
-myst_enable_extensions = ["deflist", "colon_fence"]
+myst_enable_repository_url = PROJECT.get("urls", {}).get("Home", "")  # where links out of docs/ lead
+extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 4
 # cells of Markdown notebooks run where the examples do
 nb_execution_mode = "cache" if GALLERY else "off"
@@ -60,8 +61,9 @@ html_title = f"Isthmus {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_sourcelink = html_copy_source = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1f7a70", "color-brand-content": "#1f7a70"},
     "dark_css_variables": {"color-brand-primary": "#5cc2b5", "color-brand-content": "#5cc2b5"},
-    **({"source_repository": REPOSITORY, "source_branch": "main", "source_directory": "docs/"} if REPOSITORY else {}),
+    "top_of_page_buttons": [],  # most pages are written by the build: there is no source to view or edit
 }

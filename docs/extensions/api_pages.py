@@ -87,7 +87,9 @@ class Writer:
         """The description, and items that are no arguments."""
         yield from (self.linked(text, one.page) for text in parts.text)
         others = [
-            f"- `{name}`: {self.linked(said, one.page)}" for name, said in parts.items.items() if name not in known
+            f"- {'' if said.startswith(f'``{name}') else f'`{name}`: '}{self.linked(said, one.page)}"
+            for name, said in parts.items.items()
+            if name not in known
         ]
         yield "\n".join(line.replace("\n", "\n  ") for line in others)
         if parts.use:
@@ -138,14 +140,14 @@ class Writer:
     # -- classes
 
     def _class(self, one: Public, parts: Parts) -> Iterator[str]:
-        signature = inspect.signature(one.value) if one.made and not _abstract(one.value) else None
+        signature = inspect.signature(one.value) if one.made and not is_abstract(one.value) else None
         yield _directive("exception" if one.group == "Errors" else "class", one.name, signature)
         own = [f for f in fields(one.value) if not f.name.startswith("_")] if is_dataclass(one.value) else []
         arguments = signature.parameters if signature and not own else {}
         yield from self._prose(one, parts, {f.name for f in own} | set(arguments))
         yield self._about(one.value)
         kind: Any = one.value
-        if isinstance(kind, enum.EnumMeta):
+        if issubclass(kind, enum.Enum):
             yield "## Members\n\n" + "\n".join(f"- `{m.name}`: {m.value}" for m in kind)
         rows = [self._entry(f.name, f.type, _field_default(f), _said(one, f.name)) for f in own if one.made]
         rows += [self._entry(p.name, p.annotation, p.default, _said(one, p.name)) for p in arguments.values()]
@@ -227,7 +229,8 @@ def _attributes(kind: type) -> list[str]:
     return own + [name for name, member in members(kind) if _is_property(member)]
 
 
-def _abstract(kind: type) -> bool:
+def is_abstract(kind: type) -> bool:
+    """Whether it is not made by calling it."""
     return inspect.isabstract(kind) or issubclass(kind, enum.Enum)
 
 

@@ -22,7 +22,8 @@ COMMON = {
 }
 """Parameters that mean the same wherever they stand; a docstring need not repeat them. This list may only shrink."""
 
-_NAMES = r"`\w+`(?: \[[^\]]*\])?(?:, `\w+`(?: \[[^\]]*\])?)*"
+_NAME = r"`\w+(?:\[[^`]*\])?`(?: \[[^\]]*\])?"
+_NAMES = f"{_NAME}(?:, {_NAME})*"
 _MARK = re.compile(
     rf"(?:^|(?<=[.;,:)]\s))(?:(?P<names>{_NAMES}):\s"
     r"|(?P<head>Costs?|Errors?|Source|When to use|Needs)(?P<colon>:?)\s)"
@@ -95,7 +96,7 @@ def _split(paragraph: str, parts: Parts) -> None:
         said = paragraph[mark.end() : end].strip().rstrip(",;")
         if mark["names"]:
             said = _sentence(said)
-            for name in re.findall(r"`(\w+)`", mark["names"]):
+            for name in re.findall(r"`(\w+)", mark["names"]):
                 shape = re.search(rf"`{name}` (\[[^\]]*\])", mark["names"])
                 parts.items.setdefault(name, f"{shape[1]}: {said}" if shape else said)
         elif mark["head"] in _HEADS:
@@ -118,9 +119,10 @@ def _sentence(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a paragraph of prose; a list is its first line."""
+    """The sentences of a paragraph of prose; of a list its first line, and its entries."""
     if "\n- " in text:
-        return [text.split("\n", 1)[0] + " ... (see above)"]
+        first, *entries = re.split(r"\n- ", text)
+        return [f"{first} ... (see above)", *map(_sentence, entries)]
     return re.split(r"(?<=[.?])\s+(?=[A-Z`\"(])(?<!al\.\s)", text.strip())
 
 

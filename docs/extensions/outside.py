@@ -55,7 +55,7 @@ def setup(app: Any) -> dict[str, bool]:
     def read(app: Any, page: str, source: list[str]) -> None:
         if page.startswith("gallery/"):
             return
-        text = inside(source[0], page, app.config.html_theme_options.get("source_repository", ""))
+        text = inside(source[0], page, app.config.repository_url)
         up = "../" * page.count("/")
         source[0] = (
             text
@@ -63,5 +63,6 @@ def setup(app: Any) -> dict[str, bool]:
             else re.sub(r"(?<![\[`])`(im\.[^`\n]+)`(?![`\]])", lambda m: named(m, up), text)
         )
 
+    app.add_config_value("repository_url", "", "env")
     app.connect("source-read", read)
     return {"parallel_read_safe": True}

@@ -55,7 +55,9 @@ def test_a_function_has_an_example_with_its_answer(one):
 
 @by_name(CLASSES)
 def test_a_class_says_what_its_fields_and_members_are(one):
-    own = [f.name for f in fields(one.value) if not f.name.startswith("_")] if is_dataclass(one.value) else []
+    arguments = inspect.signature(one.value).parameters if one.made and not pages.is_abstract(one.value) else ()
+    own = [f.name for f in fields(one.value)] if is_dataclass(one.value) else arguments
+    own = [name for name in own if not name.startswith("_")]
     assert not [name for name in own if not one.about(name)]
     assert not [name for name, member in pages.members(one.value) if not docstrings.doc_of(member)]
 

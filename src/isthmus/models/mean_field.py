@@ -27,7 +27,7 @@ _BUMP = 0.95
 
 
 class Average(nn.Module):
-    """Divides n features by n, so that the linear layer that reads them takes the average over n units.
+    """Divides `n` features by n, so that the linear layer that reads them takes the average over n units.
 
     >>> Average(4)(torch.ones(1, 4)).sum()
     tensor(1.)
