@@ -51,7 +51,7 @@ def save_like(
     ...     save_params({"module.w": torch.zeros(2).half()}, f"{folder}/a.safetensors")
     ...     files = save_like({"w": torch.ones(2)}, f"{folder}/b.safetensors", f"{folder}/a.safetensors")
     ...     load_params(files[0])
-    {'w': tensor([1., 1.], dtype=torch.float16)}
+    {'module.w': tensor([1., 1.], dtype=torch.float16)}
     """
     check_kinds(save_like, locals())
     for name, value in params.items():
