@@ -30,11 +30,10 @@ add_module_names = False
 toc_object_entries = False
 maximum_signature_line_length = 88
 smartquotes = False  # what stands in quotes is mostly a value
-# a part of the site that another one links to is missing only where a page was not written: say so, and fail
+# a link to what is not there fails the build
 nitpicky = True
 
-myst_enable_repository_url = PROJECT.get("urls", {}).get("Home", "")  # where links out of docs/ lead
-extensions = ["deflist", "colon_fence"]
+myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 4
 # cells of Markdown notebooks run where the examples do
 nb_execution_mode = "cache" if GALLERY else "off"
