@@ -2,6 +2,7 @@
 # A machine on which pip would fetch a CUDA build of torch:  make demo PIP_ARGS="--index-url <your CPU index>"
 PY ?= python3
 PIP_ARGS ?=
+GALLERY ?= 1
 BIN := .venv/bin
 
 .venv/.ok: pyproject.toml constraints.txt
@@ -26,7 +27,15 @@ types: .venv/.ok
 tests: .venv/.ok
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
-clean:
-	rm -rf .venv demo-results
+# The site in docs/_build/html, every warning an error; the gallery runs the examples, GALLERY=0 shows them unrun.
+docs: .venv/.docs
+	OMP_NUM_THREADS=1 GALLERY=$(GALLERY) $(BIN)/python -m sphinx -b html -n -W --keep-going docs docs/_build/html
 
-.PHONY: demo test lint types tests clean
+.venv/.docs: .venv/.ok
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	touch $@
+
+clean:
+	rm -rf .venv demo-results docs/_build docs/api docs/gallery
+
+.PHONY: demo test lint types tests docs clean

@@ -44,6 +44,8 @@ class Renumbering:
     ``rotations[group][..., u, v]`` times unit v, where the axes before are heads (each turns by itself). `norms`: the
     gains and biases of norms after that, by the names of the tensors (a's own); the weights that read the norms take up
     the difference. `before`: those that ``inverse`` gives back (b's own). `frame`: where the rotated units are.
+
+    `structure`: the groups of units. `permutations`: by the name of the group, [units].
     """
 
     structure: Structure

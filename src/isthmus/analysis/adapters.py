@@ -27,7 +27,10 @@ _NEGLIGIBLE = 1e-4
 @dataclass(frozen=True)
 class AdapterRow:
     """The weight of one layer: the `rank` of what was moved, its Frobenius `norm`, and how far the `loss` rises without
-    it, all other adapters in place."""
+    it, all other adapters in place.
+
+    `name`: of the weight. `rise`: the loss without it less the loss with all.
+    """
 
     name: str
     rank: int
@@ -38,7 +41,10 @@ class AdapterRow:
 @dataclass(frozen=True, eq=False)
 class AdapterStability:
     """What ``adapter_stability`` found: a row for each weight that was moved, the `loss` with all, `base_loss` with
-    none, and `losses` with random shares of them (`kept`: the number of adapters in each)."""
+    none, and `losses` with random shares of them (`kept`: the number of adapters in each).
+
+    `rows`: one for each weight that was moved, in the order of the network.
+    """
 
     rows: tuple[AdapterRow, ...]
     loss: float
@@ -128,6 +134,8 @@ def low_rank_path(
     the factors of b are brought in the frame of a's by the orthogonal matrix that is nearest (B and A times G and its
     inverse are the same adapter: of all invertible G these are balanced). Tensors that are no matrices move in a
     straight line.
+
+    `base`: the weights under the adapters, `a` and `b`: the merged weights, all by the same names.
 
     Cost: a singular value decomposition of each matrix that moved. Errors: other names or shapes than the base's.
 

@@ -43,6 +43,8 @@ class Barrier:
     `t`: where it is reached. `ends`: the losses at both ends. `error`: the same definition of the error rate (NaN where
     none is defined). `test`: the same of held-out data. `interval`: with the probability `level` what the definition
     "excess" gives for the population that held-out data were drawn from; None for other definitions and other data.
+
+    `method`: the one that made the path, with its fields. `connection`: the path; `profile`: what was measured on it.
     """
 
     value: float
@@ -149,7 +151,11 @@ def describe_of(connection: Connection) -> dict[str, Any]:
 @dataclass(frozen=True, eq=False)
 class BarrierMatrix:
     """The barriers between each two of several networks: `values` [n, n], symmetric, with zeros on the diagonal (for
-    "max" the losses). ``m[0, 2]`` is a ``Barrier``; `test`: the same of held-out data."""
+    "max" the losses). ``m[0, 2]`` is a ``Barrier``; `test`: the same of held-out data.
+
+    `barriers`: by the numbers of two networks, the smaller first. `definition`: of all of them. `names`: of the
+    networks.
+    """
 
     barriers: dict[tuple[int, int], Barrier]
     definition: str
@@ -199,6 +205,8 @@ def barrier_matrix(
     progress: Progress = no_progress,
 ) -> BarrierMatrix:
     """``barrier`` between each two of `models`, on paths from the one with the smaller number.
+
+    `definition`, `method`, `num_points`, `test`, `bn`: as for ``barrier``. `names`: of the networks.
 
     Cost: n (n - 1) / 2 times that of ``barrier``. Errors: as there; fewer than two networks.
 

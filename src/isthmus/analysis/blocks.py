@@ -29,6 +29,8 @@ class BlockBarrier:
     `alone`: how far the loss rises above the larger end when only this block of a moves to that of b, over the points
     that were measured, and `t`, where; below 0 where it does not reach the larger end. `through`: the same of the
     network whose blocks up to this one are those of b, the others those of a.
+
+    `name`: of the block.
     """
 
     name: str
@@ -42,7 +44,10 @@ class BlockBarrier:
 @dataclass(frozen=True, eq=False)
 class BlockBarriers:
     """What ``block_barriers`` found: a row per block, in the order of the network, the losses of both `ends`, the
-    number of `examples` and what became of BatchNorm's statistics, `bn`."""
+    number of `examples` and what became of BatchNorm's statistics, `bn`.
+
+    `rows`: a row for each block.
+    """
 
     rows: tuple[BlockBarrier, ...]
     ends: tuple[float, float]

@@ -56,6 +56,9 @@ class Check:
     `blocks`, `carriers`: of that pair. `vectors`: against a base. `norms`, `distances`: of the weights. `policies`: the
     losses at the middle of the worst line under the other policies of BatchNorm. `certificate`: of that line, if asked
     for. `passes`: over the training data, about.
+
+    `names`: of the networks; `sets`: of the data sets, the training data first. `level`: as it was asked for. `bn`:
+    what became of BatchNorm's statistics. `connection`: the trained curve itself, if asked for.
     """
 
     go: bool

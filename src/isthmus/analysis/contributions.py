@@ -83,6 +83,8 @@ def contributions(
 ) -> Contributions:
     """What every example adds to the rise of the mean loss from the larger end of a path to `t`.
 
+    `path`: a path, a result that has one, or a file of ``save``.
+
     `t` in [0, 1]: default, where the loss is largest on `num_points` per segment (ends of paths whose loss does not
     rise give zeros). `bn`: as for ``profile``. Cost: three passes over the data, and those of ``profile`` without `t`;
     8 bytes for each example. Errors: ``UnsupportedError`` for an objective without examples; `t` outside.

@@ -42,6 +42,9 @@ def descend(
 ) -> Connection:
     """A path from `a` to a point whose loss is within `tolerance` of the infimum, on which the loss never rises.
 
+    `prove`: prove that the path does not rise, too. `throw`: raise ``OutcomeError`` where the loss did not get low.
+    Errors: ``InputError`` for numbers that do not fit; a network that no theorem is about is an outcome.
+
     Needs a hidden layer k of at least N units (N samples) above which the layers get narrower, with an activation
     strictly monotone onto R between them (leaky ReLU); k = L - 1 needs no such activation. First the loss stays: the
     features of layer k get rank N (Lemma 5.2; the layers before too, where some samples look alike to layer k) and a

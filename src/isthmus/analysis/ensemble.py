@@ -39,7 +39,10 @@ HEADINGS = {"error": "error", "nll": "NLL", "ece": "ECE", "brier": "Brier", "dis
 class EnsembleRow:
     """One way to predict. `kind`: "end", "ends", "member", "probability average", "weight average", "independent" or
     "independent ensemble". `t`: of a member on a path. `passes`: evaluations of the network for one prediction.
-    `seconds`: that making it cost beyond the ends of the path, where that is known. `test`: scores on the test data."""
+    `seconds`: that making it cost beyond the ends of the path, where that is known. `test`: scores on the test data.
+
+    `name`: of the row. `train`: scores on the training data.
+    """
 
     name: str
     kind: str

@@ -62,6 +62,10 @@ def gap_by_width(
 
     With `dim`, the dimension of the inputs (with the bias, if there is one), n and alpha follow the corollary's
     schedule; else the method's `units` and `alpha` are used. Cost: one ``connect`` and one profile per width.
+
+    `make`: gives, for a number of hidden units, an objective and two ends. `method`: with its fields, default
+    ``TwoLayerReLU()``. `num_points`: of each profile. Errors: as ``TwoLayerReLU``. Source: Freeman and Bruna 2017,
+    Theorem 2.4 and Corollary 2.5.
     """
     check_kinds(gap_by_width, locals())
     method = method or TwoLayerReLU()

@@ -42,7 +42,11 @@ class Level:
 @one_line
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Rows from the highest threshold to the lowest, and the strings they describe."""
+    """Rows from the highest threshold to the lowest, and the strings they describe.
+
+    `quantity`, `on`: what the thresholds are on, and of which data. `levels`: a row for each threshold; `connections`:
+    the string of each.
+    """
 
     quantity: str
     on: str
@@ -85,6 +89,8 @@ def geometry(
     straightened. The paper's curves (Freeman and Bruna 2017, Figures 2 to 6) average over pairs whose ends were
     trained just to each threshold; here the ends are given. Cost: one string per threshold; the beads grow
     like a power of 1 / threshold.
+
+    `thresholds`: of the quantity of `method`, in any order.
 
     Errors: no thresholds, one below the ends.
 

@@ -46,6 +46,8 @@ class Merged:
 
     `worth`: its loss and error by data set, and the level that the loss must stay below, from the networks' own losses;
     empty without an objective. `ends`: these losses, by data set. `bn`: what became of BatchNorm's statistics.
+
+    `level`: as it was asked for.
     """
 
     params: Params = field(repr=False)

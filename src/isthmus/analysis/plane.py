@@ -39,7 +39,10 @@ _ALONG = 61
 @dataclass(frozen=True, eq=False)
 class PlaneValues:
     """On one data set: loss (penalty included) and error, float64, of the grid [points, points], row i at y[i], and of
-    the three corners [3]. The error is NaN where none is defined."""
+    the three corners [3]. The error is NaN where none is defined.
+
+    `loss`, `error`: of the grid. `corner_loss`, `corner_error`: of the corners.
+    """
 
     loss: Tensor
     error: Tensor

@@ -26,6 +26,8 @@ class Straightened:
 
     `before` and `after` are the normalised lengths, `maximum` the largest value seen on the new path, `passes` the
     sweeps over the beads that were made.
+
+    `path`: the shorter path.
     """
 
     path: Path
@@ -48,11 +50,15 @@ def straighten(
 ) -> Straightened:
     """Shorten a piecewise-linear path that is below `threshold`, keeping it below (a geodesic of the level set).
 
+    `path`: a path, or a result that has one.
+
     In each sweep a bead is left out where the straight line between its neighbours stays below; else it is pulled
     towards that line as far as both its segments allow; else its corner is cut. A segment counts as below when
     `points` samples are and none of its intervals is estimated to rise above (``StringSampling``). Stops when a sweep
     gains less than the part `tol` of the length. Nothing is trained; what a certificate said holds no more, so
     certify the new path. Cost: at most 9 segments of `points` passes over the data per bead and sweep.
+
+    `quantity`: "loss", or what else the threshold is on. `passes`: at most so many sweeps.
 
     Errors: a path with curved segments or with a segment above the threshold.
 

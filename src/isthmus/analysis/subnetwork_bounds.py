@@ -38,6 +38,8 @@ class LayerBound:
     Experiment A: xi_l reads the units `reads` of layer l (all inputs for l = 0), and `loss` bounds Q_l of equation
     5. Experiment B: the network with units left out of the layers from l on. `losses` are those of the draws that
     were computed in full, `best` the place of the lowest in it. Test figures are NaN without test data.
+
+    `layer`: l. `error`, `test_loss`, `test_error`: of the best one. `weights`: its weights.
     """
 
     layer: int
@@ -58,6 +60,9 @@ class SubnetworkBounds:
 
     `reference` is the network's own loss, `bound` what the theorem then gives for this end: the largest of all. All
     leave a penalty out, as the theorem does.
+
+    `experiment`: "A" or "B". `fraction`: the share of the units that was kept. `layers`: a row for each l.
+    `reference_error`, `test_reference`, `test_reference_error`: the network's own error and test figures.
     """
 
     experiment: str
@@ -124,6 +129,8 @@ def subnetwork_bounds(
     an objective or data (x, y) on which the best subnetworks are measured too. With a `memory` (a ``Memory`` of this
     call alone) a call that was killed goes on to the same result.
 
+    `fraction`: the share of the units of each layer that a subnetwork reads.
+
     When to use: to see which layer limits a path before computing one. Cost: L batched trainings of half-width
     networks. Errors: as ``Subnetwork``. Source: Nguyen, Brechet, Mondelli 2021, Theorem 4.1, section 6 and appendix B.
 
@@ -186,6 +193,9 @@ def dropout_bounds(
     and so the path of ``Dropout``, needs fraction <= 1/2. The rows are as those of ``subnetwork_bounds``, to be
     set beside them. Cost: draws x (L - 1) evaluations of half-width networks.
     Source: Nguyen, Brechet, Mondelli 2021, section 6, Experiment (B), and appendix B.
+
+    `test`: an objective or data (x, y) on which the best subnetworks are measured too. Errors: ``UnsupportedError`` for
+    a network that is no chain of layers.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))

@@ -65,6 +65,8 @@ class Certificate:
     allowed, and `spent` says whether the search ended because there was no more of it; `predicted` is what it was
     expected to cost. `sources`: which operations make up the distance of the largest bound from the loss, and by which
     share. `stopped`: whether the search was interrupted; with its `memory` it goes on.
+
+    `segments`: a claim and a bound for each segment of the path. `ends`: the losses at t = 0 and t = 1.
     """
 
     segments: tuple[SegmentCertificate, ...]

@@ -43,7 +43,11 @@ def verify_certificate(
     taken as it is said: how the search went (`goal`, `budget`, `evaluations`, `spent`, `cost`, `model`, `predicted`,
     `sources`), and why a segment is only measured; in certificate.json it is under a digest, with all else.
 
+    `path`: a path, or a result that has one.
+
     Cost: one bound per stored sub-interval, which is less than the search took, and a profile.
+
+    Errors: ``InputError`` for a path that does not fit the objective.
 
     >>> import torch
     >>> from isthmus.certify import certify

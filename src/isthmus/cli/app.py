@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from isthmus.cli.told import epilog
 from isthmus.cli.typed import TYPED
 from isthmus.errors import IsthmusError
 
@@ -88,9 +89,11 @@ def _loaded(name: str) -> typer.Typer:
     """The command itself, as an application of its own."""
     module = import_module(f"isthmus.cli.{COMMANDS[name][0]}")
     if name == "experiment":
+        for command in module.app.registered_commands:
+            command.epilog = epilog(f"experiment {command.name or command.callback.__name__}")
         return module.app
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name)(getattr(module, name))
+    alone.command(name, epilog=epilog(name))(getattr(module, name))
     return alone
 
 

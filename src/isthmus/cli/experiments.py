@@ -37,7 +37,9 @@ from isthmus.papers import EXPERIMENTS, by_name
 from isthmus.sweep import Cell, Engine, Local, Ray, Shard, Store, SweepReport, run_cells, with_needs
 from isthmus.training.progress import Progress
 
-app = typer.Typer(name="experiment", help="Experiments: run, resume, tabulate, draw.", no_args_is_help=True)
+app = typer.Typer(
+    name="experiment", help="Experiments: run, resume, tabulate, draw.", no_args_is_help=True, add_completion=False
+)
 
 Name = Annotated[str, typer.Argument(help="See: isthmus experiment list.")]
 Scale = Annotated[str, typer.Option("--scale", help=f"{', '.join(SCALES)}.")]

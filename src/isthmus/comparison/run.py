@@ -68,7 +68,7 @@ def compare(
     as three passes over its batch); methods that do not train run as they are; default: what each has by itself. A
     method that does not apply is no error: ``comparison.skipped`` says in a line why.
 
-    Options: `test`, a second data set; `num_points` (61) per segment; `gap` of ``certify``, or ``prove=False``;
+    `options`: `test`, a second data set; `num_points` (61) per segment; `gap` of ``certify``, or ``prove=False``;
     `level` of ``verdict``; `bn` of ``profile``; `seed` of every method. `folder` keeps each path with its profile and
     proof in a folder of its own, as ``isthmus connect`` does: a call that was killed goes on with the same call, and
     ``isthmus report`` shows it.

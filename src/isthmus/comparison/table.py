@@ -32,6 +32,8 @@ class ComparisonRow:
     `test_max`, `test_error`: the largest held-out loss and error. `length`: over the distance of the ends. What making
     the path cost: `passes` over the data, `estimated` from processor time where the method does not count them,
     `gradient_steps`, processor `seconds`. `verdict`: in words; `outcome`: its name; `ok`: whether the method succeeded.
+
+    `method`: its name. `connection`: its path, with what the method says of it.
     """
 
     method: str

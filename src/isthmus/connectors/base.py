@@ -82,6 +82,8 @@ class Connection:
     files do: these, the method with its fields, the seed, and the objective's description. `tensors`: what the method
     found that is no plain value, by name, such as the permutations of ``Aligned``. `seconds`: by the clock; no file
     keeps them, so that the same seed gives the same file.
+
+    `path`: from a to `target`. `outcome`: what the method did.
     """
 
     path: Path

@@ -34,6 +34,8 @@ def connect(
 ) -> Connection:
     """A path from `a` to `b` (state_dicts, modules or checkpoint files) by `method` (default ``Linear()``).
 
+    `method`: a connector with its settings, default ``Linear()``.
+
     Both ends are checked first: keys, shapes, dtypes, finite values; integers that differ cannot move. The result has
     ``connection.path.start`` = a and ``connection.path.end`` = ``connection.target`` bit for bit, and
     f(target) = f(b). A method whose theorem needs a loss that is convex in the outputs (``method.about.convex``)
@@ -42,6 +44,9 @@ def connect(
 
     `test`: a second data set, for a method that it judges (``method.judged``). `memory`: a folder for the state of long
     work (or a ``Memory`` of this call alone), from which the same call goes on after it was killed, to the same result.
+
+    Errors: ``InputError`` for ends that do not fit and for a loss that the method's theorem does not cover,
+    ``UnsupportedError`` for a network that the method refuses, ``OutcomeError`` where `throw` asks for it.
 
     >>> x, y = torch.eye(2), torch.tensor([0, 1])
     >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))

@@ -42,6 +42,8 @@ class Narrow(Connector):
     Default: where theta* has given widths, exactly h*_l units are dropped and the others multiplied by
     n_l / (n_l - h*_l), else p = 0.3. The best of `draws` draws is taken, judged as in ``NoiseDropout``.
 
+    `num_points`: those at which the first and the last segment are measured, for the stats.
+
     When to use: for wide networks that a narrow one can replace; the less is dropped the lower the straight
     segments. Needs a chain of layers and a loss that is convex in the outputs. Cost: one training of a narrow
     network, 2 evaluations per draw and end.

@@ -29,6 +29,8 @@ class Disconnected:
     h - 1 units with positive w are left, which by homogeneity is a sum of h - 1 units with w = 1. So the maximum on any
     path is at least B_h = min over a_1 .. a_{h-1} of mean_i (sum_u relu(a_u . x_i) - y_i)^2, and Lemma 6 says that it
     is positive.
+
+    `h`, `k`, `l`, `m`, `n`: hidden units, and the ends of the blocks of examples.
     """
 
     h: int
@@ -66,6 +68,9 @@ def disconnected(
 
     Default: k, l, m, n = h + 1, 2h + 2, 2h + 5, 3h + 6. Admissible: k >= h, l - k > h, m - l >= 2, n - m >= h. The
     printed definition of the entries and of their range contains errors; this is the data set that its proof uses.
+
+    `h`: hidden units, at least 2. `k`, `l`, `m`, `n`: ends of the blocks. Errors: ``InputError`` for numbers for which
+    the proof does not hold.
 
     Source: Kuditipudi et al. 2019, Theorem 4, appendix C; the bound B_h on every path is not in the paper.
 

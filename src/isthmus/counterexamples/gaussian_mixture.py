@@ -37,6 +37,8 @@ class GaussianMixture:
     component, both of its claims do. Exchanging the units changes the sign of det W, so every path meets a W of rank
     at most one, a function of one direction u . x. Its risk is at least the variance of Y that u does not show:
     1/2 (1 - (n_1 . u)^2) + 1/2 (1 - (n_(-1) . u)^2) = 1/2 (`population_bound`, proved for the distribution).
+
+    `sigma`: the spread of the components. `objective`: the network on the sample.
     """
 
     sigma: float
@@ -99,6 +101,8 @@ def gaussian_mixture(sigma: float = 0.1, *, examples: int = 400, seed: int = 0) 
     The risk of the minima is that of the points beyond a line at distance 1 / (sqrt 2 sigma) standard deviations from
     the middle of their component (7 for the default), so it goes to 0 with `sigma`. Errors: sigma outside (0, 0.3],
     fewer than eight examples, an odd number of them.
+
+    `examples`: an even number of them.
 
     Source: Freeman and Bruna 2017, section 2.3.1, repaired (see ``GaussianMixture``).
 

@@ -30,6 +30,8 @@ class Permutation:
     columns of Y are orthogonal to (1, 1, 1), with length^2 3/2 and orthogonal to one another, so the squares of the
     part of Y outside the plane add up to 3/2 (1 - (sum of n)^2 / 3) >= 1/2, and no output weights get below 1/2 / 6.
     1/12 is also the infimum over all networks with two units (``two_units``): it is approached, and not attained.
+
+    `objective`: the network on the three points. `exact`: `lower_bound` as a fraction.
     """
 
     objective: Objective

@@ -25,6 +25,8 @@ class Found:
 
     Maxima are over `num_points` equal steps, the bends, and the points where an output weight crosses zero; one of
     the latter is where the proof finds a loss of at least B_h, so no maximum is below it.
+
+    `path`: the chain itself.
     """
 
     path: Path
@@ -49,6 +51,10 @@ def smallest_found(
     A chain has `pivots` free points, which start on the straight line with Gaussian noise of size `noise` added; its
     loss is the log-sum-exp of the losses along it with the factors 30, 300 and 3000 one after the other, `steps` Adam
     steps each. No run can get below ``example.lower_bound``.
+
+    `seeds`: one for each run. `lr`: the learning rate of Adam with the first factor, a third of it with each next one.
+    `num_points`: at which the maximum is measured. Errors: ``InputError`` for numbers that are too small. Source: for
+    the example of Kuditipudi et al. 2019, Theorem 4.
 
     >>> from isthmus.counterexamples.disconnected import disconnected
     >>> example = disconnected()

@@ -23,6 +23,8 @@ class Dataset:
     0 .. classes-1, or real targets (then `classes` is 0). `x_test` and `y_test` are None together when there are no
     test examples. `source` says where the numbers came from.
 
+    `name`: of the set.
+
     >>> data = Dataset("two", torch.zeros(2, 1, 3, 3), torch.tensor([0, 1]), None, None, 2, "made here")
     >>> data.flat().x_train.shape, data.subset(1).y_train
     (torch.Size([2, 9]), tensor([0]))

@@ -26,7 +26,7 @@ _MAX_NUMBERS = 2**30
 
 
 def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset:
-    """The data set of that name (see ``DATASETS``), or of an .npz file.
+    """The data set of that name (see ``DATASETS``), or of an .npz file: `name_or_file`.
 
     Named sets are looked for under `root`, else under $ISTHMUS_DATA, the cache folder (~/.cache/isthmus/data) and
     /usr/share/datasets; nothing is downloaded. A file holds x_train, y_train and optionally x_test, y_test, or x
@@ -56,7 +56,11 @@ def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset
 
 @dataclass(frozen=True)
 class DataEntry:
-    """One name: its syntax, one line on it, what makes it, and how many numbers its options ask to compute."""
+    """One name: its syntax, one line on it, what makes it, and how many numbers its options ask to compute.
+
+    `name`: as it is typed. `syntax`: of what may follow. `line`: what it is. `make`: makes it. `numbers`: counts what
+    its options ask to compute.
+    """
 
     name: str
     syntax: str
@@ -268,6 +272,8 @@ _ENTRIES = {entry.name: entry for entry in DATASETS}
 
 def numbers_of(name: str) -> int:
     """How many numbers loading the data of that name computes; 0 for data that are read from files.
+
+    `name`: that of a set, with its options. Errors: ``KeyError`` for another name.
 
     >>> numbers_of("gaussians:N=1000,d=2"), numbers_of("digits")
     (4004, 0)

@@ -87,6 +87,8 @@ class Band:
 
     Statistics go from the sample to the population, at the points `t`; between them a band says nothing. What holds for
     all t, on the examples at hand, is a certificate (``certify``).
+
+    `loss`: the mean loss of the sample, [points]; `lo`, `hi`: the band around it. `method`: how it was made.
     """
 
     t: Tensor

@@ -30,6 +30,8 @@ def population(
     which a band holds at all points. `bn`: as for ``profile``; recomputed statistics come from the data of `train`, as
     those of the test set would tie its examples together. `seed`: of the draws of the bootstrap.
 
+    `path`: a path, a result that has one, or a file of ``save``.
+
     Costs what ``profile`` does, and 4 or 8 bytes for every example at every point, up to ``objective.memory``; streams
     are read once per point. On a population of known means (``benchmarks/population.py``, 20 points, level .95)
     the band for the loss held for .924, .954 and .952 of 500 sets of 100, 500 and 2,000 examples, the interval for the

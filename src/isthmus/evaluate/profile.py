@@ -79,6 +79,8 @@ class Profile:
     `tol`, `within`: the tolerance asked for, and how far above `max` the loss was estimated to rise between the points.
     `reading`: the seconds of this call that went into reading the network's graph, which later calls do not need; not
     stored.
+
+    `loss`, `error`: [points]; NaN where no error is defined. `num_points`: those that were asked for on each segment.
     """
 
     t: Tensor

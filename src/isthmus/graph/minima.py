@@ -77,6 +77,9 @@ class MinimaGraph:
     is saved. Networks are named by name or number. `folder` holds the paths. `aligned`: the matching that brought the
     networks into one numbering, and the folder of the alignments in that of the graph, one file for each network in
     order (``load_alignment``); else empty.
+
+    `minima`: the networks, with their losses and errors. `goal`: "tree" or "all". `held`: what keeps a folder of its
+    own until the graph is gone.
     """
 
     minima: tuple[Minimum, ...]

@@ -70,6 +70,8 @@ def minima_graph(
     beside every maximum. `num_points` (61) are measured on each segment; ``progress(what, done, total)`` is told of
     each pair.
 
+    `goal`: "tree", or "all". `options`: `tol`, `num_points`, `align` and `progress`, as above.
+
     The nodes are measured under the policy of BatchNorm of the paths (see ``profile``). Needs ``isthmus[cli]`` for the
     locks of the jobs. Errors: ``InputError`` for fewer than two networks, and for one whose loss is not finite;
     ``IsthmusError`` for a pair that cannot be joined, which is named: what was done before stays.

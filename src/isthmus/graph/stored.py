@@ -34,7 +34,20 @@ def write_graph(graph: MinimaGraph, folder: Path) -> Path:
 
 
 def load_graph(folder: str | os.PathLike[str]) -> MinimaGraph:
-    """The graph that ``minima_graph`` or ``graph.save`` left in a folder. Errors: ``FileError`` for a damaged one."""
+    """The graph that ``minima_graph`` or ``graph.save`` left in a folder. Errors: ``FileError`` for a damaged one.
+
+    `folder`: that of the graph.
+
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from isthmus import Objective, minima_graph
+    >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(torch.eye(2), torch.tensor([0, 1])))
+    >>> nets = {name: {"weight": k * torch.eye(2)} for name, k in (("a", 1.0), ("b", 2.0))}
+    >>> with TemporaryDirectory() as folder:
+    ...     made = minima_graph(objective, nets, folder=folder)
+    ...     load_graph(folder).bottleneck == made.bottleneck
+    True
+    """
     check_kinds(load_graph, locals())
     file = Path(folder) / FILE
     held = read_json(file)

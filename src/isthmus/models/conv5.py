@@ -26,6 +26,9 @@ def conv5(
     pooling where theirs is 3 x 3. Input [batch, in_channels, image, image]. Errors: fewer than two widths, a number
     below 1, an image of less than 4 pixels a side.
 
+    `classes`: outputs. `in_channels`: of the images, `image`: their side in pixels. `normalise`: with local response
+    normalisation.
+
     >>> [tuple(p.shape) for p in conv5((2, 3, 5)).parameters() if p.ndim > 1]
     [(2, 1, 5, 5), (3, 2, 5, 5), (5, 147), (10, 5)]
     """

@@ -135,6 +135,9 @@ class Extractor:
     """A network that makes features: its body, where its weights may lie, and what to do if they are nowhere.
 
     `ignored`: beginnings of names in the file that belong to the parts after the features.
+
+    `name`: of the network. `line`: what it is. `build`: makes its body. `places`: where its weights may lie. `instead`:
+    what to do without them.
     """
 
     name: str
@@ -184,6 +187,8 @@ def extract(module: nn.Module, images: Tensor, side: int, batch: int = 100) -> T
     """The features of images [n, 3, h, w] with values in [-1, 1], rescaled to `side` x `side` pixels: [n, d] float32.
 
     Bilinear. d is channels * (side / 32)^2. Errors: other shapes, a side that is no multiple of 32.
+
+    `module`: the extractor, as it stands. `images`: what it sees. `batch`: images in one pass.
 
     >>> extract(nn.Identity(), torch.ones(2, 3, 8, 8), 32).shape
     torch.Size([2, 3072])

@@ -11,7 +11,7 @@ _START = 0.1
 
 
 class LanguageModel(nn.Module):
-    """Embedding, `layers` LSTM layers of `width` units, and one linear layer on the vocabulary.
+    """Embedding, `layers` LSTM layers of `width` units, and one linear layer on `vocabulary` words.
 
     Input: word numbers [batch, T], int64; every sequence starts from the zero state. Output: [batch, vocabulary, T],
     the scores of the next word at every position, classes on axis 1 as in torch's cross entropy. ``exp(loss)`` of the

@@ -27,7 +27,7 @@ _BUMP = 0.95
 
 
 class Average(nn.Module):
-    """Divides n features by n, so that the linear layer that reads them takes the average over n units.
+    """Divides `n` features by n, so that the linear layer that reads them takes the average over n units.
 
     >>> Average(4)(torch.ones(1, 4)).sum()
     tensor(1.)
@@ -63,6 +63,9 @@ def mean_field(
     layer. `hidden_bias` gives one to the other hidden layers too, not averaged, which the paper's (4.1) does not have.
     The output has none. Weights are drawn as by `mean_field_init`, from `seed`; None: from a seed that torch's default
     generator gives, as for other fresh modules. Errors: no hidden layer, a width below 1, an unknown activation.
+
+    `widths`: of inputs, hidden layers and outputs. `activation`: by name. `init`: "unimodal", "bimodal" or a function,
+    see ``mean_field_init``.
 
     >>> mean_field((3, 8, 1), "tanh", seed=0)
     Sequential(
@@ -111,6 +114,9 @@ def mean_field_init(module: nn.Module, init: Init = "unimodal", seed: int | torc
     and variance 1 in every layer but the first, where the variance is 1 / (number of features), for features of
     variance 1. A function (layer from 1, shape, generator) -> weights may be given in their place. The last
     column of a layer with bias is its bias: the weight of the feature 1. `seed` may be a generator to draw from.
+
+    `module`: a network of ``mean_field``. `init`: one of the names, or a function. Errors: ``InputError`` for another
+    name and for weights of another shape, ``UnsupportedError`` for another module.
 
     >>> p = mean_field_init(mean_field((3, 4000, 1), seed=0), "bimodal")
     >>> round(float(p["3.weight"].square().mean()), 1), bool((p["3.weight"].abs() < 0.2).any())

@@ -29,7 +29,8 @@ _MAX_PARAMETERS = 2**30
 class Entry:
     """One name: its syntax, one line on it, its source, what its inputs are, and how it is built.
 
-    `flat`: inputs are rows. `whole`: inputs are whole numbers (of words), not floating point.
+    `flat`: inputs are rows. `whole`: they are whole numbers (of words), not floating point. `name`, `syntax`: as typed.
+    `line`: what it is. `reference`: the paper. `build`: makes it.
     """
 
     name: str
@@ -118,7 +119,7 @@ def parameters_of(
     outputs: int | None = None,
     like: Mapping[str, Tensor] | None = None,
 ) -> int:
-    """How many parameters a network of ``MODELS`` has; nothing is allocated. Arguments and errors as ``by_name``.
+    """How many parameters ``by_name`` makes, allocating none. `spec`, `inputs`, `outputs`, `like`, errors: as there.
 
     >>> parameters_of("mlp:64-60-10")
     4510

@@ -64,6 +64,8 @@ def mlp(
     are dropped in training, or one rate per hidden layer. Errors: fewer than two widths, a width below 1, an unknown
     activation, rates outside [0, 1) or not as many as hidden layers.
 
+    `bias`: of all layers. `activation`: one of ``ACTIVATIONS``.
+
     >>> list(mlp((64, 60, 10)).state_dict())
     ['0.weight', '0.bias', '2.weight', '2.bias']
     """
@@ -97,6 +99,9 @@ def convnet(
     times cheaper. ``convnet(pool=False, bias=False)`` is the network of the paper's published code.
     `dropout` drops whole channels after each ReLU, at one rate or at one per convolution.
     Input [batch, in_channels, image, image].
+
+    `classes`: outputs. `in_channels`: of the images, `image`: their side in pixels. `pool`: pool after each ReLU.
+    `bias`: of all layers. Errors: ``InputError`` for numbers below 1 and for an image that pooling leaves nothing of.
 
     >>> [tuple(p.shape) for p in convnet(4, bias=False).parameters()]
     [(4, 1, 3, 3), (4, 4, 3, 3), (4, 4, 3, 3), (10, 36)]
@@ -135,6 +140,10 @@ def vgg11(
     and zero biases (He et al. 2015), without which SGD does not leave the start of this depth.
     Input [batch, in_channels, image, image], image >= 32.
 
+    `classes`: outputs. `width`: channels of the first stage. `in_channels`: of the images, `image`: their side in
+    pixels. `batch_norm`: after each convolution. Errors: ``InputError`` for numbers below 1 and for an image below 32
+    pixels.
+
     >>> sum(isinstance(layer, (nn.Conv2d, nn.Linear)) for layer in vgg11(width=4))
     11
     """
@@ -164,6 +173,8 @@ def vgg11(
 
 def seeded(factory: Callable[[], _ModuleT], seed: int) -> _ModuleT:
     """What `factory` builds when torch's CPU generator starts from `seed`; the generator is put back afterwards.
+
+    Errors: those of `factory`.
 
     >>> a, b = (seeded(lambda: mlp((3, 2)), 0) for _ in range(2))
     >>> torch.equal(a[0].weight, b[0].weight)

@@ -54,6 +54,9 @@ def train_mean_field(
     parameters, such as ``module.state_dict()``. ``train_ends=False`` keeps the first and the last layer as they were
     drawn, as Theorem 2 does. The module gives the architecture, precision and device; it is not written to.
 
+    `module`: a network of ``mean_field``. `time`: T. `train_ends`: train the first and the last layer too. `reuse`:
+    take examples of a data set more than once.
+
     Errors: a loss that is not finite (`step` is too large), a module that is no mean-field network.
     Source: Shevchenko and Mondelli 2020, (3.3), (4.3), section 5.
 
@@ -96,6 +99,16 @@ def mean_field_trials(
     result of a trial is that of `train_mean_field` with its seed, up to rounding. Pays for narrow networks, where
     a step of one trial is mostly overhead. Memory: trials * (snapshots + 1) copies of the weights. The other
     arguments are those of `train_mean_field`.
+
+    `module`, `sample`, `step`, `time`, `batch`, `loss`, `xi`, `start`, `train_ends`, `reuse`: as for
+    ``train_mean_field``. `seeds`: one for each trial. Errors: as there. Source: Shevchenko and Mondelli 2020, section
+    5.
+
+    >>> from isthmus.models.mean_field import mean_field
+    >>> net, data = mean_field((1, 4, 1), seed=0), (torch.ones(2, 1), torch.ones(2, 1))
+    >>> found = mean_field_trials(net, data, step=0.1, time=0.2, batch=2, seeds=(0, 1), times=(0.1, 0.2))
+    >>> {t: len(trials) for t, trials in found.items()}
+    {0.1: 2, 0.2: 2}
     """
     steps = _steps(step, time, batch, seeds)
     whens = {float(t): _index(t, step, steps) for t in ((time,) if times is None else times)}

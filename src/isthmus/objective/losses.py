@@ -77,7 +77,7 @@ NAMES = (*NAMED, "bce_with_logits", "l1", "huber", "hinge", "nll", "kl")
 
 @dataclass(frozen=True)
 class Ridge:
-    """kappa * (sum of squares of the parameters); `names` limits it to some tensors.
+    """`kappa` * (sum of squares of the parameters); `names` limits it to some tensors.
 
     >>> float(Ridge(0.5)({"w": torch.tensor([2.0])}, ["w"]))
     2.0
@@ -96,7 +96,7 @@ class Ridge:
 
 @dataclass(frozen=True)
 class L1:
-    """kappa * (sum of absolute values of the parameters); `names` limits it to some tensors.
+    """`kappa` * (sum of absolute values of the parameters); `names` limits it to some tensors.
 
     >>> float(L1(0.5)({"w": torch.tensor([-2.0])}, ["w"]))
     1.0

@@ -26,6 +26,8 @@ class LevelLayer:
     """One linear layer of a level curve: the names of its tensors, and the activation behind it.
 
     The activation is z for z >= 0 and `slope` z for z < 0, slope > 0 (LeakyReLU; 1 where there is none).
+
+    `weight`, `bias`: the names of its tensors; None without a bias.
     """
 
     weight: str

@@ -40,6 +40,8 @@ class Path:
     Each segment must start where the one before ends, bit for bit; a gap is refused and named. `bn`: what becomes of
     BatchNorm's statistics when the path is measured, unless ``profile`` is told; None is the default there.
 
+    `segments`: one or more, in order.
+
     >>> import torch
     >>> p = Path.through([{"w": torch.tensor([v])} for v in (0.0, 1.0, 3.0)])
     >>> p.at(0.75)["w"], p.length, p.normalized_length

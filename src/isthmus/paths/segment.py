@@ -67,6 +67,8 @@ class Curve(Segment):
     copied, so that a vertex of a long path costs only what it changes. Errors: fewer than two control points,
     control points that differ in keys, shapes, dtypes or devices.
 
+    `control`: the control points, both ends among them.
+
     >>> import torch
     >>> Curve(({"w": torch.zeros(1)}, {"w": torch.ones(1)}, {"w": torch.zeros(1)})).at(0.5)["w"]
     tensor([0.5000])

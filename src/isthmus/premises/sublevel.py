@@ -175,6 +175,8 @@ class SublevelConditions:
     `rank_data`: of [X, 1]; per point, `rank_features[l]` of F_l as the next layer reads it and `condition_features[l]`
     its condition number; `full_rank[l]`, l = 2..L: the least over the largest singular value of W_l (Property 3.1
     asks for more than 0). `connected` and `descent` list the theorems with their premises.
+
+    `examples`: how many there are. `widths`: the units of the layers.
     """
 
     examples: int
@@ -201,6 +203,9 @@ def _full_rank(W: Tensor) -> float:
 
 def sublevel_conditions(objective: Objective, *points: ParamsLike, tol: float = RANK) -> SublevelConditions:
     """The premises of Nguyen 2019 for a network on its data, and ranks at the given points.
+
+    `points`: parameters at which ranks are measured. `tol`: singular values at most this share of the largest count as
+    0.
 
     Costs one singular value decomposition of an N x n_l matrix per layer and point. Errors: ``UnsupportedError`` for
     a network that is no chain of layers or is normalised.

@@ -20,7 +20,21 @@ _KEY = "isthmus alignment"
 def save_alignment(alignment: Renumbering, path: PathLike) -> None:
     """Write an alignment to one file, atomically: what ``load_alignment`` needs to make it on other checkpoints.
 
+    `alignment`: what ``align`` found, or a ``Renumbering``. `path`: the file.
+
     The weights of its target are not in it; ``save_params`` writes those. Errors: ``FileError`` for a full disk.
+
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from isthmus.alignment import align
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    >>> objective = Objective(net, data=(torch.eye(2), torch.tensor([0, 1])))
+    >>> a = {k: v.clone() for k, v in net.state_dict().items()}
+    >>> b = objective.structure.permute(a, {"0": [1, 0]})
+    >>> with TemporaryDirectory() as folder:
+    ...     save_alignment(align(objective, a, b), f"{folder}/it.safetensors")
+    ...     load_alignment(f"{folder}/it.safetensors", objective).permutations["0"].tolist()
+    [1, 0]
     """
     check_kinds(save_alignment, locals())
     found = alignment.to_dict() if isinstance(alignment, Alignment) else {}
@@ -34,6 +48,20 @@ def load_alignment(path: PathLike, objective: Objective) -> Renumbering:
 
     ``load_alignment(path, objective).apply(params)`` gives another checkpoint of the run of b the same numbering.
     Errors: ``FileError`` for a damaged file and for one without an alignment, ``InputError`` for another network's.
+
+    `path`: the file. `objective`: of the network, or of another checkpoint of it.
+
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from isthmus.alignment import align
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+    >>> objective = Objective(net, data=(torch.eye(2), torch.tensor([0, 1])))
+    >>> a = {k: v.clone() for k, v in net.state_dict().items()}
+    >>> b = objective.structure.permute(a, {"0": [1, 0]})
+    >>> with TemporaryDirectory() as folder:
+    ...     save_alignment(align(objective, a, b), f"{folder}/it.safetensors")
+    ...     load_alignment(f"{folder}/it.safetensors", objective).apply(b)["0.weight"].equal(a["0.weight"])
+    True
     """
     check_kinds(load_alignment, locals())
     metadata = read_metadata(path)

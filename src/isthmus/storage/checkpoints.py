@@ -50,6 +50,8 @@ def load_params(
 ) -> Params:
     """The parameters in a checkpoint, on the CPU: a plain dictionary of contiguous tensors.
 
+    `path`: the file or folder.
+
     Reads a safetensors file; a torch file (.pt, .pth, .bin); an ``*.index.json`` with shards of either; a folder with
     one of these, as Hugging Face's (what trainers leave beside the weights is not opened); the folder of a PEFT adapter
     (LoRA, rsLoRA, DoRA, ``modules_to_save``), which is merged into the weights of its `base`: by default the local
@@ -78,6 +80,12 @@ def load_params(
 
     Errors: ``CheckpointError`` with the reason and what to do: among others, several sets of weights that fit equally
     well, with the `key` of each.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     torch.save({"state_dict": {"module.w": torch.ones(2)}, "epoch": 3}, f"{folder}/a.pt")
+    ...     load_params(f"{folder}/a.pt")
+    {'w': tensor([1., 1.])}
     """
     check_kinds(load_params, locals())
     params, note = read_checkpoint(path, base=base, unsafe_pickle=unsafe_pickle).choose(key, like)
@@ -125,6 +133,15 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
     """Write parameters as a safetensors file, atomically, with a digest that ``load_params`` checks.
 
     `metadata`: further strings for the header. Every safetensors reader can read the file.
+
+    `params`: tensors by name. `path`: the file. Errors: ``FileError`` for a folder that is not there and for a full
+    disk.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_params({"w": torch.ones(2)}, f"{folder}/a.safetensors")
+    ...     load_params(f"{folder}/a.safetensors")
+    {'w': tensor([1., 1.])}
     """
     check_kinds(save_params, locals())
     for name, value in params.items():

@@ -27,6 +27,8 @@ def save_curve_npz(
 ) -> None:
     """Write what was measured of a path under the names of Garipov et al. 2018, atomically.
 
+    `profile`: of the path. `file`: where to write.
+
     `ts`: t; `dl`: the distances between neighbouring points of the profile in weights (without statistics of
     BatchNorm), after a first 0. "tr_" stands for the training data, "te_" for the test data, if they were measured:
     `tr_nll` the loss without the penalty, `tr_loss` with it, `tr_acc` and `tr_err` in percent; and `tr_loss_min`,
@@ -37,6 +39,16 @@ def save_curve_npz(
     over the data.
 
     Errors: ``InputError`` for a profile that is not of a path like this one, and for a `test` that it does not hold.
+
+    >>> import numpy, torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from isthmus import Path, profile
+    >>> objective = Objective(torch.nn.Linear(2, 2, bias=False), data=(torch.eye(2), torch.tensor([0, 1])))
+    >>> path = Path.through([{"weight": torch.eye(2)}, {"weight": -torch.eye(2)}])
+    >>> with TemporaryDirectory() as folder:
+    ...     save_curve_npz(profile(objective, path, 3), f"{folder}/curve.npz", objective, path)
+    ...     numpy.load(f"{folder}/curve.npz")["tr_err"].tolist()
+    [0.0, 50.0, 100.0]
     """
     check_kinds(save_curve_npz, locals())
     walked = path_of(path)

@@ -36,12 +36,22 @@ def save_like(
 ) -> list[Path]:
     """Write a network's weights with the names and the precisions of the checkpoint `source`; returns the files.
 
+    `params`: the network's weights.
+
     `out`: a folder for Hugging Face (``model.safetensors``, and the config and the tokenizer of the folder `source`), a
     .safetensors file, or one for torch (.pt, .pth, .bin: a state_dict). Names of the network may stand under a prefix
     in the source; tensors of it that the network has not are written as they are. A tied tensor is written once,
     under the names of the source. `key`, `base`, `unsafe_pickle`: as for ``load_params``; merged adapters of PEFT are
     written as the base that they change. Errors: ``InputError`` for another ending, ``FileError`` for a disk that
     fails.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from isthmus.storage import load_params
+    >>> with TemporaryDirectory() as folder:
+    ...     save_params({"module.w": torch.zeros(2).half()}, f"{folder}/a.safetensors")
+    ...     files = save_like({"w": torch.ones(2)}, f"{folder}/b.safetensors", f"{folder}/a.safetensors")
+    ...     load_params(files[0])
+    {'module.w': tensor([1., 1.], dtype=torch.float16)}
     """
     check_kinds(save_like, locals())
     for name, value in params.items():

@@ -106,6 +106,8 @@ def key_of(number: int) -> str:
 def save(connection: Connection | Path, path: PathLike) -> None:
     """Write a connection to one file, atomically; ``load_connection`` gives it back bit for bit.
 
+    `connection`: the connection, or a path alone. `path`: the file.
+
     A path alone is written as a connection that was made by no method, with its end as the target.
 
     Tensors shared by points of the path, or equal in dtype, shape and bytes, are written once. The same
@@ -113,6 +115,12 @@ def save(connection: Connection | Path, path: PathLike) -> None:
 
     Errors: ``UnsupportedError`` for a segment with no form in the file, ``InputError`` for stats that are not
     JSON values, ``FileError`` for a full disk and for a path too large to be read again.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save(Path.through([{"w": torch.zeros(1)}, {"w": torch.ones(1)}]), f"{folder}/path.safetensors")
+    ...     load_connection(f"{folder}/path.safetensors").path.at(0.5)["w"]
+    tensor([0.5000])
     """
     check_kinds(save, locals())
     if isinstance(connection, Path):
@@ -150,9 +158,17 @@ def save(connection: Connection | Path, path: PathLike) -> None:
 def load_connection(path: PathLike, device: str | torch.device = "cpu") -> Connection:
     """Read a connection that ``save`` wrote; tensors that points of the path share are the same objects again.
 
+    `path`: the file.
+
     Tensors arrive on `device`. Memory: the distinct tensors once. Errors: ``FileError`` for a file that is
     missing, damaged (every byte that matters is under a digest), of another kind (the message says which),
     or written by a newer version of the format.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save(Path.through([{"w": torch.zeros(1)}, {"w": torch.ones(1)}]), f"{folder}/path.safetensors")
+    ...     load_connection(f"{folder}/path.safetensors").target
+    {'w': tensor([1.])}
     """
     check_kinds(load_connection, locals())
     where = device_of(str(device), "device")

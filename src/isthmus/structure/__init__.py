@@ -28,6 +28,8 @@ def derive_structure(
 ) -> Structure:
     """The unit groups of a module: its program is traced, read axis by axis, and the result verified.
 
+    `module`: the network. `args`, `kwargs`: a batch of inputs for its forward.
+
     Call ``module.eval()`` first. Where its result holds more than tensors (caches of Hugging Face's language models,
     say), the ``logits`` are read, else its first or only tensor. Costs one torch.export (a fraction of a second; two
     for long inputs) and, when `verified`, about six forward passes per group, or as many per power of two in the number

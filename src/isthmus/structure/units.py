@@ -28,6 +28,8 @@ class Member:
     ``index[u]`` lists the positions along axis `dim` of `tensor` that belong to unit u. Role "in": the entries
     that make the unit (rows of the weight that computes it, bias, BatchNorm entries). Role "out": the entries that
     read it (columns of the next weight).
+
+    `role`: "in" or "out".
     """
 
     tensor: str
@@ -48,6 +50,9 @@ class Group:
 
     `separable` says that zeroing the "out" entries of a unit removes it: nothing else then depends on it. `why` names
     what mixes the units when that is not so (LayerNorm, softmax, a product of two activations).
+
+    `name`: that of the layer that makes the units. `size`: how many there are. `members`: where they stand in the
+    tensors.
     """
 
     name: str
@@ -76,6 +81,8 @@ class Structure:
     positions of an axis only as a grid (attention heads and the dimensions inside each head). `fixed` names
     the layers of which some units form no group, with the operation that gives each of these a meaning of its own;
     `verified` says on what inputs the laws were checked, if they were.
+
+    `groups`: in the order of the network. `shapes`: of the tensors, by name.
 
     >>> index = torch.arange(2)[:, None]
     >>> hidden = Group("0", 2, (Member("0.weight", 0, "in", index), Member("2.weight", 1, "out", index)))

@@ -89,6 +89,8 @@ def theory(
     the Q_l are upper bounds from a search, so the bounds of Theorem 1, Theorem 4.1 and the corollaries are valid
     and may be improved by searching longer.
 
+    Errors: ``InputError`` for ends that do not fit and for a theorem that is not among the rows.
+
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).state_dict()
     >>> module = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))

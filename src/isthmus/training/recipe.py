@@ -28,6 +28,9 @@ class Recipe:
     Of trained curves only: `epochs`, a budget in passes over the data, in place of `steps`; `lr` None, from the
     distance of the ends; `precision`, of the passes: that of the objective ("own"), bfloat16 on weights in the
     objective's precision ("bf16"), or bfloat16 where it pays ("auto").
+
+    `optimizer`: one of the three. `batch`: examples per step. `momentum`: of "sgd". `weight_decay`: of "adam" and
+    "sgd". `schedule`: of the learning rate.
     """
 
     optimizer: Literal["adam", "sgd", "lbfgs"] = "adam"

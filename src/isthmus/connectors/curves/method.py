@@ -92,6 +92,8 @@ class PolyChain(_CurveMethod):
     """Straight segments between trained control points (Garipov et al. 2018); else as ``Bezier``, which has the fields.
 
     At the same cost a Bezier curve is mostly lower. When to use: where every segment shall be straight, as for proofs.
+
+    `bends`, `recipe`, `focus`, `draws`, `target`, `bn`: as in ``Bezier``.
     """
 
     about = replace(Bezier.about, makes="bends - 1 straight segments through trained control points")

@@ -44,7 +44,10 @@ class ConstrainedStringSampling(Connector):
 
     When the method does not succeed, the path is the last string that was below its level, the `level` of the stats:
     what the two ends are connected at. ``SUSPECTED_DISCONNECTION``: `patience` insertions at one level have left four
-    fifths of the excess. The other fields are those of ``StringSampling``.
+    fifths of the excess.
+
+    `zeta`, `kappa`: the weights of the springs and of the pull. `beads`: at most so many. `quantity`, `on`, `alpha`,
+    `position`, `points`, `budget`, `recipe`, `attempts`, `batched`: as in ``StringSampling``.
 
     When to use: instead of ``StringSampling`` when the string shall stay short and evenly spread, or to see early at
     which level two networks come apart. Cost: more gradient steps, as every bead is moved at every level.

@@ -37,6 +37,8 @@ class StringSampling(Connector):
     than a fifth in `patience` generations; ``BUDGET_EXHAUSTED``, at `depth` generations or `budget` gradient steps in
     all (``recipe.steps`` for one training). None but the first proves anything.
 
+    `alpha`: a bead is trained to this share of the threshold. `order`: "breadth" or "depth".
+
     When to use: on any module, when you want to know from which loss on two solutions are connected, and how much
     longer than the straight line the way between them is. Cost: some hundred gradient steps per bead, `points`
     passes over the data per segment; the beads grow like a power of 1 / threshold.

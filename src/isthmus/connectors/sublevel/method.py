@@ -51,6 +51,8 @@ class Sublevel(Connector):
     Theorem 6.1); otherwise slopes of which each belongs to one unit move with their units, in layers of 2N units. A
     slope that the units of a layer share must be the same at both ends.
 
+    `theorem`: "3.2", "5.1" or "6.1"; None: the first whose premises hold.
+
     When to use: on few samples or very wide networks. Needs a chain of layers without normalisation, a convex loss, no
     penalty. If no theorem applies the path is the straight line, the outcome says so, and ``stats["premises"]`` says
     what fails and by how much, ``stats["largest_subproblem"]`` for how many of the samples a theorem would apply. Costs

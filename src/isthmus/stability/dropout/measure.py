@@ -74,6 +74,9 @@ class DropoutStability:
 
     The subsets are the best that were found, so `epsilon` is an upper bound on the smallest one. Losses leave a
     penalty out. Error rates and test values are NaN where they are not defined or no test data were given.
+
+    `loss`, `error`, `test_loss`, `test_error`: of the network itself, `params`. `widths`: the units of its layers.
+    `keep`, `masks`, `scale`, `search`, `seed`: as they were asked for. `chain`: its layers.
     """
 
     layers: tuple[StableLayer, ...]
@@ -157,6 +160,8 @@ def dropout_stability(
 
     Needs a chain of layers. Cost: masks * (L - 1) evaluations of networks of keep * the width.
     Source: Kuditipudi et al. 2019, Definition 1 and section 6.
+
+    Errors: ``UnsupportedError`` for a network that is no chain of layers, ``InputError`` for numbers that do not fit.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1, bias=False))
     >>> objective = Objective(net, "mse", (torch.ones(1, 1), torch.ones(1, 1)))

@@ -37,6 +37,8 @@ class PatternStability:
     """L_N(theta) and L_|A|(theta_S) of one network and one pattern, without penalty; error rates may be NaN.
 
     `kept`: how many units stay in each hidden layer. theta is `change`-dropout stable for this pattern.
+
+    `loss`, `error`: of the network itself; `dropped_loss`, `dropped_error`: with the kept units alone.
     """
 
     kept: dict[int, int]
@@ -76,6 +78,9 @@ def pattern_stability(objective: Objective, params: ParamsLike, keep: Pattern) -
     nothing is searched and no scale is fitted: the theorem is about any pattern that does not depend on the training.
     Works for any chain of layers (perceptrons, plain convolutional networks). Cost: one pass, and one of the smaller
     network.
+
+    `keep`: how many units of every layer stay (the first ones), or which, by layer. Errors: ``UnsupportedError`` for a
+    network that is no chain of layers. Source: Shevchenko and Mondelli 2020, Definition 3.1.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
     >>> objective = Objective(net, "mse", (torch.ones(1, 1), torch.ones(1, 1)))

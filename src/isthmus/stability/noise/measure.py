@@ -56,6 +56,12 @@ class NoiseStability:
     With biases, x^i in place of A_i phi(x^{i-1}), x^j in place of J x^i and the affine expansion of M^{i,j} in
     place of J keep the proof of Lemma 3 word for word; without biases they are the same numbers. Convolutions are
     linear maps on the whole input, their units are channels.
+
+    `p`: the dropout probability. `widths`: the units of the layers, inputs and outputs included. `lipschitz`: beta.
+    `output_norm`: ||f(x)||, [examples]. `jacobian_norm[i, j]`: ||J^{i,j}||, [examples]. `column_share[i]`: the norm of
+    each column of A_i over that of A_i. `accuracy`: the relative accuracy of the spectral norms.
+
+    `times`: the t of Definition 3.
     """
 
     p: float
