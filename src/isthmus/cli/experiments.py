@@ -284,7 +284,14 @@ def _run(
 ) -> SweepReport:  # fmt: skip
     part, over = None if shard is None else Shard.parse(shard), threading.Event()
     try:
-        with _cells_bar(quiet) as progress, _stopped_after(budget, over):
+        with _cells_bar(quiet) as bar, _stopped_after(budget, over):
+
+            def progress(what: str, done: int, total: int) -> None:
+                bar(what, done, total)
+                # an interrupt is lost where Python can raise nothing, as in a finaliser
+                if over.is_set() and done < total:
+                    raise KeyboardInterrupt
+
             report = run_cells(cells, store, engine, device=device, shard=part, progress=progress)
     except KeyboardInterrupt:
         plan = with_needs(cells if part is None else part.of(cells))
