@@ -35,7 +35,19 @@ docs: .venv/.docs
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	touch $@
 
-clean:
-	rm -rf .venv demo-results docs/_build docs/api docs/gallery
+# The files of a release in dist/, checked. Equal sources give equal bytes: the time in them is that of the last commit.
+wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+wheel: .venv/.ok
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/wheel.py dist
 
-.PHONY: demo test lint types tests docs clean
+# The same, and the wheel in a new environment, used from another folder.
+dist: wheel
+	PY="$(PY)" PIP_ARGS="$(PIP_ARGS)" .ci/fresh 'isthmus demo --out results'
+
+clean:
+	rm -rf .venv demo-results dist docs/_build docs/api docs/gallery
+
+.PHONY: demo test lint types tests docs wheel dist clean

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from isthmus.cli.told import epilog
 from isthmus.cli.typed import TYPED
 from isthmus.errors import IsthmusError
+from isthmus.version import __version__
 
 SAYS = "Are two trained networks connected by a low-loss path? Construct it, measure it, prove it."
 COMMANDS = {
@@ -116,8 +117,17 @@ def _nothing() -> None:
     """Stands for a command that is not imported."""
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"isthmus {__version__}")
+        raise typer.Exit
+
+
 def settings(
     threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch (default: all).", min=1)] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Are two trained networks connected by a low-loss path? Construct it, measure it, prove it."""
     if threads is not None:
