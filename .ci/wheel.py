@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def tracked(*folders: str) -> set[str]:
     """The files under git."""
     out = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(out.stdout.split("\n")) - {""}
+    return set(out.stdout.splitlines())
 
 
 def same(what: str, found: set[str], wanted: set[str]) -> None:
@@ -39,8 +40,8 @@ def check_wheel(wheel: Path) -> None:
     assert version is not None
     assert "isthmus/py.typed" in names
     assert about["Version"] == version[1], "the version has one home"
-    wanted = {"all", "cli", "plot", "data", "hf", "ray", "test"}
-    assert wanted <= set(about.get_all("Provides-Extra", [])), "an extra is missing"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    same("extras", set(about.get_all("Provides-Extra", [])), set(project["optional-dependencies"]))
 
 
 def check_sdist(sdist: Path) -> None:

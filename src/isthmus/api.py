@@ -136,3 +136,17 @@ from isthmus.theory import theory as theory
 from isthmus.training.fit import Recipe as Recipe
 from isthmus.verdict import Verdict as Verdict
 from isthmus.verdict import verdict as verdict
+
+PROVISIONAL = frozenset(
+    """
+    AdapterRow AdapterStability adapter_stability low_rank_path
+    AlignedLines StraightLines aligned_lines RotationMatching Renormalised
+    BlockBarrier BlockBarriers block_barriers Contributions contributions TaskVectors task_vectors
+    Separation separated Straightened straighten gap_by_width
+    fast_geometric_ensemble save_like
+    models.ACTIVATIONS models.Average models.EXTRACTORS models.Entry models.Extractor models.MODELS models.extract
+    models.parameters_of data.DATASETS data.DataEntry data.numbers_of
+    counterexamples.Found counterexamples.smallest_found
+    """.split()
+)
+"""The public names that may change in any minor version; all others are stable (CONTRIBUTING.md, *Versions*)."""
