@@ -74,7 +74,7 @@ def described(value: Any) -> list[str]:
     if inspect.isclass(value) and issubclass(value, Enum):
         return [" = " + " | ".join(value.__members__)]
     if inspect.isclass(value) and issubclass(value, BaseException):
-        return [f" is a {value.__mro__[1].__name__}"]
+        return [" is " + " and ".join(base.__name__ for base in value.__bases__)]
     if inspect.isclass(value):
         return [called(value), *members(value)]
     if inspect.isfunction(value):
