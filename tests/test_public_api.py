@@ -1,7 +1,7 @@
 """The public names and how they are called are those in ``public_api.txt``; what changes there is meant to change.
 
 Renew the file with ``python -m tests.test_public_api`` and look at the difference: a stable name that goes, or that is
-called in another way, needs the steps under *Versions* in CONTRIBUTING.md.
+called in another way, needs the steps of docs/compatibility.md.
 """
 
 from __future__ import annotations

@@ -149,4 +149,4 @@ PROVISIONAL = frozenset(
     counterexamples.Found counterexamples.smallest_found
     """.split()
 )
-"""The public names that may change in any minor version; all others are stable (CONTRIBUTING.md, *Versions*)."""
+"""The public names that may change in any minor version; all others are stable (docs/compatibility.md)."""
