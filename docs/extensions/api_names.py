@@ -39,6 +39,7 @@ _BY_MODULE = {
 _OF_NAME = {
     "Params": "Ask",
     "METHODS": "Methods",
+    "PROVISIONAL": "Ask",
     "load_graph": "Storing",
     "Renumbering": "Alignment",
     "Matching": "Alignment",
@@ -46,6 +47,7 @@ _OF_NAME = {
 _SAID = {
     "Params": "The parameters and buffers of a network: tensors by name, as `module.state_dict()` gives them.",
     "METHODS": "The classes of all methods, in the order in which `isthmus methods` lists them.",
+    "PROVISIONAL": "The public names that may change in any minor version; all others are stable.",
     "models.MODELS": "The networks that have a name on the command line.",
     "models.ACTIVATIONS": "The activations that have a name, each a class of torch.",
     "models.EXTRACTORS": "The extractors of features that have a name.",
