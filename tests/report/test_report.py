@@ -15,9 +15,8 @@ import pytest
 from isthmus.errors import FileError, MissingExtraError
 from isthmus.plot.runs import read_runs
 from isthmus.report import write_report
-from isthmus.report.assets import SCRIPT
 from isthmus.report.figures import MAX_POINTS, thin
-from isthmus.report.words import bound_num, num
+from isthmus.report.render import bound_num, num
 from tests.plot.test_plot import edit
 from tests.report.fabricate import make_run, make_runs
 
@@ -96,7 +95,7 @@ def test_the_best_excess_is_of_a_method_that_succeeded(tmp_path: File):
     make_runs(tmp_path, 2)
     make_run(tmp_path / "z", "Subnetwork", excess=0.0, outcome={"ok": False, "name": "NOT_FINITE", "message": "m e"})
     text = write_report(tmp_path).read_text(encoding="utf-8")
-    assert re.findall(r"<td class='best'>([^<]*)", text) == ["1.45"]
+    assert re.findall(r"<td class=\"best\">([^<]*)", text) == ["1.45"]
     page = Page(text)
     assert "Methods that did not succeed" in page.text
     assert "Subnetwork: m e" in page.text
@@ -127,9 +126,9 @@ def test_nothing_is_fetched(tmp_path: File):
             assert (attributes.get(key) or "#").startswith("#")
         assert not [a for a in attributes if a.startswith("on")]
     # plotly's default buttons hold one that sends the figure to its makers' server
-    assert 'plotlyServerURL: ""' in SCRIPT
-    assert "modeBarButtons: [" in SCRIPT
-    assert "Cloud" not in SCRIPT
+    assert 'plotlyServerURL: ""' in page.scripts[2]
+    assert "modeBarButtons: [" in page.scripts[2]
+    assert "Cloud" not in page.scripts[2]
 
 
 def test_equal_results_give_equal_bytes_and_the_page_is_small(tmp_path: File):
