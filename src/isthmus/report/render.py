@@ -37,8 +37,9 @@ class Picture(NamedTuple):
 
 
 def picture(figure: Figure, name: str, alt: str) -> Picture:
-    """`figure` with names of its parts that begin with `name`: no two of a page are equal."""
-    return Picture(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg_text(figure)), alt)
+    """`figure` with names of its parts that begin with `name`, so that no picture of a page takes those of another."""
+    text = re.sub(r'<g id="path">', "<g>", svg_text(figure))  # of several lines, as matplotlib names them for itself
+    return Picture(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text), alt)
 
 
 def write_page(out: Path, template: str, **values: Any) -> Path:

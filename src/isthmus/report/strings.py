@@ -49,6 +49,6 @@ def _data(found: Strings) -> dict[str, Any]:
         }
         for f in found.frames
     ]
-    shares = [f"{100 * v:.2g}" for v in found.variance]
+    shares = [f"{100 * v:.3g}" for v in found.variance]
     box = [round(side / half, 5) for side in sides]
     return {"frames": frames, "box": box, "variance": shares, "limits": list(found.limits), "colours": list(COLOURS)}
