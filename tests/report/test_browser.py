@@ -36,7 +36,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     x, y = torch.randn(60, 4), torch.arange(60) % 3
     module = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
     objective = im.Objective(module, data=(x, y))
-    ends = [{k: torch.randn_like(v) for k, v in module.state_dict().items()} for _ in range(3)]
+    a, b, c = ends = [{k: torch.randn_like(v) for k, v in module.state_dict().items()} for _ in range(3)]
     check = im.check(objective, ends, test=objective, align=True)
     (folder / "check").mkdir()
     write_json(folder / "check/check.json", check.to_dict())
@@ -47,8 +47,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from isthmus.plot import strings
     from isthmus.plot.surface import Surface
 
-    write_plane_page(Surface.of(im.plane(objective, *ends, test=objective, points=9).to_dict()), folder / "plane.html")
-    write_string_page(strings(objective, im.connect(objective, *ends[:2]), num_points=9), folder / "string.html")
+    write_plane_page(
+        Surface.of(im.plane(objective, a, b, c, test=objective, points=9).to_dict()), folder / "plane.html"
+    )
+    write_string_page(strings(objective, im.connect(objective, a, b), num_points=9), folder / "string.html")
     return {
         "report": report, "check": folder / "check/report.html", "graph": folder / "graph/report.html",
         "plane": folder / "plane.html", "string": folder / "string.html",

@@ -331,3 +331,30 @@ def test_losses_that_are_not_numbers_are_no(tmp_path: File):
 
     edit(folder / "profile.json", broken)
     assert "on the whole path: no, rises to a loss that is not finite" in report(tmp_path).text
+
+
+def test_a_low_path_whose_test_error_rises_is_no_plain_success(tmp_path: File):
+    folder = make_run(tmp_path / "r", "MeanField", index=10, verdict={"asked": "3x"})
+    assert tags(report(tmp_path), "good") == 1 + 1  # the answer, and the proof
+
+    def worse(d: dict) -> None:
+        middle = len(d["t"]) // 2
+        d["test"]["error"] = [0.01] * len(d["t"])
+        d["test"]["error"][0], d["test"]["error"][-1], d["test"]["error"][middle] = 0.011, 0.012, 0.111
+
+    edit(folder / "profile.json", worse)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    page = Page(text)
+    said = "on the test data the error rises from 1.1 % and 1.2 % at the ends to 11.1 % (at t = 0.5)"
+    assert f"{said}, not below 3 x the larger end" in page.text
+    assert tags(page, "good") == 1  # the proof
+    assert 'class="best warned"' in text
+    assert "ends 0.011, 0.012" in page.text
+    # where the level is a loss, errors are held against the usual multiple
+    make_run(tmp_path / "r", "MeanField", index=10, verdict={"asked": "0.5"})
+    edit(folder / "profile.json", worse)
+    assert f"{said}, not below 1.1 x the larger end" in report(tmp_path).text
+    # nothing is said of paths whose training loss is high already
+    make_run(tmp_path / "r", "Linear", index=0)
+    edit(folder / "profile.json", worse)
+    assert "stays low, but" not in report(tmp_path).text

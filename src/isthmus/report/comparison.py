@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from isthmus.comparison.table import Comparison, ComparisonRow
 from isthmus.errors import FileError
@@ -10,6 +11,7 @@ from isthmus.report.render import Table
 from isthmus.storage.files import read_json
 
 FILE = "comparison.json"
+_PATHLESS: dict[str, Any] = {"connection": None}  # which the table does not show
 
 
 def read_comparison(folder: Path) -> Table | None:
@@ -19,7 +21,7 @@ def read_comparison(folder: Path) -> Table | None:
         return None
     held = read_json(file)
     try:
-        rows = tuple(ComparisonRow(**row, connection=None) for row in held["rows"])  # the paths lie beside it
+        rows = tuple(ComparisonRow(**row, **_PATHLESS) for row in held["rows"])
         return Table("Every method on the same two networks", *Comparison(rows, held["skipped"]).table())
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise FileError(file, "does not hold a comparison of this version", "compare again") from error

@@ -37,11 +37,9 @@ _UNKNOWN = "a kind of claim that this version of the report does not know"
 
 def told(run: StoredRun, place: int, runs: Sequence[StoredRun]) -> dict[str, Any]:
     """All that the template says of one run."""
-    top, several = best(tuple(runs)), len({_pair_of(r) for r in runs}) > 1
     return {
         **{"name": f"run-{place + 1}", "label": run.label, "ok": run.ok, "message": run.result["outcome"]["message"]},
-        "pair": f"{run.result.get('model') or ''} on {run.result.get('data') or ''}" if several else "",
-        "best": run.ok and isfinite(run.number("excess")) and run.number("excess") == top,
+        **_among(run, runs),
         **_said(run),
         **{k: run.number(k) for k in ("segments", "normalized_length", "max_loss", "excess", "seed")},
         **{k: run.number(k) for k in ("loss_a", "loss_b", "test_loss_max", "test_error_max")},
@@ -50,6 +48,13 @@ def told(run: StoredRun, place: int, runs: Sequence[StoredRun]) -> dict[str, Any
         **{"measured": _measured(run), "ends": _ends(run), "proof": _proof(run), "command": _command_of(run)},
         "steps": _steps(run),
     }
+
+
+def _among(run: StoredRun, runs: Sequence[StoredRun]) -> dict[str, Any]:
+    """Whether its excess is the smallest, and which networks it joins where they are not those of all."""
+    several = len({_pair_of(r) for r in runs}) > 1
+    model, data = (run.result.get(k) or "" for k in ("model", "data"))
+    return {"best": run.ok and run.number("excess") == best(runs), "pair": f"{model} on {data}" if several else ""}
 
 
 def pair(runs: tuple[StoredRun, ...]) -> dict[str, Any] | None:
@@ -118,7 +123,8 @@ def _measured(run: StoredRun) -> list[list[object]]:
 def _ends(run: StoredRun) -> dict[str, tuple[float, float] | None]:
     """Test loss and error at both ends; None where they were not measured."""
     curves = None if run.profile is None else run.profile.test
-    return {q: curves and (float(curves[q][0]), float(curves[q][-1])) for q in ("loss", "error")}
+    known = curves or {}
+    return {q: (float(known[q][0]), float(known[q][-1])) if q in known else None for q in ("loss", "error")}
 
 
 COLUMNS = (
@@ -208,7 +214,7 @@ def _claim_counts(run: StoredRun) -> dict[str, int]:
     return {claim: count[claim] for claim in order if count[claim]}
 
 
-def best(runs: tuple[StoredRun, ...]) -> float:
+def best(runs: Sequence[StoredRun]) -> float:
     """The smallest excess among the runs that succeeded; NaN when there is none."""
     return min((e for r in runs if r.ok and isfinite(e := r.number("excess"))), default=nan)
 
