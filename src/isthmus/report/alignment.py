@@ -10,7 +10,7 @@ from isthmus.errors import FileError
 from isthmus.plot.alignment import StoredAlignment, alignment_figure
 from isthmus.plot.figures import save_figure
 from isthmus.plot.runs import StoredRun
-from isthmus.report.render import Table, picture, write_page
+from isthmus.report.render import PageTable, picture, write_page
 
 _FILES = "*alignment.json"
 
@@ -80,7 +80,7 @@ def _worth(found: StoredAlignment) -> dict[str, Any] | None:
     return {"which": which, "before": before["max"], "after": after["max"]}
 
 
-def _lines(found: StoredAlignment) -> Table:
+def _lines(found: StoredAlignment) -> PageTable:
     heading = ["straight line"]
     rows: list[list[object]] = []
     tested = "test set" in found.before
@@ -91,22 +91,22 @@ def _lines(found: StoredAlignment) -> Table:
         for one in (p, q):
             loss = one["barriers"]["loss"]
             rows[-1] += [loss["max"], loss["excess"], *([one["test"]["barriers"]["loss"]["excess"]] if tested else [])]
-    return Table("The straight lines between the networks", heading, rows)
+    return PageTable("The straight lines between the networks", heading, rows)
 
 
-def _average(found: StoredAlignment) -> Table:
+def _average(found: StoredAlignment) -> PageTable:
     """The network of mean weights."""
     both = [("as given", found.document["before"]["average"]), ("aligned", found.document["after"]["average"])]
     names = list(both[0][1])
     heading = ["the mean of the weights", *(name.replace("_", " ") for name in names)]
-    return Table("The network of mean weights", heading, [[w, *(scores[n] for n in names)] for w, scores in both])
+    return PageTable("The network of mean weights", heading, [[w, *(scores[n] for n in names)] for w, scores in both])
 
 
-def _networks(found: StoredAlignment) -> Table:
+def _networks(found: StoredAlignment) -> PageTable:
     heading = ["network", "units moved", "distance", "aligned", "inner product", "aligned", "change of outputs"]
     rows = [[name, _moved(one), *one["distance"], *one["similarity"], f"{one['function_error']:.1e}"]
             for name, one in zip(found.names[1:], found.document["alignments"], strict=True)]  # fmt: skip
-    return Table(f"Each network against {found.names[0]}, before and after", heading, rows)
+    return PageTable(f"Each network against {found.names[0]}, before and after", heading, rows)
 
 
 def _moved(one: Mapping[str, Any]) -> str:

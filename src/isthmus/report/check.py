@@ -10,7 +10,7 @@ from isthmus.analysis.check import table_of
 from isthmus.plot.check import StoredCheck, check_figure
 from isthmus.plot.figures import save_figure
 from isthmus.report.judged import rises_on
-from isthmus.report.render import Table, picture, write_page
+from isthmus.report.render import PageTable, picture, write_page
 
 FILE = "check.json"
 
@@ -39,7 +39,7 @@ def _write_page(found: StoredCheck, out: Path) -> Path:
         out, "check.html",
         **{k: held[k] for k in ("names", "go", "notes", "bn")}, why=str(held["why"]), pair=found.pair,
         lowest=_lowest(held), picture=picture(check_figure(found), "check", alt),
-        lines=Table("On each straight line, and at the mean of the weights", *table_of(held)),
+        lines=PageTable("On each straight line, and at the mean of the weights", *table_of(held)),
         rises=_rises(held), others=_others(held), blocks=_blocks(held, found.pair), carriers=_carriers(held),
         vectors=_vectors(held), policies=list(held["policies"].items()),
         population=[f"{row['data']}: {row['population']['text']}" for row in held["lines"] if row["population"]],
@@ -69,7 +69,7 @@ def _rises(held: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _others(held: Mapping[str, Any]) -> Table:
+def _others(held: Mapping[str, Any]) -> PageTable:
     """Naive, aligned and curve, on every data set, of the worst pair."""
     rows: list[list[object]] = []
     for what, key in (("straight line", "lines"), ("straight line, units renumbered", "aligned")):
@@ -82,17 +82,17 @@ def _others(held: Mapping[str, Any]) -> Table:
             test = curve["test"]["barriers"]["loss"]
             rows.append(["trained curve", held["sets"][1], test["max"], test["excess"]])
     heading = ("path", "data", "largest loss", "excess over the larger end")
-    return Table("Between the two whose line rises most", heading, rows)
+    return PageTable("Between the two whose line rises most", heading, rows)
 
 
-def _blocks(held: Mapping[str, Any], pair: tuple[str, str]) -> Table | None:
+def _blocks(held: Mapping[str, Any], pair: tuple[str, str]) -> PageTable | None:
     if held["blocks"] is None:
         return None
     heading = ("block", "numbers", "share of the squared distance", "alone", "at t", "all up to it")
     keys = ("name", "parameters", "share", "alone", "t", "through")
     rows = [[row[k] for k in keys] for row in held["blocks"]["blocks"]]
     on = f"on {held['blocks']['examples']:,} examples; loss above the larger end"
-    return Table(f"{pair[0]} with blocks of {pair[1]}, {on}", heading, rows)
+    return PageTable(f"{pair[0]} with blocks of {pair[1]}, {on}", heading, rows)
 
 
 def _carriers(held: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -100,19 +100,19 @@ def _carriers(held: Mapping[str, Any]) -> dict[str, Any] | None:
     if found is None or not found["value"] > 0:
         return None
     classes = [[name, found["by_class"][name]] for name in sorted(found["by_class"], key=int)]
-    tables = [Table("Examples that add most", ("example", "adds"), found["top"])]
-    tables += [Table("What each class adds", ("class", "adds"), classes)] if classes else []
+    tables = [PageTable("Examples that add most", ("example", "adds"), found["top"])]
+    tables += [PageTable("What each class adds", ("class", "adds"), classes)] if classes else []
     shown = {"t": f"{found['t']:.3g}", "half": f"{found['half']:.2%}", "examples": f"{found['examples']:,}"}
     return {"value": found["value"], **shown, "tables": tables}
 
 
-def _vectors(held: Mapping[str, Any]) -> list[Table]:
+def _vectors(held: Mapping[str, Any]) -> list[PageTable]:
     names: Sequence[str] = held["names"]
     apart = [[f"{names[i]} \N{EN DASH} {names[j]}", d] for i, j, d in held["distances"]]
     norms = list(zip(names, held["norms"], strict=True))
     told = [
-        Table("The norm of all weights", ("network", "norm"), norms),
-        Table("How far apart the networks are", ("pair", "distance"), apart),
+        PageTable("The norm of all weights", ("network", "norm"), norms),
+        PageTable("How far apart the networks are", ("pair", "distance"), apart),
     ]
     found = held["vectors"]
     if found is None:
@@ -121,4 +121,4 @@ def _vectors(held: Mapping[str, Any]) -> list[Table]:
     heading += [f"same sign as {name}" for name in names]
     each = zip(names, found["norms"], found["relative"], found["cosines"], found["signs"], strict=True)
     rows = [[name, norm, part, *cosines, *signs] for name, norm, part, cosines, signs in each]
-    return [*told, Table("What training added to the base", heading, rows)]
+    return [*told, PageTable("What training added to the base", heading, rows)]

@@ -7,14 +7,14 @@ from typing import Any
 
 from isthmus.comparison.table import Comparison, ComparisonRow
 from isthmus.errors import FileError
-from isthmus.report.render import Table
+from isthmus.report.render import PageTable
 from isthmus.storage.files import read_json
 
 FILE = "comparison.json"
 _PATHLESS: dict[str, Any] = {"connection": None}  # which the table does not show
 
 
-def read_comparison(folder: Path) -> Table | None:
+def read_comparison(folder: Path) -> PageTable | None:
     """What ``Comparison`` shows in a notebook; None where there is none. Errors: ``FileError``."""
     file = folder / FILE
     if not file.is_file():
@@ -22,6 +22,6 @@ def read_comparison(folder: Path) -> Table | None:
     held = read_json(file)
     try:
         rows = tuple(ComparisonRow(**row, **_PATHLESS) for row in held["rows"])
-        return Table("Every method on the same two networks", *Comparison(rows, held["skipped"]).table())
+        return PageTable("Every method on the same two networks", *Comparison(rows, held["skipped"]).table())
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise FileError(file, "does not hold a comparison of this version", "compare again") from error

@@ -9,7 +9,7 @@ from isthmus.graph import MinimaGraph, load_graph
 from isthmus.graph.stored import FILE
 from isthmus.plot.figures import save_figure
 from isthmus.plot.graph import graph_figure
-from isthmus.report.render import Table, picture, write_page
+from isthmus.report.render import PageTable, picture, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,17 +43,17 @@ def _write(graph: MinimaGraph, figure: Figure, page: Path) -> Path:
         matching=graph.aligned["matching"]["name"] if graph.aligned else "",
         bottleneck=graph.bottleneck, worst=(names[worst.a], names[worst.b]), highest=max(graph.losses),
         stop=graph.stop, seed=graph.seed, tol=f"{graph.tol:g}", picture=picture(figure, "graph", alt),
-        saddles=Table("The largest loss on the lowest known way", *graph.table()),
+        saddles=PageTable("The largest loss on the lowest known way", *graph.table()),
         minima=_minima(graph), paths=_paths(graph, names),
     )  # fmt: skip
 
 
-def _minima(graph: MinimaGraph) -> Table:
+def _minima(graph: MinimaGraph) -> PageTable:
     rows = [(m.name, m.loss, m.error, m.test_loss, m.test_error) for m in graph.minima]
-    return Table("Loss and error of each network", ("network", "loss", "error", "test loss", "test error"), rows)
+    return PageTable("Loss and error of each network", ("network", "loss", "error", "test loss", "test error"), rows)
 
 
-def _paths(graph: MinimaGraph, names: list[str]) -> Table:
+def _paths(graph: MinimaGraph, names: list[str]) -> PageTable:
     inside = {e.pair for e in graph.tree}
     heading = ("path", "largest loss", "floor", "excess", "largest error", "largest test loss", "largest test error",
                "length / distance", "in the tree")  # fmt: skip
@@ -62,5 +62,5 @@ def _paths(graph: MinimaGraph, names: list[str]) -> Table:
         floor = graph.floor(*e.pair)
         heights = (e.max, floor, e.max - floor, e.error, e.test_loss, e.test_error, e.length)
         rows.append((f"{names[e.a]} \N{EN DASH} {names[e.b]}", *heights, "yes" if e.pair in inside else ""))
-    return Table("Every path, the highest first; no path between two networks can be lower than the floor",
+    return PageTable("Every path, the highest first; no path between two networks can be lower than the floor",
                  heading, rows)  # fmt: skip

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NONE = "\N{EN DASH}"
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """Rows with their headings, and what they are about."""
 
     caption: str

@@ -16,7 +16,7 @@ from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
 from isthmus.evaluate.profile import measured_row
 from isthmus.plot.runs import StoredRun
 from isthmus.report.judged import far_from, rises, verdict_of
-from isthmus.report.render import Table, bound_num, num
+from isthmus.report.render import PageTable, bound_num, num
 from isthmus.verdict import ANSWERS, Verdict
 
 _CLAIMS = {
@@ -172,13 +172,13 @@ def _proof(run: StoredRun) -> dict[str, Any] | None:
     }
 
 
-def _steps(run: StoredRun) -> Table:
+def _steps(run: StoredRun) -> PageTable:
     """The segments one by one, as a certificate or, without one, a connection shows them."""
     labels = run.result.get("labels") or []
     if run.certificate is None:
-        return Table(f"{run.label}: what each segment does", SEGMENTS[:2], list(enumerate(map(str, labels))))
+        return PageTable(f"{run.label}: what each segment does", SEGMENTS[:2], list(enumerate(map(str, labels))))
     rows = [_segment(s, labels) for s in run.certificate["segments"]]
-    return Table(f"{run.label}: what is claimed of each segment", SEGMENTS, rows)
+    return PageTable(f"{run.label}: what is claimed of each segment", SEGMENTS, rows)
 
 
 def _segment(segment: Mapping[str, Any], labels: Sequence[object]) -> tuple[object, ...]:
