@@ -270,8 +270,8 @@ def test_a_check_of_losses_that_are_no_numbers_is_told(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "a&lt;b&gt;" in page
     assert "a<b>" not in page
-    assert "not below" in page
-    assert page.index("<td>2</td>") < page.index("<td>10</td>")
+    assert "<td>no</td>" in page
+    assert page.index('<th scope="row">2</th>') < page.index('<th scope="row">10</th>')
 
 
 def test_a_check_is_drawn():

@@ -87,6 +87,10 @@ def test_its_picture_and_the_report(found, folder):
     page = write_report(folder).read_text()
     assert "Aligned" in page
     assert "Dropout" in page
+    # the table of the notebook
+    for name in found.table()[0]:
+        assert f'<th scope="col">{name}</th>' in page
+    assert all(f"<td>{row.cells[1]}</td>" in page for row in found.rows)
 
 
 def test_a_network_that_no_method_takes_and_wrong_arguments():

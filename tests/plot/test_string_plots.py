@@ -13,8 +13,9 @@ import torch
 import isthmus as im
 from isthmus.params import distance
 from isthmus.paths import Curve, Path
-from isthmus.plot import draw_frames, draw_string, save_figure, strings, write_string_page
+from isthmus.plot import draw_frames, draw_string, save_figure, strings
 from isthmus.plot.string import Strings
+from isthmus.report import write_string_page
 from tests.connectors.strings.strings import LEVEL, quadratic, quick
 
 

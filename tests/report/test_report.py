@@ -15,9 +15,8 @@ import pytest
 from isthmus.errors import FileError, MissingExtraError
 from isthmus.plot.runs import read_runs
 from isthmus.report import write_report
-from isthmus.report.assets import SCRIPT
 from isthmus.report.figures import MAX_POINTS, thin
-from isthmus.report.words import bound_num, num
+from isthmus.report.render import bound_num, num
 from tests.plot.test_plot import edit
 from tests.report.fabricate import make_run, make_runs
 
@@ -96,7 +95,7 @@ def test_the_best_excess_is_of_a_method_that_succeeded(tmp_path: File):
     make_runs(tmp_path, 2)
     make_run(tmp_path / "z", "Subnetwork", excess=0.0, outcome={"ok": False, "name": "NOT_FINITE", "message": "m e"})
     text = write_report(tmp_path).read_text(encoding="utf-8")
-    assert re.findall(r"<td class='best'>([^<]*)", text) == ["1.45"]
+    assert re.findall(r"<td class=\"best\">([^<]*)", text) == ["1.45"]
     page = Page(text)
     assert "Methods that did not succeed" in page.text
     assert "Subnetwork: m e" in page.text
@@ -127,9 +126,9 @@ def test_nothing_is_fetched(tmp_path: File):
             assert (attributes.get(key) or "#").startswith("#")
         assert not [a for a in attributes if a.startswith("on")]
     # plotly's default buttons hold one that sends the figure to its makers' server
-    assert 'plotlyServerURL: ""' in SCRIPT
-    assert "modeBarButtons: [" in SCRIPT
-    assert "Cloud" not in SCRIPT
+    assert 'plotlyServerURL: ""' in page.scripts[2]
+    assert "modeBarButtons: [" in page.scripts[2]
+    assert "Cloud" not in page.scripts[2]
 
 
 def test_equal_results_give_equal_bytes_and_the_page_is_small(tmp_path: File):
@@ -332,3 +331,30 @@ def test_losses_that_are_not_numbers_are_no(tmp_path: File):
 
     edit(folder / "profile.json", broken)
     assert "on the whole path: no, rises to a loss that is not finite" in report(tmp_path).text
+
+
+def test_a_low_path_whose_test_error_rises_is_no_plain_success(tmp_path: File):
+    folder = make_run(tmp_path / "r", "MeanField", index=10, verdict={"asked": "3x"})
+    assert tags(report(tmp_path), "good") == 1 + 1  # the answer, and the proof
+
+    def worse(d: dict) -> None:
+        middle = len(d["t"]) // 2
+        d["test"]["error"] = [0.01] * len(d["t"])
+        d["test"]["error"][0], d["test"]["error"][-1], d["test"]["error"][middle] = 0.011, 0.012, 0.111
+
+    edit(folder / "profile.json", worse)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    page = Page(text)
+    said = "on the test data the error rises from 1.1 % and 1.2 % at the ends to 11.1 % (at t = 0.5)"
+    assert f"{said}, not below 3 x the larger end" in page.text
+    assert tags(page, "good") == 1  # the proof
+    assert 'class="best warned"' in text
+    assert "ends 0.011, 0.012" in page.text
+    # where the level is a loss, errors are held against the usual multiple
+    make_run(tmp_path / "r", "MeanField", index=10, verdict={"asked": "0.5"})
+    edit(folder / "profile.json", worse)
+    assert f"{said}, not below 1.1 x the larger end" in report(tmp_path).text
+    # nothing is said of paths whose training loss is high already
+    make_run(tmp_path / "r", "Linear", index=0)
+    edit(folder / "profile.json", worse)
+    assert "stays low, but" not in report(tmp_path).text

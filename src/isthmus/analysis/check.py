@@ -110,15 +110,7 @@ class Check:
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Headings, and a row for each line and each average on each data set."""
-        heading = ["straight line", "data", "ends", "largest loss", "at t", "level", "largest error", "points", "below"]
-        rows: list[list[Any]] = []
-        for when, lines in (("", self.lines), ("aligned ", self.aligned)):
-            for (i, j), found in lines.items():
-                rows += [_row(f"{when}{self.names[i]} - {self.names[j]}", name, d) for name, d in found.items()]
-        for what, means in (("average", self.mean), ("aligned average", self.aligned_mean)):
-            for name, one in means.items():
-                rows.append([what, name, "", one.loss, None, one.level, one.error, 1, one.below])
-        return heading, rows
+        return table_of(self.to_dict())
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The loss on the lines, drawn on `ax`; on two axes, as by default, also the blocks."""
@@ -140,10 +132,27 @@ class Check:
         }  # fmt: skip
 
 
-def _row(what: str, name: str, d: Decision) -> list[Any]:
-    ends = f"{d.profile.loss[0]:.4g}, {d.profile.loss[-1]:.4g}"
-    error = d.profile.barriers["error"].max
-    return [what, name, ends, d.profile.max, d.at, d.level, error, len(d.profile.t), d.below]
+def table_of(held: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """The table of a check from its plain values, as check.json holds them."""
+    heading = ["path", "data", "loss at the ends", "largest loss", "at t", "may rise to", "level", "error at the ends"]
+    heading += ["largest error", "points", "below"]
+    names, rows = held["names"], []
+    for when, key in (("", "lines"), ("aligned ", "aligned")):
+        for row in held[key]:
+            loss, error = (row["barriers"][k]["max"] for k in ("loss", "error"))
+            middle = [loss, row["at"], row["rise"], row["level"], _ends(row["error"]), error]
+            name = f"{when}{names[row['a']]} \N{EN DASH} {names[row['b']]}"
+            rows.append([name, row["data"], _ends(row["loss"]), *middle, len(row["t"]), row["below"]])
+    for what, key in (("average", "mean"), ("aligned average", "aligned_mean")):
+        for name, one in held[key].items():
+            below = None not in (one["loss"], one["level"]) and one["loss"] < one["level"]  # files hold None for inf
+            rows.append([what, name, "", one["loss"], None, None, one["level"], "", one["error"], 1, below])
+    return heading, rows
+
+
+def _ends(values: Sequence[float | None]) -> str:
+    """The first and the last number."""
+    return ", ".join("not finite" if v is None else f"{v:.4g}" for v in (values[0], values[-1]))
 
 
 def _lines_to_dict(lines: Lines) -> list[dict[str, Any]]:

@@ -52,6 +52,10 @@ class SegmentCertificate:
         return reached(self.bound, self.value)
 
 
+SEGMENTS = ("segment", "what it does", "claim", "bound", "largest seen", "why")
+"""The headings of the list of segments."""
+
+
 @dataclass(frozen=True)
 class Certificate:
     """max_t L(t) <= `bound`, where every segment's claim is other than "measured" (then `proved` is True).
@@ -93,7 +97,7 @@ class Certificate:
 
     def _repr_html_(self) -> str:
         rows = [(s.index, s.label, s.claim, upward(s.bound), s.value, s.why) for s in self.segments]
-        return table(("segment", "label", "claim", "bound", "largest seen", "why"), rows, self.summary)
+        return table(SEGMENTS, rows, self.summary)
 
     @property
     def bound(self) -> float:

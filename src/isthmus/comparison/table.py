@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
@@ -125,9 +125,13 @@ class Comparison:
         return draw(self, ax)
 
     def _repr_html_(self) -> str:
+        return table(*self.table(), repr(self))
+
+    def table(self) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+        """Headings, and a row for each method, those that do not apply last."""
         rows = [row.cells for row in self.rows]
         rows += [(name, *[""] * (len(HEADING) - 2), f"does not apply: {why}") for name, why in self.skipped.items()]
-        return table(HEADING, rows, repr(self))
+        return HEADING, rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as comparison.json holds them."""

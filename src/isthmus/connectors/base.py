@@ -102,7 +102,7 @@ class Connection:
         return draw(self, ax)
 
     def _repr_html_(self) -> str:
-        return table(("segment", "label"), list(enumerate(self.labels)), f"{self!r}: {self.message}")
+        return table(("segment", "what it does"), list(enumerate(self.labels)), f"{self!r}: {self.message}")
 
     @property
     def message(self) -> str:

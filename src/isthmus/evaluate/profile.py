@@ -51,6 +51,21 @@ class Barriers:
         return cls(**{f.name: float(heights(t, q, f.name).max()) for f in fields(cls)})
 
 
+MEASURED = ("quantity", "at A", "at B", "max", "at t", "excess", "linear", "mean", "population")
+"""The headings of a ``measured_row``."""
+
+
+def measured_row(name: str, t: Tensor, q: Tensor, population: object = None) -> list[object]:
+    """One quantity along a path, for people: at the ends, its largest sample, ``Barriers``, that of the population.
+
+    >>> measured_row("loss", torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 4.0, 2.0]))
+    ['loss', 1.0, 2.0, 4.0, 0.5, 2.0, 2.5, 2.5, None]
+    """
+    top, *others = asdict(Barriers.of(t, q)).values()
+    at = float(t[int(q.nan_to_num(nan=torch.inf).argmax())])
+    return [name, float(q[0]), float(q[-1]), top, at, *others, None if population is None else str(population)]
+
+
 def heights(t: Tensor, q: Tensor, definition: str) -> Tensor:
     """How far each sample is above what that definition of ``Barriers`` compares it with; any NaN makes all NaN.
 
@@ -112,10 +127,14 @@ class Profile:
         return draw(self, ax)
 
     def _repr_html_(self) -> str:
-        rows = [(name, *asdict(b).values()) for name, b in self.barriers.items()]
-        if self.test is not None:
-            rows += [(f"test {name}", *asdict(b).values()) for name, b in self.test.barriers.items()]
-        return table(("quantity", *(f.name for f in fields(Barriers))), rows, repr(self))
+        rows = self._rows("") + ([] if self.test is None else self.test._rows("test "))
+        return table(MEASURED, rows, repr(self))
+
+    def _rows(self, data: str) -> list[list[object]]:
+        band = self.population
+        known = {} if band is None else {"loss": band.highest, "error": band.error and band.error.highest}
+        both = (("loss", self.loss), ("error", self.error))
+        return [measured_row(f"{data}{name}", self.t, q, known.get(name)) for name, q in both]
 
     @cached_property
     def barriers(self) -> dict[str, Barriers]:

@@ -103,9 +103,13 @@ class MinimaGraph:
         return len(self.minima)
 
     def _repr_html_(self) -> str:
+        return table(*self.table(), f"{self!r}: {self.stop}")
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Headings, and for each network its saddles to all, the largest loss on the lowest known way."""
         names = [m.name for m in self.minima]
-        rows = [(n, *map(float, row)) for n, row in zip(names, self.saddles, strict=True)]
-        return table(("largest loss on the way", *names), rows, f"{self!r}: {self.stop}")
+        rows = [[n, *map(float, row)] for n, row in zip(names, self.saddles, strict=True)]
+        return ["largest loss on the way", *names], rows
 
     def plot(self, ax: Any = None) -> Axes | NDArray[Any]:
         """The tree, drawn on `ax`; on two axes, as by default on new ones, also the matrix of saddles.

@@ -14,4 +14,3 @@ from isthmus.plot.string import Strings as Strings
 from isthmus.plot.string import draw_frames as draw_frames
 from isthmus.plot.string import draw_string as draw_string
 from isthmus.plot.string import strings as strings
-from isthmus.plot.string_page import write_string_page as write_string_page

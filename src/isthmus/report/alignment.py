@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from isthmus.errors import FileError
 from isthmus.plot.alignment import StoredAlignment, alignment_figure
-from isthmus.plot.figures import save_figure, svg_text
-from isthmus.plot.html import html_page
+from isthmus.plot.figures import save_figure
 from isthmus.plot.runs import StoredRun
-from isthmus.report.assets import CSS
-from isthmus.report.graph import html_table, in_a_cell
-from isthmus.storage.files import write_text
+from isthmus.report.render import PageTable, picture, write_page
 
 _FILES = "*alignment.json"
 
@@ -40,11 +36,11 @@ def read_alignments(folder: Path) -> list[StoredAlignment]:
     return [StoredAlignment.read(f) for f in (*sorted(folder.glob(_FILES)), *sorted(folder.glob(f"*/{_FILES}")))]
 
 
-def alignment_sections(alignments: Sequence[StoredAlignment], runs: Sequence[StoredRun]) -> list[str]:
-    """A section for each of these, and for each run whose method aligned its ends."""
+def alignment_sections(alignments: Sequence[StoredAlignment], runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
+    """What the template tells of each of these, and of each run whose method aligned its ends."""
     own = [(_names(found), found) for found in alignments]
     own += [(run.label, _of_run(run)) for run in runs if run.result.get("alignment") is not None]
-    return [_section(f"The alignment: {escape(what)}", found) for what, found in own]
+    return [_section(f"The alignment: {what}", found, k) for k, (what, found) in enumerate(own)]
 
 
 def _of_run(run: StoredRun) -> StoredAlignment:
@@ -60,43 +56,31 @@ def _names(found: StoredAlignment) -> str:
 
 
 def _write_page(several: Sequence[StoredAlignment], out: Path) -> Path:
-    sections = [_section(escape(_names(found)), found) for found in several]
+    sections = [_section(_names(found), found, k) for k, found in enumerate(several)]
     commands = [str(found.document["command"]) for found in several if found.document.get("command")]
-    again = f"<section><h2>To repeat this</h2><pre>{escape(chr(10).join(commands))}</pre></section>" if commands else ""
-    body = ["<h1>What is left of the barrier when the units are brought in one order?</h1>", *sections, again]
-    write_text(out, html_page("Isthmus alignment", CSS, "\n".join(body)))
-    return out
+    return write_page(out, "alignment.html", alignments=sections, commands=commands)
 
 
-def _section(title: str, found: StoredAlignment) -> str:
-    said = "Dashed: the networks as they were given; solid: aligned. " if found.before else ""
-    note = (
-        f"{said}A bar says how many units of a layer have another number; the search shows the inner product of the "
-        "weights after each sweep, and a matching that does not search as one point. Renumbering changes nothing of "
-        "what a network computes: the change of the outputs is rounding, in float64."
-    )
-    return (
-        f"<section><h2>{title}</h2>{_worth(found)}<div class='scroll'>{svg_text(alignment_figure(found))}</div>"
-        f"<p class='note'>{note}</p>{_lines(found)}{_average(found)}{_networks(found)}{_notes(found)}</section>"
-    )
+def _section(title: str, found: StoredAlignment, k: int) -> dict[str, Any]:
+    tables = [*([_lines(found), _average(found)] if found.before else []), _networks(found)]
+    alt = "How many units moved by layer, and how the search went" + ", and the loss on the lines" * bool(found.before)
+    return {
+        **{"title": title, "worth": _worth(found), "tables": tables, "notes": _notes(found)},
+        "picture": picture(alignment_figure(found), f"alignment{k}", f"{alt}."),
+    }
 
 
-def _worth(found: StoredAlignment) -> str:
-    """One sentence with the numbers."""
+def _worth(found: StoredAlignment) -> dict[str, Any] | None:
+    """The heights of the highest line, as given and aligned; None where no line was measured."""
     if not found.before:
-        return ""
+        return None
     before, after = found.document["before"], found.document["after"]
     count = len(before["lines"])
     which = "the straight line" if count == 1 else f"the highest of {count} straight lines"
-    return (
-        f"<p>On {which} the loss rises by <b>{in_a_cell(before['max'])}</b> above its higher end as the networks were "
-        f"given, and by <b>{in_a_cell(after['max'])}</b> aligned.</p>"
-    )
+    return {"which": which, "before": before["max"], "after": after["max"]}
 
 
-def _lines(found: StoredAlignment) -> str:
-    if not found.before:
-        return ""
+def _lines(found: StoredAlignment) -> PageTable:
     heading = ["straight line"]
     rows: list[list[object]] = []
     tested = "test set" in found.before
@@ -107,24 +91,22 @@ def _lines(found: StoredAlignment) -> str:
         for one in (p, q):
             loss = one["barriers"]["loss"]
             rows[-1] += [loss["max"], loss["excess"], *([one["test"]["barriers"]["loss"]["excess"]] if tested else [])]
-    return html_table(heading, rows)
+    return PageTable("The straight lines between the networks", heading, rows)
 
 
-def _average(found: StoredAlignment) -> str:
+def _average(found: StoredAlignment) -> PageTable:
     """The network of mean weights."""
-    if not found.before:
-        return ""
     both = [("as given", found.document["before"]["average"]), ("aligned", found.document["after"]["average"])]
     names = list(both[0][1])
     heading = ["the mean of the weights", *(name.replace("_", " ") for name in names)]
-    return html_table(heading, [[when, *(scores[name] for name in names)] for when, scores in both])
+    return PageTable("The network of mean weights", heading, [[w, *(scores[n] for n in names)] for w, scores in both])
 
 
-def _networks(found: StoredAlignment) -> str:
+def _networks(found: StoredAlignment) -> PageTable:
     heading = ["network", "units moved", "distance", "aligned", "inner product", "aligned", "change of outputs"]
     rows = [[name, _moved(one), *one["distance"], *one["similarity"], f"{one['function_error']:.1e}"]
             for name, one in zip(found.names[1:], found.document["alignments"], strict=True)]  # fmt: skip
-    return html_table(heading, rows)
+    return PageTable(f"Each network against {found.names[0]}, before and after", heading, rows)
 
 
 def _moved(one: Mapping[str, Any]) -> str:
@@ -132,14 +114,13 @@ def _moved(one: Mapping[str, Any]) -> str:
     return f"{moved} of {sum(one['units'].values())}"
 
 
-def _notes(found: StoredAlignment) -> str:
+def _notes(found: StoredAlignment) -> list[str]:
     """What could not be done, and units without variance."""
-    notes = [
+    return [
         f"{name}: {note}"
         for name, one in zip(found.names[1:], found.document["alignments"], strict=True)
         for note in (*one["notes"], *_dead(one["dead"]))
     ]
-    return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
 
 
 def _dead(dead: Mapping[str, Sequence[int]]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.analysis.merge import Merged
-from isthmus.report.graph import in_a_cell
+from isthmus.report.render import in_a_cell
 
 _MERGEKIT = {"average": "linear", "slerp": "slerp", "task": "task_arithmetic", "ties": "ties"}
 

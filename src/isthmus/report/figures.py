@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from math import isfinite
 from typing import Any
 
@@ -18,6 +17,9 @@ from isthmus.plot.surface import Surface
 
 MAX_POINTS = 500
 """Points drawn per curve; a longer one keeps the lowest and highest sample of each stretch."""
+
+
+_FOR_PLOTLY = {ord(c): f"&#{ord(c)};" for c in "&<>$"}
 
 
 def thin(profile: StoredProfile) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -99,7 +101,7 @@ def _numbers(values: Floats) -> list[float | None]:
 
 def _text(text: str, limit: int = 36) -> str:
     """For plotly, which reads tags and formulas in its labels: neither is left, and nothing is too long."""
-    return escape(legend_text(text, limit)).replace("$", "&#36;")
+    return legend_text(text, limit).translate(_FOR_PLOTLY)
 
 
 def _hover(run: StoredRun, segments: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:

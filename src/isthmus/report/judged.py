@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, nan
 from typing import Any
 
@@ -25,6 +25,39 @@ def verdict_of(run: StoredRun) -> Verdict | None:
         None if s is None else _measured(found, s["loss"]) for s in (found.test, found.beside.get("interpolate"))
     )
     return judge_all(asked, _measured(found, found.train["loss"]), test, beside, proof, found.bn)
+
+
+def rises(run: StoredRun) -> str:
+    """What rises above the level on test data where the training loss stays below it, in words; else empty."""
+    found, profile = verdict_of(run), run.profile
+    if found is None or not found.below or profile is None or profile.test is None:
+        return ""
+    said = rises_on({q: v.tolist() for q, v in profile.test.items()}, profile.t.tolist(), found.asked)
+    return f"The training loss stays low, but on the test data {said}" if said else ""
+
+
+def rises_on(curves: Mapping[str, Sequence[float | None]], t: Sequence[float], level: float | str) -> str:
+    """Which of the curves, "loss" and "error", rise above `level`, in words; empty where none does.
+
+    Errors are held against the same multiple of the larger end's or, where the level is a loss, the usual one.
+    """
+    asked = Level.read(level)
+    levels = {"loss": asked, "error": asked if asked.relative else Level.read(LEVEL)}
+    found = {
+        q: judge(levels[q], Measured.of(t, list(map(_number, v)), len(t), None, None), None) for q, v in curves.items()
+    }
+    return " and ".join(_rise(q, curves[q], levels[q], v) for q, v in found.items() if v.below is False)
+
+
+def _rise(name: str, values: Sequence[float | None], level: Level, found: Verdict) -> str:
+    ends = sorted((_number(values[0]), _number(values[-1])))
+    low, high, most = map(_SHOWN[name], (*ends, found.highest))
+    start = high if low == high else f"{low} and {high}"
+    above = f"{level.number:g} x the larger end" if level.relative else f"{level.number:g}"
+    return f"the {name} rises from {start} at the ends to {most} (at t = {found.at:.4g}), not below {above}"
+
+
+_SHOWN: Mapping[str, Callable[[float], str]] = {"loss": "{:.4g}".format, "error": lambda v: f"{100 * v:.3g} %"}
 
 
 def far_from(run: StoredRun) -> str:

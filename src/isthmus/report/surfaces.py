@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from isthmus.evaluate.batchnorm import policy_in_words
-from isthmus.plot.figures import svg_text
-from isthmus.plot.html import data_and_script, html_page
 from isthmus.plot.surface import Surface, surface_figure
-from isthmus.report.assets import CSS, SCRIPT
 from isthmus.report.figures import surface_data
 from isthmus.report.library import plotly
-from isthmus.storage.files import write_text
+from isthmus.report.render import picture, write_page
 
 FILE = "plane.json"
 
@@ -25,8 +21,8 @@ def read_surfaces(folder: Path) -> list[Surface]:
     return [Surface.read(file) for file in files if file.is_file()]
 
 
-def surface_sections(surfaces: Sequence[Surface], data: dict[str, Any]) -> list[str]:
-    """The sections; what their script draws goes to `data`."""
+def surface_sections(surfaces: Sequence[Surface], data: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the template tells of each; what the script draws goes to `data`."""
     data["surfaces"] = [surface_data(surface) for surface in surfaces]
     return [_section(k, surface) for k, surface in enumerate(surfaces)]
 
@@ -34,23 +30,17 @@ def surface_sections(surfaces: Sequence[Surface], data: dict[str, Any]) -> list[
 def write_plane_page(surface: Surface, out: Path) -> None:
     """One self-contained page about one plane; it fetches nothing. Errors: ``MissingExtraError`` without plotly."""
     data: dict[str, Any] = {}
-    body = "<h1>The loss on a plane through three networks</h1>\n" + surface_sections([surface], data)[0]
-    write_text(
-        out, html_page("Isthmus plane", CSS, body, f"<script>{plotly()}</script>\n{data_and_script(data, SCRIPT)}")
-    )
+    (section,) = surface_sections([surface], data)
+    write_page(out, "plane.html", surface=section, data=data, library=plotly())
 
 
-def _section(k: int, surface: Surface) -> str:
-    names = list(enumerate(surface.values))
-    buttons = [f"<input type='radio' name='quantity{k}' value='{name}'" + " checked" * (not i) for i, name in names]
-    choices = "".join(f"<label>{button}> {name}</label>" for button, (_, name) in zip(buttons, names, strict=True))
-    still = svg_text(surface_figure(surface))
-    return (
-        "<section><h2>The loss on a plane</h2>\n"
-        f"<div class='controls'><fieldset><legend>Quantity</legend>{choices}</fieldset></div>"
-        f"<div class='figure surface' id='surface{k}'></div>\n<noscript>{still}</noscript>\n"
-        f"<p class='note'>{escape(' '.join(_said(surface)))}</p></section>"
-    )
+def _section(k: int, surface: Surface) -> dict[str, Any]:
+    alt = f"Contours of {' and '.join(surface.values)} on the plane through the networks a, b and c."
+    return {
+        "quantities": [(name, name) for name in surface.values],
+        "picture": picture(surface_figure(surface), f"surface{k}", alt),
+        "said": " ".join(_said(surface)),
+    }
 
 
 def _said(surface: Surface) -> list[str]:

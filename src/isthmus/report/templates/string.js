@@ -1,43 +1,3 @@
-"""``write_string_page``: strings to turn in the hand, in one HTML file that fetches nothing."""
-
-from __future__ import annotations
-
-from html import escape
-from math import isfinite
-from pathlib import Path
-from typing import Any
-
-from isthmus.plot.figures import svg_text
-from isthmus.plot.html import data_and_script, html_page
-from isthmus.plot.string import COLOURS, Strings, draw_string
-from isthmus.storage.files import write_text
-
-_CSS = """
-:root { color-scheme: light dark; --ground: #f6f7f8; --card: #ffffff; --ink: #1d2329; --soft: #59636e;
-  --line: #dde1e6; --wall: #c3c9cf; --accent: #0b6bb0; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14181c; --card: #1c2127; --ink: #e4e8ec; --soft: #a1abb6;
-  --line: #343b44; --wall: #4a525c; --accent: #6cb8f0; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 960px; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: 1.4rem; margin: 0 0 .6rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.2rem; }
-canvas { display: block; width: 100%; height: 540px; cursor: grab; touch-action: none; }
-canvas:active { cursor: grabbing; }
-.controls { display: flex; flex-wrap: wrap; gap: .6rem 1rem; align-items: center; }
-input[type=range] { flex: 1; min-width: 10rem; accent-color: var(--accent); }
-button { font: inherit; color: inherit; background: var(--ground); border: 1px solid var(--line); border-radius: 6px;
-  padding: .15rem .8rem; cursor: pointer; }
-.title { font-weight: 600; min-height: 1.6em; margin: .5rem 0 0; }
-.scale { display: flex; align-items: center; gap: .6rem; font-size: .85rem; color: var(--soft); margin-top: .6rem; }
-.bar { position: relative; flex: 1; height: 12px; border-radius: 6px; }
-.mark { position: absolute; top: -4px; width: 2px; height: 20px; background: var(--ink); }
-.note { color: var(--soft); font-size: .88rem; margin-top: .8rem; }
-noscript svg { width: 100%; height: auto; background: #ffffff; }
-"""
-
-_SCRIPT = """
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -156,68 +116,8 @@ _SCRIPT = """
   });
   document.getElementById("controls").hidden = data.frames.length < 2;
   document.getElementById("app").hidden = false;
+  document.documentElement.classList.add("scripted");
   window.addEventListener("resize", draw);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
 })();
-"""
-
-
-def write_string_page(found: Strings, path: str | Path, title: str = "A string of networks") -> Path:
-    """Write one HTML page with all frames: drag to turn, wheel to zoom, a slider through the frames.
-
-    It stands alone (no library, nothing fetched), and has a still picture for readers without scripts. Equal strings
-    give equal bytes. Errors: a disk that fails (FileError).
-    """
-    target = Path(path)
-    write_text(target, _page(found, title))
-    return target
-
-
-def _page(found: Strings, title: str) -> str:
-    low, high = found.limits
-    gradient = ", ".join(COLOURS)
-    mark = ""
-    if found.threshold is not None:
-        from math import log
-
-        place = 100 * (log(found.threshold) - log(low)) / (log(high) - log(low))
-        mark = f"<div class='mark' style='left: {min(100, max(0, place)):.2f}%' title='threshold'></div>"
-    said = "" if found.threshold is None else f"; the mark on it is the threshold, {found.threshold:.4g}"
-    name = escape(title)
-    main = (
-        f"<h1>{name}</h1>\n<section>\n"
-        "<div id='app' hidden><canvas id='view' aria-label='the string in three dimensions'></canvas>\n"
-        "<p class='title' id='title'></p>\n<div class='controls' id='controls'>"
-        f"<input type='range' id='frame' min='0' max='{len(found.frames) - 1}' value='{len(found.frames) - 1}' "
-        "aria-label='frame'><button id='play'>play</button></div>\n"
-        f"<div class='scale'><span>{low:.2g}</span><div class='bar' style='background: linear-gradient(to right, "
-        f"{gradient})'>{mark}</div><span>{high:.2g}</span><button id='turn'>turn</button></div></div>\n"
-        f"<noscript>{svg_text(draw_string(found))}</noscript>\n"
-        "<p class='note'>The networks on the string, on the three directions in weight space along which the beads of "
-        "the last string spread most; its shadows are drawn on the walls. The colour is the loss, on a logarithmic "
-        f"scale{said}. Dots are the beads. Drag to turn, use the wheel to come nearer.</p>\n</section>"
-    )
-    return html_page(name, _CSS, main, data_and_script(_data(found), _SCRIPT))
-
-
-def _data(found: Strings) -> dict[str, Any]:
-    """What the script draws: all frames in a box whose longest half side is 1."""
-    middle, sides = (v.tolist() for v in found.box)
-    half = max(sides)
-
-    def rounded(value: float) -> float | None:
-        return float(f"{value:.5g}") if isfinite(value) else None
-
-    frames = [
-        {
-            "points": [[round((v - m) / half, 5) for v, m in zip(p, middle, strict=True)] for p in f.points.tolist()],
-            "loss": [rounded(v) for v in f.loss.tolist()],
-            "knots": f.knots.nonzero()[0].tolist(),
-            "title": f.title,
-        }
-        for f in found.frames
-    ]
-    shares = [f"{100 * v:.2g}" for v in found.variance]
-    box = [round(side / half, 5) for side in sides]
-    return {"frames": frames, "box": box, "variance": shares, "limits": list(found.limits), "colours": list(COLOURS)}

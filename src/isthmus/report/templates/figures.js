@@ -1,58 +1,3 @@
-"""The style sheet and the script of the page."""
-
-CSS = """
-:root { color-scheme: light dark; --ground: #f6f7f8; --card: #ffffff; --ink: #1d2329; --soft: #59636e;
-  --line: #dde1e6; --accent: #0b6bb0; --good: #11734f; --good-ground: #ddf3e8; --bad: #a32a17; --bad-ground: #fde9e4;
-  --open: #7a5200; --open-ground: #fdf0d2; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14181c; --card: #1c2127; --ink: #e4e8ec; --soft: #a1abb6;
-  --line: #343b44; --accent: #6cb8f0; --good: #6fd6a8; --good-ground: #163a2c; --bad: #ff9a86; --bad-ground: #43201a;
-  --open: #f0c060; --open-ground: #3d3015; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
-  Roboto, "Liberation Sans", sans-serif; overflow-wrap: break-word; }
-main { max-width: 1080px; margin: 0 auto; padding: 2rem 1rem 4rem; }
-h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .8rem; }
-h2 { font-size: 1.25rem; margin: 0 0 .8rem; }
-h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
-section, .alert { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1.3rem 1.4rem;
-  margin: 1.2rem 0; }
-.alert { border-color: var(--bad); background: var(--bad-ground); }
-.alert ul, .summary ul { margin: .2rem 0; padding-left: 1.2rem; }
-.summary li { margin: .35rem 0; }
-code, pre { font-family: ui-monospace, "Liberation Mono", Menlo, Consolas, monospace; font-size: .88em; }
-pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem;
-  overflow-x: auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-thead th { color: var(--soft); font-size: .82rem; font-weight: 600; vertical-align: bottom; }
-th:first-child, .segments th, .segments td, .plain th, .plain td { text-align: left; }
-tbody th { font-weight: 600; min-width: 11rem; }
-small { display: block; color: var(--soft); font-weight: 400; }
-td.best { background: var(--good-ground); color: var(--good); font-weight: 700; }
-.tag { display: inline-block; border-radius: 5px; padding: 0 .45em; font-size: .82rem; font-weight: 600; }
-.tag.good { background: var(--good-ground); color: var(--good); }
-.tag.bad { background: var(--bad-ground); color: var(--bad); }
-.tag.open { background: var(--open-ground); color: var(--open); }
-.note, .columns { color: var(--soft); font-size: .88rem; }
-.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .6rem 1.5rem;
-  margin: 1rem 0 0; }
-.columns dt { font-weight: 600; color: var(--ink); } .columns dd { margin: 0; }
-.claim { margin: .3rem 0 .3rem 1rem; }
-details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
-.segments { font-size: .88rem; margin-top: .5rem; }
-.controls { display: none; flex-wrap: wrap; gap: .5rem 1.5rem; margin-bottom: .6rem; }
-.controls.on { display: flex; }
-.controls fieldset { border: 0; margin: 0; padding: 0; } .controls legend { display: none; }
-.controls label { margin-right: .8rem; cursor: pointer; }
-.figure { width: 100%; } .surface { height: 560px; } #curves { height: 460px; } #plane { height: 520px; }
-noscript svg { width: 100%; height: auto; background: #ffffff; border-radius: 8px; }
-@media (max-width: 640px) { #curves, #plane { height: 640px; } section, .alert { padding: 1rem .8rem; }
-  th, td { padding: .4rem .45rem; } }
-@media print { body { background: #ffffff; } section { break-inside: avoid; } }
-"""
-
-SCRIPT = """
 "use strict";
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -150,6 +95,7 @@ SCRIPT = """
       yaxis: { title: { text: "towards c" }, scaleanchor: "x", constrain: "domain" } }), config);
   }
 
+  document.documentElement.classList.add("scripted");
   function draw() {
     if (data.curves) drawCurves();
     if (data.plane) drawPlane();
@@ -163,4 +109,3 @@ SCRIPT = """
   narrow.addEventListener("change", draw);
   draw();
 })();
-"""
