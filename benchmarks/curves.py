@@ -156,10 +156,11 @@ def main() -> None:
         found = im.connect(objective, a, b, method)
         seconds = clock() - begin
         top = im.profile(objective, found, 61 // len(found.path) + 1).max
-        samples = found.info.history[-1]["gradient_samples"]
+        info = found.info.inner if isinstance(method, im.Aligned) else found.info
+        samples = info.history[-1]["gradient_samples"]
         print(
-            f"  {name}: {found.cost.gradient_steps} gradients in {found.info.precision}, at most {top:.4g}"
-            f" (ends {max(found.info.ends):.4g}), {seconds:.1f} s,"
+            f"  {name}: {found.cost.gradient_steps} gradients in {info.precision}, at most {top:.4g}"
+            f" (ends {max(info.ends):.4g}), {seconds:.1f} s,"
             f" {seconds / (samples / len(y) * epoch):.2f} x as many samples of plain training",
             flush=True,
         )
