@@ -1,9 +1,16 @@
 import os
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from hypothesis import settings
+from torch import Tensor, nn
 from xdist.scheduler import LoadScopeScheduling
+
+import isthmus.objective.graphs
+import isthmus.structure.shorter
+import isthmus.structure.verify
+from isthmus.program.export import Program, trace
 
 torch.set_num_threads(1)
 os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers starve beside the other tests
@@ -13,6 +20,47 @@ settings.register_profile("isthmus", deadline=None, derandomize=True)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "isthmus"))
 
+
+# two fifths of the time of the tests went into exporting the same few perceptrons again and again
+_KNOWN: dict[Hashable, Program] = {}
+
+
+def _told(module: nn.Module, args: tuple[Any, ...]) -> Hashable | None:
+    """What decides the program of a module that consists of torch's own layers alone; None for any other."""
+    parts = dict(module.named_modules(remove_duplicate=False))
+    settings_of = {name: _settings(part) for name, part in parts.items()}
+    if None in settings_of.values() or not all(isinstance(x, Tensor) for x in args):
+        return None
+    state = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    first = {id(v): k for k, v in reversed(state.items())}
+    held = tuple((k, first[id(v)], v.shape, v.dtype, v.device) for k, v in state.items())
+    given = tuple((x.shape, x.dtype, x.device) for x in args)
+    return tuple(settings_of.items()), held, given
+
+
+def _settings(part: nn.Module) -> Hashable | None:
+    """The layer and its plain values; None if it is not one of torch's, or something else hangs on it."""
+    if not type(part).__module__.startswith("torch.nn.modules."):
+        return None
+    found = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_buffers", "_modules") and v != {}}
+    plain = all(isinstance(v, int | float | str | tuple | set | None) for v in found.values())
+    return (type(part), *((k, str(v)) for k, v in sorted(found.items()))) if plain else None
+
+
+def _trace_once(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, every_batch: bool = True
+) -> Program:
+    told = None if kwargs else _told(module, args)
+    if told is None:
+        return trace(module, args, kwargs, every_batch=every_batch)
+    key = (told, every_batch)
+    if key not in _KNOWN:
+        _KNOWN[key] = trace(module, args, kwargs, every_batch=every_batch)
+    return _KNOWN[key]
+
+
+for _file in (isthmus.structure, isthmus.structure.verify, isthmus.structure.shorter, isthmus.objective.graphs):
+    _file.trace = _trace_once  # type: ignore[attr-defined]
 
 # the dear files: their tests are shared out, by what they are about or one by one
 _BY_PARAMETER = (
