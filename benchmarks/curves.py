@@ -3,7 +3,8 @@
 ``python benchmarks/curves.py [A.safetensors B.safetensors] [--epochs 20] [--cpu] [--bands] [--digits] [--only TEXT]``;
 without files two networks are trained on MNIST, with files the data are the first 10,000 images of Fashion-MNIST, with
 --digits the networks are 64-60x4-10. --bands adds AutoNEB. The largest loss is over 61 points, on all examples.
-With --garipov FOLDER the published code, ``curves.py`` of dnn-mode-connectivity in that folder, is run beside them.
+With --garipov FOLDER the published code, ``curves.py`` of dnn-mode-connectivity in that folder, is run beside them, and
+with --autoneb FOLDER that of AutoNEB (``published_band.py``).
 ``curve_pareto.py`` draws what this prints.
 """
 
@@ -18,6 +19,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 import torch
 import torch.nn.functional as F
 from common import clock, data, perceptron, start, trained
+from published_band import published_band
 from torch import Tensor, nn
 
 import isthmus as im
@@ -168,6 +170,10 @@ def main() -> None:
         ends = [im.load_params(v) if isinstance(v, str) else v for v in (a, b)]
         steps, top, seconds = published_code(folder, objective, ends, epochs)
         print(f"  dnn-mode-connectivity's code: {steps} gradients, at most {top:.4g}, {seconds:.1f} s", flush=True)
+    if folder := argument("--autoneb"):
+        ends = [im.load_params(v) if isinstance(v, str) else v for v in (a, b)]
+        for steps, top, seconds in published_band(folder, objective, module, ends):
+            print(f"  AutoNEB's code: {steps} gradients, at most {top:.4g}, {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
