@@ -2,9 +2,9 @@
 Two perceptrons, by every method
 ================================
 
-Two networks of one architecture, trained on the same digits from different seeds: by which path are they connected, and
-how high does the loss rise on it? :func:`isthmus.compare` runs every method whose premises hold on this pair, with training
-that fits into one budget, and says of the others why they do not apply.
+Two networks of one architecture, trained on the same digits from different seeds: by which path are they connected,
+and how high does the loss rise on it? :func:`isthmus.compare` runs every method whose premises hold on this pair,
+with training that fits into one budget, and says of the others why they do not apply.
 """
 
 import torch
@@ -58,7 +58,8 @@ line.plot()
 # The budget is in passes over the training data. Filled marks are paths whose height is proved for all t.
 
 comparison = im.compare(objective, a, b, budget=100, test=held_out)
-comparison.plot()
+_, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+comparison.plot(axes).set_ylim(bottom=0)
 
 # %%
 # The table, the lowest first; *bound* is what :func:`isthmus.certify` proves of the whole path.
@@ -77,5 +78,6 @@ answer = best.excess
 print(f"answer: {answer:.4g}, the excess of {best.method}; the straight line has {line.excess:.4g}")
 
 assert answer < 0.01 < line.excess
-assert best.bound is not None and best.bound < 1.05 * best.max
+assert best.bound is not None
+assert best.bound < 1.05 * best.max
 pyplot.show()

@@ -2,8 +2,8 @@
 A soup that must not be cooked, and one that may
 ================================================
 
-The mean of the weights of several networks ("model soup") costs one network and may be as good as their ensemble. It may
-also be worthless. :func:`isthmus.check` measures first, and says go or no-go.
+The mean of the weights of several networks ("model soup") costs one network and may be as good as their ensemble. It
+may also be worthless. :func:`isthmus.check` measures first, and says go or no-go.
 """
 
 import copy

@@ -17,8 +17,8 @@ import isthmus as im
 # %%
 # The network
 # -----------
-# For N samples of any kind a first layer of 2N units is wide enough (Theorem 5.1), if the layers above get narrower and are
-# leaky ReLU.
+# For N samples of any kind a first layer of 2N units is wide enough (Theorem 5.1), if the layers above get narrower
+# and are leaky ReLU.
 
 N = 80
 digits = im.data.load("digits").flat()

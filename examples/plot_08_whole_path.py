@@ -2,8 +2,9 @@
 Proving a whole path
 ====================
 
-A profile is a grid of points, and says nothing of what lies between them. :func:`isthmus.certify` bounds the loss for every t:
-forms in t go through the network, with everything that they leave open and every rounding kept as remainders.
+A profile is a grid of points, and says nothing of what lies between them. :func:`isthmus.certify` bounds the loss for
+every t: forms in t go through the network, with everything that they leave open and every rounding kept as
+remainders.
 """
 
 import torch
@@ -44,7 +45,7 @@ curve = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=None, epochs=6
 profile = im.profile(objective, curve)
 certificate = im.certify(objective, curve, gap=0.01)
 
-_, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+_, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
 profile.plot(axes[0]).set_title("measured at 61 points")
 certificate.plot(axes[1]).set_title("proved for all t")
 print(certificate.summary)

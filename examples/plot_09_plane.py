@@ -2,8 +2,8 @@
 The plane with the path in it
 =============================
 
-Three networks span a plane. Through two trained networks and the middle control point of the curve between them it holds the whole
-curve, and one sees what the curve goes around.
+Three networks span a plane. Through two trained networks and the middle control point of the curve between them it
+holds the whole curve, and one sees what the curve goes around.
 """
 
 import torch
@@ -36,19 +36,21 @@ objective = im.Objective(a, "cross_entropy", (x, y))
 # --------------------------------------
 
 curve = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=None, epochs=60, batch=128, beta2=0.95)), seed=0)
-middle = curve.path.segments[0].controls[1]
+middle = curve.path.segments[0].control[1]
 
 # %%
 # The loss on the plane
 # ---------------------
-# The axes are distances in weight space. A lies at the origin, and the straight line to B along the bottom crosses a ridge.
+# The axes are distances in weight space. A lies at the origin, and the straight line to B along the bottom crosses a
+# ridge.
 
 plane = im.plane(objective, a, b, middle, path=curve, points=25)
 _, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
 plane.plot(axes)
 
 # %%
-# How far the curve is from the plane, over the distance of A and B. It would be more for a curve of more control points.
+# How far the curve is from the plane, over the distance of A and B. It would be more for a curve of more control
+# points.
 
 answer = float(plane.off.max() / (plane.corners[1] - plane.corners[0]).norm())
 print(f"answer: {answer:.2g}, the distance of the curve from the plane, over that of A and B")

@@ -2,9 +2,11 @@
 A graph of minima, with its tree
 ================================
 
-How high must one climb from each of several trained networks to each other? :func:`isthmus.minima_graph` joins them by paths and
-tries only as many pairs as can matter. The tree shows at which loss networks come together.
+How high must one climb from each of several trained networks to each other? :func:`isthmus.minima_graph` joins them
+by paths and tries only as many pairs as can matter. The tree shows at which loss networks come together.
 """
+
+from tempfile import mkdtemp
 
 import torch
 from matplotlib import pyplot
@@ -31,12 +33,13 @@ def trained(seed: int, epochs: int = 30) -> nn.Module:
 # %%
 # Five networks
 # -------------
-# One of them, ``early``, was trained for only four epochs.
+# One of them, ``early``, was trained for only four epochs. The paths are written to a folder; with one that is kept,
+# a run that was killed goes on.
 
 networks = {"a": trained(0), "b": trained(1), "c": trained(2), "d": trained(3), "early": trained(4, epochs=4)}
 objective = im.Objective(networks["a"], "cross_entropy", (x, y))
-"""The graph is kept in a folder, from which a run that was killed goes on."""
-graph = im.minima_graph(objective, networks, im.Bezier(recipe=im.Recipe(lr=None, epochs=30, batch=128, beta2=0.95)), folder="graph")
+curve = im.Bezier(recipe=im.Recipe(lr=None, epochs=30, batch=128, beta2=0.95))
+graph = im.minima_graph(objective, networks, curve, folder=mkdtemp())
 
 # %%
 # The tree and the matrix of saddles

@@ -29,9 +29,7 @@ ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8}
 g2 = json.loads(wheel("ase").read("ase/collections/g2.json"))
 rows = [row for row in g2.values() if isinstance(row, dict) and "initial_magmoms" not in row]
 rows = [row for row in rows if len(row["numbers"]) > 1 and set(row["numbers"]) <= set(ELEMENTS.values())]
-molecules = [
-    ([list(ELEMENTS.values()).index(z) for z in row["numbers"]], np.array(row["positions"])) for row in rows
-]
+molecules = [([list(ELEMENTS.values()).index(z) for z in row["numbers"]], np.array(row["positions"])) for row in rows]
 
 # %%
 # What an atom sees
