@@ -59,7 +59,7 @@ line.plot()
 
 comparison = im.compare(objective, a, b, budget=100, test=held_out)
 _, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
-comparison.plot(axes).set_ylim(bottom=0)
+comparison.plot(axes).set_ylim(0, 10)
 
 # %%
 # The table, the lowest first; *bound* is what :func:`isthmus.certify` proves of the whole path.

@@ -63,7 +63,8 @@ allowed.plot()
 # :func:`isthmus.merge` measures again, and would not average the strangers.
 
 soup = im.merge(objective, tuned, "average")
-mean = {name: sum(one.state_dict()[name] for one in strangers) / 3 for name in strangers[0].state_dict()}
+weights = [one.state_dict() for one in strangers]
+mean = {name: torch.stack([one[name] for one in weights]).mean(0) for name in weights[0]}
 answer = objective.loss(mean) / objective.loss(soup.params)
 print(f"answer: {answer:.3g}, the loss of the refused soup over that of the allowed one")
 

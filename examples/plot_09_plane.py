@@ -36,24 +36,26 @@ objective = im.Objective(a, "cross_entropy", (x, y))
 # --------------------------------------
 
 curve = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=None, epochs=60, batch=128, beta2=0.95)), seed=0)
-middle = curve.path.segments[0].control[1]
+segment = curve.path.segments[0]
+assert isinstance(segment, im.Curve)
+middle = segment.control[1]
 
 # %%
 # The loss on the plane
 # ---------------------
-# The axes are distances in weight space. A lies at the origin, and the straight line to B along the bottom crosses a
-# ridge.
+# The axes are distances in weight space. a lies at the origin, and the dashed straight line to b crosses a ridge; c is
+# the middle control point.
 
 plane = im.plane(objective, a, b, middle, path=curve, points=25)
 _, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
 plane.plot(axes)
 
 # %%
-# How far the curve is from the plane, over the distance of A and B. It would be more for a curve of more control
+# How far the curve is from the plane, over the distance of a and b. It would be more for a curve of more control
 # points.
 
 answer = float(plane.off.max() / (plane.corners[1] - plane.corners[0]).norm())
-print(f"answer: {answer:.2g}, the distance of the curve from the plane, over that of A and B")
+print(f"answer: {answer:.2g}, the distance of the curve from the plane, over that of a and b")
 
 line = im.profile(objective, im.connect(objective, a, b, im.Linear()))
 assert answer < 1e-5

@@ -103,10 +103,14 @@ aligned = im.profile(objective, connection, 21, test=held_out)
 _, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
 line.plot(axes[0]).set_title("the straight line")
 aligned.plot(axes[1]).set_title("to b with its units renumbered")
+for ax in axes:
+    ax.set(yscale="log", ylim=(0.5, 100), ylabel="mean squared deviation, in variances of the flux")
 
 # %%
 # What is left of the barrier, on data that nothing was fitted to:
 
+assert line.test is not None
+assert aligned.test is not None
 answer = aligned.test.excess / line.test.excess
 print(f"answer: {answer:.3g}, the share of the held-out excess {line.test.excess:.3g} that is left")
 
