@@ -51,7 +51,7 @@ def adapter(seed: int) -> Path:
     settings = LoraConfig(r=2, lora_alpha=4, target_modules=["0", "2", "4"])
     tuned = get_peft_model(copy.deepcopy(base), settings)
     train(tuned, torch.arange(len(y)), epochs=40, rate=5e-3)
-    tuned.save_pretrained(folder / str(seed))
+    tuned.save_pretrained(str(folder / str(seed)))
     return folder / str(seed)
 
 
@@ -65,8 +65,8 @@ one, two = (im.load_params(adapter(seed), base=folder / "base.safetensors", like
 # Three paths
 # -----------
 # The line between the merged weights; the factors in a straight line as they are; and brought in one frame first, as
-# B G and inverse(G) A are the same adapter for every G. On these two, of different seeds, the path of low rank is higher
-# than the line of the merged weights, and the common frame makes it less so.
+# B G and inverse(G) A are the same adapter for every G. On these two, of different seeds, the path of low rank is
+# higher than the line of the merged weights, and the common frame makes it less so.
 
 objective = im.Objective(base, "cross_entropy", (x, y))
 paths = {
