@@ -64,7 +64,7 @@ for label, segment in zip(connection.labels, certificate.segments, strict=True):
 # The proof allows for all rounding:
 
 answer = certificate.excess
-print(f"answer: {answer:.2g}, proved for all t; the straight line has {line.excess:.3g}")
+print(f"answer: {answer:.3g}, proved for all t; the straight line has {line.excess:.3g}")
 
 assert certificate.proved
 assert abs(path.excess) < 1e-14 < line.excess

@@ -55,7 +55,7 @@ plane.plot(axes)
 # points.
 
 answer = float(plane.off.max() / (plane.corners[1] - plane.corners[0]).norm())
-print(f"answer: {answer:.2g}, the distance of the curve from the plane, over that of a and b")
+print(f"answer: {answer:.3g}, the distance of the curve from the plane, over that of a and b")
 
 line = im.profile(objective, im.connect(objective, a, b, im.Linear()))
 assert answer < 1e-5

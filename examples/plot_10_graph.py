@@ -59,7 +59,7 @@ im.profile(objective, way, 21).plot().set_title("from b to early")
 
 lines = [im.barrier(objective, networks["a"], networks[name], "max").value for name in "bcd"]
 answer = max(graph.saddle("a", name) for name in "bcd") / min(lines)
-print(f"answer: {answer:.2g}, the highest saddle of the four over their lowest straight line")
+print(f"answer: {answer:.3g}, the highest saddle of the four over their lowest straight line")
 
 assert answer < 0.2
 assert len(graph.edges) < 10
