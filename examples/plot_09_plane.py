@@ -36,17 +36,14 @@ objective = im.Objective(a, "cross_entropy", (x, y))
 # --------------------------------------
 
 curve = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=None, epochs=60, batch=128, beta2=0.95)), seed=0)
-segment = curve.path.segments[0]
-assert isinstance(segment, im.Curve)
-middle = segment.control[1]
 
 # %%
 # The loss on the plane
 # ---------------------
-# The axes are distances in weight space. a lies at the origin, and the dashed straight line to b crosses a ridge; c is
-# the middle control point.
+# The corners a and b are the ends of the curve, c is its middle control point. The axes are distances in weight space.
+# a lies at the origin, and the dashed straight line to b crosses a ridge.
 
-plane = im.plane(objective, a, b, middle, path=curve, points=25)
+plane = im.plane(objective, curve, points=25)
 _, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
 plane.plot(axes)
 

@@ -147,9 +147,12 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def draw(value: object, ax: Any) -> Any:
-    """The picture of a result on `ax`, axes or several (default: new ones). Errors: ``MissingExtraError``."""
+def draw(value: object, ax: Any, **options: Any) -> Any:
+    """The picture of a result on `ax`, axes or several (default: new ones); `options`: of its ``plot``.
+
+    Errors: ``MissingExtraError``.
+    """
     # upwards, and only when a picture is asked for: drawing knows all results, and results know no drawing
     from isthmus.plot.results import draw as on_axes
 
-    return on_axes(value, ax)
+    return on_axes(value, ax, **options)

@@ -78,6 +78,25 @@ def test_a_quadratic_curve_lies_in_the_plane_of_its_control_points():
     assert float(bent.off.max()) > 0.1
 
 
+def test_a_path_stands_for_three_networks():
+    p = two_layers()
+    c, near = third(p), lerp(p.a, p.b, 0.4)
+    bent = Path((Curve((p.a, c, p.b)),))
+    want = im.plane(p.objective, p.a, p.b, c, bent, points=3).to_dict()
+    connection = im.Connection(bent, p.b, im.Outcome.CONSTRUCTED)
+    assert im.plane(p.objective, bent, points=3).to_dict() == want
+    assert im.plane(p.objective, connection, points=3).to_dict() == want
+    chain = Path.through([p.a, near, c, p.b])  # the knot that is farthest from the line
+    assert equal(im.plane(p.objective, chain, points=2).frame.c, c)
+    with pytest.raises(im.InputError, match="c: expected a network off the straight line"):
+        im.plane(p.objective, Path.through([p.a, p.b]))
+    with pytest.raises(im.InputError, match=r"a: expected a network where b, c or path are given"):
+        im.plane(p.objective, bent, path=bent)
+    for given, missing in (((p.a,), "b"), ((p.a, p.b), "c")):
+        with pytest.raises(im.InputError, match=f"{missing}: expected a network, or a path in place of a, b and c"):
+            im.plane(p.objective, *given)
+
+
 def test_networks_on_a_line_span_no_plane():
     p = two_layers()
     for c in (lerp(p.a, p.b, 0.3), p.a, p.b):
@@ -179,6 +198,15 @@ def test_statistics_are_no_coordinates_unless_they_are_interpolated():
     assert im.plane(p.objective, p.a, p.b, c, points=2, bn="keep", screen=4).screen == 4
     moving = replace(im.Path.through([p.a, p.b]), bn="interpolate")
     assert im.plane(p.objective, p.a, p.b, c, moving, points=2, margin=0.0).bn == "interpolate"
+
+
+def test_statistics_have_no_say_in_which_point_is_farthest():
+    p = normalised()
+    c, names = third(p), statistics(p.objective)
+    other = lerp(p.a, p.b, 0.5) | {k: p.a[k] + 100 for k in names}
+    path = Path.through([p.a, other, c, p.b])
+    assert equal(im.plane(p.objective, path, points=2, bn="recompute").frame.c, c)
+    assert equal(im.plane(p.objective, path, points=2, bn="interpolate").frame.c, other)
 
 
 def test_statistics_are_those_of_the_training_data():

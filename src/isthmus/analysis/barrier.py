@@ -74,9 +74,12 @@ class Barrier:
         between = "" if self.test.interval is None else f", population {self.test.interval}"
         return f"{said}; held out {self.test.value:.4g}{between}"
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The loss along the path, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
-        return draw(self.profile, ax)
+    def plot(self, ax: Axes | None = None, label: str | None = None) -> Axes:
+        """The loss along the path, drawn on `ax` (default: new axes), beside what is there. Needs ``isthmus[plot]``.
+
+        `label`: its name in the legend, to tell several on the same axes apart.
+        """
+        return draw(self.profile, ax, label=label)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,14 @@ class Frame:
 
     def _norm(self, w: Params) -> float:
         return dot(w, w) ** 0.5
+
+
+def from_line(point: Params, a: Params, b: Params, names: Sequence[str]) -> float:
+    """How far `point` is from the line through `a` and `b`, over the tensors `names`; from a where b is a."""
+    w, u = ({k: in_dtype(v[k], torch.float64) - in_dtype(a[k], torch.float64) for k in names} for v in (point, b))
+    share = dot(w, u) / (dot(u, u) or 1.0)
+    rest = {k: w[k] - share * u[k] for k in names}
+    return dot(rest, rest) ** 0.5
 
 
 def _combined(parts: list[tuple[float, Tensor]]) -> Tensor:

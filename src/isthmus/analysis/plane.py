@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from isthmus.analysis.frame import Frame
+from isthmus.analysis.frame import Frame, from_line
 from isthmus.checks import refuse_unless_whole
 from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.errors import InputError
@@ -23,7 +23,7 @@ from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, check_finite, in_dtype, moves
-from isthmus.paths import HasPath, Path
+from isthmus.paths import Curve, HasPath, Path
 from isthmus.shown import brief, draw, line, one_line, table
 from isthmus.training.memory import Memory, forget, memory_of
 from isthmus.training.progress import Progress, no_progress
@@ -126,9 +126,9 @@ class Plane:
 
 def plane(
     objective: Objective,
-    a: ParamsLike,
-    b: ParamsLike,
-    c: ParamsLike,
+    a: ParamsLike | Path | HasPath,
+    b: ParamsLike | None = None,
+    c: ParamsLike | None = None,
     path: Path | HasPath | str | os.PathLike[str] | None = None,
     points: int = 21,
     margin: float = 0.2,
@@ -139,6 +139,9 @@ def plane(
     progress: Progress = no_progress,
 ) -> Plane:
     """Loss and error on a grid of `points` x `points` networks of the plane through `a`, `b` and `c`.
+
+    ``plane(objective, curve)``: a path, or a result that has one, in place of all three and of `path`. a and b are its
+    ends, c is the control point or knot that lies farthest from their line.
 
     The first axis runs from a to b, the second from their line to c, both in units of weight space. The grid covers
     the corners and the `path` (a path, a result that has one, or a file), and `margin` times their extent beyond. A
@@ -166,9 +169,13 @@ def plane(
     """
     check_kinds(plane, locals())
     _check(points, margin, screen, objective)
-    walked = None if path is None else opened(path, objective)
+    alone = a if isinstance(a, Path) else _held(a)
+    if alone is not None and any(v is not None for v in (b, c, path)):
+        raise InputError("a", expected="a network where b, c or path are given", got="a path, which stands for them")
+    walked = alone if path is None else opened(path, objective)
     policy = _policy(objective, bn or (walked.bn if walked else None))
-    frame = _frame(objective, [objective.check(p, n) for p, n in ((a, "a"), (b, "b"), (c, "c"))], policy)
+    named = _three(a, b, c) if alone is None else _corners(objective, alone, policy)
+    frame = _frame(objective, [objective.check(p, n) for p, n in zip(named, "abc", strict=True)], policy)
     corners = torch.tensor([[0.0, 0.0], [frame.width, 0.0], [frame.shift, frame.height]], dtype=torch.float64)
     t, places = _along(objective, frame, walked)
     x, y = (_axis(torch.cat([corners, places[:, :2]])[:, k], points, margin) for k in range(2))
@@ -195,6 +202,19 @@ def _check(points: int, margin: float, screen: int | None, objective: Objective)
         objective.source.few()  # there must be examples
 
 
+def _held(given: Any) -> Path | None:
+    """The path of a result; None for networks, of which a module may have a `path` of another kind."""
+    return given.path if isinstance(given, HasPath) and isinstance(given.path, Path) else None
+
+
+def _three(*given: Any) -> tuple[ParamsLike, ...]:
+    """a, b and c, none of which is missing."""
+    for name, one in zip("abc", given, strict=True):
+        if one is None:
+            raise InputError(name, expected="a network, or a path in place of a, b and c", got="None")
+    return given
+
+
 def _policy(objective: Objective, bn: str | None) -> str:
     policy = applied(objective, bn or POLICIES[0])
     if policy == "error":
@@ -211,6 +231,14 @@ def _frame(objective: Objective, corners: Sequence[Params], policy: str) -> Fram
     a, b, c = (_copy_of(objective, p) for p in corners)
     still = () if policy == "interpolate" else statistics(objective)
     return Frame(a, b, c, tuple(k for k, v in a.items() if moves(v) and k not in still))
+
+
+def _corners(objective: Objective, path: Path, policy: str) -> tuple[Params, Params, Params]:
+    """The ends of the path, and the control point or knot that is farthest from the line through them."""
+    still = () if policy == "interpolate" else statistics(objective)
+    names = tuple(k for k, v in path.start.items() if moves(v) and k not in still)
+    points = [p for s in path.segments for p in (s.control if isinstance(s, Curve) else (s.start, s.at(0.5), s.end))]
+    return path.start, path.end, max(points, key=lambda p: from_line(p, path.start, path.end, names))
 
 
 def _copy_of(objective: Objective, point: Params) -> Params:

@@ -91,9 +91,12 @@ class Certificate:
         said = "proved" if self.proved else "not proved"
         return line(self, said, f"bound {brief(upward(self.bound))}", plural(len(self.segments), "segment"))
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The bound along the path, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
-        return draw(self, ax)
+    def plot(self, ax: Axes | None = None, label: str | None = None) -> Axes:
+        """The bound along the path, drawn on `ax` (default: new axes), beside what is there. Needs ``isthmus[plot]``.
+
+        `label`: its name in the legend, to tell several on the same axes apart.
+        """
+        return draw(self, ax, label=label)
 
     def _repr_html_(self) -> str:
         rows = [(s.index, s.label, s.claim, upward(s.bound), s.value, s.why) for s in self.segments]

@@ -120,9 +120,12 @@ class Band:
         what = f"{self.level:.4g} intervals from {plural(self.examples, 'test example')}"
         return f"population, {what}, at {plural(len(self.t), 'point')}: {said}"
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The band along the path, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
-        return draw(self, ax)
+    def plot(self, ax: Axes | None = None, label: str | None = None) -> Axes:
+        """The band along the path, drawn on `ax` (default: new axes), beside what is there. Needs ``isthmus[plot]``.
+
+        `label`: its name in the legend, to tell several on the same axes apart.
+        """
+        return draw(self, ax, label=label)
 
     def _repr_html_(self) -> str:
         rows: list[tuple[object, ...]] = [

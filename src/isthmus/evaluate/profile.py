@@ -122,9 +122,12 @@ class Profile:
         found = [f"{name} {brief(value)}" for name, value in (("max", self.max), ("excess", self.excess))]
         return line(self, plural(len(self.t), "point"), *found, *(["test"] if self.test is not None else []))
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The loss along the path, drawn on `ax` (default: new axes). Needs ``isthmus[plot]``."""
-        return draw(self, ax)
+    def plot(self, ax: Axes | None = None, label: str | None = None) -> Axes:
+        """The loss along the path, drawn on `ax` (default: new axes), beside what is there. Needs ``isthmus[plot]``.
+
+        `label`: its name in the legend, to tell several on the same axes apart.
+        """
+        return draw(self, ax, label=label)
 
     def _repr_html_(self) -> str:
         rows = self._rows("") + ([] if self.test is None else self.test._rows("test "))

@@ -183,17 +183,27 @@ def draw_moved(found: StoredAlignment, ax: Axes) -> None:
 
 
 def draw_traces(found: StoredAlignment, ax: Axes) -> None:
-    """The inner product of the weights after each sweep of each search; one that did not search is a point."""
+    """The inner product of the weights after each sweep of each search; in words where none had sweeps."""
     from matplotlib.ticker import MaxNLocator
 
+    ax.set_title("the search")
+    if all(len(values) < 2 for _, values in found.traces):
+        _say_the_end(found, ax)
+        return
     for colour, (name, values) in zip(_colours(found.traces), found.traces, strict=True):
         ax.plot(range(len(values)), values, "o-", ms=3.5, lw=1.6, color=colour, label=legend_text(name))
     ax.set_xlabel("sweep over the layers")
     ax.set_ylabel("inner product of the weights")
-    ax.set_title("the search")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if found.traces:
-        ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8, loc="lower right")
+
+
+def _say_the_end(found: StoredAlignment, ax: Axes) -> None:
+    """In words, where there is no course to draw."""
+    ends = [f"{legend_text(name)}: inner product of the weights {values[-1]:.4g}" for name, values in found.traces]
+    words = "\n".join(["there was no search by sweeps", *ends])
+    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", fontsize=9)
+    ax.set(xticks=[], yticks=[])
 
 
 def _colours(several: Sequence[object]) -> list[str]:

@@ -9,6 +9,7 @@ from scipy.cluster.hierarchy import dendrogram
 
 from isthmus.graph import MinimaGraph
 from isthmus.plot.figures import GREY, PALETTE, grid_of_axes, ground, legend_text, settings
+from isthmus.plot.labels import Labels, Place
 from isthmus.plot.runs import Floats
 from isthmus.plot.stability import loss_axis
 
@@ -52,6 +53,7 @@ def draw_tree(graph: MinimaGraph, ax: Axes) -> None:
     order = [int(i) for i in dendrogram(links, no_plot=True)["leaves"]]
     x = {node: float(place) for place, node in enumerate(order)}
     low, top = dict(enumerate(losses.tolist())), dict(enumerate(losses.tolist()))
+    bars: list[tuple[float, float, float]] = []
     for row, (left, right, height, _) in enumerate(links):
         sides, new = (int(left), int(right)), len(graph) + row
         for side in sides:
@@ -61,16 +63,37 @@ def draw_tree(graph: MinimaGraph, ax: Axes) -> None:
         floor = max(low[side] for side in sides)
         said: dict[str, Any] = {"label": "floor: no way between the two sides is lower"} if row == 0 else {}
         ax.plot(span, [floor, floor], color=GREY, lw=1.2, linestyle=(0, (4, 3)), zorder=1, **said)
-        ax.annotate(f" {height:.3g}", (min(span), height), (2, 3), textcoords="offset points", fontsize=8)
+        bars.append((min(span), max(span), float(height)))
         x[new], low[new], top[new] = sum(span) / 2, min(low[side] for side in sides), float(height)
     ax.plot([x[i] for i in order], losses[order], "o", ms=6, color=PALETTE[1], label="a network, at its loss", zorder=4)
     _names(ax, graph, order)
     ax.set_ylabel("loss")
     loss_axis(ax, np.concatenate([losses, links[:, 2]]))
     ax.margins(x=0.08)
+    _heights(ax, bars)
     ax.set_title(f"how high one must climb ({len(graph.edges)} paths tried)")
     ax.legend(fontsize=8, loc="best")
     ax.grid(False, axis="x")
+
+
+def _heights(ax: Axes, bars: list[tuple[float, float, float]]) -> None:
+    """The height of each bar (left, right, height) in digits beside it, clear of all lines."""
+    labels = Labels(ax)
+    for line in ax.get_lines():
+        points = np.asarray(line.get_xydata(), float)
+        labels.keep_clear(points, 7.0 if line.get_linestyle() == "None" else 2.0, joined=line.get_linestyle() != "None")
+    for left, right, height in bars:
+        places = [
+            Place((left + share * (right - left), height), (dx, sign * distance), ha, "center")
+            for distance in range(8, 60, 6)
+            for sign in (1, -1)
+            for share, dx, ha in ((0.0, 3.0, "left"), (0.5, -3.0, "right"), (0.5, 3.0, "left"), (1.0, -3.0, "right"))
+        ]
+        outside = [
+            Place((left, height), (-4.0, 0.0), "right", "center"),
+            Place((right, height), (4.0, 0.0), "left", "center"),
+        ]
+        labels.put(f"{height:.3g}", [*places[:8], *outside, *places[8:]])
 
 
 def draw_saddles(graph: MinimaGraph, ax: Axes) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from isthmus.alignment import Alignment
 from isthmus.analysis.aligned_lines import AlignedLines
@@ -22,14 +21,17 @@ from isthmus.comparison import Comparison
 from isthmus.connectors import Connection
 from isthmus.evaluate import Band, Profile
 from isthmus.graph import MinimaGraph
+from isthmus.kinds import check_kind
 from isthmus.plot.alignment import StoredAlignment, draw_alignment
+from isthmus.plot.along_path import draw_band, draw_certificate, draw_profile
 from isthmus.plot.check import StoredCheck, draw_block_barriers, draw_check, draw_contributions, draw_matrix
-from isthmus.plot.curves import DASHED, highest
+from isthmus.plot.comparison import draw_comparison
+from isthmus.plot.curves import DASHED
 from isthmus.plot.figures import GREY, PALETTE, ground, settings
 from isthmus.plot.graph import draw_graph, graph_size
 from isthmus.plot.plane import draw_ends, name_directions
 from isthmus.plot.runs import Floats
-from isthmus.plot.stability import QUANTITIES, draw_entry_layers, loss_axis, noise_values
+from isthmus.plot.stability import QUANTITIES, draw_entry_layers, noise_values
 from isthmus.plot.surface import Surface, draw_surface
 from isthmus.stability.dropout.measure import DropoutStability
 from isthmus.stability.dropout.pattern import PatternStability
@@ -39,8 +41,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw(value: Any, ax: Any) -> Any:
+def draw(value: Any, ax: Any, **options: Any) -> Any:
     """The picture of `value` on `ax`, by default on new axes of pyplot. Errors: ``MissingExtraError``."""
+    check_kind(options.get("label"), str | None, "label")
     with settings():
         if ax is None:
             from matplotlib import pyplot
@@ -49,63 +52,8 @@ def draw(value: Any, ax: Any) -> Any:
             ax = pyplot.subplots(1, columns, figsize=size, layout="constrained")[1]
             for one in np.ravel(ax):
                 ground(one)
-        _DRAWINGS[type(value)](value, ax)
+        _DRAWINGS[type(value)](value, ax, **options)
     return ax
-
-
-def _profile(profile: Profile, ax: Axes) -> None:
-    """The loss over t, with the maximum marked; the test data dashed."""
-    t, loss = profile.t.numpy(), profile.loss.numpy()
-    ax.plot(t, loss, color=PALETTE[0], lw=1.9, label="training set")
-    seen = [loss]
-    if profile.test is not None:
-        seen.append(profile.test.loss.numpy())
-        ax.plot(t, seen[1], color=PALETTE[1], lw=1.4, linestyle=DASHED, label="test set")
-    where, top = highest(t, loss)
-    if profile.test is not None and profile.test.population is not None:
-        _shade(profile.test.population, ax)
-    ax.plot([where], [top], "o", ms=6, mfc="white", mec=PALETTE[0], mew=1.8, zorder=5, label=f"largest: {top:.4g}")
-    _along_path(ax, np.concatenate(seen))
-
-
-def _shade(band: Band, ax: Axes) -> None:
-    label = f"{band.level:.4g} band, population" + " (asymptotic)" * band.asymptotic
-    ax.fill_between(band.t, band.lo, band.hi, color=PALETTE[1], alpha=0.2, lw=0, label=label)
-
-
-def _band(band: Band, ax: Axes) -> None:
-    """The mean loss of the test set within the band for that of the population."""
-    ax.plot(band.t, band.loss, color=PALETTE[1], lw=1.6, label=f"{band.examples:,} test examples")
-    _shade(band, ax)
-    _along_path(ax, torch.cat([band.lo, band.hi]).numpy())
-
-
-def _certificate(certificate: Certificate, ax: Axes) -> None:
-    """The bound on every sub-interval of t, and the largest losses that were seen; what is only measured is dashed."""
-    n, seen = len(certificate.segments), []
-    shown: set[bool] = set()
-    for row in certificate.segments:
-        proved = row.claim != "measured"
-        label = "" if proved in shown else ("proved bound" if proved else "only measured")
-        shown.add(proved)
-        for start, end, bound in row.intervals or ((0.0, 1.0, row.bound),):
-            style = {"color": PALETTE[1], "lw": 1.9} if proved else {"color": GREY, "lw": 1.5, "linestyle": DASHED}
-            ax.plot([(row.index + start) / n, (row.index + end) / n], [bound, bound], label=label, **style)
-            label = ""
-            seen.append(bound)
-    t = [(row.index + row.witness) / n for row in certificate.segments]
-    values = [row.value for row in certificate.segments]
-    ax.plot(t, values, "o", ms=4.5, color=PALETTE[0], label="largest loss seen on a segment")
-    _along_path(ax, np.array([*seen, *values]))
-
-
-def _along_path(ax: Axes, losses: Floats) -> None:
-    ax.set_xlim(0, 1)
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["A", "0.25", "0.5", "0.75", "B"])
-    ax.set_xlabel("t, from network A to network B")
-    ax.set_ylabel("loss")
-    loss_axis(ax, losses)
-    ax.legend(fontsize=9, loc="best")
 
 
 def _connection(connection: Connection, ax: Axes) -> None:
@@ -190,22 +138,6 @@ def _aligned_lines(found: AlignedLines, axes: Any) -> None:
     draw_alignment(StoredAlignment.of(found.to_dict()), axes)
 
 
-def _comparison(comparison: Comparison, ax: Axes) -> None:
-    """The excess over the passes; what no other method beats in both is joined by a line."""
-    front = comparison.front
-    ax.plot([max(r.passes, 1.0) for r in front], [r.excess for r in front], color=PALETTE[0], lw=1.6)
-    for row in comparison.rows:
-        where, on = (max(row.passes, 1.0), row.excess), row in front
-        ax.plot(*where, "o", ms=6, color=PALETTE[0] if on else GREY, mfc="white" if row.bound is None else None)
-        ax.annotate(row.method, where, (5, 4), textcoords="offset points", fontsize=8, color="black" if on else GREY)
-    ax.set_xscale("log")
-    top = max((row.excess for row in comparison.rows if np.isfinite(row.excess)), default=1.0)
-    ax.set_yscale("symlog", linthresh=max(1e-3 * top, 1e-9))
-    ax.set_xlabel("passes over the data")
-    ax.set_ylabel("excess over the larger end (filled: proved)")
-    ax.margins(x=0.2)
-
-
 def _check(found: Check, axes: Any) -> None:
     draw_check(StoredCheck.of(found.to_dict()), axes)
 
@@ -218,7 +150,7 @@ _SIZES: dict[type, Callable[[Any], tuple[int, tuple[float, float]]]] = {
 }
 """How many axes, of what size together in inches, those are drawn on that take several."""
 
-_DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
+_DRAWINGS: dict[type, Callable[..., None]] = {
     Alignment: _alignment,
     AlignedLines: _aligned_lines,
     BarrierMatrix: draw_matrix,
@@ -228,10 +160,10 @@ _DRAWINGS: dict[type, Callable[[Any, Any], None]] = {
     Connection: _connection,
     Ensemble: _ensemble,
     Plane: _plane,
-    Profile: _profile,
-    Band: _band,
-    Certificate: _certificate,
-    Comparison: _comparison,
+    Profile: draw_profile,
+    Band: draw_band,
+    Certificate: draw_certificate,
+    Comparison: draw_comparison,
     DropoutStability: _dropout,
     PatternStability: _pattern,
     NoiseStability: _noise,

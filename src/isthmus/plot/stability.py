@@ -94,24 +94,48 @@ def _search_curves(axes: Axes, layers: Sequence[Mapping[str, Any]], own: float) 
 
 
 def loss_axis(axes: Axes, values: Floats) -> None:
-    """Logarithmic where the values differ widely; zeros, where they occur, stand on the bottom line."""
+    """Logarithmic where the values differ widely; zeros, where they occur, stand on the bottom line.
+
+    What is drawn already, here or on axes that share this one, counts too: limits that were set only grow.
+    """
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
+    values = np.concatenate([values, *_drawn(axes)])
     values = values[np.isfinite(values)]
-    if len(values) == 0 or not wants_log(values, "loss"):
-        axes.set_ylim(min(0.0, float(values.min(initial=0.0))), float(values.max(initial=1e-12)) * 1.08)
+    before = [] if axes.get_autoscaley_on() else list(axes.get_ylim())
+    if not _is_logarithmic(axes, values):
+        if axes.get_yscale() != "linear":
+            axes.set_yscale("linear")
+        low, top = min(0.0, float(values.min(initial=0.0))), float(values.max(initial=1e-12)) * 1.08
+        axes.set_ylim(min([low, *before]), max([top, *before]))
         return
+    before = [limit for limit in before if limit > 0]
     floor, top = log_floor(values), float(values.max()) * 1.6
     # what lies far below everything that matters, such as a loss of 1e-12, stands with the zeros
     floor = max(floor, float(10.0 ** np.ceil(np.log10(1e-6 * float(values.max())))))
     if values.min() < floor:
         axes.set_yscale("symlog", linthresh=floor * 10, linscale=0.5)
-        axes.set_ylim(0, top)
+        axes.set_ylim(0, max([top, *before]))
     else:
         axes.set_yscale("log")
-        axes.set_ylim(max(floor, float(values.min()) / 1.6), top)
+        axes.set_ylim(min([max(floor, float(values.min()) / 1.6), *before]), max([top, *before]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _drawn(axes: Axes) -> list[Floats]:
+    """The heights of the lines on these axes and on those that share their vertical one."""
+    several = axes.get_shared_y_axes().get_siblings(axes)
+    lines = [(line, one) for one in several for line in one.get_lines()]
+    # a vertical line across all of the axes has no heights in the data
+    of_data = [line for line, one in lines if line.get_transform().contains_branch_seperately(one.transData)[1]]
+    return [np.ma.filled(np.ma.asarray(line.get_ydata(orig=False), float), np.nan) for line in of_data]
+
+
+def _is_logarithmic(axes: Axes, values: Floats) -> bool:
+    """Where the values want it, and where the axis is so already and they allow it."""
+    allowed = axes.get_yscale() != "linear" and values.min(initial=0.0) >= 0 and values.max(initial=0.0) > 0
+    return wants_log(values, "loss") or allowed
 
 
 def noise_histograms(values: _Values, quantity: str) -> Figure:
