@@ -92,7 +92,8 @@ def test_a_path_stands_for_three_networks():
         im.plane(p.objective, Path.through([p.a, p.b]))
     with pytest.raises(im.InputError, match=r"a: expected a network where b, c or path are given"):
         im.plane(p.objective, bent, path=bent)
-    for given, missing in (((p.a,), "b"), ((p.a, p.b), "c")):
+    cases: list[tuple[Any, str]] = [((p.a,), "b"), ((p.a, p.b), "c")]
+    for given, missing in cases:
         with pytest.raises(im.InputError, match=f"{missing}: expected a network, or a path in place of a, b and c"):
             im.plane(p.objective, *given)
 

@@ -169,13 +169,11 @@ def plane(
     """
     check_kinds(plane, locals())
     _check(points, margin, screen, objective)
-    alone = a if isinstance(a, Path) else _held(a)
-    if alone is not None and any(v is not None for v in (b, c, path)):
-        raise InputError("a", expected="a network where b, c or path are given", got="a path, which stands for them")
+    alone = _alone(a, b, c, path)
     walked = alone if path is None else opened(path, objective)
     policy = _policy(objective, bn or (walked.bn if walked else None))
     named = _three(a, b, c) if alone is None else _corners(objective, alone, policy)
-    frame = _frame(objective, [objective.check(p, n) for p, n in zip(named, "abc", strict=True)], policy)
+    frame = _frame(objective, named, policy)
     corners = torch.tensor([[0.0, 0.0], [frame.width, 0.0], [frame.shift, frame.height]], dtype=torch.float64)
     t, places = _along(objective, frame, walked)
     x, y = (_axis(torch.cat([corners, places[:, :2]])[:, k], points, margin) for k in range(2))
@@ -202,9 +200,14 @@ def _check(points: int, margin: float, screen: int | None, objective: Objective)
         objective.source.few()  # there must be examples
 
 
-def _held(given: Any) -> Path | None:
-    """The path of a result; None for networks, of which a module may have a `path` of another kind."""
-    return given.path if isinstance(given, HasPath) and isinstance(given.path, Path) else None
+def _alone(given: Any, *others: Any) -> Path | None:
+    """The path that is `given` in place of all `others`, itself or by a result; None for a network."""
+    path = given.path if isinstance(given, HasPath) else given
+    if not isinstance(path, Path):  # a module may have a `path` of another kind
+        return None
+    if any(v is not None for v in others):
+        raise InputError("a", expected="a network where b, c or path are given", got="a path, which stands for them")
+    return path
 
 
 def _three(*given: Any) -> tuple[ParamsLike, ...]:
@@ -224,7 +227,8 @@ def _policy(objective: Objective, bn: str | None) -> str:
     return policy
 
 
-def _frame(objective: Objective, corners: Sequence[Params], policy: str) -> Frame:
+def _frame(objective: Objective, named: Sequence[ParamsLike], policy: str) -> Frame:
+    corners = [objective.check(p, name) for p, name in zip(named, "abc", strict=True)]
     for name, p in zip("abc", corners, strict=True):
         check_finite({k: p[k] for k in objective.parameter_names if k in p}, name)
     objective.check_path(corners, "c")

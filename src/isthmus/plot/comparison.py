@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from isthmus.comparison import Comparison
+from isthmus.comparison import Comparison, ComparisonRow
 from isthmus.plot.figures import GREY, PALETTE
 from isthmus.plot.labels import Labels, Place
+from isthmus.plot.runs import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,23 +17,39 @@ if TYPE_CHECKING:
 
 def draw_comparison(comparison: Comparison, ax: Axes) -> None:
     """The excess over the passes; what no other method beats in both is joined by a line."""
-    front = [(max(row.passes, 1.0), row.excess) for row in comparison.front]
-    ax.plot(*np.array(front).reshape(-1, 2).T, color=PALETTE[0], lw=1.6, zorder=2)
     finite = [row for row in comparison.rows if np.isfinite(row.excess)]
-    places = [(max(row.passes, 1.0), row.excess) for row in finite]
-    for row, where in zip(finite, places, strict=True):
-        colour = PALETTE[0] if row in comparison.front else GREY
-        inside = "white" if row.bound is None else colour
-        ax.plot(*where, "o", ms=6, color=colour, mfc=inside, clip_on=False, zorder=3)
-    _scales(ax, max((y for _, y in places), default=1.0))
+    front, others = _split(finite, comparison)
+    ax.plot(*_points(front).T, color=PALETTE[0], lw=1.6, zorder=2)
+    _dots(ax, others, GREY)
+    _dots(ax, front, PALETTE[0])
+    _scales(ax, max((row.excess for row in finite), default=1.0))
     labels = Labels(ax)
-    labels.keep_clear(places, 7.0, joined=False)
-    labels.keep_clear(front)
-    for row, where in zip(finite, places, strict=True):
-        labels.put(row.method, _around(where), color="black" if row in comparison.front else GREY)
+    labels.keep_clear(_points(finite), 7.0, joined=False)
+    labels.keep_clear(_points(front))
+    for rows, colour in ((front, "black"), (others, GREY)):
+        for row, (x, y) in zip(rows, _points(rows), strict=True):
+            labels.put(row.method, _around((float(x), float(y))), color=colour)
     lost = [row.method for row in comparison.rows if row not in finite]
     if lost:
         ax.set_title(f"not finite: {', '.join(lost)}", fontsize=9)
+
+
+def _dots(ax: Axes, rows: list[ComparisonRow], colour: str) -> None:
+    """Filled where the path has a proved bound."""
+    for row, where in zip(rows, _points(rows), strict=True):
+        inside = "white" if row.bound is None else colour
+        ax.plot(*where, "o", ms=6, color=colour, mfc=inside, clip_on=False, zorder=3)
+
+
+def _split(rows: list[ComparisonRow], comparison: Comparison) -> tuple[list[ComparisonRow], list[ComparisonRow]]:
+    """The front in its order, and the other rows."""
+    front = [row for row in comparison.front if row in rows]
+    return front, [row for row in rows if row not in front]
+
+
+def _points(rows: list[ComparisonRow]) -> Floats:
+    """(passes, excess) of each, [rows, 2]."""
+    return np.array([(max(row.passes, 1.0), row.excess) for row in rows], float).reshape(-1, 2)
 
 
 def _scales(ax: Axes, top: float) -> None:
