@@ -248,3 +248,15 @@ def test_kept_statistics_are_those_of_the_start(normalised):
     kept = im.profile(objective, found, 17, bn="keep")
     assert found.info.max == pytest.approx(kept.max, rel=0.05)
     assert len(found.path) == 1
+
+
+@pytest.mark.parametrize("epochs", [5, 10, 20])
+def test_a_screening_that_sees_nothing_does_not_make_a_curve_low(digits, monkeypatch, epochs):
+    """As where the few examples lack those that carry the loss."""
+    objective, a, b = digits
+    monkeypatch.setattr(CurveLosses, "few", lambda self, point: 0.0)
+    target = 1.5 * max(map(objective.loss, (a, b)))
+    found = im.connect(objective, a, b, im.Bezier(target=target, recipe=im.Recipe(lr=None, epochs=epochs, batch=16)))
+    most = im.profile(objective, found, 17).max
+    assert found.info.max == pytest.approx(most, rel=1e-9) or (found.info.max > target and most > target)
+    assert (found.outcome is im.Outcome.CONSTRUCTED) == (most <= target)

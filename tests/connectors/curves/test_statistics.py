@@ -24,8 +24,8 @@ from tests.problems import classify, random_params, two_layers
 def test_there_are_no_more_pieces_than_the_tolerance_asks_for():
     p = classify("normalised", Residual(), (1, 8, 8))
     line = im.Path.through([p.a, p.b])
-    one = settle(p.objective, line, inf, "line")
-    two = settle(p.objective, line, 0.999 * one.deviation, "line")
+    one = settle(p.objective, line, inf, ["line"])
+    two = settle(p.objective, line, 0.999 * one.deviation, ["line"])
     assert len(one.path) == 3
     assert len(two.path) > 3
     assert two.deviation <= 0.999 * one.deviation
@@ -36,7 +36,7 @@ def test_statistics_move_at_constant_speed_on_the_pieces_of_a_curve():
     drawn = random_params(p.objective.skeleton, 3)
     middle = {k: drawn[k] if v.is_floating_point() else v for k, v in p.a.items()}
     bent = im.Path((im.Curve((p.a, middle, p.b)),))
-    parts = settle(p.objective, bent, inf, "curve").path.segments[1:-1]
+    parts = settle(p.objective, bent, inf, ["curve"]).path.segments[1:-1]
     names = [k for k in statistics(p.objective) if "running" in k]
     for part in parts:
         half, even = part.at(0.5), lerp(part.start, part.end, 0.5)
@@ -51,7 +51,7 @@ def test_pieces_are_looked_at_beside_their_middles():
     module = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).double().eval()
     objective = im.Objective(module, data=(x, y))
     line = im.Path.through([random_params(module, seed) for seed in (0, 1)])
-    found = settle(objective, line, 0.02, "line")
+    found = settle(objective, line, 0.02, ["line"])
     parts = found.path.segments[1:-1]
     points = [part.at(k / 12) for part in parts for k in range(13)]
     off = [abs(objective.loss(p) - objective.loss(refresh(objective, p))) for p in points]

@@ -72,3 +72,27 @@ def confirm(screened: dict[float, float], everything: Callable[[float], float]) 
         off = max(off, abs(loss - screened[t]))
         best = max(best, (loss, t), key=lambda found: (not isfinite(found[0]), found[0]))
     return Highest(best[0], best[1], True)
+
+
+def secured(
+    found: Highest, whole: Callable[[float], float], everything: Callable[[float], float], limit: float
+) -> Highest:
+    """`found`, or a higher point where that is at most the `limit`: then it is what training ends with.
+
+    The examples of a screening may lack the few that carry the loss, so all equidistant points are seen on the `whole`
+    data, in the fast precision, and the highest of them are measured, until one is above the limit.
+
+    >>> secured(Highest(0.2, 0.5, True), lambda t: t == 0.75, lambda t: 0.4 if t == 0.75 else 0.2, 0.3)
+    Highest(loss=0.4, t=0.75, confirmed=True)
+    """
+    if not found.loss <= limit:
+        return found
+    best = found
+    seen = {k / (_POINTS - 1): whole(k / (_POINTS - 1)) for k in range(1, _POINTS - 1)}
+    for t in sorted(seen, key=lambda t: (isfinite(seen[t]), -seen[t]))[:_PEAKS]:
+        loss = everything(t)
+        if not loss <= best.loss:
+            best = Highest(loss, t, True)
+        if not best.loss <= limit:
+            break
+    return best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import inf, isfinite, isnan
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from isthmus.checks import check_choices
 from isthmus.connectors.base import Connection, Connector, Outcome, Task
 from isthmus.connectors.curves.coordinates import Coordinates, combine
-from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen, sharpened
+from isthmus.connectors.curves.highest import Highest, confirm, of_screened, screen, secured, sharpened
 from isthmus.connectors.curves.losses import CurveLosses
 from isthmus.connectors.curves.shape import Shape
 from isthmus.connectors.curves.statistics import settle
@@ -130,7 +131,9 @@ class CurveSetting:
         screened = sharpened(screened, lambda t: self.losses.few(self._at(shape, inner, t)))
         if not of_screened(screened).loss <= limit:
             return of_screened(screened)
-        return confirm(screened, lambda t: self.losses.all(self._at(shape, inner, t)))
+        everything = cache(lambda t: self.losses.all(self._at(shape, inner, t)))
+        found = confirm(screened, everything)
+        return secured(found, lambda t: self.losses.whole(self._at(shape, inner, t)), everything, self.target)
 
     def _at(self, shape: Shape, inner: Mapping[str, Tensor], t: float) -> Params:
         return self.coordinates.point(self.combined(shape, inner, t, self.task.objective.dtype), t)
