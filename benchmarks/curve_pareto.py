@@ -1,7 +1,7 @@
 """The picture of docs/curves.md: the largest loss on a trained curve against what it cost.
 
 ``python benchmarks/curve_pareto.py OUTPUT ... [--out docs/curves-pareto.png]``: files of what ``curves.py`` printed, at
-several numbers of epochs. the published codes stand there as they were measured before, on another machine.
+several numbers of epochs, with the published codes in the same runs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 ROW = re.compile(r"  (.+): \d+ gradients.*, at most ([\d.e-]+)(?: \(ends ([\d.e-]+)\))?, ([\d.]+) s")
-ELSEWHERE = {
-    "dnn-mode-connectivity's code, Bezier and PolyChain, on another machine": [(76.0, 0.0460), (77.0, 0.0416)],
-    "AutoNEB's code, on another machine": [(168.0, 0.0071), (706.0, 0.0014)],
-}
 
 
 def main() -> None:
@@ -29,7 +25,7 @@ def main() -> None:
         end = max(end, float(ends or 0))
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
-    for name, points in {**found, **ELSEWHERE}.items():
+    for name, points in found.items():
         x, y = zip(*sorted(points), strict=True)
         axes.loglog(x, y, "--x" if "code" in name else "-o", label=name, markersize=5)
     axes.axhline(end, color="grey", linewidth=0.8, linestyle=":", label="the larger end")

@@ -44,6 +44,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"plot_",
+    "within_subsection_order": "FileNameSortKey",
     "ignore_pattern": r"(__init__|needs)\.py",
     "plot_gallery": GALLERY,
     "download_all_examples": False,

@@ -8,7 +8,7 @@ class and its line in ``INFO``; the keys that it gives are the fields.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from isthmus.shown import one_line
@@ -229,7 +229,7 @@ class LayerWiseInfo(CurveInfo):
     """Of ``LayerWise``: as of ``Bezier``; `blocks`: a row per point, which "block" moved, how far it is "at", and the
     "max" on some examples on the segment before it."""
 
-    blocks: _Rows = ()
+    blocks: _Rows = field(default_factory=list)
 
 
 @one_line
