@@ -115,9 +115,10 @@ def test_a_merge_that_was_killed_goes_on_with_the_same_command(files, tmp_path, 
     assert run_app(command) == 0
     whole = {f.relative_to(place): f.read_bytes() for f in place.rglob("*") if f.is_file()}
     renamed: list[int] = []
+    lives: list[int] = []
 
     def killed(*given):
-        if len(renamed) == last:
+        if len(renamed) == lives[-1]:
             raise KeyboardInterrupt
         renamed.append(1)
         real(*given)
@@ -126,6 +127,7 @@ def test_a_merge_that_was_killed_goes_on_with_the_same_command(files, tmp_path, 
         shutil.rmtree(place)
         place.mkdir()
         renamed.clear()
+        lives.append(last)
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", killed)
             assert run_app(command) not in (0, 1, 2)

@@ -64,8 +64,8 @@ class LayerWise(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_trained(self)
-        check_fields(self, "blocks")
         check_whole(self, "steps")
         check_whole(self, "halvings", least=0)
 
