@@ -41,8 +41,8 @@ def refuse_unless_whole(name: str, value: Any, least: int = 1) -> None:
 def check_several(method: Any, name: str) -> None:
     """Refuse what is neither a whole number >= 1 nor several of them; None is left to the method."""
     value = getattr(method, name)
-    several = (value,) if isinstance(value, int) else value or ()
-    if any(isinstance(n, bool) or n != int(n) or n < 1 for n in several):
+    several = value or () if value is None or isinstance(value, list | tuple) else (value,)
+    if any(isinstance(n, bool) or not isinstance(n, Real) or float(n) % 1 != 0 or not n >= 1 for n in several):
         raise InputError(name, expected="whole numbers >= 1", got=value)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from inspect import Parameter, signature
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from torch import Tensor, nn
@@ -61,13 +62,19 @@ def check_kind(value: Any, hint: Any, what: str) -> None:
     if not _fits(value, hint):
         got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise InputError(what, expected=_said(hint), got=got)
+    if isinstance(value, int) and int in _options(hint) and not -(2**63) <= value < 2**64:
+        raise InputError(what, expected="a whole number of at most 64 bits", got=value)
 
 
 def check_fields(value: Any, *names: str) -> None:
-    """Refuse fields of a dataclass that hold another kind than their annotations say."""
+    """Refuse fields of a dataclass that hold another kind than their annotations say; `names`: default all of them.
+
+    Choices (``Literal``) are for ``check_choices``, which says them.
+    """
     hints = get_type_hints(type(value))
-    for name in names:
-        check_kind(getattr(value, name), hints[name], name)
+    for name in names or [f.name for f in fields(value)]:
+        if get_origin(hints[name]) is not Literal:
+            check_kind(getattr(value, name), hints[name], name)
 
 
 @cache
@@ -91,6 +98,10 @@ def _is(value: Any, kind: Any) -> bool:
     if kind in (int, float, bool):
         return _is_number(value)
     origin = get_origin(kind) or kind
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_args(kind)[1:] == (...,):  # several of one kind: a list does as well as a tuple
+        return _is_sequence(value, get_args(kind)[0])
     if origin in _OWN:
         return _OWN[origin](value, *get_args(kind)[:1])
     try:
@@ -137,6 +148,8 @@ def _word(kind: Any) -> str:
         return _WORDS[kind]
     origin = get_origin(kind) or kind
     name = getattr(origin, "__name__", str(origin))
-    if origin is Sequence and get_args(kind):
+    if origin is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_args(kind) and (origin is Sequence or get_args(kind)[1:] == (...,)):
         return f"a sequence (each entry {_said(get_args(kind)[0])})"
     return _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -88,3 +88,15 @@ def test_every_method_makes_a_path_or_refuses(dtype):
         made.append(kind)
         assert im.profile(objective, found, 5).max >= 0
     assert {im.Linear, im.Aligned, im.StringSampling} <= set(made)
+
+
+def test_complex_outputs_have_no_error_beside_a_loss_of_the_users():
+    _, a = problem(torch.complex64, ComplexOut)
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+    objective = im.Objective(
+        ComplexOut(torch.complex64), lambda out, y: nn.functional.cross_entropy(out.abs(), y, reduction="none"), (x, y)
+    )
+    assert not objective.has_error
+    measured = im.profile(objective, im.connect(objective, a, permuted(a)), 3)
+    assert measured.error.isnan().all()
+    assert measured.max > 0

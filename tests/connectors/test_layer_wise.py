@@ -165,3 +165,16 @@ def test_ends_between_which_the_loss_is_not_finite_are_not_called_connected():
     b = {**a, "2.weight": -a["2.weight"], "2.bias": -a["2.bias"]}
     found = im.connect(objective, a, b, QUICK)
     assert found.outcome is im.Outcome.NOT_FINITE
+
+
+def test_a_loss_that_may_be_negative_is_followed_as_any_other():
+    problem = digits()
+    x, y = problem.objective.source.held()
+    lower = im.Objective(
+        problem.objective.skeleton, lambda out, y: nn.functional.cross_entropy(out, y, reduction="none") - 5.0, (x, y)
+    )
+    target = max(problem.objective.loss(p) for p in (problem.a, problem.b)) + 1e-3
+    _, found = connected(replace(QUICK, target=target))
+    below = im.connect(lower, problem.a, problem.b, replace(QUICK, target=target - 5))
+    assert below.info.gradient_steps == found.info.gradient_steps > 0
+    assert below.info.max + 5 == pytest.approx(found.info.max, rel=1e-6)

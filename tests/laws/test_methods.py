@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -261,3 +262,24 @@ def test_nothing_is_said_of_a_path_under_a_loss_that_is_not_convex():
     for bounds in (im.subnetwork_bounds, im.dropout_bounds):
         with pytest.raises(im.InputError, match=r"the bound of Theorem 4\.1 rests, got one not declared convex"):
             bounds(bent(problem), problem.a)
+
+
+FIELDS = [
+    (kind, field.name)
+    for kind in (*im.METHODS, im.Recipe, im.Trained, im.ActivationMatching, im.WeightMatching)
+    for field in fields(kind)
+    if field.init
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS, ids=lambda v: getattr(v, "__name__", v))
+def test_a_field_of_another_kind_is_refused_by_name(kind, name):
+    with pytest.raises(im.InputError, match=name):
+        kind(**{name: object()})
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_that_torch_cannot_hold_is_refused(seed):
+    problem = permuted()
+    with pytest.raises(im.InputError, match="seed: expected a whole number of at most 64 bits"):
+        im.connect(problem.objective, problem.a, problem.b, seed=seed)

@@ -174,6 +174,16 @@ def test_sweep_removes_temporaries_of_dead_processes_only(tmp_path):
         sweep_temporaries(tmp_path / "missing")
 
 
+def test_a_write_removes_what_a_killed_one_left(tmp_path):
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    (tmp_path / f".a.txt.{child}.{files._host()}00000000.tmp").mkdir()
+    write_text(tmp_path / "a.txt", "1")
+    assert listing(tmp_path) == ["a.txt"]
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

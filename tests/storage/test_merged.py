@@ -1,6 +1,8 @@
 """Merged networks are written as their networks came."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -103,6 +105,40 @@ def test_a_merge_again_gives_the_same_bytes(files, tmp_path, capsys):
         assert [run_app(command), {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}] == made
     assert run_app([*command, "--base", files[0]]) == 2
     assert "--base: expected none but for task, ties" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["made", "made.pt", "made.safetensors"])
+def test_a_merge_that_was_killed_goes_on_with_the_same_command(files, tmp_path, ending, monkeypatch):
+    place, real = tmp_path / "new", os.replace
+    place.mkdir()
+    command = ["merge", *files, *SPEC, "--out", str(place / ending), "--level", "1e6"]
+    assert run_app(command) == 0
+    whole = {f.relative_to(place): f.read_bytes() for f in place.rglob("*") if f.is_file()}
+    renamed: list[int] = []
+    lives: list[int] = []
+
+    def killed(*given):
+        if len(renamed) == lives[-1]:
+            raise KeyboardInterrupt
+        renamed.append(1)
+        real(*given)
+
+    for last in range(len(whole)):
+        shutil.rmtree(place)
+        place.mkdir()
+        renamed.clear()
+        lives.append(last)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            assert run_app(command) not in (0, 1, 2)
+        assert run_app(command) == 0
+        assert {f.relative_to(place): f.read_bytes() for f in place.rglob("*") if f.is_file()} == whole
+
+
+def test_a_wrong_ending_is_refused_before_the_work(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("isthmus.cli.merge.opened_on", None)
+    assert run_app(["merge", *files, *SPEC, "--out", str(tmp_path / "x.onnx")]) == 2
+    assert "a folder, or a file .safetensors" in capsys.readouterr().err
 
 
 def test_one_of_several_dictionaries_keeps_its_names(files, tmp_path):

@@ -17,6 +17,7 @@ from isthmus.alignment.overlap import Orders, Overlap
 from isthmus.alignment.seen import first, seen
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.evaluate.batchnorm import statistics
+from isthmus.kinds import check_fields
 from isthmus.params import widened
 from isthmus.structure.taps import Tap, taps
 
@@ -46,6 +47,7 @@ class ActivationMatching(Matching):
     ties: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choices(self)
         check_whole(self, "examples")
         check_at_least_zero(self, "ties")

@@ -13,6 +13,7 @@ from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingT
 from isthmus.alignment.overlap import Overlap
 from isthmus.checks import check_choices, check_whole
 from isthmus.evaluate.batchnorm import applied, refresh, statistics
+from isthmus.kinds import check_fields
 from isthmus.params import lerp
 
 
@@ -38,6 +39,7 @@ class WeightMatching(Matching):
     sweeps: int = 100
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choices(self)
         check_whole(self, "restarts", least=0)
         check_whole(self, "sweeps")

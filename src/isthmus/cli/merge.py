@@ -16,9 +16,9 @@ from isthmus.cli.options import Asked, BatchNorm, Json, LevelOption, Quiet, Seed
 from isthmus.cli.typed import command
 from isthmus.errors import InputError
 from isthmus.report.card import merge_card, mergekit_recipe
-from isthmus.storage import write_json, write_text
+from isthmus.storage import make_folder, write_json, write_text
 from isthmus.storage.folders import adapter_folder
-from isthmus.storage.merged import ENDINGS, save_like
+from isthmus.storage.merged import ENDINGS, check_place, save_like
 from isthmus.verdict import LEVEL
 
 _SAYS = "; ".join(f"{name}: {says}" for name, says in METHODS.items())
@@ -92,6 +92,7 @@ def _check_base(method: str, base: Path | None, checkpoints: list[Path]) -> None
 
 def _check_out(out: Path, checkpoints: list[Path]) -> None:
     """Nothing of the user's is written over: what was merged, and weights that no merge wrote."""
+    check_place(out)
     if any(_is_at(out.resolve(), file.resolve()) for file in checkpoints):
         raise InputError("--out", expected="another place than that of the checkpoints", got=str(out))
     if _holds_weights(out) and not _beside(out, "json").is_file():
@@ -113,14 +114,18 @@ def _beside(out: Path, kind: str) -> Path:
 
 
 def _write(result: Merged, out: Path, checkpoints: list[Path], asked: Asked, about: dict[str, object]) -> list[Path]:
-    """The weights, the card, and the same recipe for mergekit where there is one."""
+    """The weights, the card, and the same recipe for mergekit where there is one.
+
+    merge.json first: it tells the weights of a merge that was killed from others, so that the same command goes on.
+    """
     key, base = asked.key[0] if asked.key else None, asked.base
+    document = result.to_dict() | about
+    recipe = mergekit_recipe(result, [str(file) for file in checkpoints], base)
+    make_folder(_beside(out, "json").parent)
+    write_json(_beside(out, "json"), document)
     written = save_like(
         result.params, out, checkpoints[0], key=key, base=base, unsafe_pickle=asked.unsafe_pickle
     )  # fmt: skip
-    document = result.to_dict() | about
-    recipe = mergekit_recipe(result, [str(file) for file in checkpoints], base)
-    write_json(_beside(out, "json"), document)
     write_text(_beside(out, "md"), merge_card(document, recipe))
     written += [_beside(out, "json"), _beside(out, "md")]
     if recipe is not None:

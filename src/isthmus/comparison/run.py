@@ -23,7 +23,7 @@ from isthmus.objective.described import bound
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
 from isthmus.pipeline import Judging, check_pair, judge_of, kept, state_of
-from isthmus.storage import load_connection, make_folder, read_json, write_csv, write_json
+from isthmus.storage import load_connection, make_folder, read_json, sweep_temporaries, write_csv, write_json
 from isthmus.storage.methods import connector_from
 from isthmus.storage.state import memory_for
 from isthmus.training.progress import Progress, no_progress
@@ -173,6 +173,7 @@ class _Work:
             result = read_json(folder / "result.json")
             if not isinstance(result, dict) or result.get("comparison") != key:
                 raise FileError(folder, "holds a result of another call", "take another folder, or remove it")
+            sweep_temporaries(folder)  # of a process that was killed right after it had renamed its result
             result |= read_json(folder / "record.json")
             return ComparisonRow.of(label, result, load_connection(folder / "path.safetensors", self.objective.device))
         return ComparisonRow.of(label, *self._made(label, method, folder, key))

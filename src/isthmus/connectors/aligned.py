@@ -9,6 +9,7 @@ from isthmus.alignment.align import aligned
 from isthmus.alignment.matching import Matching, MatchingTask
 from isthmus.connectors.base import About, Connection, Connector, Task
 from isthmus.connectors.linear import Linear
+from isthmus.kinds import check_fields
 from isthmus.params import share
 
 
@@ -35,6 +36,9 @@ class Aligned(Connector):
         cost="one pass over 1,000 examples, one assignment per layer, and the inner method",
         convex=False,
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def find(self, task: Task) -> Connection:
         """Match, renumber, then let the inner method find its path."""

@@ -12,6 +12,7 @@ from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
+from isthmus.kinds import check_fields
 from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.recall import search_recalled
 from isthmus.stability.dropout.search import Sought
@@ -54,6 +55,7 @@ class Dropout(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.keep <= 0.5:
             raise InputError("keep", expected="a number in (0, 1/2], as Definition 1 asks", got=self.keep)
         check_choices(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import acos, isfinite, isnan, sin
+from math import acos, inf, isfinite, isnan, sin
 from typing import Any, Literal
 
 import torch
@@ -64,8 +64,8 @@ class LayerWise(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_trained(self)
-        check_fields(self, "blocks")
         check_whole(self, "steps")
         check_whole(self, "halvings", least=0)
 
@@ -178,7 +178,7 @@ class _Walk:
         fitted = fit(
             lambda now, index: setting.losses.batch(point(now, setting.losses.dtype), index),
             lambda now: setting.losses.few(point(now, task.objective.dtype)),
-            free, task.objective.num_examples, setting.recipe, generator=task.generator, target=0.0,
+            free, task.objective.num_examples, setting.recipe, generator=task.generator, target=-inf,
             memory=Beside(part, self._give, self._take), what=f"following {block.name}",
         )  # fmt: skip
         self.gradient_steps += fitted.steps

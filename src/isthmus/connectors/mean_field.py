@@ -12,6 +12,7 @@ from isthmus.checks import check_choices
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.evaluate.chain import losses_of, require_hidden_chain
+from isthmus.kinds import check_fields
 from isthmus.stability.dropout.pattern import without
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain, Weights
@@ -50,6 +51,7 @@ class MeanField(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choices(self)
 
     def find(self, task: Task) -> Connection:

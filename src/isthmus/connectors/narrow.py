@@ -15,6 +15,7 @@ from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.connectors.noise_dropout import End, bernoulli_count, best_of, report
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import losses_of, require_hidden_chain
+from isthmus.kinds import check_fields
 from isthmus.objective.data import single
 from isthmus.params import Params, check_finite
 from isthmus.stability.dropout.subsets import rescaling
@@ -71,6 +72,7 @@ class Narrow(Connector):
 
     def __post_init__(self, network: Mapping[str, Any] | None) -> None:
         object.__setattr__(self, "network", None if network is None else dict(network))
+        check_fields(self)
         if self.width is not None and network is not None:
             raise InputError("width, network", expected="one of them", got="both")
         check_several(self, "width")

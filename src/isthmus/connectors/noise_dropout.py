@@ -15,6 +15,7 @@ from isthmus.connectors.dropout import connect_halves
 from isthmus.connectors.moves.units import WeightWalk, join, labels_as_text
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
+from isthmus.kinds import check_fields
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
 from isthmus.paths import Path
@@ -58,6 +59,7 @@ class NoiseDropout(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0.5 <= self.p < 1:
             raise InputError(
                 "p",

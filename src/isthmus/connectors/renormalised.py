@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from isthmus.alignment.renormalise import renormalised
 from isthmus.checks import check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
+from isthmus.kinds import check_fields
 from isthmus.paths import Path
 
 
@@ -35,6 +36,7 @@ class Renormalised(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole(self, "knots")
         check_whole(self, "examples", least=2)
 

@@ -287,7 +287,7 @@ def _of_callable(
     ignore_index: int | None,
     class_axis: int | None,
 ) -> _Criterion:
-    if error is not None or not isinstance(y, Tensor) or moves(y):
+    if error is not None or not isinstance(y, Tensor) or moves(y) or outputs.is_complex():  # which have no order
         _no_options(f"a callable loss, {'error=' if error else 'no labels'}", ignore_index, class_axis)
         return _Criterion(loss, error, False)
     ignored = IGNORED if ignore_index is None else ignore_index

@@ -61,6 +61,7 @@ def atomic_write(path: PathLike, write: Callable[[Path], None], *, size: int | N
     The file gets the permissions that the umask gives to a new file. If anything raises, the temporary and
     whatever `write` left beside it are removed and the old file stays as it was. `size` (bytes) is what the
     message says is needed when the disk is full. A link is followed: the file it points to is replaced.
+    What killed writers left in the folder is removed (``sweep_temporaries``).
     """
     target = Path(os.path.realpath(path))
     # a folder of our own: what `write` leaves beside its file (a library's own temporary) is removed with it
@@ -71,6 +72,8 @@ def atomic_write(path: PathLike, write: Callable[[Path], None], *, size: int | N
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         os.mkdir(scratch)
+        with suppress(FileError):  # a folder that may be written to but not listed
+            sweep_temporaries(target.parent)
         temporary = scratch / "new"
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         mode = temporary.stat().st_mode & 0o777  # 0o666 less the umask, which cannot be read without setting it

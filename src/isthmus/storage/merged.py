@@ -56,7 +56,8 @@ def save_like(
     check_kinds(save_like, locals())
     for name, value in params.items():
         check_kind(value, Tensor, f"params[{name!r}]")
-    target, held = Path(out), _held(source, base, unsafe_pickle)
+    target = check_place(out)
+    held = _held(source, base, unsafe_pickle)
     named = as_stored(params, held, key)
     if target.suffix in ENDINGS[1:]:
         make_folder(target.parent)
@@ -67,11 +68,16 @@ def save_like(
         make_folder(target.parent)
         save_params(named, target)
         return [target]
-    if target.suffix:
-        raise InputError("out", expected="a folder, or a file .safetensors, .pt, .pth or .bin", got=str(out))
     make_folder(target)
     save_params(named, target / _WEIGHTS)
     return [target / _WEIGHTS, *_copy_configs(held.path.parent, target)]
+
+
+def check_place(out: PathLike) -> Path:
+    """Refuse a name whose ending is none of files of weights."""
+    if (target := Path(out)).suffix not in ("", *ENDINGS):
+        raise InputError("out", expected="a folder, or a file .safetensors, .pt, .pth or .bin", got=str(out))
+    return target
 
 
 def _held(source: PathLike, base: PathLike | None, unsafe_pickle: bool) -> Contents:

@@ -30,7 +30,6 @@ from isthmus.storage.files import (
     disk_error,
     one_line,
     strict_json,
-    sweep_temporaries,
 )
 
 __all__ = ["digest", "digest_of", "one_by_one", "read_metadata", "read_tensors", "save_tensors", "sniff"]
@@ -138,9 +137,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mappin
             with safe_open(temporary, framework="pt", backend="pread"):
                 pass
 
-    folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(folder):
-        sweep_temporaries(folder)
     atomic_write(path, write, size=8 + len(header) + end)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
 from isthmus.errors import InputError
+from isthmus.kinds import check_fields
 from isthmus.shown import one_line
 
 
@@ -50,6 +51,7 @@ class Recipe:
     hold: int = field(default=0, metadata={"later": True})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choices(self)
         check_whole(self, "steps", "batch", "check", "epochs", "every")
         if self.lr is not None and not 0 < self.lr < inf:

@@ -19,6 +19,7 @@ from isthmus.alignment.rotations.streams import frame_of
 from isthmus.alignment.seen import first, seen
 from isthmus.checks import check_choices, check_whole
 from isthmus.evaluate.batchnorm import statistics
+from isthmus.kinds import check_fields
 from isthmus.params import Params, cast
 
 _FEW = 8
@@ -52,6 +53,7 @@ class RotationMatching(Matching):
     examples: int = 500
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choices(self)
         check_whole(self, "rounds")
         check_whole(self, "examples")

@@ -10,6 +10,7 @@ from isthmus.connectors.auto.check import EndLosses
 from isthmus.connectors.auto.ladder import Ladder
 from isthmus.connectors.base import About, Connection, Connector, Task
 from isthmus.errors import InputError
+from isthmus.kinds import check_fields
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Auto(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.excess is not None and not 0 <= self.excess < inf:
             raise InputError(
                 "excess", expected="a number >= 0, above the larger end, in units of the loss", got=self.excess

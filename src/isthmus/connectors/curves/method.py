@@ -28,8 +28,8 @@ class _CurveMethod(Connector):
     bn: Literal["recompute", "interpolate", "keep"] = "recompute"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_trained(self)
-        check_fields(self, "focus")
         check_whole(self, "bends", least=3)
         check_whole(self, "draws")
         if not 1 <= self.focus <= 64:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from isthmus.checks import check_whole
 from isthmus.connectors.base import About, Connection, Connector, Outcome, Task
 from isthmus.connectors.deep_linear.one_layer import Sizes, clear_biases, one_layer_path
 from isthmus.connectors.deep_linear.two_factors import TwoFactors
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.kinds import check_fields
 from isthmus.objective import Objective
 from isthmus.objective.losses import L1
 from isthmus.params import Params, cast
@@ -59,10 +61,10 @@ class DeepLinear(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.tolerance < float("inf"):
             raise InputError("tolerance", expected="a number > 0 (part of the larger end's loss)", got=self.tolerance)
-        if self.max_segments != int(self.max_segments) or self.max_segments < 8:
-            raise InputError("max_segments", expected="a whole number >= 8", got=self.max_segments)
+        check_whole(self, "max_segments", least=8)
 
     def find(self, task: Task) -> Connection:
         """Check the premises, then the construction that they allow."""

@@ -16,6 +16,7 @@ from isthmus.connectors.strings.common import Tools
 from isthmus.connectors.strings.search import PERSISTS, beside
 from isthmus.connectors.strings.threshold import ThresholdAsked
 from isthmus.errors import InputError
+from isthmus.kinds import check_fields
 from isthmus.params import Params, lerp
 from isthmus.paths import Curve, Path
 from isthmus.training.fit import Recipe
@@ -81,6 +82,7 @@ class ConstrainedStringSampling(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ThresholdAsked.of(self)
         check_choices(self)
         check_at_least_zero(self, "zeta", "kappa")

@@ -11,6 +11,7 @@ from isthmus.connectors.strings.beads import check_recipe
 from isthmus.connectors.strings.search import StringSearch
 from isthmus.connectors.strings.threshold import ThresholdAsked
 from isthmus.errors import InputError
+from isthmus.kinds import check_fields
 from isthmus.training.fit import Recipe
 
 
@@ -73,6 +74,7 @@ class StringSampling(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         ThresholdAsked.of(self)
         check_choices(self)
         if not 0 < self.alpha <= 1:

@@ -160,7 +160,7 @@ class ThresholdAsked:
 
     def __post_init__(self) -> None:
         value, excess = self.threshold, self.excess
-        if self.quantity not in _RANGES:
+        if self.quantity not in tuple(_RANGES):
             raise InputError("quantity", expected=f"one of {tuple(_RANGES)}", got=repr(self.quantity))
         if value is not None and excess is not None:
             raise InputError("threshold, excess", expected="one of them, or none", got=f"{value} and {excess}")

@@ -15,6 +15,7 @@ from isthmus.connectors.sublevel.judge import default_tolerance, measure, prove
 from isthmus.connectors.sublevel.trail import Trail
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.level_network import LevelNetwork, independent_examples
+from isthmus.kinds import check_fields
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.paths import Curve, Path, Segment
@@ -74,6 +75,7 @@ class Sublevel(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.theorem not in (None, "3.2", "5.1", "6.1"):
             raise InputError("theorem", expected="None, '3.2', '5.1' or '6.1'", got=repr(self.theorem))
         if self.tolerance is not None and not 0 < self.tolerance < float("inf"):

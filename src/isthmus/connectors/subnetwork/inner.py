@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
+from isthmus.kinds import check_fields
 from isthmus.shown import one_line
 from isthmus.training.fit import Recipe
 
@@ -32,6 +33,7 @@ class Trained:
     effort: float = 2.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choices(self)
         check_whole(self, "masks", "hub_steps", "attempts")
         check_at_least_zero(self, "effort")

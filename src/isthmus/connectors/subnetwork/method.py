@@ -14,6 +14,7 @@ from isthmus.connectors.subnetwork.path import build as build
 from isthmus.connectors.subnetwork.untrained import fill
 from isthmus.errors import InputError
 from isthmus.evaluate.chain import require_hidden_chain
+from isthmus.kinds import check_fields
 from isthmus.objective import Objective
 from isthmus.paths import Path
 from isthmus.structure.chain import Chain
@@ -66,6 +67,7 @@ class Subnetwork(Connector):
     def __post_init__(self) -> None:
         if isinstance(self.fraction, Sequence) and not isinstance(self.fraction, str):
             object.__setattr__(self, "fraction", tuple(self.fraction))
+        check_fields(self)
         if self.fraction != "search" and any(isinstance(f, str) or not 0.5 <= f < 1 for f in self._fractions(1)):
             raise InputError(
                 "fraction", expected="a number in [1/2, 1), one per hidden layer, or 'search'", got=self.fraction

@@ -16,6 +16,7 @@ from isthmus.connectors.moves.units import Label, WeightWalk, labels_as_text
 from isthmus.connectors.two_layer_relu.compression import HiddenLayer, TwoLayers, compress
 from isthmus.connectors.two_layer_relu.oracle import train_oracle
 from isthmus.errors import InputError
+from isthmus.kinds import check_fields
 from isthmus.params import Params, cast
 from isthmus.paths import Path
 from isthmus.structure.network_units import common_places, complement
@@ -58,6 +59,7 @@ class TwoLayerReLU(Connector):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_several(self, "units")
         if not 0 <= self.alpha < pi / 2:
             raise InputError("alpha", expected="an angle in [0, pi / 2)", got=self.alpha)
