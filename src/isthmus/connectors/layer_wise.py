@@ -16,7 +16,6 @@ from isthmus.connectors.curves.highest import Highest
 from isthmus.connectors.curves.method import Bezier
 from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, check_trained
 from isthmus.connectors.curves.shape import Polygon
-from isthmus.kinds import check_fields
 from isthmus.params import Params, in_dtype, lerp
 from isthmus.structure.blocks import blocks_of, checked_blocks
 from isthmus.training.fit import Ended, Recipe, fit
@@ -64,7 +63,6 @@ class LayerWise(Connector):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self)
         check_trained(self)
         check_whole(self, "steps")
         check_whole(self, "halvings", least=0)

@@ -12,7 +12,6 @@ from isthmus.connectors.curves.setting import check_trained
 from isthmus.connectors.curves.shape import Bernstein, Polygon, Shape
 from isthmus.connectors.curves.train import CurveTraining
 from isthmus.errors import InputError
-from isthmus.kinds import check_fields
 from isthmus.training.fit import Recipe
 
 
@@ -28,7 +27,6 @@ class _CurveMethod(Connector):
     bn: Literal["recompute", "interpolate", "keep"] = "recompute"
 
     def __post_init__(self) -> None:
-        check_fields(self)
         check_trained(self)
         check_whole(self, "bends", least=3)
         check_whole(self, "draws")

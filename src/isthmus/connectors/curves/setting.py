@@ -46,8 +46,8 @@ _OUTCOMES = {
 
 def check_trained(method: Connector) -> None:
     """Refuse wrong values of the fields that all trained curves have: choices, the `recipe` and the `target`."""
-    check_choices(method)
     check_fields(method)
+    check_choices(method)
     recipe: Recipe = method.recipe  # type: ignore[attr-defined]
     if recipe.optimizer == "lbfgs":
         raise InputError("recipe", expected="adam or sgd: every step is on another batch", got="lbfgs")

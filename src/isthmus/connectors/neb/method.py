@@ -10,7 +10,6 @@ from isthmus.connectors.curves.method import Bezier
 from isthmus.connectors.curves.setting import CurveSetting, check_trained
 from isthmus.connectors.neb.train import ElasticBand
 from isthmus.errors import InputError
-from isthmus.kinds import check_fields
 from isthmus.training.fit import Recipe
 
 
@@ -51,7 +50,6 @@ class AutoNEB(Connector):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self)
         check_trained(self)
         steps = [_whole(pair) for pair in self.cycles] if isinstance(self.cycles, tuple | list) else []
         if not steps or not all(pair and pair[0] >= 1 and pair[1] >= 0 for pair in steps) or not self.cycles[0][1]:
