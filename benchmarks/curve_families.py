@@ -32,13 +32,21 @@ class Block(nn.Module):
 
 
 class ResNet8(nn.Sequential):
-    def __init__(self, width: int = 16, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
+    def __init__(self, width: int = 16, shape: tuple[int, int, int] = (1, 8, 8), deep: int = 1) -> None:
         w = width
         super().__init__(
             nn.Unflatten(1, shape), nn.Conv2d(shape[0], w, 3, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU(),
-            Block(w, w), nn.AvgPool2d(2), Block(w, 2 * w), nn.AvgPool2d(2), Block(2 * w, 4 * w),
+            *stage(w, w, deep), nn.AvgPool2d(2), *stage(w, 2 * w, deep), nn.AvgPool2d(2), *stage(2 * w, 4 * w, deep),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * w, 10),
         )  # fmt: skip
+
+
+def stage(n: int, m: int, deep: int) -> list[nn.Module]:
+    return [Block(n, m), *(Block(m, m) for _ in range(deep - 1))]
+
+
+def resnet_20() -> nn.Module:
+    return ResNet8(8, deep=3)
 
 
 class Transformer(nn.Module):
@@ -105,10 +113,10 @@ def perceptron() -> nn.Module:
 
 
 FAMILIES = {
-    "perceptron": perceptron, "ResNet-8, BatchNorm": ResNet8, "transformer": Transformer, "LSTM": Recurrent,
-    "U-Net, GroupNorm": UNet, "graph network": OnGraph,
+    "perceptron": perceptron, "ResNet-8, BatchNorm": ResNet8, "ResNet-20, BatchNorm": resnet_20,
+    "transformer": Transformer, "LSTM": Recurrent, "U-Net, GroupNorm": UNet, "graph network": OnGraph,
 }  # fmt: skip
-EPOCHS = {"perceptron": 40, "ResNet-8, BatchNorm": 10, "graph network": 60, "LSTM": 60}
+EPOCHS = {"perceptron": 40, "ResNet-8, BatchNorm": 10, "ResNet-20, BatchNorm": 10, "graph network": 60, "LSTM": 60}
 
 
 def task(name: str) -> tuple[Tensor, Tensor, str]:
