@@ -11,6 +11,7 @@ from isthmus.cli import run_app
 from isthmus.comparison import run as module
 from isthmus.comparison.fitted import fitted
 from isthmus.comparison.run import ALL
+from isthmus.structure.blocks import blocks_of
 from tests.problems import odd_widths, permuted
 
 FEW = [
@@ -130,6 +131,12 @@ def test_methods_fit_into_a_budget():
     assert fit(im.Auto(), 70).budget == 70
     steps = fit(im.Subnetwork(), 90).inner.recipe.steps
     assert 3 * steps * min(256, n) / n * 9 <= 90  # five layers
+    walk = fit(im.LayerWise(), 400)  # n is below the number that is looked at, so each of six looks is a pass
+    assert (walk.moves, walk.halvings) == (4, 0)
+    blocks = len(blocks_of(p.objective.parameter_names))
+    assert 200 <= 4 * blocks * (6 + 3 * walk.recipe.steps * min(128, n) / n) <= 400
+    few = fit(im.LayerWise(), 20)
+    assert (few.moves, few.recipe.steps) == (1, 1)
     cycles = fit(im.AutoNEB(), 1000).cycles
     passes = 3 * sum(s * k for (s, _), k in zip(cycles, (3, 5, 7), strict=True)) * min(512, n) / n
     assert 900 <= passes <= 1000

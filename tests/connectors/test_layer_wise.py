@@ -18,7 +18,7 @@ from isthmus.training.fit import Recipe
 from tests.evaluate.networks import Residual
 from tests.problems import Problem, blobs, made_once, perceptron, permuted, random_params
 
-QUICK = im.LayerWise(steps=3, halvings=0, recipe=Recipe(lr=None, steps=40, batch=64, beta2=0.95))
+QUICK = im.LayerWise(moves=3, halvings=0, recipe=Recipe(lr=None, steps=40, batch=64, beta2=0.95))
 
 
 @made_once
@@ -60,7 +60,7 @@ def test_a_segment_moves_one_block_and_those_above_it():
 
 
 def test_the_first_block_keeps_its_norms_and_goes_the_same_angle_in_every_step():
-    problem, found = connected(replace(QUICK, steps=4))
+    problem, found = connected(replace(QUICK, moves=4))
     points = [p["0.weight"] for p in found.path.knots[:5]]
     sizes = [float(p.norm()) for p in points]
     assert sizes == pytest.approx(torch.linspace(sizes[0], sizes[-1], 5).tolist(), rel=1e-6)
@@ -78,7 +78,7 @@ def test_the_norm_on_an_arc_moves_evenly_and_where_there_is_no_arc_it_is_the_lin
 
 
 def test_the_path_is_far_below_the_straight_line_and_the_largest_loss_is_what_it_says():
-    problem, found = connected(replace(QUICK, steps=6, recipe=replace(QUICK.recipe, steps=100)))
+    problem, found = connected(replace(QUICK, moves=6, recipe=replace(QUICK.recipe, steps=100)))
     line = im.profile(problem.objective, im.connect(problem.objective, problem.a, problem.b)).max
     dense = im.profile(problem.objective, found, 40 * len(found.path) + 1).max
     assert found.info.max <= 0.2 * line
@@ -93,7 +93,7 @@ def test_following_is_what_makes_it_low():
 
 
 def test_a_step_whose_loss_is_above_the_target_is_halved_as_often_as_allowed():
-    _, found = connected(replace(QUICK, steps=2, halvings=2))
+    _, found = connected(replace(QUICK, moves=2, halvings=2))
     rows = [row for row in found.info.blocks if row["block"] == "0"]
     steps = [q - p for p, q in pairwise([0.0, *(row["at"] for row in rows)])]
     assert rows[-1]["at"] == 1
@@ -122,7 +122,7 @@ def test_a_straight_line_that_is_low_enough_is_taken():
 
 def test_blocks_of_the_users_move_in_their_order_and_what_they_leave_out_moves_last():
     blocks = {"top": ["4.weight", "4.bias"], "bottom": ["0.weight", "0.bias"]}
-    problem, found = connected(replace(QUICK, steps=1, blocks=blocks))
+    problem, found = connected(replace(QUICK, moves=1, blocks=blocks))
     assert found.labels == ("top moves", "bottom moves", "the rest moves")
     assert equal(block(found.path.segments[0].end, "4"), block(problem.b, "4"))
     for wrong in ({"a": ["5.weight"]}, {"a": []}, {}, {"a": ["0.weight"], "b": ["0.weight"]}):
@@ -150,7 +150,7 @@ def test_tied_tensors_move_together_and_shared_ones_stay():
     x = torch.arange(6)
     problem = trained("tied", make, x, x.flip(0))
     problem.b["1.bias"] = problem.a["1.bias"]
-    _, found = connected(replace(QUICK, steps=6, recipe=replace(QUICK.recipe, steps=200)), problem)
+    _, found = connected(replace(QUICK, moves=6, recipe=replace(QUICK.recipe, steps=200)), problem)
     assert len(found.path) > 1
     for knot in found.path.knots:
         assert torch.equal(knot["0.weight"], knot["3.weight"])

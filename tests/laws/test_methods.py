@@ -31,7 +31,7 @@ QUICK: dict[type, Any] = {
     im.Bezier: im.Bezier(recipe=im.Recipe(lr=None, steps=20, batch=8)),
     im.PolyChain: im.PolyChain(bends=4, recipe=im.Recipe(lr=None, steps=20, batch=8)),
     im.AutoNEB: im.AutoNEB(cycles=((10, 2), (6, 1)), recipe=im.Recipe(lr=None, batch=8)),
-    im.LayerWise: im.LayerWise(steps=2, halvings=1, recipe=im.Recipe(lr=None, steps=12, batch=8)),
+    im.LayerWise: im.LayerWise(moves=2, halvings=1, recipe=im.Recipe(lr=None, steps=12, batch=8)),
     im.Dropout: im.Dropout(masks=3),
     im.NoiseDropout: im.NoiseDropout(draws=3),
     im.Narrow: im.Narrow(draws=3, recipe=im.Recipe(steps=30, batch=8)),

@@ -36,6 +36,8 @@ BACKWARD = 3
 """Passes over its examples that a step of training counts as."""
 _LOOKS = 45
 """Times that a training of curves looks at up to ``FEW`` examples, about."""
+_LOOKS_OF_A_MOVE = 6
+"""Times that ``LayerWise`` looks at up to ``FEW`` examples in each step of a block: before, after, and on the way."""
 _BEADS = 7
 """Beads of a string, three levels deep."""
 
@@ -54,9 +56,7 @@ def fitted(method: Connector, passes: float, objective: Objective) -> Connector:
         case AutoNEB():
             return _band(method, passes, n)
         case LayerWise():
-            blocks = len(blocks_of(objective.parameter_names) if method.blocks is None else method.blocks)
-            recipe = replace(method.recipe, epochs=None)
-            return replace(method, recipe=_shorter(recipe, passes / blocks / method.steps, n))
+            return _walk(method, passes, objective, n)
         case Narrow() | TwoLayerReLU():
             return replace(method, recipe=_shorter(method.recipe, passes / max(1, method.attempts), n))
         case StringSampling() | ConstrainedStringSampling():
@@ -79,6 +79,16 @@ def _band(method: AutoNEB, passes: float, n: int) -> AutoNEB:
     usual = sum(steps * k for (steps, _), k in zip(method.cycles, pivots, strict=True))
     factor = passes / (BACKWARD * usual * min(method.recipe.batch, n) / n)
     return replace(method, cycles=tuple((max(1, int(factor * steps)), new) for steps, new in method.cycles))
+
+
+def _walk(method: LayerWise, passes: float, objective: Objective, n: int) -> LayerWise:
+    """Fewer moves where the looks at each would take half of the passes, and no halved ones."""
+    blocks = len(blocks_of(objective.parameter_names) if method.blocks is None else method.blocks)
+    looks = _LOOKS_OF_A_MOVE * min(1.0, FEW / n)
+    moves = max(1, min(method.moves, int(passes / blocks / (2 * looks))))
+    recipe = replace(method.recipe, epochs=None)
+    shorter = _shorter(recipe, passes / blocks / moves - looks, n)
+    return replace(method, moves=moves, halvings=0, recipe=shorter)
 
 
 def _trainings(objective: Objective) -> int:

@@ -31,7 +31,7 @@ _STRAIGHT = 1e-4
 class LayerWise(Connector):
     """Straight segments on which one block of layers after another moves to the other network's weights.
 
-    In the order of the network each block moves from a's weights to b's in `steps` steps, along an arc on which its
+    In the order of the network each block moves from a's weights to b's in `moves` steps, along an arc on which its
     tensors keep their norms. After every step the blocks above it, which have not moved yet, are trained to go with it;
     those below it are b's already. A step that raises the loss above the target on the way is halved, up to `halvings`
     times. Tian et al. 2025 move and retrain in this manner, on spheres of constant variance; here the path goes
@@ -44,11 +44,11 @@ class LayerWise(Connector):
     tensor by tensor, falling over all steps. `target` and `bn` are those of ``Bezier``.
 
     When to use: to see whether two networks are connected layer by layer, and where that fails; or where every segment
-    shall be straight with few layers moving, as for proofs. ``Bezier`` is mostly cheaper. Cost: `steps` times the
+    shall be straight with few layers moving, as for proofs. ``Bezier`` is mostly cheaper. Cost: `moves` times the
     number of blocks trainings after a step, more where steps are halved.
     """
 
-    steps: int = 4
+    moves: int = 4
     halvings: int = 2
     blocks: Mapping[str, Sequence[str]] | None = None
     recipe: Recipe = Recipe(lr=None, epochs=1, batch=128, precision="auto", beta2=0.95)  # noqa: RUF009 - frozen
@@ -59,12 +59,12 @@ class LayerWise(Connector):
         Bezier.about,
         makes="straight segments on each of which one block moves and those above it follow",
         reference="Tian et al. 2025",
-        cost="steps times the number of blocks trainings of one epoch",
+        cost="moves times the number of blocks trainings of one epoch",
     )
 
     def __post_init__(self) -> None:
         check_trained(self)
-        check_whole(self, "steps")
+        check_whole(self, "moves")
         check_whole(self, "halvings", least=0)
 
     @property
@@ -135,7 +135,7 @@ class _Walk:
         """All of a block's steps; what the others are then."""
         start = {k: now[k] for k in block.names}
         size, done = 2**self.method.halvings, 0
-        total = self.method.steps * size
+        total = self.method.moves * size
         while done < total:
             at = (done + size) / total
             moved = now | {k: on_arc(v, self.setting.task.b[k].detach(), at) for k, v in start.items()}
@@ -155,7 +155,7 @@ class _Walk:
     @property
     def _most(self) -> int:
         """The number of points if no step is halved any more."""
-        return max(len(self.points), self.method.steps * len(self.blocks))
+        return max(len(self.points), self.method.moves * len(self.blocks))
 
     def _followed(self, moved: Params, block: _Block, at: float) -> Params:
         """The point with the blocks above trained, from where they are."""
