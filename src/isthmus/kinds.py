@@ -60,8 +60,7 @@ def check_kind(value: Any, hint: Any, what: str) -> None:
     isthmus.errors.InputError: name: expected text or None, got list
     """
     if not _fits(value, hint):
-        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-        raise InputError(what, expected=_said(hint), got=got)
+        raise InputError(what, expected=_said(hint), got=_got(value, hint))
     if isinstance(value, int) and int in _options(hint) and not -(2**63) <= value < 2**64:
         raise InputError(what, expected="a whole number of at most 64 bits", got=value)
 
@@ -138,8 +137,19 @@ def _is_number(value: Any) -> bool:
     return True
 
 
+def _got(value: Any, hint: Any) -> str:
+    """The kind of the value; of a choice that there is not, the value itself."""
+    if isinstance(value, str) and any(get_origin(kind) is Literal for kind in _options(hint)):
+        return repr(value)
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def _said(hint: Any) -> str:
-    words = list(dict.fromkeys(_word(kind) for kind in _options(hint)))
+    return _listed([_word(kind) for kind in _options(hint)])
+
+
+def _listed(words: Sequence[str]) -> str:
+    words = list(dict.fromkeys(words))
     return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
@@ -149,7 +159,7 @@ def _word(kind: Any) -> str:
     origin = get_origin(kind) or kind
     name = getattr(origin, "__name__", str(origin))
     if origin is Literal:
-        return " or ".join(map(repr, get_args(kind)))
+        return _listed([repr(choice) for choice in get_args(kind)])
     if get_args(kind) and (origin is Sequence or get_args(kind)[1:] == (...,)):
         return f"a sequence (each entry {_said(get_args(kind)[0])})"
     return _NAMES.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")

@@ -117,7 +117,7 @@ def test_equal_networks_may_be_averaged_and_others_may_not():
     assert found.curve.max < top
     assert found.vectors is not None
     assert found.vectors.norms.tolist()[0] == 0
-    assert found.passes < 100
+    assert found.passes < 150  # each look at so few examples is a pass, those at a curve that is low too
     assert "no-go" in repr(found)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from isthmus.comparison import Comparison, ComparisonRow
 from isthmus.plot.figures import GREY, PALETTE
-from isthmus.plot.labels import Labels, Place
+from isthmus.plot.labels import FreeLabels, LabelSpot
 from isthmus.plot.runs import Floats
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def draw_comparison(comparison: Comparison, ax: Axes) -> None:
     _dots(ax, others, GREY)
     _dots(ax, front, PALETTE[0])
     _scales(ax, max((row.excess for row in finite), default=1.0))
-    labels = Labels(ax)
+    labels = FreeLabels(ax)
     labels.keep_clear(_points(finite), 7.0, joined=False)
     labels.keep_clear(_points(front))
     for rows, colour in ((front, "black"), (others, GREY)):
@@ -68,9 +68,9 @@ def _scales(ax: Axes, top: float) -> None:
     ax.set_ylim(0.0 if lowest >= 0 else ax.get_ylim()[0], 1.6 * max(highest, linear))
 
 
-def _around(point: tuple[float, float]) -> list[Place]:
+def _around(point: tuple[float, float]) -> list[LabelSpot]:
     """Beside the point, and further and further from it."""
-    beside = [Place(point, (dx, dy), "left" if dx > 0 else "right", "center") for dy in (4, -4) for dx in (6, -6)]
+    beside = [LabelSpot(point, (dx, dy), "left" if dx > 0 else "right", "center") for dy in (4, -4) for dx in (6, -6)]
     grid = [(dx, dy) for dx in (6, -6, 20, -20, 40, -40) for dy in range(-90, 91, 6)]
     further = sorted(grid, key=lambda offset: (abs(offset[0]) + abs(offset[1]), offset))
-    return beside + [Place(point, (dx, dy), "left" if dx > 0 else "right", "center") for dx, dy in further]
+    return beside + [LabelSpot(point, (dx, dy), "left" if dx > 0 else "right", "center") for dx, dy in further]

@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import dendrogram
 
 from isthmus.graph import MinimaGraph
 from isthmus.plot.figures import GREY, PALETTE, grid_of_axes, ground, legend_text, settings
-from isthmus.plot.labels import Labels, Place
+from isthmus.plot.labels import FreeLabels, LabelSpot
 from isthmus.plot.runs import Floats
 from isthmus.plot.stability import loss_axis
 
@@ -78,20 +78,20 @@ def draw_tree(graph: MinimaGraph, ax: Axes) -> None:
 
 def _heights(ax: Axes, bars: list[tuple[float, float, float]]) -> None:
     """The height of each bar (left, right, height) in digits beside it, clear of all lines."""
-    labels = Labels(ax)
+    labels = FreeLabels(ax)
     for line in ax.get_lines():
         points = np.asarray(line.get_xydata(), float)
         labels.keep_clear(points, 7.0 if line.get_linestyle() == "None" else 2.0, joined=line.get_linestyle() != "None")
     for left, right, height in bars:
         places = [
-            Place((left + share * (right - left), height), (dx, sign * distance), ha, "center")
+            LabelSpot((left + share * (right - left), height), (dx, sign * distance), ha, "center")
             for distance in range(8, 60, 6)
             for sign in (1, -1)
             for share, dx, ha in ((0.0, 3.0, "left"), (0.5, -3.0, "right"), (0.5, 3.0, "left"), (1.0, -3.0, "right"))
         ]
         outside = [
-            Place((left, height), (-4.0, 0.0), "right", "center"),
-            Place((right, height), (4.0, 0.0), "left", "center"),
+            LabelSpot((left, height), (-4.0, 0.0), "right", "center"),
+            LabelSpot((right, height), (4.0, 0.0), "left", "center"),
         ]
         labels.put(f"{height:.3g}", [*places[:8], *outside, *places[8:]])
 

@@ -23,7 +23,7 @@ _AFAR = 12.0
 """Points from which on a label is joined with its point."""
 
 
-class Place(NamedTuple):
+class LabelSpot(NamedTuple):
     """Beside the point `at`, in data, by `offset` points, with the alignment of the text there."""
 
     at: tuple[float, float]
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 @dataclass
-class Labels:
+class FreeLabels:
     """The labels on `ax`, whose scales and limits are set: each keeps clear of what was named to be `taken`.
 
     `taken`: boxes [n, 4] in pixels: left, bottom, right, top.
@@ -56,7 +56,7 @@ class Labels:
         half = size * self.ax.figure.dpi / 144
         self.taken = np.concatenate([self.taken, np.hstack([pixels - half, pixels + half])])
 
-    def put(self, text: str, places: Sequence[Place], **style: Any) -> Annotation:
+    def put(self, text: str, places: Sequence[LabelSpot], **style: Any) -> Annotation:
         """The text at the first place where it covers nothing and lies within the axes, else where it covers least.
 
         From afar a thin line leads to its point.
@@ -84,7 +84,7 @@ class Labels:
         return float(np.prod(np.maximum(sides, 0), axis=1).sum() + max(outside, 0))
 
 
-def _moved(note: Annotation, place: Place) -> Floats:
+def _moved(note: Annotation, place: LabelSpot) -> Floats:
     """The label's box there, in pixels."""
     note.xy = place.at
     note.set_position(place.offset)

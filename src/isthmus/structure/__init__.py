@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from isthmus.errors import InputError
 from isthmus.kinds import check_kinds
 from isthmus.program.adapted import Manner, adapted, choose
 from isthmus.program.copied import copied, name_of
@@ -54,8 +55,12 @@ def derive_structure(
 
 def _of_tensors(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
     """The module itself where it returns nothing but tensors, else one that returns a tensor of those."""
-    with torch.no_grad():
-        found = copied(module, {})(*args, **kwargs)  # a forward pass may write, and nothing of the user's is written to
+    try:
+        with torch.no_grad():  # a forward pass may write, and nothing of the user's is written to
+            found = copied(module, {})(*args, **kwargs)
+    except (TypeError, RuntimeError, IndexError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError("args", expected=f"a batch of inputs that {name_of(module)} takes", got=why) from error
     if all(v is None or isinstance(v, Tensor | int | float) for v in tree_leaves(found)):
         return module
     return adapted(module, Manner(output=choose(found, None, name_of(module))))

@@ -227,5 +227,5 @@ def test_losses_and_fields_that_do_not_fit_are_refused():
             im.connect(soft, problem.a, problem.b, im.Subnetwork(inner=INNER[xi]))
     with pytest.raises(im.InputError, match="fraction: expected numbers"):
         im.Subnetwork(fraction="search", inner=im.Separated())
-    with pytest.raises(im.InputError, match="inner: expected Trained"):
+    with pytest.raises(im.InputError, match="inner: expected a Trained, a Memorised or a Separated"):
         im.Subnetwork(inner="guess")  # type: ignore[arg-type]
