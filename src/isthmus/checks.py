@@ -33,16 +33,22 @@ def refuse_unless_whole(name: str, value: Any, least: int = 1) -> None:
     Traceback (most recent call last):
     isthmus.errors.InputError: points: expected a whole number >= 1, got inf
     """
-    whole = isinstance(value, Real) and not isinstance(value, bool) and float(value) % 1 == 0
-    if value is not None and not (whole and float(value) >= least):
+    if value is not None and not _is_whole(value, least):
         raise InputError(name, expected=f"a whole number >= {least}", got=repr(value))
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    """Of any library; one that no float holds is whole too."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return value >= least if isinstance(value, int) else float(value) % 1 == 0 and float(value) >= least
 
 
 def check_several(method: Any, name: str) -> None:
     """Refuse what is neither a whole number >= 1 nor several of them; None is left to the method."""
     value = getattr(method, name)
     several = value or () if value is None or isinstance(value, list | tuple) else (value,)
-    if any(isinstance(n, bool) or not isinstance(n, Real) or float(n) % 1 != 0 or not n >= 1 for n in several):
+    if not all(_is_whole(n, 1) for n in several):
         raise InputError(name, expected="whole numbers >= 1", got=value)
 
 

@@ -267,7 +267,7 @@ def test_nothing_is_said_of_a_path_under_a_loss_that_is_not_convex():
 FIELDS = [
     (kind, field.name)
     for kind in (*im.METHODS, im.Recipe, im.Trained, im.ActivationMatching, im.WeightMatching)
-    for field in fields(kind)
+    for field in fields(kind)  # type: ignore[arg-type]
     if field.init
 ]
 
