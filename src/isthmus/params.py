@@ -18,6 +18,9 @@ from isthmus.errors import InputError
 
 Params = dict[str, Tensor]
 
+_SAME_WAY = 1e-9
+"""Two tensors have no great circle where the cosine between them is that near to 1 or -1."""
+
 __all__ = [
     "Params",
     "cast",
@@ -36,6 +39,7 @@ __all__ = [
     "nonfinite_on",
     "norm",
     "not_dense",
+    "on_circle",
     "share",
     "stack",
     "widen",
@@ -242,6 +246,23 @@ def lerp(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float) -> Params:
     if t == 1:
         return dict(b)
     return {k: v if v is b[k] or not moves(v) else torch.lerp(v, b[k], t) for k, v in a.items()}
+
+
+def on_circle(a: Tensor, b: Tensor, t: float) -> tuple[float, float] | None:
+    """The shares of `a` and `b` in the point at t of the great circle through both (Shoemake 1985).
+
+    None where there is no such circle: they point the same or the opposite way, or one of them is zero.
+
+    >>> on_circle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 1.0), on_circle(torch.ones(2), torch.ones(2), 0.5)
+    ((0.0, 1.0), None)
+    """
+    norms = float(a.norm() * b.norm())
+    cosine = float((a.conj() * b).sum().real) / norms if norms else 1.0
+    if abs(cosine) > 1 - _SAME_WAY:
+        return None
+    angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))
+    left, right = (float((s * angle).sin() / angle.sin()) for s in (1 - t, t))
+    return left, right
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

@@ -19,7 +19,7 @@ from isthmus.evaluate.profile import profile
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
-from isthmus.params import Params, check_finite, check_like, in_dtype, moves
+from isthmus.params import Params, check_finite, check_like, in_dtype, moves, on_circle
 from isthmus.paths import Path
 from isthmus.shown import brief, line, table
 from isthmus.training.progress import Progress, no_progress
@@ -307,13 +307,8 @@ def _slerp(several: Sequence[Tensor], base: Tensor | None, recipe: _Recipe) -> T
     """Along the great circle through both; straight where they point the same way, or one of them is zero."""
     a, b = several
     t = 0.5 if recipe.at is None else recipe.at
-    norms = float(a.norm() * b.norm())
-    cosine = float((a.conj() * b).sum().real) / norms if norms else 1.0
-    if abs(cosine) > 1 - 1e-9:
-        return torch.lerp(a, b, t)
-    angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))
-    left, right = (float((s * angle).sin() / angle.sin()) for s in (1 - t, t))
-    return left * a + right * b
+    shares = on_circle(a, b, t)
+    return torch.lerp(a, b, t) if shares is None else shares[0] * a + shares[1] * b
 
 
 def _task(several: Sequence[Tensor], base: Tensor | None, recipe: _Recipe) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import acos, inf, isfinite, isnan, sin
+from math import inf, isfinite, isnan
 from typing import Any, Literal
 
 import torch
@@ -16,15 +16,13 @@ from isthmus.connectors.curves.highest import Highest
 from isthmus.connectors.curves.method import Bezier
 from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, check_trained
 from isthmus.connectors.curves.shape import Polygon
-from isthmus.params import Params, in_dtype, lerp
+from isthmus.params import Params, in_dtype, lerp, on_circle
 from isthmus.structure.blocks import blocks_of, checked_blocks
 from isthmus.training.fit import Ended, Recipe, fit
 from isthmus.training.memory import Beside, State
 
 _INSIDE = (0.25, 0.5, 0.75)
 """Where the loss is looked at between two points, on some examples."""
-_STRAIGHT = 1e-4
-"""Two directions with a smaller angle, or nearly opposite ones, have no arc between them: the line is taken."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class LayerWise(Connector):
 
     `blocks`: names of tensors, by the name of the block, in the order in which they move; default: what the names tell.
     `recipe`: of the training after one step; ``lr=None`` is .024 times the root mean square distance of the ends,
-    tensor by tensor, falling over all steps. `target` and `bn` are those of ``Bezier``.
+    tensor by tensor, falling anew in each training. `target` and `bn` are those of ``Bezier``.
 
     When to use: to see whether two networks are connected layer by layer, and where that fails; or where every segment
     shall be straight with few layers moving, as for proofs. ``Bezier`` is mostly cheaper. Cost: `moves` times the
@@ -139,7 +137,7 @@ class _Walk:
         while done < total:
             at = (done + size) / total
             moved = now | {k: on_arc(v, self.setting.task.b[k].detach(), at) for k, v in start.items()}
-            trial = self._followed(moved, block, at)
+            trial = self._followed(moved, block)
             highest = self._between(now, trial, block.share)
             if not highest <= self.setting.target and size > 1:
                 size //= 2
@@ -157,12 +155,12 @@ class _Walk:
         """The number of points if no step is halved any more."""
         return max(len(self.points), self.method.moves * len(self.blocks))
 
-    def _followed(self, moved: Params, block: _Block, at: float) -> Params:
+    def _followed(self, moved: Params, block: _Block) -> Params:
         """The point with the blocks above trained, from where they are."""
         if not block.later:
             return moved
         setting, task = self.setting, self.setting.task
-        units = {k: v for k, v in setting.coordinates.distances().items() if k in block.later}
+        units = {k: v for k, v in setting.coordinates.distances.items() if k in block.later}
         free = {k: moved[k] / unit for k, unit in units.items()}
         still = self._whole(moved, block.share)
 
@@ -226,18 +224,16 @@ def _moving(method: LayerWise, trained: Sequence[str], names: Sequence[str]) -> 
 
 
 def on_arc(p: Tensor, q: Tensor, t: float) -> Tensor:
-    """The tensor at t on the arc from p to q, whose norm moves evenly from that of p to that of q.
+    """The tensor at t on the arc from p to q, whose norm moves evenly from that of p to that of q; on the line
+    where there is no arc.
 
     >>> on_arc(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0]), 0.5)
     tensor([1.4142, 1.4142])
     """
     first, last = p.double(), q.double()
+    shares = on_circle(first, last, t)
+    if t == 1 or shares is None:
+        return torch.lerp(p, q, t)
     sizes = float(first.norm()), float(last.norm())
-    if t == 1 or min(sizes) == 0:
-        return torch.lerp(p, q, t)
-    cosine = float((first * last).sum()) / (sizes[0] * sizes[1])
-    angle = acos(min(1.0, max(-1.0, cosine)))
-    if sin(angle) < _STRAIGHT:
-        return torch.lerp(p, q, t)
-    direction = first * (sin((1 - t) * angle) / sizes[0]) + last * (sin(t * angle) / sizes[1])
-    return (direction * (((1 - t) * sizes[0] + t * sizes[1]) / sin(angle))).to(p.dtype)
+    direction = first * (shares[0] / sizes[0]) + last * (shares[1] / sizes[1])
+    return (direction * ((1 - t) * sizes[0] + t * sizes[1])).to(p.dtype)

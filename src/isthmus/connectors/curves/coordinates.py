@@ -44,9 +44,10 @@ class Coordinates:
 
     def in_distances(self) -> Coordinates:
         """The same in units of the root mean square distance of the ends, tensor by tensor."""
-        units = [unit.expand(self.a[k].numel()) for k, unit in self.distances().items()]
+        units = [unit.expand(self.a[k].numel()) for k, unit in self.distances.items()]
         return replace(self, units=torch.cat(units)) if units else self
 
+    @cached_property
     def distances(self) -> Params:
         """The root mean square distance of the ends, tensor by tensor, none much smaller than the largest."""
         both = [(self.a[k].detach(), self.b[k].detach()) for k in self.names]
