@@ -22,7 +22,7 @@ from rotations import Images, Text
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.alignment.rotations.method import random_rotation
+from isthmus.alignment.rotations.turning import drawn as random_turn
 from isthmus.params import equal
 
 TRIALS, NOISE, EXAMPLES = 10, 0.05, 64
@@ -225,7 +225,7 @@ def itself(name: str) -> None:
     if frame is None or not frame.turns:
         print("    nothing to rotate")
         return
-    turned = {t.group: random_rotation(t, g) for t in frame.turns}
+    turned = {t.group: random_turn(t, g) for t in frame.turns}
     kept = {k: v for k, v in orders(objective.structure, g).items() if k not in turned}
     b = frame.apply(a, kept, turned, frame.norms(other))
     row(f"rotated ({len(turned)} groups), rotations", objective, (a, b), im.RotationMatching())

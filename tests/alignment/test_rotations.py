@@ -14,8 +14,8 @@ import isthmus as im
 from isthmus.alignment.change import change
 from isthmus.alignment.rotations import method
 from isthmus.alignment.rotations.frame import Rotatable
-from isthmus.alignment.rotations.method import random_rotation
-from isthmus.alignment.rotations.solve import polar
+from isthmus.alignment.rotations import turning
+from isthmus.alignment.rotations.turning import polar
 from isthmus.params import Params, cast, equal
 from tests.attention_modules import GPT2, Llama
 from tests.hugging_face import inputs, network
@@ -143,7 +143,7 @@ def test_a_network_is_its_own_match(name):
 def hidden(frame: Rotatable, params: Params, norms: Params, seed: int) -> tuple[Params, dict[str, Tensor]]:
     """The same function with all that can be turned turned, all else renumbered, and other gains."""
     g = torch.Generator().manual_seed(seed)
-    turned = {t.group: random_rotation(t, g) for t in frame.turns}
+    turned = {t.group: turning.drawn(t, g) for t in frame.turns}
     order = {s.name: torch.randperm(s.size, generator=g) for s in frame.structure.groups if s.name not in turned}
     return frame.apply(params, order, turned, norms), turned
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,19 +22,26 @@ _EQUAL = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """Entries of a tensor that rotate: ``index[k..., u]`` are the positions along axis `dim` of unit u under key k."""
+    """Entries of a tensor that rotate: ``index[k..., u]`` are the positions of unit u under key k.
+
+    Along an axis, or along several of them, `dims`, as if these were one.
+    """
 
     tensor: str
-    dim: int
+    dims: tuple[int, ...]
     index: Tensor
 
     def rows(self, v: Tensor) -> Tensor:
         """The entries of each unit, [keys..., units, entries]."""
-        return rows_of(v, self.dim, self.index)
+        return rows_of(self._one_axis(v), 0, self.index)
 
     def filled(self, v: Tensor, rows: Tensor) -> Tensor:
         """The tensor with other entries there."""
-        return with_rows(v, self.dim, self.index, rows)
+        front, sizes = tuple(range(len(self.dims))), [v.shape[d] for d in self.dims]
+        return with_rows(self._one_axis(v), 0, self.index, rows).unflatten(0, sizes).movedim(front, self.dims)
+
+    def _one_axis(self, v: Tensor) -> Tensor:
+        return v.movedim(self.dims, tuple(range(len(self.dims)))).flatten(0, len(self.dims) - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +59,7 @@ class Turn:
     keys: tuple[tuple[str, int], ...] = ()
     centred: bool = False
     seen: tuple[Placed, ...] = ()
+    kind: Literal["rotation", "phase", "order"] = "rotation"
 
     @property
     def renumbered(self) -> tuple[str, ...]:
@@ -61,6 +70,16 @@ class Turn:
     def shape(self) -> tuple[int, ...]:
         """That of the rotations of all keys."""
         return (*(n for _, n in self.keys), self.size, self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """Turns that only the network itself can confirm. `subject`: of its guesses the first that holds is taken; `name`:
+    which of them it is."""
+
+    subject: str
+    name: str
+    turns: tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
@@ -93,12 +112,16 @@ class Gain:
 
 @dataclass(frozen=True, eq=False)
 class Rotatable:
-    """All of a network that may be rotated. `tied`: each further name of a tensor with its first one."""
+    """All of a network that may be rotated. `tied`: each further name of a tensor with its first one.
+
+    `guesses`: what may be, if the network confirms it.
+    """
 
     structure: Structure
     turns: tuple[Turn, ...]
     gains: tuple[Gain, ...]
     tied: Mapping[str, str]
+    guesses: tuple[Guess, ...] = ()
 
     @property
     def folded(self) -> tuple[Gain, ...]:
@@ -112,7 +135,8 @@ class Rotatable:
 
     def only(self, rotations: Collection[str], norms: Collection[str]) -> Rotatable:
         """What is needed to rotate these groups and move these gains; others must not be folded."""
-        turns = tuple(t for t in self.turns if t.group in rotations)
+        every = [*self.turns, *(t for guess in self.guesses for t in guess.turns)]
+        turns = tuple(t for t in every if t.group in rotations)
         return replace(self, turns=turns, gains=tuple(g for g in self.gains if g.carried or _in(norms, g)))
 
     def apply(

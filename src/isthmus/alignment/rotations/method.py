@@ -13,9 +13,11 @@ from isthmus.alignment.change import change
 from isthmus.alignment.descent import UnitSearch
 from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Overlap
-from isthmus.alignment.rotations.frame import Rotatable, Turn, uniform
+from isthmus.alignment.rotations.frame import Guess, Rotatable, Turn, uniform
+from isthmus.alignment.rotations.guesses import PHASES
 from isthmus.alignment.rotations.solve import Rounds
 from isthmus.alignment.rotations.streams import frame_of
+from isthmus.alignment.rotations.turning import drawn
 from isthmus.alignment.seen import first, seen
 from isthmus.checks import check_choices, check_whole
 from isthmus.evaluate.batchnorm import statistics
@@ -25,6 +27,8 @@ from isthmus.params import Params, cast
 _FEW = 8
 _KEPT = 1e-9
 """The largest change of outputs, relative to the largest, under rotations that commute with the network."""
+_SURE = 1e-12
+"""That under turns which nothing in the program says commute; those of one tensor alone must change more than _KEPT."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,13 @@ def usable(task: MatchingTask, frame: Rotatable, refused: Mapping[str, str]) -> 
     notes |= dict.fromkeys(wrong, "a random rotation changes the function")
     frame = _without(frame, wrong)
     frame = replace(frame, gains=tuple(g for g in frame.gains if g.group not in wrong))
+    confirmed = _confirmed(task, frame)
+    for guess in frame.guesses:
+        if guess.subject.endswith(PHASES) and guess.subject not in confirmed:
+            notes.setdefault(guess.subject, "rotations in no planes of positions keep the function")
+    more = tuple(t for turns in confirmed.values() for t in turns)
+    notes = {k: why for k, why in notes.items() if k not in {t.group for t in more}}
+    frame = replace(frame, turns=frame.turns + more, guesses=())
     return frame, tuple(f"{group} is renumbered, not rotated: {why}" for group, why in notes.items())
 
 
@@ -119,24 +130,39 @@ def _wrong(task: MatchingTask, frame: Rotatable) -> list[str]:
     return [t.group for t in frame.turns if not _holds(task, frame, [t])]
 
 
+def _confirmed(task: MatchingTask, frame: Rotatable) -> dict[str, tuple[Turn, ...]]:
+    """For each subject of guesses the turns of the first that the network confirms; all of one name are tried at once."""
+    found: dict[str, tuple[Turn, ...]] = {}
+    for name in dict.fromkeys(g.name for g in frame.guesses):
+        some = [g for g in frame.guesses if g.name == name and g.subject not in found]
+        right = some if _sure(task, frame, [t for g in some for t in g.turns]) else [
+            g for g in some if _sure(task, frame, g.turns)
+        ]  # fmt: skip
+        found |= {g.subject: g.turns for g in right if _shows(task, frame, g)}
+    return found
+
+
+def _sure(task: MatchingTask, frame: Rotatable, turns: Sequence[Turn]) -> bool:
+    """Whether turns at random keep the function but for rounding."""
+    return _turned(task, frame, turns) <= _SURE
+
+
+def _shows(task: MatchingTask, frame: Rotatable, guess: Guess) -> bool:
+    """Whether the examples could have told otherwise: turns of one tensor alone change the outputs."""
+    return all(_turned(task, frame, [replace(t, members=t.members[:1])]) > _KEPT for t in guess.turns)
+
+
 def _without(frame: Rotatable, groups: Collection[str]) -> Rotatable:
     return replace(frame, turns=tuple(t for t in frame.turns if t.group not in groups))
 
 
 def _holds(task: MatchingTask, frame: Rotatable, turns: Sequence[Turn]) -> bool:
     """Whether random rotations keep the function of b, with the norms of a."""
-    turned = {t.group: random_rotation(t, task.generator) for t in turns}
+    return _turned(task, frame, turns) <= _KEPT
+
+
+def _turned(task: MatchingTask, frame: Rotatable, turns: Sequence[Turn]) -> float:
+    """By how much random turns change the function of b, with the norms of a."""
+    turned = {t.group: drawn(t, task.generator) for t in turns}
     b = cast(task.b, torch.float64)
-    return change(task.objective, b, frame.apply(b, {}, turned, frame.norms(task.a)), _FEW) <= _KEPT
-
-
-def random_rotation(turn: Turn, generator: torch.Generator) -> Tensor:
-    """An orthogonal matrix for each key, which keeps the vector of ones where only such commute."""
-    n = turn.size
-    drawn = torch.randn(*turn.shape, generator=generator, dtype=torch.float64)
-    if turn.centred:
-        ones = torch.full((n, n), 1 / n, dtype=torch.float64)
-        eye = torch.eye(n, dtype=torch.float64)
-        drawn = (eye - ones) @ drawn @ (eye - ones) + ones
-    u, _, v = torch.linalg.svd(drawn)
-    return u @ v
+    return change(task.objective, b, replace(frame, turns=tuple(turns)).apply(b, {}, turned, frame.norms(task.a)), _FEW)

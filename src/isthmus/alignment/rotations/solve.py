@@ -10,12 +10,11 @@ from torch import Tensor
 
 from isthmus.alignment.assignment import assignment
 from isthmus.alignment.descent import UnitSearch
-from isthmus.alignment.overlap import Overlap
+from isthmus.alignment.overlap import Overlap, rows_of
 from isthmus.alignment.rotations.frame import Placed, Rotatable, Turn
+from isthmus.alignment.rotations.turning import best, polar, reach
 from isthmus.structure import Group
 
-_GAIN = 1e-10
-"""A rotation must gain more than so much of the largest inner product: where any will do, none is made."""
 _ENOUGH = 1e-10
 """The rounds end when one gains less than so much."""
 _TIES = 1e-3
@@ -54,6 +53,7 @@ class Rounds:
         alone, heads, rest = self.parts()
         free = [t for t in alone if t.group not in self.seen]
         self.begin(alone, rest)
+        self.untangle(heads)
         self.trace.append(self.search.similarity)
         while len(self.trace) <= rounds and not self.converged:
             self.round(free, heads, [g.name for g in rest])
@@ -88,6 +88,15 @@ class Rounds:
             if names := self._own(group.name):
                 self.renumber(group.name, assignment(self.overlap.gram(group, self.search.b, names)))
 
+    def untangle(self, heads: Sequence[Group]) -> None:
+        """Where what rotates together also has an order, as query heads that share a head of keys: first without it."""
+        for group in heads:
+            turns = [t for t in self.frame.turns if group.name in t.renumbered]
+            ordered, rotated = ({m.tensor for t in turns if (t.kind == "order") == which for m in t.members}
+                                for which in (True, False))  # fmt: skip
+            if ordered & rotated:
+                self.pair(group, rotated - ordered)
+
     def _own(self, group: str) -> list[str]:
         return [k for k, several in self.overlap.of.items() if {name for name, _ in several} == {group}]
 
@@ -98,7 +107,7 @@ class Rounds:
         grams = self._grams(turn, names)
         if grams is not None:
             before, kept = self.search.similarity, (self.search.b, self.rotations[turn.group])
-            self._rotate(turn, polar(grams, turn.centred))
+            self._rotate(turn, best(turn, grams))
             if names is None and self.search.similarity < before:  # the group is on two axes of a tensor
                 self.search.b, self.rotations[turn.group] = kept
 
@@ -110,37 +119,46 @@ class Rounds:
         both = sum(w * g / n for w, g, n in zip((1.0, _TIES), parts, sizes, strict=False))
         self._rotate(turn, polar(torch.as_tensor(both), turn.centred))
 
-    def pair(self, group: Group) -> None:
+    def pair(self, group: Group, names: Collection[str] | None = None) -> None:
         """The best permutation of heads, with the best rotations inside each pair."""
-        turns = [t for t in self.frame.turns if group.name in (name for name, _ in t.keys)]
+        turns = [t for t in self.frame.turns if group.name in t.renumbered]
         scores = self._left(group, turns)
         for turn in turns:
-            scores = scores + self._scores(turn, group.name)
+            if members := self._scored(turn, turns, names):
+                scores = scores + self._scores(turn, group.name, members)
         self.renumber(group.name, assignment(scores))
-        for turn in turns:
-            self.turn(turn)
+        for turn in sorted(turns, key=lambda t: t.kind == "order"):
+            self.turn(turn, names if turn.kind != "order" else None)
 
     def _left(self, group: Group, turns: Sequence[Turn]) -> Tensor:
         """What entries of the heads add in which nothing rotates."""
         out = torch.zeros(group.size, group.size, dtype=torch.float64)
-        own = {(m.tensor, m.dim): m.index for m in group.members if m.tensor in self.overlap.of}
-        for (tensor, dim), index in own.items():
-            taken = [m.index.reshape(-1) for t in turns for m in t.members if (m.tensor, m.dim) == (tensor, dim)]
-            free = ~torch.isin(index, torch.cat(taken)) if taken else torch.ones_like(index, dtype=torch.bool)
-            if bool(free.any()):
-                held = Placed(tensor, dim, index[free].reshape(len(index), -1))
-                out += held.rows(self.overlap.a[tensor]) @ held.rows(self.search.b[tensor]).T
+        for name in self.overlap.tensors(group):
+            still = torch.ones_like(self.overlap.a[name])
+            for m in [m for t in turns for m in t.members if m.tensor == name]:
+                still = m.filled(still, torch.zeros_like(m.rows(still)))
+            held = next(m for m in group.members if m.tensor == name)
+            a, b = (rows_of(p[name] * still, held.dim, held.index) for p in (self.overlap.a, self.search.b))
+            out += a @ b.T
         return out
 
-    def _scores(self, turn: Turn, group: str) -> Tensor:
+    def _scored(self, turn: Turn, turns: Sequence[Turn], names: Collection[str] | None) -> list[Placed]:
+        """The members that the score of a turn counts: entries that also rotate are not counted as ordered again."""
+        members = [m for m in self._compared(turn) if names is None or m.tensor in names]
+        if turn.kind != "order":
+            return members
+        rotated = {m.tensor for t in turns if t.kind != "order" for m in t.members}
+        return [m for m in members if m.tensor not in rotated]
+
+    def _scores(self, turn: Turn, group: str, members: Sequence[Placed]) -> Tensor:
         """For each pair of heads the largest inner product that rotations inside reach."""
         place = [name for name, _ in turn.keys].index(group)
         grams = []
-        for m in self._compared(turn):
+        for m in members:
             a, b = (m.rows(p[m.tensor]).movedim(place, 0) for p in (self.overlap.a, self.search.b))
             a, b = (x.reshape(len(x), -1, *x.shape[-2:]) for x in (a, b))  # [heads, other keys, units, entries]
             grams.append(torch.einsum("ukir,vkjr->uvkij", a, b))
-        return torch.linalg.svdvals(torch.stack(grams).sum(0)).sum((-2, -1))
+        return reach(turn, torch.stack(grams).sum(0))
 
     def renumber(self, name: str, order: Tensor) -> None:
         """Renumber a group, and with it the rotations of which it is a key."""
@@ -164,26 +182,3 @@ class Rounds:
     def _rotate(self, turn: Turn, rotation: Tensor) -> None:
         self.search.b = self.frame.rotate(self.search.b, {turn.group: rotation})
         self.rotations[turn.group] = rotation @ self.rotations[turn.group]
-
-
-def polar(grams: Tensor, centred: bool) -> Tensor:
-    """The orthogonal matrices Q with the largest <Q, gram>; the identity where nothing is gained.
-
-    `centred`: among those that keep the vector of ones.
-
-    >>> polar(torch.tensor([[0.0, 2.0], [-1.0, 0.0]]), False)
-    tensor([[ 0.,  1.],
-            [-1.,  0.]])
-    """
-    n = grams.shape[-1]
-    eye = torch.eye(n, dtype=grams.dtype)
-    ones = torch.full((n, n), 1 / n, dtype=grams.dtype)
-    if centred:
-        grams = (eye - ones) @ grams @ (eye - ones)
-    size = torch.linalg.matrix_norm(grams, keepdim=True)
-    # a direction that nothing has an entry in stays where it is
-    solved = grams + _GAIN * size * eye + (size + 1) * ones if centred else grams + _GAIN * size * eye
-    u, _, v = torch.linalg.svd(solved)
-    found = u @ v
-    gain = (grams * (found - eye)).sum((-2, -1), keepdim=True)
-    return torch.where(gain > _GAIN * size, found, eye)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from isthmus.alignment.rotations.follow import Follow, NoRotation
 from isthmus.alignment.rotations.frame import Gain, Placed, Rotatable, Turn
+from isthmus.alignment.rotations.guesses import orders, phases
 from isthmus.program.program import Program
 from isthmus.structure import Group, Structure
 from isthmus.structure import axes as ax
@@ -39,7 +40,8 @@ def frame_of(program: Program, structure: Structure) -> tuple[Rotatable, dict[st
             gains += [Gain(group.name, g.gain, g.bias, tuple(g.readers), g.carried) for g in follow.gains]
         except NoRotation as why:
             refused[group.name] = str(why)
-    return Rotatable(structure, tuple(turns), tuple(gains), program.tied), refused
+    guesses = (*orders(structure, {t.group for t in turns}), *phases(walk, structure, turns))
+    return Rotatable(structure, tuple(turns), tuple(gains), program.tied, guesses), refused
 
 
 def _turn(walk: Propagation, group: Group, atoms: Mapping[str, Axis], follow: Follow) -> Turn:
@@ -61,7 +63,7 @@ def _axes(walk: Propagation, values: Iterable[str]) -> list[tuple[str, int, Axis
 
 
 def _held(several: Sequence[tuple[str, int, Axis]], atom: Axis, keys: Sequence[Axis]) -> tuple[Placed, ...]:
-    return tuple(Placed(name, dim, _places(axis, atom, keys)) for name, dim, axis in several)
+    return tuple(Placed(name, (dim,), _places(axis, atom, keys)) for name, dim, axis in several)
 
 
 def _keys(walk: Propagation, follow: Follow, axes: Sequence[Axis]) -> list[Axis]:
