@@ -74,14 +74,17 @@ class Renumbering:
         if self.frame is None:
             return Renumbering(self.structure, orders)
         back = {k: self.frame.renumbered(k, v.mT, orders) for k, v in self.rotations.items()}
+        orders = self.frame.carried(orders, self.rotations)
         return Renumbering(self.structure, orders, back, self.before, self.norms, self.frame)
 
     def then(self, other: Renumbering) -> Renumbering:
         """This one, and then the other."""
         if other.permutations.keys() != self.permutations.keys():
             raise InputError("other", expected="a renumbering of the same network", got=sorted(other.permutations))
-        orders = {k: v[other.permutations[k]] for k, v in self.permutations.items()}
-        frame = self.frame or other.frame
+        frame, later = self.frame or other.frame, dict(other.permutations)
+        if frame is not None:
+            later = frame.carried(later, {k: v.mT for k, v in self.rotations.items()})
+        orders = {k: v[later[k]] for k, v in self.permutations.items()}
         if frame is None:
             return Renumbering(self.structure, orders)
         both = frame.composed(self.rotations, orders, other.rotations, other.permutations)

@@ -31,17 +31,38 @@ class Placed:
     dims: tuple[int, ...]
     index: Tensor
 
-    def rows(self, v: Tensor) -> Tensor:
-        """The entries of each unit, [keys..., units, entries]."""
-        return rows_of(self._one_axis(v), 0, self.index)
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Those that hold the units."""
+        return (self.tensor,)
 
-    def filled(self, v: Tensor, rows: Tensor) -> Tensor:
+    def rows(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The entries of each unit, [keys..., units, entries]."""
+        return rows_of(self._one_axis(values[self.tensor]), 0, self.index)
+
+    def filled(self, values: Mapping[str, Tensor], rows: Tensor) -> Params:
         """The tensor with other entries there."""
-        front, sizes = tuple(range(len(self.dims))), [v.shape[d] for d in self.dims]
-        return with_rows(self._one_axis(v), 0, self.index, rows).unflatten(0, sizes).movedim(front, self.dims)
+        v, front = values[self.tensor], tuple(range(len(self.dims)))
+        axis = with_rows(self._one_axis(v), 0, self.index, rows)
+        return {self.tensor: axis.unflatten(0, [v.shape[d] for d in self.dims]).movedim(front, self.dims)}
 
     def _one_axis(self, v: Tensor) -> Tensor:
         return v.movedim(self.dims, tuple(range(len(self.dims)))).flatten(0, len(self.dims) - 1)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Units that are each a whole tensor."""
+
+    tensors: tuple[str, ...]
+
+    def rows(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The entries of each unit, [units, entries]."""
+        return torch.stack([values[name].flatten() for name in self.tensors])
+
+    def filled(self, values: Mapping[str, Tensor], rows: Tensor) -> Params:
+        """The tensors with other entries."""
+        return {name: row.view_as(values[name]) for name, row in zip(self.tensors, rows, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +76,12 @@ class Turn:
 
     group: str
     size: int
-    members: tuple[Placed, ...]
+    members: tuple[Placed | Stacked, ...]
     keys: tuple[tuple[str, int], ...] = ()
     centred: bool = False
     seen: tuple[Placed, ...] = ()
     kind: Literal["rotation", "phase", "order"] = "rotation"
+    carried: tuple[tuple[str, ...], ...] = ()
 
     @property
     def renumbered(self) -> tuple[str, ...]:
@@ -201,7 +223,7 @@ class Rotatable:
         for turn in self.turns:
             if turn.group in rotations:
                 for m in turn.members:
-                    out[m.tensor] = m.filled(out[m.tensor], rotations[turn.group] @ m.rows(out[m.tensor]))
+                    out |= m.filled(out, rotations[turn.group] @ m.rows(out))
         return out
 
     def renumbered(self, group: str, rotations: Tensor, orders: Mapping[str, Tensor]) -> Tensor:
@@ -211,6 +233,16 @@ class Rotatable:
             if name in orders:
                 rotations = rotations.index_select(place, orders[name])
         return rotations
+
+    def carried(self, orders: Mapping[str, Tensor], rotations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Orders of groups inside of modules that change places, by where these are afterwards."""
+        out = dict(orders)
+        for turn in self.turns:
+            if turn.carried and turn.group in rotations:
+                places = rotations[turn.group].argmax(1).tolist()
+                for names in turn.carried:
+                    out |= {names[i]: orders[names[j]] for i, j in enumerate(places)}
+        return out
 
     def composed(
         self,
@@ -223,8 +255,9 @@ class Rotatable:
         out: dict[str, Tensor] = {}
         for turn in self.turns:
             if turn.group in first or turn.group in second:
-                eye = torch.eye(turn.size, dtype=torch.float64)
-                one = first[turn.group][..., later[turn.group], :] if turn.group in first else eye[orders[turn.group]]
+                eye, still = torch.eye(turn.size, dtype=torch.float64), torch.arange(turn.size)
+                one = first.get(turn.group, eye[orders.get(turn.group, still)])
+                one = one[..., later.get(turn.group, still), :] if turn.group in first else one
                 two = second.get(turn.group, eye)
                 one = self.renumbered(turn.group, one.expand(turn.shape), later)
                 out[turn.group] = two @ one

@@ -75,7 +75,8 @@ def phases(walk: Propagation, structure: Structure, turns: Sequence[Turn]) -> It
 
 def _left(member: Member, turns: Sequence[Turn]) -> Tensor:
     """The positions of each head that no rotation holds, [heads, block]; empty where these differ."""
-    held = [m.index.reshape(-1) for t in turns for m in t.members if (m.tensor, m.dims) == (member.tensor, (member.dim,))]
+    rotated = [m for t in turns for m in t.members if isinstance(m, Placed) and m.tensor == member.tensor]
+    held = [m.index.reshape(-1) for m in rotated if m.dims == (member.dim,)]
     free = ~torch.isin(member.index, torch.cat(held)) if held else torch.ones_like(member.index, dtype=torch.bool)
     return member.index[free].reshape(member.size, -1) if len(set(free.sum(1).tolist())) == 1 else torch.empty(0)
 

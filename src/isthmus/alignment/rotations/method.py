@@ -69,7 +69,8 @@ class RotationMatching(Matching):
         a, b = (frame.fold(cast(p, torch.float64)) for p in (task.a, task.b))
         alike = _alike(task, frame, (a, b), self.examples) if self.stream == "activations" else {}
         c, d = (_centred(frame, p) for p in (a, b))
-        overlap = Overlap.between(objective.structure, c, d, statistics(objective))
+        turned = {name for t in frame.turns for m in t.members for name in m.tensors}
+        overlap = Overlap.between(objective.structure, c, d, statistics(objective), turned)
         rounds = Rounds(frame, UnitSearch(overlap), alike)
         rounds.run(self.rounds, lambda k: task.progress("matching units", k, self.rounds))
         search, norms = rounds.search, frame.norms(task.a)
@@ -78,7 +79,7 @@ class RotationMatching(Matching):
             trace=tuple(rounds.trace),
         )  # fmt: skip
         before = {k: task.b[k].double().clone() for k in norms}
-        return Matched(search.orders, (run,), {}, rounds.rotations, norms, before, frame, notes)
+        return Matched(rounds.orders, (run,), {}, rounds.rotations, norms, before, frame, notes)
 
 
 def _centred(frame: Rotatable, params: Params) -> Params:
@@ -96,7 +97,7 @@ def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], ex
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
     for values in seen(few, ends, names, torch.float64):
         for group, held in pairs:
-            a, b = (held.rows(v[held.tensor]).cpu() for v in values)
+            a, b = (held.rows(v).cpu() for v in values)
             out[group] += a @ b.mT
     return out
 

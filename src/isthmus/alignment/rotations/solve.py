@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from isthmus.alignment.assignment import assignment
+from isthmus.alignment.assignment import assignment, inner_sums
 from isthmus.alignment.descent import UnitSearch
 from isthmus.alignment.overlap import Overlap, rows_of
-from isthmus.alignment.rotations.frame import Placed, Rotatable, Turn
+from isthmus.alignment.rotations.frame import Placed, Rotatable, Stacked, Turn
 from isthmus.alignment.rotations.turning import best, polar, reach
 from isthmus.structure import Group
 
@@ -65,7 +65,8 @@ class Rounds:
         keys = {name for t in turns for name in t.renumbered}
         still = keys | {t.group for t in turns}
         heads = [g for g in groups if g.name in keys]
-        return [t for t in turns if not t.renumbered], heads, [g for g in groups if g.name not in still]
+        alone = [t for t in turns if not t.renumbered and not t.carried]
+        return alone, heads, [g for g in groups if g.name not in still]
 
     def round(self, turns: Sequence[Turn], heads: Sequence[Group], rest: Sequence[str]) -> None:
         """Everything once."""
@@ -73,6 +74,8 @@ class Rounds:
             self.turn(turn)
         for group in heads:
             self.pair(group)
+        for turn in (t for t in self.frame.turns if t.carried):
+            self.exchange(turn)
         self.search.climb(self.search.sweeps + _SWEEPS, lambda _: None, rest)
         self.trace.append(self.search.similarity)
         self.converged = self.trace[-1] - self.trace[-2] <= _ENOUGH * abs(self.trace[-1])
@@ -92,7 +95,7 @@ class Rounds:
         """Where what rotates together also has an order, as query heads that share a head of keys: first without it."""
         for group in heads:
             turns = [t for t in self.frame.turns if group.name in t.renumbered]
-            ordered, rotated = ({m.tensor for t in turns if (t.kind == "order") == which for m in t.members}
+            ordered, rotated = ({k for t in turns if (t.kind == "order") == which for m in t.members for k in m.tensors}
                                 for which in (True, False))  # fmt: skip
             if ordered & rotated:
                 self.pair(group, rotated - ordered)
@@ -130,32 +133,68 @@ class Rounds:
         for turn in sorted(turns, key=lambda t: t.kind == "order"):
             self.turn(turn, names if turn.kind != "order" else None)
 
+    def exchange(self, turn: Turn) -> None:
+        """The best places of modules such as experts, with the best order inside each pair of them."""
+        search = self.search
+        before, kept = search.similarity, (search.b, search.orders, self.rotations[turn.group])
+        inside = [[self.overlap.structure.group(name) for name in names] for names in turn.carried]
+        scores = [self._alone(turn, inside), *(self._inside(groups) for groups in inside)]
+        found = torch.eye(turn.size, dtype=torch.float64)[assignment(torch.stack(scores).sum(0))]
+        search.orders = self.frame.carried(search.orders, {turn.group: found})
+        self._rotate(turn, found)
+        for group in (g for groups in inside for g in groups):
+            search.take(group.name, assignment(self.overlap.gram(group, search.b)))
+        if search.similarity <= before:
+            search.b, search.orders, self.rotations[turn.group] = kept
+
+    def _alone(self, turn: Turn, inside: Sequence[Sequence[Group]]) -> Tensor:
+        """What each pair of modules adds in tensors in which nothing inside is renumbered, such as rows of a router."""
+        ordered = {m.tensor for groups in inside for g in groups for m in g.members}
+        names = {name for m in self._compared(turn) for name in m.tensors} - ordered
+        grams = self._grams(turn, names)
+        return torch.zeros(turn.size, turn.size, dtype=torch.float64) if grams is None else grams
+
+    def _inside(self, groups: Sequence[Group]) -> Tensor:
+        """What the units of corresponding groups add at best, for each pair of modules."""
+        rows = [[self._units(g, p) for g in groups] for p in (self.overlap.a, self.search.b)]
+        return inner_sums(torch.stack([torch.stack([a @ b.T for b in rows[1]]) for a in rows[0]]))
+
+    def _units(self, group: Group, params: Mapping[str, Tensor]) -> Tensor:
+        """All that belongs to each unit."""
+        return torch.cat([rows_of(params[m.tensor], m.dim, m.index) for m in group.members], 1)
+
+    @property
+    def orders(self) -> dict[str, Tensor]:
+        """The permutations, which come before the rotations: of modules that change places, by where these were."""
+        back = {t.group: self.rotations[t.group].mT for t in self.frame.turns if t.carried}
+        return self.frame.carried(self.search.orders, back)
+
     def _left(self, group: Group, turns: Sequence[Turn]) -> Tensor:
         """What entries of the heads add in which nothing rotates."""
         out = torch.zeros(group.size, group.size, dtype=torch.float64)
-        for name in self.overlap.tensors(group):
-            still = torch.ones_like(self.overlap.a[name])
-            for m in [m for t in turns for m in t.members if m.tensor == name]:
-                still = m.filled(still, torch.zeros_like(m.rows(still)))
+        still = {name: torch.ones_like(self.overlap.a[name]) for name in self.overlap.tensors(group)}
+        for m in [m for t in turns for m in self._compared(t)]:
+            still |= m.filled(still, torch.zeros_like(m.rows(still)))
+        for name, here in still.items():
             held = next(m for m in group.members if m.tensor == name)
-            a, b = (rows_of(p[name] * still, held.dim, held.index) for p in (self.overlap.a, self.search.b))
+            a, b = (rows_of(p[name] * here, held.dim, held.index) for p in (self.overlap.a, self.search.b))
             out += a @ b.T
         return out
 
-    def _scored(self, turn: Turn, turns: Sequence[Turn], names: Collection[str] | None) -> list[Placed]:
+    def _scored(self, turn: Turn, turns: Sequence[Turn], names: Collection[str] | None) -> list[Placed | Stacked]:
         """The members that the score of a turn counts: entries that also rotate are not counted as ordered again."""
-        members = [m for m in self._compared(turn) if names is None or m.tensor in names]
+        members = [m for m in self._compared(turn) if names is None or set(m.tensors) <= set(names)]
         if turn.kind != "order":
             return members
-        rotated = {m.tensor for t in turns if t.kind != "order" for m in t.members}
-        return [m for m in members if m.tensor not in rotated]
+        rotated = {name for t in turns if t.kind != "order" for m in t.members for name in m.tensors}
+        return [m for m in members if not rotated & set(m.tensors)]
 
-    def _scores(self, turn: Turn, group: str, members: Sequence[Placed]) -> Tensor:
+    def _scores(self, turn: Turn, group: str, members: Sequence[Placed | Stacked]) -> Tensor:
         """For each pair of heads the largest inner product that rotations inside reach."""
         place = [name for name, _ in turn.keys].index(group)
         grams = []
         for m in members:
-            a, b = (m.rows(p[m.tensor]).movedim(place, 0) for p in (self.overlap.a, self.search.b))
+            a, b = (m.rows(p).movedim(place, 0) for p in (self.overlap.a, self.search.b))
             a, b = (x.reshape(len(x), -1, *x.shape[-2:]) for x in (a, b))  # [heads, other keys, units, entries]
             grams.append(torch.einsum("ukir,vkjr->uvkij", a, b))
         return reach(turn, torch.stack(grams).sum(0))
@@ -168,15 +207,15 @@ class Rounds:
                 if key == name:
                     self.rotations[turn.group] = self.rotations[turn.group].index_select(place, order)
 
-    def _compared(self, turn: Turn) -> list[Placed]:
-        return [m for m in turn.members if m.tensor in self.overlap.of]
+    def _compared(self, turn: Turn) -> list[Placed | Stacked]:
+        return [m for m in turn.members if set(m.tensors) <= self.overlap.of.keys()]
 
     def _grams(self, turn: Turn, names: Collection[str] | None) -> Tensor | None:
         """For each key what each pair of units adds, [keys..., units, units]."""
-        members = [m for m in self._compared(turn) if names is None or m.tensor in names]
+        members = [m for m in self._compared(turn) if names is None or set(m.tensors) <= set(names)]
         if not members:
             return None
-        both = [(m.rows(self.overlap.a[m.tensor]), m.rows(self.search.b[m.tensor])) for m in members]
+        both = [(m.rows(self.overlap.a), m.rows(self.search.b)) for m in members]
         return torch.stack([a @ b.mT for a, b in both]).sum(0)
 
     def _rotate(self, turn: Turn, rotation: Tensor) -> None:

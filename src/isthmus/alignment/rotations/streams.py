@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from isthmus.alignment.rotations.experts import experts
 from isthmus.alignment.rotations.follow import Follow, NoRotation
 from isthmus.alignment.rotations.frame import Gain, Placed, Rotatable, Turn
 from isthmus.alignment.rotations.guesses import orders, phases
@@ -40,7 +41,10 @@ def frame_of(program: Program, structure: Structure) -> tuple[Rotatable, dict[st
             gains += [Gain(group.name, g.gain, g.bias, tuple(g.readers), g.carried) for g in follow.gains]
         except NoRotation as why:
             refused[group.name] = str(why)
-    guesses = (*orders(structure, {t.group for t in turns}), *phases(walk, structure, turns))
+    turned = {t.group for t in turns}
+    guesses = (
+        *orders(structure, turned), *phases(walk, structure, turns), *experts(structure, turned, program.tied)
+    )  # fmt: skip
     return Rotatable(structure, tuple(turns), tuple(gains), program.tied, guesses), refused
 
 

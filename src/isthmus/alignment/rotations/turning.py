@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -34,9 +36,9 @@ def drawn(turn: Turn, generator: torch.Generator) -> Tensor:
     if turn.kind == "phase":
         return _phase(*_along(random))
     if turn.kind == "order":
-        base, keys = random.reshape(-1)[: turn.size].argsort(), torch.arange(turn.keys[0][1])[:, None]
+        base, keys = random.reshape(-1)[: turn.size].argsort(), torch.arange(1, 1 + prod(n for _, n in turn.keys))[:, None]
         shifts = (base.argsort() + keys) % turn.size
-        return torch.eye(turn.size, dtype=torch.float64)[base[shifts]]
+        return torch.eye(turn.size, dtype=torch.float64)[base[shifts]].reshape(turn.shape)
     return _orthogonal(random, turn.centred)
 
 
