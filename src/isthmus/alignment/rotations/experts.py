@@ -24,7 +24,12 @@ def experts(structure: Structure, turned: Collection[str], tied: Mapping[str, st
         ]  # fmt: skip
         names = {f"{prefix}.{i}.{rest}" for i, some in parts.items() for rest in some}
         alike = size > 1 and all(one == several[0] for one in several) and list(parts) == list(range(size))
-        if not alike or not router or names & {*tied, *tied.values()} or any(t.startswith(f"{prefix}.") for t in turned):
+        if (
+            not alike
+            or not router
+            or names & {*tied, *tied.values()}
+            or any(t.startswith(f"{prefix}.") for t in turned)
+        ):
             continue
         rows = [Placed(name, (0,), torch.arange(size)[:, None]) for name in router]
         stacks = [Stacked(tuple(f"{prefix}.{i}.{rest}" for i in range(size))) for rest in several[0]]

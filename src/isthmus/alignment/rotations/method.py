@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from isthmus.alignment.change import change
 from isthmus.alignment.descent import UnitSearch
 from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Overlap
-from isthmus.alignment.rotations.frame import Guess, Rotatable, Turn, uniform
+from isthmus.alignment.rotations.frame import Guess, Placed, Rotatable, Turn, uniform
 from isthmus.alignment.rotations.guesses import PHASES
 from isthmus.alignment.rotations.solve import Rounds
 from isthmus.alignment.rotations.streams import frame_of
@@ -94,11 +95,17 @@ def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], ex
     pairs = [(t.group, held) for t in turns for held in t.seen]
     names = [held.tensor for _, held in pairs]
     few = first(task.objective, examples)
-    out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
+    grams: dict[tuple[str, Placed], Tensor] = {}
+    sizes: dict[tuple[str, Placed], list[float]] = {}
     for values in seen(few, ends, names, torch.float64):
-        for group, held in pairs:
-            a, b = (held.rows(v).cpu() for v in values)
-            out[group] += a @ b.mT
+        for one in pairs:
+            a, b = (one[1].rows(v).cpu() for v in values)
+            grams[one] = grams.get(one, 0) + a @ b.mT
+            sizes[one] = [s + float(v.square().sum()) for s, v in zip(sizes.get(one, (0.0, 0.0)), (a, b), strict=True)]
+    # values are of any size: those of each place count alike
+    out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
+    for one, gram in grams.items():
+        out[one[0]] += gram / (prod(sizes[one]) ** 0.5 or 1.0)
     return out
 
 

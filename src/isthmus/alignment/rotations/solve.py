@@ -101,7 +101,9 @@ class Rounds:
                 self.pair(group, rotated - ordered)
 
     def _own(self, group: str) -> list[str]:
-        return [k for k, several in self.overlap.of.items() if {name for name, _ in several} == {group}]
+        turned = {k for t in self.frame.turns if t.group != group for m in t.members for k in m.tensors}
+        own = [k for k, several in self.overlap.of.items() if {name for name, _ in several} == {group}]
+        return [k for k in own if k not in turned]
 
     # ------------------------------------------------------------------ steps
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from isthmus.alignment.rotations.experts import experts
 from isthmus.alignment.rotations.follow import Follow, NoRotation
 from isthmus.alignment.rotations.frame import Gain, Placed, Rotatable, Turn
-from isthmus.alignment.rotations.guesses import orders, phases
+from isthmus.alignment.rotations.guesses import inside, phases
 from isthmus.program.program import Program
 from isthmus.structure import Group, Structure
 from isthmus.structure import axes as ax
@@ -43,7 +43,7 @@ def frame_of(program: Program, structure: Structure) -> tuple[Rotatable, dict[st
             refused[group.name] = str(why)
     turned = {t.group for t in turns}
     guesses = (
-        *orders(structure, turned), *phases(walk, structure, turns), *experts(structure, turned, program.tied)
+        *inside(structure, turned), *phases(structure, turns), *experts(structure, turned, program.tied)
     )  # fmt: skip
     return Rotatable(structure, tuple(turns), tuple(gains), program.tied, guesses), refused
 
