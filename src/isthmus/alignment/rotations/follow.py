@@ -149,7 +149,7 @@ class Follow:
         return self.linear(self.of(node))
 
     def added(self, node: Node) -> State:
-        """Values entry by entry; a number other than 0 that is added to all units keeps rotations that keep the ones."""
+        """Values entry by entry; a number, unless 0, that is added to all units keeps rotations that keep the ones."""
         states = self.of(node)
         self.centred |= bool(self.others(node)) or any(isinstance(v, int | float) and v != 0 for v in node.args[:2])
         by, bias = self.biased(list(states.values()))

@@ -84,6 +84,11 @@ class Turn:
     carried: tuple[tuple[str, ...], ...] = ()
 
     @property
+    def tensors(self) -> list[str]:
+        """Those that hold units of it."""
+        return [name for m in self.members for name in m.tensors]
+
+    @property
     def renumbered(self) -> tuple[str, ...]:
         """The groups among the keys."""
         return tuple(name for name, _ in self.keys if name)

@@ -1,4 +1,4 @@
-"""What the program does not say may be turned, but the network itself can confirm: phases, what is inside of heads and experts."""
+"""What the program does not say may be turned, but the network confirms: phases, what is inside heads and experts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ def inside(structure: Structure, turned: Collection[str]) -> Iterator[Guess]:
 
 def _beside(structure: Structure, group: Group, key: Group) -> tuple[Placed, ...]:
     """The units of a group under each unit of the key; empty where some tensor does not tell both apart."""
-    held = {m.tensor: m for m in key.members}
-    alone = len(held) == len(key.members) and len({m.tensor for m in group.members}) == len(group.members)
-    if not alone or any(m.tensor not in held for m in group.members):
+    own, held = ({m.tensor: m for m in g.members} for g in (group, key))
+    if not own.keys() <= held.keys() or (len(own), len(held)) != (len(group.members), len(key.members)):
         return ()
-    placed = [_placed(structure.shapes[m.tensor], m, held[m.tensor]) for m in group.members]
-    return tuple(p for p in placed if p is not None) if None not in placed else ()
+    placed = [p for k, m in own.items() if (p := _placed(structure.shapes[k], m, held[k])) is not None]
+    return tuple(placed) if len(placed) == len(own) else ()
 
 
 def _placed(shape: Sequence[int], member: Member, key: Member) -> Placed | None:
@@ -63,27 +62,29 @@ def phases(structure: Structure, turns: Sequence[Turn]) -> Iterator[Guess]:
     """
     for group in structure.groups:
         beside = [t for t in turns if group.name in t.renumbered]
-        held = {m: _left(m, beside) for m in group.ins} if beside else {}
-        plain = _positions(structure, [m for m, at in held.items() if at.numel()])
-        left = {m: at for m in held if (at := _left(m, beside, plain)).numel()}
+        held = _all_left(group.ins, beside) if beside else {}
+        left = _all_left(tuple(held), beside, _positions(structure, {m.tensor for m in held}))
         least = min((at.shape[1] for at in left.values()), default=0)
         for dim in (least, least // 2):  # one is of packed queries and keys
             yield from _planes(group, left, dim)
 
 
-def _positions(structure: Structure, members: Sequence[Member]) -> list[Placed]:
-    """Where units are that stand in all tensors of queries and keys."""
-    names = {m.tensor for m in members}
-    several = [g for g in structure.groups if names and names <= {m.tensor for m in g.members}]
-    inner = [g for g in several if not {m.tensor for m in g.members} - names]
+def _positions(structure: Structure, names: Collection[str]) -> list[Placed]:
+    """Where units are that stand in exactly the tensors of queries and keys."""
+    inner = [g for g in structure.groups if {m.tensor for m in g.members} == names]
     return [Placed(m.tensor, (m.dim,), m.index) for g in inner for m in g.members]
 
 
-def _left(member: Member, turns: Sequence[Turn], also: Sequence[Placed] = ()) -> Tensor:
-    """The positions of each head that nothing rotates or renumbers, [heads, block]; empty where these differ."""
-    placed = [m for t in turns for m in t.members if isinstance(m, Placed)]
-    held = [m.index.reshape(-1) for m in (*placed, *also) if (m.tensor, m.dims) == (member.tensor, (member.dim,))]
-    free = ~torch.isin(member.index, torch.cat(held)) if held else torch.ones_like(member.index, dtype=torch.bool)
+def _all_left(members: Sequence[Member], turns: Sequence[Turn], also: Sequence[Placed] = ()) -> dict[Member, Tensor]:
+    """For each member with such positions those of each head that nothing rotates or renumbers, [heads, block]."""
+    held = [*also, *(m for t in turns for m in t.members if isinstance(m, Placed))]
+    return {m: at for m in members if (at := _left(m, held)).numel()}
+
+
+def _left(member: Member, held: Sequence[Placed]) -> Tensor:
+    """The positions of each head that are not held; empty where the heads differ in their number."""
+    taken = [m.index.reshape(-1) for m in held if (m.tensor, m.dims) == (member.tensor, (member.dim,))]
+    free = ~torch.isin(member.index, torch.cat([*taken, torch.empty(0, dtype=torch.int64)]))
     return member.index[free].reshape(member.size, -1) if len(set(free.sum(1).tolist())) == 1 else torch.empty(0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Literal
 
 import torch
@@ -42,11 +41,16 @@ class RotationMatching(Matching):
     each raise the inner product, at most `rounds` times; then a's own gains and biases are put back, so that the norms
     of both ends are equal and a is untouched. What does not commute is renumbered only, and the result's `notes` say
     why: a stream whose norm is itself the stream (BERT), or whose last norm feeds tied embeddings, unless all gains are
-    equal there; queries and keys with rotary positions; units behind a nonlinearity. A network without anything to
-    rotate gets permutations.
+    equal there; units behind a nonlinearity. A network without anything to rotate gets permutations.
 
-    `stream`: residual streams are rotated by the "activations" on the first `examples` examples, once, or by the
-    "weights" like all else. The weights of two networks agree in too many ways; what weights read does not.
+    Behind rotary positions queries and keys are rotated in each plane, by one phase for the heads that share a head of
+    keys; query heads in such a group, and the units inside of experts, get orders of their own there; experts that are
+    modules change places with the rows of their router. These are guessed from sizes and names, tried on b at random
+    in float64, and taken only where the function stays and turning one tensor alone would change it.
+
+    `stream`: residual streams are rotated by the "activations" on the first `examples` examples, once, the values of
+    each place counting alike, or by the "weights" like all else. The weights of two networks agree in too many ways;
+    what weights read does not.
 
     When to use: for transformers, where permutations alone leave most of the barrier.
 
@@ -70,7 +74,7 @@ class RotationMatching(Matching):
         a, b = (frame.fold(cast(p, torch.float64)) for p in (task.a, task.b))
         alike = _alike(task, frame, (a, b), self.examples) if self.stream == "activations" else {}
         c, d = (_centred(frame, p) for p in (a, b))
-        turned = {name for t in frame.turns for m in t.members for name in m.tensors}
+        turned = {name for t in frame.turns for name in t.tensors}
         overlap = Overlap.between(objective.structure, c, d, statistics(objective), turned)
         rounds = Rounds(frame, UnitSearch(overlap), alike)
         rounds.run(self.rounds, lambda k: task.progress("matching units", k, self.rounds))
@@ -96,16 +100,16 @@ def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], ex
     names = [held.tensor for _, held in pairs]
     few = first(task.objective, examples)
     grams: dict[tuple[str, Placed], Tensor] = {}
-    sizes: dict[tuple[str, Placed], list[float]] = {}
+    sizes: dict[tuple[str, Placed], Tensor] = {}
     for values in seen(few, ends, names, torch.float64):
         for one in pairs:
             a, b = (one[1].rows(v).cpu() for v in values)
             grams[one] = grams.get(one, 0) + a @ b.mT
-            sizes[one] = [s + float(v.square().sum()) for s, v in zip(sizes.get(one, (0.0, 0.0)), (a, b), strict=True)]
+            sizes[one] = sizes.get(one, 0) + torch.stack([a.square().sum(), b.square().sum()])
     # values are of any size: those of each place count alike
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
     for one, gram in grams.items():
-        out[one[0]] += gram / (prod(sizes[one]) ** 0.5 or 1.0)
+        out[one[0]] += gram / sizes[one].prod().sqrt().clamp(min=torch.finfo(gram.dtype).tiny)
     return out
 
 
@@ -121,14 +125,18 @@ def usable(task: MatchingTask, frame: Rotatable, refused: Mapping[str, str]) -> 
     notes |= dict.fromkeys(wrong, "a random rotation changes the function")
     frame = _without(frame, wrong)
     frame = replace(frame, gains=tuple(g for g in frame.gains if g.group not in wrong))
-    confirmed = _confirmed(task, frame)
-    for guess in frame.guesses:
-        if guess.subject.endswith(PHASES) and guess.subject not in confirmed:
-            notes.setdefault(guess.subject, "rotations in no planes of positions keep the function")
-    more = tuple(t for turns in confirmed.values() for t in turns)
-    notes = {k: why for k, why in notes.items() if k not in {t.group for t in more}}
-    frame = replace(frame, turns=frame.turns + more, guesses=())
+    frame, notes = _with_guesses(task, frame, notes)
     return frame, tuple(f"{group} is renumbered, not rotated: {why}" for group, why in notes.items())
+
+
+def _with_guesses(task: MatchingTask, frame: Rotatable, notes: Mapping[str, str]) -> tuple[Rotatable, dict[str, str]]:
+    """The frame with the guesses that the network confirms, and the notes on the rest."""
+    confirmed = _confirmed(task, frame)
+    more = {t.group: t for turns in confirmed.values() for t in turns}
+    missed = [g.subject for g in frame.guesses if g.subject.endswith(PHASES) and g.subject not in confirmed]
+    notes = {**notes, **dict.fromkeys(missed, "rotations in no planes of positions keep the function")}
+    left = {k: why for k, why in notes.items() if k not in more}
+    return replace(frame, turns=(*frame.turns, *more.values()), guesses=()), left
 
 
 def _wrong(task: MatchingTask, frame: Rotatable) -> list[str]:
@@ -139,15 +147,19 @@ def _wrong(task: MatchingTask, frame: Rotatable) -> list[str]:
 
 
 def _confirmed(task: MatchingTask, frame: Rotatable) -> dict[str, tuple[Turn, ...]]:
-    """For each subject of guesses the turns of the first that the network confirms; all of one name are tried at once."""
+    """For each subject the turns of the first guess that the network confirms; all of one name are tried at once."""
     found: dict[str, tuple[Turn, ...]] = {}
     for name in dict.fromkeys(g.name for g in frame.guesses):
-        some = [g for g in frame.guesses if g.name == name and g.subject not in found]
+        some = _open(frame, name, found)
         right = some if _sure(task, frame, [t for g in some for t in g.turns]) else [
             g for g in some if _sure(task, frame, g.turns)
         ]  # fmt: skip
         found |= {g.subject: g.turns for g in right if _shows(task, frame, g)}
     return found
+
+
+def _open(frame: Rotatable, name: str, done: Collection[str]) -> list[Guess]:
+    return [g for g in frame.guesses if g.name == name and g.subject not in done]
 
 
 def _sure(task: MatchingTask, frame: Rotatable, turns: Sequence[Turn]) -> bool:

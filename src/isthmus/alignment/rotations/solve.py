@@ -63,10 +63,9 @@ class Rounds:
         """What is rotated by itself, the keys of what is rotated with them, and what is only renumbered."""
         turns, groups = self.frame.turns, self.overlap.structure.groups
         keys = {name for t in turns for name in t.renumbered}
-        still = keys | {t.group for t in turns}
         heads = [g for g in groups if g.name in keys]
-        alone = [t for t in turns if not t.renumbered and not t.carried]
-        return alone, heads, [g for g in groups if g.name not in still]
+        rest = [g for g in groups if g.name not in keys | {t.group for t in turns}]
+        return [t for t in turns if not (t.renumbered or t.carried)], heads, rest
 
     def round(self, turns: Sequence[Turn], heads: Sequence[Group], rest: Sequence[str]) -> None:
         """Everything once."""
@@ -94,14 +93,17 @@ class Rounds:
     def untangle(self, heads: Sequence[Group]) -> None:
         """Where what rotates together also has an order, as query heads that share a head of keys: first without it."""
         for group in heads:
-            turns = [t for t in self.frame.turns if group.name in t.renumbered]
-            ordered, rotated = ({k for t in turns if (t.kind == "order") == which for m in t.members for k in m.tensors}
-                                for which in (True, False))  # fmt: skip
+            ordered, rotated = self._held(group, "order"), self._held(group, "phase") | self._held(group, "rotation")
             if ordered & rotated:
                 self.pair(group, rotated - ordered)
 
+    def _held(self, group: Group, kind: str) -> set[str]:
+        """The tensors of the turns of a kind beside a group."""
+        turns = [t for t in self.frame.turns if t.kind == kind and group.name in t.renumbered]
+        return {name for t in turns for name in t.tensors}
+
     def _own(self, group: str) -> list[str]:
-        turned = {k for t in self.frame.turns if t.group != group for m in t.members for k in m.tensors}
+        turned = {name for t in self.frame.turns if t.group != group for name in t.tensors}
         own = [k for k, several in self.overlap.of.items() if {name for name, _ in several} == {group}]
         return [k for k in own if k not in turned]
 
@@ -188,7 +190,7 @@ class Rounds:
         members = [m for m in self._compared(turn) if names is None or set(m.tensors) <= set(names)]
         if turn.kind != "order":
             return members
-        rotated = {name for t in turns if t.kind != "order" for m in t.members for name in m.tensors}
+        rotated = {name for t in turns if t.kind != "order" for name in t.tensors}
         return [m for m in members if not rotated & set(m.tensors)]
 
     def _scores(self, turn: Turn, group: str, members: Sequence[Placed | Stacked]) -> Tensor:

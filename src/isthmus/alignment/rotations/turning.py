@@ -36,10 +36,8 @@ def drawn(turn: Turn, generator: torch.Generator) -> Tensor:
     if turn.kind == "phase":
         return _phase(*_along(random))
     if turn.kind == "order":
-        base, keys = (
-            random.reshape(-1)[: turn.size].argsort(),
-            torch.arange(1, 1 + prod(n for _, n in turn.keys))[:, None],
-        )
+        base = random.reshape(-1)[: turn.size].argsort()
+        keys = torch.arange(1, 1 + prod(n for _, n in turn.keys))[:, None]
         shifts = (base.argsort() + keys) % turn.size
         return torch.eye(turn.size, dtype=torch.float64)[base[shifts]].reshape(turn.shape)
     return _orthogonal(random, turn.centred)
