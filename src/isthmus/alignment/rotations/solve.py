@@ -61,11 +61,14 @@ class Rounds:
 
     def parts(self) -> tuple[list[Turn], list[Group], list[Group]]:
         """What is rotated by itself, the keys of what is rotated with them, and what is only renumbered."""
-        turns, groups = self.frame.turns, self.overlap.structure.groups
-        keys = {name for t in turns for name in t.renumbered}
-        heads = [g for g in groups if g.name in keys]
-        rest = [g for g in groups if g.name not in keys | {t.group for t in turns}]
-        return [t for t in turns if not (t.renumbered or t.carried)], heads, rest
+        keys = {name for t in self.frame.turns for name in t.renumbered}
+        turned = {t.group for t in self.frame.turns}
+        heads, rest = self._groups(keys, True), self._groups(keys | turned, False)
+        return [t for t in self.frame.turns if not (t.renumbered or t.carried)], heads, rest
+
+    def _groups(self, names: Collection[str], among: bool) -> list[Group]:
+        """The groups among some, or all others."""
+        return [g for g in self.overlap.structure.groups if (g.name in names) == among]
 
     def round(self, turns: Sequence[Turn], heads: Sequence[Group], rest: Sequence[str]) -> None:
         """Everything once."""
