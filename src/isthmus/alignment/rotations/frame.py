@@ -163,7 +163,8 @@ class Rotatable:
     def only(self, rotations: Collection[str], norms: Collection[str]) -> Rotatable:
         """What is needed to rotate these groups and move these gains; others must not be folded."""
         every = [*self.turns, *(t for guess in self.guesses for t in guess.turns)]
-        turns = tuple(t for t in every if t.group in rotations)
+        one = {t.group: t for t in every if t.group in rotations}  # guesses of one group differ in their kind alone
+        turns = tuple(one.values())
         return replace(self, turns=turns, gains=tuple(g for g in self.gains if g.carried or _in(norms, g)))
 
     def apply(
