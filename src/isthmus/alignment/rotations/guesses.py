@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ def inside(structure: Structure, turned: Collection[str]) -> Iterator[Guess]:
     Positions of heads without a rotary embedding, query heads that share a head of keys, the units inside of experts.
     """
     free = [g for g in structure.groups if g.name not in turned and g.size > 1]
-    several = [(g, key, m) for g in free for key in free if key is not g and (m := _beside(structure, g, key))]
-    pairs = {one[0].name: one for one in reversed(several)}.values()  # the first that stands beside it
+    several = [(g, key, _beside(structure, g, key)) for g, key in permutations(free, 2)]
+    pairs = {one[0].name: one for one in reversed(several) if one[2]}.values()  # the first that stands beside it
     for kind in ("rotation", "order"):
         for group, key, members in pairs:
             turn = Turn(group.name, group.size, members, ((key.name, key.size),), kind=kind)

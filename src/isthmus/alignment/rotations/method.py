@@ -13,7 +13,7 @@ from isthmus.alignment.change import change
 from isthmus.alignment.descent import UnitSearch
 from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Overlap
-from isthmus.alignment.rotations.frame import Guess, Placed, Rotatable, Turn, uniform
+from isthmus.alignment.rotations.frame import Guess, Rotatable, Turn, uniform
 from isthmus.alignment.rotations.guesses import PHASES
 from isthmus.alignment.rotations.solve import Rounds
 from isthmus.alignment.rotations.streams import frame_of
@@ -48,9 +48,8 @@ class RotationMatching(Matching):
     modules change places with the rows of their router. These are guessed from sizes and names, tried on b at random
     in float64, and taken only where the function stays and turning one tensor alone would change it.
 
-    `stream`: residual streams are rotated by the "activations" on the first `examples` examples, once, the values of
-    each place counting alike, or by the "weights" like all else. The weights of two networks agree in too many ways;
-    what weights read does not.
+    `stream`: residual streams are rotated by the "activations" on the first `examples` examples, once, or by the
+    "weights" like all else. The weights of two networks agree in too many ways; what weights read does not.
 
     When to use: for transformers, where permutations alone leave most of the barrier.
 
@@ -99,17 +98,11 @@ def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], ex
     pairs = [(t.group, held) for t in turns for held in t.seen]
     names = [held.tensor for _, held in pairs]
     few = first(task.objective, examples)
-    grams: dict[tuple[str, Placed], Tensor] = {}
-    sizes: dict[tuple[str, Placed], Tensor] = {}
-    for values in seen(few, ends, names, torch.float64):
-        for one in pairs:
-            a, b = (one[1].rows(v).cpu() for v in values)
-            grams[one] = grams.get(one, 0) + a @ b.mT
-            sizes[one] = sizes.get(one, 0) + torch.stack([a.square().sum(), b.square().sum()])
-    # values are of any size: those of each place count alike
     out = {t.group: torch.zeros(t.shape, dtype=torch.float64) for t in turns}
-    for one, gram in grams.items():
-        out[one[0]] += gram / sizes[one].prod().sqrt().clamp(min=torch.finfo(gram.dtype).tiny)
+    for values in seen(few, ends, names, torch.float64):
+        for group, held in pairs:
+            a, b = (held.rows(v).cpu() for v in values)
+            out[group] += a @ b.mT
     return out
 
 
