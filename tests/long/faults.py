@@ -1,0 +1,89 @@
+"""Commands that are refused the disk at each call that writes, and given again: one line, nothing half-written.
+
+    python -m tests.long.faults COUNT [COMMAND ...]        # at most COUNT calls per command; seed 0, or SEED=n
+
+At the n-th call that makes, opens for writing or renames a file of the folder, and at all later ones, the disk is full
+or read-only, or the folder may not be written to. The command must end as if nothing had been, or with exit code 2 and one
+line; each file that is there then must be whole: that of the run that was left alone, or state from which the command,
+given again, ends with the same bytes. At last two and then eight processes are given the command at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import sys
+from pathlib import Path
+
+from tests.long.watched import (
+    Ended,
+    Event,
+    Tally,
+    anew,
+    commands,
+    contents,
+    differences,
+    forked,
+    main,
+    nothing,
+    wait,
+)  # fmt: skip
+
+REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
+
+
+def faults(name: str, count: int, given: Path, root: Path, r: random.Random) -> Tally:
+    """One command, refused at so many of its calls, or at all where they are fewer."""
+    words, tally = commands(given, root)[name], Tally()
+    anew(root)
+    first = wait(*forked(words, root, nothing))
+    once = contents(root)
+    if first.code not in {0, 1} or not once:
+        tally.found[f"exit code {first.code} when left alone: {first.said[-300:]}"] += 1
+        return tally
+    calls = range(1, first.events + 1)
+    for number in sorted(r.sample(calls, min(count, len(calls)))):
+        anew(root)
+        tally.hindered += 1
+        _judge(wait(*forked(words, root, _refuses(number, r.choice(REFUSALS)))), first, tally)
+        tally.found.update(f"after a refusal, {text}" for text in _half_written(once, contents(root)))
+        _ends_as(first, once, wait(*forked(words, root, nothing)), root, tally)
+    for together in (2, 8):
+        anew(root)
+        tally.hindered += together
+        for ended in [wait(*process) for process in [forked(words, root, nothing) for _ in range(together)]]:
+            _judge(ended, first, tally)
+        _ends_as(first, once, wait(*forked(words, root, nothing)), root, tally)
+    return tally
+
+
+def _refuses(number: int, code: int) -> Event:
+    def event(count: int, name: str, mode: str) -> None:
+        if count >= number and mode == "w":
+            raise OSError(code, os.strerror(code), "a file")
+
+    return event
+
+
+def _judge(ended: Ended, first: Ended, tally: Tally) -> None:
+    lines = [line for line in ended.said.splitlines() if line.startswith(("error:", "Traceback"))]
+    clear = ended.code == 2 and len(lines) == 1 and lines[0].startswith("error:")
+    if ended.code != first.code and not clear:
+        tally.found[f"exit code {ended.code}: {ended.said[-300:]!r}"] += 1
+
+
+def _half_written(once: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Files of the result that are not as they should be, and temporaries; states are judged by what comes of them."""
+    return [text for text in differences(once, now) if text.startswith("differs") or ".tmp" in text]
+
+
+def _ends_as(first: Ended, once: dict[str, str], again: Ended, root: Path, tally: Tally) -> None:
+    tally.ends += 1
+    if again.code != first.code:
+        tally.found[f"given again, exit code {again.code}, not {first.code}: {again.said[-300:]!r}"] += 1
+    tally.found.update(differences(once, contents(root)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], faults))
