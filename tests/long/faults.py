@@ -2,10 +2,11 @@
 
     python -m tests.long.faults COUNT [COMMAND ...]        # at most COUNT calls per command; seed 0, or SEED=n
 
-At the n-th call that makes, opens for writing or renames a file of the folder, and at all later ones, the disk is full
-or read-only, or the folder may not be written to. The command must end as if nothing had been, or with exit code 2 and one
-line; each file that is there then must be whole: that of the run that was left alone, or state from which the command,
-given again, ends with the same bytes. At last two and then eight processes are given the command at once.
+At the n-th call that makes, opens for writing or renames a file of the folder, and at all later ones, the disk is
+full or read-only, or the folder may not be written to. The command must end as if nothing had been, or with exit code
+2 and one line; each file that is there then must be whole: that of the run that was left alone, or state from which
+the command, given again, ends with the same bytes. At last two and then eight processes are given the command at
+once.
 """
 
 from __future__ import annotations
