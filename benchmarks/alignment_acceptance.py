@@ -1,12 +1,13 @@
 """What alignment leaves of the barrier between convolutional networks and narrow perceptrons, and what stays provable.
 
-    python benchmarks/alignment_acceptance.py --cpu [PAIR ...] [--keep FOLDER]
+    python benchmarks/alignment_acceptance.py --cpu [PAIR[:EPOCHS] ...] [--keep FOLDER]
 
 Pairs from seeds 0 and 1, Adam 1e-3, batch 128: perceptrons 784-width x3-10 on the first 20,000 images of MNIST, 5
 epochs; convolutions 32-64-128-128 with and without BatchNorm, and ResNet-8 of width 16 and 48 (images 16x16), on the
-first 8,000 images of CIFAR-10. Epochs are in ``PAIRS``. Excess: the largest training loss at 11 points a segment minus
+first 8,000 images of CIFAR-10. Epochs are in ``PAIRS``, or given. Excess: the largest training loss at 11 points a segment minus
 that of the larger end, on the first 500 examples; with BatchNorm its statistics are computed again at every point, and
-are part of the renormalised path. Trained pairs are kept in FOLDER.
+are part of the renormalised path. Trained pairs are kept in
+FOLDER.
 """
 
 from __future__ import annotations
@@ -47,11 +48,20 @@ def examples(kind: str) -> tuple[Tensor, Tensor]:
     return (F.avg_pool2d(x, 2) if "16" in kind else x), cifar.y_train[:8_000]
 
 
+def pair(name: str) -> Pair:
+    """The pair of a name, which may say how many epochs."""
+    known, _, given = name.partition(":")
+    make, kind, epochs = PAIRS[known]
+    return make, kind, int(given or epochs)
+
+
 def ends(name: str) -> list[im.Params]:
     """The trained pair, from the folder where it is kept."""
-    make, kind, epochs = PAIRS[name]
+    make, kind, epochs = pair(name)
     folder = Path(sys.argv[sys.argv.index("--keep") + 1]) if "--keep" in sys.argv else None
-    file = folder / f"{name}.pt" if folder else None
+    file = folder / f"{name.replace(':', '-')}.pt" if folder else None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
     if file and file.exists():
         return torch.load(file)
     found = [fresh(make, kind, seed, epochs) for seed in (0, 1)]
@@ -76,7 +86,7 @@ RESTARTS, POINTS, EVALUATED, PROVED = 10, 11, 500, 200
 
 def lines(name: str) -> None:
     """The excess on the lines of a pair, naive and aligned, as they are and renormalised; eleven descents."""
-    make, kind, epochs = PAIRS[name]
+    make, kind, epochs = pair(name)
     a, b = ends(name)
     module = make().eval()
     objective = im.Objective(module, data=examples(kind))
