@@ -4,10 +4,9 @@
 
 Pairs from seeds 0 and 1, Adam 1e-3, batch 128: perceptrons 784-width x3-10 on the first 20,000 images of MNIST, 5
 epochs; convolutions 32-64-128-128 with and without BatchNorm, and ResNet-8 of width 16 and 48 (images 16x16), on the
-first 8,000 images of CIFAR-10. Epochs are in ``PAIRS``, or given. Excess: the largest training loss at 11 points a segment minus
-that of the larger end, on the first 500 examples; with BatchNorm its statistics are computed again at every point, and
-are part of the renormalised path. Trained pairs are kept in
-FOLDER.
+first 8,000 images of CIFAR-10. Epochs are in ``PAIRS``, or given. Excess: the largest training loss at 11 points a
+segment minus that of the larger end, on the first 500 examples; with BatchNorm its statistics are computed again at
+every point, and are part of the renormalised path. Trained pairs are kept in FOLDER.
 """
 
 from __future__ import annotations

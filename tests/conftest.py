@@ -84,6 +84,11 @@ class _Together(LoadScopeScheduling):
         return nodeid if file.endswith(_APART) else file
 
 
+def pytest_runtest_setup() -> None:
+    """Networks that a test, or what it shares with others, draws without a seed are the same in every run."""
+    torch.manual_seed(0)
+
+
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> LoadScopeScheduling:
     return _Together(config, log)
 
