@@ -21,7 +21,7 @@ from isthmus.device import device_of as device_of
 from isthmus.errors import CheckpointError, InputError, IsthmusError
 from isthmus.experiments.plain_yaml import typed_value
 from isthmus.models import MODELS, by_name, parameters_of
-from isthmus.models.hugging_face import HUGGING_FACE
+from isthmus.models.hugging_face import HUGGING_FACE, from_folder
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.pipeline import inputs_of
@@ -54,6 +54,9 @@ def stored_in(path: Path) -> dict[str, str]:
 
 def network_of(parts: Parts, like: Params | None = None) -> nn.Module:
     """The network of that name, which may take its sizes from the data and from the weights `like`."""
+    kind, _, folder = parts.model.partition(":")
+    if kind == HUGGING_FACE and folder:
+        return from_folder(folder, weights=False)
     if isinstance(parts.dataset, OwnData):
         return by_name(parts.model, like=like)
     data = inputs_of(parts.model, parts.dataset)
@@ -64,7 +67,9 @@ def objectives(
     parts: Parts, network: nn.Module, asked: Asked, dtype: torch.dtype
 ) -> tuple[Objective, Objective | None]:
     """The training objective of a network and, where the data have a test part, the test objective."""
-    module = network.eval().to(device_of(asked.device))
+    module = network.eval()
+    if not any(p.is_meta for p in module.parameters()):
+        module = module.to(device_of(asked.device))
     if isinstance(parts.dataset, OwnData):
         return _build(parts, parts.dataset, module, asked, dtype)
     data = inputs_of(parts.model, parts.dataset)
