@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from isthmus.storage.contents import Contents
 from isthmus.storage.files import one_line
 from isthmus.storage.folders import adapter_folder
 from isthmus.storage.methods import connector_from, matching_from
+from isthmus.storage.on_file import on_demand
 from isthmus.storage.tensors import read_metadata
 
 
@@ -120,28 +121,65 @@ class Opened:
     objective: Objective
     test: Objective | None
     ends: tuple[Params, ...]
+    kind: torch.dtype
 
 
-def opened(files: Sequence[Path], asked: Asked) -> Opened:
-    """Read the checkpoints; what is not asked for is as stored in the first, else a perceptron on digits."""
+def opened(files: Sequence[Path], asked: Asked, large: int | None = None) -> Opened:
+    """Read the checkpoints; what is not asked for is as stored in the first, else a perceptron on digits.
+
+    `large`: bytes from which on a network in safetensors files stays there, and is read ``OnDemand``.
+    """
     keys = _keys(asked.key, len(files))
-    read = [_read(file, asked) for file in files]
+    read = [_Checkpoint(file, asked, large) for file in files]
     parts = of_checkpoints(files, [stored_in(file) for file in files], asked)
-    kind = dtype_of(asked.dtype, {f"{i} {k}": v for i, c in enumerate(read) for k, v in _weights(c, keys[i]).items()})
+    kind = dtype_of(asked.dtype, {f"{i} {k}": v for i, c in enumerate(read) for k, v in c.outline(keys[i]).items()})
     ends = []
     objective, test = _fitting(parts, read[0], keys[0], asked, kind)
-    for contents, place in zip(read, keys, strict=True):
-        params, note = _choose(contents, place, objective)
-        if note:
-            print(f"note: {_as_options(note)}", file=sys.stderr)
-        ends.append({k: v.to(objective.device) for k, v in cast(params, kind).items()})
-    return Opened(parts.model, parts.data, objective, test, tuple(ends))
+    for checkpoint, place in zip(read, keys, strict=True):
+        ends.append(_end(checkpoint, place, objective, kind))
+    return Opened(parts.model, parts.data, objective, test, tuple(ends), kind)
 
 
-def _read(file: Path, asked: Asked) -> Contents | AdapterContents:
-    """A checkpoint; `base` is that of the adapters among several."""
-    base = asked.base if adapter_folder(file) is not None else None
-    return read_checkpoint(file, base=base, unsafe_pickle=asked.unsafe_pickle)
+def _end(checkpoint: _Checkpoint, key: str | None, objective: Objective, kind: torch.dtype) -> Any:
+    """The weights of one checkpoint, in the precision `kind`: a dictionary, or ``OnDemand``."""
+    contents = checkpoint.contents()
+    params, note = _choose(contents, key, objective)
+    if note:
+        print(f"note: {_as_options(note)}", file=sys.stderr)
+    if checkpoint.stays(contents):
+        return on_demand(params, contents, kind, objective.device)
+    return {k: v.to(objective.device) for k, v in cast(params, kind).items()}
+
+
+def one_more(file: Path, asked: Asked, found: Opened, large: int | None) -> Any:
+    """The weights of one more checkpoint of a network that is open, as its ends have them."""
+    return _end(_Checkpoint(file, asked, large), None, found.objective, found.kind)
+
+
+class _Checkpoint:
+    """A checkpoint that is read when it is asked for; a large one, which stays in its files, each time again."""
+
+    def __init__(self, file: Path, asked: Asked, large: int | None) -> None:
+        self.file, self.asked, self.large = file, asked, large
+        self._held: Contents | AdapterContents | None = None
+
+    def contents(self) -> Contents | AdapterContents:
+        """What it holds; `base` is that of the adapters among several."""
+        if self._held is not None:
+            return self._held
+        base = self.asked.base if adapter_folder(self.file) is not None else None
+        found = read_checkpoint(self.file, base=base, unsafe_pickle=self.asked.unsafe_pickle)
+        if not self.stays(found):
+            self._held = found
+        return found
+
+    def stays(self, found: Contents | AdapterContents) -> TypeGuard[Contents]:
+        """Whether it is large and in files that are read tensor by tensor."""
+        return self.large is not None and isinstance(found, Contents) and bool(found.files) and found.size >= self.large
+
+    def outline(self, key: str | None) -> Params:
+        """The names, shapes and types of the weights."""
+        return {k: torch.empty_like(v, device="meta") for k, v in _weights(self.contents(), key).items()}
 
 
 def _keys(key: Sequence[str] | None, files: int) -> list[str | None]:
@@ -175,15 +213,15 @@ def _weights(contents: Contents | AdapterContents, key: str | None) -> Params:
 
 
 def _fitting(
-    parts: Parts, contents: Contents | AdapterContents, key: str | None, asked: Asked, dtype: torch.dtype
+    parts: Parts, checkpoint: _Checkpoint, key: str | None, asked: Asked, dtype: torch.dtype
 ) -> tuple[Objective, Objective | None]:
     """The objectives of the network that `parts` names, which may take its sizes from the weights."""
     try:
-        return objectives(parts, network_of(parts, _choose(contents, key)[0]), asked, dtype)
+        return objectives(parts, network_of(parts, _choose(checkpoint.contents(), key)[0]), asked, dtype)
     except (InputError, CheckpointError) as error:
         # names as in the file can fit under a prefix, beside other tensors, or in one of several dictionaries
         try:
-            if _is_larger(parts, contents.size):
+            if _is_larger(parts, checkpoint.contents().size):
                 raise error
             return objectives(parts, network_of(parts), asked, dtype)
         except InputError:
