@@ -43,7 +43,7 @@ class TaskVectors:
 def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> TaskVectors:
     """Norms, cosines and agreement of signs of what each network moved from `base`.
 
-    Parts of one tensor at a time are widened to float64, so that memory is little beside the networks. A network that did not
+    Parts of one tensor at a time are widened to float64, so that memory is little. A network that did not
     move has the cosine 0 with every other one. Tensors that cannot move (counters, masks) do not count; nor do running
     statistics by any other rule than weights. Errors: no networks; other names or shapes. Source: Ilharco et al. 2023.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -33,6 +35,10 @@ from isthmus.storage.folders import adapter_folder
 from isthmus.storage.methods import connector_from, matching_from
 from isthmus.storage.on_file import on_demand
 from isthmus.storage.tensors import read_metadata
+
+
+_MMAP_THRESHOLD = -3
+"""M_MMAP_THRESHOLD of malloc.h."""
 
 
 def dtype_of(name: str, params: Params) -> torch.dtype:
@@ -151,6 +157,15 @@ def _end(checkpoint: _Checkpoint, key: str | None, objective: Objective, kind: t
     return {k: v.to(objective.device) for k, v in cast(params, kind).items()}
 
 
+def _give_back_at_once() -> None:
+    """Let the C library return what is freed in pieces of 1 MB and more to the system, where it can be told so.
+
+    glibc keeps pieces of up to 32 MB otherwise, once one was freed: of networks that come and go, several times over.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
+
+
 def one_more(file: Path, asked: Asked, found: Opened, large: int | None) -> Any:
     """The weights of one more checkpoint of a network that is open, as its ends have them."""
     return _end(_Checkpoint(file, asked, large), None, found.objective, found.kind)
@@ -169,7 +184,9 @@ class _Checkpoint:
             return self._held
         base = self.asked.base if adapter_folder(self.file) is not None else None
         found = read_checkpoint(self.file, base=base, unsafe_pickle=self.asked.unsafe_pickle)
-        if not self.stays(found):
+        if self.stays(found):
+            _give_back_at_once()
+        else:
             self._held = found
         return found
 

@@ -33,9 +33,10 @@ _OWN = "your own code, FILE.py:FACTORY"
 def from_folder(folder: str | Path, weights: bool = True) -> nn.Module:
     """The network that the ``config.json`` in a folder describes, with fresh weights, in evaluation mode.
 
-    `weights`: False makes its parameters on the device meta, where they take no memory. The class is the one that "architectures" names in ``transformers``; no code of the folder is run, nothing is
-    downloaded, and its weights are not read (give the folder where parameters are taken). Errors: ``FileError`` for a
-    config that is no such network or asks for more parameters than its weights hold, ``MissingExtraError``.
+    `weights`: False makes its parameters on the device meta, where they take no memory. The class is the one that
+    "architectures" names in ``transformers``; no code of the folder is run, nothing is downloaded, and its weights are
+    not read (give the folder where parameters are taken). Errors: ``FileError`` for a config that is no such network or
+    asks for more parameters than its weights hold, ``MissingExtraError``.
     """
     file = Path(folder) / _CONFIG
     if not file.is_file():

@@ -75,7 +75,8 @@ def examine(module: nn.Module, points: Sequence[Point], x: Inputs, memory: set[i
     """What forward writes, and its outputs at the examples `x`, if they depend on parameters and example alone.
 
     `points`: all that ``functional_call`` replaces, at the module's own weights and at random ones, where nothing
-    is hidden by a zero, each made when it is needed, so that one is in memory at a time; `memory`: the addresses of weights that are not among them, which nothing may read or write.
+    is hidden by a zero, each made when it is needed, so that one is in memory at a time; `memory`: the addresses of
+    weights that are not among them, which nothing may read or write.
     Errors: ``InputError`` when forward does not run, ``UnsupportedError``.
     """
     writes, out = _examine_first(module, points[0](), x, memory)
