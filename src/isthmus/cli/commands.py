@@ -206,7 +206,7 @@ def plane(
     out: OutOption,
     c: Annotated[
         Path | None,
-        typer.Argument(help="Weights, as of A and B; default: the point of the path farthest from its line."),
+        typer.Argument(help="Weights, as of A and B; default: the point of the path off its line."),
     ] = None,
     path: Annotated[Path | None, typer.Option("--path", help="A path file, whose path is drawn on the plane.")] = None,
     points: Annotated[int, typer.Option("--points", help="Of each side of the grid.", min=2)] = 21,

@@ -36,7 +36,6 @@ from isthmus.storage.methods import connector_from, matching_from
 from isthmus.storage.on_file import on_demand
 from isthmus.storage.tensors import read_metadata
 
-
 _MMAP_THRESHOLD = -3
 """M_MMAP_THRESHOLD of malloc.h."""
 

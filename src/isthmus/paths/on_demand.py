@@ -71,7 +71,7 @@ class Between(Segment):
 
     def reversed(self) -> Between:
         """The same points walked from the end to the start."""
-        return Between(self.control[::-1])
+        return Between((self.control[1], self.control[0]))
 
     def split(self, t: float) -> tuple[Curve, Curve]:
         """The parts before and after t, in memory."""
