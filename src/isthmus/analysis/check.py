@@ -219,11 +219,12 @@ def check(
     why = sentence(asked, called, lines, mean, renumbered, go) + _proof(more, lines[worst])
     return Check(
         go=go, why=why, names=called, sets=tuple(work.sets),
-        level=str(asked), lines=lines, mean=mean, average=average, bn=work.policy,
+        level=str(asked), lines=lines, mean=mean, bn=work.policy,
         norms=tuple(map(norm, networks)), distances={(i, j): distance(networks[i], networks[j]) for i, j in lines},
         worst=worst, aligned=renumbered[0], aligned_mean=renumbered[1],
         vectors=None if start is None else task_vectors(start, networks),
         passes=work.passes, notes=tuple(notes), **more,
+        average=average_of(objective, networks, work.policy) if average is None else average,  # last: it is large
     )  # fmt: skip
 
 
@@ -254,7 +255,7 @@ class _Work:
         """What becomes of BatchNorm's statistics."""
         return followed(self.objective, self.bn or POLICIES[0])
 
-    def measured(self, networks: _Networks) -> tuple[dict[Pair, dict[str, Decision]], dict[str, Mean], Params]:
+    def measured(self, networks: _Networks) -> tuple[dict[Pair, dict[str, Decision]], dict[str, Mean], Params | None]:
         """All lines and the mean."""
         lines = {}
         for i, j in combinations(range(len(networks)), 2):
@@ -274,13 +275,13 @@ class _Work:
         """Passes at so many points."""
         self.passes += points * (2 if self.policy == "recompute" else 1)
 
-    def mean(self, networks: _Networks, lines: Lines) -> tuple[dict[str, Mean], Params]:
-        """The average on all data sets; its level is that of the network with the largest loss."""
-        average, found = average_of(self.objective, networks, self.policy), {}
+    def mean(self, networks: _Networks, lines: Lines) -> tuple[dict[str, Mean], Params | None]:
+        """The average on all data sets, that of two from their line's middle, and itself where it was made."""
+        average = None if len(networks) == 2 else average_of(self.objective, networks, self.policy)
+        found = {}
         for name, one in self.sets.items():
             ends = [end for line in lines.values() for end in line[name].profile.loss[[0, -1]].tolist()]
-            # the mean of two is the middle of their line
-            loss, error = _middle(lines[0, 1][name].profile) if len(networks) == 2 else one.measure(average)
+            loss, error = _middle(lines[0, 1][name].profile) if average is None else one.measure(average)
             found[name] = Mean(loss, error, self.level.above(ends))
         self.count(len(networks) > 2)
         return found, average
