@@ -9,7 +9,7 @@ t = 1 exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from isthmus.errors import InputError
 
 Params = dict[str, Tensor]
 
+_PART = 1 << 22
+"""Entries of a tensor that are widened at a time."""
 _SAME_WAY = 1e-9
 """Two tensors have no great circle where the cosine between them is that near to 1 or -1."""
 
@@ -32,6 +34,7 @@ __all__ = [
     "dot",
     "equal",
     "in_dtype",
+    "in_parts",
     "lerp",
     "mean",
     "moves",
@@ -271,7 +274,8 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     >>> dot({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
     11.0
     """
-    return sum(float(torch.dot(widened(v).flatten(), widened(b[k]).flatten())) for k, v in a.items() if moves(v))
+    pairs = ((v, v if b is a else b[k]) for k, v in a.items() if moves(v))
+    return sum(sum(_dot(*parts) for parts in in_parts(v, w)) for v, w in pairs)
 
 
 def norm(a: Mapping[str, Tensor]) -> float:
@@ -289,8 +293,28 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     >>> distance({"w": torch.zeros(2)}, {"w": torch.tensor([3.0, 4.0])})
     5.0
     """
-    apart = ((v, b[k]) for k, v in a.items() if v is not b[k] and moves(v))
+    pairs = ((v, b[k]) for k, v in a.items() if moves(v))
+    apart = (parts for v, w in pairs if v is not w for parts in in_parts(v, w))
     return sum(float((widened(v) - widened(w)).square().sum()) for v, w in apart) ** 0.5
+
+
+def _dot(v: Tensor, w: Tensor) -> float:
+    wide = widened(v).flatten()
+    return float(torch.dot(wide, wide if w is v else widened(w).flatten()))
+
+
+def in_parts(*several: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Large tensors of one shape in parts, the same ones of each, which float64 copies of are small; others whole.
+
+    One tensor that is given twice stays one in each part.
+    """
+    first = several[0]
+    if first.numel() <= _PART or not all(v.is_contiguous() for v in several):
+        yield several
+        return
+    for i in range(0, first.numel(), _PART):
+        parts = {id(v): v.reshape(-1)[i : i + _PART] for v in several}
+        yield tuple(parts[id(v)] for v in several)
 
 
 def cast(params: Mapping[str, Tensor], dtype: torch.dtype) -> Params:
@@ -315,10 +339,13 @@ def _mean(several: Sequence[Tensor]) -> Tensor:
     first = several[0]
     if not moves(first) or all(v is first for v in several):
         return first
-    total = in_dtype(first, torch.float64)
-    for v in several[1:]:
-        total = total + in_dtype(v, torch.float64)
-    return (total / len(several)).to(first.dtype)
+    out = torch.empty_like(first, memory_format=torch.contiguous_format)
+    for whole, *parts in in_parts(out, *several):
+        total = in_dtype(parts[0], torch.float64)
+        for v in parts[1:]:
+            total = total + in_dtype(v, torch.float64)
+        whole.copy_(total / len(several))
+    return out
 
 
 def stack(several: Sequence[Mapping[str, Tensor]]) -> Params:

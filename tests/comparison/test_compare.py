@@ -78,6 +78,46 @@ def test_it_goes_on_and_refuses_the_folder_of_another_call(found, folder, monkey
             compared(folder, **changes)
 
 
+def test_equal_calls_give_equal_bytes(found, folder, tmp_path):
+    compared(tmp_path)
+    for name in ("comparison.csv", "comparison.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+        assert b"seconds" not in (tmp_path / name).read_bytes()
+    assert all(row.seconds is not None for row in found.rows)
+
+
+def test_what_no_method_counts_is_estimated_from_what_it_says_or_is_not_there():
+    p = odd_widths()
+    layers = len(p.objective.structure.groups)
+    names = [
+        "Dropout",
+        "NoiseDropout",
+        "MeanField",
+        im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=20, batch=8))),
+    ]
+    rows = {row.method: row for row in im.compare(p.objective, p.a, p.b, names, num_points=3, prove=False).rows}
+    n = p.objective.num_examples
+
+    def trained(row: Any) -> float:
+        return 3 * row.gradient_steps * min(8, n) / n
+
+    want = {
+        "Dropout": lambda row: 2 * im.Dropout().masks * layers, "NoiseDropout": lambda row: 4 * im.NoiseDropout().draws,
+        "MeanField": lambda row: 2 * layers, "Subnetwork": trained,
+    }  # fmt: skip
+    for name, row in rows.items():
+        assert (row.passes, row.estimated) == (want[name](row), True)
+    assert rows
+
+
+def test_complex128_is_refused_before_anything_is_made():
+    module = torch.nn.Linear(2, 1, bias=False).to(torch.complex128)
+    objective = im.Objective(module, evaluate=lambda params: {"loss": float(params["weight"].abs().sum())})
+    ends = [{"weight": torch.full((1, 2), v, dtype=torch.complex128)} for v in (1.0, 2.0)]
+    with pytest.raises(im.InputError, match="complex64 at most"):
+        im.compare(objective, *ends, ["linear"])
+
+
 def test_its_picture_and_the_report(found, folder):
     figures = pytest.importorskip("matplotlib.figure")
     ax = figures.Figure().add_subplot()

@@ -200,3 +200,18 @@ def test_the_same_seed_gives_the_same_steps():
     assert one.info.tried == two.info.tried
     assert all(torch.equal(v, two.path.at(0.3)[k]) for k, v in one.path.at(0.3).items())
     assert one.info.found["name"] == "Bezier"
+
+
+def test_complex_weights_have_no_curves_and_the_message_says_so():
+    module = nn.Linear(2, 1, bias=False).to(torch.complex64)
+
+    def evaluate(params):
+        w = params["weight"]
+        return {"loss": float((w.abs() - 1).square().sum())}
+
+    objective = im.Objective(module, evaluate=evaluate)
+    a, b = ({"weight": torch.full((1, 2), v, dtype=torch.complex64)} for v in (1.0, -1.0))
+    found = im.connect(objective, a, b, im.Auto(excess=0.1, budget=5))
+    assert not found.outcome.ok
+    assert "Bezier" not in found.message.split("the next step would be")[-1] or "real weights" in found.message
+    assert any("real weights" in row["said"] for row in found.info.tried if "Bezier" in row["method"])

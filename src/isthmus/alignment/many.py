@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from isthmus.alignment.activations import ActivationMatching
 from isthmus.alignment.align import Alignment, aligned, chosen
@@ -21,6 +22,7 @@ from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_ends, mean
+from isthmus.paths.on_demand import OnDemand, loaded
 from isthmus.training.progress import Progress, no_progress
 
 ROUNDS = 100
@@ -70,10 +72,22 @@ def align_many(
 
 
 def checked_models(objective: Objective, models: Sequence[ParamsLike]) -> list[Params]:
-    """The networks as the objective evaluates them. Errors: fewer than two, and networks of different shapes."""
+    """The networks as the objective evaluates them, in memory. Errors: as ``seen_models``."""
+    return [loaded(one) for one in seen_models(objective, models)]
+
+
+def seen_models(objective: Objective, models: Sequence[ParamsLike]) -> list[Mapping[str, Tensor]]:
+    """The networks as the objective evaluates them; those that are read ``OnDemand`` are looked at and stay there.
+
+    Errors: fewer than two, and networks of different shapes.
+    """
     if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
         raise InputError("models", expected="two or more networks", got=models)
-    checked = [objective.check(one, f"models[{i}]") for i, one in enumerate(models)]
+    checked: list[Mapping[str, Tensor]] = []
+    for i, one in enumerate(models):
+        found = objective.check(one, f"models[{i}]")
+        checked.append(one if isinstance(one, OnDemand) else found)
+        del found  # before the next one is read
     for one in checked[1:]:
         check_ends(checked[0], one)
     return checked

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import POLICIES, followed, refresh
@@ -13,7 +16,8 @@ from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, check_ends, distance, lerp
-from isthmus.shown import brief, count, draw, line, one_line, plural, table
+from isthmus.paths.on_demand import OnDemand
+from isthmus.shown import brief, draw, line, one_line, plural, table
 from isthmus.structure.blocks import blocks_of, checked_blocks
 from isthmus.training.progress import Progress, no_progress
 
@@ -115,7 +119,7 @@ def block_barriers(
     [('0', 0.0, 0.0), ('1', 1.0, 1.0), ('2', 1.0, 0.0)]
     """
     check_kinds(block_barriers, locals())
-    start, goal = objective.check(a, "a"), objective.check(b, "b")
+    start, goal = (_seen(objective, one, what) for one, what in ((a, "a"), (b, "b")))
     check_ends(start, goal)
     if not ts or not all(0 < t <= 1 for t in ts):
         raise InputError("ts", expected="numbers in (0, 1]", got=list(ts))
@@ -123,41 +127,59 @@ def block_barriers(
     parts = blocks_of(own) if blocks is None else checked_blocks(blocks, own)
     policy = followed(objective, bn or POLICIES[0])
     ends = objective.loss(start), objective.loss(goal)
-    rows: list[BlockBarrier] = []
-    for one in _rows(objective, policy, start, goal, parts, sorted({*ts}), max(ends)):
-        rows.append(one)
-        progress("measuring blocks", len(rows), len(parts))
-    return BlockBarriers(tuple(rows), ends, objective.num_examples, policy)
+    work = _Work(objective, policy, start, goal, parts, progress)
+    rows = tuple(work.rows(sorted({*ts}), max(ends)))
+    return BlockBarriers(rows, ends, objective.num_examples, policy)
 
 
-def _rows(
-    objective: Objective, policy: str, a: Params, b: Params, parts: Mapping[str, Sequence[str]], ts: Sequence[float],
-    top: float,
-) -> Iterator[BlockBarrier]:  # fmt: skip
-    squares = {name: distance(*_both(a, b, names)) ** 2 for name, names in parts.items()}
-    total = sum(squares.values()) or 1.0
-    losses = _losses(objective, policy, a, b, parts, ts)
-    for (name, names), (alone, through) in zip(parts.items(), losses, strict=True):
-        t, loss = max(alone.items(), key=lambda item: (item[1] != item[1], item[1]))
-        size = count({k: a[k] for k in names})
-        yield BlockBarrier(name, size, squares[name] / total, loss - top, t, through - top)
+def _seen(objective: Objective, given: ParamsLike, what: str) -> Mapping[str, Tensor]:
+    """A network as the objective evaluates it; one that is read ``OnDemand`` is looked at and stays there."""
+    found = objective.check(given, what)
+    return given if isinstance(given, OnDemand) else found
 
 
-def _losses(
-    objective: Objective, policy: str, a: Params, b: Params, parts: Mapping[str, Sequence[str]], ts: Sequence[float]
-) -> Iterator[tuple[dict[float, float], float]]:
-    """For each block the losses at `ts` of a with it moved, and that of a with all blocks up to it from b."""
-    ties, through = ties_of(objective.skeleton), dict(a)
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """Two networks in blocks. One network, with tensors of the other in it, is in memory besides them."""
 
-    def loss(params: Params) -> float:
-        whole = params | {k: params[own] for k, own in ties.items()}
-        return objective.measure(refresh(objective, whole) if policy == "recompute" else whole)[0]
+    objective: Objective
+    policy: str
+    a: Mapping[str, Tensor]
+    b: Mapping[str, Tensor]
+    parts: Mapping[str, Sequence[str]]
+    progress: Progress
 
-    for names in parts.values():
-        moved = {t: {**a, **lerp(*_both(a, b, names), t)} for t in ts}
-        through |= {k: b[k] for k in names}
-        yield {t: loss(params) for t, params in moved.items()}, loss(through)
+    def rows(self, ts: Sequence[float], top: float) -> Iterator[BlockBarrier]:
+        """A row for each block: the losses at `ts` of a with it moved, and of a with all blocks up to it from b."""
+        squares = {name: distance(*self._both(names)) ** 2 for name, names in self.parts.items()}
+        total = sum(squares.values()) or 1.0
+        alone = [self._alone(names, ts, i) for i, names in enumerate(self.parts.values())]
+        for (name, names), losses, through in zip(self.parts.items(), alone, self._through(), strict=True):
+            t, loss = max(losses.items(), key=lambda item: (item[1] != item[1], item[1]))
+            size = sum(self.a[k].numel() for k in names)
+            yield BlockBarrier(name, size, squares[name] / total, loss - top, t, through - top)
 
+    @cached_property
+    def _now(self) -> Params:
+        """The network in memory, which is that of a between two blocks."""
+        return dict(self.a)
 
-def _both(a: Params, b: Params, names: Sequence[str]) -> tuple[Params, Params]:
-    return {k: a[k] for k in names}, {k: b[k] for k in names}
+    def _alone(self, names: Sequence[str], ts: Sequence[float], i: int) -> dict[float, float]:
+        ends, losses = self._both(names), {}
+        for t in ts:
+            losses[t] = self._loss(self._now | lerp(*ends, t))
+        self.progress("measuring blocks", i + 1, 2 * len(self.parts))
+        return losses
+
+    def _through(self) -> Iterator[float]:
+        for i, names in enumerate(self.parts.values()):
+            self._now.update({k: self.b[k] for k in names})
+            yield self._loss(self._now)
+            self.progress("measuring blocks", len(self.parts) + i + 1, 2 * len(self.parts))
+
+    def _loss(self, params: Params) -> float:
+        whole = params | {k: params[own] for k, own in ties_of(self.objective.skeleton).items()}
+        return self.objective.measure(refresh(self.objective, whole) if self.policy == "recompute" else whole)[0]
+
+    def _both(self, names: Sequence[str]) -> tuple[Params, Params]:
+        return {k: self.a[k] for k in names}, {k: self.b[k] for k in names}

@@ -8,9 +8,10 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
+from torch import Tensor
 
 from isthmus.alignment import ActivationMatching, align, align_many
-from isthmus.alignment.many import checked_models
+from isthmus.alignment.many import seen_models
 from isthmus.analysis.averaging import Lines, Mean, Pair, all_below, height, sentence
 from isthmus.analysis.barrier import names_of
 from isthmus.analysis.blocks import BlockBarriers, block_barriers
@@ -30,6 +31,7 @@ from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, distance, norm
 from isthmus.paths import Path
+from isthmus.paths.on_demand import OnDemand, loaded
 from isthmus.shown import draw, line, table
 from isthmus.structure.blocks import blocks_of
 from isthmus.training.progress import Progress, no_progress
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 TRAINING = "training data"
 """What the data of the objective are called."""
+_Networks = Sequence[Mapping[str, Tensor]]
+"""Dictionaries, or networks that are read on demand."""
 _BLOCK_PASSES = 1.0
 """What the blocks may cost, in passes over the data: so few examples are drawn for them."""
 _BLOCK_EXAMPLES, _BLOCK_FEWEST = 1000, 16
@@ -203,7 +207,8 @@ def check(
     """
     check_kinds(check, locals(), but=["models", "level", "test"])
     asked = Level.read(level)
-    networks = checked_models(objective, models)
+    networks = seen_models(objective, models)
+    start = base if base is None or isinstance(base, OnDemand) else objective.check(base, "base")
     called = names_of(names, len(networks))
     work = _Work(objective, sets_of(objective, test), networks, asked, bn, progress)
     lines, mean, average = work.measured(networks)
@@ -214,11 +219,12 @@ def check(
     why = sentence(asked, called, lines, mean, renumbered, go) + _proof(more, lines[worst])
     return Check(
         go=go, why=why, names=called, sets=tuple(work.sets),
-        level=str(asked), lines=lines, mean=mean, average=average, bn=work.policy,
+        level=str(asked), lines=lines, mean=mean, bn=work.policy,
         norms=tuple(map(norm, networks)), distances={(i, j): distance(networks[i], networks[j]) for i, j in lines},
         worst=worst, aligned=renumbered[0], aligned_mean=renumbered[1],
-        vectors=None if base is None else task_vectors(objective.check(base, "base"), networks),
+        vectors=None if start is None else task_vectors(start, networks),
         passes=work.passes, notes=tuple(notes), **more,
+        average=average_of(objective, networks, work.policy) if average is None else average,  # last: it is large
     )  # fmt: skip
 
 
@@ -238,7 +244,7 @@ class _Work:
 
     objective: Objective
     sets: dict[str, Objective]
-    networks: Sequence[Params]
+    networks: _Networks
     level: Level
     bn: str | None
     progress: Progress
@@ -249,7 +255,7 @@ class _Work:
         """What becomes of BatchNorm's statistics."""
         return followed(self.objective, self.bn or POLICIES[0])
 
-    def measured(self, networks: Sequence[Params]) -> tuple[dict[Pair, dict[str, Decision]], dict[str, Mean], Params]:
+    def measured(self, networks: _Networks) -> tuple[dict[Pair, dict[str, Decision]], dict[str, Mean], Params | None]:
         """All lines and the mean."""
         lines = {}
         for i, j in combinations(range(len(networks)), 2):
@@ -269,19 +275,19 @@ class _Work:
         """Passes at so many points."""
         self.passes += points * (2 if self.policy == "recompute" else 1)
 
-    def mean(self, networks: Sequence[Params], lines: Lines) -> tuple[dict[str, Mean], Params]:
-        """The average on all data sets; its level is that of the network with the largest loss."""
-        average, found = average_of(self.objective, networks, self.policy), {}
+    def mean(self, networks: _Networks, lines: Lines) -> tuple[dict[str, Mean], Params | None]:
+        """The average on all data sets, that of two from their line's middle, and itself where it was made."""
+        average = None if len(networks) == 2 else average_of(self.objective, networks, self.policy)
+        found = {}
         for name, one in self.sets.items():
             ends = [end for line in lines.values() for end in line[name].profile.loss[[0, -1]].tolist()]
-            # the mean of two is the middle of their line
-            loss, error = _middle(lines[0, 1][name].profile) if len(networks) == 2 else one.measure(average)
+            loss, error = _middle(lines[0, 1][name].profile) if average is None else one.measure(average)
             found[name] = Mean(loss, error, self.level.above(ends))
         self.count(len(networks) > 2)
         return found, average
 
     def aligned(
-        self, networks: Sequence[Params], seed: int, notes: list[str]
+        self, networks: _Networks, seed: int, notes: list[str]
     ) -> tuple[dict[Pair, dict[str, Decision]], dict[str, Mean]]:
         """The lines between all pairs after their units were renumbered; nothing where that cannot be."""
         try:
@@ -307,7 +313,7 @@ class _Work:
 
 
 def _worst_pair(
-    work: _Work, networks: Sequence[Params], worst: Pair, found: Mapping[str, Decision], notes: list[str], *,
+    work: _Work, networks: _Networks, worst: Pair, found: Mapping[str, Decision], notes: list[str], *,
     curve: bool, prove: float | None, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """All that is said of one pair only."""
@@ -323,7 +329,8 @@ def _worst_pair(
             notes.append(f"no curve: {error}")
     if prove is not None:
         try:
-            out["certificate"] = certify(work.objective, path, prove, progress=work.progress)
+            whole = Path.through([loaded(a), loaded(b)])
+            out["certificate"] = certify(work.objective, whole, prove, progress=work.progress)
         except IsthmusError as error:
             notes.append(f"not proved: {error}")
     return out
@@ -352,7 +359,7 @@ def _at_middle(objective: Objective, path: Path, bn: str) -> float:
     return objective.loss(segments_under(objective, path, bn)[0][0].at(0.5))
 
 
-def _blocks(work: _Work, a: Params, b: Params, notes: list[str]) -> BlockBarriers | None:
+def _blocks(work: _Work, a: Mapping[str, Tensor], b: Mapping[str, Tensor], notes: list[str]) -> BlockBarriers | None:
     """On so few examples that they cost about one pass over all."""
     if not work.objective.num_examples:
         return None
@@ -379,7 +386,7 @@ def _carriers(work: _Work, found: Decision) -> Contributions | None:
     return Contributions(each, value, value - float(each.sum()), found.at, end, class_labels(work.objective))
 
 
-def _curve(work: _Work, a: Params, b: Params, seed: int) -> tuple[Connection, Profile]:
+def _curve(work: _Work, a: Mapping[str, Tensor], b: Mapping[str, Tensor], seed: int) -> tuple[Connection, Profile]:
     """A trained curve, between aligned ends where there are units that can be told apart."""
     method = Bezier()
     try:

@@ -246,7 +246,7 @@ def _given(
     return _Chosen({}, members, average_of(objective, list(members.values()), policy), [], policy)
 
 
-def average_of(objective: Objective, members: Sequence[Params], policy: str) -> Params:
+def average_of(objective: Objective, members: Sequence[Mapping[str, Tensor]], policy: str) -> Params:
     """The mean of the weights; of statistics too with "interpolate", else they are the first's or computed again."""
     average = mean(members)
     if policy in ("keep", "recompute"):

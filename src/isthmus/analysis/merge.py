@@ -19,8 +19,9 @@ from isthmus.evaluate.profile import profile
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
-from isthmus.params import Params, check_finite, check_like, in_dtype, moves, on_circle
+from isthmus.params import Params, check_finite, check_like, in_dtype, in_parts, moves, on_circle
 from isthmus.paths import Path
+from isthmus.paths.on_demand import OnDemand
 from isthmus.shown import brief, line, table
 from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level
@@ -99,10 +100,10 @@ class Merged:
 class _Recipe:
     """What the methods read: `models` as checked, their `weights`, and the rest as ``merge`` has it."""
 
-    models: Sequence[Params]
+    models: Sequence[Mapping[str, Tensor]]
     weights: tuple[float, ...]
     at: float | None
-    base: Params | None
+    base: Mapping[str, Tensor] | None
     density: float
     scale: float
     weighted: bool
@@ -168,7 +169,7 @@ def merge(
         recipe = replace(recipe, models=[one.target for one in found])
     if recipe.between and at is None and method != "slerp":
         recipe = replace(recipe, at=_best(recipe, list(sets.values()), bn, progress))
-    params = _with_statistics(objective, _made(method, recipe), recipe, policy)
+    params = _with_statistics(objective, objective.check(_made(method, recipe)), recipe, policy)
     return _measured(_told(params, method, recipe), sets, networks, asked, policy)
 
 
@@ -183,7 +184,7 @@ def _sets_for(
 
 
 def _measured(
-    merged: Merged, sets: Mapping[str, Objective], networks: Sequence[Params], level: Level, policy: str
+    merged: Merged, sets: Mapping[str, Objective], networks: Sequence[Mapping[str, Tensor]], level: Level, policy: str
 ) -> Merged:
     """With its loss beside those of the networks."""
     ends = {name: tuple(one.loss(p) for p in networks) for name, one in sets.items()}
@@ -200,19 +201,23 @@ def _told(params: Params, method: str, recipe: _Recipe) -> Merged:
     return Merged(params, method, at, weights, density, recipe.scale if on_base else None)
 
 
-def _checked(objective: Objective | None, models: Sequence[ParamsLike]) -> list[Params]:
+def _checked(objective: Objective | None, models: Sequence[ParamsLike]) -> list[Mapping[str, Tensor]]:
     if not isinstance(models, Sequence) or isinstance(models, str) or len(models) < 2:
         raise InputError("models", expected="two or more networks", got=models)
-    found: list[Params] = []
+    found: list[Mapping[str, Tensor]] = []
     for i, one in enumerate(models):
         found.append(_one(objective, one, f"models[{i}]", found[0] if found else None))
     return found
 
 
-def _one(objective: Objective | None, given: ParamsLike, what: str, like: Params | None) -> Params:
-    """A network as it is merged, of the shapes of another one."""
+def _one(
+    objective: Objective | None, given: ParamsLike, what: str, like: Mapping[str, Tensor] | None
+) -> Mapping[str, Tensor]:
+    """A network as it is merged, of the shapes of another one; what is read ``OnDemand`` stays where it is."""
+    found: Mapping[str, Tensor]
     if objective is not None:
         found = objective.check(given, what)
+        found = given if isinstance(given, OnDemand) else found
     elif isinstance(given, Mapping):
         found = dict(given)
     else:
@@ -267,19 +272,29 @@ def _best(recipe: _Recipe, sets: Sequence[Objective], bn: str | None, progress: 
 
 def _made(method: str, recipe: _Recipe) -> Params:
     """Tensor by tensor; what is one tensor under several names in all networks stays one."""
-    merging = _OF_A_TENSOR[method]
-    made: dict[tuple[int, ...], Tensor] = {}
+    made: dict[tuple[int, ...] | str, Tensor] = {}
     out: Params = {}
     for name, v in recipe.models[0].items():
-        several = [one[name] for one in recipe.models]
+        several = [v, *(one[name] for one in recipe.models[1:])]
         if not moves(v) or (recipe.base is None and all(w is v for w in several)):
             out[name] = v
             continue
-        same = tuple(map(id, several))
+        # what is read on demand is another tensor each time, and what is tied is told by the objective
+        same = tuple(map(id, several)) if all(isinstance(one, dict) for one in recipe.models) else name
         if same not in made:
-            start = None if recipe.base is None else in_dtype(recipe.base[name], torch.float64)
-            made[same] = merging([in_dtype(w, torch.float64) for w in several], start, recipe).to(v.dtype)
+            several += [] if recipe.base is None else [recipe.base[name]]
+            made[same] = _merged(method, several, recipe)
         out[name] = made[same]
+    return out
+
+
+def _merged(method: str, several: Sequence[Tensor], recipe: _Recipe) -> Tensor:
+    """One tensor of each network, and last that of the base, if there is one; in parts where entries are apart."""
+    out, n = torch.empty_like(several[0], memory_format=torch.contiguous_format), len(recipe.models)
+    apart = method in ("average", "aligned-average", "task")
+    for part, *own in in_parts(out, *several) if apart else [(out, *several)]:
+        wide = [in_dtype(v, torch.float64) for v in own]
+        part.copy_(_OF_A_TENSOR[method](wide[:n], wide[n] if len(wide) > n else None, recipe))
     return out
 
 

@@ -245,6 +245,11 @@ def _corners(objective: Objective, path: Path, policy: str) -> tuple[Params, Par
     return path.start, path.end, max(points, key=lambda p: from_line(p, path.start, path.end, names))
 
 
+def farthest(objective: Objective, path: Path, bn: str | None = None) -> Params:
+    """The third network of ``plane(objective, path)``: the control point or knot farthest from the path's line."""
+    return _corners(objective, path, _policy(objective, bn or path.bn))[2]
+
+
 def _copy_of(objective: Objective, point: Params) -> Params:
     """Tied tensors once; copies, as a state_dict shares memory with its module."""
     ties = ties_of(objective.skeleton)

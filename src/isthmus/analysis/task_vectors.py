@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus.errors import InputError
 from isthmus.kinds import check_kinds
-from isthmus.params import check_like, moves, widened
+from isthmus.params import check_like, in_parts, moves, widened
 from isthmus.shown import brief, line, plural, table
 
 
@@ -43,7 +43,7 @@ class TaskVectors:
 def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> TaskVectors:
     """Norms, cosines and agreement of signs of what each network moved from `base`.
 
-    One tensor at a time is widened to float64, so that memory is little beside the networks. A network that did not
+    Parts of one tensor at a time are widened to float64, so that memory is little. A network that did not
     move has the cosine 0 with every other one. Tensors that cannot move (counters, masks) do not count; nor do running
     statistics by any other rule than weights. Errors: no networks; other names or shapes. Source: Ilharco et al. 2023.
 
@@ -63,13 +63,14 @@ def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tenso
     for name, start in base.items():
         if not moves(start):
             continue
-        total += float(widened(start).square().sum())
-        moved = [(widened(one[name]) - widened(start)).flatten() for one in models]
-        for i, j in [*combinations(range(n), 2), *((i, i) for i in range(n))]:
-            signs = moved[i].sign() * moved[j].sign()
-            dots[i, j] += float(torch.dot(moved[i], moved[j]))
-            same[i, j] += float((signs > 0).sum())
-            both[i, j] += float((signs != 0).sum())
+        for origin, *parts in in_parts(start, *(one[name] for one in models)):
+            total += float(widened(origin).square().sum())
+            moved = [(widened(part) - widened(origin)).flatten() for part in parts]
+            for i, j in [*combinations(range(n), 2), *((i, i) for i in range(n))]:
+                signs = moved[i].sign() * moved[j].sign()
+                dots[i, j] += float(torch.dot(moved[i], moved[j]))
+                same[i, j] += float((signs > 0).sum())
+                both[i, j] += float((signs != 0).sum())
     dots, same, both = (_mirrored(v) for v in (dots, same, both))
     norms = dots.diagonal().sqrt()
     scale = norms[:, None] * norms[None, :]

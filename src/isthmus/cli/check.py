@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import Tensor
 
 from isthmus.analysis.check import TRAINING, Check
 from isthmus.analysis.check import check as checked
-from isthmus.cli.common import Opened, opened
+from isthmus.cli.common import Opened, one_more, opened
 from isthmus.cli.console import hanging, print_json, progress_bar, show_table
 from isthmus.cli.options import Asked, BatchNorm, Gap, Json, LevelOption, OutOption, Quiet, Seed, with_asked
 from isthmus.cli.typed import command
 from isthmus.errors import InputError, MissingExtraError
 from isthmus.graph.search import names_of
 from isthmus.objective import Objective
-from isthmus.params import Params
-from isthmus.storage import load_params, write_json
+from isthmus.paths.on_demand import OnDemand
+from isthmus.storage import write_json
 from isthmus.storage.files import results_folder
 from isthmus.verdict import LEVEL
 
@@ -100,18 +102,22 @@ def opened_on(checkpoints: list[Path], asked: Asked, data: list[str] | None) -> 
     if len(checkpoints) < 2:
         raise InputError("checkpoints", expected="two or more", got=len(checkpoints))
     first, *others = data or [None]
-    found = opened(checkpoints, replace(asked, data=None if first is None else _split(first)[1]))
+    found = opened(checkpoints, replace(asked, data=None if first is None else _split(first)[1]), LARGE)
     tests = {} if found.test is None else {"held-out data": found.test}
     dtype = str(found.objective.dtype).removeprefix("torch.")
     again = replace(asked, examples=None, key=asked.key and asked.key[:1], dtype=dtype)
     for text in others:
         name, where = _split(str(text))
-        other = opened(checkpoints[:1], replace(again, data=where))
+        other = opened(checkpoints[:1], replace(again, data=where), LARGE)
         for what, one in ((name, other.objective), (f"{name}, held out", other.test)):
             if what in (TRAINING, *tests):
                 raise InputError("--data", expected="another name, NAME=DATA", got=repr(what))
             tests |= {} if one is None else {what: one}
     return found, tests
+
+
+LARGE = 1 << 26
+"""Bytes from which on networks stay in their files while they are measured."""
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -120,9 +126,10 @@ def _split(text: str) -> tuple[str, str]:
     return (name, where) if equals and name and "/" not in name else (text, text)
 
 
-def base_of(asked: Asked, found: Opened) -> Params | None:
+def base_of(asked: Asked, found: Opened) -> Mapping[str, Tensor] | None:
     """The weights that all began from, as the objective evaluates them."""
     if asked.base is None:
         return None
-    params = load_params(asked.base, like=found.objective, unsafe_pickle=asked.unsafe_pickle)
-    return found.objective.check({k: v.to(found.objective.device) for k, v in params.items()}, "base")
+    base = one_more(asked.base, replace(asked, key=None), found, LARGE)
+    checked = found.objective.check(base, "base")
+    return base if isinstance(base, OnDemand) else checked

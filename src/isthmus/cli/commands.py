@@ -16,6 +16,7 @@ import torch
 import typer
 
 from isthmus import pipeline as runs
+from isthmus.analysis.plane import farthest
 from isthmus.analysis.plane import plane as plane_through
 from isthmus.cli.asked import of_checkpoints
 from isthmus.cli.common import device_of, dtype_of, matching_of, method_of, network_of, objectives, opened
@@ -47,6 +48,7 @@ from isthmus.graph import minima_graph
 from isthmus.graph.search import names_of
 from isthmus.models import MODELS, seeded
 from isthmus.storage import load_connection, make_folder, save_params, write_json
+from isthmus.storage.files import results_folder
 from isthmus.storage.methods import options_of
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
@@ -131,7 +133,7 @@ def connect(
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state.begun() and not quiet:
         print(f"going on from the state of the search in {state.folder}", file=sys.stderr)
-    with progress_bar(quiet) as progress, _others_named():
+    with results_folder(out), progress_bar(quiet) as progress, _others_named():
         done = runs.run(
             objective, ends[0], ends[1], chosen, out,
             test=test, num_points=num_points, gap=gap, budget=budget, level=level, bn=bn, seed=seed,
@@ -202,7 +204,10 @@ def plane(
     b: Checkpoint,
     asked: Asked,
     out: OutOption,
-    c: Annotated[Path | None, typer.Argument(help="Weights, as of A and B; default: the middle of the path.")] = None,
+    c: Annotated[
+        Path | None,
+        typer.Argument(help="Weights, as of A and B; default: the point of the path off its line."),
+    ] = None,
     path: Annotated[Path | None, typer.Option("--path", help="A path file, whose path is drawn on the plane.")] = None,
     points: Annotated[int, typer.Option("--points", help="Of each side of the grid.", min=2)] = 21,
     margin: Annotated[
@@ -222,11 +227,12 @@ def plane(
     goes on.
     """
     if c is None and path is None:
-        raise InputError("C", expected="a third checkpoint, or --path for the middle of a path", got="neither")
+        raise InputError("C", expected="a third checkpoint, or --path for a point of a path", got="neither")
     found = opened((a, b) if c is None else (a, b, c), asked)
     device = found.objective.device
     drawn = None if path is None else load_connection(path, device).path
-    ends = [*found.ends, *([drawn.at(0.5)] if c is None and drawn is not None else [])]
+    middle = None if c is not None or drawn is None else farthest(found.objective, drawn, bn)
+    ends = [*found.ends, *([] if middle is None else [middle])]
     folder = make_folder(out)
     with progress_bar(quiet) as progress:
         measured = plane_through(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ from isthmus.device import device_of as device_of
 from isthmus.errors import CheckpointError, InputError, IsthmusError
 from isthmus.experiments.plain_yaml import typed_value
 from isthmus.models import MODELS, by_name, parameters_of
-from isthmus.models.hugging_face import HUGGING_FACE
+from isthmus.models.hugging_face import HUGGING_FACE, from_folder
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.pipeline import inputs_of
@@ -31,7 +33,11 @@ from isthmus.storage.contents import Contents
 from isthmus.storage.files import one_line
 from isthmus.storage.folders import adapter_folder
 from isthmus.storage.methods import connector_from, matching_from
+from isthmus.storage.on_file import on_demand
 from isthmus.storage.tensors import read_metadata
+
+_MMAP_THRESHOLD = -3
+"""M_MMAP_THRESHOLD of malloc.h."""
 
 
 def dtype_of(name: str, params: Params) -> torch.dtype:
@@ -54,6 +60,9 @@ def stored_in(path: Path) -> dict[str, str]:
 
 def network_of(parts: Parts, like: Params | None = None) -> nn.Module:
     """The network of that name, which may take its sizes from the data and from the weights `like`."""
+    kind, _, folder = parts.model.partition(":")
+    if kind == HUGGING_FACE and folder:
+        return from_folder(folder, weights=False)
     if isinstance(parts.dataset, OwnData):
         return by_name(parts.model, like=like)
     data = inputs_of(parts.model, parts.dataset)
@@ -64,7 +73,9 @@ def objectives(
     parts: Parts, network: nn.Module, asked: Asked, dtype: torch.dtype
 ) -> tuple[Objective, Objective | None]:
     """The training objective of a network and, where the data have a test part, the test objective."""
-    module = network.eval().to(device_of(asked.device))
+    module = network.eval()
+    if not any(p.is_meta for p in module.parameters()):
+        module = module.to(device_of(asked.device))
     if isinstance(parts.dataset, OwnData):
         return _build(parts, parts.dataset, module, asked, dtype)
     data = inputs_of(parts.model, parts.dataset)
@@ -115,28 +126,76 @@ class Opened:
     objective: Objective
     test: Objective | None
     ends: tuple[Params, ...]
+    kind: torch.dtype
 
 
-def opened(files: Sequence[Path], asked: Asked) -> Opened:
-    """Read the checkpoints; what is not asked for is as stored in the first, else a perceptron on digits."""
+def opened(files: Sequence[Path], asked: Asked, large: int | None = None) -> Opened:
+    """Read the checkpoints; what is not asked for is as stored in the first, else a perceptron on digits.
+
+    `large`: bytes from which on a network in safetensors files stays there, and is read ``OnDemand``.
+    """
     keys = _keys(asked.key, len(files))
-    read = [_read(file, asked) for file in files]
+    read = [_Checkpoint(file, asked, large) for file in files]
     parts = of_checkpoints(files, [stored_in(file) for file in files], asked)
-    kind = dtype_of(asked.dtype, {f"{i} {k}": v for i, c in enumerate(read) for k, v in _weights(c, keys[i]).items()})
+    kind = dtype_of(asked.dtype, {f"{i} {k}": v for i, c in enumerate(read) for k, v in c.outline(keys[i]).items()})
     ends = []
     objective, test = _fitting(parts, read[0], keys[0], asked, kind)
-    for contents, place in zip(read, keys, strict=True):
-        params, note = _choose(contents, place, objective)
-        if note:
-            print(f"note: {_as_options(note)}", file=sys.stderr)
-        ends.append({k: v.to(objective.device) for k, v in cast(params, kind).items()})
-    return Opened(parts.model, parts.data, objective, test, tuple(ends))
+    for checkpoint, place in zip(read, keys, strict=True):
+        ends.append(_end(checkpoint, place, objective, kind))
+    return Opened(parts.model, parts.data, objective, test, tuple(ends), kind)
 
 
-def _read(file: Path, asked: Asked) -> Contents | AdapterContents:
-    """A checkpoint; `base` is that of the adapters among several."""
-    base = asked.base if adapter_folder(file) is not None else None
-    return read_checkpoint(file, base=base, unsafe_pickle=asked.unsafe_pickle)
+def _end(checkpoint: _Checkpoint, key: str | None, objective: Objective, kind: torch.dtype) -> Any:
+    """The weights of one checkpoint, in the precision `kind`: a dictionary, or ``OnDemand``."""
+    contents = checkpoint.contents()
+    params, note = _choose(contents, key, objective)
+    if note:
+        print(f"note: {_as_options(note)}", file=sys.stderr)
+    if checkpoint.stays(contents):
+        return on_demand(params, contents, kind, objective.device)
+    return {k: v.to(objective.device) for k, v in cast(params, kind).items()}
+
+
+def _give_back_at_once() -> None:
+    """Let the C library return what is freed in pieces of 1 MB and more to the system, where it can be told so.
+
+    glibc keeps pieces of up to 32 MB otherwise, once one was freed: of networks that come and go, several times over.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
+
+
+def one_more(file: Path, asked: Asked, found: Opened, large: int | None) -> Any:
+    """The weights of one more checkpoint of a network that is open, as its ends have them."""
+    return _end(_Checkpoint(file, asked, large), None, found.objective, found.kind)
+
+
+class _Checkpoint:
+    """A checkpoint that is read when it is asked for; a large one, which stays in its files, each time again."""
+
+    def __init__(self, file: Path, asked: Asked, large: int | None) -> None:
+        self.file, self.asked, self.large = file, asked, large
+        self._held: Contents | AdapterContents | None = None
+
+    def contents(self) -> Contents | AdapterContents:
+        """What it holds; `base` is that of the adapters among several."""
+        if self._held is not None:
+            return self._held
+        base = self.asked.base if adapter_folder(self.file) is not None else None
+        found = read_checkpoint(self.file, base=base, unsafe_pickle=self.asked.unsafe_pickle)
+        if self.stays(found):
+            _give_back_at_once()
+        else:
+            self._held = found
+        return found
+
+    def stays(self, found: Contents | AdapterContents) -> TypeGuard[Contents]:
+        """Whether it is large and in files that are read tensor by tensor."""
+        return self.large is not None and isinstance(found, Contents) and bool(found.files) and found.size >= self.large
+
+    def outline(self, key: str | None) -> Params:
+        """The names, shapes and types of the weights."""
+        return {k: torch.empty_like(v, device="meta") for k, v in _weights(self.contents(), key).items()}
 
 
 def _keys(key: Sequence[str] | None, files: int) -> list[str | None]:
@@ -170,15 +229,15 @@ def _weights(contents: Contents | AdapterContents, key: str | None) -> Params:
 
 
 def _fitting(
-    parts: Parts, contents: Contents | AdapterContents, key: str | None, asked: Asked, dtype: torch.dtype
+    parts: Parts, checkpoint: _Checkpoint, key: str | None, asked: Asked, dtype: torch.dtype
 ) -> tuple[Objective, Objective | None]:
     """The objectives of the network that `parts` names, which may take its sizes from the weights."""
     try:
-        return objectives(parts, network_of(parts, _choose(contents, key)[0]), asked, dtype)
+        return objectives(parts, network_of(parts, _choose(checkpoint.contents(), key)[0]), asked, dtype)
     except (InputError, CheckpointError) as error:
         # names as in the file can fit under a prefix, beside other tensors, or in one of several dictionaries
         try:
-            if _is_larger(parts, contents.size):
+            if _is_larger(parts, checkpoint.contents().size):
                 raise error
             return objectives(parts, network_of(parts), asked, dtype)
         except InputError:

@@ -15,9 +15,12 @@ from isthmus.connectors import (
     Connector,
     ConstrainedStringSampling,
     DeepLinear,
+    Dropout,
     LayerWise,
     Linear,
+    MeanField,
     Narrow,
+    NoiseDropout,
     PolyChain,
     Renormalised,
     StringSampling,
@@ -99,17 +102,42 @@ def _trainings(objective: Objective) -> int:
         return 1
 
 
-def counted(method: Connector, found: Connection, n: int) -> float | None:
-    """The passes over the data that making the path took, where the method counts them; n: examples."""
+def counted(method: Connector, found: Connection, objective: Objective) -> tuple[float | None, bool]:
+    """The passes over the data that making the path took, and whether that is an estimate; None where none is known."""
+    n = max(1, objective.num_examples)
     if isinstance(method, Auto):
-        return found.stats["passes"]
+        return found.stats["passes"], False
     aligned = isinstance(method, Aligned) and isinstance(method.matching, ActivationMatching)
     inner, share = (method.inner if isinstance(method, Aligned) else method), min(1000, n) / n
     matching = 2 * share if aligned else 0.0
     cost, recipe = found.cost, getattr(inner, "recipe", None)
     if cost.evaluations is not None and isinstance(recipe, Recipe):
-        trained = BACKWARD * (cost.gradient_steps or 0) * min(recipe.batch, n) / n
-        return matching + cost.evaluations + trained
+        return matching + cost.evaluations + _trained(found, recipe, n), False
     if isinstance(inner, Renormalised):
-        return matching + (2 + inner.knots) * share
-    return matching if isinstance(inner, Linear | DeepLinear) else None
+        return matching + (2 + inner.knots) * share, False
+    if isinstance(inner, Linear | DeepLinear):
+        return matching, False
+    about = _about(inner, found, objective, n)
+    return (None if about is None else matching + about), True
+
+
+def _trained(found: Connection, recipe: Recipe, n: int) -> float:
+    return BACKWARD * (found.cost.gradient_steps or 0) * min(recipe.batch, n) / n
+
+
+def _about(method: Connector, found: Connection, objective: Objective, n: int) -> float | None:
+    """What the documentation of a method says that it evaluates at both ends, and its training."""
+    match method:
+        case Dropout():
+            return 2.0 * method.masks * (chain_of(objective.program, objective.structure).L - 1)
+        case MeanField():
+            return 2.0 * (chain_of(objective.program, objective.structure).L - 1)
+        case NoiseDropout():
+            return 4.0 * method.draws
+        case Narrow():
+            return 4.0 * method.draws + _trained(found, method.recipe, n)
+        case TwoLayerReLU():
+            return _trained(found, method.recipe, n)
+        case Subnetwork(inner=Trained() as inner):
+            return _trained(found, inner.recipe, n)
+    return None

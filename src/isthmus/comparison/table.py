@@ -30,8 +30,10 @@ class ComparisonRow:
 
     `max`, `excess`: of the training loss at the measured points, over the larger end; `bound`: the proved one.
     `test_max`, `test_error`: the largest held-out loss and error. `length`: over the distance of the ends. What making
-    the path cost: `passes` over the data, `estimated` from processor time where the method does not count them,
-    `gradient_steps`, processor `seconds`. `verdict`: in words; `outcome`: its name; `ok`: whether the method succeeded.
+    the path cost: `passes` over the data (`estimated` as the method's documentation says where it does not count them;
+    None for a construction that costs other than evaluations), `gradient_steps`, processor `seconds`, which no file of
+    the comparison holds, so that two equal runs give equal bytes. `verdict`: in words; `outcome`: its name; `ok`:
+    whether the method succeeded.
 
     `method`: its name. `connection`: its path, with what the method says of it.
     """
@@ -45,12 +47,12 @@ class ComparisonRow:
     test_max: float | None
     test_error: float | None
     length: float | None
-    passes: float
+    passes: float | None
     estimated: bool
     gradient_steps: int | None
-    seconds: float
     verdict: str
     connection: Connection = field(repr=False)
+    seconds: float | None = None
 
     @classmethod
     def of(cls, label: str, result: Mapping[str, Any], connection: Connection) -> ComparisonRow:
@@ -60,7 +62,7 @@ class ComparisonRow:
         return cls(
             label, result["outcome"]["name"], result["outcome"]["ok"], _number(result["max_loss"]),
             _number(result["excess"]), bound, test_max, test_error, length, cost["passes"], cost["estimated"],
-            cost["gradient_steps"], cost["processor_seconds"], result["verdict"]["text"], connection,
+            cost["gradient_steps"], result["verdict"]["text"], connection, cost["processor_seconds"],
         )  # fmt: skip
 
     @property
@@ -69,12 +71,18 @@ class ComparisonRow:
         numbers = (self.max, self.excess, self.bound, self.test_max, self.test_error, self.length)
         steps = "" if self.gradient_steps is None else str(self.gradient_steps)
         shown = ["" if v is None else brief(v) for v in numbers]
-        passes = "about " * self.estimated + f"{self.passes:.0f}"
-        return (self.method, *shown, passes, steps, f"{self.seconds:.2f}", self.verdict)
+        passes = "" if self.passes is None else "about " * self.estimated + f"{self.passes:.0f}"
+        seconds = "" if self.seconds is None else f"{self.seconds:.2f}"
+        return (self.method, *shown, passes, steps, seconds, self.verdict)
+
+    @property
+    def price(self) -> float:
+        """The passes; infinite where they are not known."""
+        return inf if self.passes is None else self.passes
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: all but the connection."""
-        return {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "connection"}
+        """Plain values: all but the connection, and the seconds, which differ between equal runs."""
+        return {k: getattr(self, k) for k in self.__dataclass_fields__ if k not in ("connection", "seconds")}
 
 
 def _known(value: float | None) -> float | None:
@@ -109,13 +117,13 @@ class Comparison:
             raise InputError("methods", expected="one that makes a path for this pair", got=dict(self.skipped))
         lowest = min(row.max for row in self.rows)
         level = lowest + _TIE * abs(lowest) if lowest < inf else inf
-        return min((row for row in self.rows if row.max <= level), key=lambda row: (row.passes, row.seconds, row.max))
+        return min((row for row in self.rows if row.max <= level), key=lambda row: (row.price, row.max))
 
     @property
     def front(self) -> tuple[ComparisonRow, ...]:
         """The rows that no other one beats in both the excess and the passes, the cheapest first (Pareto)."""
         out: list[ComparisonRow] = []
-        for row in sorted(self.rows, key=lambda row: (row.passes, row.excess)):
+        for row in sorted(self.rows, key=lambda row: (row.price, row.excess)):
             if not out or row.excess < out[-1].excess:
                 out.append(row)
         return tuple(out)

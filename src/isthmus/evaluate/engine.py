@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,8 +16,9 @@ from isthmus.evaluate.plan import plan_for
 from isthmus.evaluate.routes import Affine, ByValue, General, Penalty, Plain, Route, Tick, Unchanged
 from isthmus.objective import Objective
 from isthmus.objective.criterion import Each
-from isthmus.params import Params, equal, moves, nonfinite, nonfinite_on
+from isthmus.params import Params, check_moves, equal, moves, nonfinite, nonfinite_on
 from isthmus.paths import Curve, Segment
+from isthmus.paths.on_demand import Between
 from isthmus.program.export import Program
 from isthmus.structure import Structure
 from isthmus.structure.liveness import changed_tensors, effective_changes, live_units
@@ -69,6 +70,13 @@ class Engine:
         return Prepared(self._route(segment, points), Penalty.along(self.objective, segment))
 
     def _route(self, segment: Segment, points: int) -> Route:
+        if isinstance(segment, Between):
+            check_moves(segment.control, self.objective.idle, "path")
+            if not self.objective.in_memory:
+                return ByValue(self, segment)
+            if self._little_to_save(segment.control, changed_tensors(segment.control)):
+                return Plain(self, segment)
+            segment = segment.loaded()
         if not isinstance(segment, Curve):
             self.objective.check_path((segment.start, segment.end))
             return Plain(self, segment) if self.objective.in_memory else ByValue(self, segment)
@@ -81,7 +89,7 @@ class Engine:
         program = self.network.program(control[0])
         return Plain(self, curve) if program is None else self._planned(curve, moved, program, points)
 
-    def _little_to_save(self, control: tuple[Params, ...], moved: set[str]) -> bool:
+    def _little_to_save(self, control: Sequence[Mapping[str, Tensor]], moved: set[str]) -> bool:
         """Whether all weights move and few products could be saved: those that read the inputs themselves.
 
         Reading the graph of such a network takes longer than many passes.

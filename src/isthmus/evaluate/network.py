@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -67,14 +67,14 @@ class Network:
         except UnsupportedError:
             return None
 
-    def first_products(self, params: Params) -> float:
+    def first_products(self, params: Mapping[str, Tensor]) -> float:
         """The share of the multiply-adds of a pass in products that read the inputs themselves; counted once."""
         first = self._first
         if first is None:
             x = rows(self.x, slice(0, 4))
             counter = CountProducts(x)
             with torch.no_grad(), plain_attention(), counter:
-                self.objective.forward(self.cast(params), x)
+                self.objective.forward(self.cast(dict(params)), x)
             self._first = first = counter.share
         return first
 
@@ -194,12 +194,19 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return float((a - b).abs().max()) <= 1e3 * eps * max(float(b.abs().max()), 1e-30) + 1e-30
 
 
-def may_idle(control: tuple[Params, ...]) -> bool:
+def may_idle(control: Sequence[Mapping[str, Tensor]]) -> bool:
     """Whether some weight is zero at a control point, or two rows of some matrix start alike."""
-    seen: dict[int, Tensor] = {id(v): v for p in control for v in p.values() if v.dim() > 1}
-    for v in seen.values():
+    for v in _matrices(control):
         starts = v.flatten(1)[:, :4]
         starts = torch.view_as_real(starts) if v.is_complex() else starts
         if bool((v == 0).any()) or len(starts.unique(dim=0)) < len(v):
             return True
     return False
+
+
+def _matrices(control: Sequence[Mapping[str, Tensor]]) -> Iterator[Tensor]:
+    """Each once, where points share them; one at a time where they are read on demand."""
+    for i, point in enumerate(control):
+        for name, v in point.items():
+            if v.dim() > 1 and not any(isinstance(p, dict) and p[name] is v for p in control[:i]):
+                yield v

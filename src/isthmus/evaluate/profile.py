@@ -231,7 +231,9 @@ def profile(
     check_kinds(profile, locals())
     path = opened(path, objective)
     _check(num_points, screen, tol)
-    check_own(path.start, objective.check(path.start, "path"))
+    start = path.start
+    check_own(start, objective.check(start, "path"))
+    del start  # which may be the only copy
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
     columns = Columns((test or objective).memory)

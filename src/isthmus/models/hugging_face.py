@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ _SMALL = 2**30
 _OWN = "your own code, FILE.py:FACTORY"
 
 
-def from_folder(folder: str | Path) -> nn.Module:
+def from_folder(folder: str | Path, weights: bool = True) -> nn.Module:
     """The network that the ``config.json`` in a folder describes, with fresh weights, in evaluation mode.
 
-    The class is the one that "architectures" names in ``transformers``; no code of the folder is run, nothing is
-    downloaded, and its weights are not read (give the folder where parameters are taken). Errors: ``FileError`` for a
-    config that is no such network or asks for more parameters than its weights hold, ``MissingExtraError``.
+    `weights`: False makes its parameters on the device meta, where they take no memory. The class is the one that
+    "architectures" names in ``transformers``; no code of the folder is run, nothing is downloaded, and its weights are
+    not read (give the folder where parameters are taken). Errors: ``FileError`` for a config that is no such network or
+    asks for more parameters than its weights hold, ``MissingExtraError``.
     """
     file = Path(folder) / _CONFIG
     if not file.is_file():
@@ -45,7 +47,25 @@ def from_folder(folder: str | Path) -> nn.Module:
     config = configured(folder)
     with quietly():
         _check_size(file, kind, config)
-        return kind(config).eval()
+        with nullcontext() if weights else _without_memory():
+            return kind(config).eval()
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Put each parameter on the device meta as soon as a module has it; buffers, which are computed, stay."""
+    register = nn.Module.register_parameter
+
+    def put(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
+        register(module, name, param)
+
+    nn.Module.register_parameter = put  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def causal(folder: str | Path) -> bool:

@@ -385,8 +385,7 @@ class Objective:
         if state is None:
             return self._wide(accepts(self.skeleton, whole, few, self._writes)[:4])
         own = {k: state[k].to(v) for k, v in untied.items() if not state[k].is_meta}
-        drawn = skeletons.drawn(untied, self.parameter_names)
-        points = [{**whole, **own, **drawn, **last} for last in (own, {})]
+        points = skeletons.points(whole, own, untied, self.parameter_names)
         self._writes, first = examine(self.skeleton, points, few, memory)
         if self.chunk > len(first):
             check_together(self.skeleton, points, self.source.head(self.chunk)[0], self._writes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from isthmus.program.export import plain_attention
 
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 """The errors by which a forward pass says that it cannot take its arguments."""
+
+Point = Callable[[], Params]
+"""Makes all tensors that a call needs."""
 
 _BATCHES = (2, 3, 4, 5, 8, 10, 16, 20, 25, 32, 40, 50, 64, 100, 128, 200, 256, 512)
 """Numbers of examples that somebody may have written into a forward pass."""
@@ -68,15 +71,28 @@ def _idle(given: Mapping[str, Any]) -> bool:
 
 
 @torch.no_grad()
-def examine(module: nn.Module, points: Sequence[Params], x: Inputs, memory: set[int]) -> tuple[Writes, Tensor]:
+def examine(module: nn.Module, points: Sequence[Point], x: Inputs, memory: set[int]) -> tuple[Writes, Tensor]:
     """What forward writes, and its outputs at the examples `x`, if they depend on parameters and example alone.
 
     `points`: all that ``functional_call`` replaces, at the module's own weights and at random ones, where nothing
-    is hidden by a zero; `memory`: the addresses of weights that are not among them, which nothing may read or write.
+    is hidden by a zero, each made when it is needed, so that one is in memory at a time; `memory`: the addresses of
+    weights that are not among them, which nothing may read or write.
     Errors: ``InputError`` when forward does not run, ``UnsupportedError``.
     """
+    writes, out = _examine_first(module, points[0](), x, memory)
+    for point in points[1:]:
+        drawn = point()
+        try:
+            at_random = call(module, drawn, x, writes)
+        except REFUSALS:
+            return writes, out
+        if isinstance(at_random, Tensor) and at_random.shape == out.shape and bool(at_random.isfinite().all()):
+            _check_point(module, drawn, x, writes, at_random)
+    return writes, out
+
+
+def _examine_first(module: nn.Module, tensors: Params, x: Inputs, memory: set[int]) -> tuple[Writes, Tensor]:
     kind, n = name_of(module), len(tree_leaves(x)[0])
-    tensors, drawn = points
     writes, first = _first_call(module, tensors, x, memory)
     _check_output(kind, first, n)
     second = call(module, tensors, x, writes)
@@ -86,12 +102,6 @@ def examine(module: nn.Module, points: Sequence[Params], x: Inputs, memory: set[
     if not same(first, second) and not same(second, third):
         raise UnsupportedError(kind, "two passes over the same data differ (forward is random)", "call module.eval()")
     _check_point(module, tensors, x, writes, second)
-    try:
-        at_random = call(module, drawn, x, writes)
-    except REFUSALS:
-        return writes, second
-    if isinstance(at_random, Tensor) and at_random.shape == second.shape and bool(at_random.isfinite().all()):
-        _check_point(module, drawn, x, writes, at_random)
     return writes, second
 
 
@@ -102,16 +112,19 @@ def _check_point(module: nn.Module, tensors: Params, x: Inputs, writes: Writes, 
 
 
 @torch.no_grad()
-def check_together(module: nn.Module, points: Sequence[Params], x: Inputs, writes: Writes) -> None:
+def check_together(module: nn.Module, points: Sequence[Point], x: Inputs, writes: Writes) -> None:
     """Refuse outputs of a few examples that change when these stand in the batch `x`, which may be a large one."""
     n, states = len(tree_leaves(x)[0]), generators()
     index = torch.tensor(sorted({0, 1 % n, n // 2, n - 1}), device=tree_leaves(x)[0].device)
-    for tensors in points:
+    tensors: Params = {}
+    for point in points:
+        tensors.clear()  # before the next one is made
+        tensors |= point()
         alone = call(module, tensors, rows(x, index), writes)
         try:
             together = call(module, tensors, x, writes)
         except REFUSALS as e:
-            if tensors is points[0]:
+            if point is points[0]:
                 raise _refused(module, tensors, x, writes, e) from e
             return
         finally:
@@ -119,7 +132,7 @@ def check_together(module: nn.Module, points: Sequence[Params], x: Inputs, write
         _check_output(name_of(module), together, n)
         if drew:
             raise _random(name_of(module), "Python's, numpy's or torch's generator")
-        if tensors is not points[0] and not bool(together.isfinite().all()):
+        if point is not points[0] and not bool(together.isfinite().all()):
             return
         if alone.shape[1:] != together.shape[1:]:
             raise _dependent(module, "the shape of an example's output depends on the rest of its batch")

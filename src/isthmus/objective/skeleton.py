@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -209,11 +210,37 @@ def drawn(like: Mapping[str, Tensor], parameters: Iterable[str]) -> Params:
     return out
 
 
+def points(
+    whole: Params, own: Params, like: Mapping[str, Tensor], parameters: Sequence[str]
+) -> list[Callable[[], Params]]:
+    """`whole` with a module's `own` weights, and with ``drawn`` ones, each made when called; without own ones the last.
+
+    Own weights may lack some, which are drawn.
+    """
+
+    def at_own() -> Params:
+        return {**whole, **({} if own.keys() >= {*parameters} else drawn(like, parameters)), **own}
+
+    def at_random() -> Params:
+        return {**whole, **own, **drawn(like, parameters)}
+
+    return [at_random] if own.keys().isdisjoint(parameters) else [at_own, at_random]
+
+
 def zeros(like: Mapping[str, Tensor], device: torch.device) -> Params:
     """Tensors of the shapes in `like`, 0 everywhere; variances 1."""
     return {
-        k: torch.full(v.shape, int(k.endswith("running_var")), dtype=v.dtype, device=device) for k, v in like.items()
+        k: torch.ones(v.shape, dtype=v.dtype, device=device) if k.endswith("running_var") else _zero(v, device)
+        for k, v in like.items()
     }
+
+
+def _zero(like: Tensor, device: torch.device) -> Tensor:
+    """Zeros, which on the CPU take memory only once they are written to: numpy asks the system for empty pages."""
+    if device.type != "cpu":
+        return torch.zeros(like.shape, dtype=like.dtype, device=device)
+    held = np.zeros(max(1, like.numel() * like.dtype.itemsize), dtype=np.uint8)
+    return torch.from_numpy(held)[: like.numel() * like.dtype.itemsize].view(like.dtype).view(like.shape)
 
 
 def stand_ins(like: Mapping[str, Tensor], device: torch.device) -> Params:

@@ -8,10 +8,13 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
+from torch import Tensor
+
 from isthmus.errors import InputError
 from isthmus.kinds import check_kind
 from isthmus.params import Params, distance, equal, lerp, share
 from isthmus.paths.level_curve import LevelCurve
+from isthmus.paths.on_demand import Between, OnDemand, loaded
 from isthmus.paths.segment import Curve, Segment, check_t
 from isthmus.shown import count, line, plural
 
@@ -66,12 +69,17 @@ class Path:
                 )
 
     @classmethod
-    def through(cls, points: Sequence[Params]) -> Path:
-        """The piecewise-linear path through the given points, with their equal tensors shared."""
+    def through(cls, points: Sequence[Mapping[str, Tensor]]) -> Path:
+        """The piecewise-linear path through the given points, with their equal tensors shared.
+
+        Between two of which one is read ``OnDemand``, each stays where it is.
+        """
         check_kind(points, Sequence[Mapping], "points")
         if len(points) < 2:
             raise InputError("points", expected="at least 2 points", got=len(points))
-        shared = [points[0]]
+        if len(points) == 2 and any(isinstance(point, OnDemand) for point in points):
+            return cls((Between((points[0], points[1])),))
+        shared = [loaded(points[0])]
         for point in points[1:]:
             shared.append(share(point, shared[-1]))
         return cls(tuple(Curve((p, q)) for p, q in pairwise(shared)))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def draw_comparison(comparison: Comparison, ax: Axes) -> None:
     """The excess over the passes; what no other method beats in both is joined by a line."""
-    finite = [row for row in comparison.rows if np.isfinite(row.excess)]
+    finite = [row for row in comparison.rows if np.isfinite(row.excess) and row.passes is not None]
     front, others = _split(finite, comparison)
     ax.plot(*_points(front).T, color=PALETTE[0], lw=1.6, zorder=2)
     _dots(ax, others, GREY)
@@ -31,7 +31,7 @@ def draw_comparison(comparison: Comparison, ax: Axes) -> None:
             labels.put(row.method, _around((float(x), float(y))), color=colour)
     lost = [row.method for row in comparison.rows if row not in finite]
     if lost:
-        ax.set_title(f"not finite: {', '.join(lost)}", fontsize=9)
+        ax.set_title(f"not finite, or passes not known: {', '.join(lost)}", fontsize=9)
 
 
 def _dots(ax: Axes, rows: list[ComparisonRow], colour: str) -> None:
@@ -49,7 +49,7 @@ def _split(rows: list[ComparisonRow], comparison: Comparison) -> tuple[list[Comp
 
 def _points(rows: list[ComparisonRow]) -> Floats:
     """(passes, excess) of each, [rows, 2]."""
-    return np.array([(max(row.passes, 1.0), row.excess) for row in rows], float).reshape(-1, 2)
+    return np.array([(max(row.price, 1.0), row.excess) for row in rows], float).reshape(-1, 2)
 
 
 def _scales(ax: Axes, top: float) -> None:

@@ -11,7 +11,7 @@ from isthmus.report.render import PageTable
 from isthmus.storage.files import read_json
 
 FILE = "comparison.json"
-_PATHLESS: dict[str, Any] = {"connection": None}  # which the table does not show
+_PATHLESS: dict[str, Any] = {"connection": None, "seconds": None}  # which comparison.json does not hold
 
 
 def read_comparison(folder: Path) -> PageTable | None:

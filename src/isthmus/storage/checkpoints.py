@@ -152,8 +152,8 @@ def save_params(params: Mapping[str, Tensor], path: PathLike, metadata: Mapping[
 def _load(path: Path, unsafe_pickle: bool) -> Contents:
     size = check_regular(path)
     if path.name.endswith((INDEX, BIN_INDEX)) or (path.suffix == ".json" and sniff(path) == "JSON text"):
-        params = _load_shards(path, unsafe_pickle)
-        return Contents(path, params, sum(v.nbytes for v in params.values()))
+        params, files = _load_shards(path, unsafe_pickle)
+        return Contents(path, params, sum(v.nbytes for v in params.values()), files=files)
     return _load_one(path, size, unsafe_pickle)
 
 
@@ -175,15 +175,16 @@ def _load_one(path: Path, size: int, unsafe_pickle: bool) -> Contents:
 
 def _load_safetensors(path: Path, size: int) -> Contents:
     tensors, metadata = read_tensors(path)
+    files = dict.fromkeys(tensors, path)
     if "isthmus" in metadata:
         raise CheckpointError(path, "is a saved connection, not one network", "read it with load_connection")
     if is_changed(metadata):  # also where the name of the other digest was hit
         raise CheckpointError(path, "is damaged: its metadata do not match their digest", _AGAIN)
     if _DIGEST not in metadata:
-        return Contents(path, tensors | _aliases(tensors, metadata), size)
+        return Contents(path, tensors | _aliases(tensors, metadata), size, files=files)
     if digest(tensors) != metadata[_DIGEST]:
         raise CheckpointError(path, "is damaged: its tensors do not match its digest", _AGAIN)
-    return Contents(path, tensors, size, ours=True)
+    return Contents(path, tensors, size, ours=True, files=files)
 
 
 def _aliases(tensors: Params, metadata: Mapping[str, str]) -> Params:
@@ -192,12 +193,18 @@ def _aliases(tensors: Params, metadata: Mapping[str, str]) -> Params:
     return {k: tensors[v] for k, v in names.items() if k.rpartition(".")[2] == v.rpartition(".")[2]}
 
 
-def _load_shards(path: Path, unsafe_pickle: bool) -> Params:
-    """The tensors of all shards that an index names; the shards lie in the folder of the index."""
+def _load_shards(path: Path, unsafe_pickle: bool) -> tuple[Params, dict[str, Path]]:
+    """The tensors of all shards that an index names, and the safetensors file of each.
+
+    The shards lie in the folder of the index.
+    """
     where = weight_map(path)
     params: Params = {}
+    files: dict[str, Path] = {}
     for name in sorted(set(where.values())):
-        tensors = _tensors_of(shard_of(path, name), unsafe_pickle)
+        shard = shard_of(path, name)
+        tensors = _tensors_of(shard, unsafe_pickle)
+        files |= dict.fromkeys(tensors, shard) if "safetensors" in sniff(shard) else {}
         if stray := [k for k in tensors if where.get(k) != name]:
             why = f"does not say that {one_line(stray[0], 80)!r} is in {one_line(name, 80)}"
             raise CheckpointError(path, why, _AGAIN)
@@ -205,7 +212,7 @@ def _load_shards(path: Path, unsafe_pickle: bool) -> Params:
     if missing := [k for k in where if k not in params]:
         why = f"names {one_line(missing[0], 80)!r}, which is not in {one_line(where[missing[0]], 80)}"
         raise CheckpointError(path, why, _AGAIN)
-    return {k: params[k] for k in where}
+    return {k: params[k] for k in where}, files
 
 
 def _tensors_of(shard: Path, unsafe_pickle: bool) -> Params:

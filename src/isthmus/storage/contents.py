@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,16 @@ class _Found:
 
 @dataclass(frozen=True)
 class Contents:
-    """What was read from `path`, whose size in bytes is `size`; `ours`: with names that ``save_params`` wrote."""
+    """What was read from `path`, whose size in bytes is `size`; `ours`: with names that ``save_params`` wrote.
+
+    `files`: the safetensors file of each tensor that came from one, under its name there.
+    """
 
     path: Path
     tree: Any
     size: int
     ours: bool = False
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def choose(self, key: str | None = None, like: Like | None = None) -> tuple[Params, str]:
         """The weights (see ``load_params``), and a sentence on other weights that were left unused, or ""."""
@@ -98,6 +102,10 @@ class Contents:
         choose = self._choose if like is None else partial(self._choose_like, like=like)
         params, chosen, others, dropped = choose(found, listed(tree) or "nothing")
         return params, self._note(tree, chosen, others, dropped, "" if key is None else key)
+
+    def tensors_by_file(self) -> Params:
+        """The tensors in safetensors files, under their names there."""
+        return {k: self.tree[k] for k in self.files}
 
     def tensors(self) -> Params:
         """All tensors that stand under names, whatever they are."""

@@ -210,15 +210,16 @@ def make_folder(path: PathLike) -> Path:
 
 @contextmanager
 def results_folder(path: PathLike) -> Iterator[Path]:
-    """``make_folder`` before the work; it goes again where that fails before anything was written to it."""
-    there = os.path.lexists(path)
+    """``make_folder`` before the work; it goes again, with all that was made for it, where that fails before anything
+    was written to it."""
+    made = [one for one in (Path(path), *Path(path).parents) if not os.path.lexists(one)]
     folder = make_folder(path)
     try:
         yield folder
     except BaseException:
-        if not there:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            for one in made:
+                one.rmdir()
         raise
 
 

@@ -1,22 +1,26 @@
-"""A path that stays in its file: a point is in memory when it is asked for, and read tensor by tensor."""
+"""Paths and networks that stay in their files: what is asked for is in memory, and read tensor by tensor."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from isthmus.errors import FileError
-from isthmus.params import Params
+from isthmus.params import Params, cast, in_dtype
 from isthmus.paths import Curve, Path, Segment
+from isthmus.paths.on_demand import OnDemand
 from isthmus.shown import line, plural
+from isthmus.storage.contents import Contents
 from isthmus.storage.files import PathLike
 from isthmus.storage.paths import key_of, load_connection, open_manifest, policy_of
-from isthmus.storage.tensors import combine, digest_of, one_by_one
+from isthmus.storage.tensors import combine, digest_of, one_by_one, readable
 
-__all__ = ["StoredCurve", "open_path"]
+__all__ = ["StoredCurve", "on_demand", "open_path"]
 
 
 @final
@@ -83,3 +87,35 @@ def open_path(path: PathLike, device: torch.device) -> Path:
     points = [dict(zip(manifest["names"], map(key_of, row), strict=True)) for row in manifest["points"]]
     curves = (StoredCurve(path, tuple(points[k] for k in s["control"]), device) for s in manifest["segments"])
     return Path(tuple(curves), policy_of(manifest))
+
+
+def on_demand(
+    params: Mapping[str, Tensor], contents: Contents, dtype: torch.dtype, device: torch.device
+) -> Mapping[str, Tensor]:
+    """`params`, which were chosen from a checkpoint, in a precision and on a device: to be read again one by one.
+
+    What the checkpoint does not hold in a safetensors file as it is stays in memory.
+    """
+    held = {_memory(v): k for k, v in contents.tensors_by_file().items()}
+    places = {name: (contents.files[k], k) for name, v in params.items() if (k := held.get(_memory(v))) is not None}
+    rest = {name: v for name, v in params.items() if name not in places}
+    if not places:
+        return {k: v.to(device) for k, v in cast(params, dtype).items()}
+    # open from now on: another file in its place would not be read
+    files = {
+        file: safe_open(file, framework="pt", device="cpu", backend="pread") for file in {f for f, _ in places.values()}
+    }
+
+    def read(name: str) -> Tensor:
+        if name in rest:
+            return in_dtype(rest[name], dtype).to(device)
+        file, key = places[name]
+        with readable(file):
+            return in_dtype(files[file].get_tensor(key), dtype).to(device)
+
+    return OnDemand(params, read)
+
+
+def _memory(v: Tensor) -> tuple[int, torch.Size, torch.dtype]:
+    """What a tensor of a checkpoint and a view of the whole of it have in common."""
+    return v.data_ptr(), v.shape, v.dtype

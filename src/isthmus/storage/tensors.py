@@ -132,7 +132,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mappin
             for name in order:
                 out.write(_bytes(tensors[name]))
         # the reader's own check: what is kept can be read again
-        with _readable(path):
+        with readable(path):
             _header(temporary, path)
             with safe_open(temporary, framework="pt", backend="pread"):
                 pass
@@ -141,7 +141,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mappin
 
 
 @contextmanager
-def _readable(path: PathLike) -> Iterator[None]:
+def readable(path: PathLike) -> Iterator[None]:
     """Turn every way in which reading can fail into a ``FileError`` about `path`."""
     try:
         yield
@@ -183,7 +183,7 @@ def _parsed(named: PathLike, data: bytes) -> dict[str, Any]:
 
 def read_metadata(path: PathLike) -> dict[str, str]:
     """The metadata of a safetensors file, without its tensors. Errors: ``FileError``."""
-    with _readable(path):
+    with readable(path):
         return dict(_header(path, path).get("__metadata__", {}))
 
 
@@ -194,7 +194,7 @@ def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
     checked against a digest here. Errors: ``FileError`` for a file that is missing, damaged, not a
     safetensors file, or whose header is over 20 MB or 150,000 names.
     """
-    with _readable(path):
+    with readable(path):
         header = _header(path, path)
         with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -204,7 +204,7 @@ def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
 @contextmanager
 def one_by_one(path: PathLike) -> Iterator[Callable[[str], Tensor]]:
     """A function that reads the tensor of a name from a safetensors file. Errors: as ``read_tensors``."""
-    with _readable(path):
+    with readable(path):
         _header(path, path)
         with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             yield file.get_tensor

@@ -204,6 +204,9 @@ class Ladder:
         for bends, epochs in (*rounds, (_LAST[0], max(_LAST[1], self._fitting()))):
             curve = Bezier(bends, replace(Bezier().recipe, epochs=max(1, min(epochs, self._fitting()))), target=level)
             method = Aligned(curve) if renumbered else curve
+            if self._is_complex:
+                self._skip(method, "a trained curve needs real weights, and these are complex")
+                return
             if self._fitting() < 1:
                 self.more = f"{_name(replace(curve, recipe=replace(curve.recipe, epochs=epochs)))}"
                 self._skip(method, f"of the budget {self.left:.0f} passes are left")
@@ -211,6 +214,10 @@ class Ladder:
             if self._attempt(method, 2 * min(1000, self.examples) / self.examples if renumbered else 0.0) is None:
                 return
             yield
+
+    @property
+    def _is_complex(self) -> bool:
+        return any(v.is_complex() for v in self.task.objective.skeleton.parameters())
 
     def _fitting(self) -> int:
         """Epochs of a curve for which the budget does, with looking and, if there is room for it, the final check."""
