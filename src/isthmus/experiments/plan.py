@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from isthmus.device import device_of
 from isthmus.errors import IsthmusError
 from isthmus.experiments.tables import Row
 from isthmus.sweep import Cell, Local, Store, run_cells, with_needs
@@ -28,7 +29,8 @@ def plan(cells: Sequence[Cell], store: Store, device: str = "auto", progress: Pr
 
     A kind is what one cell is made of but for its seed. One of them is run twice for a few steps (its networks too,
     trained as briefly), in a folder that is thrown away; what a step costs is taken times the steps that its recipe
-    allows. Trainings that reach their target end sooner; a search of strings may take more than one recipe.
+    allows. Trainings that reach their target end sooner; a search of strings may take more than one recipe. On a CPU
+    what counts is the smaller of elapsed and processor time, so that other work on the machine does not.
     Errors: ``IsthmusError`` of a cell that cannot be run here.
     """
     whole = with_needs(cells)
@@ -62,9 +64,16 @@ def _seconds(cell: Cell, length: int, draws: bool, device: str) -> float:
     with TemporaryDirectory() as folder:
         store = Store(Path(folder))
         _run(list(brief.needs()), store, device)
-        begin = time.perf_counter()
+        clocks = _clocks(device)
+        begin = [clock() for clock in clocks]
         _run([brief], store, device)
-        return time.perf_counter() - begin
+        return min(clock() - at for clock, at in zip(clocks, begin, strict=True))
+
+
+def _clocks(device: str) -> Sequence[Callable[[], float]]:
+    """A processor that waits for another device spends no time of its own."""
+    here = device_of(device).type == "cpu"
+    return (time.perf_counter, time.process_time) if here else (time.perf_counter,)
 
 
 def _run(cells: Sequence[Cell], store: Store, device: str) -> None:

@@ -101,7 +101,7 @@ def _data(axes: Axes, h: int) -> None:
     table = torch.cat([x, torch.full_like(y, nan), y], 1)
     largest = float(x.abs().max())
     axes.imshow(table, cmap="RdBu_r", norm=SymLogNorm(1.0, vmin=-largest, vmax=largest), aspect="auto")
-    axes.set_xticks([0, h + 1, h + 3], ["$f_1$", f"$f_{{{h + 2}}}$", "y"])
+    axes.set_xticks([0, h + 1, h + 3], ["f1", f"f{h + 2}", "y"])
     axes.set_yticks([0, len(x) - 1], ["1", str(len(x))])
     axes.grid(False)
 
@@ -113,7 +113,8 @@ def _losses(axes: Axes, rows: Sequence[Row]) -> None:
     axes.axhline(estimate, color="#129a72", linestyle="--", linewidth=1.2, label="B_h (estimated for h > 2)")
     axes.axhline(proved, color="#20262c", linestyle=":", linewidth=1.2, label="proved below every path")
     axes.set(xlabel="t")
-    axes.set_yscale("symlog", linthresh=1e-4)
+    axes.set_yscale("symlog", linthresh=1e-5)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom=0)
 
 
