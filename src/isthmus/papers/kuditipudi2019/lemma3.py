@@ -92,8 +92,9 @@ def _of_lemma(row: Row) -> bool:
 
 CLAIMS: Sequence[Claim] = (
     Claim(
-        f"perceptrons, {{what}}: at least a quarter of the draws of Algorithm 1 raise the loss by at most {RISE:g} on the "
-        "whole segment, as Lemma 3 has it for noise stable networks", _of_lemma, ("what",), value="fewest, %", at_least=_LEAST,
+        f"perceptrons, {{what}}: at least a quarter of the draws of Algorithm 1 raise the loss by at most {RISE:g} on "
+        "the whole segment, as Lemma 3 has it for noise stable networks",
+        _of_lemma, ("what",), value="fewest, %", at_least=_LEAST,
         says="{value:.3g} % of {draws} draws, the fewest of {trials} perceptrons trained with dropout",
     ),
 )  # fmt: skip
