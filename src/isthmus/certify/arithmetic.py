@@ -43,8 +43,12 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     `axis`: of w, over which a matrix product sums; where nothing moves, that is computed in parts (``_in_parts``).
     """
     x.refuse_dropped()
-    if axis is not None and (fixed := _in_parts(f, terms, x, w, b)) is not None:
-        return fixed
+    fixed = None if axis is None else _in_parts(f, terms, x, w, b)
+    return fixed or _contracted(f, terms, x, w, b, axis)
+
+
+def _contracted(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None, axis: int | None = None) -> Form:
+    """``contract``, for all forms."""
     g = (2 * terms + sum(max(v.ulps, 0.0) for v in (x, w, b) if v is not None) + 64) * UNIT
     centre, slope, bend, open_, sources = _polynomial(f, x, w, b)
     out = Form(centre, slope, None, HEADROOM, bend)
@@ -68,8 +72,7 @@ def _in_parts(f: Contraction, terms: int, x: Form, w: Form, b: Form | None) -> F
     (terms + 2) u of that; then three sums round. None where something else is known of them, or they are of a size
     at which q or its products are no normal numbers.
     """
-    several = [v for v in (x, w, b) if v is not None]
-    if not all(v.exact for v in several) or followed(*several):
+    if not _all_exact(x, w, b):
         return None
     bits = (53 - (terms - 1).bit_length()) // 2
     units = [_unit(v.centre, bits) for v in (x, w)]
@@ -85,6 +88,10 @@ def _in_parts(f: Contraction, terms: int, x: Form, w: Form, b: Form | None) -> F
     small = terms * units[0] * units[1] * 2.0**bits
     radius = size.mul_(64 * UNIT).add_(4 * (terms + 16) * UNIT * small + TINY)
     return Form(centre, None, radius, HEADROOM)
+
+
+def _all_exact(*forms: Form | None) -> bool:
+    return all(v is None or v.exact for v in forms) and not followed(*forms)
 
 
 def _unit(v: Tensor, bits: int) -> float:

@@ -98,14 +98,7 @@ class Claim:
 
     def _missing(self, rows: list[Row]) -> str:
         """What of the range and of the values asked for does not occur, for people; nothing if all is there."""
-        out = ""
-        if self.over is not None:
-            column, low, high = self.over
-            known = [row[column] for row in rows]
-            if -math.inf < low < min(known):
-                out += f"; {column} down to {min(known):g}, not {low:g}"
-            if max(known) < high < math.inf:
-                out += f"; {column} up to {max(known):g}, not {high:g}"
+        out = "" if self.over is None else _outside([row[self.over[0]] for row in rows], *self.over)
         if self.every is not None:
             column, asked = self.every
             values, there = asked(rows) if callable(asked) else asked, {row.get(column) for row in rows}
@@ -135,6 +128,16 @@ class Claim:
         low = -math.inf if self.at_least is None else self.at_least
         high = math.inf if self.at_most is None else self.at_most
         return bool(low <= number <= high)
+
+
+def _outside(known: Sequence[float], column: str, low: float, high: float) -> str:
+    """Which end of a range the known values do not reach, for people."""
+    out = ""
+    if -math.inf < low < min(known):
+        out += f"; {column} down to {min(known):g}, not {low:g}"
+    if max(known) < high < math.inf:
+        out += f"; {column} up to {max(known):g}, not {high:g}"
+    return out
 
 
 _NOTHING = (None, "no results")

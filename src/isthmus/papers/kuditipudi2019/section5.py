@@ -97,7 +97,7 @@ def _data(axes: Axes, h: int) -> None:
     """X and y of the data set, entry by entry; logarithmic beyond 1, so that the entries of -1, 0 and 1 are seen."""
     from matplotlib.colors import SymLogNorm
 
-    x, y = disconnected(h).objective.data
+    x, y = (torch.as_tensor(part) for part in disconnected(h).objective.data)
     table = torch.cat([x, torch.full_like(y, nan), y], 1)
     largest = float(x.abs().max())
     axes.imshow(table, cmap="RdBu_r", norm=SymLogNorm(1.0, vmin=-largest, vmax=largest), aspect="auto")
