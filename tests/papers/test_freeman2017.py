@@ -306,6 +306,10 @@ def test_every_finding_can_fail(words, changes):
 
 def test_findings_say_nothing_where_rows_are_missing():
     assert {f.holds for f in PAGE.findings([])} <= {None}
+    pairs = [f for f in PAGE.findings(GOOD) if f.statement.startswith("every pair")]
+    assert [(f.holds, f.measured.endswith("; without figure 5")) for f in pairs] == [(None, True)]
+    whole = [*GOOD, *curve("5", "CIFAR-10", [(80.0, 1.0, 3.0)])]
+    assert [f.holds for f in PAGE.findings(whole) if f.statement.startswith("every pair")] == [True]
     found = PAGE.findings([r for r in GOOD if r["figure"] == "Corollary 2.5"])
     assert [f.holds for f in found if f.holds is not None] == [True, True]
 

@@ -362,6 +362,8 @@ def test_findings_about_refusals_losses_and_bad_conditions():
     wild = [*GOOD, path_row("Theorem 3.2", condition=1e7, excess=1e-3, invariance=1e-3, proved=False)]
     assert all(f.holds for f in PAGE.findings(wild))
     assert {f.holds for f in PAGE.findings([])} == {None}
+    near = PAGE.findings(on_ray("5.1", **{"norm at the end": 1e5}))
+    assert [f.holds for f in near if "Theorem 5.1, second part" in f.statement] == [None]
     only = [f for f in PAGE.findings([path_row("Theorem 3.2", invariance=None)]) if "Theorem" in f.statement]
     assert [f.holds for f in only] == [True, True, None, True, True]
 

@@ -77,10 +77,10 @@ def table_of(a: float, b: float, path_a: float = 0.001, width: int = 500) -> lis
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        (table_of(0.002, 1.0), [True, True, True, None, True]),
+        (table_of(0.002, 1.0), [True, True, None, None, True]),
         (table_of(0.2, 1.0), [False, False, False, None, True]),
-        (table_of(0.002, 0.003), [True, False, True, False, True]),
-        (table_of(0.002, 1.0, path_a=0.06), [True, True, True, None, False]),
+        (table_of(0.002, 0.003), [True, False, None, False, True]),
+        (table_of(0.002, 1.0, path_a=0.06), [True, True, None, None, False]),
         (table_of(0.002, 1.0, width=100), [True, True, None, None, True]),
         (table_of(0.002, 1.0, width=3000), [True, True, None, None, True]),
         (table_of(0.002, 1.0) + table_of(0.002, 1.0, width=3000), [True, True, True, True, True]),
@@ -89,6 +89,22 @@ def table_of(a: float, b: float, path_a: float = 0.001, width: int = 500) -> lis
 )
 def test_findings_hold_and_fail_as_the_numbers_say(table, expected):
     assert [f.holds for f in page.EXPERIMENT.findings(table)] == expected
+
+
+def test_nothing_is_said_of_every_layer_where_some_are_missing():
+    rows = [r | {".layers": (0, 1, 2, 4)} for r in table_of(0.002, 1.0) if "layer" in r]
+    close, far = page.EXPERIMENT.findings(rows)
+    assert (close.holds, far.holds) == (None, True)
+    assert close.measured.endswith("; without layer 0, 4")
+    assert [f.holds for f in page.EXPERIMENT.findings(rows[1:])] == [None, None]
+    above = [r | {"A": 0.2} for r in rows]
+    assert page.EXPERIMENT.findings(above)[0].holds is False  # one layer is enough
+    whole = [rows[0] | {"layer": l} for l in (0, 1, 2, 4)]
+    assert page.EXPERIMENT.findings(whole)[0].holds is True
+    others = [r | {"p": 0.25, "figure": "8"} for r in whole]
+    assert [f.holds for f in page.EXPERIMENT.findings(others)] == [True]
+    assert [f.holds for f in page.EXPERIMENT.findings(others[:-1])] == [None]
+    assert page._TASKS[next(t for t in page.SCALES["paper"]() if t.figure == "3(c)").problem].layers == tuple(range(11))
 
 
 @pytest.mark.parametrize(("a", "b", "holds"), [(0.4, 0.8, True), (0.8, 0.4, False), (0.0005, 0.0008, True)])

@@ -356,6 +356,8 @@ def test_every_finding_can_fail(words, rows):
 def test_findings_say_nothing_where_rows_are_missing():
     assert {f.holds for f in PAGE.findings([])} == {None}
     assert len([f for f in PAGE.findings([width(MNIST, 800, 1.0)]) if f.holds is not None]) == 1
+    halved = [f for f in PAGE.findings([width(MNIST, 12_800, 1.0) | {"error change %": 0.4}]) if "12800" in f.statement]
+    assert [(f.holds, f.measured) for f in halved if "mnist, 2" in f.statement] == [(False, "0.40 %")]
     short = width(VGG, 800, 1.0) | {"error %": 15.0, "T, epochs": 0.08}
     assert not [f for f in PAGE.findings([short]) if "T = 1" in f.statement and f.holds is not None]
     assert not [f for f in PAGE.findings([slope("change against N", GAUSS, "start")]) if f.holds is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf
+from math import frexp, inf
 
 import torch
 from torch import Tensor
@@ -39,8 +39,16 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
     because s (s^2 - 1/2) = s / 4 + (4 s^3 - 3 s) / 4 and (s^2 - 1/2)^2 = 1/8 + (8 s^4 - 8 s^2 + 1) / 8, and polynomials
     of Chebyshev stay within 1. g holds every rounding: 2 `terms` u for the products and the radius, the ulps of the
     arguments, and 64 u for the sums and for the headroom of the result.
+
+    `axis`: of w, over which a matrix product sums; where nothing moves, that is computed in parts (``_in_parts``).
     """
     x.refuse_dropped()
+    fixed = None if axis is None else _in_parts(f, terms, x, w, b)
+    return fixed or _contracted(f, terms, x, w, b, axis)
+
+
+def _contracted(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None, axis: int | None = None) -> Form:
+    """``contract``, for all forms."""
     g = (2 * terms + sum(max(v.ulps, 0.0) for v in (x, w, b) if v is not None) + 64) * UNIT
     centre, slope, bend, open_, sources = _polynomial(f, x, w, b)
     out = Form(centre, slope, None, HEADROOM, bend)
@@ -53,6 +61,49 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
         # the factor: the ulps of w, over its radius; the term: what is lost of either where they are denormal
         out.radius.add_(f(x.size(), (w.radius * (1 + 2.0**-20)).add_(TINY), None))
     return out if out.origin is None else _with_movement(f, out, x, w, axis)
+
+
+def _in_parts(f: Contraction, terms: int, x: Form, w: Form, b: Form | None) -> Form | None:
+    """x w + b of numbers that are known exactly, with a few ulps of the result in place of `terms` of |x| |w|.
+
+    x = x' + x'' and w = w' + w'' exactly, where x' and w' are whole multiples of q and q', at most 2^k of them, and
+    |x''| <= q / 2, |w''| <= q' / 2. With 2 k + log2 `terms` <= 53 the product x' w' is a sum of whole numbers below
+    2^53: no order of it rounds. x' w'' and x'' w are at most terms q q' 2^k in size together, and round by at most
+    (terms + 2) u of that; then three sums round. None where something else is known of them, or they are of a size
+    at which q or its products are no normal numbers.
+    """
+    if not _all_exact(x, w, b):
+        return None
+    bits = (53 - (terms - 1).bit_length()) // 2
+    units = [_unit(v.centre, bits) for v in (x, w)]
+    if bits < 8 or 0.0 in units:
+        return None
+    (high, low), (upper, lower) = (_split(v.centre, q) for v, q in zip((x, w), units, strict=True))
+    rest = f(high, lower, None).add_(f(low, w.centre, None))
+    centre = f(high, upper, None).add_(rest)
+    size = centre.abs()
+    if b is not None:
+        centre = centre + b.centre
+        size.add_(b.centre.abs())
+    small = terms * units[0] * units[1] * 2.0**bits
+    radius = size.mul_(64 * UNIT).add_(4 * (terms + 16) * UNIT * small + TINY)
+    return Form(centre, None, radius, HEADROOM)
+
+
+def _all_exact(*forms: Form | None) -> bool:
+    return all(v is None or v.exact for v in forms) and not followed(*forms)
+
+
+def _unit(v: Tensor, bits: int) -> float:
+    """The q of which v is at most 2^bits in size, a power of two; 0 where there is none of a moderate size."""
+    largest = float(v.abs().amax()) if v.numel() else 0.0
+    return 2.0 ** (frexp(largest)[1] - bits) if 2.0**-400 < largest < 2.0**400 else 0.0
+
+
+def _split(v: Tensor, q: float) -> tuple[Tensor, Tensor]:
+    """The nearest multiples of q and what is left, both exact."""
+    high = torch.round(v / q) * q
+    return high, v - high
 
 
 def _polynomial(

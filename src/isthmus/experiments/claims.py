@@ -42,8 +42,8 @@ class Claim:
 
     A statement about a range is not measured unless the range was reached: `over` is a column with its lowest and its
     highest value, both of which must occur (an infinite end need not), and rows outside do not count; `every` is a
-    column with the values that must all occur. One number in the range that is not within the bounds is enough for a
-    statement to fail.
+    column with the values that must all occur, or a function of the rows that says which. One number in the range that
+    is not within the bounds is enough for a statement to fail.
 
     >>> low = Claim("{task}: low", lambda r: "loss" in r, ("task",), "loss", at_most=1, says="{value} at {N}")
     >>> for finding in low.findings([{"task": "a", "loss": 2, "N": 5}, {"task": "a", "loss": 0, "N": 7}]):
@@ -66,7 +66,7 @@ class Claim:
     says: str | Callable[[list[Row]], str] = "{value:.3g}"
     needs: tuple[str, ...] = ()
     over: tuple[str, float, float] | None = None
-    every: tuple[str, tuple[Any, ...]] | None = None
+    every: tuple[str, Sequence[Any] | Callable[[list[Row]], Sequence[Any]]] | None = None
 
     def findings(self, rows: Rows) -> list[Finding]:
         """One; with `per` one for each group."""
@@ -98,17 +98,11 @@ class Claim:
 
     def _missing(self, rows: list[Row]) -> str:
         """What of the range and of the values asked for does not occur, for people; nothing if all is there."""
-        out = ""
-        if self.over is not None:
-            column, low, high = self.over
-            known = [row[column] for row in rows]
-            if -math.inf < low < min(known):
-                out += f"; {column} down to {min(known):g}, not {low:g}"
-            if max(known) < high < math.inf:
-                out += f"; {column} up to {max(known):g}, not {high:g}"
+        out = "" if self.over is None else _outside([row[self.over[0]] for row in rows], *self.over)
         if self.every is not None:
-            column, values = self.every
-            absent = [str(v) for v in values if v not in {row.get(column) for row in rows}]
+            column, asked = self.every
+            values, there = asked(rows) if callable(asked) else asked, {row.get(column) for row in rows}
+            absent = [str(v) for v in values if v not in there]
             out += f"; without {column} {', '.join(absent)}" if absent else ""
         return out
 
@@ -134,6 +128,16 @@ class Claim:
         low = -math.inf if self.at_least is None else self.at_least
         high = math.inf if self.at_most is None else self.at_most
         return bool(low <= number <= high)
+
+
+def _outside(known: Sequence[float], column: str, low: float, high: float) -> str:
+    """Which end of a range the known values do not reach, for people."""
+    out = ""
+    if -math.inf < low < min(known):
+        out += f"; {column} down to {min(known):g}, not {low:g}"
+    if max(known) < high < math.inf:
+        out += f"; {column} up to {max(known):g}, not {high:g}"
+    return out
 
 
 _NOTHING = (None, "no results")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from isthmus.device import device_of
 from isthmus.errors import IsthmusError
 from isthmus.experiments.tables import Row
 from isthmus.sweep import Cell, Local, Store, run_cells, with_needs
 from isthmus.training.progress import Progress, no_progress
-from isthmus.training.recipe import Recipe
 
 _STEPS = (4, 12)
 """Lengths of the two short trainings whose difference says what a step costs."""
@@ -28,32 +28,48 @@ def plan(cells: Sequence[Cell], store: Store, device: str = "auto", progress: Pr
 
     A kind is what one cell is made of but for its seed. One of them is run twice for a few steps (its networks too,
     trained as briefly), in a folder that is thrown away; what a step costs is taken times the steps that its recipe
-    allows. Trainings that reach their target end sooner; a search of strings may take more than one recipe.
-    Errors: ``IsthmusError`` of a cell that cannot be run here.
+    allows. Trainings that reach their target end sooner; a search of strings may take more than one recipe. On a CPU
+    what counts is the smaller of elapsed and processor time, so that other work on the machine does not. A kind that
+    cannot be run here has no hours, which do not count in the sum, but the reason.
     """
     whole = with_needs(cells)
     groups: dict[Any, list[Cell]] = {}
     for cell in whole:
-        if store.find(cell) is None:
+        if not _is_there(cell, store):
             groups.setdefault(_kind(cell), []).append(cell)
     rows: list[Row] = []
     for i, group in enumerate(groups.values()):
         progress("timing", i, len(groups))
         rows.append(_row(group, device))
-    hours = sum(row["hours"] for row in rows)
+    hours = sum(row["hours"] or 0.0 for row in rows)
     return [*rows, {"cell": "all", "cells": len(whole), "missing": sum(map(len, groups.values())), "hours": hours}]
+
+
+def _is_there(cell: Cell, store: Store) -> bool:
+    try:
+        return store.find(cell) is not None
+    except IsthmusError:  # what it is made from cannot be read, which its row says
+        return False
 
 
 def _row(group: Sequence[Cell], device: str) -> Row:
     cell = group[0]
     recipe = _longest(cell)
+    passes = None if recipe is None else _passes(cell, recipe)
+    row: Row = {"cell": cell.label, "cells": len(group), "missing": len(group), "passes": passes}
+    try:
+        seconds = _whole(cell, recipe, device)
+    except IsthmusError as e:
+        return row | {"seconds each": None, "hours": None, "cannot run": str(e)}
+    return row | {"seconds each": seconds, "hours": seconds * len(group) / 3600}
+
+
+def _whole(cell: Cell, recipe: Any | None, device: str) -> float:
+    """How long the cell would run, from two short runs."""
     steps, lengths = (recipe.steps, _STEPS) if recipe else (_draws(cell), _DRAWS)
     short, longer = (_seconds(cell, length, recipe is None, device) for length in lengths)
     each = max(0.0, longer - short) / (lengths[1] - lengths[0])
-    seconds = short + each * max(0, steps - lengths[0])
-    passes = None if recipe is None else _passes(cell, recipe)
-    row: Row = {"cell": cell.label, "cells": len(group), "missing": len(group), "passes": passes}
-    return row | {"seconds each": seconds, "hours": seconds * len(group) / 3600}
+    return short + each * max(0, steps - lengths[0])
 
 
 def _seconds(cell: Cell, length: int, draws: bool, device: str) -> float:
@@ -62,9 +78,16 @@ def _seconds(cell: Cell, length: int, draws: bool, device: str) -> float:
     with TemporaryDirectory() as folder:
         store = Store(Path(folder))
         _run(list(brief.needs()), store, device)
-        begin = time.perf_counter()
+        clocks = _clocks(device)
+        begin = [clock() for clock in clocks]
         _run([brief], store, device)
-        return time.perf_counter() - begin
+        return min(clock() - at for clock, at in zip(clocks, begin, strict=True))
+
+
+def _clocks(device: str) -> Sequence[Callable[[], float]]:
+    """A processor that waits for another device spends no time of its own."""
+    here = device_of(device).type == "cpu"
+    return (time.perf_counter, time.process_time) if here else (time.perf_counter,)
 
 
 def _run(cells: Sequence[Cell], store: Store, device: str) -> None:
@@ -76,6 +99,7 @@ def _run(cells: Sequence[Cell], store: Store, device: str) -> None:
 def shortened(value: Any, steps: int, draws: int | None = None) -> Any:
     """The same cell, recipe or method with at most so many steps in every training, and so many draws if that is said.
 
+    >>> from isthmus.training.fit import Recipe
     >>> shortened(Recipe(steps=4000, check=100), 5) == Recipe(steps=5, check=5)
     True
     """
@@ -85,7 +109,7 @@ def shortened(value: Any, steps: int, draws: int | None = None) -> Any:
     for entry in fields(value):
         if entry.init:
             old = getattr(value, entry.name)
-            changes[entry.name] = _cut(entry.name, old, steps, draws, isinstance(value, Recipe))
+            changes[entry.name] = _cut(entry.name, old, steps, draws, _trains(value))
     return replace(value, **changes)
 
 
@@ -98,23 +122,24 @@ def _cut(name: str, old: Any, steps: int, draws: int | None, recipe: bool) -> An
     return shortened(old, steps, draws)
 
 
-def _own(cell: Cell) -> list[Any]:
-    """The values of its fields that no other cell does."""
-    values = (getattr(cell, f.name) for f in fields(cell))  # type: ignore[arg-type]
+def _own(value: Any) -> list[Any]:
+    """What a dataclass is made of, other cells left out, which are cells of the plan themselves."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return []
+    values = (getattr(value, f.name) for f in fields(value))
     return [v for v in values if not isinstance(v, Cell)]
 
 
-def _longest(value: Any) -> Recipe | None:
-    """The recipe of the most steps in a cell, or in what it is made of."""
-    if isinstance(value, Recipe):
+def _trains(value: Any) -> bool:
+    """Whether it says how to train: by so many steps, each on so many examples."""
+    return is_dataclass(value) and {"steps", "batch"} <= {f.name for f in fields(value)}
+
+
+def _longest(value: Any) -> Any | None:
+    """The recipe, or another schedule, of the most steps in a cell, or in what it is made of."""
+    if _trains(value):
         return value
-    if isinstance(value, Cell):
-        parts = _own(value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        parts = [getattr(value, f.name) for f in fields(value)]
-    else:
-        return None
-    found = [r for r in map(_longest, parts) if r is not None]
+    found = [r for r in map(_longest, _own(value)) if r is not None]
     return max(found, key=lambda r: r.steps, default=None)
 
 
@@ -125,13 +150,17 @@ def _draws(cell: Cell) -> int:
     return max((n for n in counts if isinstance(n, int)), default=1)
 
 
-def _passes(cell: Cell, recipe: Recipe) -> float | None:
+def _passes(cell: Cell, recipe: Any) -> float | None:
     """How often a training goes over the training examples; None where their number is not known without the data."""
     examples = next((n for v in [*_own(cell), *cell.needs()] if (n := getattr(v, "examples", None))), None)
     return None if examples is None else recipe.steps * recipe.batch / examples
 
 
-def _kind(cell: Cell) -> Any:
-    """What cells have in common that cost the same: all but seeds and levels."""
-    values = [getattr(cell, f.name) for f in fields(cell) if f.name not in ("seed", "level", "seeds")]  # type: ignore[arg-type]
-    return type(cell), tuple(_kind(v) if isinstance(v, Cell) else v for v in values)
+def _kind(value: Any) -> Any:
+    """What cells have in common that cost the same: all but seeds and levels, also of the cells they are made of."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    named = {f.name: getattr(value, f.name) for f in fields(value)}
+    if not isinstance(value, Cell) and not any(isinstance(v, Cell) for v in named.values()):
+        return value
+    return type(value), tuple(_kind(v) for name, v in named.items() if name not in ("seed", "level", "seeds"))

@@ -42,12 +42,14 @@ def _four_fifths(rows: list[Row]) -> tuple[bool | None, str]:
     return loss[0.2] < loss[0.5], f"loss {loss[0.2]:.3g} against {loss[0.5]:.3g}"
 
 
-def _few_filters(rows: list[Row]) -> tuple[bool, str]:
-    """The narrowest network that learns, else the best one."""
+def _few_filters(rows: list[Row]) -> tuple[bool | None, str]:
+    """The narrowest network that learns, else the best one; that none does is said only where the widest was tried."""
     found = sorted((row[".width"], row["accuracy %"], row["loss"]) for row in rows)
     enough = next((f for f in found if f[1] >= _LOW), None)
     width, accuracy, loss = enough or max(found, key=lambda f: f[1])
-    return enough is not None, f"{width} filters: {accuracy:.1f} %, loss {loss:.3g}"
+    tried = max(row[".width"] for row in rows)
+    fails = False if tried >= _FEW else None
+    return fails if enough is None else True, f"{width} filters: {accuracy:.1f} %, loss {loss:.3g}"
 
 
 def _below_the_line(rows: list[Row]) -> tuple[bool | None, str]:

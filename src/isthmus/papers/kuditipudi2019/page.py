@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from isthmus.connectors import Bezier, Connector, Dropout, Linear, Narrow, NoiseDropout, PolyChain
 from isthmus.experiments.jobs import Network, On, Pair, Problem
 from isthmus.experiments.page import Experiment, PaperValue
-from isthmus.papers.kuditipudi2019 import section5
+from isthmus.papers.kuditipudi2019 import lemma3, section5
 from isthmus.papers.kuditipudi2019.claims import CLAIMS
 from isthmus.papers.kuditipudi2019.figures import FIGURES
 from isthmus.papers.kuditipudi2019.jobs import PAGE, Losses, Noise, Subnetworks
@@ -107,11 +107,14 @@ class _Perceptrons:
     recipe: Recipe
     pairs: int
     paths: _Paths
+    draws: int = 200
 
     def cells(self) -> list[Cell]:
-        """The paths between neighbours."""
+        """Lemma 3 on every network, and the paths between neighbours."""
         problem = Problem(self.model, "digits")
-        return self.paths.cells([Network(problem, seed, self.recipe, 0.0) for seed in range(2 * self.pairs)])
+        networks = [Network(problem, seed, self.recipe, 0.0) for seed in range(2 * self.pairs)]
+        dropped = [lemma3.Dropped(fewer(n, self.paths.examples), draws=self.draws) for n in networks]
+        return [*dropped, *self.paths.cells(networks)]
 
 
 def fewer(network: Network, examples: int | None, drawn: int | None = None) -> On:
@@ -152,6 +155,7 @@ SCALES = {
                 (Linear(), NoiseDropout(draws=4), Narrow(p=0.3, draws=4, attempts=1, recipe=Recipe(steps=100))),
                 None, 5, 20,
             ),
+            8,
         ),
     ),
     "laptop": (
@@ -206,7 +210,7 @@ _PAPER = {
 }
 
 
-APART = {"smoke": (2,), "laptop": (2, 3, 4), "paper": (2, 3, 4, 6, 8)}
+APART = {"smoke": (2,), "laptop": (2, 3, 4, 6, 8), "paper": (2, 3, 4, 6, 8)}
 """Section 5: numbers of hidden units."""
 _CURVES = (
     Linear(),
@@ -232,7 +236,7 @@ EXPERIMENT = Experiment(
     title="Dropout stability, noise stability and the paths they give",
     reference="Kuditipudi et al. 2019, Figures 2, 3, 5 and D.3",
     cells=cells,
-    tables=(*tables(_PAPER), section5.TABLE),
+    tables=(*tables(_PAPER), lemma3.TABLE, section5.TABLE),
     figures=FIGURES | {"section-5": section5.figure},
     paper=(
         PaperValue({"figure": "text", "what": "training set, dropout off"}, "accuracy %", 99, "section 6"),
@@ -242,6 +246,6 @@ EXPERIMENT = Experiment(
         PaperValue({"figure": "5", "method": "Linear"}, "loss", 2.34, "section 6 and Figure 5"),
         PaperValue({"figure": "5", "method": "Linear"}, "accuracy %", 10, "section 6 and Figure 5"),
     ),
-    claims=(*CLAIMS, *section5.CLAIMS),
+    claims=(*CLAIMS, *lemma3.CLAIMS, *section5.CLAIMS),
 )
 """The page."""

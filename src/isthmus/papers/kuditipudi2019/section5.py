@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
 
 from isthmus.connectors import Connector, connect
 from isthmus.counterexamples import disconnected
@@ -17,6 +20,7 @@ from isthmus.papers.kuditipudi2019.jobs import PAGE
 from isthmus.sweep import Cell, Job
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _ROUNDING = 1e-12
@@ -66,6 +70,7 @@ TABLE = Table(
         "largest on it": first(lambda e: max(e["loss"])),
         "proved below every path": first("proved"),
         "B_h": first("estimate"),
+        ".h": first("cell.h"),
         ".t": first("t"),
         ".loss": first("loss"),
     },
@@ -74,22 +79,43 @@ TABLE = Table(
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Figure 4: the losses on the paths that were found, and the level that every path reaches."""
+    """Figure 4, the data set, and below it the losses on the paths that were found, with what is below every path."""
     rows = [row for row in rows if row["figure"] == "section 5"]
     kinds = list(dict.fromkeys(row["what"] for row in rows))
-    drawn, panels = new_panels(1, len(kinds))
-    for axes, kind in zip(panels[0], kinds, strict=False):
+    drawn, panels = new_panels(2, len(kinds))
+    for (above, below), kind in zip(panels.T, kinds, strict=False):
         own = [row for row in rows if row["what"] == kind]
-        for row in own:
-            axes.plot(row[".t"], row[".loss"], color=_COLOURS[row["path"]], linewidth=1.4, label=row["path"])
-        axes.axhline(
-            own[0]["B_h"], color="#129a72", linestyle=":", linewidth=1.4, label="B_h, which every path reaches"
-        )
-        axes.set(title=kind, xlabel="t")
-        axes.set_yscale("symlog", linthresh=1e-2)
-        axes.set_ylim(bottom=0)
-    finish(drawn, panels, "squared loss along the path")
+        _data(above, own[0][".h"])
+        above.set_title(kind)
+        _losses(below, own)
+    finish(drawn, panels, "example")
+    panels[1][0].set_ylabel("squared loss along the path")
     return drawn
+
+
+def _data(axes: Axes, h: int) -> None:
+    """X and y of the data set, entry by entry; logarithmic beyond 1, so that the entries of -1, 0 and 1 are seen."""
+    from matplotlib.colors import SymLogNorm
+
+    x, y = (torch.as_tensor(part) for part in disconnected(h).objective.data)
+    table = torch.cat([x, torch.full_like(y, nan), y], 1)
+    largest = float(x.abs().max())
+    axes.imshow(table, cmap="RdBu_r", norm=SymLogNorm(1.0, vmin=-largest, vmax=largest), aspect="auto")
+    axes.set_xticks([0, h + 1, h + 3], ["f1", f"f{h + 2}", "y"])
+    axes.set_yticks([0, len(x) - 1], ["1", str(len(x))])
+    axes.grid(False)
+
+
+def _losses(axes: Axes, rows: Sequence[Row]) -> None:
+    for row in rows:
+        axes.plot(row[".t"], row[".loss"], color=_COLOURS[row["path"]], linewidth=1.4, label=row["path"])
+    estimate, proved = rows[0]["B_h"], rows[0]["proved below every path"]
+    axes.axhline(estimate, color="#129a72", linestyle="--", linewidth=1.2, label="B_h (estimated for h > 2)")
+    axes.axhline(proved, color="#20262c", linestyle=":", linewidth=1.2, label="proved below every path")
+    axes.set(xlabel="t")
+    axes.set_yscale("symlog", linthresh=1e-5)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0)
 
 
 CLAIMS = (

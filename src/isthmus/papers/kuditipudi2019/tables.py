@@ -13,11 +13,9 @@ from typing import Any
 from isthmus.experiments.jobs import Network, On, Pair
 from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, largest, mean, so_many
 from isthmus.papers.kuditipudi2019.jobs import TABLES, Losses, Noise, Subnetworks
+from isthmus.papers.kuditipudi2019.lemma3 import RISE
 from isthmus.storage import read_json
 from isthmus.storage.tensors import read_tensors
-
-_RISE = 0.1
-"""Lemma 3 says that with probability 1/2 - delta a draw raises the loss by at most an epsilon: here this one."""
 
 
 def _network_of(end: Network | On) -> Network:
@@ -88,7 +86,7 @@ def tables(paper: Mapping[str, Network]) -> tuple[Table, ...]:
             ".p": first("p"),
             **_means("loss", "error"),
             "units kept": first("kept"),
-            "draws within 0.1, %": mean("success?", scale=100),
+            f"draws within {RISE:g}, %": mean("success?", scale=100),
             **last,
         },
     )
@@ -140,7 +138,7 @@ def _subnetworks(entry: Entry) -> list[Row]:
     """The whole network, then the best subnetwork for each p."""
     found = {p: entry["p"][str(p)] for p in entry.cell.ps}
     best = [{"p": p, "kept": f["kept"][0], "loss": f["best"]["loss"], "error": f["best"]["error"],
-             "success": fmean(loss <= entry["loss"] + _RISE for loss in f["losses"])}
+             "success": fmean(loss <= entry["loss"] + RISE for loss in f["losses"])}
             for p, f in found.items()]  # fmt: skip
     return [{"p": 0.0, "kept": None}, *best]
 

@@ -21,6 +21,8 @@ from isthmus.sweep import Cell
 
 _NEAR_ZERO = 0.05
 """A loss that the page calls near zero; the paper gives no number."""
+_WIDEST = 3000
+"""The last width of Figure 4."""
 
 
 def cells(scale: str) -> Sequence[Cell]:
@@ -44,6 +46,7 @@ def _numbers(loss: Reader, error: Reader) -> dict[str, Column]:
     """Means over the networks with their 95 % intervals; both experiments measure the network itself."""
     return {
         "networks": lambda entries: len({e.cell.network for e in entries}),
+        ".layers": first(_of_task("layers")),
         "reference": _once("reference"),
         "A": mean(loss, "±", of=ExperimentA),
         "B": mean(_of_b(loss, True), "±"),
@@ -129,7 +132,17 @@ def _above(row: Row, kind: str) -> float:
 
 def _far(rows: list[Row]) -> tuple[bool, str]:
     a, b = (_above(rows[0], kind) for kind in "AB")
-    return b >= 10 * max(a, 1e-3), f"layer {rows[0]['layer']}: A {a:.3g}, B {b:.3g} above"
+    return b >= 10 * max(a, 1e-3), f"A {a:.3g}, B {b:.3g} above"
+
+
+def _layers_of(rows: list[Row]) -> Sequence[int]:
+    """Of the network, where they are cells of their own, so that some may be missing."""
+    return rows[0].get(".layers") or ()
+
+
+def _layers_of_b(rows: list[Row]) -> Sequence[int]:
+    """There is no B at layer 0."""
+    return [l for l in _layers_of(rows) if l]
 
 
 def _nowhere_above(rows: list[Row]) -> tuple[bool, str]:
@@ -163,8 +176,8 @@ def _widths_of(data: str, low: int, high: int) -> tuple[Claim, Claim]:
 
     return (
         Claim(
-            f"{{task}}: A is near zero from about {low} neurons", wide, ("task",), needs=("A",),
-            value="A", at_most=_NEAR_ZERO, says=_by_width, over=("width", low, inf),
+            f"{{task}}: A is near zero from about {low} neurons to {_WIDEST}", wide, ("task",), needs=("A",),
+            value="A", at_most=_NEAR_ZERO, says=_by_width, over=("width", low, _WIDEST),
         ),
         Claim(
             f"{{task}}: B is not near zero below {high}", wide, ("task",), needs=("B",),
@@ -178,11 +191,15 @@ CLAIMS = (
     Claim(
         "{task}: A is close to the reference at every layer", _half, ("task",), needs=("A",),
         value=lambda row: row["A"] - row["reference"], at_most=_NEAR_ZERO, says="at most {value:.3g} above it",
+        every=("layer", _layers_of),
     ),
-    Claim("{task}: B is far above it at the first layers", _half, ("task",), needs=("A", "B"), judge=_far),
+    Claim(
+        "{task}: B is far above it at layer 1", _half, ("task",), needs=("A", "B"), judge=_far, over=("layer", 1, 1)
+    ),
     Claim(
         "{task}, dropout ratio {p:.3g}: A is at no layer further above the reference than B",
         lambda row: "layer" in row and row["p"] != 0.5, ("task", "p"), needs=("A", "B"), judge=_nowhere_above,
+        every=("layer", _layers_of_b),
     ),
     *_widths_of("MNIST", 200, 2000),
     *_widths_of("CIFAR-10", 500, 3000),

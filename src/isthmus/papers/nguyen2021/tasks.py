@@ -48,6 +48,11 @@ class Task:
     special: tuple[tuple[float, int, Recipe], ...] = ()
     first: tuple[int, ...] = ()
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those that Experiment A has as cells of their own; none where one cell has them all."""
+        return tuple(sorted(self.first))
+
     def trained(self) -> list[Network]:
         """The networks theta'."""
         until: Literal["loss", "error"] = "error" if self.printed else "loss"
