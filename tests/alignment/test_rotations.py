@@ -169,7 +169,7 @@ def test_the_function_is_kept_and_what_can_be_rotated_is(name):
     assert alignment.target.keys() == b.keys()
     assert all(v.shape == b[k].shape and v.dtype == b[k].dtype for k, v in alignment.target.items())
     stream, heads = CASES[name][2:]
-    turns = alignment.frame.turns
+    turns = turns_of(alignment)
     assert any(t.kind == "rotation" and not t.keys for t in turns) == stream, alignment.notes
     blocks = (
         sum("in_proj_weight" in k or "c_attn.weight" in k or "v_proj.weight" in k or "value.weight" in k for k in b)
@@ -239,7 +239,12 @@ def test_other_checkpoints_files_and_the_way_back(name, tmp_path):
 
 
 def phases_of(alignment: im.Alignment) -> list[str]:
-    return [t.group for t in alignment.frame.turns if t.kind == "phase"]
+    return [t.group for t in turns_of(alignment) if t.kind == "phase"]
+
+
+def turns_of(alignment: im.Alignment) -> tuple[Turn, ...]:
+    assert alignment.frame is not None
+    return alignment.frame.turns
 
 
 def test_planes_that_no_guess_has_are_refused_with_a_note(monkeypatch):
@@ -273,7 +278,7 @@ def test_one_word_alone_confirms_no_planes():
 
 def test_each_expert_and_each_head_of_keys_has_an_order_of_its_own():
     for name, group in (("looked up experts", "feed"), ("grouped queries, rotary, RMSNorm", "attention.q#2")):
-        turn = next(t for t in found(name).frame.turns if t.group == group)
+        turn = next(t for t in turns_of(found(name)) if t.group == group)
         assert turn.kind == "order"
         assert (
             len({tuple(one.argmax(-1).tolist()) for one in turning.drawn(turn, torch.Generator().manual_seed(0))}) > 1

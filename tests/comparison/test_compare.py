@@ -113,9 +113,9 @@ def test_what_no_method_counts_is_estimated_from_what_it_says_or_is_not_there():
 def test_complex128_is_refused_before_anything_is_made():
     module = torch.nn.Linear(2, 1, bias=False).to(torch.complex128)
     objective = im.Objective(module, evaluate=lambda params: {"loss": float(params["weight"].abs().sum())})
-    ends = [{"weight": torch.full((1, 2), v, dtype=torch.complex128)} for v in (1.0, 2.0)]
+    a, b = ({"weight": torch.full((1, 2), v, dtype=torch.complex128)} for v in (1.0, 2.0))
     with pytest.raises(im.InputError, match="complex64 at most"):
-        im.compare(objective, *ends, ["linear"])
+        im.compare(objective, a, b, ["linear"])
 
 
 def test_its_picture_and_the_report(found, folder):
