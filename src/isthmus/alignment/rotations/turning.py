@@ -78,8 +78,8 @@ def phases(grams: Tensor) -> Tensor:
     """The rotations of planes with the largest inner product: the polar factors among those without a reflection.
 
     >>> phases(torch.tensor([[0.0, -2.0], [1.0, 0.0]]))
-    tensor([[ 0., -1.],
-            [ 1.,  0.]])
+    tensor([[0., -1.],
+            [1., 0.]])
     """
     return _gaining(grams, _phase(*_along(grams)))
 
@@ -101,9 +101,9 @@ def _along(grams: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _phase(along: Tensor, across: Tensor) -> Tensor:
-    """The rotation towards a point of the plane."""
-    angle = torch.atan2(across, along)
-    cos, sin = angle.cos(), angle.sin()
+    """The rotation towards a point of the plane; none towards the origin."""
+    size = torch.hypot(along, across)
+    cos, sin = torch.where(size > 0, along / size, 1.0), torch.where(size > 0, across / size, 0.0)
     return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
 
 
