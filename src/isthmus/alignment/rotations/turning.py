@@ -78,8 +78,8 @@ def phases(grams: Tensor) -> Tensor:
     """The rotations of planes with the largest inner product: the polar factors among those without a reflection.
 
     >>> phases(torch.tensor([[0.0, -2.0], [1.0, 0.0]]))
-    tensor([[0., -1.],
-            [1., 0.]])
+    tensor([[ 0., -1.],
+            [ 1.,  0.]])
     """
     return _gaining(grams, _phase(*_along(grams)))
 
