@@ -91,6 +91,15 @@ def test_findings_hold_and_fail_as_the_numbers_say(table, expected):
     assert [f.holds for f in page.EXPERIMENT.findings(table)] == expected
 
 
+@pytest.mark.parametrize(("a", "optimizer", "holds"), [
+    (0.2, "sgd", False), (0.2, "adam", None), (0.002, "adam", True),
+])  # fmt: skip
+def test_a_large_a_of_networks_that_were_trained_otherwise_is_no_finding(a, optimizer, holds):
+    rows = [r | {".optimizer": optimizer} for w in (500, 3000) for r in table_of(a, 1.0, width=w) if "width" in r]
+    near_zero, _ = page.EXPERIMENT.findings(rows)
+    assert near_zero.holds is holds
+
+
 def test_nothing_is_said_of_every_layer_where_some_are_missing():
     rows = [r | {".layers": (0, 1, 2, 4)} for r in table_of(0.002, 1.0) if "layer" in r]
     close, far = page.EXPERIMENT.findings(rows)
