@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.certify.balls import entrywise, row_norms
-from isthmus.certify.forms import HEADROOM, NARROW, TINY, UNIT, Form, half_width, plus, present, times
+from isthmus.certify.forms import HEADROOM, NARROW, TINY, UNIT, Form, half_width, known, plus, present, times
 from isthmus.certify.origins import SHARE, Origin, by, follow
 
 
@@ -139,8 +139,14 @@ def _monotone(f: Callable[[Tensor], Tensor], x: Form) -> Form:
     return Form(f(x.centre), None, x.radius, 4)
 
 
-def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -> Form:
-    """A continuous function that is linear between `breaks`: the chord over the range, and its exact deviation."""
+def piecewise(
+    f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form, limits: Sequence[tuple[float, float]] = ()
+) -> Form:
+    """A function that is linear between `breaks`: the chord over the range, and its exact deviation.
+
+    `limits`: (where, what value) it tends to from a side from which it is not continuous. What a form leaves unsaid is
+    enough to be on either side.
+    """
     x = x.rounded()
     width = half_width(x)
     lo, hi = x.centre - width, x.centre + width
@@ -151,6 +157,9 @@ def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -
     for point in breaks:
         at = lo.clamp(min=point).minimum(hi)
         gaps.append(f(at) - factor * at)
+    for point, value in limits:
+        within = (lo - TINY <= point) & (hi + TINY >= point)
+        gaps.append(torch.where(within, value - factor * point, gaps[0]))
     top, bottom = torch.stack(gaps).amax(0), torch.stack(gaps).amin(0)
     rounding = (lo.abs() + hi.abs()) * (1 + factor.abs()) + low.abs() + high.abs()
     radius = (top - bottom) * 0.5 + rounding * (32 * UNIT) + TINY
@@ -158,6 +167,17 @@ def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -
     radius.addcmul_(factor.abs(), present(x.radius))
     centre = torch.addcmul((top + bottom) * 0.5, factor, x.centre)
     return Form(centre, times(factor, x.slope), radius, HEADROOM / 2, times(factor, x.bend), origin=origin)
+
+
+def stepped(f: Callable[[Tensor], Tensor], x: Form) -> Form:
+    """A monotone function that is constant between jumps: all values between those at both ends of the range."""
+    x = x.rounded()
+    width = half_width(x) * (1 + 8 * UNIT) + x.centre.abs() * (8 * UNIT) + TINY
+    low, high = f(x.centre - width), f(x.centre + width)
+    # halves of the difference of whole numbers may round
+    radius = (high - low) * 0.5 + (low.abs() + high.abs()) * (8 * UNIT) * (low != high) + known(x)
+    origin = follow(radius.clone, (x, by(torch.zeros_like(radius))))
+    return Form((low + high) * 0.5, None, radius, origin=origin)
 
 
 def maximum(a: Form, b: Form) -> Form:
