@@ -40,6 +40,11 @@ class Pair(nn.Module):
         return self.f(*h.chunk(2, self.dim))
 
 
+def away(h: Tensor) -> Tensor:
+    """Away from 0, where what is divided by has no bound on wide intervals."""
+    return h.sigmoid() + 2
+
+
 def _each(names: str, shape: Shape = ROWS) -> dict[str, tuple[Callable[[], nn.Module], Shape]]:
     return {name: (getattr(nn, name), shape) for name in names.split()}
 
@@ -96,7 +101,7 @@ TORCH_LAYERS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], Shape]] 
     "Fold": (lambda: nn.Fold((3, 3), (2, 2)), (4, 4)),
     "Unfold": (lambda: nn.Unfold(2), IMAGE),
     "Bilinear": (lambda: Pair(nn.Bilinear(2, 2, 3), -1), ROWS),
-    "CosineSimilarity": (lambda: Pair(nn.CosineSimilarity(-1)), (4, 3)),
+    "CosineSimilarity": (lambda: Pair(lambda p, q: F.cosine_similarity(away(p), away(q), -1)), (4, 3)),
     "PairwiseDistance": (lambda: Pair(nn.PairwiseDistance()), (4, 3)),
     "PairwiseDistance by moduli": (lambda: Pair(nn.PairwiseDistance(1, keepdim=True)), (4, 3)),
     "PairwiseDistance by the largest": (lambda: Pair(nn.PairwiseDistance(float("inf"))), (4, 3)),
@@ -112,14 +117,14 @@ def _moved(h: Tensor) -> Tensor:
 
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Shape]] = {
     "logaddexp": (lambda h: torch.logaddexp(h[:, :1], h), ROWS),
-    "normalize": (lambda h: F.normalize(h, dim=-1), ROWS),
-    "normalize by moduli": (lambda h: F.normalize(h, 1.0, dim=1), ROWS),
+    "normalize": (lambda h: F.normalize(away(h), dim=-1), ROWS),
+    "normalize by moduli": (lambda h: F.normalize(away(h), 1.0, dim=1), ROWS),
     "norms": (lambda h: h.norm(dim=(1, 2), keepdim=True) + torch.linalg.vector_norm(h, float("inf"), (1, 2), True), ROWS),
     "steps": (lambda h: h.sign() * h + h.floor() - h.ceil() + h.trunc() + h.round() + h.sgn(), ROWS),
     "between two": (lambda h: torch.lerp(h, h.flip(1), h.sigmoid()) + torch.lerp(h, 2 * h, 0.3), ROWS),
     "added products": (lambda h: torch.addcmul(h, h, h.flip(2), value=-0.3).true_divide(3), ROWS),
     "fmax, fmin": (lambda h: torch.fmax(h, h.flip(1)) - torch.fmin(h, h.flip(2)), ROWS),
-    "logarithms": (lambda h: (h.abs() + 0.5).log2() + (h.square() + 0.1).log10() + h.abs().log1p(), ROWS),
+    "logarithms": (lambda h: away(h).log2() + away(2 * h).log10() + h.tanh().mul(0.9).log1p(), ROWS),
     "exponentials": (lambda h: h.tanh().expm1() + h.sigmoid().exp2() + h.tanh().sinh() - h.tanh().cosh(), ROWS),
     "arctangent": (lambda h: h.atan() + h.erfc(), ROWS),
     "differences": (lambda h: h.diff(dim=1) + h.diff(2, dim=1), ROWS),

@@ -144,8 +144,8 @@ def piecewise(
 ) -> Form:
     """A function that is linear between `breaks`: the chord over the range, and its exact deviation.
 
-    `limits`: (where, what value) it tends to from a side from which it is not continuous. What a form leaves unsaid is
-    enough to be on either side.
+    `limits`: (where, what value) it tends to from a side from which it may not be continuous. A range with a jump is
+    bounded by a constant, and what a form leaves unsaid is enough to be on either side.
     """
     x = x.rounded()
     width = half_width(x)
@@ -153,12 +153,14 @@ def piecewise(
     low, high = f(lo), f(hi)
     # any factor will do, because the deviation from its line is computed
     factor = ((high - low) / (hi - lo)).masked_fill_(hi - lo < NARROW, 0.0)
+    near = [((lo - TINY <= point) & (hi + TINY >= point), point, value) for point, value in limits]
+    for within, point, value in near:
+        factor.masked_fill_(within & (f(torch.full_like(lo, point)) != value), 0.0)
     gaps = [low - factor * lo, high - factor * hi]
     for point in breaks:
         at = lo.clamp(min=point).minimum(hi)
         gaps.append(f(at) - factor * at)
-    for point, value in limits:
-        within = (lo - TINY <= point) & (hi + TINY >= point)
+    for within, point, value in near:
         gaps.append(torch.where(within, value - factor * point, gaps[0]))
     top, bottom = torch.stack(gaps).amax(0), torch.stack(gaps).amin(0)
     rounding = (lo.abs() + hi.abs()) * (1 + factor.abs()) + low.abs() + high.abs()

@@ -56,9 +56,7 @@ def _bilinear(node: Node, a: Arguments) -> Form:
 
 
 def _vector_norm(node: Node, a: Arguments) -> Form:
-    order = a.get("ord", a.get("p", 2))
-    a = {"x": a["x"], "dim": a.get("dim"), "keepdim": a.get("keepdim")}
-    return _norm(2.0 if order is None else float(order), a)
+    return _norm(float(a["ord"]), a)
 
 
 def _norm(order: float, a: Arguments) -> Form:
@@ -137,10 +135,10 @@ def _differences(node: Node, a: Arguments) -> Form:
 
 LAYERS: dict[str, Callable[[Node, Arguments], Any]] = (
     dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), _interpolated)
-    | dict.fromkeys(("linalg_vector_norm", "norm"), _vector_norm)
     | dict.fromkeys(("view_as", "reshape_as"), _reshaped)
     | {
         "glu": _glu,
+        "linalg_vector_norm": _vector_norm,
         "logaddexp": _log_add_exp,
         "bilinear": _bilinear,
         "pairwise_distance": _distance,
