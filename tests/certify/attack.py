@@ -1,17 +1,21 @@
 """Random modules, weights, paths and losses against their certificates: nothing that is proved may be false.
 
-``python -m tests.certify.attack FIRST COUNT`` tries the modules of COUNT seeds, several paths each, and prints what it
-found. The tests run a few of them.
+``python -m tests.certify.attack FIRST COUNT [FILE]`` tries the modules of COUNT seeds, several paths each, and prints what
+it found, and at how many points a loss was held against its bound. With a FILE, what was done is kept there, and the same
+command goes on. The tests run a few of them.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import inf, isfinite
+from pathlib import Path
 from random import Random
+from time import process_time
 from typing import Any
 
 import torch
@@ -26,6 +30,10 @@ from isthmus.params import Params
 
 F64 = torch.float64
 Step = Callable[["Block", Tensor], Tensor]
+OUTPUTS = 18
+"""Points at which every entry of the outputs is held against its form."""
+GRID = 257
+"""Points of a path at which the loss is held against its bound, beside others."""
 PATHS = 6
 """Paths per module: reading its graph is what takes long."""
 
@@ -165,10 +173,13 @@ LAYERS = {
     "transposed, grouped": lambda: nn.ConvTranspose1d(3, 3, 3, padding=1, groups=3),
 }  # fmt: skip
 FLAT = ("LayerNorm", "tiny LayerNorm", "RMSNorm", "GroupNorm")
+TORCH = {k: make for k, (make, shape) in TORCH_LAYERS.items() if shape == ROWS}
 BLOCKS: dict[str, Any] = (
     {name: lambda f=f: Block(lambda m, h: f(h)) for name, f in FUNCTIONS.items()}
     | {name: lambda f=f: Block(lambda m, h: h + m.own(h)[0], own=f()) for name, f in RECURRENT.items()}
     | {name: lambda f=f: Block(Block.own, own=f()) for name, f in LAYERS.items()}
+    | {f"torch: {k}": lambda k=k: Block(_as_rows, own=Between(TORCH[k](), ROWS, 12)) for k in TORCH}
+    | {f"torch: {k}": lambda k=k: Block(_as_rows, own=Between(f, ROWS, 12)) for k, (f, shape) in MORE.items() if shape == ROWS}
     | {f"flat {k}": lambda k=k: Block(_flat, own=LAYERS[k]()) for k in FLAT}
     | {
         "attention": lambda: Block(_attend()), "causal": lambda: Block(_attend(is_causal=True)),
@@ -241,6 +252,21 @@ class Attack:
     told: Counter[str] = field(default_factory=Counter)
     false: list[str] = field(default_factory=list)
     measured: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    entries: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        counts = {"told": dict(self.told), "measured": dict(self.measured)}
+        return counts | {"false": self.false, "samples": self.samples, "entries": self.entries}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """What another one found, from its plain values."""
+        self.told.update(row["told"])
+        self.measured.update(row["measured"])
+        self.false += row["false"]
+        self.samples += row["samples"]
+        self.entries += row["entries"]
 
     def one(self, seed: int, names: list[str] | None = None, paths: int = PATHS) -> None:
         """One module, and several paths through its weights."""
@@ -284,8 +310,11 @@ class Attack:
             self.measured[row.why.split("nonlinear in t; ")[-1][:110]] += 1
             return
         kernel = Kernel(objective, path)
-        self.false += [f"{told}: {p}" for p in _contradicted(kernel, c, random)]
+        seen = _samples(kernel, c, random)
+        self.samples += len(seen)
+        self.false += [f"{told}: {p}" for p in _contradicted(kernel, c, seen)]
         if row.claim == "bounded":
+            self.entries += OUTPUTS * kernel.wide.outputs(kernel.point(0, 0.5)).numel()
             self.false += [f"{told}: {p}" for p in _outside(kernel, random)]
 
 
@@ -293,19 +322,26 @@ def _given(pair: tuple[Any, Tensor], x: Tensor) -> tuple[Any, tuple[Tensor, Tens
     return pair[0], (x, pair[1])
 
 
-def _contradicted(kernel: Kernel, c: im.Certificate, random: Random) -> Iterator[str]:
-    """Samples above the bound of the segment, or of the sub-interval that they lie in."""
-    row, wide = c.segments[0], kernel.wide
-    intervals = row.intervals or ((0.0, 1.0, row.bound),)
-    at = [k / 32 for k in range(33)] + [random.random() for _ in range(8)]
+def _samples(kernel: Kernel, c: im.Certificate, random: Random) -> dict[float, tuple[float, float]]:
+    """Loss and error at many points: a grid, by the engine, which takes several at once; ends and middles; maxima."""
+    wide, intervals = kernel.wide, c.segments[0].intervals or ((0.0, 1.0, 0.0),)
+    seen = {t: (loss, error) for t, loss, error in kernel.samples(0, GRID)}
+    at = [random.random() for _ in range(8)]
     at += [
         v
         for start, end, _ in random.sample(intervals, min(12, len(intervals)))
         for v in (start, end, (start + end) / 2)
     ]
-    seen = {t: wide.measure(kernel.point(0, t)) for t in at}
+    seen |= {t: wide.measure(kernel.point(0, t)) for t in at}
     for t in sorted(seen, key=lambda t: -seen[t][0])[:2]:
-        seen |= _climb(lambda t: wide.measure(kernel.point(0, t)), t, 1 / 32)
+        seen |= _climb(lambda t: wide.measure(kernel.point(0, t)), t, 1 / GRID)
+    return seen
+
+
+def _contradicted(kernel: Kernel, c: im.Certificate, seen: dict[float, tuple[float, float]]) -> Iterator[str]:
+    """Samples above the bound of the segment, or of the sub-interval that they lie in."""
+    row = c.segments[0]
+    intervals = row.intervals or ((0.0, 1.0, row.bound),)
     for t, (value, error) in seen.items():
         bound = min([row.bound, *(b for start, end, b in intervals if start <= t <= end)])
         if not isfinite(value) or (value > bound and value > bound + _noise(kernel, t)):
@@ -376,20 +412,35 @@ def _away(parts: list[Any], z: Tensor, s: float, stray: Callable[[], Tensor]) ->
     return ""
 
 
-def main(first: int, count: int) -> None:
-    attack = Attack()
+def main(first: int, count: int, kept: Path | None) -> None:
+    """Try the seeds from `first` on, those in the file `kept` excepted, to which every seed that is done is added."""
+    rows = {} if kept is None or not kept.exists() else dict(map(_row, kept.read_text(encoding="utf-8").splitlines()))
+    total = Attack()
+    start = process_time()
     for seed in range(first, first + count):
-        before = len(attack.false)
-        attack.one(seed)
-        for line in attack.false[before : before + 2]:
+        if seed not in rows:
+            own = Attack()
+            own.one(seed)
+            rows[seed] = own.to_dict()
+            if kept is not None:
+                with kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"seed": seed, **rows[seed]}) + "\n")
+        total.add(rows[seed])
+        for line in rows[seed]["false"][:2]:
             print("FALSE", line, flush=True)
         if (seed - first) % 20 == 19:
-            print(seed + 1 - first, "modules", dict(attack.told), flush=True)
-    print(dict(attack.told), len(attack.false), "false")
-    for why, k in attack.measured.most_common(12):
+            print(seed + 1 - first, "modules", total.samples, "samples", dict(total.told), flush=True)
+    print(f"{total.samples} samples, {total.entries} entries of outputs, {len(total.false)} false", dict(total.told))
+    print(f"{process_time() - start:.0f} processor seconds of this run")
+    for why, k in total.measured.most_common(12):
         print(k, why)
+
+
+def _row(line: str) -> tuple[int, dict[str, Any]]:
+    row = json.loads(line)
+    return row.pop("seed"), row
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -49,7 +49,9 @@ def _each(names: str, shape: Shape = ROWS) -> dict[str, tuple[Callable[[], nn.Mo
     return {name: (getattr(nn, name), shape) for name in names.split()}
 
 
-def _over(kind: str, *args: object, note: str = "", **options: object) -> dict[str, tuple[Callable[[], nn.Module], Shape]]:
+def _over(
+    kind: str, *args: object, note: str = "", **options: object
+) -> dict[str, tuple[Callable[[], nn.Module], Shape]]:
     """The same layer over one, two and three axes."""
     shapes = (LINE, IMAGE, VOLUME)
     return {
@@ -119,16 +121,16 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Shape]] = {
     "logaddexp": (lambda h: torch.logaddexp(h[:, :1], h), ROWS),
     "normalize": (lambda h: F.normalize(away(h), dim=-1), ROWS),
     "normalize by moduli": (lambda h: F.normalize(away(h), 1.0, dim=1), ROWS),
-    "norms": (lambda h: h.norm(dim=(1, 2), keepdim=True) + torch.linalg.vector_norm(h, float("inf"), (1, 2), True), ROWS),
+    "norms": (lambda h: h.norm(dim=(1, 2), keepdim=True) + h.norm(float("inf"), (1, 2), True), ROWS),
     "steps": (lambda h: h.sign() * h + h.floor() - h.ceil() + h.trunc() + h.round() + h.sgn(), ROWS),
     "between two": (lambda h: torch.lerp(h, h.flip(1), h.sigmoid()) + torch.lerp(h, 2 * h, 0.3), ROWS),
     "added products": (lambda h: torch.addcmul(h, h, h.flip(2), value=-0.3).true_divide(3), ROWS),
     "fmax, fmin": (lambda h: torch.fmax(h, h.flip(1)) - torch.fmin(h, h.flip(2)), ROWS),
-    "logarithms": (lambda h: away(h).log2() + away(2 * h).log10() + h.tanh().mul(0.9).log1p(), ROWS),
+    "logarithms": (lambda h: away(h).log2() + away(2 * h).log10() + away(h).log1p(), ROWS),
     "exponentials": (lambda h: h.tanh().expm1() + h.sigmoid().exp2() + h.tanh().sinh() - h.tanh().cosh(), ROWS),
-    "arctangent": (lambda h: h.atan() + h.erfc(), ROWS),
+    "erfc": (lambda h: h.erfc(), ROWS),
     "differences": (lambda h: h.diff(dim=1) + h.diff(2, dim=1), ROWS),
-    "variance and mean": (lambda h: torch.cat([*torch.var_mean(h, 1), *torch.std_mean(h, (1,), correction=0)], 1), ROWS),
+    "variance and mean": (lambda h: torch.cat([*torch.var_mean(h, 1), *torch.std_mean(h, 1, correction=0)], 1), ROWS),
     "windows of unequal size": (lambda h: F.adaptive_max_pool2d(h, (2, 3)), (2, 5, 4)),
     "moved by other names": (_moved, (2, 3, 4)),
 }  # fmt: skip

@@ -56,6 +56,7 @@ def _mean(node: Node, a: Arguments) -> Any:
 
 
 def by_twos(f: Callable[[Form, Form], Form], a: Arguments, sign: float = 1.0) -> Form:
+    """f of all entries along the axes, two by two."""
     x = scaled(_last(a), sign)
     entries = [moved(lambda p, i=i: p[..., i], x) for i in range(x.centre.shape[-1])]
     return _kept(scaled(reduced(f, entries), sign), a)

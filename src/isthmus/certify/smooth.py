@@ -252,10 +252,6 @@ _OTHERS = {
     "log10": Smooth(torch.log10, lambda x: 1 / (x * log(10)), lambda x: -(x**-2.0) / log(10), domain=0.0),
     "sinh": Smooth(torch.sinh, torch.cosh, torch.sinh, (0.0,), rising=True),
     "cosh": Smooth(torch.cosh, torch.sinh, torch.cosh, curvature_turns=(0.0,)),
-    "atan": Smooth(
-        torch.atan, lambda x: 1 / (1 + x * x), lambda x: -2 * x / (1 + x * x).square(),
-        (0.0,), (-sqrt(1 / 3), sqrt(1 / 3)), rising=True,
-    ),
 }  # fmt: skip
 BY_NAME = {
     "tanh": TANH, "sigmoid": SIGMOID, "silu": SILU, "exp": EXP, "sqrt": ROOT, "rsqrt": INVERSE_ROOT, "log": LOG,

@@ -46,6 +46,7 @@ from isthmus.objective import Objective
 from isthmus.storage import load_connection, make_folder, read_json, save_curve_npz, save_params, write_csv, write_json
 from isthmus.storage.files import results_folder
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
+from isthmus.training.memory import forget
 from isthmus.verdict import LEVEL, Level, verdict
 
 _BOUNDS = "certificate-state"
@@ -167,10 +168,6 @@ def certify(
     """
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
-    if engine is not None and bounds == "chord":
-        raise InputError(
-            "--bounds", expected="auto or box with workers: sums over parts of the data are of boxes", got=bounds
-        )
     connection, objective, _ = _open_path(path, asked, "auto")
     labels = _labels(path, connection)
     if verify is not None:
@@ -183,9 +180,11 @@ def certify(
                 progress=progress,
             )  # fmt: skip
         else:
+            chord = bounds == "chord"
             proved = certify_in_parallel(
-                objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
-            )
+                objective, connection.path, gap, model="chord" if chord else "box", budget=budget, labels=labels,
+                engine=engine, memory=out / _BOUNDS if chord else forget, progress=progress,
+            )  # fmt: skip
     runs.write_certificate(proved, out, objective, path)
     if not proved.stopped:
         shutil.rmtree(out / _BOUNDS, ignore_errors=True)

@@ -137,7 +137,9 @@ OPS: dict[str, Op] = {
     **_each(Op("reduce"), "all amax amin any logsumexp linalg_vector_norm max min norm prod std std_mean var var_mean"),
     **_each(Op("softmax"), "softmax _softmax log_softmax _log_softmax"),
     # moving entries
-    **_each(Op("reshape", homogeneous=True, linear="jointly"), "view reshape flatten ravel view_as reshape_as _unsafe_view"),
+    **_each(
+        Op("reshape", homogeneous=True, linear="jointly"), "view reshape flatten ravel view_as reshape_as _unsafe_view"
+    ),
     "squeeze": Op("squeeze", homogeneous=True, linear="jointly"),
     **_each(Op("shape", linear="jointly"), _MOVES),
     **_each(Op("join", linear="jointly"), "cat concat concatenate stack"),
