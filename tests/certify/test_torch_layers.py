@@ -11,9 +11,9 @@ from tests.certify.torch_layers import IMAGE, LINE, ROWS, TORCH, TORCH_LAYERS, V
 from tests.problems import blobs, random_params
 
 WITH_WEIGHTS = """BatchNorm1d BatchNorm2d Bilinear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d
-Embedding GRU GRUCell GroupNorm LSTM LSTMCell LayerNorm Linear MultiheadAttention RMSNorm NonDynamicallyQuantizableLinear
-RNN RNNBase RNNCell RNNCellBase SyncBatchNorm Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder
-TransformerEncoderLayer"""
+Embedding GRU GRUCell GroupNorm LSTM LSTMCell LayerNorm Linear MultiheadAttention NonDynamicallyQuantizableLinear
+RMSNorm RNN RNNBase RNNCell RNNCellBase SyncBatchNorm Transformer TransformerDecoder TransformerDecoderLayer
+TransformerEncoder TransformerEncoderLayer"""
 """Layers with weights, which other cases hold."""
 NO_LAYERS = "Module ModuleDict ModuleList Parameter ParameterDict ParameterList Sequential Container DataParallel"
 DECIDED = {

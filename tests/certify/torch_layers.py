@@ -15,15 +15,15 @@ ROWS, LINE, IMAGE, VOLUME = (3, 4), (2, 6), (4, 3, 4), (2, 2, 3, 4)
 class Between(nn.Module):
     """A layer, f on what it gives in some shape, a layer."""
 
-    def __init__(self, f: Callable[[Tensor], Tensor], shape: Shape) -> None:
+    def __init__(self, f: Callable[[Tensor], Tensor], shape: Shape, width: int = 4) -> None:
         super().__init__()
         self.f, self.shape = f, shape
-        self.first = nn.Linear(4, torch.Size(shape).numel())
+        self.first = nn.Linear(width, torch.Size(shape).numel())
         if isinstance(f, nn.Module):
             f.eval()
         with torch.no_grad():
             read = f(torch.ones(1, *shape)).numel()
-        self.last = nn.Linear(read, 4)
+        self.last = nn.Linear(read, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.f(self.first(x).view(-1, *self.shape)).flatten(1))
@@ -135,8 +135,8 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Shape]] = {
     "moved by other names": (_moved, (2, 3, 4)),
 }  # fmt: skip
 
-TORCH: dict[str, Callable[[], nn.Module]] = {
-    **{name: lambda f=f, s=s: Between(f(), s) for name, (f, s) in TORCH_LAYERS.items()},
-    **{name: lambda f=f, s=s: Between(f, s) for name, (f, s) in FUNCTIONS.items()},
+TORCH: dict[str, Callable[..., nn.Module]] = {
+    **{name: lambda width=4, f=f, s=s: Between(f(), s, width) for name, (f, s) in TORCH_LAYERS.items()},
+    **{name: lambda width=4, f=f, s=s: Between(f, s, width) for name, (f, s) in FUNCTIONS.items()},
 }
-"""Models by name."""
+"""Models by name, of so many numbers and as many outputs."""

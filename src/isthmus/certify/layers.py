@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from isthmus.certify.arithmetic import add, average, contract, joined, moved, multiply, squared
 from isthmus.certify.elementwise import reciprocal
