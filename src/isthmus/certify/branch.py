@@ -62,8 +62,8 @@ Interval = tuple[int, float, float]
 class SearchTask:
     """What a search asks for: `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it,
     `ends(i)` are its losses at 0 and 1; `confront(i, t, value, bound)` raises where that loss is above that bound for
-    other reasons than rounding: ``UnsupportedError`` gives the segment up. `ahead(needed, later)` hears which parts will
-    be bounded next, and which may be behind them; what it computes changes nothing but the time.
+    other reasons than rounding: ``UnsupportedError`` gives the segment up. `ahead(needed, later)` hears which parts
+    will be bounded next, and which may be behind them; what it computes changes nothing but the time.
     """
 
     bound: Callable[[int, float, float], Bound]
