@@ -38,7 +38,7 @@ from isthmus.cli.options import (
 )
 from isthmus.connectors import Connection
 from isthmus.errors import FileError, InputError
-from isthmus.evaluate import Profile
+from isthmus.evaluate import Profile, population
 from isthmus.evaluate import profile as profile_path
 from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
@@ -155,6 +155,13 @@ def certify(
     verify: Annotated[
         Path | None, typer.Option("--verify", help="Check this certificate.json instead of making one.")
     ] = None,
+    for_all: Annotated[
+        bool,
+        typer.Option(
+            "--population",
+            help="Also bound the mean loss of all examples that these are a random choice of, at every t (asymptotic).",
+        ),
+    ] = False,
     workers: Workers = None,
     address: Address = None,
     quiet: Quiet = False,
@@ -204,8 +211,13 @@ def certify(
         "cost",
         "model",
     )
-    more = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
-    _print_values({k: table[k] for k in (*shown, "counts")}, more, [*found.lines, proved.summary], bn, as_json)
+    more: dict[str, Any] = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
+    said = [*found.lines, proved.summary]
+    if for_all:
+        band = population(objective, connection.path, bn="interpolate", certified=True)
+        more["population"] = band.to_dict()
+        said.append(band.words)
+    _print_values({k: table[k] for k in (*shown, "counts")}, more, said, bn, as_json)
     for i in proved.unproved():
         s = proved.segments[i]
         print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
