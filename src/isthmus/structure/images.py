@@ -59,7 +59,7 @@ def _patches(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     x, n, size = a["x"], len(a["x"].axes), prod(a["kernel_size"])
     ax.fix(*x.axes[-2:])
     x = x.with_axis(n - 3, ax.product([x.axes[-3], ax.fixed(size)]))
-    x = x.with_axis(n - 2, ax.fixed((node.shape or ())[-1]), NONE)
+    x = x.with_axis(n - 2, ax.fixed((node.shape or (0,))[-1]), NONE)
     return x.at(range(n - 1))
 
 
