@@ -1,9 +1,9 @@
 """Our bounds over sub-intervals of a line against those of auto_LiRPA (Xu et al. 2020), which knows nothing of ours.
 
 auto_LiRPA bounds outputs where every weight moves on its own within an interval; here all move with one t, so ours
-should be nearer, and neither may be below a sample. Biases stay. Printed are bounds on the mean loss, ours of both models,
-and the largest loss of 65 samples. It is not among our requirements; release 0.3 asks for torch below 1.13, and runs with
-2.13 where `_mended` puts back what torch and numpy left out (in an environment of its own):
+should be nearer, and neither may be below a sample. Biases stay. Printed are bounds on the mean loss (our two models)
+and the largest loss of 65 samples. It is not among our requirements; release 0.3 asks for torch below 1.13, and runs
+with 2.13 where `_mended` puts back what torch and numpy left out (in an environment of its own):
 
     pip install --no-deps auto-LiRPA==0.3
     pip install torch==2.13.0 numpy scipy safetensors packaging appdirs graphviz pyyaml tqdm
