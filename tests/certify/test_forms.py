@@ -132,6 +132,17 @@ def test_maxima_of_two():
             assert excess(form, s, torch.maximum(v, at(b, s) + e * full(b)[2])) <= 0
 
 
+def test_a_maximum_is_not_off_by_the_rounding_of_a_far_smaller_value():
+    """The slope of the chord rounds: times the far value that is more than the near one has in its last place."""
+    number = partial(torch.full, (1,), dtype=torch.float64)
+    for far, rest in ((-204.0598298380339, 3.5e-12), (-4.376955194775475e299, -1.5e284), (-5.97761666e8, -0.369)):
+        for near in (-1.6e-5, 0.0, 1e-323):
+            a, b = Form(number(far), number(-far + rest)), Form(number(near))
+            form = maximum(a, b)
+            for s in (-1.0, 0.0, 1.0):
+                assert excess(form, s, torch.maximum(at(a, s), at(b, s))) <= 0
+
+
 def test_products_entry_by_entry():
     a, b = random_form(3000, 5), random_form(3000, 6)
     product, square = multiply(a, b), squared(a)

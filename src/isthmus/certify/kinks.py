@@ -115,15 +115,15 @@ def _chord(centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """The slope of the chord of max(v, 0) over centre +- width, and half its greatest height above the function.
 
     Where the slope would underflow, or the range is a point, the line is flat: max(v, 0) is between 0 and the range's
-    upper end.
+    upper end. The slope is rounded, so that the heights at both ends of the range need not be the same.
     """
     above = (centre + width).clamp_(min=0)
     below = (width - centre).clamp_(min=0)
     total = above + below
     factor = above / total
-    flat = (factor < NARROW) | (total == 0)
-    height = torch.where(flat, above, below.mul_(factor))
-    return factor.masked_fill_(flat, 0.0), height.mul_(0.5)
+    factor.masked_fill_((factor < NARROW) | (total == 0), 0.0)
+    height = torch.maximum(below.mul_(factor), above.mul_(1 - factor))
+    return factor, height.mul_(0.5)
 
 
 def _lined(x: Form, factor: Tensor, offset: Tensor) -> Form:
