@@ -122,3 +122,22 @@ def test_penalties_are_added_and_what_cannot_be_proved_is_refused(population):
     ignored = im.Objective(objective.skeleton, data=(x[:30], y[:30].masked_fill(torch.arange(30) == 3, -100)))
     with pytest.raises(im.UnsupportedError, match="do not weigh the same"):
         im.population(ignored, path, grid=3, certified=True)
+
+
+def test_losses_that_are_all_the_same_leave_nothing_to_chance(population):
+    """One example again and again: the upper end is the certified number itself, whatever its size."""
+    objective, path = population
+    x, y = objective.data
+    same = objective.on((x[:1].expand(20, -1), y[:1].expand(20)))
+    up = im.population(same, path, grid=5, certified=True).everywhere
+    assert up is not None
+    assert up.highest == pytest.approx(up.sample, rel=1e-12)
+
+
+def test_smoothed_labels_weigh_the_same(population):
+    objective, path = population
+    x, y = objective.data
+    smooth = im.Objective(objective.skeleton, im.CrossEntropy(label_smoothing=0.2), (x[:40], y[:40]))
+    up = im.population(smooth, path, grid=9, certified=True).everywhere
+    assert up is not None
+    assert all(smooth.loss(path.at(k / 64)) <= up.at(k / 64) for k in range(65))

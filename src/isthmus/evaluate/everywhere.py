@@ -94,11 +94,13 @@ def upper_band(
     mean = flat.mean(0)
     away = flat - mean
     spread = (away.square().sum(0) / (n - 1)).sqrt()
+    # where all examples have the same number nothing is spread
+    standard = torch.where(spread > 0, away / spread, 0.0)
     noise = torch.randn(DRAWS, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    drawn = ((noise @ away) / n**0.5 / spread.clamp(min=1e-300)).amax(1).sort().values
+    drawn = ((noise @ standard) / n**0.5).amax(1).sort().values
     c = max(0.0, float(drawn[min(ceil(level * DRAWS), DRAWS) - 1]))
     # losses have a long upper tail, of which few examples show too little: Johnson's term for one-sided ends (1978)
-    skew = (away.pow(3).mean(0) / spread.clamp(min=1e-300).pow(3)).clamp(min=0)
+    skew = standard.pow(3).mean(0).clamp(min=0)
     wide = c + skew * (2 * c * c + 1) / (6 * n**0.5)
     above = (mean + wide * spread / n**0.5).view(intervals, 2) + extra
     sample = float((mean.view(intervals, 2) + extra).max())
