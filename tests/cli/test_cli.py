@@ -188,6 +188,7 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     assert "every t: largest loss at most" in told[0]["population"]["text"]
     fails(capsys, ["profile", path, "--workers", "1", "--tol", "0.1", "--out", tmp_path], "--tol")
     fails(capsys, ["certify", path, "--workers", "1", "--verify", path, "--out", tmp_path], "--verify")
+    fails(capsys, ["certify", path, "--population", "--verify", path, "--out", tmp_path], "--population")
 
 
 def test_a_path_that_is_broken_is_not_proved_and_the_segment_is_named(folder, tmp_path, capsys):

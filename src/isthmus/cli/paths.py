@@ -175,6 +175,8 @@ def certify(
     """
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
+    if for_all and verify is not None:
+        raise InputError("--population", expected="not with --verify, which makes no statement of its own", got=True)
     connection, objective, _ = _open_path(path, asked, "auto")
     labels = _labels(path, connection)
     if verify is not None:
@@ -213,7 +215,7 @@ def certify(
     )
     more: dict[str, Any] = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
     said = [*found.lines, proved.summary]
-    if for_all:
+    if for_all and not proved.stopped:
         band = population(objective, connection.path, bn="interpolate", certified=True)
         more["population"] = band.to_dict()
         said.append(band.words)
