@@ -14,8 +14,8 @@ import typer
 from isthmus import pipeline as runs
 from isthmus.analysis.ensemble import Ensemble
 from isthmus.analysis.ensemble import ensemble as ensemble_along
+from isthmus.certify import Certificate, verify_certificate
 from isthmus.certify import certify as certify_path
-from isthmus.certify import verify_certificate
 from isthmus.cli.asked import check_given, of_path
 from isthmus.cli.common import device_of, dtype_of, network_of, objectives
 from isthmus.cli.console import number, print_json, progress_bar, show_table, tell_not_finite
@@ -46,7 +46,6 @@ from isthmus.objective import Objective
 from isthmus.storage import load_connection, make_folder, read_json, save_curve_npz, save_params, write_csv, write_json
 from isthmus.storage.files import results_folder
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
-from isthmus.training.memory import forget
 from isthmus.verdict import LEVEL, Level, verdict
 
 _BOUNDS = "certificate-state"
@@ -182,18 +181,8 @@ def certify(
     if verify is not None:
         return _verify(objective, connection, labels, path, read_json(verify), quiet)
     make_folder(out)
-    with progress_bar(quiet) as progress:
-        if engine is None:
-            proved = certify_path(
-                objective, connection.path, gap, model=bounds, budget=budget, labels=labels, memory=out / _BOUNDS,
-                progress=progress,
-            )  # fmt: skip
-        else:
-            chord = bounds == "chord"
-            proved = certify_in_parallel(
-                objective, connection.path, gap, model="chord" if chord else "box", budget=budget, labels=labels,
-                engine=engine, memory=out / _BOUNDS if chord else forget, progress=progress,
-            )  # fmt: skip
+    options = {"gap": gap, "budget": budget, "labels": labels}
+    proved = _proved(objective, connection, bounds, options, out / _BOUNDS, engine, quiet)
     runs.write_certificate(proved, out, objective, path)
     if not proved.stopped:
         shutil.rmtree(out / _BOUNDS, ignore_errors=True)
@@ -283,6 +272,24 @@ def _engine(workers: int | None, address: str | None, others: dict[str, Any]) ->
     if given := [name for name, value in others.items() if value is not None]:
         raise InputError("--workers, --address", expected=f"none with {', '.join(given)}", got=workers or address)
     return engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
+
+
+def _proved(
+    objective: Objective,
+    connection: Connection,
+    bounds: str,
+    options: dict[str, Any],
+    kept: Path,
+    engine: Engine | None,
+    quiet: bool,
+) -> Certificate:
+    """The certificate, by this process or by workers, which keep bounds of chords alone."""
+    with progress_bar(quiet) as progress:
+        options = options | {"progress": progress}
+        if engine is None:
+            return certify_path(objective, connection.path, model=bounds, memory=kept, **options)
+        options |= {"model": "chord", "memory": kept} if bounds == "chord" else {}
+        return certify_in_parallel(objective, connection.path, engine=engine, **options)
 
 
 def _verify(
