@@ -88,6 +88,7 @@ def test_the_true_loss_is_below_the_band_at_every_t(population):
     assert torch.equal(plain.hi, band.hi)
     up = band.everywhere
     assert up is not None
+    assert up.error is not None
     truth = im.profile(objective, path, 501)
     for t, loss, error in zip(truth.t.tolist(), truth.loss.tolist(), truth.error.tolist(), strict=True):
         assert loss <= up.at(t)
@@ -95,6 +96,7 @@ def test_the_true_loss_is_below_the_band_at_every_t(population):
     assert up.highest >= up.sample >= float(im.certify(test, path, budget=0.0).witness[1])
     assert up.highest <= 1.5 * truth.max  # and it says something
     finer = im.population(test, path, grid=4 * GRID, certified=True).everywhere
+    assert finer is not None
     assert finer.highest < up.highest
     held = json.loads(json.dumps(band.to_dict()))
     assert held["everywhere"]["highest"] == up.highest
@@ -111,6 +113,8 @@ def test_penalties_are_added_and_what_cannot_be_proved_is_refused(population):
     ridge = im.Objective(objective.skeleton, data=objective.data, penalty=im.Ridge(0.1))
     test = im.population(ridge.subset(50), path, grid=9, certified=True).everywhere
     plain = im.population(objective.subset(50), path, grid=9, certified=True).everywhere
+    assert test is not None
+    assert plain is not None
     assert test.highest > plain.highest
     normed = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
     other = im.Objective(normed, data=objective.data)
