@@ -1,21 +1,24 @@
 """Random modules, weights, paths and losses against their certificates: nothing that is proved may be false.
 
-``python -m tests.certify.attack FIRST COUNT`` tries the modules of COUNT seeds, several paths each, and prints what it
-found. The tests run a few of them.
+``python -m tests.certify.attack FIRST COUNT [FILE]`` tries the modules of COUNT seeds, several paths each, and prints
+what it found, and at how many points a loss was held against its bound: as many seeds as there are blocks hold every
+block. With a FILE, what was done is kept there, and the same command goes on. The tests run a few of them.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import isfinite
+from pathlib import Path
 from random import Random
+from time import process_time
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import isthmus as im
@@ -23,26 +26,15 @@ from isthmus.certify.affine import Interval
 from isthmus.certify.kernel import Kernel
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
 from isthmus.params import Params
+from tests.certify.blocks import BLOCKS
 
 F64 = torch.float64
-Step = Callable[["Block", Tensor], Tensor]
+OUTPUTS = 18
+"""Points at which every entry of the outputs is held against its form."""
+GRID = 1025
+"""Points of a path at which the loss is held against its bound, beside others."""
 PATHS = 6
 """Paths per module: reading its graph is what takes long."""
-
-
-class Block(nn.Module):
-    """f(block, h) on sequences h of 3 tokens with 4 numbers each, with parts and a few tensors of its own."""
-
-    def __init__(self, f: Step, **parts: nn.Module) -> None:
-        super().__init__()
-        self.f, self.parts = f, nn.ModuleDict(parts)
-        self.vector, self.matrix = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4, 4))
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.f(self, h)
-
-    def own(self, h: Tensor, name: str = "own") -> Tensor:
-        return self.parts[name](h)
 
 
 class Stack(nn.Module):
@@ -62,132 +54,6 @@ class Stack(nn.Module):
         return z.log_softmax(-1) if self.logs else z
 
 
-def _heads(h: Tensor) -> Tensor:
-    return h.view(-1, 3, 2, 2).transpose(1, 2)
-
-
-def _attend(**options: Any) -> Step:
-    def f(m: Block, h: Tensor) -> Tensor:
-        q = _heads(h)
-        given: dict[str, Any] = {
-            k: v.to(h.dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()
-        }
-        out: Tensor = F.scaled_dot_product_attention(q, q * m.vector[:2], q + m.vector[2:], **given)
-        return out.transpose(1, 2).reshape(h.shape)
-
-    return f
-
-
-def _to_itself(m: Block, h: Tensor) -> Tensor:
-    return m.parts["own"](h, h, h)[0]
-
-
-def _transformer(norm: Callable[[], nn.Module], before: bool) -> Callable[[], Block]:
-    def f(m: Block, h: Tensor) -> Tensor:
-        if before:
-            h = h + _attend(is_causal=True)(m, m.own(h))
-            return h + F.gelu(m.own(m.own(h, "two"), "layer"))
-        h = m.own(h + _attend()(m, h))
-        return m.own(h + F.silu(m.own(h, "layer")) * m.own(h, "layer"), "two")
-
-    return lambda: Block(f, own=norm(), two=norm(), layer=nn.Linear(4, 4))
-
-
-def _mixture(m: Block, h: Tensor) -> Tensor:
-    share = m.own(h, "router").softmax(-1)
-    return sum(share[..., i : i + 1] * m.own(h, f"expert{i}").relu() for i in range(2))  # type: ignore[return-value]
-
-
-def _flat(m: Block, h: Tensor) -> Tensor:
-    """Rows that are all the same, and a norm of them."""
-    return m.own(h.mean(-1, keepdim=True).expand(-1, 3, 4) * 1.0)
-
-
-def _written(m: Block, h: Tensor) -> Tensor:
-    mask = torch.tensor([[True, False, False, True], [False] * 4, [True] * 4])
-    return torch.where(mask, h, m.vector) + h.masked_fill(~mask, 0.5).gather(2, torch.zeros_like(h, dtype=torch.long))
-
-
-SEEN = torch.tensor([[True, False, False], [True, True, False], [False, False, False]])
-TRIANGLE = torch.zeros(3, 3).masked_fill(~torch.ones(3, 3, dtype=torch.bool).tril(), -inf)
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu, "leaky": lambda h: F.leaky_relu(h, 0.1), "steep": lambda h: F.leaky_relu(h, 1.7),
-    "negative leak": lambda h: F.leaky_relu(h, -0.4), "gelu": F.gelu,
-    "gelu tanh": lambda h: F.gelu(h, approximate="tanh"),
-    "silu": F.silu, "mish": F.mish, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf, "elu": F.elu,
-    "kink": lambda h: F.elu(h, 0.3), "selu": F.selu, "celu": lambda h: F.celu(h, 0.5), "softplus": F.softplus,
-    "softplus cut": lambda h: F.softplus(h, 3.0, 1.0), "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid,
-    "softsign": F.softsign, "logsigmoid": F.logsigmoid, "relu6": F.relu6, "hardtanh": F.hardtanh, "abs": torch.abs,
-    "exp": lambda h: h.clamp(max=3.0).exp(), "sin": torch.sin, "cos": lambda h: (3 * h).cos(), "square": torch.square,
-    "cube": lambda h: h**3, "fourth": lambda h: h**4, "root": lambda h: (h.square() + 1e-3).sqrt(),
-    "rsqrt": lambda h: (h.abs() + 0.1).rsqrt(), "odd power": lambda h: (h.abs() + 0.1) ** 1.7,
-    "negative power": lambda h: (h.square() + 0.2) ** -2, "log": lambda h: (h.abs() + 0.01).log(),
-    "quotient": lambda h: h / (1 + h.square()), "reciprocal": lambda h: -1 / (h.abs() + 0.3),
-    "bare log": lambda h: h.log().tanh(), "bare root": lambda h: h.sqrt().sigmoid(),
-    "bare rsqrt": lambda h: h.rsqrt().erf(),
-    "bare power": lambda h: (h**1.5).softmax(-1), "bare reciprocal": lambda h: h.reciprocal().clamp(-1, 1),
-    "bare log, sine": lambda h: h.log().sin(), "own division": lambda h: (h / h.sum(-1, keepdim=True)).tanh(),
-    "overflow": lambda h: (h**4).exp().tanh() + (h * 1e200 * h.abs() * 1e200).tanh(),
-    "maximum": lambda h: torch.maximum(h, h.flip(-1)), "minimum": lambda h: torch.minimum(h, h.roll(1, 1)),
-    "clamp": lambda h: h.clamp(-0.3, 0.7), "softmax": lambda h: h.softmax(-1) * 3, "softmax 1": lambda h: h.softmax(1),
-    "log_softmax": lambda h: h.log_softmax(-1), "cumsum": lambda h: h.cumsum(1),
-    "amax": lambda h: h - h.amax(-1, keepdim=True),
-    "amin": lambda h: h + h.amin((1, 2), keepdim=True), "var": lambda h: h * h.var(-1, keepdim=True),
-    "std": lambda h: h / (h.std(1, keepdim=True, correction=0) + 1),
-    "constant deviation": lambda h: h + (h[..., :1] * torch.ones(4, dtype=h.dtype)).std(-1, keepdim=True),
-    "logsumexp": lambda h: h - h.logsumexp(-1, keepdim=True),
-    "logsumexp of all": lambda h: h * h.logsumexp((1, 2), keepdim=True).tanh(),
-    "prod": lambda h: h + h.prod(-1, keepdim=True), "prod of rows": lambda h: h.prod(1).unsqueeze(1) - h,
-    "maximum pool": lambda h: F.max_pool1d(h, 3, 1, 1), "average pool": lambda h: F.avg_pool1d(h, 3, 1, 1),
-    "root mean square": lambda h: h * (h.square().mean(-1, keepdim=True) + 1e-6).rsqrt(),
-    "causal softmax": lambda h: (h @ h.transpose(1, 2) + TRIANGLE.to(h.dtype)).softmax(-1) @ h,
-    "layer norm of two axes": lambda h: F.layer_norm(h, (3, 4)), "tiny eps": lambda h: F.layer_norm(h, (4,), eps=1e-30),
-    "no eps": lambda h: F.layer_norm(h, (4,), eps=0.0).tanh(), "rms, no eps": lambda h: F.rms_norm(h, (4,), eps=0.0),
-}  # fmt: skip
-RECURRENT = {
-    "LSTM": lambda: nn.LSTM(4, 4, batch_first=True), "GRU": lambda: nn.GRU(4, 4, batch_first=True),
-    "RNN": lambda: nn.RNN(4, 4, batch_first=True),
-    "two LSTMs": lambda: nn.LSTM(4, 2, 2, batch_first=True, bidirectional=True),
-    "RNN relu": lambda: nn.RNN(4, 4, nonlinearity="relu", batch_first=True),
-    "GRU, no bias": lambda: nn.GRU(4, 4, bias=False, batch_first=True),
-}  # fmt: skip
-LAYERS = {
-    "linear": lambda: nn.Linear(4, 4), "LayerNorm": lambda: nn.LayerNorm(4),
-    "tiny LayerNorm": lambda: nn.LayerNorm(4, 1e-20),
-    "RMSNorm": lambda: nn.RMSNorm(4), "GroupNorm": lambda: nn.GroupNorm(3, 3),
-    "GroupNorm of all": lambda: nn.GroupNorm(1, 3),
-    "InstanceNorm": lambda: nn.InstanceNorm1d(3, affine=True), "BatchNorm": lambda: nn.BatchNorm1d(3),
-    "kept InstanceNorm": lambda: nn.InstanceNorm1d(3, track_running_stats=True), "PReLU": lambda: nn.PReLU(3),
-    "one PReLU": lambda: nn.PReLU(), "convolution": lambda: nn.Conv1d(3, 3, 3, padding=1),
-    "dilated": lambda: nn.Conv1d(3, 3, 3, padding=2, dilation=2),
-    "depthwise": lambda: nn.Conv1d(3, 3, 3, padding=1, groups=3),
-    "transposed": lambda: nn.ConvTranspose1d(3, 3, 3, padding=1),
-    "transposed, grouped": lambda: nn.ConvTranspose1d(3, 3, 3, padding=1, groups=3),
-}  # fmt: skip
-FLAT = ("LayerNorm", "tiny LayerNorm", "RMSNorm", "GroupNorm")
-BLOCKS: dict[str, Any] = (
-    {name: lambda f=f: Block(lambda m, h: f(h)) for name, f in FUNCTIONS.items()}
-    | {name: lambda f=f: Block(lambda m, h: h + m.own(h)[0], own=f()) for name, f in RECURRENT.items()}
-    | {name: lambda f=f: Block(Block.own, own=f()) for name, f in LAYERS.items()}
-    | {f"flat {k}": lambda k=k: Block(_flat, own=LAYERS[k]()) for k in FLAT}
-    | {
-        "attention": lambda: Block(_attend()), "causal": lambda: Block(_attend(is_causal=True)),
-        "masked": lambda: Block(_attend(attn_mask=SEEN)), "added mask": lambda: Block(_attend(attn_mask=TRIANGLE)),
-        "whole masked": lambda: Block(_attend(attn_mask=torch.zeros(3, 3).masked_fill(~SEEN, -inf))),
-        "MultiheadAttention": lambda: Block(_to_itself, own=nn.MultiheadAttention(4, 2, batch_first=True)),
-        "pre-norm": _transformer(lambda: nn.LayerNorm(4), True),
-    "post-norm": _transformer(lambda: nn.LayerNorm(4), False),
-        "pre-norm, RMS": _transformer(lambda: nn.RMSNorm(4), True),
-        "squeeze": lambda: Block(lambda m, h: h * m.own(h.mean(1, keepdim=True).relu()).sigmoid(), own=nn.Linear(4, 4)),
-        "mixture": lambda: Block(_mixture, router=nn.Linear(4, 2), expert0=nn.Linear(4, 4), expert1=nn.Linear(4, 4)),
-        "gate": lambda: Block(lambda m, h: h + F.silu(m.own(h)) * (h @ m.matrix), own=nn.Linear(4, 4)),
-        "masks": lambda: Block(_written),
-    "products": lambda: Block(lambda m, h: h @ m.matrix @ m.matrix.t() * m.vector),
-        "bilinear": lambda: Block(lambda m, h: torch.einsum("bti,ij->btj", h, m.matrix) * h),
-        "weight norm": lambda: Block(lambda m, h: h @ torch._weight_norm(m.matrix, m.vector, 1)),
-        "residual": lambda: Block(lambda m, h: h + m.own(h.relu()) / 2, own=nn.Linear(4, 4)),
-    }
-)  # fmt: skip
 LOSSES = (
     "cross_entropy", "weighted", "smooth", "ignored", "soft", "mse", "l1", "huber", "hinge", "margins", "nll", "kl",
     "bce_with_logits", "sum",
@@ -241,12 +107,27 @@ class Attack:
     told: Counter[str] = field(default_factory=Counter)
     false: list[str] = field(default_factory=list)
     measured: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    entries: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        counts = {"told": dict(self.told), "measured": dict(self.measured)}
+        return counts | {"false": self.false, "samples": self.samples, "entries": self.entries}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """What another one found, from its plain values."""
+        self.told.update(row["told"])
+        self.measured.update(row["measured"])
+        self.false += row["false"]
+        self.samples += row["samples"]
+        self.entries += row["entries"]
 
     def one(self, seed: int, names: list[str] | None = None, paths: int = PATHS) -> None:
         """One module, and several paths through its weights."""
         random, g = Random(seed), torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
-        names = names or random.choices(list(BLOCKS), k=random.choice([1, 1, 1, 2, 2, 3]))
+        names = names or _blocks(seed, random)
         loss, classes = random.choice(LOSSES), random.choice([2, 4, 4])
         dtype = random.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16])
         module = (
@@ -284,28 +165,45 @@ class Attack:
             self.measured[row.why.split("nonlinear in t; ")[-1][:110]] += 1
             return
         kernel = Kernel(objective, path)
-        self.false += [f"{told}: {p}" for p in _contradicted(kernel, c, random)]
+        seen = _samples(kernel, c, random)
+        self.samples += len(seen)
+        self.false += [f"{told}: {p}" for p in _contradicted(kernel, c, seen)]
         if row.claim == "bounded":
+            self.entries += OUTPUTS * kernel.wide.outputs(kernel.point(0, 0.5)).numel()
             self.false += [f"{told}: {p}" for p in _outside(kernel, random)]
+
+
+def _blocks(seed: int, random: Random) -> list[str]:
+    """One block after the other with the seeds, beside others."""
+    names = [list(BLOCKS)[seed % len(BLOCKS)], *random.choices(list(BLOCKS), k=random.choice([0, 0, 0, 1, 1, 2]))]
+    random.shuffle(names)
+    return names
 
 
 def _given(pair: tuple[Any, Tensor], x: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
     return pair[0], (x, pair[1])
 
 
-def _contradicted(kernel: Kernel, c: im.Certificate, random: Random) -> Iterator[str]:
-    """Samples above the bound of the segment, or of the sub-interval that they lie in."""
-    row, wide = c.segments[0], kernel.wide
-    intervals = row.intervals or ((0.0, 1.0, row.bound),)
-    at = [k / 32 for k in range(33)] + [random.random() for _ in range(8)]
+def _samples(kernel: Kernel, c: im.Certificate, random: Random) -> dict[float, tuple[float, float]]:
+    """Loss and error at many points: a grid, by the engine, which takes several at once; ends and middles; maxima."""
+    wide, intervals = kernel.wide, c.segments[0].intervals or ((0.0, 1.0, 0.0),)
+    seen = {t: (loss, error) for t, loss, error in kernel.samples(0, GRID)}
+    at = [random.random() for _ in range(8)]
     at += [
         v
         for start, end, _ in random.sample(intervals, min(12, len(intervals)))
         for v in (start, end, (start + end) / 2)
     ]
-    seen = {t: wide.measure(kernel.point(0, t)) for t in at}
+    seen |= {t: wide.measure(kernel.point(0, t)) for t in at}
     for t in sorted(seen, key=lambda t: -seen[t][0])[:2]:
-        seen |= _climb(lambda t: wide.measure(kernel.point(0, t)), t, 1 / 32)
+        seen |= _climb(lambda t: wide.measure(kernel.point(0, t)), t, 1 / GRID)
+    return seen
+
+
+def _contradicted(kernel: Kernel, c: im.Certificate, seen: dict[float, tuple[float, float]]) -> Iterator[str]:
+    """Samples above the bound of the segment, or of the sub-interval that they lie in."""
+    row = c.segments[0]
+    intervals = row.intervals or ((0.0, 1.0, row.bound),)
     for t, (value, error) in seen.items():
         bound = min([row.bound, *(b for start, end, b in intervals if start <= t <= end)])
         if not isfinite(value) or (value > bound and value > bound + _noise(kernel, t)):
@@ -376,20 +274,35 @@ def _away(parts: list[Any], z: Tensor, s: float, stray: Callable[[], Tensor]) ->
     return ""
 
 
-def main(first: int, count: int) -> None:
-    attack = Attack()
+def main(first: int, count: int, kept: Path | None) -> None:
+    """Try the seeds from `first` on, those in the file `kept` excepted, to which every seed that is done is added."""
+    rows = {} if kept is None or not kept.exists() else dict(map(_row, kept.read_text(encoding="utf-8").splitlines()))
+    total = Attack()
+    start = process_time()
     for seed in range(first, first + count):
-        before = len(attack.false)
-        attack.one(seed)
-        for line in attack.false[before : before + 2]:
+        if seed not in rows:
+            own = Attack()
+            own.one(seed)
+            rows[seed] = own.to_dict()
+            if kept is not None:
+                with kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"seed": seed, **rows[seed]}) + "\n")
+        total.add(rows[seed])
+        for line in rows[seed]["false"][:2]:
             print("FALSE", line, flush=True)
         if (seed - first) % 20 == 19:
-            print(seed + 1 - first, "modules", dict(attack.told), flush=True)
-    print(dict(attack.told), len(attack.false), "false")
-    for why, k in attack.measured.most_common(12):
+            print(seed + 1 - first, "modules", total.samples, "samples", dict(total.told), flush=True)
+    print(f"{total.samples} samples, {total.entries} entries of outputs, {len(total.false)} false", dict(total.told))
+    print(f"{process_time() - start:.0f} processor seconds of this run")
+    for why, k in total.measured.most_common(12):
         print(k, why)
+
+
+def _row(line: str) -> tuple[int, dict[str, Any]]:
+    row = json.loads(line)
+    return row.pop("seed"), row
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)

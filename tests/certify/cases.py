@@ -15,6 +15,7 @@ import isthmus as im
 from isthmus.params import Params
 from tests.certify.made import SHAPES, Made
 from tests.certify.modern import MODERN, SCALES
+from tests.certify.torch_layers import TORCH
 from tests.problems import blobs, perceptron, random_params, small_convnet
 
 
@@ -207,4 +208,5 @@ CASES = [
     Case("one dimension", _line, (2, 9)),
     *(Case(name, partial(Made, f), (4,)) for name, f in SHAPES.items()),
     *(Case(name, make, (4,), scale=SCALES.get(name, 1.0)) for name, make in MODERN.items()),
+    *(Case(f"torch: {name}", make, (4,)) for name, make in TORCH.items()),
 ]

@@ -178,8 +178,17 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     assert len(engines) >= 2
     assert all(engine == Ray(1) for engine in engines)
     assert both["certify"][1]["proved"]
+    told = []
+    for extra in ([], ["--workers", "1"]):
+        asked = ["certify", path, "--bounds", "chord", "--examples", "9", "--population", *extra]
+        assert run_app([*asked, "--out", str(tmp_path), "--quiet", "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0] == told[1]
+    assert "from 9 test examples" in told[0]["population"]["text"]
+    assert "every t: largest loss at most" in told[0]["population"]["text"]
     fails(capsys, ["profile", path, "--workers", "1", "--tol", "0.1", "--out", tmp_path], "--tol")
     fails(capsys, ["certify", path, "--workers", "1", "--verify", path, "--out", tmp_path], "--verify")
+    fails(capsys, ["certify", path, "--population", "--verify", path, "--out", tmp_path], "--population")
 
 
 def test_a_path_that_is_broken_is_not_proved_and_the_segment_is_named(folder, tmp_path, capsys):

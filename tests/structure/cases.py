@@ -250,4 +250,34 @@ CASES = [
         {"0": 4},
     ),
     Case("several inputs and outputs", m.Several, (X, noise(3, 2)), {"a": 6}),
+    Case(
+        "PixelShuffle",
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(2, 2, 1)),
+        (IMAGE,),
+        {"0": 2},
+    ),
+    Case("PixelUnshuffle", lambda: between_convs(nn.PixelUnshuffle(2), nn.ReLU(), read=16), (IMAGE,), {"0": 4}),
+    Case("ChannelShuffle", lambda: between_convs(nn.ChannelShuffle(2), nn.ReLU()), (IMAGE,), {"0": 2, "0#2": 2}),
+    Case(
+        "Unfold and Fold",
+        lambda: between_convs(nn.Unfold(2, padding=1, stride=2), nn.ReLU(), nn.Fold((6, 6), 2, padding=1, stride=2)),
+        (IMAGE,),
+        {"0": 4},
+    ),
+    Case("Bilinear", m.Bilinear, (X,), {"one": 6, "two": 5, "both": 4}),
+    *(
+        Case(f"{layer}", lambda layer=layer: m.Compared(layer), (X,), {"one": -6, "rows": 4})
+        for layer in (nn.CosineSimilarity(-1), nn.PairwiseDistance())
+    ),
+    Case("rot90", lambda: between_convs(Lambda(lambda x: x.rot90(-1, (-1, 1)).rot90(1, (1, 3)))), (IMAGE,), {}),
+    Case("rot90 of places", lambda: between_convs(Lambda(lambda x: x.rot90(1, (2, -1)).relu())), (IMAGE,), {"0": 4}),
+    Case("tile", lambda: between_convs(Lambda(lambda x: x.tile(2, 1, 1).relu()), read=8), (IMAGE,), {"0": 4}),
+    Case(
+        "over three axes",
+        lambda: nn.Sequential(
+            nn.Conv3d(3, 4, 1), nn.MaxPool3d(2, 1), nn.Upsample(scale_factor=1.5, mode="trilinear"), nn.Conv3d(4, 2, 1)
+        ),
+        (noise(3, 3, 3, 4, 4),),
+        {"0": 4},
+    ),
 ]

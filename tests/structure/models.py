@@ -214,3 +214,35 @@ def vgg() -> nn.Sequential:
         *(nn.Conv2d(4, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(True), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Linear(20, 6), nn.ReLU(True), nn.Dropout(), nn.Linear(6, 3)),
     )
+
+
+class Bilinear(nn.Module):
+    """A form of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.both, self.out = (
+            nn.Linear(4, 6),
+            nn.Linear(4, 5),
+            nn.Bilinear(6, 5, 4),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.both(self.one(x).relu(), self.two(x).tanh()).relu())
+
+
+class Compared(nn.Module):
+    """A layer's units against rows of weights, by a distance or an angle."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.one, self.rows, self.layer, self.out = (
+            nn.Linear(4, 6),
+            nn.Parameter(torch.rand(4, 6)),
+            layer,
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(self.one(x).tanh().unsqueeze(1), self.rows))

@@ -1,11 +1,15 @@
 """Profile and certificate by segment and chunk: the answer of the serial functions, whatever the chunks."""
 
+import json
+from dataclasses import dataclass, field, replace
+
 import pytest
 import torch
 from torch import nn
 
 import isthmus as im
 from isthmus.sweep import certify_in_parallel, profile_in_parallel
+from isthmus.sweep.base import Engine, Failed, one_thread
 from tests.evaluate.networks import CASES, ends, objective_of
 from tests.problems import PROBLEMS, Atan, two_layers
 
@@ -66,6 +70,48 @@ def test_numerical_bounds_of_the_chunks_add_up_to_a_bound():
     for start, end, bound in pieces:
         inside = (fine.t >= start) & (fine.t <= end)
         assert float(fine.loss[inside].max()) <= bound
+
+
+def test_sub_intervals_by_workers_give_the_certificate_of_one_process(tmp_path):
+    """Also from a folder that holds a part of the bounds, and where a budget or a jump of the largest loss ends it."""
+    p = two_layers()
+    path = im.Path.through([p.a, p.b, p.a])
+    for budget, gap in ((0.5, 0.01), (30, 0.05)):
+        with one_thread():
+            alone = im.certify(p.objective, path, gap, model="chord", budget=budget)
+        for at_once in (1, 3, 16):
+            found = certify_in_parallel(p.objective, path, gap, model="chord", budget=budget, engine=Several(at_once))
+            assert json.dumps(found.to_dict()) == json.dumps(alone.to_dict())
+    assert alone.counts == {"bounded": 2}
+    first = certify_in_parallel(p.objective, path, gap, model="chord", budget=1, memory=tmp_path)
+    assert first.evaluations < alone.evaluations
+    engine = Several(4)
+    assert certify_in_parallel(p.objective, path, gap, model="chord", engine=engine, memory=tmp_path) == alone
+    assert engine.asked
+    assert len(set(engine.asked)) == len(engine.asked)  # nothing is computed twice
+
+
+def test_a_worker_that_is_lost_is_said_and_nothing_is_proved():
+    p = two_layers()
+    with pytest.raises(im.IsthmusError, match=r"segment 0, t from .* to 1\.0: it was killed"):
+        certify_in_parallel(p.objective, im.Path.through([p.a, p.b]), model="chord", engine=Several(2, lost=True))
+    with pytest.raises(im.InputError, match="box without a memory"):
+        certify_in_parallel(p.objective, im.Path.through([p.a, p.b]), model="auto")
+
+
+@dataclass(eq=False)
+class Several(Engine):
+    """In this process, from the last item to the first, on copies of what is shared."""
+
+    at_once: int = 1
+    lost: bool = False
+    asked: list = field(default_factory=list)
+    name = "several"
+
+    def map(self, function, shared, items, after=None):
+        self.asked += items
+        for k, item in reversed(list(enumerate(items))):
+            yield k, Failed("it was killed") if self.lost else function(replace(shared), item)
 
 
 def test_what_cannot_be_proved_is_measured_on_all_data():

@@ -165,6 +165,8 @@ def _the_same_in_parallel(problem, engine):
     assert torch.equal(mine.error, theirs.error)
     proved = certify_in_parallel(problem.objective, path, 0.2, chunk=12, budget=30)
     assert proved == certify_in_parallel(problem.objective, path, 0.2, chunk=12, budget=30, engine=engine)
+    chords = certify_in_parallel(problem.objective, path, 0.05, model="chord", budget=2)
+    assert chords == certify_in_parallel(problem.objective, path, 0.05, model="chord", budget=2, engine=engine)
 
 
 def _answer(shared, item):

@@ -170,6 +170,16 @@ def _losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor, T
     return bounds[0], bounds[-1], objective.example_losses(z.centre, y)
 
 
+def end_losses(objective: Objective, z: Form, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Per example: bounds at both ends of the interval; in between the loss is at most the line from one to the other.
+
+    What adding and averaging them may round away is in.
+    """
+    low, high, _ = _losses(objective, z, y)
+    left, right = (v + v.abs() * (2 * len(y) + 64) * UNIT + TINY for v in (low, high))
+    return left, right
+
+
 def _worst(objective: Objective, z: Form, end: Tensor, y: Tensor) -> Tensor:
     """Per example a bound at one end, over all remainders."""
     radius, terms = z.size() if z.radius is None else z.radius, z.centre[:1].numel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf, isfinite
@@ -54,17 +54,23 @@ class Search:
     interrupted: bool
 
 
+Interval = tuple[int, float, float]
+"""A part of a segment: its number, and where the part starts and ends."""
+
+
 @dataclass(frozen=True)
 class SearchTask:
     """What a search asks for: `bound(i, start, end)` bounds segment i over [start, end], `loss(i, t)` evaluates it,
     `ends(i)` are its losses at 0 and 1; `confront(i, t, value, bound)` raises where that loss is above that bound for
-    other reasons than rounding: ``UnsupportedError`` gives the segment up.
+    other reasons than rounding: ``UnsupportedError`` gives the segment up. `ahead(needed, later)` hears which parts
+    will be bounded next, and which may be behind them; what it computes changes nothing but the time.
     """
 
     bound: Callable[[int, float, float], Bound]
     loss: Callable[[int, float], float]
     ends: Callable[[int], tuple[float, float]]
     confront: Callable[[int, float, float, float], None]
+    ahead: Callable[[Sequence[Interval], Iterator[Interval]], None] | None = None
 
 
 def close(bound: float, best: float, gap: float) -> bool:
@@ -97,8 +103,10 @@ def search(
         state.samples[i] = Sample(i, float(k), values[k])
     first = max(1, min(first, budget // max(1, len(segments))))
     first = 1 << (first.bit_length() - 1)  # the ends of sub-intervals are multiples of powers of 1/2, and exact
-    for i in segments:
-        state.cut(Piece(i, 0.0, 1.0, inf, inf), first)
+    whole = [Piece(i, 0.0, 1.0, inf, inf) for i in segments]
+    state.prepare([part for piece in whole for part in _parts(piece, first)], iter(()))
+    for piece in whole:
+        state.cut(piece, first)
     while state.heap and not state.stopped:
         piece = heappop(state.heap)[2]
         if piece.segment not in state.refused:
@@ -112,11 +120,26 @@ def _narrow(state: _State, piece: Piece, gap: float) -> None:
     near, narrow = close(piece.bound, state.best, gap), piece.end - piece.start <= 2 * NARROWEST
     spent = state.evaluations + parts > state.budget
     if not (near or narrow or spent):
+        state.prepare(_parts(piece, parts), _behind(state, gap))
         state.cut(piece, parts)
         return
     state.done.append(piece)
     state.spent = spent and not near and not narrow
     state.stopped = near or state.spent
+
+
+def _parts(piece: Piece, parts: int) -> list[Interval]:
+    """The equal parts of a sub-interval."""
+    width = (piece.end - piece.start) / parts
+    return [(piece.segment, piece.start + k * width, piece.start + (k + 1) * width) for k in range(parts)]
+
+
+def _behind(state: _State, gap: float) -> Iterator[Interval]:
+    """Parts of the sub-intervals that will be cut next unless a larger loss is seen, the worst first."""
+    for _, _, piece in sorted(state.heap):
+        if close(piece.bound, state.best, gap):
+            return
+        yield from _parts(piece, 4 if _far(piece.bound, state.best, gap) else 2)
 
 
 def _far(bound: float, best: float, gap: float) -> bool:
@@ -144,10 +167,10 @@ class _State:
 
     def cut(self, piece: Piece, parts: int) -> None:
         """Replace a sub-interval by `parts` equal ones; a segment that the bound refuses is given up."""
-        width, made = (piece.end - piece.start) / parts, []
+        made = []
         try:
-            for k in range(0 if self.interrupted else parts):
-                made.append(self._visit(piece.segment, piece.start + k * width, piece.start + (k + 1) * width))
+            for part in [] if self.interrupted else _parts(piece, parts):
+                made.append(self._visit(*part))
         except UnsupportedError as e:
             self.refused[piece.segment] = str(e)
         except KeyboardInterrupt:
@@ -157,6 +180,15 @@ class _State:
             return
         for row in made:
             heappush(self.heap, row)
+
+    def prepare(self, needed: Sequence[Interval], later: Iterator[Interval]) -> None:
+        """Say which bounds come next, to whoever may compute them."""
+        if self.asked.ahead is None:
+            return
+        try:
+            self.asked.ahead(needed, later)
+        except KeyboardInterrupt:
+            self.interrupted = self.stopped = True
 
     def _visit(self, i: int, start: float, end: float) -> tuple[float, int, Piece]:
         found, middle = self.asked.bound(i, start, end), start + (end - start) / 2

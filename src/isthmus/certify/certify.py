@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, isfinite, isnan
 
 import torch
 
-from isthmus.certify.branch import Search, SearchTask, search
+from isthmus.certify.branch import Interval, Search, SearchTask, search
 from isthmus.certify.certificate import NO_BOUND, Certificate, SegmentCertificate
 from isthmus.certify.claims import Claim
 from isthmus.certify.cost import PROFILES
@@ -28,6 +28,23 @@ NARROWER = 6
 """How often a sub-interval is quartered to find out what makes its bound dear."""
 BUDGET = 100.0
 """What the proofs of an experiment may cost, in profiles, where it does not say otherwise."""
+
+
+Elsewhere = Callable[[Remembered, str, Sequence[Interval], Iterator[Interval]], None]
+"""Puts bounds of a model into what is remembered: over these intervals, and over some that may be asked for later."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The options of ``certify``."""
+
+    gap: float
+    model: str
+    budget: float | None
+    labels: Sequence[str]
+    num_points: int
+    memory: Memory | os.PathLike[str] | str
+    progress: Callable[[str, int, int], None]
 
 
 def certify(
@@ -99,20 +116,28 @@ def certify(
     (True, 'convex', 1.3133, 0.0)
     """
     check_kinds(certify, locals())
-    labels = labels or getattr(path, "labels", ())
+    return proved(objective, path, Wanted(gap, model, budget, labels, num_points, memory, progress))
+
+
+def proved(
+    objective: Objective, path: Path | HasPath, wanted: Wanted, elsewhere: Elsewhere | None = None
+) -> Certificate:
+    """The certificate of ``certify``; `elsewhere` may compute bounds before they are asked for."""
+    gap, num_points, memory, progress = wanted.gap, wanted.num_points, wanted.memory, wanted.progress
+    labels = wanted.labels or getattr(path, "labels", ())
     path = path_of(path)
-    _check(path, gap, model, budget, labels)
+    _check(path, gap, wanted.model, wanted.budget, labels)
     kernel = Kernel(objective, path)
     found = []
     for i, segment in enumerate(path.segments):
         found.append(kernel.claim(segment))
         kernel.ends(i)  # refuses losses that are not finite
         progress("certifying", i + 1, len(path))
-    numerical = _numerical(kernel, found) if budget != 0 else []
-    profiles = _profiles(numerical, budget)
+    numerical = _numerical(kernel, found) if wanted.budget != 0 else []
+    profiles = _profiles(numerical, wanted.budget)
     known = Remembered(kernel, memory_of(memory, lambda: decides(kernel, num_points)))
     try:
-        ways, result = _searched(known, numerical, model, gap, profiles, num_points, progress)
+        ways, result = _searched(known, numerical, wanted, profiles, elsewhere)
     finally:
         known.save()
     if result.interrupted and (memory is forget or not result.pieces):
@@ -129,22 +154,17 @@ def certify(
 
 
 def _searched(
-    known: Remembered,
-    numerical: Sequence[int],
-    model: str,
-    gap: float,
-    profiles: float,
-    num_points: int,
-    progress: Callable[[str, int, int], None],
+    known: Remembered, numerical: Sequence[int], wanted: Wanted, profiles: float, elsewhere: Elsewhere | None
 ) -> tuple[BoundPlan, Search]:
     """Bounds over sub-intervals, by the model that a trial promises to cost less."""
-    kernel = known.kernel
+    kernel, gap, progress = known.kernel, wanted.gap, wanted.progress
     best = max(max(kernel.ends(i)) for i in range(len(kernel.path)))
-    ways = plan(known, numerical, model, gap, best, num_points) if numerical else NOTHING
+    ways = plan(known, numerical, wanted.model, gap, best, wanted.num_points) if numerical else NOTHING
     allowed = ways.rate.bounds(profiles)
     if ways.predicted > profiles:
         progress(f"bounding ({ways.foreseen(profiles, gap)})", 0, allowed)
-    asked = SearchTask(ways.bound, known.loss, kernel.ends, partial(confront, kernel))
+    ahead = None if elsewhere is None else partial(elsewhere, known, ways.model)
+    asked = SearchTask(ways.bound, known.loss, kernel.ends, partial(confront, kernel), ahead)
     return ways, search(numerical, asked, best=best, gap=gap, budget=allowed, first=ways.first, progress=progress)
 
 

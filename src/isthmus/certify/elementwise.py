@@ -13,7 +13,7 @@ from isthmus.certify import smooth as s
 from isthmus.certify.arithmetic import add, divided, joined, moved, multiply, squared
 from isthmus.certify.arithmetic import scaled as _scaled
 from isthmus.certify.forms import Form, Refused, times
-from isthmus.certify.kinks import maximum, piecewise, rectified
+from isthmus.certify.kinks import maximum, piecewise, rectified, stepped
 from isthmus.certify.made import form
 from isthmus.certify.origins import by, follow
 from isthmus.certify.smooth import smooth
@@ -32,6 +32,13 @@ def _leaky_relu(node: Node, a: Arguments) -> Form:
     if 0 <= leak <= 1:
         return rectified(a["x"], leak)
     return piecewise(lambda v: F.leaky_relu(v, leak), (0.0,), a["x"])
+
+
+def _rrelu(node: Node, a: Arguments) -> Form:
+    """In evaluation mode the slope is the middle of those that are drawn in training."""
+    if a["training"]:
+        raise Refused("it is in training mode")
+    return _leaky_relu(node, {"x": a["x"], "negative_slope": (float(a["lower"]) + float(a["upper"])) / 2})
 
 
 def _prelu(node: Node, a: Arguments) -> Form:
@@ -80,6 +87,29 @@ def _hard_swish(node: Node, a: Arguments) -> Form:
     return multiply(a["x"], _hard_sigmoid(node, a))
 
 
+def _soft_shrink(node: Node, a: Arguments) -> Form:
+    c = float(a["lambd"])
+    return piecewise(lambda v: F.softshrink(v, c), (-c, c), a["x"])
+
+
+def _hard_shrink(node: Node, a: Arguments) -> Form:
+    """Itself outside [-c, c], 0 within: it jumps at both ends."""
+    c = float(a["lambd"])
+    return piecewise(lambda v: F.hardshrink(v, c), (-c, c), a["x"], ((-c, -c), (c, c)))
+
+
+def _threshold(node: Node, a: Arguments) -> Form:
+    """Itself above the threshold, else a value: it jumps where that is another one."""
+    c = float(a["threshold"])
+    return piecewise(lambda v: F.threshold(v, c, float(a["value"])), (c,), a["x"], ((c, c),))
+
+
+def _steps(node: Node, a: Arguments) -> Form:
+    if a.get("decimals"):
+        raise Refused("only rounding to whole numbers has a rule")
+    return stepped(getattr(torch, node.base), a["x"])
+
+
 def _softplus(node: Node, a: Arguments) -> Form:
     if a["beta"] <= 0:
         raise Refused("only beta > 0 has a rule")
@@ -96,6 +126,20 @@ def _elu(node: Node, a: Arguments) -> Form:
     if alpha <= 0 or scale <= 0 or rate <= 0:
         raise Refused("only a positive alpha has a rule")
     return smooth(s.elu(alpha, scale, rate), a["x"])
+
+
+def _linear_between(node: Node, a: Arguments) -> Form:
+    """x + weight (end - x)."""
+    like = next(v for v in (a["x"], a["end"], a["weight"]) if isinstance(v, Form))
+    x, end = form(a["x"], like), form(a["end"], like)
+    return add(x, multiply(form(a["weight"], like), add(end, x, -1.0)))
+
+
+def _product_added(node: Node, a: Arguments) -> Form:
+    """x + value tensor1 tensor2."""
+    like = next(v for v in (a["x"], a["tensor1"], a["tensor2"]) if isinstance(v, Form))
+    x, one, two = (form(a[k], like) for k in ("x", "tensor1", "tensor2"))
+    return add(x, multiply(one, two), float(a["value"]))
 
 
 # -- maxima
@@ -157,6 +201,7 @@ ELEMENTWISE: dict[str, Callable[[Node, Arguments], Form]] = (
     dict.fromkeys(("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max"), _clamp)
     | dict.fromkeys(("elu", "selu", "celu"), _elu)
     | dict.fromkeys(("where", "masked_fill"), _where)
+    | dict.fromkeys(("sign", "sgn", "floor", "ceil", "trunc", "round"), _steps)
     | {name: partial(_smooth, f) for name, f in s.BY_NAME.items()}
     | {
         "reciprocal": lambda node, a: reciprocal(a["x"]),
@@ -167,6 +212,12 @@ ELEMENTWISE: dict[str, Callable[[Node, Arguments], Form]] = (
         "relu": _relu,
         "leaky_relu": _leaky_relu,
         "prelu": _prelu,
+        "rrelu": _rrelu,
+        "softshrink": _soft_shrink,
+        "hardshrink": _hard_shrink,
+        "threshold": _threshold,
+        "lerp": _linear_between,
+        "addcmul": _product_added,
         "gelu": _gelu,
         "softplus": _softplus,
         "log_sigmoid": _log_sigmoid,
@@ -176,5 +227,7 @@ ELEMENTWISE: dict[str, Callable[[Node, Arguments], Form]] = (
         "hardswish": _hard_swish,
         "maximum": _maximum,
         "minimum": _minimum,
+        "fmax": _maximum,
+        "fmin": _minimum,
     }
 )

@@ -162,14 +162,18 @@ class Kernel:
             return self.bounds(i).over(start, end, followed=(model or self.model) == "chord")
 
     def _make_bounds(self, i: int) -> Bounds | Polynomials:
+        found = self.forms(i)
+        degree = degree_of(found)
+        return Polynomials(found, degree) if degree else found
+
+    def forms(self, i: int) -> Bounds:
+        """Bounds of segment i by affine forms, whatever else there may be for it."""
         if self.obstacle or not isinstance(self.path.segments[i], Curve):
             raise UnsupportedError("its graph", self.obstacle or "affine forms are about Bezier curves alone")
         control = [cast(p, torch.float64) for p in self.control(i)]
         structure = self.structure
         simple = None if structure is None else cleared(control, live_units(control, structure), structure)
-        found = Bounds(self.wide, self.program, control, simple, self.wide.memory // READINGS)
-        degree = degree_of(found)
-        return Polynomials(found, degree) if degree else found
+        return Bounds(self.wide, self.program, control, simple, self.wide.memory // READINGS)
 
     def bound_at(self, params: Params) -> Bound:
         """A bound on the loss at a point, its rounding included; remembered by identity."""

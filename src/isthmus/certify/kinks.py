@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.certify.balls import entrywise, row_norms
-from isthmus.certify.forms import HEADROOM, NARROW, TINY, UNIT, Form, half_width, plus, present, times
+from isthmus.certify.forms import HEADROOM, NARROW, TINY, UNIT, Form, half_width, known, plus, present, times
 from isthmus.certify.origins import SHARE, Origin, by, follow
 
 
@@ -115,15 +115,15 @@ def _chord(centre: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """The slope of the chord of max(v, 0) over centre +- width, and half its greatest height above the function.
 
     Where the slope would underflow, or the range is a point, the line is flat: max(v, 0) is between 0 and the range's
-    upper end.
+    upper end. The slope is rounded, so that the heights at both ends of the range need not be the same.
     """
     above = (centre + width).clamp_(min=0)
     below = (width - centre).clamp_(min=0)
     total = above + below
     factor = above / total
-    flat = (factor < NARROW) | (total == 0)
-    height = torch.where(flat, above, below.mul_(factor))
-    return factor.masked_fill_(flat, 0.0), height.mul_(0.5)
+    factor.masked_fill_((factor < NARROW) | (total == 0), 0.0)
+    height = torch.maximum(below.mul_(factor), above.mul_(1 - factor))
+    return factor, height.mul_(0.5)
 
 
 def _lined(x: Form, factor: Tensor, offset: Tensor) -> Form:
@@ -139,18 +139,29 @@ def _monotone(f: Callable[[Tensor], Tensor], x: Form) -> Form:
     return Form(f(x.centre), None, x.radius, 4)
 
 
-def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -> Form:
-    """A continuous function that is linear between `breaks`: the chord over the range, and its exact deviation."""
+def piecewise(
+    f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form, limits: Sequence[tuple[float, float]] = ()
+) -> Form:
+    """A function that is linear between `breaks`: the chord over the range, and its exact deviation.
+
+    `limits`: (where, what value) it tends to from a side from which it may not be continuous. A range with a jump is
+    bounded by a constant, and what a form leaves unsaid is enough to be on either side.
+    """
     x = x.rounded()
     width = half_width(x)
     lo, hi = x.centre - width, x.centre + width
     low, high = f(lo), f(hi)
     # any factor will do, because the deviation from its line is computed
     factor = ((high - low) / (hi - lo)).masked_fill_(hi - lo < NARROW, 0.0)
+    near = [((lo - TINY <= point) & (hi + TINY >= point), point, value) for point, value in limits]
+    for within, point, value in near:
+        factor.masked_fill_(within & (f(torch.full_like(lo, point)) != value), 0.0)
     gaps = [low - factor * lo, high - factor * hi]
     for point in breaks:
         at = lo.clamp(min=point).minimum(hi)
         gaps.append(f(at) - factor * at)
+    for within, point, value in near:
+        gaps.append(torch.where(within, value - factor * point, gaps[0]))
     top, bottom = torch.stack(gaps).amax(0), torch.stack(gaps).amin(0)
     rounding = (lo.abs() + hi.abs()) * (1 + factor.abs()) + low.abs() + high.abs()
     radius = (top - bottom) * 0.5 + rounding * (32 * UNIT) + TINY
@@ -158,6 +169,17 @@ def piecewise(f: Callable[[Tensor], Tensor], breaks: Sequence[float], x: Form) -
     radius.addcmul_(factor.abs(), present(x.radius))
     centre = torch.addcmul((top + bottom) * 0.5, factor, x.centre)
     return Form(centre, times(factor, x.slope), radius, HEADROOM / 2, times(factor, x.bend), origin=origin)
+
+
+def stepped(f: Callable[[Tensor], Tensor], x: Form) -> Form:
+    """A monotone function that is constant between jumps: all values between those at both ends of the range."""
+    x = x.rounded()
+    width = half_width(x) * (1 + 8 * UNIT) + x.centre.abs() * (8 * UNIT) + TINY
+    low, high = f(x.centre - width), f(x.centre + width)
+    # halves of the difference of whole numbers may round
+    radius = (high - low) * 0.5 + (low.abs() + high.abs()) * (8 * UNIT) * (low != high) + known(x)
+    origin = follow(radius.clone, (x, by(torch.zeros_like(radius))))
+    return Form((low + high) * 0.5, None, radius, origin=origin)
 
 
 def maximum(a: Form, b: Form) -> Form:

@@ -17,7 +17,7 @@ from isthmus.certify.softmax import logsumexp
 from isthmus.certify.windows import Arguments, calls, reduced
 from isthmus.program.export import Node
 
-__all__ = ["REDUCTIONS"]
+__all__ = ["REDUCTIONS", "by_twos", "root"]
 
 
 def _axes(a: Arguments) -> list[int]:
@@ -55,7 +55,8 @@ def _mean(node: Node, a: Arguments) -> Any:
     return average(calls(node, a | {"dtype": None}), _count(a), a["x"])
 
 
-def _by_twos(f: Callable[[Form, Form], Form], a: Arguments, sign: float = 1.0) -> Form:
+def by_twos(f: Callable[[Form, Form], Form], a: Arguments, sign: float = 1.0) -> Form:
+    """f of all entries along the axes, two by two."""
     x = scaled(_last(a), sign)
     entries = [moved(lambda p, i=i: p[..., i], x) for i in range(x.centre.shape[-1])]
     return _kept(scaled(reduced(f, entries), sign), a)
@@ -65,12 +66,12 @@ def _greatest(sign: float, node: Node, a: Arguments) -> Any:
     """The greatest (or least) entry along axes; where it is, which torch says too for one axis, has no form."""
     if "other" in a:
         return ELEMENTWISE[f"{node.base}imum"](node, a)
-    out = _by_twos(maximum, a, sign)
+    out = by_twos(maximum, a, sign)
     return (out, None) if node.base in ("max", "min") and "dim" in a else out
 
 
 def _product(node: Node, a: Arguments) -> Form:
-    return _by_twos(multiply, a)
+    return by_twos(multiply, a)
 
 
 def _logsumexp(node: Node, a: Arguments) -> Form:
@@ -84,14 +85,21 @@ def _variance(node: Node, a: Arguments) -> Form:
         raise Refused(f"a correction of as much as the number of entries, {_count(a)}, leaves no number")
     total = average(lambda p: p.sum(-1), _count(a), squared(centred(_last(a), -1)))
     out = _kept(divided(total, left), a)
-    return _root(out) if node.base == "std" else out
+    return root(out) if node.base == "std" else out
 
 
-def _root(x: Form) -> Form:
+def root(x: Form) -> Form:
     """The root of what is nowhere below 0, whatever its form allows."""
     x = x.rounded()
     above = (x.centre + half_width(x)).clamp_(min=0) * (1 + 8 * UNIT)
     return cut(smooth(ROOT, x), known(x), above.sqrt() * (1 + 4 * UNIT))
+
+
+def _with_mean(node: Node, a: Arguments) -> tuple[Form, Form]:
+    """A variance, or its root, and the mean."""
+    spread = _variance(node, a)
+    mean = average(lambda p: p.mean(-1), _count(a), _last(a))
+    return (root(spread) if node.base == "std_mean" else spread), _kept(mean, a)
 
 
 REDUCTIONS: dict[str, Callable[[Node, Arguments], Any]] = (
@@ -99,5 +107,6 @@ REDUCTIONS: dict[str, Callable[[Node, Arguments], Any]] = (
     | dict.fromkeys(("amax", "max"), partial(_greatest, 1.0))
     | dict.fromkeys(("amin", "min"), partial(_greatest, -1.0))
     | dict.fromkeys(("var", "std"), _variance)
+    | dict.fromkeys(("var_mean", "std_mean"), _with_mean)
     | {"prod": _product, "logsumexp": _logsumexp}
 )

@@ -6,10 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from isthmus.certify.bounds import Bound
+from isthmus.certify.branch import Interval
 from isthmus.certify.cost import Rate
 from isthmus.certify.kernel import Kernel
 from isthmus.objective.described import bound as described
 from isthmus.training.memory import Memory
+
+
+def plain(found: Bound) -> tuple[float, float, float, str]:
+    """What is kept of a bound."""
+    return found.loss, found.error, found.estimate, found.why
 
 
 class Remembered:
@@ -33,8 +39,15 @@ class Remembered:
         return of
 
     def _bound(self, i: int, start: float, end: float, model: str) -> tuple[float, float, float, str]:
-        found = self.kernel.bound(i, start, end, model)
-        return found.loss, found.error, found.estimate, found.why
+        return plain(self.kernel.bound(i, start, end, model))
+
+    def has(self, model: str, interval: Interval) -> bool:
+        """Whether the bound over an interval is known."""
+        return repr(interval) in self.values.get(model, {})
+
+    def put(self, model: str, interval: Interval, found: tuple[float, float, float, str]) -> None:
+        """Remember a bound that was computed elsewhere, from the same objective and path."""
+        self._known(model, interval, lambda: found)
 
     def loss(self, i: int, t: float) -> float:
         """The loss at t on segment i."""

@@ -17,6 +17,7 @@ from isthmus.certify.attention import ATTENTION
 from isthmus.certify.choices import CHOICES
 from isthmus.certify.elementwise import ELEMENTWISE, reciprocal
 from isthmus.certify.forms import Form, Open, Refused, Undecided, half_width
+from isthmus.certify.layers import LAYERS
 from isthmus.certify.made import form, known, like, whole
 from isthmus.certify.norms import NORMS
 from isthmus.certify.recurrent import RECURRENT
@@ -257,22 +258,23 @@ RULES: dict[str, Rule] = (
     | dict.fromkeys([name for name in names("identity") if OPS[name].random], _dropout)
     | dict.fromkeys(names("reshape", "squeeze", "shape"), _moved)
     | dict.fromkeys(("view", "_unsafe_view"), _viewed)
-    | dict.fromkeys(("upsample_nearest1d", "upsample_nearest2d"), _moved)
+    | dict.fromkeys([name for name in names("resize") if "nearest" in name], _moved)
     | dict.fromkeys(names("part"), _parted)
     | dict.fromkeys(("cat", "concat", "stack"), _joined)
     | dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul)
     | dict.fromkeys(("addmm", "addmv", "baddbmm"), _addmm)
     | dict.fromkeys(names("affine"), _convolution)
     | dict.fromkeys(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), like)
-    | dict.fromkeys(("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"), average_pool)
-    | dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool2d_with_indices"), max_pool)
-    | dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d"), adaptive_max_pool)
+    | {f"{kind}avg_pool{n}d": average_pool for kind in ("", "adaptive_") for n in (1, 2, 3)}
+    | dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices"), max_pool)
+    | {f"adaptive_max_pool{n}d": adaptive_max_pool for n in (1, 2, 3)}
     | dict.fromkeys(("conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution)
     | dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), _compared)
     | dict.fromkeys(("slice_scatter", "select_scatter"), _scattered)
     | ATTENTION
     | CHOICES
     | ELEMENTWISE
+    | LAYERS
     | NORMS
     | RECURRENT
     | REDUCTIONS
@@ -285,6 +287,7 @@ RULES: dict[str, Rule] = (
         "rsub": _rsub,
         "mul": _mul,
         "div": _div,
+        "true_divide": _div,
         "neg": _negative,
         "expand_as": _expanded,
         "constant_pad_nd": _padded,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf, nan, pi, sqrt
+from math import exp, inf, log, nan, pi, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -243,8 +243,18 @@ def elu(alpha: float, scale: float, rate: float) -> Smooth:
     )
 
 
+_OTHERS = {
+    "erfc": Smooth(torch.erfc, lambda x: -ERF.slope(x), lambda x: -ERF.curvature(x), (0.0,), ERF.curvature_turns),
+    "expm1": Smooth(torch.expm1, torch.exp, torch.exp, rising=True),
+    "exp2": Smooth(torch.exp2, lambda x: x.exp2() * log(2), lambda x: x.exp2() * log(2) ** 2, rising=True),
+    "log1p": Smooth(torch.log1p, lambda x: 1 / (1 + x), lambda x: -((1 + x) ** -2.0), domain=-1.0),
+    "log2": Smooth(torch.log2, lambda x: 1 / (x * log(2)), lambda x: -(x**-2.0) / log(2), domain=0.0),
+    "log10": Smooth(torch.log10, lambda x: 1 / (x * log(10)), lambda x: -(x**-2.0) / log(10), domain=0.0),
+    "sinh": Smooth(torch.sinh, torch.cosh, torch.sinh, (0.0,), rising=True),
+    "cosh": Smooth(torch.cosh, torch.sinh, torch.cosh, curvature_turns=(0.0,)),
+}  # fmt: skip
 BY_NAME = {
     "tanh": TANH, "sigmoid": SIGMOID, "silu": SILU, "exp": EXP, "sqrt": ROOT, "rsqrt": INVERSE_ROOT, "log": LOG,
-    "erf": ERF,
+    "erf": ERF, **_OTHERS,
 }  # fmt: skip
 """The operations of torch without parameters of their own."""

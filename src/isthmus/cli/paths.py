@@ -14,8 +14,8 @@ import typer
 from isthmus import pipeline as runs
 from isthmus.analysis.ensemble import Ensemble
 from isthmus.analysis.ensemble import ensemble as ensemble_along
+from isthmus.certify import Certificate, verify_certificate
 from isthmus.certify import certify as certify_path
-from isthmus.certify import verify_certificate
 from isthmus.cli.asked import check_given, of_path
 from isthmus.cli.common import device_of, dtype_of, network_of, objectives
 from isthmus.cli.console import number, print_json, progress_bar, show_table, tell_not_finite
@@ -38,7 +38,7 @@ from isthmus.cli.options import (
 )
 from isthmus.connectors import Connection
 from isthmus.errors import FileError, InputError
-from isthmus.evaluate import Profile
+from isthmus.evaluate import Profile, population
 from isthmus.evaluate import profile as profile_path
 from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
@@ -154,6 +154,13 @@ def certify(
     verify: Annotated[
         Path | None, typer.Option("--verify", help="Check this certificate.json instead of making one.")
     ] = None,
+    for_all: Annotated[
+        bool,
+        typer.Option(
+            "--population",
+            help="Also bound the mean loss of all examples that these are a random choice of, at every t (asymptotic).",
+        ),
+    ] = False,
     workers: Workers = None,
     address: Address = None,
     quiet: Quiet = False,
@@ -167,25 +174,15 @@ def certify(
     """
     Level.read(level)
     engine = _engine(workers, address, {"--verify": verify})
-    if engine is not None and bounds == "chord":
-        raise InputError(
-            "--bounds", expected="auto or box with workers: sums over parts of the data are of boxes", got=bounds
-        )
+    if for_all and verify is not None:
+        raise InputError("--population", expected="not with --verify, which makes no statement of its own", got=True)
     connection, objective, _ = _open_path(path, asked, "auto")
     labels = _labels(path, connection)
     if verify is not None:
         return _verify(objective, connection, labels, path, read_json(verify), quiet)
     make_folder(out)
-    with progress_bar(quiet) as progress:
-        if engine is None:
-            proved = certify_path(
-                objective, connection.path, gap, model=bounds, budget=budget, labels=labels, memory=out / _BOUNDS,
-                progress=progress,
-            )  # fmt: skip
-        else:
-            proved = certify_in_parallel(
-                objective, connection.path, gap, budget=budget, labels=labels, engine=engine, progress=progress
-            )
+    options = {"gap": gap, "budget": budget, "labels": labels}
+    proved = _proved(objective, connection, bounds, options, out / _BOUNDS, engine, quiet)
     runs.write_certificate(proved, out, objective, path)
     if not proved.stopped:
         shutil.rmtree(out / _BOUNDS, ignore_errors=True)
@@ -205,8 +202,13 @@ def certify(
         "cost",
         "model",
     )
-    more = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
-    _print_values({k: table[k] for k in (*shown, "counts")}, more, [*found.lines, proved.summary], bn, as_json)
+    more: dict[str, Any] = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
+    said = [*found.lines, proved.summary]
+    if for_all and not proved.stopped:
+        band = population(objective, connection.path, bn="interpolate", certified=True)
+        more["population"] = band.to_dict()
+        said.append(band.words)
+    _print_values({k: table[k] for k in (*shown, "counts")}, more, said, bn, as_json)
     for i in proved.unproved():
         s = proved.segments[i]
         print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
@@ -270,6 +272,24 @@ def _engine(workers: int | None, address: str | None, others: dict[str, Any]) ->
     if given := [name for name, value in others.items() if value is not None]:
         raise InputError("--workers, --address", expected=f"none with {', '.join(given)}", got=workers or address)
     return engine_of(workers, address, cpus=1, gpus=0, resource=None, retries=3)
+
+
+def _proved(
+    objective: Objective,
+    connection: Connection,
+    bounds: str,
+    options: dict[str, Any],
+    kept: Path,
+    engine: Engine | None,
+    quiet: bool,
+) -> Certificate:
+    """The certificate, by this process or by workers, which keep bounds of chords alone."""
+    with progress_bar(quiet) as progress:
+        options = options | {"progress": progress}
+        if engine is None:
+            return certify_path(objective, connection.path, model=bounds, memory=kept, **options)
+        options |= {"model": "chord", "memory": kept} if bounds == "chord" else {}
+        return certify_in_parallel(objective, connection.path, engine=engine, **options)
 
 
 def _verify(

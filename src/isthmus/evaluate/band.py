@@ -26,6 +26,8 @@ from isthmus.shown import brief, draw, line, plural, table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from isthmus.evaluate.everywhere import UpperBand
+
 LEVEL = 0.95
 """The probability with which a band holds everywhere, unless another one is asked for."""
 DRAWS = 1000
@@ -86,7 +88,7 @@ class Band:
     probability is `level` in the limit of many examples; of the error it is at least `level` for any number.
 
     Statistics go from the sample to the population, at the points `t`; between them a band says nothing. What holds for
-    all t, on the examples at hand, is a certificate (``certify``).
+    all t, on the examples at hand, is a certificate (``certify``). `everywhere`: both, where it was asked for.
 
     `loss`: the mean loss of the sample, [points]; `lo`, `hi`: the band around it. `method`: how it was made.
     """
@@ -101,6 +103,7 @@ class Band:
     examples: int
     method: str = "multiplier bootstrap"
     asymptotic: bool = True
+    everywhere: UpperBand | None = None
 
     def __repr__(self) -> str:
         parts = [plural(len(self.t), "point"), plural(self.examples, "example"), f"level {brief(self.level)}"]
@@ -118,7 +121,8 @@ class Band:
         if self.error is not None:
             said += f"; largest error in {self.error.highest} ({self.error.method}, for every sample size)"
         what = f"{self.level:.4g} intervals from {plural(self.examples, 'test example')}"
-        return f"population, {what}, at {plural(len(self.t), 'point')}: {said}"
+        points = f"population, {what}, at {plural(len(self.t), 'point')}: {said}"
+        return points if self.everywhere is None else f"{points}. {self.everywhere.words.capitalize()}"
 
     def plot(self, ax: Axes | None = None, label: str | None = None) -> Axes:
         """The band along the path, drawn on `ax` (default: new axes), beside what is there. Needs ``isthmus[plot]``.
@@ -134,6 +138,8 @@ class Band:
         ]
         if self.error is not None:
             rows.append(("largest error", *self.error.highest, self.error.method, self.error.asymptotic))
+        if self.everywhere is not None:
+            rows.append(("largest loss, every t", "", self.everywhere.highest, "certified, then bootstrap", True))
         return table(("quantity", "from", "to", "method", "asymptotic"), rows, repr(self))
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,6 +153,7 @@ class Band:
             "method": self.method,
             "asymptotic": self.asymptotic,
             "error": None if self.error is None else self.error.to_dict(),
+            **({} if self.everywhere is None else {"everywhere": self.everywhere.to_dict()}),
             "text": self.words,
         }
 

@@ -77,12 +77,18 @@ def _each(op: Op, several: str) -> dict[str, Op]:
     return dict.fromkeys(several.split(), op)
 
 
-_MOVES = """unflatten permute transpose t unsqueeze expand slice select movedim swapaxes narrow index_select flip roll
-repeat repeat_interleave im2col index tril triu diag diagonal unfold"""
+_MOVES = """unflatten permute transpose t unsqueeze expand slice select movedim moveaxis swapaxes swapdims mT adjoint
+narrow index_select flip roll rot90 repeat repeat_interleave tile pixel_shuffle pixel_unshuffle channel_shuffle im2col
+index tril triu diag diagonal unfold"""
 _FUNCTIONS = """__and__ __or__ __xor__ acos addcmul bitwise_and bitwise_not bitwise_or bitwise_xor cos cosh eq erfc exp
-exp2 fill floor_divide ge gt hardsigmoid isfinite isinf isnan le lerp log log10 log1p log2 log_sigmoid logical_and
-logical_not logical_or logical_xor lt masked_fill maximum minimum ne pow reciprocal remainder rsqrt threshold where
-xlogy"""
+exp2 fill floor_divide fmax fmin ge gt hardsigmoid isfinite isinf isnan le lerp log log10 log1p log2 log_sigmoid
+logaddexp logical_and logical_not logical_or logical_xor lt masked_fill maximum minimum ne pow reciprocal remainder
+rsqrt threshold where xlogy"""
+
+_NEAREST = """upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
+_upsample_nearest_exact2d _upsample_nearest_exact3d"""
+_DROPOUT = "dropout alpha_dropout feature_dropout feature_alpha_dropout"
+_KEEPING = """sgn sign sin tan sinh asin atan erf expm1 square sqrt mish hardswish hardshrink floor ceil trunc round"""
 
 OPS: dict[str, Op] = {
     # layers and products
@@ -98,6 +104,8 @@ OPS: dict[str, Op] = {
     "relu": Op("pointwise", True, True, True, bound=inf, lipschitz=1.0, curvature=inf),
     "leaky_relu": Op("pointwise", True, True, bound=inf, lipschitz=1.0, curvature=inf),
     "prelu": Op("pointwise", True, True),
+    "rrelu": Op("pointwise", True, True),
+    "softshrink": Op("pointwise", True, lipschitz=1.0),
     "abs": Op("pointwise", True, True, lipschitz=1.0),
     "tanh": Op("pointwise", True, independent=True, bound=1.0, lipschitz=1.0, curvature=4 / (3 * sqrt(3))),
     "sigmoid": Op("pointwise", independent=True, bound=1.0, lipschitz=0.25, curvature=1 / (6 * sqrt(3))),
@@ -112,7 +120,7 @@ OPS: dict[str, Op] = {
     **_each(Op("pointwise", linear="jointly"), "add sub rsub"),
     **_each(Op("pointwise", True, linear="each"), "mul multiply"),
     **_each(Op("pointwise", linear="first"), "div true_divide"),
-    **_each(Op("pointwise", True), "sgn sign sin tan sinh asin atan erf expm1 square sqrt mish hardswish floor round"),
+    **_each(Op("pointwise", True), _KEEPING),
     **_each(Op("pointwise"), _FUNCTIONS),
     # pooling and reductions
     **_each(Op("pool", homogeneous=True), "max_pool1d max_pool2d max_pool3d"),
@@ -123,13 +131,15 @@ OPS: dict[str, Op] = {
         Op("adaptive pool", homogeneous=True, linear="jointly"),
         "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d",
     ),
-    **_each(Op("resize"), "upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d"),
-    **_each(Op("resize"), "upsample_bicubic2d"),
+    **_each(Op("resize"), _NEAREST),
+    **_each(Op("resize"), "upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d"),
     **_each(Op("reduce", homogeneous=True, linear="jointly"), "mean sum"),
     **_each(Op("reduce"), "all amax amin any logsumexp linalg_vector_norm max min norm prod std std_mean var var_mean"),
     **_each(Op("softmax"), "softmax _softmax log_softmax _log_softmax"),
     # moving entries
-    **_each(Op("reshape", homogeneous=True, linear="jointly"), "view reshape flatten _unsafe_view"),
+    **_each(
+        Op("reshape", homogeneous=True, linear="jointly"), "view reshape flatten ravel view_as reshape_as _unsafe_view"
+    ),
     "squeeze": Op("squeeze", homogeneous=True, linear="jointly"),
     **_each(Op("shape", linear="jointly"), _MOVES),
     **_each(Op("join", linear="jointly"), "cat concat concatenate stack"),
@@ -137,7 +147,7 @@ OPS: dict[str, Op] = {
     "getitem": Op("part", homogeneous=True, linear="jointly"),
     # what leaves its argument as it is
     **_each(Op("identity", linear="jointly"), "alias clone contiguous detach lift_fresh lift_fresh_copy positive"),
-    **_each(Op("identity", linear="jointly", random=True, aliases=True), "dropout alpha_dropout feature_dropout"),
+    **_each(Op("identity", linear="jointly", random=True, aliases=True), _DROPOUT),
     **_each(Op("cast"), "to _to_copy"),
     "type_as": Op("cast", aliases=True),
     **_each(Op("unknown", aliases=True), "atleast_1d atleast_2d atleast_3d"),

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from isthmus.errors import UnsupportedError
 from isthmus.program.export import Program
-from isthmus.structure import algebra, indexing, layers, shapes
+from isthmus.structure import algebra, images, indexing, layers, shapes
 from isthmus.structure.propagation import Propagation, Rules
 from isthmus.structure.units import Structure
 
 __all__ = ["RULES", "structure_of"]
 
 RULES = Rules(
-    {**algebra.RULES, **shapes.RULES, **indexing.RULES, **layers.RULES},
+    {**algebra.RULES, **shapes.RULES, **indexing.RULES, **layers.RULES, **images.RULES},
     {**algebra.KINDS, **indexing.KINDS, **layers.KINDS},
     layers.RAW | shapes.RAW,
     indexing.NUMBERING,

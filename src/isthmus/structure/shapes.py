@@ -169,7 +169,8 @@ def _expand(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
 
 
 def _repeat(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
-    x, times = a["x"], a["repeats"]
+    x, times = a["x"], a["repeats"] if "repeats" in a else a["dims"]
+    times = [1] * (len(x.axes) - len(times)) + list(times)  # tile may name the last axes alone
     extra = len(times) - len(x.axes)
     axes: list[Axis] = [Axis(n) for n in times[:extra]]
     axes += [axis if n == 1 else ax.product([Axis(n), axis]) for axis, n in zip(x.axes, times[extra:], strict=True)]
@@ -303,21 +304,22 @@ def _copy(walk: Propagation, node: Node, a: dict[str, Any]) -> Value:
     return _expand(walk, node, {"x": a["src"]})
 
 
-MOVES: dict[str, Rule] = {n: _transpose for n in ("transpose", "swapaxes", "swapdims", "t", "mT")} | {
+MOVES: dict[str, Rule] = {n: _transpose for n in ("transpose", "swapaxes", "swapdims", "t", "mT", "adjoint")} | {
     "permute": _permute,
     "movedim": _movedim,
+    "moveaxis": _movedim,
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
 }
 
 RULES: dict[str, Rule] = (
-    {n: _reshape for n in ("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as")}
+    {n: _reshape for n in ("view", "reshape", "flatten", "ravel", "unflatten", "_unsafe_view", "view_as", "reshape_as")}
     | {n: _together(rule) for n, rule in MOVES.items()}
     | {n: _expand for n in ("expand", "expand_as", "broadcast_to")}
     | {n: _split for n in ("split", "split_with_sizes", "chunk", "tensor_split")}
     | {n: _cat_checked for n in ("cat", "concat", "concatenate")}
     | {n: _pad for n in ("pad", "constant_pad_nd")}
-    | {"repeat": _repeat, "repeat_interleave": _repeat_interleave, "flip": _flip}
+    | {"repeat": _repeat, "tile": _repeat, "repeat_interleave": _repeat_interleave, "flip": _flip}
     | {"select": _select, "unbind": _unbind, "getitem": _getitem, "slice": _slice, "narrow": _slice}
     | {"select_scatter": _scatter, "slice_scatter": _scatter, "copy": _copy, "stack": _stack}
 )

@@ -6,6 +6,7 @@ chunk but not on the engine, nor on the number of workers.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import SegmentCertificate
+from isthmus.certify.certify import Wanted
+from isthmus.certify.model import MODELS
 from isthmus.certify.widened import evaluation
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
@@ -24,7 +27,9 @@ from isthmus.evaluate.batchnorm import POLICIES, applied, segments_under
 from isthmus.objective import Objective
 from isthmus.paths import Curve, Path, Segment
 from isthmus.sweep.base import Engine, Failed, one_thread
+from isthmus.sweep.intervals import certified_by_intervals
 from isthmus.sweep.local import Local
+from isthmus.training.memory import Memory, forget
 from isthmus.training.progress import Progress, no_progress
 
 _EXACT = {"unchanged", "convex"}
@@ -119,14 +124,19 @@ def certify_in_parallel(
     path: Path,
     gap: float = 0.01,
     *,
+    model: str = "box",
     labels: Sequence[str] = (),
     budget: float | None = None,
     num_points: int = 61,
     engine: Engine | None = None,
     chunk: int = 8192,
+    memory: Memory | os.PathLike[str] | str = forget,
     progress: Progress = no_progress,
 ) -> Certificate:
     """As ``certify``, by (segment x `chunk` examples) on `engine`; the same bits from every engine.
+
+    With `model` "chord", by sub-intervals of t over all data: the same bits as from ``certify(model="chord")`` with one
+    thread, `memory` included. The rest of this is about "box", which has no use for a memory.
 
     L(t) is the mean of the chunks' losses L_c(t), weighted by their sizes, so the weighted mean of bounds on them
     is a bound on it, whatever claim each rests on. On a straight segment whose claims are exact ("unchanged",
@@ -137,6 +147,11 @@ def certify_in_parallel(
     """
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
+    if model not in MODELS or (model == "box" and memory is not forget):
+        raise InputError("model, memory", expected="box without a memory, or chord", got=(model, memory))
+    if model == "chord":
+        wanted = Wanted(gap, model, budget, labels, num_points, memory, progress)
+        return certified_by_intervals(objective, path, wanted, engine or Local())
     # sums over chunks do not depend on how they were cut where every example has a bound of its own
     options = {"gap": gap, "model": "box", "budget": budget, "num_points": num_points}
     shared, engine = _Shared(objective, path, _check(chunk), options), engine or Local()
