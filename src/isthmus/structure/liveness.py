@@ -191,29 +191,36 @@ def _classes(
     points: Sequence[Params], before: Sequence[Params], lost: Mapping[str, Tensor], group: Group, live: Tensor
 ) -> list[Tensor]:
     """The sets of two or more live units whose incoming weights agree at every control point."""
-    rows: dict[tuple[int, int], Tensor] = {}
-
-    def of(tensor: Tensor, m: Member) -> Tensor:
-        return tensor.movedim(m.dim, 0)[m.index.to(live.device)].flatten(1)
-
+    # a tensor that all control points share is compared once
+    compared: dict[tuple[int, int], tuple[Tensor, Member]] = {}
+    rounded: list[Tensor] = []
+    everyone = torch.arange(group.size)
     for p, q in zip(points, before, strict=True):
         for m in group.ins:
-            # a tensor that all control points share is compared once
-            rows[id(p[m.tensor]), m.dim] = of(p[m.tensor], m)
+            compared[id(p[m.tensor]), id(m)] = p[m.tensor], m
             if m.tensor in lost:
-                rounded, own = of(lost[m.tensor], m).any(1), _equal_rows([of(q[m.tensor], m)])
-                rows[id(q[m.tensor]), -1 - m.dim] = torch.where(rounded, own + 1, 0)[:, None].double()
+                apart = _entries(lost[m.tensor], m, everyone).any(1)
+                own = _equal_rows([_entries(q[m.tensor], m, everyone)])
+                rounded.append(torch.where(apart, own + 1, 0)[:, None].double())
     units = live.nonzero().flatten()
     # a few columns rule out nearly all units; whole rows are compared among those that remain
     for width in (2, 8, None):
-        if not rows or len(units) < 2:
+        if not compared or len(units) < 2:
             return []
-        which = _equal_rows([r[units][:, :width] for r in rows.values()])
+        parts = [_entries(tensor, m, units, width) for tensor, m in compared.values()]
+        which = _equal_rows([*parts, *(column[units] for column in rounded)])
         counts = torch.bincount(which)
         if width is None:
             return [units[which == c] for c in (counts > 1).nonzero().flatten().tolist()]
         units = units[counts[which] > 1]
     raise AssertionError
+
+
+def _entries(tensor: Tensor, m: Member, units: Tensor, width: int | None = None) -> Tensor:
+    """The entries of some units, a row each; of each position only the first `width`, as whole tensors are large."""
+    index = m.index.to(tensor.device)[units.to(tensor.device)]
+    rows = tensor.movedim(m.dim, 0)
+    return rows.reshape(len(rows), -1)[:, :width][index].flatten(1)
 
 
 def _equal_rows(parts: list[Tensor]) -> Tensor:
