@@ -228,8 +228,8 @@ def test_a_forward_pass_that_writes_over_its_weights_is_verified_on_copies() -> 
     class Overwrites(nn.Sequential):
         """Computes what it does without, and leaves other weights behind."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            out = super().forward(x)
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in Sequential
+            out = super().forward(input)
             for v in self.parameters():
                 v.data.zero_()
             return out

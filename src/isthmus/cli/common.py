@@ -36,9 +36,6 @@ from isthmus.storage.methods import connector_from, matching_from
 from isthmus.storage.on_file import on_demand
 from isthmus.storage.tensors import read_metadata
 
-_MMAP_THRESHOLD = -3
-"""M_MMAP_THRESHOLD of malloc.h."""
-
 
 def dtype_of(name: str, params: Params) -> torch.dtype:
     """The precision of that name; auto takes that of the weights."""
@@ -156,13 +153,14 @@ def _end(checkpoint: _Checkpoint, key: str | None, objective: Objective, kind: t
     return {k: v.to(objective.device) for k, v in cast(params, kind).items()}
 
 
-def _give_back_at_once() -> None:
-    """Let the C library return what is freed in pieces of 1 MB and more to the system, where it can be told so.
+def _give_back() -> None:
+    """Let the C library return what is free to the system, where it can be told so.
 
-    glibc keeps pieces of up to 32 MB otherwise, once one was freed: of networks that come and go, several times over.
+    glibc keeps pieces of up to 32 MB, once one was freed: of networks that come and go, several times over. To keep none
+    (M_MMAP_THRESHOLD) would cost half as much time again: every activation is then asked for anew.
     """
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def one_more(file: Path, asked: Asked, found: Opened, large: int | None) -> Any:
@@ -184,7 +182,7 @@ class _Checkpoint:
         base = self.asked.base if adapter_folder(self.file) is not None else None
         found = read_checkpoint(self.file, base=base, unsafe_pickle=self.asked.unsafe_pickle)
         if self.stays(found):
-            _give_back_at_once()
+            _give_back()
         else:
             self._held = found
         return found
