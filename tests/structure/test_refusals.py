@@ -228,7 +228,7 @@ def test_a_forward_pass_that_writes_over_its_weights_is_verified_on_copies() -> 
     class Overwrites(nn.Sequential):
         """Computes what it does without, and leaves other weights behind."""
 
-        def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in Sequential
+        def forward(self, input: Tensor) -> Tensor:
             out = super().forward(input)
             for v in self.parameters():
                 v.data.zero_()

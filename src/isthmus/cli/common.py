@@ -156,8 +156,8 @@ def _end(checkpoint: _Checkpoint, key: str | None, objective: Objective, kind: t
 def _give_back() -> None:
     """Let the C library return what is free to the system, where it can be told so.
 
-    glibc keeps pieces of up to 32 MB, once one was freed: of networks that come and go, several times over. To keep none
-    (M_MMAP_THRESHOLD) would cost half as much time again: every activation is then asked for anew.
+    glibc keeps pieces of up to 32 MB, once one was freed: of networks that come and go, several times over. To keep
+    none (M_MMAP_THRESHOLD) would cost half as much time again: every activation is then asked for anew.
     """
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
