@@ -38,7 +38,7 @@ from isthmus.storage.tensors import read_metadata
 
 _MMAP_THRESHOLD = -3
 """M_MMAP_THRESHOLD of malloc.h."""
-_READING, _MEASURING = 1 << 20, 1 << 25
+_READING, _MEASURING = 1 << 20, 1 << 23
 
 
 def dtype_of(name: str, params: Params) -> torch.dtype:
