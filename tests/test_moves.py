@@ -315,3 +315,19 @@ def test_quantised_modules_are_refused(data):
     module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 3)), {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(im.UnsupportedError, match=r"its weights are quantised and cannot move.*floating-point module"):
         im.Objective(module, data=data)
+
+
+def test_ends_from_files_are_not_copied_again_and_tied_tensors_stay_one(data, monkeypatch):
+    net = nn.Sequential(nn.Linear(data[0].shape[1], 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    net[4].weight = net[2].weight
+    objective = im.Objective(net, "mse", (data[0], torch.zeros(len(data[0]), 4)))
+    a = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    b = {k: v + 1 for k, v in a.items()} | {"0.bias": a["0.bias"].clone()}
+    held = {"a.pt": objective.check(a), "b.pt": objective.check(b)}
+    monkeypatch.setattr("isthmus.storage.checkpoints.load_params", lambda path, like: held[path.name])
+    for ends, own in (((a, b), False), (("a.pt", "b.pt"), True)):
+        path = im.connect(objective, *ends, im.Linear()).path
+        for point, given in ((path.start, held["a.pt"]), (path.end, held["b.pt"])):
+            assert point["2.weight"] is point["4.weight"]
+            assert (point["2.weight"].data_ptr() == given["2.weight"].data_ptr()) == own
+        assert path.end["0.bias"] is path.start["0.bias"]

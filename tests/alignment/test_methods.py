@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import isthmus as im
+from isthmus.alignment.overlap import Overlap
 from isthmus.alignment.renormalise import renormalised
 from isthmus.connectors.info import CurveInfo
 from isthmus.evaluate.batchnorm import refresh
@@ -132,3 +133,20 @@ def found_method(found: im.Connection) -> im.Connector:
     from isthmus.storage.methods import connector_from
 
     return connector_from(found.stats["method"])
+
+
+def test_weights_are_compared_where_they_lie():
+    """Widened copies of two whole networks would be four times their memory."""
+    problem = permuted()
+    a, b = ({k: v.float() for k, v in p.items()} for p in (problem.a, problem.b))
+    overlap = Overlap.between(problem.objective.structure, a, b)
+    assert all(overlap.a[k].data_ptr() == a[k].data_ptr() for k in overlap.of)
+    wide = Overlap.between(overlap.structure, *({k: v.double() for k, v in p.items()} for p in (a, b)))
+    orders = {g.name: torch.arange(g.size).flip(0) for g in overlap.structure.groups}
+    moved = overlap.permuted(orders)
+    assert {v.dtype for v in moved.values()} == {torch.float32}
+    assert overlap.value(moved) == wide.value(wide.permuted(orders))
+    for group in overlap.structure.groups:
+        assert torch.equal(overlap.gram(group, moved), wide.gram(group, wide.permuted(orders)))
+    even = {k: torch.full((len(v), len(v)), 1 / len(v), dtype=torch.float64) for k, v in orders.items()}
+    assert overlap.value_at(even) == wide.value_at(even)

@@ -222,3 +222,22 @@ def test_a_rule_that_fails_names_its_line() -> None:
     program = trace(between(nn.ReLU()), (X,))
     with pytest.raises(IsthmusError, match=r"operation aten.linear.default \(module '0' \(Linear\)\): its axes cannot"):
         structure_of(program, {"0.weight": (6, 5), "0.bias": (6,), "2.weight": (3, 6), "2.bias": (3,)})
+
+
+def test_a_forward_pass_that_writes_over_its_weights_is_verified_on_copies() -> None:
+    class Overwrites(nn.Sequential):
+        """Computes what it does without, and leaves other weights behind."""
+
+        def forward(self, input: Tensor) -> Tensor:
+            out = super().forward(input)
+            for v in self.parameters():
+                v.data.zero_()
+            return out
+
+    layers = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)
+    structure = derive_structure(nn.Sequential(*layers), (X,))
+    assert verify(structure, Overwrites(*layers), (X,)).startswith("verified")
+    (group,) = structure.groups
+    wrong = replace(structure, groups=(replace(group, members=group.members[1:]),))
+    with pytest.raises(UnsupportedError, match="law fails"):
+        verify(wrong, Overwrites(*layers), (X,))

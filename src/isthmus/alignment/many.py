@@ -156,10 +156,14 @@ def _improve(searches: Sequence[UnitSearch], k: int, alike: Likeness, rest: Coll
 
 def _total(searches: Sequence[UnitSearch]) -> float:
     """The sum of the inner products of any two networks."""
-    squares = sum(float(v.square().sum()) for s in searches for v in s.b.values())
-    return (sum(float(v.square().sum()) for v in _sum(searches).values()) - squares) / 2
+    squares = sum(float(v.double().square().sum()) for s in searches for v in s.b.values())
+    return (sum(float(_sum_of(searches, k).square().sum()) for k in searches[0].b) - squares) / 2
 
 
 def _sum(searches: Sequence[UnitSearch]) -> Params:
     """The sum of the networks as they are numbered now."""
-    return {k: torch.stack([s.b[k] for s in searches]).sum(0) for k in searches[0].b}
+    return {k: _sum_of(searches, k) for k in searches[0].b}
+
+
+def _sum_of(searches: Sequence[UnitSearch], name: str) -> Tensor:
+    return torch.stack([s.b[name].double() for s in searches]).sum(0)

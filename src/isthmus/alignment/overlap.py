@@ -22,8 +22,9 @@ Doubly = Mapping[str, Tensor]
 class Overlap:
     """sum over tensors of <a, P b>, P the permutations of the groups of `structure`, each on its axes; in float64.
 
-    `a`, `b`: the tensors that are compared, which hold all units; those that cannot move, and running statistics,
-    are none. `of`: for each tensor the groups that have members in it, with those.
+    `a`, `b`: the tensors that are compared, which hold all units, in their own precision: each is widened where it is
+    used. Those that cannot move, and running statistics, are none. `of`: for each tensor the groups that have members
+    in it, with those.
     """
 
     structure: Structure
@@ -42,7 +43,7 @@ class Overlap:
                 if member.tensor not in without and moves(a[member.tensor]):
                     held.setdefault(member.tensor, []).append((group.name, member))
         of = {name: tuple(several) for name, several in held.items()}
-        return cls(structure, {k: _wide(a[k]) for k in of}, {k: _wide(b[k]) for k in of}, of)
+        return cls(structure, {k: _real(a[k]) for k in of}, {k: _real(b[k]) for k in of}, of)
 
     def among(self, groups: Collection[str], b: Mapping[str, Tensor]) -> Overlap:
         """That of some groups alone, the others being as they are in `b`, over the tensors that hold any of them."""
@@ -52,14 +53,14 @@ class Overlap:
 
     def value(self, b: Mapping[str, Tensor], names: Collection[str] | None = None) -> float:
         """<a, b> over all tensors, or some."""
-        return sum(float(torch.dot(self.a[k].reshape(-1), b[k].reshape(-1))) for k in (names or self.of))
+        return sum(_dot(self.a[k], b[k]) for k in (names or self.of))
 
     def gram(self, group: Group, b: Mapping[str, Tensor], names: Collection[str] | None = None) -> Tensor:
         """What each pair of units of a group adds, [n, n]: entry (u, v) where u of a is given unit v of b."""
         out = torch.zeros(group.size, group.size, dtype=torch.float64)
         for m in group.members:
             if m.tensor in self.of and (names is None or m.tensor in names):
-                out += _rows(self.a[m.tensor], m) @ _rows(b[m.tensor], m).T
+                out += _rows(self.a[m.tensor], m).double() @ _rows(b[m.tensor], m).double().T
         return out
 
     def tensors(self, group: Group) -> list[str]:
@@ -90,7 +91,7 @@ class Overlap:
 
     def mixed(self, doubly: Doubly, name: str, but: Member | None = None) -> Tensor:
         """A tensor of b with each of its members, but one, under the matrix of its group."""
-        out = self.b[name]
+        out = self.b[name].double()
         for group, m in self.of[name]:
             if m is not but:
                 out = _moved(out, m, doubly[group] @ _rows(out, m))
@@ -101,18 +102,22 @@ class Overlap:
         out = {g: torch.zeros_like(v) for g, v in doubly.items()}
         for name, several in self.of.items():
             for group, m in several:
-                out[group] += _rows(self.a[name], m) @ _rows(self.mixed(doubly, name, m), m).T
+                out[group] += _rows(self.a[name], m).double() @ _rows(self.mixed(doubly, name, m), m).T
         return out
 
     def value_at(self, doubly: Doubly) -> float:
         """The inner product under such matrices."""
-        return self.value({name: self.mixed(doubly, name) for name in self.of})
+        return sum(_dot(self.a[name], self.mixed(doubly, name)) for name in self.of)
 
 
-def _wide(v: Tensor) -> Tensor:
-    """On the host, in float64; a complex entry as two."""
+def _real(v: Tensor) -> Tensor:
+    """On the host; a complex entry as two real ones."""
     v = v.detach().cpu()
-    return torch.view_as_real(v).double() if v.is_complex() else v.double()
+    return torch.view_as_real(v.resolve_conj()) if v.is_complex() else v
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.double().reshape(-1), b.double().reshape(-1)))
 
 
 def rows_of(v: Tensor, dim: int, index: Tensor) -> Tensor:

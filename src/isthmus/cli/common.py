@@ -38,6 +38,7 @@ from isthmus.storage.tensors import read_metadata
 
 _MMAP_THRESHOLD = -3
 """M_MMAP_THRESHOLD of malloc.h."""
+_READING, _MEASURING = 1 << 20, 1 << 23
 
 
 def dtype_of(name: str, params: Params) -> torch.dtype:
@@ -152,17 +153,23 @@ def _end(checkpoint: _Checkpoint, key: str | None, objective: Objective, kind: t
     if note:
         print(f"note: {_as_options(note)}", file=sys.stderr)
     if checkpoint.stays(contents):
-        return on_demand(params, contents, kind, objective.device)
+        found = on_demand(params, contents, kind, objective.device)
+        del params, contents  # before what is free is given back
+        _keep_free(_MEASURING)
+        return found
     return {k: v.to(objective.device) for k, v in cast(params, kind).items()}
 
 
-def _give_back_at_once() -> None:
-    """Let the C library return what is freed in pieces of 1 MB and more to the system, where it can be told so.
+def _keep_free(size: int) -> None:
+    """Tell the C library up to what size it may keep pieces that were freed, and to return what is free now.
 
-    glibc keeps pieces of up to 32 MB otherwise, once one was freed: of networks that come and go, several times over.
+    glibc keeps those of up to 32 MB, once one was freed: of networks that are read and looked at, several times over.
+    To keep none while they are measured would cost half as much time again, as every tensor is asked for anew.
     """
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, size)
+        library.malloc_trim(0)
 
 
 def one_more(file: Path, asked: Asked, found: Opened, large: int | None) -> Any:
@@ -184,7 +191,7 @@ class _Checkpoint:
         base = self.asked.base if adapter_folder(self.file) is not None else None
         found = read_checkpoint(self.file, base=base, unsafe_pickle=self.asked.unsafe_pickle)
         if self.stays(found):
-            _give_back_at_once()
+            _keep_free(_READING)
         else:
             self._held = found
         return found

@@ -7,6 +7,7 @@ from dataclasses import replace
 from os import PathLike
 
 import torch
+from torch import Tensor
 
 from isthmus.connectors.base import Connection, Connector, Task, check_convex, describe, needs_convex
 from isthmus.connectors.linear import Linear
@@ -87,14 +88,26 @@ def _check_method(method: object, objective: Objective, test: Objective | None) 
 
 
 def _checked(objective: Objective, a: ParamsLike, b: ParamsLike) -> tuple[Params, Params]:
-    """Both ends as copies: a state_dict shares memory with its module, and training on would move the path's end."""
+    """Both ends as copies: a state_dict shares memory with its module, and training on would move the path's end.
+
+    What was read from a file here is nobody else's.
+    """
     start, goal = objective.check(a, "a"), objective.check(b, "b")
     check_ends(start, goal)
     for what, end in (("a", start), ("b", goal)):  # masks may be infinite, weights that are trained may not
         check_finite({k: end[k] for k in objective.parameter_names if k in end}, what)
     objective.check_path((start, goal), "b")
-    start = {k: v.clone() for k, v in start.items()}
-    return start, share({k: v.clone() for k, v in goal.items()}, start)
+    start = _copied(start, {} if isinstance(a, str | PathLike) else start)
+    return start, _copied(share(goal, start), {} if isinstance(b, str | PathLike) else goal)
+
+
+def _copied(params: Params, held: Params) -> Params:
+    """With copies of the tensors that others hold; one tensor under several names stays one."""
+    theirs, copies = {id(v) for v in held.values()}, dict[int, Tensor]()
+    for v in params.values():
+        if id(v) in theirs and id(v) not in copies:
+            copies[id(v)] = v.clone()
+    return {k: copies.get(id(v), v) for k, v in params.items()}
 
 
 def _memory_in(

@@ -26,6 +26,7 @@ from isthmus.storage.files import PathLike, check_regular, disk_error, one_line
 from isthmus.storage.folders import BIN_INDEX, INDEX, adapter_file, adapter_folder, member, shard_of, weight_map
 from isthmus.storage.pickle_rules import MULTIARRAY, NUMPY, StandIn
 from isthmus.storage.pickles import PickleWalk
+from isthmus.storage.room import check_room
 from isthmus.storage.tensors import digest, read_tensors, save_tensors, sniff
 
 __all__ = ["load_params", "read_checkpoint", "save_params"]
@@ -199,10 +200,11 @@ def _load_shards(path: Path, unsafe_pickle: bool) -> tuple[Params, dict[str, Pat
     The shards lie in the folder of the index.
     """
     where = weight_map(path)
+    shards = {name: shard_of(path, name) for name in sorted(set(where.values()))}
+    check_room(path, sum(shard.stat().st_size for shard in shards.values() if shard.is_file()))
     params: Params = {}
     files: dict[str, Path] = {}
-    for name in sorted(set(where.values())):
-        shard = shard_of(path, name)
+    for name, shard in shards.items():
         tensors = _tensors_of(shard, unsafe_pickle)
         files |= dict.fromkeys(tensors, shard) if "safetensors" in sniff(shard) else {}
         if stray := [k for k in tensors if where.get(k) != name]:
@@ -345,6 +347,7 @@ def _safe_globals() -> list[Any]:
 
 
 def _load_pickle(path: Path, unsafe_pickle: bool) -> Any:
+    check_room(path, check_regular(path))
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_safe_globals()):
             warnings.simplefilter("ignore")  # of deprecated storages; nothing that the user could act on

@@ -31,6 +31,7 @@ from isthmus.storage.files import (
     one_line,
     strict_json,
 )
+from isthmus.storage.room import check_room
 
 __all__ = ["digest", "digest_of", "one_by_one", "read_metadata", "read_tensors", "save_tensors", "sniff"]
 
@@ -192,10 +193,11 @@ def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
 
     Read one tensor at a time and never through mmap, so that memory is the tensors once. Nothing is
     checked against a digest here. Errors: ``FileError`` for a file that is missing, damaged, not a
-    safetensors file, or whose header is over 20 MB or 150,000 names.
+    safetensors file, larger than memory, or whose header is over 20 MB or 150,000 names.
     """
     with readable(path):
         header = _header(path, path)
+        check_room(path, os.path.getsize(path))
         with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         return tensors, dict(header.get("__metadata__", {}))

@@ -34,7 +34,8 @@ ALONE = 8
 REDRAWS = 200
 """Attempts to find random weights at which the outputs are not all zero."""
 
-Forward = Callable[[Mapping[str, Tensor]], list[Tensor]]
+Forward = Callable[..., list[Tensor]]
+"""The outputs at parameters, which stay as they are; with further ones as the second argument only those do."""
 
 
 def verify(
@@ -103,16 +104,27 @@ def _check_laws(
     seeds: Iterable[int],
 ) -> None:
     for seed in seeds:
-        g = torch.Generator().manual_seed(seed)
-        forward, params, before = _drawn_point(module, state, given, forward_at, g)
-        if _moved(before, before, forward(params)):
-            raise UnsupportedError(type(module).__name__, "its output is random", "call module.eval() first")
-        for law, groups in (
-            (_permutation_law, structure.groups),
-            (_silence_law, tuple(group for group in structure.groups if group.separable and group.outs)),
-        ):
-            for several in _sets(groups):
-                _checked(partial(law, structure, forward=forward, params=params, before=before, g=g), several)
+        _check_at(structure, module, state, given, forward_at, torch.Generator().manual_seed(seed))
+
+
+def _check_at(
+    structure: Structure,
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    given: Given,
+    forward_at: Callable[..., Forward],
+    g: torch.Generator,
+) -> None:
+    """The laws at one draw of random weights."""
+    forward, params, before = _drawn_point(module, state, given, forward_at, g)
+    if _moved(before, before, forward(params)):
+        raise UnsupportedError(type(module).__name__, "its output is random", "call module.eval() first")
+    for law, groups in (
+        (_permutation_law, structure.groups),
+        (_silence_law, tuple(group for group in structure.groups if group.separable and group.outs)),
+    ):
+        for several in _sets(groups):
+            _checked(partial(law, structure, forward=forward, params=params, before=before, g=g), several)
 
 
 def _drawn_point(
@@ -179,7 +191,7 @@ def _permutation_law(
     for one, two in combinations(params, 2):
         if params[one] is params[two] and not torch.equal(permuted[one], permuted[two]):
             raise _LawError(_named(groups), f"the permutation law fails: {one!r} and {two!r} are tied, and part")
-    if moved := _moved(before, before, forward(permuted)):
+    if moved := _moved(before, before, forward(permuted, params)):
         why = f"the permutation law fails: an output moves by {moved:.1e} of its size"
         raise _LawError(_named(groups), why, by=moved)
 
@@ -194,16 +206,22 @@ def _silence_law(
     g: torch.Generator,
 ) -> None:
     silent = {group.name: torch.randperm(group.size, generator=g)[: max(group.size // 2, 1)] for group in groups}
+    one = forward(structure.silence(params, silent), params)
+    other = forward(structure.silence(_redrawn(groups, silent, params, g), silent), params)
+    if moved := _moved(before, one, other):
+        why = f"the silence law fails: silenced units still move an output, by {moved:.1e} of its size"
+        raise _LawError(_named(groups), why, "set separable=False and say why", by=moved)
+
+
+def _redrawn(groups: Sequence[Group], silent: Mapping[str, Tensor], params: Params, g: torch.Generator) -> Params:
+    """With other entries that make the silent units."""
     changed = dict(params)
     for member, units in ((member, silent[group.name]) for group in groups for member in group.ins):
         at = member.index[units].reshape(-1)
         old = changed[member.tensor]
         new = _drawn(member.tensor, old.index_select(member.dim, at.to(old.device)), g)
         changed[member.tensor] = old.index_copy(member.dim, at.to(old.device), new)
-    one, other = forward(structure.silence(params, silent)), forward(structure.silence(changed, silent))
-    if moved := _moved(before, one, other):
-        why = f"the silence law fails: silenced units still move an output, by {moved:.1e} of its size"
-        raise _LawError(_named(groups), why, "set separable=False and say why", by=moved)
+    return changed
 
 
 def _named(groups: Sequence[Group]) -> str:
@@ -237,10 +255,11 @@ def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     # buffers that are no part of the state_dict
     own = {k: v for k, v in twin.named_buffers() if not v.is_meta}
 
-    def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
+    def forward(params: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         with torch.no_grad(), plain_attention():
-            given = tree_map(_kept, ({**own, **params}, args, kwargs))
-            out = functional_call(twin, *given, tie_weights=False, strict=True)
+            # it may write into what it gets
+            tensors = {**tree_map(torch.clone, own), **_apart(params, params if kept is None else kept)}
+            out = functional_call(twin, tensors, *tree_map(_copy, (args, kwargs)), tie_weights=False, strict=True)
         return [widened(y) for y in tree_leaves(out) if isinstance(y, Tensor)]
 
     return forward
@@ -249,7 +268,7 @@ def _forward(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _program(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
 
-    def forward(params: Mapping[str, Tensor]) -> list[Tensor]:
+    def forward(params: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         with torch.no_grad():
             return [widened(y) for y in tree_leaves(program.run(params, *tensors))]
 
@@ -260,8 +279,16 @@ def _input(x: Any, g: torch.Generator) -> Any:
     return _noise(x, g) if isinstance(x, Tensor) and moves(x) else x
 
 
-def _kept(x: Any) -> Any:
-    """A copy, for forward may write into what it gets."""
+def _apart(params: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> Params:
+    """The same in memory that is neither that of `kept` nor shared; what is there already is not copied."""
+    taken, out = {v.untyped_storage().data_ptr() for v in kept.values()}, Params()
+    for name, v in params.items():
+        out[name] = v.clone() if v.untyped_storage().data_ptr() in taken else v
+        taken.add(v.untyped_storage().data_ptr())
+    return out
+
+
+def _copy(x: Any) -> Any:
     return x.clone() if isinstance(x, Tensor) else x
 
 
@@ -282,7 +309,7 @@ def _random(state: Mapping[str, Tensor], g: torch.Generator) -> Params:
 def _drawn(name: str, like: Tensor, g: torch.Generator) -> Tensor:
     if like.ndim >= 2:
         scale = (2 * like.shape[0] / max(like.numel(), 1)) ** 0.5
-        return _noise(like, g) * scale
+        return _noise(like, g).mul_(scale)
     if not like.is_complex() and (name.endswith(("weight", "var")) or like.ndim == 0):
         return torch.rand(like.shape, generator=g, dtype=torch.float64).to(like.device) + 0.5
     return _noise(like, g) * 0.5
