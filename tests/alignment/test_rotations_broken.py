@@ -15,6 +15,9 @@ from tests.alignment.test_rotations import Even, drawn, problem, words
 class Expert(nn.Module):
     """A hidden layer whose units are looked up in a table and masked."""
 
+    table: Tensor
+    mask: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(8, 6), nn.Linear(6, 8)
@@ -56,7 +59,8 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shares = self.router(x).softmax(-1)
-        return sum(shares[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+        each = [shares[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts)]
+        return torch.stack(each).sum(0)
 
 
 class Words(nn.Module):

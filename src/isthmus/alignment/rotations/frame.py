@@ -168,7 +168,7 @@ class Rotatable:
         return replace(self, turns=turns, gains=tuple(g for g in self.gains if g.carried or _in(norms, g)))
 
     def joined(self, other: Rotatable) -> Rotatable:
-        """What at least one of two frames of one network has: other weights confirm other turns and move other gains."""
+        """What at least one of two frames of one network has: other weights confirm other turns and gains."""
         turns = {t.group: t for t in (*other.turns, *self.turns)}
         gains = {(g.gain, g.bias): g for g in (*other.gains, *self.gains)}
         return replace(self, turns=tuple(turns.values()), gains=tuple(gains.values()))
