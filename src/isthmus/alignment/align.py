@@ -73,7 +73,7 @@ class Renumbering:
         orders = {k: v.argsort() for k, v in self.permutations.items()}
         if self.frame is None:
             return Renumbering(self.structure, orders)
-        back = {k: self.frame.renumbered(k, v.mT, orders) for k, v in self.rotations.items()}
+        back = {k: self.frame.renumbered(k, v.mT.contiguous(), orders) for k, v in self.rotations.items()}
         orders = self.frame.carried(orders, self.rotations)
         return Renumbering(self.structure, orders, back, self.before, self.norms, self.frame)
 
@@ -82,6 +82,8 @@ class Renumbering:
         if other.permutations.keys() != self.permutations.keys():
             raise InputError("other", expected="a renumbering of the same network", got=sorted(other.permutations))
         frame, later = self.frame or other.frame, dict(other.permutations)
+        if frame is not None and other.frame is not None:
+            frame = frame.joined(other.frame)
         if frame is not None:
             later = frame.carried(later, {k: v.mT for k, v in self.rotations.items()})
         orders = {k: v[later[k]] for k, v in self.permutations.items()}

@@ -15,7 +15,7 @@ from isthmus.params import Params, in_dtype
 
 def first(objective: Objective, examples: int) -> Objective:
     """The objective on so many of the first examples, or on all where there are fewer."""
-    return objective.subset(min(examples, objective.num_examples))
+    return objective if examples >= objective.num_examples else objective.subset(examples)
 
 
 def inputs(objective: Objective, dtype: torch.dtype | None = None) -> list[Tensor]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path as File
 from typing import final
+from weakref import finalize
 
 import torch
 from safetensors import safe_open
@@ -101,19 +104,43 @@ def on_demand(
     rest = {name: v for name, v in params.items() if name not in places}
     if not places:
         return {k: v.to(device) for k, v in cast(params, dtype).items()}
-    # open from now on: another file in its place would not be read
-    files = {
-        file: safe_open(file, framework="pt", device="cpu", backend="pread") for file in {f for f, _ in places.values()}
-    }
+    files = {file: _Open(file) for file in {f for f, _ in places.values()}}
 
     def read(name: str) -> Tensor:
         if name in rest:
             return in_dtype(rest[name], dtype).to(device)
         file, key = places[name]
-        with readable(file):
-            return in_dtype(files[file].get_tensor(key), dtype).to(device)
+        return in_dtype(files[file].read(key), dtype).to(device)
 
     return OnDemand(params, read)
+
+
+class _Open:
+    """A safetensors file that is open from now on: another file in its place would not be read.
+
+    One that was written to since is refused: the tensors of several networks would be mixed.
+    """
+
+    def __init__(self, path: File) -> None:
+        self.path = path
+        with readable(path):
+            self.watched = os.open(path, os.O_RDONLY)
+            finalize(self, os.close, self.watched)
+            self.written = self._written()
+            self.held = safe_open(path, framework="pt", device="cpu", backend="pread")
+
+    def read(self, key: str) -> Tensor:
+        """One tensor. Errors: ``FileError``."""
+        with readable(self.path):
+            found = self.held.get_tensor(key)
+        if self._written() != self.written:
+            raise FileError(self.path, "was changed while it was read", "start again once it is whole")
+        return found
+
+    def _written(self) -> tuple[int, int]:
+        """When, and how much: enough to tell a file in which something was written over."""
+        now = os.fstat(self.watched)
+        return now.st_mtime_ns, now.st_size
 
 
 def _memory(v: Tensor) -> tuple[int, torch.Size, torch.dtype]:

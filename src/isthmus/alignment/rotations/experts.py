@@ -15,13 +15,18 @@ _Parts = dict[int, dict[str, tuple[int, ...]]]
 
 
 def experts(structure: Structure, turned: Collection[str], tied: Mapping[str, str]) -> Iterator[Guess]:
-    """For each list of modules of one form beside whose module a tensor has a row for each: that both change places."""
+    """For each list of modules of one form beside whose module a tensor has a row for each: that both change places.
+
+    `turned`: the groups that turn; nothing in the modules does, which would have to change places with them. So of
+    lists inside of each other the innermost are taken.
+    """
     shared = {*tied, *tied.values()}
-    for prefix, parts in _lists(structure).items():
-        router, inside = _router(structure, prefix, len(parts)), f"{prefix}."
-        free = not any(name.startswith(inside) for name in (*turned, *shared))
-        if router and free and _alike(parts):
-            yield Guess(f"{prefix} exchanged", "experts", (_turn(structure, prefix, parts, router),))
+    lists = {prefix: parts for prefix, parts in _lists(structure).items() if _alike(parts)}
+    routers = {prefix: router for prefix, parts in lists.items() if (router := _router(structure, prefix, len(parts)))}
+    for prefix, router in routers.items():
+        inside = f"{prefix}."
+        if not any(name.startswith(inside) for name in (*turned, *shared, *routers)):
+            yield Guess(f"{prefix} exchanged", "experts", (_turn(structure, prefix, lists[prefix], router),))
 
 
 def _turn(structure: Structure, prefix: str, parts: _Parts, router: Sequence[str]) -> Turn:

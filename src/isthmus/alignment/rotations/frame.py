@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.alignment.overlap import rows_of, scaled, with_rows
 from isthmus.errors import InputError
-from isthmus.params import Params, cast
+from isthmus.params import Params, cast, moves
 from isthmus.structure import Structure
 
 _SMALL = 1e-3
@@ -167,6 +167,12 @@ class Rotatable:
         turns = tuple(one.values())
         return replace(self, turns=turns, gains=tuple(g for g in self.gains if g.carried or _in(norms, g)))
 
+    def joined(self, other: Rotatable) -> Rotatable:
+        """What at least one of two frames of one network has: other weights confirm other turns and gains."""
+        turns = {t.group: t for t in (*other.turns, *self.turns)}
+        gains = {(g.gain, g.bias): g for g in (*other.gains, *self.gains)}
+        return replace(self, turns=tuple(turns.values()), gains=tuple(gains.values()))
+
     def apply(
         self,
         params: Mapping[str, Tensor],
@@ -224,11 +230,15 @@ class Rotatable:
         return self._tie(out)
 
     def rotate(self, params: Mapping[str, Tensor], rotations: Mapping[str, Tensor]) -> Params:
-        """Unit u of the result is the sum over v of ``rotations[group][k..., u, v]`` times unit v."""
+        """Unit u of the result is the sum over v of ``rotations[group][k..., u, v]`` times unit v.
+
+        Whole numbers stay where they are: they must be those of the other network for a path between both. So does what
+        `params` do not have, such as statistics that are not compared.
+        """
         out = dict(params)
         for turn in self.turns:
             if turn.group in rotations:
-                for m in turn.members:
+                for m in (m for m in turn.members if _turns(out, m.tensors[0])):
                     out |= m.filled(out, rotations[turn.group] @ m.rows(out))
         return out
 
@@ -298,6 +308,10 @@ def uniform(params: Mapping[str, Tensor], gain: Gain) -> bool:
     """Whether all entries of the gain are equal."""
     v = params[gain.gain].double() if gain.gain is not None else torch.ones(1)
     return float(v.max() - v.min()) <= _EQUAL * float(v.abs().max())
+
+
+def _turns(params: Mapping[str, Tensor], name: str) -> bool:
+    return name in params and moves(params[name])
 
 
 def _in(names: Collection[str], gain: Gain) -> bool:

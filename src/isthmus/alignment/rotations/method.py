@@ -108,6 +108,7 @@ def _alike(task: MatchingTask, frame: Rotatable, ends: tuple[Params, Params], ex
 
 def usable(task: MatchingTask, frame: Rotatable, refused: Mapping[str, str]) -> tuple[Rotatable, tuple[str, ...]]:
     """What of a frame holds for these two networks, and why the rest does not."""
+    task = replace(task, objective=first(task.objective, _FEW))  # made once: all trials are on the same examples
     notes = {k: why for k, why in refused.items() if task.objective.structure.group(k).size > 1}
     for gain in frame.gains:
         if gain.carried and not all(uniform(p, gain) for p in (task.a, task.b)):

@@ -167,8 +167,9 @@ class Rounds:
         return inner_sums(torch.stack([torch.stack([a @ b.T for b in rows[1]]) for a in rows[0]]))
 
     def _units(self, group: Group, params: Mapping[str, Tensor]) -> Tensor:
-        """All that belongs to each unit."""
-        return torch.cat([rows_of(params[m.tensor], m.dim, m.index) for m in group.members], 1)
+        """All of a unit that is compared, for each."""
+        members = [m for m in group.members if m.tensor in self.overlap.of]
+        return torch.cat([rows_of(params[m.tensor], m.dim, m.index) for m in members], 1)
 
     @property
     def orders(self) -> dict[str, Tensor]:

@@ -42,10 +42,10 @@ def frame_of(program: Program, structure: Structure) -> tuple[Rotatable, dict[st
         except NoRotation as why:
             refused[group.name] = str(why)
     turned = {t.group for t in turns}
-    guesses = (
-        *inside(structure, turned), *phases(structure, turns), *experts(structure, turned, program.tied)
-    )  # fmt: skip
-    return Rotatable(structure, tuple(turns), tuple(gains), program.tied, guesses), refused
+    guesses = [*inside(structure, turned), *phases(structure, turns)]
+    turned |= {t.group for guess in guesses for t in guess.turns}
+    guesses += experts(structure, turned, program.tied)
+    return Rotatable(structure, tuple(turns), tuple(gains), program.tied, tuple(guesses)), refused
 
 
 def _turn(walk: Propagation, group: Group, atoms: Mapping[str, Axis], follow: Follow) -> Turn:
