@@ -201,6 +201,15 @@ def test_penalties_and_losses_that_are_not_convex_fail_a_premise():
     assert not found.bounds
 
 
+def test_the_row_of_an_end_says_how_much_of_the_loss_is_the_penalty_where_there_is_one():
+    for problem in (with_ridge(), classify("plain", perceptron([5, 9, 9, 4]), (5,))):
+        found = table(problem, "2019, Theorem 1")
+        for end, p in (("a", problem.a), ("b", problem.b)):
+            worst = im.dropout_stability(problem.objective, p, masks=QUICK["masks"], seed=0).limited_by
+            said = f"whose penalty is {worst.penalty:.4g}" if problem.objective.penalty else f"layer {worst.entry}"
+            assert one(found, "Theorem 1", "dropout stability", end).note.split(", ")[-1].endswith(said)
+
+
 def test_convolutional_networks_are_outside_the_corollaries_but_measured():
     found = table(classify("convolutional", small_convnet(), (1, 8, 8)))
     for name in ("4.3", "4.4"):

@@ -268,6 +268,7 @@ def test_the_premises_of_proposition_2_2_are_those_of_its_connector(problem, pre
     assert last.holds is holds
     assert (last.bound is not None) == (holds is True)
     if holds is False:
+        assert failing(found) == [row.premise, last.premise]  # and no other is blamed
         with pytest.raises(im.IsthmusError):
             im.connect(problem.objective, problem.a, problem.b, im.DeepLinear())
 
