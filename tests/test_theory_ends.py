@@ -233,10 +233,12 @@ def test_general_position_of_few_points_is_said_to_be_vacuous():
 
 
 def test_noise_stability_is_told_of_each_end():
-    problem = uneven((5, 6, 6, 4))
+    problem = uneven((5, 9, 6, 4))
     few = problem.objective.subset(EXAMPLES)
     for ends in orders(problem):
         found = table(problem.objective, ends, "2019, Theorem 2", "2019, Theorem 3")
+        (narrow,) = [r for r in found.of("2019, Theorem 3") if r.premise.startswith("narrow network theta*")]
+        assert (narrow.end, narrow.measured, narrow.holds) == ("", int(0.5 / 1.5 * 6), None)
         for e, end in enumerate("ab"):
             n = im.noise_stability(few, ends[e], draws=DRAWS, tolerance=1e-2)
             for theorem in ("2019, Theorem 2", "2019, Theorem 3"):

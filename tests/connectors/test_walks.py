@@ -119,6 +119,9 @@ def test_the_five_segments_arrive_where_they_are_told_to(convolutional):
         "Lemma 4, copy to free units (b)", "Lemma 4, hand over outgoing weights (m)",
         "Lemma 4, copy to final units (b)", "Lemma 4, hand over outgoing weights (m)", "Lemma 4, clear dead units (b)",
     ]  # fmt: skip
+    kept = arrive.copy()
+    other.zero_rows(1, to[1])  # walking on leaves the weights that were given as they are
+    assert all(torch.equal(arrive.A[l], kept.A[l]) and torch.equal(arrive.b[l], kept.b[l]) for l in kept.A)
     y = problem.objective.outputs(other.points[0])
     for segment in im.Path.through(other.points).segments:
         for t in (0.5, 1.0):

@@ -49,6 +49,8 @@ TESTS = {
 """The tests that belong to a folder."""
 BUDGET = float(os.environ.get("BUDGET", "60"))
 """Seconds of the processor that the tests of one mutant take at most where nothing is changed."""
+UNMATCHED = 70
+"""The exit code of a process in which no function could be given its changed code."""
 
 
 def codes(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType]]:
@@ -95,11 +97,7 @@ class Judge:
     def pytest_runtestloop(self, session: Any) -> bool:
         """Called by pytest, in the place of its own loop."""
         self.items = {item.nodeid: item for item in session.items}
-        for item, after in zip(session.items, [*session.items[1:], None], strict=True):
-            self.cover.switch_context(item.nodeid)
-            begin = time.process_time()
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
-            self.seconds[item.nodeid] = time.process_time() - begin
+        self._run(session.items)
         self.cover.stop()
         if self.failed:
             raise SystemExit("the tests fail without any change")
@@ -112,6 +110,14 @@ class Judge:
         for mutant in self.mutants:
             self._judge(mutant)
         return True
+
+    def _run(self, items: list[Any]) -> None:
+        for item, after in zip(items, [*items[1:], None], strict=True):
+            if not self.forked:
+                self.cover.switch_context(item.nodeid)
+            begin = time.process_time()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            self.seconds[item.nodeid] = time.process_time() - begin
 
     def _judge(self, m: Mutant) -> None:
         file, begin = self.root / m.file, time.monotonic()
@@ -154,40 +160,47 @@ class Judge:
         return chosen
 
     def _forked(self, m: Mutant, file: Path, good: bytes, chosen: list[str], limit: int) -> tuple[str, str]:
-        becomes = m.of(good)
-        list(codes(compile(good, "", "exec"), compile(becomes, "", "exec")))  # do the two match?
         said = self.copy / "said"
         pid = os.fork()
         if not pid:
-            self.forked = True
-            os.setpgid(0, 0)
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-            out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
+            code = UNMATCHED
             try:
-                swap(file, good, becomes)
-            except ValueError:
-                os._exit(70)
-            tests = [self.items[name] for name in chosen]
-            for item, after in zip(tests, [*tests[1:], None], strict=True):
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
-            os._exit(0)
+                os.setpgid(0, 0)
+                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+                out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(out, 1)
+                os.dup2(out, 2)
+                swap(file, good, m.of(good))
+                self.forked, code = True, 1
+                self._run([self.items[name] for name in chosen])
+                code = 0
+            finally:
+                os._exit(code)
         until = time.monotonic() + 20 * limit
         while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
             if time.monotonic() > until:
                 os.killpg(pid, signal.SIGKILL)
             time.sleep(0.01)
         code = os.waitstatus_to_exitcode(ended[1])
-        if code == 70:
+        if code == UNMATCHED:
             raise ValueError("the functions do not match")
-        words = {0: "survived", 1: "killed"}
+        words = {0: "survived", -signal.SIGTERM: "stopped by hand"}
         lines = said.read_text(errors="replace").splitlines()
         return words.get(code, "killed"), f"{len(chosen)} tests" if not code else f"{lines[-1:]} {code}"
 
     def _anew(self, chosen: list[str], limit: float) -> tuple[str, str]:
         """The tests in a new Python."""
-        command = [sys.executable, "-B", "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-qx", "--tb=line"]
+        command = [
+            sys.executable,
+            "-B",
+            "-m",
+            "pytest",
+            "-o",
+            "addopts=--import-mode=importlib",
+            "-qx",
+            "--tb=line",
+            "--doctest-modules",
+        ]
         command += ["-p", "no:cacheprovider", f"--basetemp={self.copy / 'anew'}", *chosen]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=5 * limit, check=False)
@@ -222,7 +235,8 @@ def main(arguments: list[str]) -> int:
         judge = Judge(copy, root, asked or sorted(drawn, key=lambda m: (m.file, m.piece)), given.afresh, cover)
         cover.start()
         options = ["-o", "addopts=--import-mode=importlib", "-q", "--capture=no", "-p", "no:cacheprovider"]
-        pytest.main([*options, f"--basetemp={copy / 'tmp'}", *(given.tests or TESTS[given.folder])], plugins=[judge])
+        tests = given.tests or [*TESTS[given.folder], "--doctest-modules", str(root)]
+        pytest.main([*options, f"--basetemp={copy / 'tmp'}", *tests], plugins=[judge])
         print(f"{given.folder}: {dict(judge.tally)}")
     return 1 if judge.tally["survived"] or not judge.tally else 0
 
