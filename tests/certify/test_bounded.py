@@ -9,8 +9,9 @@ from torch import nn
 
 import isthmus as im
 from isthmus.certify import verify_certificate
-from isthmus.certify.bounds import Bound, Bounds
+from isthmus.certify.bounds import Bound, Bounds, _convex, unsure
 from isthmus.certify.branch import FLOOR, SearchTask, close, search
+from isthmus.certify.forms import Form
 from isthmus.errors import UnsupportedError
 from tests.problems import blobs, convolutional, odd_widths, perceptron, random_params, tanh_regression, two_layers
 
@@ -358,3 +359,25 @@ def test_outputs_that_are_one_number_each_have_bounds(loss):
     c = im.certify(objective, path)
     assert c.proved
     assert max(objective.loss(path.at(k / 50)) for k in range(51)) <= c.bound * (1 + 1e-6)
+
+
+# -- single examples
+
+
+def test_a_class_that_may_be_as_large_is_no_sure_answer():
+    """At a tie, which the forms cannot tell from a defeat: for points, slopes and radii alike."""
+    objective = im.Objective(torch.nn.Linear(2, 3).double(), data=(torch.eye(2).double(), torch.tensor([0, 0])))
+    zero, y = torch.zeros(2, 3).double(), torch.tensor([0, 0])
+    half = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.5, 0.0]]).double()
+    one = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]).double()
+    tied = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.5, 0.0]]).double()
+    for z in (Form(tied), Form(one, half), Form(one, zero, half)):
+        assert unsure(objective, z, y).tolist() == [1.0, 0.0]
+
+
+def test_a_convex_loss_of_what_may_be_infinite_has_no_bound():
+    """Not even where the loss itself is not a number there: inf - inf."""
+    x, y = torch.eye(2).double(), torch.tensor([0, 1])
+    spread = im.Objective(torch.nn.Linear(2, 3).double(), lambda z, y: z.var(1), data=(x, y), convex=True)
+    radius = torch.tensor([[0.0, 0.0, torch.inf], [0.0, 0.0, 0.0]]).double()
+    assert _convex(spread, torch.ones(2, 3).double(), radius, y, 10).tolist() == [torch.inf] * 2
