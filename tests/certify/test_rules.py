@@ -184,6 +184,10 @@ SEVERAL: dict[str, tuple[Values, Values, dict[str, Shape]]] = {
         ruled("index_add", torch.index_add, dim=0, index=PLACES, alpha=2),
         lambda x, source: x.index_add(0, PLACES, source, alpha=2), {"x": (7, 4), "source": ROWS},
     ),
+    "index_add to numbers": (
+        ruled("index_add", torch.index_add, x=torch.full((7, 4), 3.0, dtype=F64), dim=0, index=PLACES),
+        lambda source: torch.full((7, 4), 3.0, dtype=F64).index_add(0, PLACES, source), {"source": ROWS},
+    ),
     "scatter_add": (
         ruled("scatter_add", torch.scatter_add, dim=0, index=COLUMNS), lambda x, src: x.scatter_add(0, COLUMNS, src),
         {"x": (7, 4), "src": ROWS},
