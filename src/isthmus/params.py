@@ -192,7 +192,7 @@ def nonfinite_on(points: Sequence[Mapping[str, Tensor]]) -> tuple[int, str] | No
 
 
 def _is_odd(v: Tensor, *, stays: bool) -> bool:
-    return moves(v) and bool((v.isnan() if stays else ~v.isfinite()).any())
+    return moves(v) and any(bool((part.isnan() if stays else ~part.isfinite()).any()) for (part,) in in_parts(v))
 
 
 def check_ends(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
@@ -208,7 +208,7 @@ def nonfinite(params: Mapping[str, Tensor]) -> str | None:
     >>> nonfinite({"w": torch.tensor([1.0]), "b": torch.tensor([float("inf")])})
     'b'
     """
-    return next((k for k, v in params.items() if moves(v) and not bool(v.isfinite().all())), None)
+    return next((k for k, v in params.items() if _is_odd(v, stays=False)), None)
 
 
 def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:

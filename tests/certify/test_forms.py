@@ -66,7 +66,7 @@ def samples(x: Form):
             yield s, at(x, s) + e * full(x)[2]
 
 
-def excess(form: Form, s: torch.Tensor, value: torch.Tensor) -> float:
+def excess(form: Form, s: torch.Tensor | float, value: torch.Tensor) -> float:
     """How far a value leaves the form."""
     return max(float(((value - at(x, s)).abs() - full(x)[2]).max()) for x in (form.rounded(), form.settled()))
 

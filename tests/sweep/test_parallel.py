@@ -103,10 +103,17 @@ def test_a_worker_that_is_lost_is_said_and_nothing_is_proved():
 class Several(Engine):
     """In this process, from the last item to the first, on copies of what is shared."""
 
-    at_once: int = 1
+    workers: int = 1
     lost: bool = False
     asked: list = field(default_factory=list)
-    name = "several"
+
+    @property
+    def name(self) -> str:
+        return "several"
+
+    @property
+    def at_once(self) -> int:
+        return self.workers
 
     def map(self, function, shared, items, after=None):
         self.asked += items
