@@ -37,7 +37,7 @@ class Overlap:
         cls, structure: Structure, a: Params, b: Params, without: Collection[str] = (), also: Collection[str] = ()
     ) -> Overlap:
         """`without`: tensors that are not compared; `also`: some that are although no group has members in them."""
-        held: dict[str, list[tuple[str, Member]]] = {name: [] for name in also if name not in without}
+        held: dict[str, list[tuple[str, Member]]] = {name: [] for name in also if name not in without and moves(a[name])}
         for group in structure.groups:
             for member in group.members:
                 if member.tensor not in without and moves(a[member.tensor]):

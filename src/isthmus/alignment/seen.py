@@ -14,8 +14,9 @@ from isthmus.params import Params, in_dtype
 
 
 def first(objective: Objective, examples: int) -> Objective:
-    """The objective on so many of the first examples, or on all where there are fewer."""
-    return objective if examples >= objective.num_examples else objective.subset(examples)
+    """The objective on so many of the first examples, in memory, or on all where there are fewer."""
+    whole = objective.in_memory and examples >= objective.num_examples
+    return objective if whole else objective.subset(min(examples, objective.num_examples))
 
 
 def inputs(objective: Objective, dtype: torch.dtype | None = None) -> list[Tensor]:
