@@ -8,7 +8,7 @@ import torch
 from isthmus.evaluate.chain import require_hidden_chain
 from isthmus.experiments.jobs import Network, Problem
 from isthmus.papers import by_name
-from isthmus.papers.kuditipudi2019.lemma3 import CLAIMS, TABLE, Dropped, drawn
+from isthmus.papers.kuditipudi2019.lemma3 import CLAIMS, TABLE, LowDraws, drawn
 from isthmus.params import lerp
 from isthmus.sweep import Local, Store, run_cells
 from isthmus.training.fit import Recipe
@@ -34,7 +34,7 @@ def test_a_draw_zeroes_or_scales_every_outgoing_weight_of_a_unit():
 
 
 def test_rises_are_the_largest_on_the_segments(tmp_path):
-    cell, store = Dropped(NETWORK, (0.5,), 3, 2), Store(tmp_path)
+    cell, store = LowDraws(NETWORK, (0.5,), 3, 2), Store(tmp_path)
     assert run_cells([cell], store, Local(), device="cpu").ok
     found: Any = store.load(cell).result
     objective, _ = NETWORK.problem.objectives()
@@ -58,6 +58,6 @@ def test_a_quarter_of_the_draws_is_asked_for(share, holds):
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
 def test_the_page_draws_up_to_the_largest_p_of_the_lemma(scale):
-    cells = [c for c in by_name("kuditipudi2019").cells(scale) if isinstance(c, Dropped)]
+    cells = [c for c in by_name("kuditipudi2019").cells(scale) if isinstance(c, LowDraws)]
     assert cells
     assert {(c.ps, c.draws) for c in cells} == {((0.25, 0.5, 0.75), 200)}

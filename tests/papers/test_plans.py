@@ -5,7 +5,7 @@ import pytest
 from isthmus.experiments import SCALES, Network, On, Problem
 from isthmus.experiments.plan import _draws, _kind, _longest, _passes, plan, shortened
 from isthmus.papers import EXPERIMENTS, by_name
-from isthmus.papers.kuditipudi2019.lemma3 import Dropped
+from isthmus.papers.kuditipudi2019.lemma3 import LowDraws
 from isthmus.papers.shevchenko2020.jobs import Trials
 from isthmus.sweep import Store, with_needs
 from isthmus.training.fit import Recipe
@@ -31,11 +31,11 @@ def test_every_kind_of_job_has_a_short_form(page, scale):
 def test_what_other_cells_train_is_not_counted_again_and_seeds_make_no_kinds():
     networks = [Network(Problem("mlp:64-8-10"), seed, Recipe(steps=70)) for seed in range(3)]
     ends = [On(n, Problem("mlp:64-8-10", examples=100, tests=0)) for n in networks]
-    cells = [Dropped(end, draws=5) for end in ends]
+    cells = [LowDraws(end, draws=5) for end in ends]
     assert {_longest(c) for c in cells} == {None}
     assert len({_kind(c) for c in cells}) == 1
     assert _longest(networks[0]) == Recipe(steps=70)
-    assert len({_kind(c) for c in (*cells, Dropped(ends[0], draws=6), networks[0], networks[1])}) == 3
+    assert len({_kind(c) for c in (*cells, LowDraws(ends[0], draws=6), networks[0], networks[1])}) == 3
 
 
 def test_a_kind_that_cannot_be_run_says_why_and_the_others_are_timed(tmp_path):

@@ -77,18 +77,20 @@ class Renumbering:
         orders = self.frame.carried(orders, self.rotations)
         return Renumbering(self.structure, orders, back, self.before, self.norms, self.frame)
 
+    def _and(self, later: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The permutations with others after them."""
+        return {k: v[later[k]] for k, v in self.permutations.items()}
+
     def then(self, other: Renumbering) -> Renumbering:
         """This one, and then the other."""
         if other.permutations.keys() != self.permutations.keys():
             raise InputError("other", expected="a renumbering of the same network", got=sorted(other.permutations))
-        frame, later = self.frame or other.frame, dict(other.permutations)
-        if frame is not None and other.frame is not None:
-            frame = frame.joined(other.frame)
-        if frame is not None:
-            later = frame.carried(later, {k: v.mT for k, v in self.rotations.items()})
-        orders = {k: v[later[k]] for k, v in self.permutations.items()}
+        frame = self.frame or other.frame
         if frame is None:
-            return Renumbering(self.structure, orders)
+            return Renumbering(self.structure, self._and(other.permutations))
+        frame = frame.joined(other.frame or frame)
+        later = frame.carried(other.permutations, {k: v.mT for k, v in self.rotations.items()})
+        orders = self._and(later)
         both = frame.composed(self.rotations, orders, other.rotations, other.permutations)
         orders = {k: torch.arange(len(v)) if k in both else v for k, v in orders.items()}
         norms, before = ({**p, **q} for p, q in ((self.norms, other.norms), (other.before, self.before)))

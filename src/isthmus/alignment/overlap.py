@@ -37,10 +37,14 @@ class Overlap:
         cls, structure: Structure, a: Params, b: Params, without: Collection[str] = (), also: Collection[str] = ()
     ) -> Overlap:
         """`without`: tensors that are not compared; `also`: some that are although no group has members in them."""
-        held: dict[str, list[tuple[str, Member]]] = {name: [] for name in also if name not in without and moves(a[name])}
+
+        def compared(name: str) -> bool:
+            return name not in without and moves(a[name])
+
+        held: dict[str, list[tuple[str, Member]]] = {name: [] for name in filter(compared, also)}
         for group in structure.groups:
             for member in group.members:
-                if member.tensor not in without and moves(a[member.tensor]):
+                if compared(member.tensor):
                     held.setdefault(member.tensor, []).append((group.name, member))
         of = {name: tuple(several) for name, several in held.items()}
         return cls(structure, {k: _real(a[k]) for k in of}, {k: _real(b[k]) for k in of}, of)

@@ -276,7 +276,7 @@ def _made(method: str, recipe: _Recipe) -> Params:
     out: Params = {}
     for name, v in recipe.models[0].items():
         several = [v, *(one[name] for one in recipe.models[1:])]
-        if not moves(v) or (recipe.base is None and all(w is v for w in several)):
+        if not moves(v) or (recipe.base is None and _one_tensor(several)):
             out[name] = v
             continue
         # what is read on demand is another tensor each time, and what is tied is told by the objective
@@ -286,6 +286,10 @@ def _made(method: str, recipe: _Recipe) -> Params:
             made[same] = _merged(method, several, recipe)
         out[name] = made[same]
     return out
+
+
+def _one_tensor(several: Sequence[Tensor]) -> bool:
+    return all(v is several[0] for v in several)
 
 
 def _merged(method: str, several: Sequence[Tensor], recipe: _Recipe) -> Tensor:

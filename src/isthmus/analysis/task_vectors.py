@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -57,18 +57,15 @@ def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tenso
         raise InputError("models", expected="one network or more", got="none")
     for i, one in enumerate(models):
         check_like(one, base, f"models[{i}]")
-    n, total = len(models), 0.0
-    dots = torch.zeros(n, n, dtype=torch.float64)
-    same, both = torch.zeros_like(dots), torch.zeros_like(dots)
-    for name, start in base.items():
-        if not moves(start):
-            continue
-        for origin, *parts in in_parts(start, *(one[name] for one in models)):
+    total = 0.0
+    dots, same, both = torch.zeros(3, len(models), len(models), dtype=torch.float64)
+    for name in (name for name, start in base.items() if moves(start)):
+        for origin, *parts in in_parts(base[name], *(one[name] for one in models)):
             total += float(widened(origin).square().sum())
-            moved = [(widened(part) - widened(origin)).flatten() for part in parts]
-            for i, j in [*combinations(range(n), 2), *((i, i) for i in range(n))]:
-                signs = moved[i].sign() * moved[j].sign()
-                dots[i, j] += float(torch.dot(moved[i], moved[j]))
+            moved = _moved(origin, parts)
+            for (i, u), (j, v) in combinations_with_replacement(enumerate(moved), 2):
+                signs = u.sign() * v.sign()
+                dots[i, j] += float(torch.dot(u, v))
                 same[i, j] += float((signs > 0).sum())
                 both[i, j] += float((signs != 0).sum())
     dots, same, both = (_mirrored(v) for v in (dots, same, both))
@@ -77,6 +74,10 @@ def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tenso
     cosines = torch.where(scale > 0, dots / scale.clamp(min=1e-300), torch.zeros_like(dots))
     signs = torch.where(both > 0, same / both.clamp(min=1), torch.ones_like(dots))
     return TaskVectors(norms, norms / max(total**0.5, 1e-300), cosines.clamp(-1, 1), signs)
+
+
+def _moved(origin: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+    return [(widened(part) - widened(origin)).flatten() for part in parts]
 
 
 def _mirrored(upper: Tensor) -> Tensor:

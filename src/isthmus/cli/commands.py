@@ -231,8 +231,9 @@ def plane(
     found = opened((a, b) if c is None else (a, b, c), asked)
     device = found.objective.device
     drawn = None if path is None else load_connection(path, device).path
-    middle = None if c is not None or drawn is None else farthest(found.objective, drawn, bn)
-    ends = [*found.ends, *([] if middle is None else [middle])]
+    ends = [*found.ends]
+    if c is None and drawn is not None:
+        ends.append(farthest(found.objective, drawn, bn))
     folder = make_folder(out)
     with progress_bar(quiet) as progress:
         measured = plane_through(
@@ -240,7 +241,7 @@ def plane(
             folder=folder / _ROWS, progress=progress,
         )  # fmt: skip
     document = measured.to_dict()
-    files = [str(v) for v in (a, b, c) if v is not None]
+    files = [*map(str, filter(None, (a, b, c)))]
     about = {"model": found.model, "data": found.data, "checkpoints": files, "command": command()}
     write_json(folder / "plane.json", document | {"objective": found.objective.describe(), **about})
     written = _draw_plane(document, folder)

@@ -63,12 +63,8 @@ def population(
         raise InputError("level", expected="a probability between 0 and 1", got=level)
     path = opened(path, objective)
     policy = bn or path.bn or POLICIES[0]
-    if train is None and policy == "recompute" and statistics(objective):
-        why = "running statistics recomputed from the test set tie its examples together"
-        raise UnsupportedError("bn='recompute'", why, "give train=objective of the training data, or bn='interpolate'")
-    if certified and policy == "recompute" and statistics(objective):
-        why = "a proof is about the running statistics of the path, not about those computed again"
-        raise UnsupportedError("certified=True", why, "bn='interpolate'")
+    if policy == "recompute" and statistics(objective):
+        _check_recomputed(train, certified)
     band = band_along(objective, path, level, num_points=grid, bn=bn, train=train or objective, seed=seed)
     if not certified:
         return band
@@ -76,3 +72,13 @@ def population(
     from isthmus.certify.everywhere import everywhere
 
     return replace(band, everywhere=everywhere(objective, path, level, grid, seed))
+
+
+def _check_recomputed(train: Objective | None, certified: bool) -> None:
+    """What cannot be said where running statistics are computed again at every point."""
+    if train is None:
+        why = "running statistics recomputed from the test set tie its examples together"
+        raise UnsupportedError("bn='recompute'", why, "give train=objective of the training data, or bn='interpolate'")
+    if certified:
+        why = "a proof is about the running statistics of the path, not about those computed again"
+        raise UnsupportedError("certified=True", why, "bn='interpolate'")

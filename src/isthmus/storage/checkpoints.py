@@ -211,10 +211,14 @@ def _load_shards(path: Path, unsafe_pickle: bool) -> tuple[Params, dict[str, Pat
             why = f"does not say that {one_line(stray[0], 80)!r} is in {one_line(name, 80)}"
             raise CheckpointError(path, why, _AGAIN)
         params |= tensors
+    _check_all_there(path, where, params)
+    return {k: params[k] for k in where}, files
+
+
+def _check_all_there(path: Path, where: Mapping[str, str], params: Params) -> None:
     if missing := [k for k in where if k not in params]:
         why = f"names {one_line(missing[0], 80)!r}, which is not in {one_line(where[missing[0]], 80)}"
         raise CheckpointError(path, why, _AGAIN)
-    return {k: params[k] for k in where}, files
 
 
 def _tensors_of(shard: Path, unsafe_pickle: bool) -> Params:

@@ -191,29 +191,35 @@ def _classes(
     points: Sequence[Params], before: Sequence[Params], lost: Mapping[str, Tensor], group: Group, live: Tensor
 ) -> list[Tensor]:
     """The sets of two or more live units whose incoming weights agree at every control point."""
-    # a tensor that all control points share is compared once
-    compared: dict[tuple[int, int], tuple[Tensor, Member]] = {}
-    rounded: list[Tensor] = []
-    everyone = torch.arange(group.size)
-    for p, q in zip(points, before, strict=True):
-        for m in group.ins:
-            compared[id(p[m.tensor]), id(m)] = p[m.tensor], m
-            if m.tensor in lost:
-                apart = _entries(lost[m.tensor], m, everyone).any(1)
-                own = _equal_rows([_entries(q[m.tensor], m, everyone)])
-                rounded.append(torch.where(apart, own + 1, 0)[:, None].double())
+    columns = _rounded(before, lost, group)
     units = live.nonzero().flatten()
     # a few columns rule out nearly all units; whole rows are compared among those that remain
     for width in (2, 8, None):
-        if not compared or len(units) < 2:
+        if not group.ins or len(units) < 2:
             return []
-        parts = [_entries(tensor, m, units, width) for tensor, m in compared.values()]
-        which = _equal_rows([*parts, *(column[units] for column in rounded)])
+        which = _equal_rows([*_rows(points, group, units, width), *(column[units] for column in columns)])
         counts = torch.bincount(which)
         if width is None:
             return [units[which == c] for c in (counts > 1).nonzero().flatten().tolist()]
         units = units[counts[which] > 1]
     raise AssertionError
+
+
+def _rows(points: Sequence[Params], group: Group, units: Tensor, width: int | None) -> list[Tensor]:
+    """The incoming weights of some units at all control points; a tensor that these share is looked at once."""
+    held = {(id(p[m.tensor]), id(m)): (p[m.tensor], m) for p in points for m in group.ins}
+    return [_entries(tensor, m, units, width) for tensor, m in held.values()]
+
+
+def _rounded(before: Sequence[Params], lost: Mapping[str, Tensor], group: Group) -> list[Tensor]:
+    return [_apart(q[m.tensor], lost[m.tensor], m) for q in before for m in group.ins if m.tensor in lost]
+
+
+def _apart(tensor: Tensor, lost: Tensor, m: Member) -> Tensor:
+    """A column that is 0 but in rows with a rounded sum, which are equal only to those that they were equal to."""
+    everyone = torch.arange(len(m.index))
+    own = _equal_rows([_entries(tensor, m, everyone)])
+    return torch.where(_entries(lost, m, everyone).any(1), own + 1, 0)[:, None].double()
 
 
 def _entries(tensor: Tensor, m: Member, units: Tensor, width: int | None = None) -> Tensor:

@@ -145,10 +145,7 @@ def certify_in_parallel(
     profiles of its part; that of the certificate is the largest. Where numerical bounds are added, the loss of all
     data is sampled at `num_points`, as the largest samples of the chunks need not be at one t.
     """
-    if labels and len(labels) != len(path):
-        raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
-    if model not in MODELS or (model == "box" and memory is not forget):
-        raise InputError("model, memory", expected="box without a memory, or chord", got=(model, memory))
+    _check_wanted(path, labels, model, memory)
     if model == "chord":
         wanted = Wanted(gap, model, budget, labels, num_points, memory, progress)
         return certified_by_intervals(objective, path, wanted, engine or Local())
@@ -163,11 +160,20 @@ def certify_in_parallel(
         where = objective if known.widened else known.objective
         wide = _Shared(where, path, chunk, {"num_points": num_points, "bn": "interpolate"})
         sampled = _run(_profile_task, wide, open_, engine, "measuring", progress)
-    segments = []
-    for i, segment in enumerate(path.segments):
-        row = _of_all(segment, parts[i], shared.weights, sampled.get(i))
-        segments.append(replace(row, index=i, label=str(labels[i]) if labels else ""))
-    return _certificate(segments, parts, shared.weights, gap)
+    rows = [_of_all(s, parts[i], shared.weights, sampled.get(i)) for i, s in enumerate(path.segments)]
+    return _certificate(_named(rows, labels), parts, shared.weights, gap)
+
+
+def _named(rows: Sequence[SegmentCertificate], labels: Sequence[str]) -> list[SegmentCertificate]:
+    named = zip(rows, labels or [""] * len(rows), strict=True)
+    return [replace(row, index=i, label=str(label)) for i, (row, label) in enumerate(named)]
+
+
+def _check_wanted(path: Path, labels: Sequence[str], model: str, memory: object) -> None:
+    if labels and len(labels) != len(path):
+        raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
+    if model not in MODELS or (model == "box" and memory is not forget):
+        raise InputError("model, memory", expected="box without a memory, or chord", got=(model, memory))
 
 
 def _certificate(

@@ -27,7 +27,7 @@ _LEAST = 25.0
 
 
 @dataclass(frozen=True)
-class Dropped(Cell):
+class LowDraws(Cell):
     """The largest rise of the loss on the straight segment to each of `draws` networks that Algorithm 1 draws, by p."""
 
     page: ClassVar[str] = PAGE
@@ -73,7 +73,7 @@ def _shares(entry: Entry) -> list[Row]:
 
 
 TABLE = Table(
-    of=Dropped,
+    of=LowDraws,
     each=_shares,
     by={"figure": lambda e: "Lemma 3", "what": lambda e: f"p = {e['p']:g}"},
     columns={

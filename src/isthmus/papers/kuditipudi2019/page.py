@@ -113,7 +113,7 @@ class _Perceptrons:
         """Lemma 3 on every network, and the paths between neighbours."""
         problem = Problem(self.model, "digits")
         networks = [Network(problem, seed, self.recipe, 0.0) for seed in range(2 * self.pairs)]
-        dropped = [lemma3.Dropped(fewer(n, self.paths.examples), draws=self.draws) for n in networks]
+        dropped = [lemma3.LowDraws(fewer(n, self.paths.examples), draws=self.draws) for n in networks]
         return [*dropped, *self.paths.cells(networks)]
 
 
