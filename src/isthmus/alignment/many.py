@@ -77,20 +77,19 @@ def checked_models(objective: Objective, models: Sequence[ParamsLike]) -> list[P
 
 
 def seen_models(objective: Objective, models: Sequence[ParamsLike]) -> list[Mapping[str, Tensor]]:
-    """The networks as the objective evaluates them; those that are read ``OnDemand`` are looked at and stay there.
-
-    Errors: fewer than two, and networks of different shapes.
-    """
+    """As ``seen_model``, each. Errors: fewer than two, and networks of different shapes."""
     if isinstance(models, str) or not isinstance(models, Sequence) or len(models) < 2:
         raise InputError("models", expected="two or more networks", got=models)
-    checked: list[Mapping[str, Tensor]] = []
-    for i, one in enumerate(models):
-        found = objective.check(one, f"models[{i}]")
-        checked.append(one if isinstance(one, OnDemand) else found)
-        del found  # before the next one is read
+    checked = [seen_model(objective, one, f"models[{i}]") for i, one in enumerate(models)]
     for one in checked[1:]:
         check_ends(checked[0], one)
     return checked
+
+
+def seen_model(objective: Objective, given: ParamsLike, what: str) -> Mapping[str, Tensor]:
+    """A network as the objective evaluates it; one that is read ``OnDemand`` is looked at and stays there."""
+    found = objective.check(given, what)
+    return given if isinstance(given, OnDemand) else found
 
 
 def _best(

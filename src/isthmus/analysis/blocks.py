@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from isthmus.alignment.many import seen_model
 from isthmus.errors import InputError
 from isthmus.evaluate.batchnorm import POLICIES, followed, refresh
 from isthmus.kinds import check_kinds
@@ -16,7 +17,6 @@ from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, check_ends, distance, lerp
-from isthmus.paths.on_demand import OnDemand
 from isthmus.shown import brief, draw, line, one_line, plural, table
 from isthmus.structure.blocks import blocks_of, checked_blocks
 from isthmus.training.progress import Progress, no_progress
@@ -119,7 +119,7 @@ def block_barriers(
     [('0', 0.0, 0.0), ('1', 1.0, 1.0), ('2', 1.0, 0.0)]
     """
     check_kinds(block_barriers, locals())
-    start, goal = (_seen(objective, one, what) for one, what in ((a, "a"), (b, "b")))
+    start, goal = (seen_model(objective, one, what) for one, what in ((a, "a"), (b, "b")))
     check_ends(start, goal)
     if not ts or not all(0 < t <= 1 for t in ts):
         raise InputError("ts", expected="numbers in (0, 1]", got=list(ts))
@@ -130,12 +130,6 @@ def block_barriers(
     work = _Work(objective, policy, start, goal, parts, progress)
     rows = tuple(work.rows(sorted({*ts}), max(ends)))
     return BlockBarriers(rows, ends, objective.num_examples, policy)
-
-
-def _seen(objective: Objective, given: ParamsLike, what: str) -> Mapping[str, Tensor]:
-    """A network as the objective evaluates it; one that is read ``OnDemand`` is looked at and stays there."""
-    found = objective.check(given, what)
-    return given if isinstance(given, OnDemand) else found
 
 
 @dataclass(frozen=True, eq=False)

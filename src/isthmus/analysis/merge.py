@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.alignment import align_many
+from isthmus.alignment.many import seen_model
 from isthmus.analysis.averaging import Mean
 from isthmus.analysis.check import sets_of
 from isthmus.errors import InputError
@@ -21,7 +22,6 @@ from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite, check_like, in_dtype, in_parts, moves, on_circle
 from isthmus.paths import Path
-from isthmus.paths.on_demand import OnDemand
 from isthmus.shown import brief, line, table
 from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level
@@ -216,8 +216,7 @@ def _one(
     """A network as it is merged, of the shapes of another one; what is read ``OnDemand`` stays where it is."""
     found: Mapping[str, Tensor]
     if objective is not None:
-        found = objective.check(given, what)
-        found = given if isinstance(given, OnDemand) else found
+        found = seen_model(objective, given, what)
     elif isinstance(given, Mapping):
         found = dict(given)
     else:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from torch import Tensor
 
+from isthmus.alignment.many import seen_model
 from isthmus.analysis.check import TRAINING, Check
 from isthmus.analysis.check import check as checked
 from isthmus.cli.common import Opened, one_more, opened
@@ -20,7 +21,6 @@ from isthmus.cli.typed import command
 from isthmus.errors import InputError, MissingExtraError
 from isthmus.graph.search import names_of
 from isthmus.objective import Objective
-from isthmus.paths.on_demand import OnDemand
 from isthmus.storage import write_json
 from isthmus.storage.files import results_folder
 from isthmus.verdict import LEVEL
@@ -131,5 +131,4 @@ def base_of(asked: Asked, found: Opened) -> Mapping[str, Tensor] | None:
     if asked.base is None:
         return None
     base = one_more(asked.base, replace(asked, key=None), found, LARGE)
-    checked = found.objective.check(base, "base")
-    return base if isinstance(base, OnDemand) else checked
+    return seen_model(found.objective, base, "base")
