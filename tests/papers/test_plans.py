@@ -1,10 +1,15 @@
 """Every paper at every scale can be planned: each kind of its jobs has a short form that is made without an error."""
 
+from dataclasses import replace
+
 import pytest
 
-from isthmus.experiments import SCALES, Network, On, Problem
+import isthmus as im
+from isthmus.experiments import SCALES, Network, On, Pair, Problem
+from isthmus.experiments import plan as module
 from isthmus.experiments.plan import _draws, _kind, _longest, _passes, plan, shortened
 from isthmus.papers import EXPERIMENTS, by_name
+from isthmus.papers.freeman2017.jobs import Ends, Proof, String
 from isthmus.papers.kuditipudi2019.lemma3 import LowDraws
 from isthmus.papers.shevchenko2020.jobs import Trials
 from isthmus.sweep import Store, with_needs
@@ -44,7 +49,7 @@ def test_a_kind_that_cannot_be_run_says_why_and_the_others_are_timed(tmp_path):
     timed, refused, total = plan([good, missing], Store(tmp_path), "cpu")
     assert timed["hours"] == total["hours"] > 0
     assert (refused["hours"], total["missing"]) == (None, 2)
-    assert "nowhere.npz" in refused["cannot run"]
+    assert "nowhere.npz" in refused["cannot be timed"]
 
 
 def test_schedules_of_all_kinds_are_shortened():
@@ -57,8 +62,63 @@ def test_schedules_of_all_kinds_are_shortened():
 
 
 def test_a_processor_that_waits_for_a_device_is_not_the_clock(monkeypatch):
-    from isthmus.experiments import plan as module
-
     assert len(module._clocks("cpu")) == 2
     monkeypatch.setattr(module, "device_of", lambda name: type("Device", (), {"type": "cuda"}))
     assert module._clocks("cuda") == (module.time.perf_counter,)
+
+
+class Costs:
+    """In place of a cell that is timed: a start, steps, checks on examples."""
+
+    def __init__(self, step, check, example):
+        self.step, self.check, self.example = step, check, example
+        self.asked = []
+
+    def seconds(self, length, *, check=None, size=None):
+        self.asked.append(length)
+        examples = 60_000 if size is None else size.examples
+        checks = 1 + -(-length // (check or length))
+        return 2.0 + self.step * length + (self.example + self.check * checks) * examples / 60_000
+
+
+@pytest.mark.parametrize(("step", "check", "example"), [(1e-3, 0.5, 3.0), (0.4, 90.0, 0.0), (1e-5, 0.0, 1.0)])
+def test_hours_are_those_of_steps_checks_and_examples(monkeypatch, step, check, example):
+    costs = Costs(step, check, example)
+    monkeypatch.setattr(module, "_Timed", lambda *args: costs)
+    monkeypatch.setattr(module, "_size", lambda cell: module._Size(60_000, 10_000))
+    cell = Network(Problem("mlp:784-8-10", "mnist"), 0, Recipe(steps=100_000, batch=100, check=500))
+    whole = 2.0 + step * 100_000 + example + check * 202
+    assert module._whole(cell, "cpu") == pytest.approx(whole, rel=0.01)
+    assert max(costs.asked) * step < 10
+
+
+def test_without_a_number_there_is_a_check_after_each_pass():
+    assert module._checks(Recipe(steps=4000, batch=100), module._Size(2000, 0)) == 200
+    assert module._checks(Recipe(steps=4000, batch=100, check=50), None) == 80
+    assert module._checks(Recipe(steps=4000, batch=100), None) == 0
+
+
+def test_few_examples_are_taken_of_both_kinds_and_what_a_cell_needs_is_shorter_still():
+    short = module._Short(64, None, 16, module._Size(1024, 170))
+    end = Network(Problem("mlp:784-8-10", "mnist"), 0, Recipe(steps=5000))
+    found = short.of(Pair("toy", end, end, im.Bezier(recipe=Recipe(steps=2000))))
+    assert (found.a.problem.examples, found.a.problem.tests, found.a.recipe.steps) == (1024, 170, 4)
+    assert (found.method.recipe.steps, found.method.recipe.check) == (64, 16)
+    assert short.of(replace(end, problem=replace(end.problem, tests=0))).problem.tests == 0
+
+
+def test_a_training_that_stops_soon_is_timed_without_its_target(tmp_path):
+    soon = Network(Problem("mlp:64-8-10"), 0, Recipe(steps=30_000, batch=50, check=100), target=2.0)
+    row, _ = plan([soon], Store(tmp_path), "cpu")
+    assert row["seconds each"] > 3  # 30,000 steps of a tenth of a millisecond at least
+
+
+def test_what_is_timed_in_place_of_a_cell():
+    cells = by_name("freeman2017").cells("laptop")
+    string = next(c for c in cells if isinstance(c, String))
+    proof = next(c for c in cells if isinstance(c, Proof))
+    assert isinstance(string.like, Ends)
+    assert string.like.recipe == string.method.recipe
+    assert proof.like is None
+    narrow = next(c for c in by_name("shevchenko2020").cells("paper") if isinstance(c, Trials) and c.schedule.reference)
+    assert narrow.like.schedule.steps == narrow.schedule.at(narrow.N)[1] < narrow.schedule.steps

@@ -169,6 +169,11 @@ class Network(Cell):
         """For people."""
         return f"train {self.problem.label}, seed {self.seed}"
 
+    @property
+    def like(self) -> Network:
+        """The same without a target, which may be reached soon."""
+        return replace(self, target=0.0, until="loss")
+
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train, resuming where a killed run was; the weights are in params.safetensors."""
         if self.until == "error":

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from isthmus.device import device_of
 from isthmus.errors import IsthmusError
+from isthmus.experiments.jobs import Problem
 from isthmus.experiments.tables import Row
 from isthmus.sweep import Cell, Local, Store, run_cells, with_needs
 from isthmus.training.progress import Progress, no_progress
 
-_STEPS = (4, 12)
-"""Lengths of the two short trainings whose difference says what a step costs."""
-_DRAWS = (1, 3)
-"""Of subsets, where a cell draws and does not train."""
+_FEW = 4
+"""Steps of the trainings that a cell is made from, and of the first that is timed."""
+_CLEAR = 1.0
+"""Seconds by which a run must be longer, so that what it has more of is told from everything else."""
+_SOME = 1024
+"""Examples that are timed in place of twice as many or more."""
 _COUNTS = ("hub_steps", "looks_from", "every")
 """Numbers of steps beside those of a recipe."""
 
@@ -26,11 +30,12 @@ _COUNTS = ("hub_steps", "looks_from", "every")
 def plan(cells: Sequence[Cell], store: Store, device: str = "auto", progress: Progress = no_progress) -> list[Row]:
     """One row for each kind of cell that is missing: how many, passes over the data, hours for all of them at most.
 
-    A kind is what one cell is made of but for its seed. One of them is run twice for a few steps (its networks too,
-    trained as briefly), in a folder that is thrown away; what a step costs is taken times the steps that its recipe
-    allows. Trainings that reach their target end sooner; a search of strings may take more than one recipe. On a CPU
+    A kind is what one cell is made of but for its seed. One of them, or what is ``like`` it, is run on few examples and
+    for a few steps, on networks trained as briefly, in a folder that is thrown away; then for more and more steps, with
+    more checks, and on twice as many examples, until it is clear what a step, a check and an example cost. Hours are
+    those at most: trainings that reach their target end sooner. Of a search of strings one bead is timed. On a CPU
     what counts is the smaller of elapsed and processor time, so that other work on the machine does not. A kind that
-    cannot be run here has no hours, which do not count in the sum, but the reason.
+    cannot be timed here has no hours, which do not count in the sum, but the reason.
     """
     whole = with_needs(cells)
     groups: dict[Any, list[Cell]] = {}
@@ -54,46 +59,125 @@ def _is_there(cell: Cell, store: Store) -> bool:
 
 def _row(group: Sequence[Cell], device: str) -> Row:
     cell = group[0]
-    recipe = _longest(cell)
+    timed = cell.like
+    recipe = _longest(timed or cell)
     passes = None if recipe is None else _passes(cell, recipe)
     row: Row = {"cell": cell.label, "cells": len(group), "missing": len(group), "passes": passes}
     try:
-        seconds = _whole(cell, recipe, device)
+        if timed is None:
+            raise IsthmusError("only the cells that it needs tell")
+        seconds = _whole(timed, device)
     except IsthmusError as e:
-        return row | {"seconds each": None, "hours": None, "cannot run": str(e)}
+        return row | {"seconds each": None, "hours": None, "cannot be timed": str(e)}
     return row | {"seconds each": seconds, "hours": seconds * len(group) / 3600}
 
 
-def _whole(cell: Cell, recipe: Any | None, device: str) -> float:
-    """How long the cell would run, from two short runs."""
-    steps, lengths = (recipe.steps, _STEPS) if recipe else (_draws(cell), _DRAWS)
-    short, longer = (_seconds(cell, length, recipe is None, device) for length in lengths)
-    each = max(0.0, longer - short) / (lengths[1] - lengths[0])
-    return short + each * max(0, steps - lengths[0])
-
-
-def _seconds(cell: Cell, length: int, draws: bool, device: str) -> float:
-    """How long one cell runs when every training in it has so many steps, or every search so many draws."""
-    brief = shortened(cell, _STEPS[0] if draws else length, length if draws else None)
+def _whole(cell: Cell, device: str) -> float:
+    """How long the cell would run at most."""
+    recipe = _longest(cell)
+    steps = _draws(cell) if recipe is None else recipe.steps
+    size = _size(cell)
+    some = None if size is None or size.examples < 2 * _SOME else size.part(_SOME)
     with TemporaryDirectory() as folder:
-        store = Store(Path(folder))
-        _run(list(brief.needs()), store, device)
-        clocks = _clocks(device)
+        timed = _Timed(cell, Store(Path(folder)), device, recipe is None)
+        times = _times(timed, steps, some)
+        first = min(times)
+        begin, check = times[first], 0.0
+        if hasattr(recipe, "check"):
+            check = _check(timed, times, some) * _checks(recipe, size)
+        if size is not None and some is not None:
+            twice = timed.seconds(first, size=size.part(2 * _SOME))
+            begin += max(0.0, twice - begin) / _SOME * (size.examples - _SOME)
+            check *= size.examples / _SOME
+    return begin + _slope(times) * (steps - first) + check
+
+
+def _times(timed: _Timed, steps: int, size: _Size | None) -> dict[int, float]:
+    """Seconds by the number of steps: more from one run to the next, until they clearly take longer."""
+    length = min(_FEW, steps)
+    seconds = timed.seconds(length, size=size)
+    if seconds < 10 * _CLEAR:  # else what is made at the first use is little of it
+        seconds = timed.seconds(length, size=size)
+    times, more, factor = {length: seconds}, 0.0, 4
+    while length < steps and more < _CLEAR:
+        length = min(steps, factor * length)
+        times[length] = timed.seconds(length, size=size)
+        more = times[length] - seconds
+        seconds = times[length]
+        factor = 4 if more > _CLEAR / 16 else 16
+    return times
+
+
+def _slope(times: Mapping[int, float]) -> float:
+    """What a step more costs, from the two longest runs."""
+    if len(times) < 2:
+        return 0.0
+    (short, before), (longer, after) = sorted(times.items())[-2:]
+    return max(0.0, after - before) / (longer - short)
+
+
+def _check(timed: _Timed, times: Mapping[int, float], size: _Size | None) -> float:
+    """What a check costs: each step has one, in place of the last alone. The longest run tells that takes not long."""
+
+    def found(length: int) -> float:
+        return max(0.0, timed.seconds(length, check=1, size=size) - times[length]) / (length - 1)
+
+    lengths = sorted(n for n in times if n > 1)
+    if not lengths:
+        return 0.0
+    first = found(lengths[0])
+    longer = [n for n in lengths[1:] if first * n < 16 * _CLEAR]
+    return found(longer[-1]) if longer else first
+
+
+def _checks(recipe: Any, size: _Size | None) -> int:
+    """How many checks a training has after its steps; by default there is one after a pass over the data."""
+    every = recipe.check or (size and max(1, size.examples // recipe.batch))
+    return recipe.steps // every if every else 0
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How many examples a cell trains on, and how many it tests with."""
+
+    examples: int
+    tests: int
+
+    def part(self, examples: int) -> _Size:
+        """Fewer of both, in the same proportion."""
+        return _Size(examples, -(-self.tests * examples // self.examples))
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A cell of which short runs are timed. What it needs is made once for each size, as briefly as can be."""
+
+    cell: Cell
+    store: Store
+    device: str
+    draws: bool
+
+    def seconds(self, length: int, *, check: int | None = None, size: _Size | None = None) -> float:
+        """How long it takes when every training has so many steps, or every search so many draws."""
+        steps, draws = (_FEW, length) if self.draws else (length, None)
+        brief = _Short(steps, draws, check or steps, size).of(self.cell)
+        self._run(brief.needs())
+        shutil.rmtree(self.store.folder(brief), ignore_errors=True)  # of the same run before
+        clocks = _clocks(self.device)
         begin = [clock() for clock in clocks]
-        _run([brief], store, device)
+        self._run([brief])
         return min(clock() - at for clock, at in zip(clocks, begin, strict=True))
+
+    def _run(self, cells: Sequence[Cell]) -> None:
+        report = run_cells(cells, self.store, Local(), device=self.device)
+        for label, failed in report.failed.items():
+            raise IsthmusError(f"{label}: {failed.message}")
 
 
 def _clocks(device: str) -> Sequence[Callable[[], float]]:
     """A processor that waits for another device spends no time of its own."""
     here = device_of(device).type == "cpu"
     return (time.perf_counter, time.process_time) if here else (time.perf_counter,)
-
-
-def _run(cells: Sequence[Cell], store: Store, device: str) -> None:
-    report = run_cells(cells, store, Local(), device=device)
-    for label, failed in report.failed.items():
-        raise IsthmusError(f"{label}: {failed.message}")
 
 
 def shortened(value: Any, steps: int, draws: int | None = None) -> Any:
@@ -103,23 +187,44 @@ def shortened(value: Any, steps: int, draws: int | None = None) -> Any:
     >>> shortened(Recipe(steps=4000, check=100), 5) == Recipe(steps=5, check=5)
     True
     """
-    if not is_dataclass(value) or isinstance(value, type):
-        return tuple(shortened(v, steps, draws) for v in value) if isinstance(value, tuple) else value
-    changes: dict[str, Any] = {}
-    for entry in fields(value):
-        if entry.init:
-            old = getattr(value, entry.name)
-            changes[entry.name] = _cut(entry.name, old, steps, draws, _trains(value))
-    return replace(value, **changes)
+    return _Short(steps, draws, steps, None).of(value)
 
 
-def _cut(name: str, old: Any, steps: int, draws: int | None, recipe: bool) -> Any:
-    """One field of it."""
-    if old is not None and (name in _COUNTS or (recipe and name in ("steps", "check"))):
-        return min(old, steps)
-    if draws is not None and old is not None and name in ("draws", "masks"):
-        return min(old, draws)
-    return shortened(old, steps, draws)
+@dataclass(frozen=True)
+class _Short:
+    """What a short form has: steps, draws (None: all), steps between checks, examples (None: all)."""
+
+    steps: int
+    draws: int | None
+    check: int
+    size: _Size | None
+
+    def of(self, value: Any) -> Any:
+        """The short form of a cell, a recipe, a method, a problem; other values stay."""
+        if isinstance(value, tuple):
+            return tuple(self.of(v) for v in value)
+        if not is_dataclass(value) or isinstance(value, type):
+            return value
+        changes = {f.name: self._field(value, f.name) for f in fields(value) if f.init}
+        if self.size is not None and isinstance(value, Problem):
+            tests = self.size.tests if value.tests is None else min(value.tests, self.size.tests)
+            changes |= {"examples": self.size.examples, "tests": tests}
+        return replace(value, **changes)
+
+    def _field(self, value: Any, name: str) -> Any:
+        old = getattr(value, name)
+        if isinstance(old, Cell):  # trained before, as briefly as can be
+            return replace(self, steps=_FEW, draws=self.draws and 1, check=_FEW).of(old)
+        if _trains(value) and name == "check":
+            return self.check
+        limit = self._limit(value, name)
+        return self.of(old) if old is None or limit is None else min(old, limit)
+
+    def _limit(self, value: Any, name: str) -> int | None:
+        """The most that a number of steps or of draws may be."""
+        if name in _COUNTS or (name == "steps" and _trains(value)):
+            return self.steps
+        return self.draws if name in ("draws", "masks") else None
 
 
 def _own(value: Any) -> list[Any]:
@@ -148,6 +253,20 @@ def _draws(cell: Cell) -> int:
     own = [cell, *_own(cell)]
     counts = [getattr(v, name, None) for v in own for name in ("draws", "masks")]
     return max((n for n in counts if isinstance(n, int)), default=1)
+
+
+def _size(value: Any) -> _Size | None:
+    """Of the problem of named data that a cell is about; None where it has another one."""
+    while not isinstance(value, Problem):
+        inner = getattr(value, "problem", None)
+        if inner is None:
+            inner = next((v for f in fields(value) if hasattr(v := getattr(value, f.name), "problem")), None)
+        if inner is None:
+            return None
+        value = inner
+    data = value.dataset()
+    tests = 0 if data.x_test is None or value.tests == 0 else len(data.x_test)
+    return _Size(len(data.x_train), tests)
 
 
 def _passes(cell: Cell, recipe: Any) -> float | None:

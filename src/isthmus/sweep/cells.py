@@ -67,6 +67,14 @@ class Cell(ABC):
                 found += value.needs()
         return tuple(dict.fromkeys(found))
 
+    @property
+    def like(self) -> Cell | None:
+        """A cell that takes as long at most, and can be timed by short runs on networks that are hardly trained.
+
+        None where what it needs decides how long it takes.
+        """
+        return self
+
     def _values(self) -> list[Any]:
         """The values of the fields, those of tuples one by one."""
         found: list[Any] = []

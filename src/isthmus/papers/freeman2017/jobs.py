@@ -68,6 +68,11 @@ class Ends(Cell):
         """For people."""
         return f"train {self.problem.label} to {self.judge.quantity} {min(self.levels):g}, seed {self.seed}"
 
+    @property
+    def like(self) -> Ends:
+        """The same to a level that is not reached."""
+        return replace(self, levels=(-1.0,))
+
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train to the lowest level; the weights of level i, where it was reached, are in level-i.safetensors."""
         objective, limit = self.judge.threshold(self.problem, min(self.levels), job.device)
@@ -163,6 +168,11 @@ class String(Cell):
         """For people."""
         return f"string {self.figure}, {self.task}, level {self.level:g}, seeds {self.a.seed} - {self.b.seed}"
 
+    @property
+    def like(self) -> Cell:
+        """The training of one bead: networks that are hardly trained are at no level."""
+        return replace(self.a.like, recipe=self.method.recipe)
+
     def run(self, job: Job) -> Mapping[str, Any]:
         """Connect and measure; a search that was killed goes on. The string is in string.safetensors."""
         a, b = self.a.params(job, self.level), self.b.params(job, self.level)
@@ -220,6 +230,10 @@ class Proof(Cell):
     string: String
     gap: float = 0.01
     budget: int = 200
+
+    @property
+    def like(self) -> None:
+        """It depends on the string."""
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """``certify``; nothing where no string was found."""

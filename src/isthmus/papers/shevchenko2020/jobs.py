@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -71,6 +71,12 @@ class Trials(Cell):
         first, last = self.seeds[0], self.seeds[-1]
         seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
         return f"train {self.task.label}, N = {self.N}, {self.init}, {seeds}"
+
+    @property
+    def like(self) -> Trials:
+        """The same with the steps of its own width, whatever those of others are."""
+        step, steps = self.schedule.at(self.N)
+        return replace(self, schedule=Schedule(step, steps, self.schedule.batch))
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Train all trials as one problem, judge each, keep the weights of the first."""
