@@ -376,7 +376,7 @@ def test_a_short_run_is_the_same_cell_with_fewer_steps():
     recipe = Recipe("sgd", steps=4000, check=500, schedule="steps", every=1000)
     cell = ExperimentA(Network(Problem("mlp:64-8-10"), 0, recipe), recipe=recipe, hub_steps=900, looks_from=100)
     short = shortened(cell, 5)
-    assert (short.recipe.steps, short.recipe.every, short.network.recipe.check) == (5, 5, 4)
+    assert (short.recipe.steps, short.recipe.every, short.network.recipe.check) == (5, 5, 2)
     assert (short.hub_steps, short.looks_from, short.draws, short.recipe.batch) == (5, 5, 20, 256)
     assert shortened(cell, 5, 2).draws == 2
 

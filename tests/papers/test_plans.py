@@ -102,7 +102,7 @@ def test_few_examples_are_taken_of_both_kinds_and_what_a_cell_needs_is_shorter_s
     short = module._Short(64, None, 16, module._Size(1024, 170))
     end = Network(Problem("mlp:784-8-10", "mnist"), 0, Recipe(steps=5000))
     found = short.of(Pair("toy", end, end, im.Bezier(recipe=Recipe(steps=2000))))
-    assert (found.a.problem.examples, found.a.problem.tests, found.a.recipe.steps) == (1024, 170, 4)
+    assert (found.a.problem.examples, found.a.problem.tests, found.a.recipe.steps) == (1024, 170, 2)
     assert (found.method.recipe.steps, found.method.recipe.check) == (64, 16)
     assert short.of(replace(end, problem=replace(end.problem, tests=0))).problem.tests == 0
 

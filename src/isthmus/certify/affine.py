@@ -50,9 +50,11 @@ class Motion:
     """One tensor on a Bezier curve, as a form over an interval.
 
     A line W0 + t (W1 - W0) has the form (W at the middle, half (W1 - W0)), and errs by the rounding of the middle: at
-    most 2 u t |W1 - W0| + u |W|, that is (2 / half + 3) ulps of its size. A curve of degree n is its Taylor polynomial
-    at the middle, sum_k a_k s^k: a_0 + a_2 / 2, a_1 and a_2 are centre, slope and bend, and a higher power of s is put
-    into centre or slope for one half, the other half bounding what is left; s^3 = 3 s / 4 + (4 s^3 - 3 s) / 4.
+    most 2 u t |W1 - W0| + u |W|, that is (2 / half + 3) ulps of its size. On narrow intervals that is far more than
+    what was rounded, which is then computed: often nothing, with weights of float32.
+    A curve of degree n is its Taylor polynomial at the middle, sum_k a_k s^k: a_0 + a_2 / 2, a_1 and a_2 are centre,
+    slope and bend, and a higher power of s is put into centre or slope for one half, the other half bounding what is
+    left; s^3 = 3 s / 4 + (4 s^3 - 3 s) / 4.
     """
 
     def __init__(self, control: Sequence[Tensor]) -> None:
@@ -101,8 +103,9 @@ class Motion:
         """The form of the tensor on `interval`."""
         n, t, h = len(self.differences) - 1, interval.middle, interval.half
         if n == 1:
-            (start, _), (step,) = self.differences
-            return Form(torch.add(start, step, alpha=t), step * h, None, 4 / h + 8)
+            (start, end), (step,) = self.differences
+            narrow = _narrow(start, end, step, t, h) if h < NARROW_LINE else None
+            return narrow or Form(torch.add(start, step, alpha=t), step * h, None, 4 / h + 8)
         terms = [_bernstein(self.differences[k], t) * (comb(n, k) * h**k) for k in range(n + 1)]
         centre, slope, bend = terms[0] + terms[2] / 2, terms[1].clone(), terms[2]
         # every term a_k errs by at most (2 n + 6) 2^k h^k C(n, k) (u max |control| + 2^-1074)
@@ -115,6 +118,41 @@ class Motion:
         return Form(centre, slope, radius, 8, bend)
 
 
+def _narrow(start: Tensor, end: Tensor, step: Tensor, t: float, h: float) -> Form | None:
+    """A line over t +- h with what its middle was rounded by; None where that overflows."""
+    product = step * t
+    centre = start + product
+    # the sum itself loses an ulp of the centre at most, and t is at most 1
+    off = _lost_in_sum(end, -start, step).abs_().add_(_lost_in_product(step, t, product).abs_()).mul_(1 + 8 * UNIT)
+    slope = step * h
+    if not bool(off.isfinite().all()):
+        return None
+    if bool((off <= (centre.abs() + slope.abs()).mul_(8 * UNIT)).all()):
+        return Form(centre, slope, None, 16)
+    return Form(centre, slope, off, 8)
+
+
+def _lost_in_sum(p: Tensor, q: Tensor, total: Tensor) -> Tensor:
+    """p + q - fl(p + q), exactly (Knuth)."""
+    second = total - p
+    return (p - (total - second)) + (q - second)
+
+
+def _lost_in_product(p: Tensor, t: float, product: Tensor) -> Tensor:
+    """p t - fl(p t), exactly but for underflow (Dekker): halves of 26 bits have products that do not round."""
+    high = p * SPLITTER
+    high = high - (high - p)
+    low = p - high
+    upper = t * SPLITTER
+    upper = upper - (upper - t)
+    lower = t - upper
+    return ((high * upper - product) + high * lower + low * upper) + low * lower
+
+
+SPLITTER = 2.0**27 + 1
+"""Times a number of 53 bits, its upper 26 bits are what is left when the rest is taken away (Veltkamp)."""
+NARROW_LINE = 2.0**-9
+"""Half the width below which the rounding of points of a line is computed."""
 PARTS = 4
 """Parts of a curve, each of which has its own bound of norms."""
 NORMS = 1 + 1e-12

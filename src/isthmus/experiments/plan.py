@@ -17,12 +17,12 @@ from isthmus.experiments.tables import Row
 from isthmus.sweep import Cell, Local, Store, run_cells, with_needs
 from isthmus.training.progress import Progress, no_progress
 
-_FEW = 4
-"""Steps of the trainings that a cell is made from, and of the first that is timed."""
+_BRIEF = 2
+"""Steps of the trainings that a cell is made from."""
 _CLEAR = 1.0
 """Seconds by which a run must be longer, so that what it has more of is told from everything else."""
-_SOME = 1024
-"""Examples that are timed in place of twice as many or more."""
+_SOME = 256
+"""Examples that are timed in place of twice as many or more, at least a batch."""
 _COUNTS = ("hub_steps", "looks_from", "every")
 """Numbers of steps beside those of a recipe."""
 
@@ -77,28 +77,27 @@ def _whole(cell: Cell, device: str) -> float:
     recipe = _longest(cell)
     steps = _draws(cell) if recipe is None else recipe.steps
     size = _size(cell)
-    some = None if size is None or size.examples < 2 * _SOME else size.part(_SOME)
+    some = max(_SOME, getattr(recipe, "batch", 0))
+    few = None if size is None or size.examples < 2 * some else size.part(some)
     with TemporaryDirectory() as folder:
         timed = _Timed(cell, Store(Path(folder)), device, recipe is None)
-        times = _times(timed, steps, some)
-        first = min(times)
-        begin, check = times[first], 0.0
+        times = _times(timed, steps, few)
+        begin, check = times[1], 0.0
         if hasattr(recipe, "check"):
-            check = _check(timed, times, some) * _checks(recipe, size)
-        if size is not None and some is not None:
-            twice = timed.seconds(first, size=size.part(2 * _SOME))
-            begin += max(0.0, twice - begin) / _SOME * (size.examples - _SOME)
-            check *= size.examples / _SOME
-    return begin + _slope(times) * (steps - first) + check
+            check = _check(timed, times, few) * _checks(recipe, size)
+        if size is not None and few is not None:
+            twice = timed.seconds(1, size=size.part(2 * some))
+            begin += max(0.0, twice - begin) / some * (size.examples - some)
+            check *= size.examples / some
+    return begin + _slope(times) * (steps - 1) + check
 
 
 def _times(timed: _Timed, steps: int, size: _Size | None) -> dict[int, float]:
     """Seconds by the number of steps: more from one run to the next, until they clearly take longer."""
-    length = min(_FEW, steps)
-    seconds = timed.seconds(length, size=size)
+    seconds = timed.seconds(1, size=size)
     if seconds < 10 * _CLEAR:  # else what is made at the first use is little of it
-        seconds = timed.seconds(length, size=size)
-    times, more, factor = {length: seconds}, 0.0, 4
+        seconds = timed.seconds(1, size=size)
+    times, length, factor, more = {1: seconds}, 1, 2, 0.0
     while length < steps and more < _CLEAR:
         length = min(steps, factor * length)
         times[length] = timed.seconds(length, size=size)
@@ -159,7 +158,7 @@ class _Timed:
 
     def seconds(self, length: int, *, check: int | None = None, size: _Size | None = None) -> float:
         """How long it takes when every training has so many steps, or every search so many draws."""
-        steps, draws = (_FEW, length) if self.draws else (length, None)
+        steps, draws = (_BRIEF, length) if self.draws else (length, None)
         brief = _Short(steps, draws, check or steps, size).of(self.cell)
         self._run(brief.needs())
         shutil.rmtree(self.store.folder(brief), ignore_errors=True)  # of the same run before
@@ -214,7 +213,7 @@ class _Short:
     def _field(self, value: Any, name: str) -> Any:
         old = getattr(value, name)
         if isinstance(old, Cell):  # trained before, as briefly as can be
-            return replace(self, steps=_FEW, draws=self.draws and 1, check=_FEW).of(old)
+            return replace(self, steps=_BRIEF, draws=self.draws and 1, check=_BRIEF).of(old)
         if _trains(value) and name == "check":
             return self.check
         limit = self._limit(value, name)
