@@ -93,3 +93,41 @@ def test_a_bias_of_minus_infinity_is_not_taken_for_zero(f, shape):
     c = im.certify(im.Objective(module.double(), "mse", (x, y)), im.Path.through(ends))
     assert not c.proved
     assert "entries of -infinity" in c.segments[0].why
+
+
+class Bent(nn.Module):
+    """Two equal units, of which a function of the outgoing weights is read."""
+
+    def __init__(self, f: object) -> None:
+        super().__init__()
+        self.first, self.w, self.f = nn.Linear(1, 2, bias=False), nn.Parameter(torch.zeros(1, 2)), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.first(x).relu(), self.f(self.w))
+
+
+BENT = {
+    "squares": (torch.square, (2.0, 0.0)),
+    "products": (lambda w: w * w, (2.0, 0.0)),
+    "moduli": (torch.abs, (1.0, -1.0)),
+    "roots": (lambda w: w * w.abs(), (2.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_outgoing_weights_that_are_bent_do_not_add_up(name):
+    """Equal units hand weight to each other: that changes nothing only where the weights enter as they are."""
+    f, (p, q) = BENT[name]
+    module = Bent(f).double()
+    ends = [{"first.weight": torch.ones(2, 1, dtype=F64), "w": torch.tensor([w], dtype=F64)} for w in ((p, q), (q, p))]
+    one = torch.ones(2, 1, dtype=F64)
+    y = module.f(ends[0]["w"]).sum() * one
+    objective, path = im.Objective(module, "mse", (one, y)), im.Path.through(ends)
+    middle = objective.loss(path.at(0.5))
+    assert middle >= 1
+    assert im.profile(objective, path, 3).loss[1] == pytest.approx(middle)
+    c = im.certify(objective, path, 0.1)
+    assert c.segments[0].claim == "bounded"
+    assert c.bound >= middle
+    straight = im.Objective(Bent(lambda w: 2 * w).double(), "mse", (one, y))
+    assert im.certify(straight, path).segments[0].claim == "unchanged"
