@@ -1,5 +1,8 @@
 """What an operation or a loss means decides its bound, not the form that it was written in."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,7 @@ from isthmus.params import Params
 F64 = torch.float64
 
 
-def kernel(module: nn.Module, loss: object, x: Tensor, y: Tensor, *points: Params) -> Kernel:
+def kernel(module: nn.Module, loss: Any, x: Tensor, y: Tensor, *points: Params) -> Kernel:
     return Kernel(im.Objective(module.double(), loss, (x, y)), im.Path((im.Curve(points),)))
 
 
@@ -72,7 +75,7 @@ def test_lengths_of_weights_are_over_all_axes_but_one_and_over_all_for_the_axis_
 class Shut(nn.Module):
     """Units that a constant of -infinity shuts."""
 
-    def __init__(self, f: object, shape: tuple[int, ...]) -> None:
+    def __init__(self, f: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
         super().__init__()
         self.f, self.w = f, nn.Parameter(torch.zeros(shape))
         self.register_buffer("shift", torch.tensor([-torch.inf, 0.0]), persistent=False)
@@ -98,7 +101,7 @@ def test_a_bias_of_minus_infinity_is_not_taken_for_zero(f, shape):
 class Bent(nn.Module):
     """Two equal units, of which a function of the outgoing weights is read."""
 
-    def __init__(self, f: object) -> None:
+    def __init__(self, f: Callable[..., Tensor]) -> None:
         super().__init__()
         self.first, self.w, self.f = nn.Linear(1, 2, bias=False), nn.Parameter(torch.zeros(1, 2)), f
 

@@ -81,7 +81,7 @@ class Remembered:
 def decides(kernel: Kernel, num_points: int) -> dict[str, Any]:
     """All that such numbers depend on, as plain values and parameters.
 
-    Modules of one name may compute different things: what this one does is in its graph, without which nothing is bounded.
+    Modules of one name may compute different things: what this one does is in its graph.
     """
     control = [list(kernel.control(i)) for i in range(len(kernel.path))]
     try:
