@@ -3,6 +3,8 @@
 from functools import cache
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.certify.kernel import Kernel
@@ -66,3 +68,28 @@ def test_what_was_killed_goes_on(tmp_path, monkeypatch):
     (segment,) = path.segments
     with pytest.raises(im.FileError, match="another"):
         im.certify(objective, im.Path((segment.reversed(),)), memory=tmp_path)
+
+
+class Times(nn.Module):
+    """A network with a factor that no weight and no name tells of."""
+
+    def __init__(self, factor: float, shift: float) -> None:
+        super().__init__()
+        self.own, self.factor = nn.Linear(2, 2), factor
+        self.register_buffer("shift", torch.full((), shift), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.own(x).tanh() + self.shift
+
+
+def test_bounds_of_another_module_of_the_same_name_and_weights_are_not_taken(tmp_path):
+    def certified(factor: float, shift: float) -> im.Certificate:
+        objective = im.Objective(Times(factor, shift), "mse", (torch.eye(2), torch.zeros(2, 2)))
+        ends = [{k: torch.full(v.shape, w) for k, v in objective.skeleton.state_dict().items()} for w in (-1.0, 2.0)]
+        return im.certify(objective, im.Path.through(ends), 0.1, memory=tmp_path)
+
+    first = certified(1.0, 0.0)
+    assert certified(1.0, 0.0) == first
+    for factor, shift in ((1.01, 0.0), (1.0, 0.01)):
+        with pytest.raises(im.FileError, match="the state of another search"):
+            certified(factor, shift)

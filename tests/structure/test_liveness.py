@@ -67,24 +67,24 @@ def test_channels_with_batch_norm_die_with_all_their_positions():
     assert live_units([p], structure)["3"].tolist() == [True, False, True, True, True, True]
 
 
-def effective(control, structure):
-    return effective_changes(control, changed_tensors(control), live_units(control, structure), structure)
+def effective(control, structure, program):
+    return effective_changes(control, changed_tensors(control), live_units(control, structure), structure, program)
 
 
 def test_what_does_not_matter_is_left_out_and_what_does_is_not(chain):
-    module, _, structure, x = chain
+    module, program, structure, x = chain
     a, other = random_params(module, 1), random_params(module, 2)
     a["2.weight"][:, 1] = 0
     for rows, matters in (([1], False), ([0], True), ([0, 1], True)):
         b = {k: v.clone() for k, v in a.items()}
         b["0.weight"][rows] = other["0.weight"][rows]
-        assert effective((a, b), structure) == ({"0.weight"} if matters else set())
+        assert effective((a, b), structure, program) == ({"0.weight"} if matters else set())
         same = torch.allclose(*(torch.func.functional_call(module, p, x) for p in (a, b)), rtol=1e-13)
         assert same == (not matters)
 
 
 def test_equal_units_may_exchange_outgoing_weights_through_two_layers(chain):
-    module, _, structure, x = chain
+    module, program, structure, x = chain
     a = random_params(module, 1)
     for name in ("0.weight", "0.bias"):
         a[name][1] = a[name][0]
@@ -94,12 +94,12 @@ def test_equal_units_may_exchange_outgoing_weights_through_two_layers(chain):
     a["2.bias"][1] = a["2.bias"][0]
     b = {k: v.clone() for k, v in a.items()}
     b["4.weight"][:, 0], b["4.weight"][:, 1] = a["4.weight"][:, 1], a["4.weight"][:, 0]
-    assert effective((a, b), structure) == set()
+    assert effective((a, b), structure, program) == set()
     assert torch.allclose(*(torch.func.functional_call(module, p, x) for p in (a, b)), rtol=1e-12)
     b["4.weight"][0, 0] += 1
-    assert effective((a, b), structure) == {"4.weight"}
+    assert effective((a, b), structure, program) == {"4.weight"}
     a["2.bias"][1] += 1e-9  # no longer equal
-    assert effective((a, {**b, "2.bias": a["2.bias"]}), structure) == {"4.weight"}
+    assert effective((a, {**b, "2.bias": a["2.bias"]}), structure, program) == {"4.weight"}
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.name != "not exportable"], ids=lambda c: c.name)

@@ -42,7 +42,8 @@ def contract(f: Contraction, terms: int, x: Form, w: Form, b: Form | None = None
 
     `axis`: of w, over which a matrix product sums; where nothing moves, that is computed in parts (``_in_parts``).
     """
-    x.refuse_dropped()
+    for v in (x, w) if b is None else (x, w, b):
+        v.refuse_dropped()
     fixed = None if axis is None else _in_parts(f, terms, x, w, b)
     return fixed or _contracted(f, terms, x, w, b, axis)
 

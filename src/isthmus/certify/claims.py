@@ -43,7 +43,7 @@ def claim(control: Sequence[Params], program: Program, structure: Structure | No
         return Claim("unchanged", "all control points are equal")
     moved, points, lost = changed, control, {}
     if structure is not None:
-        moved, points, lost = effective(control, changed, live_units(control, structure), structure)
+        moved, points, lost = effective(control, changed, live_units(control, structure), structure, program)
     own = {"points": points, "lost": lost} if lost else {}
     level, culprit = levels(program, moved)
     output = max((level.get(r.name, CONSTANT) for r in program.outputs), default=CONSTANT)

@@ -94,15 +94,21 @@ def _curvature(objective: Objective, z: Form, y: Tensor) -> Tensor | None:
     down = plus(z.radius, None if z.bend is None else z.bend.clamp(min=0))
     if up is None or down is None:
         return None
-    if (bend := BENDS.get(str(objective._loss))) is not None:
+    if (bend := BENDS.get(_name(objective))) is not None:
         return per_example(torch.maximum(up, down).square()) * (bend / 2 * (1 + EVALUATED))
     return _of_cross_entropy(objective, up, down, y)
+
+
+def _name(objective: Objective) -> str:
+    """The name of the loss, also where it was given as an object of torch that is the same function."""
+    return objective._loss if isinstance(objective._loss, str) else objective.named_loss or ""
 
 
 def _of_cross_entropy(objective: Objective, up: Tensor, down: Tensor, y: Tensor) -> Tensor | None:
     """That of a cross-entropy whose logits move so far up and down."""
     if y.is_floating_point():
-        return per_example(_spread(up, down, 1) * y.sum(1)) if objective.named_loss else None
+        entropy = objective.named_loss == "cross_entropy"
+        return per_example(_spread(up, down, 1) * y.sum(1)) if entropy else None
     rises, positions = objective.criterion.rises, objective.criterion.positions
     if rises is None or positions is None:
         return None

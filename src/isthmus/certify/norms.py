@@ -120,9 +120,9 @@ def _batch_norm(node: Node, a: Arguments) -> Form:
 
 
 def _weight_norm(node: Node, a: Arguments) -> Form:
-    """g v / |v|, the length over all axes but one."""
-    v, g = a["v"], a["g"]
-    axes = [d for d in range(v.centre.dim()) if d != a["dim"] % v.centre.dim()]
+    """g v / |v|, the length over all axes but one; over all where that is -1, as torch has it."""
+    v, g, n = a["v"], a["g"], a["v"].centre.dim()
+    axes = [d for d in range(n) if a["dim"] == -1 or d != a["dim"] % n]
     terms = prod(v.centre.shape[d] for d in axes)
     length = average(lambda p: p.sum(axes, keepdim=True), terms, squared(v))
     return multiply(v, multiply(g, smooth(INVERSE_ROOT, length)))

@@ -9,6 +9,7 @@ from isthmus.certify.bounds import Bound
 from isthmus.certify.branch import Interval
 from isthmus.certify.cost import Rate
 from isthmus.certify.kernel import Kernel
+from isthmus.errors import UnsupportedError
 from isthmus.objective.described import bound as described
 from isthmus.training.memory import Memory
 
@@ -78,6 +79,17 @@ class Remembered:
 
 
 def decides(kernel: Kernel, num_points: int) -> dict[str, Any]:
-    """All that such numbers depend on, as plain values and parameters."""
+    """All that such numbers depend on, as plain values and parameters.
+
+    Modules of one name may compute different things: what this one does is in its graph.
+    """
     control = [list(kernel.control(i)) for i in range(len(kernel.path))]
-    return {"certify": num_points, "control": control, **described(kernel.objective)}
+    try:
+        program = kernel.program
+    except UnsupportedError:
+        graph, constants = [], {}
+    else:
+        graph = [f"{n.name} = {n.op} {n.args} {dict(n.kwargs)}" for n in program.nodes]
+        constants = dict(program.constants)
+    own = {"certify": num_points, "control": control, "graph": graph, "constants": [constants]}
+    return own | described(kernel.objective)

@@ -108,7 +108,7 @@ class Engine:
         small = control
         if structure is not None and structure.groups:
             live = live_units(control, structure)
-            moved = effective_changes(control, moved, live, structure) if moved else moved
+            moved = effective_changes(control, moved, live, structure, program) if moved else moved
             small = self.network.without_dead(control, structure, live)
         plan = plan_for(program, moved, points, len(control) - 1)
         if plan.kind == "unchanged":

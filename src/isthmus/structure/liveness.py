@@ -11,7 +11,7 @@ Everything here is a property of real arithmetic on a Bezier curve, read off its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import product
 from math import inf
 from typing import Any
@@ -44,24 +44,28 @@ def changed_tensors(control: Sequence[Mapping[str, Tensor]]) -> set[str]:
 
 
 def effective_changes(
-    control: Sequence[Params], changed: set[str], live: Mapping[str, Tensor], structure: Structure
+    control: Sequence[Params], changed: set[str], live: Mapping[str, Tensor], structure: Structure, program: Program
 ) -> set[str]:
     """The changed tensors whose change can reach the output, given the units that are `live` (see `live_units`).
 
     Each of the others may be held at its value at any control point, alone or together: the function on the curve
     stays the same (but for the rounding of sums, see ``effective``).
     """
-    return effective(control, changed, live, structure)[0]
+    return effective(control, changed, live, structure, program)[0]
 
 
 def effective(
-    control: Sequence[Params], changed: set[str], live: Mapping[str, Tensor], structure: Structure
+    control: Sequence[Params],
+    changed: set[str],
+    live: Mapping[str, Tensor],
+    structure: Structure,
+    program: Program,
 ) -> tuple[set[str], Sequence[Params], Mapping[str, Tensor]]:
     """``effective_changes``, the points in which only these tensors differ, and what their sums lost (``merged``)."""
     points, lost = cleared(control, live, structure), {}
     left = {k for k in changed if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
     if left:
-        points, lost = merged(points, live, structure)
+        points, lost = merged(points, live, structure, straight(program))
         left = {k for k in left if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
     return left, points, lost
 
@@ -139,20 +143,20 @@ def _masked(params: Params, masks: Mapping[str, Tensor]) -> Params:
 
 
 def merged(
-    points: Sequence[Params], live: Mapping[str, Tensor], structure: Structure
+    points: Sequence[Params], live: Mapping[str, Tensor], structure: Structure, straight: Container[str]
 ) -> tuple[list[Params], dict[str, Tensor]]:
     """The `points` (see ``cleared``) with the outgoing weights of equal units added up on the first of them; and, for
     every tensor in which a sum was rounded, by how much no entry is further from its sum, at any of the points.
 
     Without that rounding these are the same functions. Groups are visited in the order of the graph, so that rows are
     compared after the columns before them were merged; a row with a rounded sum is equal to no row but those that it
-    was equal to before. Sums of two float32 numbers of similar size are exact in float64. Units
-    with complex weights are left alone.
+    was equal to before. Sums of two float32 numbers of similar size are exact in float64. Units with complex weights
+    are left alone, and those with outgoing weights that are not `straight`: the squares of weights do not add up.
     """
     out: list[Params] = [dict(p) for p in points]
     lost: dict[str, Tensor] = {}
     for group in structure.groups:
-        if not separable(group) or _complex(group, points[0]):
+        if not separable(group) or _complex(group, points[0]) or any(m.tensor not in straight for m in group.outs):
             continue
         classes = _classes(out, points, lost, group, live[group.name])
         for p, m in product(out if classes else (), group.outs):
@@ -253,6 +257,40 @@ def level_of(node: Node, level: Mapping[str, int]) -> int:
     """The level of a node's result from those of what it reads."""
     known = {k: inf if v == NEITHER else v for k, v in level.items()}
     return int(min(degree_of(node, known), NEITHER))
+
+
+def straight(program: Program) -> set[str]:
+    """The names of the tensors that enter the network as they are, or through linear operations alone.
+
+    >>> from isthmus.program.export import trace
+    >>> sorted(straight(trace(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))))
+    ['bias', 'weight']
+    """
+    fed = set(program.inputs)
+    for node in program.nodes:
+        if not fed.isdisjoint(node.refs()):
+            fed.add(node.name)
+    places: dict[str, list[str]] = {}
+    for place, name in program.tensors.items():
+        places.setdefault(name, []).append(place)
+    return {name for name, own in places.items() if _enters_straight(program, own, fed)}
+
+
+def _enters_straight(program: Program, places: Sequence[str], fed: Container[str]) -> bool:
+    known: dict[str, float] = dict.fromkeys(places, 1)
+    for node in program.nodes:
+        reads = [r for r in node.refs() if r not in fed and known.get(r, 0) > 0]
+        if not reads:
+            continue
+        if degree_of(node, dict.fromkeys(reads, 1)) > 1 and not (node.kind in LAYERS and len(reads) == 1):
+            return False
+        if node.name not in fed:
+            known[node.name] = 1
+    return True
+
+
+LAYERS = ("affine", "convolution", "product", "recurrent")
+"""The kinds of operations that multiply each of their weights by what comes in."""
 
 
 def degree(program: Program, moved: set[str]) -> float:
