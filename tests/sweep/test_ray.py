@@ -156,6 +156,16 @@ def test_a_session_is_safe_and_refuses_what_it_cannot_do(session, tmp_path):
     assert ray.is_initialized()
 
 
+def test_without_the_token_of_a_cluster_there_is_one_line(tmp_path):
+    """In a process of its own: Ray reads the token once."""
+    code = "from isthmus.sweep import Ray\nfor _ in Ray(address='127.0.0.1:1').map(print, 1, [1]): pass"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert "IsthmusError: Ray's token is not there" in found.stderr
+
+
 def _the_same_in_parallel(problem, engine):
     path = im.Path.through([problem.a, problem.b])
     path = path + path.reversed()

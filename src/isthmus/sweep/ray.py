@@ -128,9 +128,12 @@ class Ray(Engine):
                 )  # fmt: skip
                 _check_loopback(ray)
             yield ray
-        except (ConnectionError, RuntimeError) as e:
+        except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as e:
             if ray.is_initialized():
                 raise
+            if isinstance(e, ray.exceptions.AuthenticationError):
+                why = "Ray's token is not there or is another one; give that of the cluster in RAY_AUTH_TOKEN"
+                raise IsthmusError(why) from e
             where = "here" if self.address is None else f"at {self.address}"
             raise IsthmusError(f"Ray could not be reached {where}: {str(e).strip().splitlines()[0]}") from e
         finally:
