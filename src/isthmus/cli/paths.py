@@ -37,7 +37,7 @@ from isthmus.cli.options import (
     with_asked,
 )
 from isthmus.connectors import Connection
-from isthmus.errors import FileError, InputError
+from isthmus.errors import FileError, InputError, UnsupportedError
 from isthmus.evaluate import Profile, population
 from isthmus.evaluate import profile as profile_path
 from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
@@ -204,15 +204,25 @@ def certify(
     )
     more: dict[str, Any] = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
     said = [*found.lines, proved.summary]
-    if for_all and not proved.stopped:
-        band = population(objective, connection.path, bn="interpolate", certified=True)
-        more["population"] = band.to_dict()
-        said.append(band.words)
+    refused = _for_all(objective, connection, more, said) if for_all and not proved.stopped else ""
     _print_values({k: table[k] for k in (*shown, "counts")}, more, said, bn, as_json)
     for i in proved.unproved():
         s = proved.segments[i]
         print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
-    return 0 if proved.proved else 1
+    if refused:
+        print(f"nothing is said of all examples: {refused}", file=sys.stderr)
+    return 0 if proved.proved and not refused else 1
+
+
+def _for_all(objective: Objective, connection: Connection, more: dict[str, Any], said: list[str]) -> str:
+    """Add what is said of all examples, or return why nothing is."""
+    try:
+        band = population(objective, connection, bn="interpolate", certified=True)
+    except UnsupportedError as e:
+        return str(e)
+    more["population"] = band.to_dict()
+    said.append(band.words)
+    return ""
 
 
 @with_asked(*CHECKPOINTS)

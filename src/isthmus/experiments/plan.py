@@ -19,7 +19,7 @@ from isthmus.training.progress import Progress, no_progress
 
 _BRIEF = 2
 """Steps of the trainings that a cell is made from."""
-_CLEAR = 1.0
+_CLEAR = 0.5
 """Seconds by which a run must be longer, so that what it has more of is told from everything else."""
 _SOME = 256
 """Examples that are timed in place of twice as many or more, at least a batch."""
