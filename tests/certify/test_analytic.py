@@ -121,6 +121,28 @@ def test_a_curve_of_some_layers_whose_features_the_next_one_does_not_ignore():
     refused(problem.objective, short, "the curve ends at layer 2, but what layer 3 makes of it moves by")
 
 
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_what_the_next_layer_sees_move_is_judged_by_the_size_of_its_weights(size):
+    """A curve that it does not ignore is refused however small its weights are, and one that it does however large."""
+    problem, curve = found()
+    a = {**problem.a, "4.weight": size * problem.a["4.weight"]}
+    x = LevelNetwork.of(problem.objective, a).design(a, 2).flatten(1)
+    moving = im.LevelCurve(a, {**a, "2.weight": problem.b["2.weight"]}, x, curve.layers[:1])
+    refused(problem.objective, moving, "the curve ends at layer 2, but what layer 3 makes of it moves by")
+    still = im.LevelCurve(a, a, x, curve.layers[:1])
+    assert level(problem.objective, still).claim.kind == "analytic"
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_data_of_any_size_have_the_rank_that_they_have(size):
+    problem = wide_then_narrow()
+    x, y = data_of(problem)
+    a, b = ({**p, "0.weight": p["0.weight"] / size} for p in (problem.a, problem.b))
+    scaled = Problem("scaled", problem.objective.on((size * x, y)), a, b)
+    path = im.connect(scaled.objective, a, b, im.Sublevel()).path
+    assert im.certify(scaled.objective, path).proved
+
+
 def test_losses_that_are_not_convex_and_penalties():
     problem, curve = found()
     x, y = data_of(problem)

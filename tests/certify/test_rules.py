@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 from math import inf, prod
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, Form, Open, Refused, half_width
+from isthmus.certify.forms import HEADROOM, Form, Open, Refused, Undecided, half_width
 from isthmus.certify.norms import centred
 from isthmus.certify.recurrent import RECURRENT
-from isthmus.certify.rules import RULES
+from isthmus.certify.rules import RULES, apply
 from tests.certify.functions import F64, ONE, ROWS, SEVERAL, Shape, Values, check, form, node, ruled, signs
 from tests.certify.test_forms import at, excess, full
 
@@ -135,6 +136,14 @@ def test_a_mean_that_is_taken_off_counts_every_entry():
     radius = centred(x, 1).radius
     assert radius is not None
     assert float(radius.min()) > 4096 * 2.0**-53
+
+
+def test_what_is_undecided_is_said_with_its_operation_and_place():
+    """No other kind of error: a smaller sub-interval is tried then."""
+    x = form((1,), 3, 0.1)
+    where = SimpleNamespace(base="gt", where="model.py:7", shapes=(), given=lambda values: values)
+    with pytest.raises(Undecided, match=r"gt \(model.py:7\): which side is larger depends on t, or on rounding"):
+        apply(where, {"x": x, "other": float(x.centre)})  # type: ignore[arg-type]
 
 
 def test_equal_entries_have_no_order():

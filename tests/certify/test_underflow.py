@@ -16,7 +16,7 @@ from isthmus.certify.arithmetic import add, average, contract, divided, multiply
 from isthmus.certify.bounds import Bounds
 from isthmus.certify.forms import Form
 from isthmus.certify.kinks import maximum, piecewise, rectified
-from tests.certify.rational import ONE, chain, fractions, numbers, of, weights
+from tests.certify.rational import ONE, at, chain, fractions, numbers, of, weights
 
 # -- the rules alone, on numbers that underflow
 
@@ -92,6 +92,22 @@ def test_weights_on_curves_allow_for_underflow():
             slope = torch.zeros_like(w.centre) if w.slope is None else w.slope
             for v, c0, c1, r in zip(level[0], w.centre.tolist(), slope.tolist(), w.radius.tolist(), strict=True):
                 assert abs(v * Fraction(1e308) - Fraction(c0) - s * Fraction(c1)) <= Fraction(r)
+
+
+@pytest.mark.parametrize("degree", [2, 3, 5])
+def test_a_curve_of_the_smallest_numbers_is_in_its_form_before_any_rule_allows_for_more(degree):
+    control = [numbers(5e-324 * (k % 3), 1.5e-323 * k, -5e-324 * k) for k in range(degree + 1)]
+    interval = Interval.between(0.25, 0.5)
+    form = Motion(control).over(interval)
+    assert form.radius is not None
+    parts = [[Fraction(v) for v in p.tolist()] for p in (form.centre, form.slope, form.bend, form.radius)]  # type: ignore[union-attr]
+    for s in (Fraction(-1), Fraction(0), Fraction(1)):
+        (values,) = at(
+            [[[Fraction(float(v)) for v in p]] for p in control],
+            Fraction(interval.middle) + s * Fraction(interval.half),
+        )
+        for v, c0, c1, c2, r in zip(values, *parts, strict=True):
+            assert abs(v - c0 - s * c1 - (s * s - Fraction(1, 2)) * c2) <= r
 
 
 # -- losses and penalties
