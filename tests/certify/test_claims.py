@@ -191,6 +191,8 @@ def test_paths_that_are_not_finite_get_no_certificate():
     huge = {k: v * 1e200 for k, v in problem.b.items()}
     with pytest.raises(im.InputError, match="expected a finite loss"):
         exact(problem.objective, im.Path.through([problem.a, huge]))
+    with pytest.raises(im.InputError, match="model: expected auto or box or chord, got boxes"):
+        im.certify(problem.objective, im.Path.through([problem.a, problem.a]), model="boxes")  # type: ignore[arg-type]
     with pytest.raises(im.InputError, match="gap: expected a number > 0"):
         im.certify(problem.objective, im.Path.through([problem.a, problem.b]), gap=0)
 
