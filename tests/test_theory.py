@@ -14,21 +14,13 @@ from isthmus.theory import THEOREMS, Row, signs
 from isthmus.theory.table import CONCLUSION, cells
 from isthmus.training.fit import Recipe, fit
 from tests.problems import blobs, classify, perceptron, random_params, small_convnet, tanh_regression, with_ridge
+from tests.theory_tables import conclusion, one
 
 QUICK: dict[str, Any] = {"masks": 3, "draws": 2, "steps": 40, "examples": 10}
 
 
 def table(problem, *theorems, **options):
     return im.theory(problem.objective, problem.a, problem.b, theorems=theorems or None, **(QUICK | options))
-
-
-def one(table, theorem, premise, end=""):
-    (row,) = [r for r in table.of(theorem) if r.premise.startswith(premise) and r.end == end]
-    return row
-
-
-def conclusion(table, theorem):
-    return one(table, theorem, CONCLUSION)
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +62,13 @@ def test_the_bounds_are_met_by_the_paths_of_the_theorems(wide, full):
     """Dropout with as many subsets is never above Theorem 1's bound; Subnetwork's path is near Theorem 4.1's."""
     top = max(wide.objective.loss(wide.a), wide.objective.loss(wide.b))
     path = im.connect(wide.objective, wide.a, wide.b, im.Dropout(masks=60)).path
-    assert top <= im.profile(wide.objective, path, 5).max <= conclusion(full, "Theorem 1").bound
-    bound = conclusion(full, "Theorem 4.1").bound
+    subsets, hub = (conclusion(full, name).bound for name in ("Theorem 1", "Theorem 4.1"))
+    assert subsets is not None
+    assert hub is not None
+    assert top <= im.profile(wide.objective, path, 5).max <= subsets
     losses = [r.measured for r in full.of("Theorem 4.1") if r.measured is not None and "Q_0" not in r.premise]
-    assert bound >= max(top, *losses)
-    assert conclusion(full, "Corollary 4.2").bound == conclusion(full, "Theorem 1").bound
+    assert hub >= max(top, *losses)
+    assert conclusion(full, "Corollary 4.2").bound == subsets
 
 
 def test_the_bound_of_theorem_4_1_is_the_largest_of_its_parts():
@@ -113,9 +107,10 @@ def test_the_bound_of_theorem_4_1_is_the_largest_of_its_parts():
 def test_corollary_4_4_flips_with_the_features_and_the_width(wide):
     good = table(wide, "4.4")
     assert all(r.holds for r in good.of("Corollary 4.4"))
-    assert conclusion(good, "4.4").bound == max(wide.objective.loss(wide.a), wide.objective.loss(wide.b))
+    top = max(wide.objective.loss(wide.a), wide.objective.loss(wide.b))
+    assert conclusion(good, "4.4").bound == top
     connection = im.connect(wide.objective, wide.a, wide.b, im.Subnetwork(inner=im.Separated()))
-    assert im.certify(wide.objective, connection.path).bound <= conclusion(good, "4.4").bound * (1 + 1e-9)
+    assert im.certify(wide.objective, connection.path).bound <= top * (1 + 1e-9)
     blind = im.theory(
         wide.objective, wide.a, wide.b | {"4.bias": torch.full((40,), -99.0).double()}, theorems=["4.4"], **QUICK
     )

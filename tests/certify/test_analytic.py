@@ -17,7 +17,7 @@ from isthmus.evaluate.level_network import LevelNetwork
 from isthmus.objective.data import single
 from isthmus.paths import level_curve
 from isthmus.sweep.parallel import certify_in_parallel
-from tests.problems import Problem, perceptron, wide_then_narrow
+from tests.problems import Problem, blobs, perceptron, random_params, wide_then_narrow
 
 F64 = torch.float64
 
@@ -121,6 +121,29 @@ def test_a_curve_of_some_layers_whose_features_the_next_one_does_not_ignore():
     refused(problem.objective, short, "the curve ends at layer 2, but what layer 3 makes of it moves by")
 
 
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_what_the_next_layer_sees_move_is_judged_by_the_size_of_its_weights(size):
+    """A curve that it does not ignore is refused however small its weights are, and one that it does however large."""
+    problem, curve = found()
+    a = {**problem.a, "4.weight": size * problem.a["4.weight"]}
+    x = LevelNetwork.of(problem.objective, a).design(a, 2).flatten(1)
+    moving = im.LevelCurve(a, {**a, "2.weight": problem.b["2.weight"]}, x, curve.layers[:1])
+    refused(problem.objective, moving, "the curve ends at layer 2, but what layer 3 makes of it moves by")
+    still = im.LevelCurve(a, a, x, curve.layers[:1])
+    assert level(problem.objective, still).claim.kind == "analytic"
+
+
+def test_small_data_have_the_rank_that_they_have():
+    """The first layer reads them as they are: no rounding below it could have made their rank."""
+    module = perceptron([6, 5, 4, 3], lambda: nn.LeakyReLU(0.2)).double()
+    x, y = blobs(6, (6,), 3)
+    problem = Problem("small", im.Objective(module, data=(1e-3 * x, y)), *(random_params(module, k) for k in (1, 2)))
+    curves = [s for s in im.connect(problem.objective, problem.a, problem.b, im.Sublevel("3.2")).path.segments
+              if isinstance(s, im.LevelCurve)]  # fmt: skip
+    assert curves
+    assert all(level(problem.objective, curve).claim.kind == "analytic" for curve in curves)
+
+
 def test_losses_that_are_not_convex_and_penalties():
     problem, curve = found()
     x, y = data_of(problem)
@@ -168,6 +191,9 @@ def test_stored_certificates_of_level_curves_are_checked_again():
     assert any("claimed 'convex'" in p for p in im.verify_certificate(problem.objective, path, convex))
     line = im.Path((im.Curve((curve.start, curve.end)),))
     assert any("claimed 'analytic'" in p for p in im.verify_certificate(problem.objective, line, stored))
+    x, y = data_of(problem)
+    other = im.verify_certificate(problem.objective.on((x + 1e-6, y)), path, stored)
+    assert any("claimed 'analytic', but the curve gives 'measured'" in p for p in other)
 
 
 def test_profiles_and_sweeps_treat_a_level_curve_as_any_segment():

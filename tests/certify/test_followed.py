@@ -21,8 +21,8 @@ from isthmus.certify.kinks import rectified
 from isthmus.certify.origins import Origin, contributions, roundings
 from isthmus.certify.smooth import GELU, power, smooth
 from tests.certify.cases import CASES
+from tests.certify.functions import ONE, ROWS, SEVERAL, form, signs
 from tests.certify.test_forms import at, full
-from tests.certify.test_rules import ONE, ROWS, SEVERAL, form, signs
 from tests.problems import blobs, random_params
 
 F64 = torch.float64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import pairwise
 from math import isfinite
 
 import pytest
@@ -12,76 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import isthmus as im
-from isthmus.certify.affine import Interval, Motion
-from isthmus.certify.arithmetic import add, average, contract, divided, multiply, scaled
 from isthmus.certify.bounds import Bounds
-from isthmus.certify.forms import Form
 from isthmus.certify.kernel import Kernel
-from isthmus.certify.kinks import maximum, piecewise, rectified
-from isthmus.certify.widened import flushes
-from isthmus.errors import IsthmusError
 from tests.certify.cases import CASES
+from tests.certify.rational import F64, ONE, chain, drawn, exact_mse, numbers, of, weights
 
-F64 = torch.float64
-Rows = list[list[Fraction]]
-
-
-def numbers(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def fractions(v: Tensor) -> Rows:
-    return [[Fraction(float(e)) for e in row] for row in v]
-
-
-def chain(widths: list[int], activation: type[nn.Module] | None = nn.ReLU) -> nn.Sequential:
-    parts: list[nn.Module] = []
-    for n, m in pairwise(widths):
-        parts += [nn.Linear(n, m, bias=False), *([activation()] if activation else [])]
-    return nn.Sequential(*parts[: -1 if activation else None]).double()
-
-
-def weights(module: nn.Module, *several: object) -> im.Params:
-    names = [k for k in module.state_dict() if k.endswith("weight")]
-    return {k: torch.as_tensor(v, dtype=F64) for k, v in zip(names, several, strict=True)}
-
-
-def at(level: list[Rows], t: Fraction) -> Rows:
-    """The point at t on a Bezier curve of matrices, by the scheme of de Casteljau."""
-    while len(level) > 1:
-        level = [
-            [[a + t * (b - a) for a, b in zip(u, v, strict=True)] for u, v in zip(m, n, strict=True)]
-            for m, n in pairwise(level)
-        ]
-    return level[0]
-
-
-def drawn(module: nn.Module, g: torch.Generator) -> im.Params:
-    return {k: torch.randn(v.shape, generator=g, dtype=F64) for k, v in module.state_dict().items()}
-
-
-def exact_mse(points: list[im.Params], t: Fraction, x: Tensor, y: Tensor, relu: bool) -> Fraction:
-    """The loss of a chain without biases at t on the Bezier curve of these points, in rational numbers."""
-    matrices = [at([fractions(p[name]) for p in points], t) for name in points[0]]
-    rows = fractions(x)
-    for l, matrix in enumerate(matrices):
-        rows = [[sum((w * v for w, v in zip(row, h, strict=True)), Fraction(0)) for row in matrix] for h in rows]
-        if relu and l + 1 < len(matrices):
-            rows = [[max(v, Fraction(0)) for v in h] for h in rows]
-    terms = [(z - v) ** 2 for h, w in zip(rows, fractions(y), strict=True) for z, v in zip(h, w, strict=True)]
-    return sum(terms, Fraction(0)) / len(terms)
-
-
-ONE = (torch.ones(1, 1, dtype=F64), torch.zeros(1, 1, dtype=F64))
 RELU = chain([1, 1, 1])
 FLAT = chain([1, 1, 1, 1, 1], None)
 FLAT_RELU = chain([1, 1, 1, 1, 1])
 WIDE = chain([1, 3, 1])
 SMALL = (1e-170, 1e-170, 1e170, 1e170)
-
-
-def of(module: nn.Module, *values: float) -> im.Params:
-    return weights(module, *([[v]] for v in values))
 
 
 FALSE = {
@@ -323,178 +262,6 @@ def test_no_sample_exceeds_a_bound_whatever_the_size_of_the_weights(case):
             for k in range(5):
                 value = objective.loss(curve.at(start + (end - start) * k / 4))
                 assert found == float("inf") or value <= found, (scale, start)  # and no NaN
-
-
-# -- the rules alone, on numbers that underflow
-
-
-def inside(form: Form, exact: list[Fraction]) -> bool:
-    form = form.settled()
-    assert form.radius is not None
-    pairs = zip(form.centre.flatten().tolist(), form.radius.flatten().tolist(), exact, strict=True)
-    return all(abs(Fraction(c) - e) <= Fraction(r) for c, r, e in pairs)
-
-
-TINY = [5e-324, -5e-324, 3e-310, -1e-200, 1e-170, 2.0, -1e300]
-
-
-def test_rules_that_multiply_allow_for_underflow():
-    values = [Fraction(v) for v in TINY]
-    pairs = [(a, b) for a in TINY for b in TINY if abs(a * b) < 1e308]
-    x, y = numbers(*(a for a, _ in pairs)), numbers(*(b for _, b in pairs))
-    exact = [Fraction(a) * Fraction(b) for a, b in pairs]
-    assert inside(multiply(Form(x), Form(y)), exact)
-    assert inside(contract(lambda p, q, b: p * q, 1, Form(x), Form(y)), exact)
-    for factor in (1e-200, 5e-324, 0.3, 1e5):
-        assert inside(scaled(Form(numbers(*TINY)), factor), [v * Fraction(factor) for v in values])
-    for divisor in (1e200, 3.0, -7.0):
-        assert inside(divided(Form(numbers(*TINY)), divisor), [v / Fraction(divisor) for v in values])
-    for leak in (0.0, 0.01, 5e-324):
-        want = [max(v, Fraction(0)) + Fraction(leak) * min(v, Fraction(0)) for v in values]
-        assert inside(rectified(Form(numbers(*TINY)), leak), want)
-        assert inside(piecewise(lambda v, leak=leak: F.leaky_relu(v, leak), (0.0,), Form(numbers(*TINY))), want)
-    few = numbers(5e-324, 5e-324, 1e-323)
-    assert inside(average(lambda v: v.mean(1), 3, Form(few[None])), [Fraction(2.0**-1074) * 4 / 3])
-
-
-@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-305, 1e-295, 1.0, 1e300])
-def test_chords_of_narrow_ranges(size):
-    """max(v, 0) and max(v, w) at the ends and the kink of a range around zero, in rational numbers."""
-    centres, slopes = torch.meshgrid(numbers(-1, -0.5, 0, 0.25, 1) * size, numbers(0.5, 1, 1.5) * size, indexing="ij")
-    x = Form(centres.flatten().clone(), slopes.flatten().clone())
-    relu, top = rectified(x).settled(), maximum(x, Form(torch.zeros_like(x.centre))).settled()
-    for form in (relu, top):
-        parts = [p.tolist() for p in (x.centre, x.slope, form.centre, form.slope, form.radius)]  # type: ignore[union-attr]
-        for c, k, c0, c1, r in zip(*parts, strict=True):
-            for s in (
-                Fraction(-1),
-                Fraction(0),
-                Fraction(1),
-                *([-Fraction(c) / Fraction(k)] if abs(c) <= abs(k) != 0 else []),
-            ):
-                v = Fraction(c) + s * Fraction(k)
-                assert abs(max(v, Fraction(0)) - Fraction(c0) - s * Fraction(c1)) <= Fraction(r)
-
-
-def test_many_small_sums_do_not_use_up_the_headroom():
-    """1e16 + 1 + ... + 1 - 1e16: each sum loses its one."""
-    x, one = Form(numbers(1e16)), Form(numbers(1.0))
-    for _ in range(100):
-        x = add(x, one)
-    assert inside(add(x, Form(numbers(-1e16))), [Fraction(100)])
-
-
-def test_weights_on_curves_allow_for_underflow():
-    for degree in (1, 2, 3, 5):
-        control = [numbers(5e-324 * (k % 3), 1e-310 * k, -5e-324 * k) for k in range(degree + 1)]
-        motion, interval = Motion(control), Interval.between(0.25, 0.5)
-        form = motion.over(interval)
-        w = contract(lambda x, w, b: x * w, 1, Form(numbers(1e308, 1e308, 1e308)), form).settled()
-        assert w.radius is not None
-        for s in (-1, 0, 1):
-            t = Fraction(interval.middle) + s * Fraction(interval.half)
-            level = [[Fraction(float(v)) for v in p] for p in control]
-            while len(level) > 1:
-                level = [[a + t * (b - a) for a, b in zip(p, q, strict=True)] for p, q in pairwise(level)]
-            slope = torch.zeros_like(w.centre) if w.slope is None else w.slope
-            for v, c0, c1, r in zip(level[0], w.centre.tolist(), slope.tolist(), w.radius.tolist(), strict=True):
-                assert abs(v * Fraction(1e308) - Fraction(c0) - s * Fraction(c1)) <= Fraction(r)
-
-
-# -- losses and penalties
-
-
-def swallowing(z: Tensor, y: Tensor) -> Tensor:
-    """Convex, and says nothing of overflow."""
-    return torch.nan_to_num(z, 0, 0, 0).abs().sum(1)
-
-
-def test_outputs_that_are_not_finite_have_no_bound_whatever_the_loss_makes_of_them():
-    module = chain([1, 1, 1])
-    a, b = of(module, 1e160, 1e160), of(module, 1e150, 1e160)
-    for loss in (swallowing, "mse"):
-        objective = im.Objective(module, loss, ONE, convex=True)
-        assert Bounds(objective, objective.program, (a, b)).over(0.0, 1.0).loss == float("inf")
-    c = im.certify(im.Objective(module, swallowing, ONE, convex=True), im.Path.through([a, b]), budget=4)
-    assert not c.proved
-
-
-@pytest.mark.parametrize("penalty", [im.Ridge(1e300), im.L1(3.0), im.Ridge(1e-300)], ids=str)
-def test_penalties_that_underflow_or_cancel(penalty):
-    module = chain([1, 2, 1])
-    a = weights(module, [[1e-170], [0.1]], [[1e-165, 0.3]])
-    a = {k: v if isinstance(penalty, im.L1) else v * 1e-20 for k, v in a.items()}
-    b = {k: -v for k, v in a.items()}
-    objective = im.Objective(module, "mse", ONE, penalty=penalty)
-    bounds = Bounds(objective, objective.program, (a, b))
-    power = 1 if isinstance(penalty, im.L1) else 2
-    for start, end in ((0.0, 1.0), (0.5, 0.5 + 2.0**-24), (0.3, 0.3)):
-        low, high = bounds.penalty(start, end)
-        for t, bound in ((Fraction(start), low), (Fraction(end), high)):
-            entries = [(1 - 2 * t) * e for v in a.values() for row in fractions(v) for e in row]
-            assert Fraction(penalty.kappa) * sum((abs(e) ** power for e in entries), Fraction(0)) <= Fraction(bound)
-
-
-# -- contradictions
-
-
-def test_a_contradiction_is_an_internal_error(monkeypatch):
-    """A rule that is wrong on purpose: found by the samples, and not passed off as something that was measured."""
-    module = chain([2, 5, 1])
-    g = torch.Generator().manual_seed(0)
-    a, b = drawn(module, g), drawn(module, g)
-    x, y = torch.randn(6, 2, generator=g, dtype=F64), torch.zeros(6, 1, dtype=F64)
-    objective = im.Objective(module, "mse", (x, y))
-    path = im.Path.through([a, b])
-    stored = im.certify(objective, path).to_dict()
-    from isthmus.certify import affine
-
-    right = affine.Motion.over
-
-    def wrong(self, interval):
-        form = right(self, interval)
-        return Form(form.centre * 0.5, form.slope, form.radius, form.ulps, form.bend)
-
-    monkeypatch.setattr(affine.Motion, "over", wrong)
-    with pytest.raises(IsthmusError, match=r"internal error: the loss at t = .* please report it"):
-        im.certify(objective, path)
-    (row,) = stored["segments"]
-    low = {**stored, "segments": [{**row, "intervals": [[p, q, 1e-3] for p, q, _ in row["intervals"]]}]}
-    assert any("above the bound 0.001" in p for p in im.verify_certificate(objective, path, low))
-
-
-def test_a_graph_that_is_not_the_module_is_measured():
-    """What the trace froze differs from the module: no internal error, but nothing is proved."""
-
-    class Counting(nn.Linear):
-        def forward(self, input: Tensor) -> Tensor:
-            return super().forward(input) * (1.0 if torch.compiler.is_exporting() else 3.0)
-
-    module = Counting(2, 1, bias=False).double()
-    x, y = torch.ones(4, 2, dtype=F64), torch.zeros(4, 1, dtype=F64)
-    objective = im.Objective(module, "mse", (x, y))
-    a = {"weight": numbers(1.0, 1.0).view(1, 2)}
-    for b in (a, {"weight": 1.5 * a["weight"]}):
-        row = im.certify(objective, im.Path.through([a, b])).segments[0]
-        assert row.claim == "measured"
-        assert "differ from those of the module, by" in row.why
-        assert row.bound >= 36
-
-
-def test_denormal_numbers_must_not_be_flushed():
-    module = chain([1, 1, 1])
-    objective = im.Objective(module, "mse", ONE)
-    path = im.Path.through([of(module, 1.0, 1.0), of(module, 1.0, 2.0)])
-    assert not flushes()
-    assert im.certify(objective, path).proved
-    assert torch.set_flush_denormal(True)
-    try:
-        assert flushes()
-        row = im.certify(objective, path).segments[0]
-        assert row.claim == "measured"
-        assert "write torch.set_flush_denormal(False)" in row.why
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def test_points_that_segments_share_are_bounded_once():

@@ -147,6 +147,26 @@ def test_what_cannot_be_evaluated_in_float64_is_measured_as_it_is():
         assert row.bound == pytest.approx(im.profile(objective, path, 61).max, rel=1e-6)
 
 
+class Counted(nn.Module):
+    """Writes into whole numbers of its own, and computes in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.arange(4)
+        order[0] += 3
+        return self.layer(x[:, order] * TENTHS[:4])
+
+
+def test_whole_numbers_may_be_written():
+    torch.manual_seed(0)
+    objective = im.Objective(Counted(), "cross_entropy", (torch.randn(12, 4), torch.arange(12) % 3))
+    row = im.certify(objective, ends(Counted), budget=16).segments[0]
+    assert row.claim == "convex", row.why
+
+
 def test_raw_errors_become_reasons_and_other_errors_stay():
     with pytest.raises(UnsupportedError, match="its graph: IndexError: too far"), without_raw_errors("its graph"):
         raise IndexError("too far\nat all")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from math import inf
@@ -13,28 +12,14 @@ from torch import nn
 from torch.nn.utils import stateless
 
 import isthmus as im
-from isthmus.models import vgg11
 from isthmus.params import cast, equal
 from isthmus.stability.dropout.measure import StableLayer
 from isthmus.stability.dropout.search import LARGEST_SCALE, SCALES, _Entry, _features
 from isthmus.stability.dropout.subsets import SEARCHES, kept_count
 from isthmus.structure.chain import chain_of
 from isthmus.training.fit import Recipe, fit
-from tests.evaluate.networks import flops
-from tests.problems import Problem, classify, perceptron, random_params, small_convnet
-
-searches = pytest.mark.parametrize("search", SEARCHES)
-
-
-def small_vgg() -> Problem:
-    return classify("vgg", vgg11(width=2, classes=4).double(), (3, 32, 32))
-
-
-CHAINS: dict[str, Callable[[], Problem]] = {
-    "perceptron": lambda: classify("p", perceptron([5, 9, 7, 8, 4]), (5,)),
-    "without bias": lambda: classify("b", perceptron([5, 9, 7, 8, 4], bias=False), (5,)),
-    "convnet": lambda: classify("c", small_convnet(), (1, 8, 8)),
-}
+from tests.problems import Problem, classify, perceptron, random_params
+from tests.stability.chains import CHAINS, searches, small_vgg
 
 
 @pytest.fixture(scope="module")
@@ -163,20 +148,6 @@ def test_small_budgets(trained, search, masks):
     assert all(layer.loss < inf and len(layer.trace) == masks for layer in s.layers)
 
 
-@searches
-def test_what_a_search_computes_is_what_it_pays_for(search):
-    """Products counted while it runs: no more than those of the same number of random subsets."""
-    problem = classify("wide", perceptron([5, 64, 64, 64, 64, 4]), (5,))
-    objective = problem.objective.on((torch.randn(600, 5, generator=torch.Generator().manual_seed(0)).double(),
-                                      torch.arange(600) % 4))  # fmt: skip
-    objective.structure  # noqa: B018  derived before anything is counted
-
-    def run(by: str) -> int:
-        return flops(lambda: im.dropout_stability(objective, problem.a, masks=40, search=by))
-
-    assert run(search) <= 1.05 * run("random")
-
-
 def test_slopes_are_the_derivatives_of_the_masked_loss(trained):
     chain = chain_of(trained.objective.program, trained.objective.structure)
     features = _features(trained.objective, chain, trained.a)
@@ -286,20 +257,6 @@ def test_inputs_are_not_written_and_test_data_are_measured(trained):
     assert plain["epsilon"] == s.epsilon
 
 
-@searches
-@pytest.mark.parametrize("memory", [4000, 20_000])
-def test_little_memory_gives_the_same(search, memory):
-    """Features that do not fit are computed again, chunk by chunk; some subsets are run at a time, or only one."""
-    problem = CHAINS["convnet"]()
-    rich = im.dropout_stability(problem.objective, problem.a, masks=12, search=search)
-    problem.objective.memory = memory
-    problem.objective.__dict__.pop("chunk", None)
-    chain = chain_of(problem.objective.program, problem.objective.structure)
-    assert 1 not in _features(problem.objective, chain, problem.a)
-    poor = im.dropout_stability(problem.objective, problem.a, masks=12, search=search)
-    assert [v.loss for v in poor.layers] == pytest.approx([v.loss for v in rich.layers], rel=1e-9)
-
-
 def test_a_penalty_is_left_out():
     problem = classify("ridge", perceptron([5, 8, 6, 4]), (5,), penalty=im.Ridge(0.1))
     bare = classify("ridge", perceptron([5, 8, 6, 4]), (5,))
@@ -319,16 +276,6 @@ def test_whether_a_subset_separates_is_judged_at_the_largest_scale():
         for layer in im.dropout_stability(objective, a, keep=1.0, masks=1).layers:
             assert layer.separates
             assert 10 < layer.scale * sign <= LARGEST_SCALE
-
-
-def test_features_are_kept_only_as_far_as_they_fit_together():
-    problem = CHAINS["perceptron"]()
-    chain = chain_of(problem.objective.program, problem.objective.structure)
-    for memory in (1000, 2000, 3500, 10_000):
-        problem.objective.memory = memory
-        features = _features(problem.objective, chain, problem.a)
-        assert sum(8 * v.numel() for i, v in features.items() if i > 0) <= memory
-    assert sorted(features) == [0, 1, 2, 3]
 
 
 def test_other_losses_and_other_fractions(trained):

@@ -9,7 +9,7 @@ from torch import nn
 import isthmus as im
 from isthmus.connectors.deep_linear.method import DeepLinear
 from isthmus.stability.rectified import rectified_product
-from tests.connectors.deep_linear.test_deep_linear import linear, trained
+from tests.connectors.deep_linear.networks import linear, trained
 
 F64 = torch.float64
 

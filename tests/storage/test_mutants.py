@@ -13,6 +13,7 @@ from isthmus.errors import InputError, IsthmusError
 from isthmus.experiments.plain_yaml import plain_yaml
 from isthmus.experiments.sweep_file import read_sweep
 from tests.long import mutants
+from tests.long.hostile import HOSTILE, OPTIONS
 
 pytest.importorskip("matplotlib")
 NAMES = [
@@ -42,7 +43,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize("text", [*mutants.OPTIONS, *mutants.HOSTILE, BOMB], ids=lambda text: ascii(text[:12]))
+@pytest.mark.parametrize("text", [*OPTIONS, *HOSTILE, BOMB], ids=lambda text: ascii(text[:12]))
 def test_values_that_people_type(tmp_path, text):
     """A plain value, or one line that is no traceback: after --option, and in a sweep file."""
     said = ""

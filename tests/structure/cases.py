@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from isthmus.program.export import Program, trace
@@ -41,6 +42,7 @@ ACTIVATIONS = [
     *(nn.Identity(), nn.Dropout(0.5), nn.LogSigmoid(), nn.Hardsigmoid(), nn.CELU(), nn.PReLU(6)),
 ]
 X, IMAGE, LINE, SEQUENCE = noise(3, 4), noise(3, 3, 8, 8), noise(3, 3, 9), noise(3, 7, 5)
+NUMBERS = torch.tensor([0, 2, 5])
 RESIDUAL = {"wte": -12, "block.qkv.heads": 3, "block.qkv.head_dim": -4, "block.qkv.value_dim": 4, "block.up": 24}
 ENCODER = {"embedding": -8} | {
     f"encoder.layers.{i}.{k}": n
@@ -241,6 +243,14 @@ CASES = [
         (SEQUENCE,),
         {"qkv.queries": 4, "qkv.head_dim": -3, "qkv.value_dim": 3},
     ),
+    Case("a vector by a matrix", m.Scaled, (X,), {"inp": 6, "matrix": 5}),
+    Case(
+        "units picked by number",
+        lambda: nn.Sequential(nn.Linear(4, 6), Lambda(lambda x: x.index_select(1, NUMBERS)), nn.Linear(3, 2)),
+        (X,),
+        {},
+    ),
+    Case("units renumbered", s.Renumbered, (SEQUENCE,), {}),
     Case("units that win", s.Winners, (SEQUENCE,), {"inp": -6}),
     Case("along time", s.Along, (SEQUENCE,), {"inp": 6}),
     Case(
@@ -255,6 +265,12 @@ CASES = [
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(2, 2, 1)),
         (IMAGE,),
         {"0": 2},
+    ),
+    Case(
+        "PixelShuffle by three, to a layer",
+        lambda: nn.Sequential(nn.Conv2d(3, 72, 7), nn.PixelShuffle(3), nn.Flatten(), nn.Linear(8 * 6 * 6, 2)),
+        (IMAGE,),
+        {"0": 8},
     ),
     Case("PixelUnshuffle", lambda: between_convs(nn.PixelUnshuffle(2), nn.ReLU(), read=16), (IMAGE,), {"0": 4}),
     Case("ChannelShuffle", lambda: between_convs(nn.ChannelShuffle(2), nn.ReLU()), (IMAGE,), {"0": 2, "0#2": 2}),

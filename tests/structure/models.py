@@ -246,3 +246,15 @@ class Compared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.layer(self.one(x).tanh().unsqueeze(1), self.rows))
+
+
+class Scaled(nn.Module):
+    """Units times a vector that a vector and a matrix make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.vector, self.matrix = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.inp(x).relu() * (self.vector @ self.matrix))

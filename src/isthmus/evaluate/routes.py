@@ -265,7 +265,7 @@ class Penalty:
             return cls(objective, segment, names, 0.0)
         control = [objective.check(p, "path") for p in segment.control]
         names = names if penalty.names is None else penalty.names
-        moving = tuple(k for k in names if any(p[k] is not q[k] for p, q in pairwise(segment.control)))
+        moving = _moving(segment, names)
         fixed = replace(penalty, names=tuple(k for k in names if k not in moving))
         few = Curve(tuple({k: p[k] for k in moving} for p in control))
         return cls(objective, few, moving, float(fixed(control[0], names)))
@@ -278,6 +278,11 @@ class Penalty:
         if not isinstance(self.moving, Curve):
             return self.objective.penalty_of(self.objective.check(point, "path"))
         return self.rest + float(replace(self.objective.penalty, names=self.names)(point, self.names))
+
+
+def _moving(curve: Curve, names: Iterable[str]) -> tuple[str, ...]:
+    """The tensors that are not one and the same at all control points."""
+    return tuple(k for k in names if any(p[k] is not q[k] for p, q in pairwise(curve.control)))
 
 
 def _mean(engine: Owner, outputs: Tensor, ts: Sequence[float]) -> Pair:

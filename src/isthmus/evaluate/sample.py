@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def on_grid(
     grid = _grid(len(segments), num_points)
     tick = _Ticker(progress, sum(map(len, grid)) * len(sets), len(sets))
     values = [_measure(e, segments, grid, tick) for e in _engines(sets, columns)]
-    places = [(i, t) for i, ts in enumerate(grid) for t in ts]
+    places = _places(grid)
     return Sampled(places, values, torch.ones(len(places), dtype=torch.bool), [{} for _ in sets])
 
 
@@ -54,7 +55,7 @@ def screened(sets: Sequence[Objective], segments: Sequence[Segment], num_points:
     Segments that cost next to nothing are measured in the working precision at once.
     """
     grid = _grid(len(segments), num_points)
-    places = [(i, t) for i, ts in enumerate(grid) for t in ts]
+    places = _places(grid)
     tick = _Ticker(progress, len(places) * len(sets), len(sets))
     engines, low = [Engine(s) for s in sets], []
     sure = torch.zeros(len(places), dtype=torch.bool)
@@ -62,15 +63,8 @@ def screened(sets: Sequence[Objective], segments: Sequence[Segment], num_points:
         values, sure = _roughly(engine, segments, grid, num_points, tick)
         low.append(values)
     exact = [v.clone() for v in low]
-
-    def measure(indices: list[int]) -> None:
-        for i, segment in enumerate(segments):
-            mine = [k for k in indices if places[k][0] == i]
-            for engine, values in zip(engines, exact, strict=True) if mine else ():
-                found = engine.prepare(segment, len(mine)).measure([places[k][1] for k in mine])
-                values[:, mine] = torch.tensor(found, dtype=torch.float64)
-
-    t = torch.tensor([(i + s) / len(segments) for i, s in places], dtype=torch.float64)
+    measure = partial(_again, engines, segments, places, exact)
+    t = torch.tensor(places, dtype=torch.float64).sum(1) / len(segments)
     rows = [(j, q) for j, s in enumerate(sets) for q in range(1 + s.has_error)]
     confirmed, margins = confirm([low[j][q] for j, q in rows], t, sure, measure, [exact[j][q] for j, q in rows])
     named: list[dict[str, float]] = [{} for _ in sets]
@@ -92,6 +86,17 @@ def _roughly(
     return torch.cat(columns, 1), torch.tensor(cheap)
 
 
+def _again(
+    engines: Sequence[Engine], segments: Sequence[Segment], places: list[Place], into: list[Tensor], indices: list[int]
+) -> None:
+    """Measure the places of these indices in the working precision, `into` the values of each engine."""
+    for i in sorted({places[k][0] for k in indices}):
+        mine = [k for k in indices if places[k][0] == i]
+        for engine, values in zip(engines, into, strict=True):
+            found = engine.prepare(segments[i], len(mine)).measure([places[k][1] for k in mine])
+            values[:, mine] = torch.tensor(found, dtype=torch.float64)
+
+
 def adaptively(
     sets: Sequence[Objective],
     segments: Sequence[Segment],
@@ -111,7 +116,7 @@ def adaptively(
         for i in sorted(open_ones, key=lambda i: -_largest(found[i])):
             best, bound = _refine(engine, segments[i], found[i], best, bound, tol, tick)
     grid = [sorted(points) if i == 0 else sorted(points)[1:] for i, points in enumerate(found)]
-    places = [(i, t) for i, ts in enumerate(grid) for t in ts]
+    places = _places(grid)
     values = [torch.tensor([found[i][t] for i, t in places], dtype=torch.float64).T.contiguous()]
     values += [_measure(e, segments, grid, tick) for e in _engines(sets[1:], columns)]
     within = max(0.0, bound - best) if best < float("inf") else None
@@ -178,6 +183,10 @@ def _grid(segments: int, num_points: int) -> list[list[float]]:
     """The local t of every segment; a point shared by two belongs to the first."""
     local = [float(t) for t in torch.linspace(0, 1, num_points, dtype=torch.float64)]
     return [local if i == 0 else local[1:] for i in range(segments)]
+
+
+def _places(grid: list[list[float]]) -> list[Place]:
+    return [(i, t) for i, ts in enumerate(grid) for t in ts]
 
 
 def _measure(engine: Engine, segments: Sequence[Segment], grid: list[list[float]], tick: Callable[[], None]) -> Tensor:

@@ -156,7 +156,7 @@ def merged(
     out: list[Params] = [dict(p) for p in points]
     lost: dict[str, Tensor] = {}
     for group in structure.groups:
-        if not separable(group) or _complex(group, points[0]) or any(m.tensor not in straight for m in group.outs):
+        if not _hands_over(group, points[0], straight):
             continue
         classes = _classes(out, points, lost, group, live[group.name])
         for p, m in product(out if classes else (), group.outs):
@@ -166,8 +166,11 @@ def merged(
     return out, lost
 
 
-def _complex(group: Group, params: Params) -> bool:
-    return any(params[m.tensor].is_complex() for m in group.members)
+def _hands_over(group: Group, params: Params, straight: Container[str]) -> bool:
+    """Whether a unit of the group may take over the outgoing weights of one that is equal."""
+    if not separable(group) or any(params[m.tensor].is_complex() for m in group.members):
+        return False
+    return all(m.tensor in straight for m in group.outs)
 
 
 def _added(tensor: Tensor, m: Member, classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -131,11 +131,7 @@ class Ray(Engine):
         except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as e:
             if ray.is_initialized():
                 raise
-            if isinstance(e, ray.exceptions.AuthenticationError):
-                why = "Ray's token is not there or is another one; give that of the cluster in RAY_AUTH_TOKEN"
-                raise IsthmusError(why) from e
-            where = "here" if self.address is None else f"at {self.address}"
-            raise IsthmusError(f"Ray could not be reached {where}: {str(e).strip().splitlines()[0]}") from e
+            raise IsthmusError(_unreached(e, isinstance(e, ray.exceptions.AuthenticationError), self.address)) from e
         finally:
             ray.shutdown()
             if folder is not None:
@@ -158,6 +154,14 @@ class _Queue:
             self.unmet[j] -= 1
             if self.unmet[j] == 0:
                 self.ready.append(j)
+
+
+def _unreached(e: Exception, token: bool, address: str | None) -> str:
+    """Why there is no session, in one line."""
+    if token:
+        return "Ray's token is not there or is another one; give that of the cluster in RAY_AUTH_TOKEN"
+    where = "here" if address is None else f"at {address}"
+    return f"Ray could not be reached {where}: {str(e).strip().splitlines()[0]}"
 
 
 def _session_folder() -> str:
