@@ -191,19 +191,6 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     fails(capsys, ["certify", path, "--population", "--verify", path, "--out", tmp_path], "--population")
 
 
-def test_a_proof_is_told_where_nothing_can_be_said_of_all_examples(folder, tmp_path, capsys, monkeypatch):
-    def refuse(*args, **options):
-        raise im.UnsupportedError("certified=True", "no such rule")
-
-    monkeypatch.setattr("isthmus.cli.paths.population", refuse)
-    path = str(folder / "dropout/path.safetensors")
-    assert run_app(["certify", path, "--population", "--out", str(tmp_path), "--quiet", "--json"]) == 1
-    told, said = capsys.readouterr()
-    assert json.loads(told)["proved"]
-    assert "nothing is said of all examples" in said
-    assert "no such rule" in said
-
-
 def test_a_path_that_is_broken_is_not_proved_and_the_segment_is_named(folder, tmp_path, capsys):
     connection = im.load_connection(folder / "dropout/path.safetensors")
     knots = list(connection.path.knots)

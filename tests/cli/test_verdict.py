@@ -154,3 +154,16 @@ def test_the_policy_of_batchnorm_is_named(tmp_path, capsys):
     assert "(bn=keep)" in printed(capsys, [*again, *net])
     stored[0] = str(tmp_path / "k/path.safetensors")
     assert "(bn=keep)" in printed(capsys, ["profile", *stored, "--num-points", "5"])  # as it was asked for
+
+
+def test_a_proof_is_told_where_nothing_can_be_said_of_all_examples(folder, tmp_path, capsys, monkeypatch):
+    def refuse(*args, **options):
+        raise im.UnsupportedError("certified=True", "no such rule")
+
+    monkeypatch.setattr("isthmus.cli.paths.population", refuse)
+    path = str(folder / "line/path.safetensors")
+    assert run_app(["certify", path, "--population", "--out", str(tmp_path), "--quiet", "--json"]) == 1
+    told, said = capsys.readouterr()
+    assert json.loads(told)["proved"]
+    assert "nothing is said of all examples" in said
+    assert "no such rule" in said

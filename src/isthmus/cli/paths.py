@@ -188,30 +188,20 @@ def certify(
         shutil.rmtree(out / _BOUNDS, ignore_errors=True)
     table, found = proved.to_dict(), verdict(certificate=proved, level=level)
     bn = applied(objective, "interpolate")
-    shown = (
-        "bound",
-        "excess",
-        "gap",
-        "proved",
-        "close",
-        "error_bound",
-        "dtype",
-        "slack",
-        "evaluations",
-        "budget",
-        "cost",
-        "model",
-    )
     more: dict[str, Any] = {"summary": proved.summary, "bn": bn, "verdict": found.to_dict()}
     said = [*found.lines, proved.summary]
     refused = _for_all(objective, connection, more, said) if for_all and not proved.stopped else ""
-    _print_values({k: table[k] for k in (*shown, "counts")}, more, said, bn, as_json)
-    for i in proved.unproved():
-        s = proved.segments[i]
-        print(f"segment {i} ({s.label}) is not proved: {s.why}", file=sys.stderr)
-    if refused:
-        print(f"nothing is said of all examples: {refused}", file=sys.stderr)
-    return 0 if proved.proved and not refused else 1
+    _print_values({k: table[k] for k in _SHOWN}, more, said, bn, as_json)
+    missing = _missing(proved, refused)
+    print(missing, end="", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def _missing(proved: Certificate, refused: str) -> str:
+    """What was asked for and is not proved, a line each."""
+    segments = [proved.segments[i] for i in proved.unproved()]
+    lines = [f"segment {s.index} ({s.label}) is not proved: {s.why}\n" for s in segments]
+    return "".join([*lines, *([f"nothing is said of all examples: {refused}\n"] if refused else [])])
 
 
 def _for_all(objective: Objective, connection: Connection, more: dict[str, Any], said: list[str]) -> str:
@@ -223,6 +213,13 @@ def _for_all(objective: Objective, connection: Connection, more: dict[str, Any],
     more["population"] = band.to_dict()
     said.append(band.words)
     return ""
+
+
+_SHOWN = (
+    "bound", "excess", "gap", "proved", "close", "error_bound", "dtype", "slack", "evaluations", "budget", "cost",
+    "model", "counts",
+)  # fmt: skip
+"""Of a certificate, on the screen."""
 
 
 @with_asked(*CHECKPOINTS)
