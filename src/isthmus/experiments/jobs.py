@@ -72,7 +72,7 @@ class Problem:
 
     def dataset(self) -> Dataset:
         """The examples, as the network takes them."""
-        data = load(self.data)
+        data = _loaded(self.data, _stamp(self.data))
         if self.drawn is not None:
             order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(self.drawn))
             data = replace(data, x_train=data.x_train[order], y_train=data.y_train[order])
@@ -129,9 +129,15 @@ def _stamp(name: str) -> tuple[float, ...]:
     return info.st_mtime_ns, info.st_size
 
 
+@lru_cache(maxsize=1)
+def _loaded(name: str, stamp: tuple[float, ...]) -> Dataset:
+    """Cells of one data set follow one another, and images take seconds to read."""
+    return load(name)
+
+
 @lru_cache(maxsize=64)
 def _data_digest(name: str, stamp: tuple[float, ...]) -> str:
-    return load(name).digest
+    return _loaded(name, stamp).digest
 
 
 @lru_cache(maxsize=1024)
