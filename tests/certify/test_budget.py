@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch import nn
 
 import isthmus as im
 from isthmus.certify.bounds import Bound
+from isthmus.certify.branch import Piece
 from isthmus.certify.certificate import Certificate, SegmentCertificate
+from isthmus.certify.certify import _sources
 from isthmus.certify.cost import PROFILES, Count
 from isthmus.certify.model import _trial
 from isthmus.sweep import certify_in_parallel
@@ -201,3 +204,19 @@ def test_a_certificate_in_parts_knows_the_largest_loss_of_all_data():
     short = certify_in_parallel(p.objective, path, 1e-6, chunk=7, budget=0.5)
     assert (short.spent, short.budget, short.close) == (True, 0.5, False)
     assert not im.verify_certificate(p.objective, path, found.to_dict())
+
+
+def test_what_makes_a_bound_dear_is_looked_for_in_the_middle_of_the_worst_piece():
+    """At the ends of a line the loss is small, and what is followed back may never be nearer there."""
+    asked = []
+
+    def bound(segment, start, end, model):
+        asked.append((segment, start, end))
+        near = end - start < 1e-4 and start <= 0.75 <= end
+        return Bound(1.0, 0.0, 1.0, shares={"one": 3.0, "two": 1.0} if near else {})
+
+    pieces = {2: [Piece(2, 0.5, 1.0, 9.0, 0.0), Piece(2, 0.0, 0.5, 3.0, 0.0)]}
+    found = _sources(SimpleNamespace(bound=bound), SimpleNamespace(pieces=pieces))  # type: ignore[arg-type]
+    assert found == {"one": 0.75, "two": 0.25}
+    assert asked[0] == (2, 0.5, 1.0)
+    assert len(asked) < 7

@@ -25,7 +25,7 @@ from isthmus.paths import Curve, HasPath, LevelCurve, Path, path_of
 from isthmus.training.memory import Memory, forget, memory_of
 
 NARROWER = 6
-"""How often a sub-interval is quartered to find out what makes its bound dear."""
+"""How often a sixteenth of a sub-interval is taken to find out what makes its bound dear."""
 BUDGET = 100.0
 """What the proofs of an experiment may cost, in profiles, where it does not say otherwise."""
 
@@ -181,14 +181,14 @@ def _sources(kernel: Kernel, result: Search) -> dict[str, float]:
     if not pieces:
         return {}
     worst = max(pieces, key=lambda p: p.bound)
-    width = worst.end - worst.start
+    middle, half = (worst.start + worst.end) / 2, (worst.end - worst.start) / 2
     for _ in range(NARROWER):
-        shares = kernel.bound(worst.segment, worst.start, worst.start + width, "chord").shares
+        shares = kernel.bound(worst.segment, middle - half, middle + half, "chord").shares
         total = sum(shares.values())
         if 0 < total < inf:
             ordered = sorted(shares.items(), key=lambda kv: -kv[1])
             return {name: value / total for name, value in ordered}
-        width /= 4  # where a bound is useless its parts are not known
+        half /= 16  # where a bound is useless its parts are not known
     return {}
 
 
