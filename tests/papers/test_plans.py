@@ -92,6 +92,15 @@ def test_hours_are_those_of_steps_checks_and_examples(monkeypatch, step, check, 
     assert max(costs.asked) * step < 10
 
 
+def test_a_draw_is_judged_on_all_examples(monkeypatch):
+    costs = Costs(0.03, 0.0, 3.0)
+    monkeypatch.setattr(module, "_Timed", lambda *args: costs)
+    monkeypatch.setattr(module, "_size", lambda cell: module._Size(60_000, 10_000))
+    problem = Problem("mlp:784-8-10", "mnist")
+    cell = LowDraws(On(Network(problem), problem), draws=500)
+    assert module._whole(cell, "cpu") == pytest.approx(2.03 + 3.0 + 499 * 0.03 * 60_000 / 256, rel=0.01)
+
+
 def test_without_a_number_there_is_a_check_after_each_pass():
     assert module._checks(Recipe(steps=4000, batch=100), module._Size(2000, 0)) == 200
     assert module._checks(Recipe(steps=4000, batch=100, check=50), None) == 80

@@ -82,14 +82,20 @@ def _whole(cell: Cell, device: str) -> float:
     with TemporaryDirectory() as folder:
         timed = _Timed(cell, Store(Path(folder)), device, recipe is None)
         times = _times(timed, steps, few)
-        begin, check = times[1], 0.0
+        begin, step, check = times[1], _slope(times), 0.0
         if hasattr(recipe, "check"):
             check = _check(timed, times, few) * _checks(recipe, size)
         if size is not None and few is not None:
             twice = timed.seconds(1, size=size.part(2 * some))
             begin += max(0.0, twice - begin) / some * (size.examples - some)
             check *= size.examples / some
-    return begin + _slope(times) * (steps - 1) + check
+            step *= size.examples / some if _on_all(recipe) else 1.0
+    return begin + step * (steps - 1) + check
+
+
+def _on_all(recipe: Any | None) -> bool:
+    """Whether a step is on all examples: that of L-BFGS, and a draw, which is judged on them."""
+    return recipe is None or getattr(recipe, "optimizer", "") == "lbfgs"
 
 
 def _times(timed: _Timed, steps: int, size: _Size | None) -> dict[int, float]:
