@@ -134,3 +134,53 @@ def test_outgoing_weights_that_are_bent_do_not_add_up(name):
     assert c.bound >= middle
     straight = im.Objective(Bent(lambda w: 2 * w).double(), "mse", (one, y))
     assert im.certify(straight, path).segments[0].claim == "unchanged"
+
+
+class Gated(nn.Module):
+    """Two equal units, read through a function of two tensors, or of one whose shape depends on the data."""
+
+    def __init__(self, f: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.first, self.f = nn.Linear(1, 2, bias=False), f
+        self.w, self.g = nn.Parameter(torch.zeros(1, 2)), nn.Parameter(torch.zeros(1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(self.f(self.w, self.g, x), self.first(x).relu()[..., None])[..., 0]
+
+
+GATED = {
+    "a product": (lambda w, g, x: w * g, (2.0, 0.0), (1.0, 0.0), 1.0),
+    "a sum over nothing": (lambda w, g, x: torch.einsum("oi,oi->oi", w, g), (2.0, 0.0), (1.0, 0.0), 1.0),
+    "one after another": (lambda w, g, x: torch.einsum("oi,i->oi", w, g[0]), (2.0, 0.0), (1.0, 0.0), 1.0),
+    "moduli, one for each": (lambda w, g, x: w.expand(x.shape[0], 1, 2).abs() + 0 * g, (1.0, -1.0), (0.0, 0.0), 1.0),
+    "moduli of multiples": (lambda w, g, x: (torch.ones_like(x)[..., None] * w).abs() + g, (1.0, -1.0), (0, 0), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_products_of_outgoing_weights_and_functions_of_them_of_any_shape_do_not_add_up(name):
+    f, w, gate, wall = GATED[name]
+    module = Gated(f).double()
+    ends = [
+        {"first.weight": torch.ones(2, 1, dtype=F64)}
+        | {k: torch.tensor([v], dtype=F64) for k, v in (("w", p), ("g", q))}
+        for p, q in ((w, gate), (w[::-1], gate[::-1]))
+    ]
+    one = torch.ones(2, 1, dtype=F64)
+    y = torch.func.functional_call(module, ends[0], one)
+    objective, path = im.Objective(module, "mse", (one, y)), im.Path.through(ends)
+    middle = objective.loss(path.at(0.5))
+    assert middle >= wall
+    assert im.profile(objective, path, 3).loss[1] == pytest.approx(middle)
+    c = im.certify(objective, path, 0.1)
+    assert c.segments[0].claim == "bounded"
+    assert c.bound >= middle
+
+
+def test_outgoing_weights_made_of_two_factors_add_up():
+    factors = Gated(lambda w, g, x: g[:, :1] @ w).double()
+    ends = [{"first.weight": torch.ones(2, 1, dtype=F64), "g": torch.ones(1, 2, dtype=F64)} for _ in range(2)]
+    ends = [p | {"w": torch.tensor([w], dtype=F64)} for p, w in zip(ends, ((2.0, 0.0), (0.0, 2.0)), strict=True)]
+    one = torch.ones(2, 1, dtype=F64)
+    c = im.certify(im.Objective(factors, "mse", (one, 2 * one)), im.Path.through(ends))
+    assert c.segments[0].claim == "unchanged"

@@ -100,7 +100,7 @@ def contract(walk: Propagation, a: Value, la: Sequence[Any], b: Value, lb: Seque
             _sum_over(walk, pairs)
     axes, origins = [made[n][0] for n in out], [made[n][1] for n in out]
     if not (a.active or b.active):
-        return Value(axes, origins, active=False)
+        return Value(axes, origins, active=False, bent=a.bent or b.bent)
     for v, labels in operands:
         _makes(walk, v, labels, out)
     return Value(axes)

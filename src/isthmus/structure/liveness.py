@@ -11,17 +11,18 @@ Everything here is a property of real arithmetic on a Bezier curve, read off its
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.params import Params, moves
-from isthmus.program.export import Node, Program, Ref
-from isthmus.program.ops import Linear
+from isthmus.program.export import Node, Program
+from isthmus.structure.degrees import degree_of
+from isthmus.structure.rules import straight_weights
 from isthmus.structure.units import Group, Member, Structure
 
 CONSTANT, AFFINE, NEITHER = 0, 1, 2
@@ -65,7 +66,7 @@ def effective(
     points, lost = cleared(control, live, structure), {}
     left = {k for k in changed if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
     if left:
-        points, lost = merged(points, live, structure, straight(program))
+        points, lost = merged(points, live, structure, program)
         left = {k for k in left if any(not torch.equal(p[k], points[0][k]) for p in points[1:])}
     return left, points, lost
 
@@ -143,7 +144,7 @@ def _masked(params: Params, masks: Mapping[str, Tensor]) -> Params:
 
 
 def merged(
-    points: Sequence[Params], live: Mapping[str, Tensor], structure: Structure, straight: Container[str]
+    points: Sequence[Params], live: Mapping[str, Tensor], structure: Structure, program: Program
 ) -> tuple[list[Params], dict[str, Tensor]]:
     """The `points` (see ``cleared``) with the outgoing weights of equal units added up on the first of them; and, for
     every tensor in which a sum was rounded, by how much no entry is further from its sum, at any of the points.
@@ -151,26 +152,28 @@ def merged(
     Without that rounding these are the same functions. Groups are visited in the order of the graph, so that rows are
     compared after the columns before them were merged; a row with a rounded sum is equal to no row but those that it
     was equal to before. Sums of two float32 numbers of similar size are exact in float64. Units with complex weights
-    are left alone, and those with outgoing weights that are not `straight`: the squares of weights do not add up.
+    are left alone, and those of which a function that is not linear reads outgoing weights: squares of weights, or
+    products of two of them, do not add up.
     """
+    straight = cache(lambda: straight_weights(program, structure.shapes))
     out: list[Params] = [dict(p) for p in points]
     lost: dict[str, Tensor] = {}
     for group in structure.groups:
-        if not _hands_over(group, points[0], straight):
+        if not _hands_over(group, points[0]):
             continue
         classes = _classes(out, points, lost, group, live[group.name])
+        if classes and not straight().issuperset(m.tensor for m in group.outs):
+            continue
         for p, m in product(out if classes else (), group.outs):
             p[m.tensor], error = _added(p[m.tensor], m, classes)
             if bool(error.any()):
-                lost[m.tensor] = torch.maximum(lost[m.tensor], error) if m.tensor in lost else error
+                lost[m.tensor] = lost[m.tensor] + error if m.tensor in lost else error
     return out, lost
 
 
-def _hands_over(group: Group, params: Params, straight: Container[str]) -> bool:
-    """Whether a unit of the group may take over the outgoing weights of one that is equal."""
-    if not separable(group) or any(params[m.tensor].is_complex() for m in group.members):
-        return False
-    return all(m.tensor in straight for m in group.outs)
+def _hands_over(group: Group, params: Params) -> bool:
+    """Whether a unit of the group may take over the outgoing weights of one that is equal, if these add up."""
+    return separable(group) and not any(params[m.tensor].is_complex() for m in group.members)
 
 
 def _added(tensor: Tensor, m: Member, classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -262,40 +265,6 @@ def level_of(node: Node, level: Mapping[str, int]) -> int:
     return int(min(degree_of(node, known), NEITHER))
 
 
-def straight(program: Program) -> set[str]:
-    """The names of the tensors that enter the network as they are, or through linear operations alone.
-
-    >>> from isthmus.program.export import trace
-    >>> sorted(straight(trace(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))))
-    ['bias', 'weight']
-    """
-    fed = set(program.inputs)
-    for node in program.nodes:
-        if not fed.isdisjoint(node.refs()):
-            fed.add(node.name)
-    places: dict[str, list[str]] = {}
-    for place, name in program.tensors.items():
-        places.setdefault(name, []).append(place)
-    return {name for name, own in places.items() if _enters_straight(program, own, fed)}
-
-
-def _enters_straight(program: Program, places: Sequence[str], fed: Container[str]) -> bool:
-    known: dict[str, float] = dict.fromkeys(places, 1)
-    for node in program.nodes:
-        reads = [r for r in node.refs() if r not in fed and known.get(r, 0) > 0]
-        if not reads:
-            continue
-        if degree_of(node, dict.fromkeys(reads, 1)) > 1 and not (node.kind in LAYERS and len(reads) == 1):
-            return False
-        if node.name not in fed:
-            known[node.name] = 1
-    return True
-
-
-LAYERS = ("affine", "convolution", "product", "recurrent")
-"""The kinds of operations that multiply each of their weights by what comes in."""
-
-
 def degree(program: Program, moved: set[str]) -> float:
     """The degree of the outputs as polynomials in the tensors `moved`; infinite where they may be none.
 
@@ -308,29 +277,3 @@ def degree(program: Program, moved: set[str]) -> float:
     for node in program.nodes:
         known[node.name] = degree_of(node, known)
     return max((known.get(r.name, 0) for r in program.outputs), default=0)
-
-
-def degree_of(node: Node, known: Mapping[str, float]) -> float:
-    """The degree of a node's result from those of what it reads; infinite where it may be no polynomial of it."""
-
-    def of(value: Any) -> float:
-        if isinstance(value, Ref):
-            return known.get(value.name, 0)
-        return max(map(of, value), default=0) if isinstance(value, list | tuple) else 0
-
-    args = [of(v) for v in node.args]
-    everything = max([*args, *(of(v) for v in node.kwargs.values())], default=0)
-    return _degree(node.about.linear, args, everything) if 0 < everything < inf else everything
-
-
-def _degree(linear: Linear, args: Sequence[float], everything: float) -> float:
-    """What an operation that is affine in this sense makes of arguments of these degrees, the largest `everything`."""
-    if linear == "jointly" or (linear == "first" and args[0] == everything and max(args[1:], default=0) == 0):
-        return everything
-    if linear in ("each", "added"):
-        first, second = args[:2] if linear == "each" else args[1:3]
-        return max(first + second, everything)
-    if linear == "scaled" and args[4] == 0:  # (x - mean) / sqrt(var + eps) * weight + bias, statistics fixed
-        x, weight, _, mean = args[:4]
-        return max(max(x, mean) + weight, everything)
-    return inf

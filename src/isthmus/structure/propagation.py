@@ -12,6 +12,7 @@ from isthmus.program.export import Node, Program
 from isthmus.program.ops import Kind, op_named
 from isthmus.structure import axes as ax
 from isthmus.structure.axes import Axis
+from isthmus.structure.degrees import degree_of
 from isthmus.structure.units import Group, Member, Structure
 
 __all__ = ["Propagation", "Rule", "Rules", "Value"]
@@ -27,8 +28,9 @@ class Value:
 
     `axes`, one per dimension; `origins`, for each axis the axes of parameters that it is a view of. An `active` value
     depends on the input; a `uniform` one is the same number everywhere, so that its axes tie nothing; a `bent` one
-    is a function of weights that does not keep zeros. `stack` holds the slices along the axis `along` (each with that
-    axis, of size 1) when they are known one by one: the last states of a recurrent network, packed projections.
+    is a function of weights that does not keep zeros; a `straight` one is linear in each tensor that it was made from.
+    `stack` holds the slices along the axis `along` (each with that axis, of size 1) when they are known one by one: the
+    last states of a recurrent network, packed projections.
     `numbers`: the axis whose positions the entries number (what topk and argmax say was chosen).
     """
 
@@ -37,6 +39,7 @@ class Value:
     active: bool = True
     uniform: bool = False
     bent: bool = False
+    straight: bool = False
     stack: Sequence[Value] = ()
     along: int = 0
     numbers: Axis | None = None
@@ -105,6 +108,8 @@ class Propagation:
         self.values: dict[str, Value] = {}
         self.views: dict[str, Value] = {}
         self.readers: list[tuple[Node, Axis, Role]] = []
+        # the tensors of which a function that is not linear reads units
+        self.curved: set[str] = set()
         self._node: Node | None = None
 
     # ------------------------------------------------------------------ what rules call
@@ -128,6 +133,8 @@ class Propagation:
         """Record that an axis of a weight makes units ("in") or reads them ("out")."""
         for tensor, d in sorted(value.origins[dim], key=lambda o: (self.order[o[0]], o[1])):
             self.uses.append((tensor, d, value.axes[dim], role))
+            if role == "out" and not value.straight:
+                self.curved.add(tensor)
         if value.origins[dim] and self._node is not None and len(value.axes) > 1:
             self.readers.append((self._node, value.axes[dim], role))
 
@@ -156,7 +163,8 @@ class Propagation:
         if name in self.program.integers:
             return _held(shape, active=False)
         self.weights[name] = tuple(Axis(n) for n in shape)
-        return Value(self.weights[name], [frozenset({(name, d)}) for d in range(len(shape))], active=False)
+        origins = [frozenset({(name, d)}) for d in range(len(shape))]
+        return Value(self.weights[name], origins, active=False, straight=True)
 
     def _apply(self, rules: Rules, node: Node, values: Mapping[str, Any]) -> Any:
         if node.hint is not None:
@@ -187,7 +195,7 @@ class Propagation:
         out = self._called(rule, node, given, place)
         for axis in free:
             ax.explain(axis, f"{place} treats each position in its own way")
-        return out
+        return _with_straight(node, given, out)
 
     def _called(self, rule: Rule, node: Node, given: Mapping[str, Any], place: str) -> Any:
         self._node = node
@@ -295,6 +303,32 @@ def _after(nodes: Sequence[Node], start: set[str]) -> set[str]:
         if start.intersection(node.refs()):
             start.add(node.name)
     return start
+
+
+def _with_straight(node: Node, given: Mapping[str, Any], out: Any) -> Any:
+    """The result, which says whether it is linear in each entry of the weights that it was made from."""
+    if isinstance(out, tuple | list):
+        return type(out)(_with_straight(node, given, v) for v in out)
+    return replace(out, straight=_straight(node, given, out)) if isinstance(out, Value) else out
+
+
+def _straight(node: Node, given: Mapping[str, Any], out: Value) -> bool:
+    read = {k: [v for v in (x if isinstance(x, tuple | list) else (x,)) if _weighs(v)] for k, x in given.items()}
+    weights = {k: several for k, several in read.items() if several}
+    if not all(v.straight for several in weights.values() for v in several):
+        return False
+    if degree_of(node, dict.fromkeys(weights, 1)) <= 1:
+        return True
+    made = [{tensor for v in several for origin in v.origins for tensor, _ in origin} for several in weights.values()]
+    # a product of two matrices (W = B A), of which no axis belongs to both
+    if node.kind != "product" or len(made) != 2 or made[0] & made[1]:
+        return False
+    axes = [{tensor for tensor, _ in origin} for origin in out.origins]
+    return not any(made[0] & tensors and made[1] & tensors for tensors in axes)
+
+
+def _weighs(value: Any) -> bool:
+    return isinstance(value, Value) and value.is_weight
 
 
 def _free(values: Sequence[Value]) -> list[Axis]:

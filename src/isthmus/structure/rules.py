@@ -10,7 +10,7 @@ from isthmus.structure import algebra, images, indexing, layers, shapes
 from isthmus.structure.propagation import Propagation, Rules
 from isthmus.structure.units import Structure
 
-__all__ = ["RULES", "structure_of"]
+__all__ = ["RULES", "straight_weights", "structure_of"]
 
 RULES = Rules(
     {**algebra.RULES, **shapes.RULES, **indexing.RULES, **layers.RULES, **images.RULES},
@@ -40,6 +40,25 @@ def structure_of(program: Program, param_shapes: Mapping[str, Sequence[int]]) ->
     walk = Propagation(program, param_shapes)
     walk.run(RULES)
     return walk.structure()
+
+
+def straight_weights(program: Program, param_shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """The names of the tensors of which units are read as they are, or through linear operations of each tensor alone.
+
+    None where an operation has no rule.
+
+    >>> import torch
+    >>> from isthmus.program.export import trace
+    >>> net = torch.nn.Linear(2, 2)
+    >>> sorted(straight_weights(trace(net, (torch.zeros(1, 2),)), {k: v.shape for k, v in net.state_dict().items()}))
+    ['bias', 'weight']
+    """
+    walk = Propagation(program, param_shapes)
+    try:
+        walk.run(RULES)
+    except UnsupportedError:
+        return set()
+    return set(program.tensors.values()) - walk.curved
 
 
 def _refuse_training(program: Program) -> None:
