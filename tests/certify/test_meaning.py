@@ -184,3 +184,39 @@ def test_outgoing_weights_made_of_two_factors_add_up():
     one = torch.ones(2, 1, dtype=F64)
     c = im.certify(im.Objective(factors, "mse", (one, 2 * one)), im.Path.through(ends))
     assert c.segments[0].claim == "unchanged"
+
+
+class Read(nn.Module):
+    """Two units behind a function of their own, the second of which nothing reads."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.f = nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.f(self.first(x)))
+
+
+UNDEFINED = {
+    "overflows": (torch.relu, 1e10, (0.0, 1e308, 0.0)),
+    "has no value": (torch.reciprocal, 1.0, (1.0, 0.0, -1.0)),
+    "lies on a line that overflows": (torch.relu, 1e-10, (1e308, -1e308)),
+}
+
+
+@pytest.mark.parametrize("last", [1.0, 2.0])
+@pytest.mark.parametrize("name", UNDEFINED)
+def test_a_unit_that_nothing_reads_and_has_no_value_is_not_left_out(name, last):
+    f, x, several = UNDEFINED[name]
+    ends = [
+        {"first.weight": torch.tensor([[1 / x], [w]], dtype=F64), "last.weight": torch.tensor([[v, 0.0]], dtype=F64)}
+        for w, v in zip(several, (1.0, *(last for _ in several[1:])), strict=True)
+    ]
+    one = torch.ones(2, 1, dtype=F64)
+    found = kernel(Read(f), "mse", one * x, one, *ends)
+    assert found.loss(0, 0.5) != found.loss(0, 0.5)
+    claim = found.claim(found.path.segments[0])
+    assert claim.kind == "measured"
+    assert not found.bound(0, 0.25, 0.75).loss < torch.inf
+    tame = kernel(Read(torch.relu), "mse", one, one, *(p | {"first.weight": torch.ones(2, 1).double()} for p in ends))
+    assert tame.claim(tame.path.segments[0]).kind == ("unchanged" if last == 1 else "convex")

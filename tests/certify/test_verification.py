@@ -84,6 +84,8 @@ TAMPERED = {
     "witness value": (at(0, "value", value=lambda v: v * 1.01), "segment 0: the loss at its witness"),
     "witness": (whole("witness", "loss", value=1.0), "witness: stored {"),
     "witness's place": (whole("witness", "t", value=0.123), "witness: stored {"),
+    "witness before the start": (at(0, "witness", value=-1e-6), "the witness t = -1e-06 is not in [0, 1]"),
+    "witness behind the end": (at(2, "witness", value=1.5), "the witness t = 1.5 is not in [0, 1]"),
     "close": (whole("close", value=lambda v: not v), "close: stored"),
     "words": (whole("summary", value="proved: at most 0.001"), "summary: stored proved: at most 0.001"),
     "expected": (whole("expected", value=7), "expected: stored 7"),

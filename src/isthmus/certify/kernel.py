@@ -19,11 +19,11 @@ from isthmus.evaluate.profile import profile
 from isthmus.objective import Objective
 from isthmus.objective.data import arguments, rows
 from isthmus.objective.matching import check_own
-from isthmus.params import Params, cast, check_moves, nonfinite
+from isthmus.params import Params, cast, check_moves, equal, nonfinite
 from isthmus.paths import Curve, LevelCurve, Path, Segment
 from isthmus.program.export import Program
 from isthmus.structure import Structure
-from isthmus.structure.liveness import cleared, live_units
+from isthmus.structure.liveness import changed_tensors, cleared, live_units
 
 READINGS = 4
 """Segments whose constant values are kept at a time, together within the objective's memory."""
@@ -53,6 +53,7 @@ class Kernel:
         self._losses: dict[int, tuple[Params, float]] = {}
         self._points: dict[int, tuple[Params, Bound]] = {}
         self._levels: dict[int, tuple[LevelCurve, Level]] = {}
+        self._defined: dict[int, tuple[Segment, bool]] = {}
         self.bounds = lru_cache(READINGS)(self._make_bounds)
         self._curve = lru_cache(READINGS)(self._make_curve)
 
@@ -114,6 +115,28 @@ class Kernel:
         except (*TROUBLE, UnsupportedError):
             return None
 
+    def units(self, segment: Segment) -> Structure | None:
+        """The units, where those that nothing reads have a value all along the segment: 0 times what overflows, or has
+        none, is no number."""
+        structure = self.structure
+        if structure is None or not isinstance(segment, Curve):
+            return None
+        if id(segment) not in self._defined:
+            self._defined[id(segment)] = (segment, self._is_defined(segment, structure))
+        return structure if self._defined[id(segment)][1] else None
+
+    def _is_defined(self, segment: Curve, structure: Structure) -> bool:
+        """Whether forms of all units are finite on the whole segment, where weights of dead ones are to be left out."""
+        control = [cast(p, torch.float64) for p in segment.control]
+        simple = cleared(control, live_units(control, structure), structure)
+        if not changed_tensors(control) or all(map(equal, simple, control)):
+            return True
+        try:
+            with without_raw_errors("its graph"):
+                return isfinite(Bounds(self.wide, self.program, control, None, 0).over(0.0, 1.0).loss)
+        except UnsupportedError:
+            return False
+
     @cached_property
     def program(self) -> Program:
         """The network's graph, which computes in whatever type it is given."""
@@ -132,7 +155,7 @@ class Kernel:
             return Claim("measured", f"no claim is known for segments of type {type(segment).__name__}")
         try:
             with without_raw_errors("the network's graph"):
-                found = claim(segment.control, self.program, self.structure, self.objective.convex)
+                found = claim(segment.control, self.program, self.units(segment), self.objective.convex)
         except UnsupportedError as e:
             return Claim("measured", str(e))
         if found.kind == "unchanged" and self.wide.penalty is not None:
@@ -171,7 +194,7 @@ class Kernel:
         if self.obstacle or not isinstance(self.path.segments[i], Curve):
             raise UnsupportedError("its graph", self.obstacle or "affine forms are about Bezier curves alone")
         control = [cast(p, torch.float64) for p in self.control(i)]
-        structure = self.structure
+        structure = self.units(self.path.segments[i])
         simple = None if structure is None else cleared(control, live_units(control, structure), structure)
         return Bounds(self.wide, self.program, control, simple, self.wide.memory // READINGS)
 

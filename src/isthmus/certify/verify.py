@@ -14,7 +14,7 @@ from isthmus.certify.certificate import Certificate, SegmentCertificate, reached
 from isthmus.certify.claims import Claim
 from isthmus.certify.kernel import Kernel
 from isthmus.certify.model import MODELS
-from isthmus.errors import IsthmusError, UnsupportedError
+from isthmus.errors import InputError, IsthmusError, UnsupportedError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.paths import HasPath, LevelCurve, Path, path_of
@@ -184,7 +184,7 @@ def _slack(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
     found = [0.0, *(v for s in segments for v in _allowances(kernel, s))]
     if bounded := [s for s in segments if s["claim"] == "bounded"]:
         top = max(bounded, key=lambda s: s["value"])
-        with suppress(UnsupportedError):
+        with suppress(UnsupportedError, InputError):  # a witness beyond the ends was named before
             found.append(kernel.bound_at(kernel.point(top["index"], top["witness"])).loss - top["value"])
     have = certificate.get("slack", 0.0)
     if not abs(have - max(found)) <= TOLERANCE * max(1.0, *(abs(s["bound"]) for s in segments)):
