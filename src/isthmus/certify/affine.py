@@ -182,8 +182,8 @@ class Reading:
 
     What does not depend on t is computed once per chunk of examples and kept while that needs less than `memory`
     bytes. `moving`: the tensors to be taken for moving ones, instead of those whose control points differ. `uncertain`:
-    by how much the entries of tensors that do not move may be off. Errors: `UnsupportedError` names an operation
-    without a rule.
+    by how much the entries of tensors that do not move may be off; `spread`: those of the inputs. Errors:
+    `UnsupportedError` names an operation without a rule.
     """
 
     def __init__(
@@ -194,8 +194,10 @@ class Reading:
         memory: int,
         moving: Collection[str] | None = None,
         uncertain: Mapping[str, Tensor] | None = None,
+        spread: Tensor | None = None,
     ) -> None:
         moving = changed_tensors(control) if moving is None else moving
+        self.spread = spread
         _refuse_complex(control[0])
         self.objective, self.program, self.control, uncertain = objective, program, control, uncertain or {}
         self.motions: dict[str, Motion] = {}
@@ -257,7 +259,7 @@ class Reading:
         places = self.program.inputs
         rest = dict(zip(places[len(positional) :], named.values(), strict=False))
         given = dict(zip(places, positional, strict=False)) | rest | {k: named[k] for k in places if k in named}
-        values = dict(self.fixed) | {k: _value(v) for k, v in given.items()}
+        values = dict(self.fixed) | {k: _value(v, self.spread) for k, v in given.items()}
         interpret(self.before, apply, values)
         values = {k: v for k, v in values.items() if k in self.needed}
         size = sum(_bytes(v) for k, v in values.items() if k not in self.fixed)

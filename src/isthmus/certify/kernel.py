@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from math import inf, isfinite
 
 import torch
+from torch import Tensor
 
+from isthmus.certify.affine import Interval, Reading
 from isthmus.certify.analytic import Level, level
 from isthmus.certify.bounds import Bound, Bounds
 from isthmus.certify.claims import Claim, claim
@@ -131,9 +134,23 @@ class Kernel:
         simple = cleared(control, live_units(control, structure), structure)
         if not changed_tensors(control) or all(map(equal, simple, control)):
             return True
+        return any(self._has_values(control, *given) for given in self._data_at_once())
+
+    def _data_at_once(self) -> Iterator[tuple[Objective, Tensor | None]]:
+        """One example with inputs as uncertain as the data are spread, which is quick; all of them, which is closer."""
+        x, y = self.wide.data
+        if isinstance(x, Tensor) and x.is_floating_point():
+            low, high = x.amin(0, keepdim=True), x.amax(0, keepdim=True)
+            yield self.wide.on(((low + high) / 2, y[:1])), high.double() - low.double()
+        yield self.wide, None
+
+    def _has_values(self, control: Sequence[Params], objective: Objective, spread: Tensor | None) -> bool:
+        """Whether forms of all values are finite on the whole segment: what is not stays until the outputs."""
         try:
-            with without_raw_errors("its graph"):
-                return isfinite(Bounds(self.wide, self.program, control, None, 0).over(0.0, 1.0).loss)
+            with without_raw_errors("its graph"), torch.no_grad():
+                reading = Reading(objective, self.program, control, 0, spread=spread)
+                outputs = reading.outputs(Interval.between(0.0, 1.0))
+                return all(bool(z.settled().size().isfinite().all()) for z, _ in outputs)
         except UnsupportedError:
             return False
 

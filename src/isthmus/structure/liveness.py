@@ -159,16 +159,19 @@ def merged(
     out: list[Params] = [dict(p) for p in points]
     lost: dict[str, Tensor] = {}
     for group in structure.groups:
-        if not _hands_over(group, points[0]):
-            continue
-        classes = _classes(out, points, lost, group, live[group.name])
-        if classes and not straight().issuperset(m.tensor for m in group.outs):
-            continue
-        for p, m in product(out if classes else (), group.outs):
-            p[m.tensor], error = _added(p[m.tensor], m, classes)
-            if bool(error.any()):
-                lost[m.tensor] = lost[m.tensor] + error if m.tensor in lost else error
+        if _hands_over(group, points[0]):
+            classes = _classes(out, points, lost, group, live[group.name])
+            if classes and straight().issuperset(m.tensor for m in group.outs):
+                _add_up(out, lost, group, classes)
     return out, lost
+
+
+def _add_up(points: Sequence[Params], lost: dict[str, Tensor], group: Group, classes: Sequence[Tensor]) -> None:
+    """Put the sums of outgoing weights into the `points`, and what is `lost` in them beside it."""
+    for p, m in product(points, group.outs):
+        p[m.tensor], error = _added(p[m.tensor], m, classes)
+        if bool(error.any()):
+            lost[m.tensor] = lost[m.tensor] + error if m.tensor in lost else error
 
 
 def _hands_over(group: Group, params: Params) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -313,18 +313,28 @@ def _with_straight(node: Node, given: Mapping[str, Any], out: Any) -> Any:
 
 
 def _straight(node: Node, given: Mapping[str, Any], out: Value) -> bool:
-    read = {k: [v for v in (x if isinstance(x, tuple | list) else (x,)) if _weighs(v)] for k, x in given.items()}
-    weights = {k: several for k, several in read.items() if several}
+    weights = {k: several for k, x in given.items() if (several := _weights_of(x))}
     if not all(v.straight for several in weights.values() for v in several):
         return False
-    if degree_of(node, dict.fromkeys(weights, 1)) <= 1:
-        return True
-    made = [{tensor for v in several for origin in v.origins for tensor, _ in origin} for several in weights.values()]
-    # a product of two matrices (W = B A), of which no axis belongs to both
-    if node.kind != "product" or len(made) != 2 or made[0] & made[1]:
+    return degree_of(node, dict.fromkeys(weights, 1)) <= 1 or _parts_axes(node, list(weights.values()), out)
+
+
+def _parts_axes(node: Node, read: Sequence[Sequence[Value]], out: Value) -> bool:
+    """Whether it is a product of two matrices (W = B A), of which no axis belongs to both."""
+    if node.kind != "product" or len(read) != 2:
         return False
-    axes = [{tensor for tensor, _ in origin} for origin in out.origins]
-    return not any(made[0] & tensors and made[1] & tensors for tensors in axes)
+    first, second = (_named(origin for v in several for origin in v.origins) for several in read)
+    shared = any(first & _named([origin]) and second & _named([origin]) for origin in out.origins)
+    return not first & second and not shared
+
+
+def _named(origins: Iterable[Collection[tuple[str, Any]]]) -> set[str]:
+    """The tensors of these origins of axes."""
+    return {tensor for origin in origins for tensor, _ in origin}
+
+
+def _weights_of(value: Any) -> list[Value]:
+    return [v for v in (value if isinstance(value, tuple | list) else (value,)) if _weighs(v)]
 
 
 def _weighs(value: Any) -> bool:
