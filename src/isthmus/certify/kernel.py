@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from math import inf, isfinite
@@ -134,17 +134,19 @@ class Kernel:
         simple = cleared(control, live_units(control, structure), structure)
         if not changed_tensors(control) or all(map(equal, simple, control)):
             return True
-        return any(self._has_values(control, *given) for given in self._data_at_once())
+        quick = self._at_once is not None and self._has_values(control, *self._at_once)
+        return quick or self._has_values(control, self.wide)
 
-    def _data_at_once(self) -> Iterator[tuple[Objective, Tensor | None]]:
-        """One example with inputs as uncertain as the data are spread, which is quick; all of them, which is closer."""
+    @cached_property
+    def _at_once(self) -> tuple[Objective, Tensor] | None:
+        """All examples as one, with inputs that are as uncertain as the data are spread."""
         x, y = self.wide.data
-        if isinstance(x, Tensor) and x.is_floating_point():
-            low, high = x.amin(0, keepdim=True), x.amax(0, keepdim=True)
-            yield self.wide.on(((low + high) / 2, y[:1])), high.double() - low.double()
-        yield self.wide, None
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return None
+        low, high = x.amin(0, keepdim=True), x.amax(0, keepdim=True)
+        return self.wide.on(((low + high) / 2, y[:1])), high.double() - low.double()
 
-    def _has_values(self, control: Sequence[Params], objective: Objective, spread: Tensor | None) -> bool:
+    def _has_values(self, control: Sequence[Params], objective: Objective, spread: Tensor | None = None) -> bool:
         """Whether forms of all values are finite on the whole segment: what is not stays until the outputs."""
         try:
             with without_raw_errors("its graph"), torch.no_grad():
