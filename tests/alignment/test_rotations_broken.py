@@ -134,3 +134,26 @@ def test_a_stored_inverse_gives_the_same_bytes(tmp_path):
     back = im.align(*problem("mixture"), im.RotationMatching(3)).inverse()
     im.save_alignment(back, tmp_path / "back")
     assert equal(im.load_alignment(tmp_path / "back", objective).apply(b), back.apply(b))
+
+
+class Summed(nn.Module):
+    """A hidden layer whose biases, or whose rows, depend on the lengths of its rows."""
+
+    def __init__(self, rows: bool) -> None:
+        super().__init__()
+        self.rows, self.up, self.down = rows, nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.up.weight
+        h = self.up(x) / w.norm(dim=1) if self.rows else nn.functional.linear(x, w, w.sum(1))
+        return self.down(h.relu() + self.up.bias)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_sum_over_weights_turns_nothing_and_stops_nothing(rows: bool) -> None:
+    module, x = Summed(rows).double(), torch.randn(7, 8, dtype=torch.float64)
+    objective = im.Objective(module, "mse", (x, torch.zeros(7, 3, dtype=torch.float64)))
+    a, b = ({k: torch.randn_like(v) for k, v in module.state_dict().items()} for _ in range(2))
+    aligned = im.align(objective, a, b, im.RotationMatching())
+    assert not aligned.rotations
+    torch.testing.assert_close(objective.outputs(aligned.apply(b)), objective.outputs(b), rtol=1e-9, atol=1e-9)

@@ -251,9 +251,11 @@ class Follow:
         """A mean, a sum or a spread, over the units or over something else."""
         ((value, state),) = self.of(node).items()
         axes = self.axes(value)
+        if not axes:
+            raise self.refusal(node)  # a function of weights
         over = [ax.find(axes[d]) for d in _dims(node.named().get("dim"), len(axes))]
         within = [axis for axis in over if self.holds(axis)]
-        if set(within) - {self.atom} or not axes:
+        if set(within) - {self.atom}:
             raise self.refusal(node)
         if not within:
             return self.summed(node, state)
