@@ -150,3 +150,31 @@ def test_weights_are_compared_where_they_lie():
         assert torch.equal(overlap.gram(group, moved), wide.gram(group, wide.permuted(orders)))
     even = {k: torch.full((len(v), len(v)), 1 / len(v), dtype=torch.float64) for k, v in orders.items()}
     assert overlap.value_at(even) == wide.value_at(even)
+
+
+class Shared(nn.Module):
+    """Layers of which two have one weight, or one bias."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        setattr(self.c, what, getattr(self.b, what))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.d(self.c(self.b(self.a(x).relu()).relu()).relu())
+
+
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_what_two_layers_share_is_scaled_for_neither_and_stays_one_tensor(what: str) -> None:
+    module, x = Shared(what).double(), torch.randn(20, 3, dtype=torch.float64)
+    objective = im.Objective(module, "mse", (x, torch.zeros(20, 2, dtype=torch.float64)))
+    a = {k: torch.randn_like(v) for k, v in module.state_dict().items()}
+    b = {k: torch.randn_like(v) for k, v in module.state_dict().items()}
+    for end in (a, b):
+        end[f"c.{what}"] = end[f"b.{what}"]
+    path = im.connect(objective, a, b, im.Renormalised()).path
+    knot, straight = path.knots[1], {k: torch.lerp(a[k], b[k], 0.5) for k in a}
+    assert torch.equal(knot[f"c.{what}"], knot[f"b.{what}"])
+    assert torch.equal(knot[f"b.{what}"], straight[f"b.{what}"])
+    assert not torch.equal(knot["a.weight"], straight["a.weight"])
+    assert objective.loss(knot) > 0

@@ -79,12 +79,14 @@ def _layers(program: Program, structure: Structure) -> dict[str, _Layer]:
 
 
 def _layer(program: Program, node: Node | None) -> tuple[Node, str, str | None, int] | None:
-    """The node with the names of its weight and its bias, and the axis of the weight's rows."""
+    """The node with the names of its weight and its bias, which nothing else reads, and the axis of the rows."""
     if node is None or node.kind not in ("affine", "convolution") or node.named().get("groups", 1) != 1:
         return None
     weight, bias = _named(program, node, "weight"), _named(program, node, "bias")
     if weight is None or (bias is None and node.named().get("bias") is not None):
         return None
+    if not all(program.reads_once(name) for name in (weight, bias) if name is not None):
+        return None  # scaling it would change what else reads it
     return node, weight, bias, 1 if "transpose" in node.base else 0
 
 
@@ -113,14 +115,12 @@ def _repaired(
 ) -> Params:
     """The point after its layers were corrected in turn, each seeing what the corrected ones before it compute."""
     out = dict(point)
-    done: set[str] = set()
 
     def handle(node: Node, values: Mapping[str, Any]) -> Any:
         value = node.call(values)
         layer = layers.get(node.name)
-        if layer is None or layer.weight in done:
+        if layer is None:
             return value
-        done.add(layer.weight)
         scale, shift = _correction(value, layer, goal[node.name])
         out[layer.weight] = scaled(out[layer.weight], scale, layer.rows)
         if layer.bias is None:
@@ -133,7 +133,7 @@ def _repaired(
     env: dict[str, Any] = {place: point[name] for place, name in program.tensors.items()}
     env |= dict(program.constants) | dict(zip(program.inputs, x, strict=True))
     program.interpret(handle, env)
-    return out
+    return out | {alias: out[name] for alias, name in program.tied.items()}
 
 
 def _correction(value: Tensor, layer: _Layer, goal: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

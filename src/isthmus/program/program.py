@@ -206,6 +206,11 @@ class Program:
         live = self.live()
         return self.tied.get(name, name) in {k for place, k in self.tensors.items() if place in live}
 
+    def reads_once(self, name: str) -> bool:
+        """Whether one operation reads this entry of the state_dict, once."""
+        places = {place for place, k in self.tensors.items() if k == self.tied.get(name, name)}
+        return sum(node.refs().count(place) for node in self.needed for place in places) == 1
+
     def live(self) -> set[str]:
         """The names of the values on which an output depends."""
         seen = {r.name for r in self.outputs}

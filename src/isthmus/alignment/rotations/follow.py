@@ -360,13 +360,8 @@ class Follow:
         """How a weight reads, with its bias if nothing else uses that."""
         reader = several[0][1]
         plain = len(several) == 1 and len(self.walk.shapes[reader.weight]) == 2
-        own = reader.bias is not None and self.used_once(reader.bias)
+        own = reader.bias is not None and self.walk.program.reads_once(reader.bias)
         return reader if plain and own else Reader(reader.weight, reader.dim, None)
-
-    def used_once(self, tensor: str) -> bool:
-        """Whether one operation reads a parameter, once."""
-        places = {place for place, name in self.walk.program.tensors.items() if name == tensor}
-        return sum(node.refs().count(p) for node in self.walk.program.needed for p in places) == 1
 
 
 def _dims(dim: Any, rank: int) -> set[int]:
