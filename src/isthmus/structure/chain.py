@@ -21,7 +21,7 @@ from isthmus.params import Params
 from isthmus.program.export import Node, Program, Ref
 from isthmus.program.ops import Kind
 from isthmus.shown import one_line
-from isthmus.structure.units import Group, Structure
+from isthmus.structure.units import Group, Structure, whole
 
 RESHAPE: tuple[Kind, ...] = ("reshape", "squeeze")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -310,6 +310,9 @@ def _refuse_layer(node: Node) -> None:
         raise UnsupportedError(node.where or node.op, "a linear layer that runs over positions is not a chain")
     if node.kind == "affine" and node.named().get("groups", 1) != 1:
         raise UnsupportedError(node.where or node.op, "a grouped convolution has no full matrix")
+    if "group_norm" in node.base:
+        why = "it has as many groups in a narrower network, whose units are then others"
+        raise UnsupportedError(node.where or node.op, why, "InstanceNorm, where each unit is a group")
 
 
 def _canonical(line: list[Node], program: Program) -> list[Node]:
@@ -377,9 +380,11 @@ def _group_between(structure: Structure, weight: str, following: str) -> Group:
         roles = {(m.tensor, m.dim, m.role) for m in group.members}
         if not {(weight, 0, "in"), (following, 1, "out")} <= roles:
             continue
-        if not group.separable:
-            raise UnsupportedError(f"units of {weight!r}", f"they cannot be treated one by one ({group.why})")
-        if _whole(group, structure) and {m.tensor for m in group.outs} == {following}:
+        together = next(m.index[0].numel() for m in group.members if (m.tensor, m.dim) == (weight, 0))
+        if not group.separable or together > 1:
+            why = group.why or f"an operation behind them takes {together} together"
+            raise UnsupportedError(f"units of {weight!r}", f"they cannot be treated one by one ({why})")
+        if whole(group, structure.shapes) and {m.tensor for m in group.outs} == {following}:
             return group
         break
     layer = weight.rpartition(".")[0] or weight
@@ -388,12 +393,3 @@ def _group_between(structure: Structure, weight: str, following: str) -> Group:
         f"units of {weight!r}",
         f"they are not exactly the units that {following!r} reads" + (f" ({why})" if why else ""),
     )
-
-
-def _whole(group: Group, structure: Structure) -> bool:
-    """Whether the units are all that stands on their axes, in their natural order."""
-    return all(_natural(m.index, structure.shapes[m.tensor][m.dim]) for m in group.members)
-
-
-def _natural(index: Tensor, length: int) -> bool:
-    return prod(index.shape) == length and torch.equal(index.flatten(), torch.arange(length))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import prod
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from isthmus.errors import InputError
 from isthmus.params import Params
 from isthmus.shown import one_line
 
-__all__ = ["Group", "Member", "Structure", "Units"]
+__all__ = ["Group", "Member", "Structure", "Units", "whole"]
 
 Units = Sequence[int] | Tensor
 
@@ -298,3 +299,12 @@ def _generators(index: Tensor, size: int) -> list[Tensor]:
             source[index.reshape(-1)] = index[order].reshape(-1)
             out.append(source)
     return out
+
+
+def whole(group: Group, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the units are all that stands on their axes, in their natural order."""
+    return all(_natural(m.index, shapes[m.tensor][m.dim]) for m in group.members)
+
+
+def _natural(index: Tensor, length: int) -> bool:
+    return prod(index.shape) == length and torch.equal(index.flatten(), torch.arange(length))
