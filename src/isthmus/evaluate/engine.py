@@ -105,6 +105,8 @@ class Engine:
         control = curve.control
         # zero weights do not silence what is infinite
         structure = None if nonfinite(control[0]) else self.network.structure(control)
+        if structure is not None and structure.groups and not self.network.has_values(program, control):
+            structure = None
         small = control
         if structure is not None and structure.groups:
             live = live_units(control, structure)

@@ -129,6 +129,22 @@ class Network:
         except (*_REFUSALS, IsthmusError):
             return control
 
+    def has_values(self, program: Program, control: Sequence[Params]) -> bool:
+        """Whether the whole network has finite outputs at all control points, on the largest and a few examples.
+
+        What a unit computes that nothing reads may still overflow, and zero times that is no number.
+        """
+        x, plan = self.objective.data[0], whole(program)
+        several = [rows(x, slice(0, 4))]
+        if isinstance(x, Tensor) and x.is_floating_point():
+            i = int(x.flatten(1).abs().sum(1).argmax())
+            several.append(x[i : i + 1])
+        found = (evaluate(program, plan, self.cast(p), few, self.dtype) for p in control for few in several)
+        try:
+            return all(bool(out.isfinite().all()) for out in found)
+        except _REFUSALS:
+            return False
+
     def _same(self, small: Params, full: Params) -> bool:
         """Whether the small network computes what the full one does, on a few examples."""
         x, program, dtype = rows(self.objective.data[0], slice(0, 4)), self.objective.program, self.objective.dtype
