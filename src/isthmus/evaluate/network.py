@@ -15,7 +15,7 @@ from isthmus.evaluate.plan import Plan, Stage, cast_for, whole
 from isthmus.objective import Objective
 from isthmus.objective.data import Inputs, cast_inputs, rows
 from isthmus.objective.skeleton import CountProducts
-from isthmus.params import Params, in_dtype
+from isthmus.params import Params, in_dtype, moves
 from isthmus.program.export import Program, plain_attention
 from isthmus.structure import Structure
 from isthmus.structure.liveness import live_units, separable
@@ -29,6 +29,9 @@ LEFT_OUT = 0.9
 """Dead units are left out when the weights shrink below this fraction; gathering the others is not free."""
 
 # errors by which an operation says that it cannot work on these sizes or types
+ORDINARY = 10.0
+"""Entries of weights up to this size are not asked whether units overflow."""
+
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
 
 
@@ -132,8 +135,11 @@ class Network:
     def has_values(self, program: Program, control: Sequence[Params]) -> bool:
         """Whether the whole network has finite outputs at all control points, on the largest and a few examples.
 
-        What a unit computes that nothing reads may still overflow, and zero times that is no number.
+        What a unit computes that nothing reads may still overflow, and zero times that is no number. With weights of
+        ordinary size no unit does, and nothing is run.
         """
+        if all(float(v.abs().max()) <= ORDINARY for p in control for v in p.values() if moves(v) and v.numel()):
+            return True
         x, plan = self.objective.data[0], whole(program)
         several = [rows(x, slice(0, 4))]
         if isinstance(x, Tensor) and x.is_floating_point():
