@@ -85,9 +85,13 @@ def _layer(program: Program, node: Node | None) -> tuple[Node, str, str | None, 
     weight, bias = _named(program, node, "weight"), _named(program, node, "bias")
     if weight is None or (bias is None and node.named().get("bias") is not None):
         return None
-    if not all(program.reads_once(name) for name in (weight, bias) if name is not None):
+    if _is_shared(program, weight, bias):
         return None  # scaling it would change what else reads it
     return node, weight, bias, 1 if "transpose" in node.base else 0
+
+
+def _is_shared(program: Program, *names: str | None) -> bool:
+    return not all(program.reads_once(name) for name in names if name is not None)
 
 
 def _named(program: Program, node: Node, argument: str) -> str | None:

@@ -103,12 +103,8 @@ class Engine:
     def _planned(self, curve: Curve, moved: set[str], program: Program, points: int) -> Route:
         """What the graph of the network and its units tell about the change from the first control point."""
         control = curve.control
-        # zero weights do not silence what is infinite
-        structure = None if nonfinite(control[0]) else self.network.structure(control)
-        if structure is not None and structure.groups and not self.network.has_values(program, control):
-            structure = None
-        small = control
-        if structure is not None and structure.groups:
+        structure, small = self._units(program, control), control
+        if structure is not None:
             live = live_units(control, structure)
             moved = effective_changes(control, moved, live, structure, program) if moved else moved
             small = self.network.without_dead(control, structure, live)
@@ -120,6 +116,13 @@ class Engine:
         if plan.kind == "general":
             return General(self, curve, inner, program, plan)
         return Affine(self, curve, inner, program, plan, self._apart(control, structure, size(small[0])))
+
+    def _units(self, program: Program, control: Sequence[Params]) -> Structure | None:
+        """The units, where there are some that may be left out: zero weights do not silence what is infinite."""
+        structure = None if nonfinite(control[0]) else self.network.structure(control)
+        if structure is None or not structure.groups:
+            return None
+        return structure if self.network.has_values(program, control) else None
 
     def _apart(self, control: tuple[Params, ...], structure: Structure | None, joint: int) -> list[Params | Tensor]:
         """For each control point its outputs if they are known, or its weights without the units dead there.

@@ -28,10 +28,10 @@ FEW = 64
 LEFT_OUT = 0.9
 """Dead units are left out when the weights shrink below this fraction; gathering the others is not free."""
 
-# errors by which an operation says that it cannot work on these sizes or types
 ORDINARY = 10.0
 """Entries of weights up to this size are not asked whether units overflow."""
 
+# errors by which an operation says that it cannot work on these sizes or types
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
 
 
@@ -138,13 +138,9 @@ class Network:
         What a unit computes that nothing reads may still overflow, and zero times that is no number. With weights of
         ordinary size no unit does, and nothing is run.
         """
-        if all(float(v.abs().max()) <= ORDINARY for p in control for v in p.values() if moves(v) and v.numel()):
+        if all(map(_is_ordinary, control)):
             return True
-        x, plan = self.objective.data[0], whole(program)
-        several = [rows(x, slice(0, 4))]
-        if isinstance(x, Tensor) and x.is_floating_point():
-            i = int(x.flatten(1).abs().sum(1).argmax())
-            several.append(x[i : i + 1])
+        plan, several = whole(program), _telling(self.objective.data[0])
         found = (evaluate(program, plan, self.cast(p), few, self.dtype) for p in control for few in several)
         try:
             return all(bool(out.isfinite().all()) for out in found)
@@ -214,6 +210,20 @@ def _close(a: Tensor, b: Tensor) -> bool:
         return bool(torch.equal(a.isfinite(), b.isfinite()))
     eps = max(torch.finfo(a.dtype).eps, 1e-16)
     return float((a - b).abs().max()) <= 1e3 * eps * max(float(b.abs().max()), 1e-30) + 1e-30
+
+
+def _is_ordinary(params: Params) -> bool:
+    """Whether no entry is NaN or of more than ordinary size."""
+    return all(float(v.abs().max()) <= ORDINARY for v in params.values() if moves(v) and v.numel())
+
+
+def _telling(x: Inputs) -> list[Inputs]:
+    """A few examples, and the one with the largest inputs."""
+    several = [rows(x, slice(0, 4))]
+    if isinstance(x, Tensor) and x.is_floating_point():
+        i = int(x.flatten(1).abs().sum(1).argmax())
+        several.append(x[i : i + 1])
+    return several
 
 
 def may_idle(control: Sequence[Mapping[str, Tensor]]) -> bool:

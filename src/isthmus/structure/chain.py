@@ -376,20 +376,24 @@ def _known(group: Group | None, node: Node) -> set[str]:
 
 def _group_between(structure: Structure, weight: str, following: str) -> Group:
     """The hidden units that `weight` makes and `following` reads, in their natural order and nothing else's."""
-    for group in structure.groups:
-        roles = {(m.tensor, m.dim, m.role) for m in group.members}
-        if not {(weight, 0, "in"), (following, 1, "out")} <= roles:
-            continue
-        together = next(m.index[0].numel() for m in group.members if (m.tensor, m.dim) == (weight, 0))
-        if not group.separable or together > 1:
-            why = group.why or f"an operation behind them takes {together} together"
-            raise UnsupportedError(f"units of {weight!r}", f"they cannot be treated one by one ({why})")
+    ends = {(weight, 0, "in"), (following, 1, "out")}
+    between = (g for g in structure.groups if ends <= {(m.tensor, m.dim, m.role) for m in g.members})
+    group = next(between, None)
+    if group is not None:
+        _check_single(group, weight)
         if whole(group, structure.shapes) and {m.tensor for m in group.outs} == {following}:
             return group
-        break
     layer = weight.rpartition(".")[0] or weight
     why = structure.fixed.get(layer, "")
     raise UnsupportedError(
         f"units of {weight!r}",
         f"they are not exactly the units that {following!r} reads" + (f" ({why})" if why else ""),
     )
+
+
+def _check_single(group: Group, weight: str) -> None:
+    """Refuse units that are no single rows of the weight."""
+    together = next(m.index[0].numel() for m in group.members if (m.tensor, m.dim) == (weight, 0))
+    if not group.separable or together > 1:
+        why = group.why or f"an operation behind them takes {together} together"
+        raise UnsupportedError(f"units of {weight!r}", f"they cannot be treated one by one ({why})")
