@@ -117,7 +117,7 @@ class Engine:
             return General(self, curve, inner, program, plan)
         return Affine(self, curve, inner, program, plan, self._apart(control, structure, size(small[0])))
 
-    def _units(self, program: Program, control: Sequence[Params]) -> Structure | None:
+    def _units(self, program: Program, control: tuple[Params, ...]) -> Structure | None:
         """The units, where there are some that may be left out: zero weights do not silence what is infinite."""
         structure = None if nonfinite(control[0]) else self.network.structure(control)
         if structure is None or not structure.groups:
