@@ -280,3 +280,16 @@ def test_many_tensors_take_little_time(tmp_path):
     start = time.process_time()
     assert len(load_params(tmp_path / "w.pt")) == 5_000
     assert time.process_time() - start < 5 * alone + 1
+
+
+def test_folders_and_files_of_other_kinds_say_what_they_are(tmp_path, monkeypatch):
+    from isthmus.storage import folders
+
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/.metadata").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"is a checkpoint in parts of torch\.distributed"):
+        load_params(tmp_path / "parts")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "a.safetensors"}}')
+    monkeypatch.setattr(folders, "_INDEX_BYTES", 10)
+    with pytest.raises(CheckpointError, match="is an index of more than 20 MB"):
+        load_params(tmp_path)
