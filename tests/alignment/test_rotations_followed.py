@@ -18,6 +18,10 @@ from tests.alignment.test_rotations import drawn, places, turns_of
 class Stream(nn.Module):
     """A function between the layer that makes the units and the one that reads them."""
 
+    gain: nn.Parameter
+    shift: nn.Parameter
+    norm: nn.LayerNorm
+
     def __init__(self, f: Callable[[Stream, Tensor], Tensor]) -> None:
         super().__init__()
         self.f, self.e, self.h = f, nn.Linear(5, 12), nn.Linear(12, 2)
