@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from math import nan
+from math import inf, nan
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,6 +95,9 @@ def test_other_data_than_the_curve_was_made_for():
     refused(problem.objective.on((x + 1e-6, y)), curve, "the data of the curve differ from what layer 2 reads")
     moved = replace(curve, x=curve.x + 1e-6, _shared=None)
     refused(problem.objective, moved, "the data of the curve differ")
+    wider = torch.cat([curve.x, torch.zeros_like(curve.x[:, :1])], 1)
+    assert analytic._gap(wider, curve.x) == inf
+    assert analytic._gap(curve.x, curve.x) == 0.0
 
 
 def test_another_network_than_the_curve_was_made_for():
@@ -106,6 +110,15 @@ def test_another_network_than_the_curve_was_made_for():
         refused(im.Objective(module, data=problem.objective.data), curve, why)
     dropped = replace(curve, layers=(*curve.layers[:2], replace(curve.layers[2], slope=0.2)), _shared=None)
     refused(problem.objective, dropped, "behind layer 4 the network has no activation, the curve a slope of 0.2")
+    first, second, *_ = curve.layers
+    for layers, why in (
+        ((replace(first, weight="0.weight", bias="0.bias"), *curve.layers[1:]), "'4.weight' is not layer 2"),
+        ((replace(first, weight="x.weight"),), "'x.weight' is no layer of the network"),
+        ((replace(first, bias=None), second), "layer 2 has the biases ('2.bias',), not None"),
+    ):
+        net = LevelNetwork.of(problem.objective, problem.a)
+        stub = SimpleNamespace(layers=layers)
+        assert why in str(analytic._place(net, stub))  # type: ignore[arg-type]
     other = im.Objective(
         perceptron([5, 17, 9, 6, 3], lambda: nn.LeakyReLU(0.2), bias=False).double(), data=problem.objective.data
     )

@@ -166,3 +166,15 @@ def test_an_operation_without_a_rule_makes_a_claim_a_problem_and_no_error():
 class Arctan(torch.nn.Module):
     def forward(self, x):
         return torch.atan(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (whole("model", value="ball"), "model: 'ball' is not known"),
+        (at(0, "witness", value=1.5), "segment 0: the witness t = 1.5 is not in [0, 1]"),
+        (whole("remark", value="it holds"), "entries that no certificate has: ['remark']"),
+    ],
+)
+def test_what_no_certificate_says_is_named(stored, change, words):
+    assert words in " | ".join(check(stored, change))

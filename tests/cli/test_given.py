@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from isthmus.cli import run_app
+from isthmus.cli import given, run_app
 from isthmus.cli.given import OwnData, data_of
 from isthmus.cli.options import Asked
 from isthmus.errors import FileError, InputError
@@ -121,7 +121,7 @@ def test_data_that_cannot_be_used_are_one_line(ends, capsys, data, message):
     assert len(err.splitlines()) == 1
 
 
-def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path):
+def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path, monkeypatch):
     transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
     folder = shutil.copytree(saved("lm"), tmp_path / "lm")
     model = f"hf:{folder}"
@@ -143,6 +143,14 @@ def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"txt": "a b"}\n')
     with pytest.raises(FileError, match='line 1 has no "text"'):
         data_of(str(tmp_path / "c.jsonl"), model, Asked(block=3))
+    (tmp_path / "d.txt").write_text("")
+    with pytest.raises(FileError, match=r"d.txt: holds 1 words of the tokenizer, too few to predict one"):
+        data_of(str(tmp_path / "d.txt"), model, Asked())
+    with pytest.raises(InputError, match=r"--block: expected at most 7, the words of .*a.txt less one, got 8"):
+        data_of(str(tmp_path / "a.txt"), model, Asked(block=8))
+    monkeypatch.setattr(given, "_LARGEST", 10)
+    with pytest.raises(FileError, match="has over 10 bytes; give a part of it"):
+        data_of(str(tmp_path / "a.txt"), model, Asked(block=2))
     for other, message in (("mlp:4-4", "a model with a tokenizer"), (f"hf:{saved('bert')}", "predicts the next word")):
         with pytest.raises(InputError, match=message):
             data_of(str(tmp_path / "a.txt"), other, Asked())

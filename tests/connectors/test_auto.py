@@ -9,7 +9,7 @@ from torch import nn
 
 import isthmus as im
 from isthmus.connectors.auto.check import EndLosses, check
-from tests.problems import deep_linear, odd_widths, permuted, random_params
+from tests.problems import blobs, deep_linear, odd_widths, permuted, random_params
 
 
 def near(params, by=1e-3):
@@ -215,3 +215,40 @@ def test_complex_weights_have_no_curves_and_the_message_says_so():
     assert not found.outcome.ok
     assert "Bezier" not in found.message.split("the next step would be")[-1] or "real weights" in found.message
     assert any("real weights" in row["said"] for row in found.info.tried if "Bezier" in row["method"])
+
+
+def norms():
+    """A network with BatchNorm, sure of its labels, and the same function with its units renumbered and rescaled."""
+    module = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    x, _ = blobs(200, (5,), 3)
+    a = random_params(module, 1)
+    a["3.weight"] *= 5
+    objective = im.Objective(module, data=(x, torch.func.functional_call(module, a, x).argmax(1)))
+    b = objective.structure.permute(a, {g.name: torch.arange(g.size).flip(0) for g in objective.structure.groups})
+    scale = torch.where(torch.arange(8) % 2 == 0, 4.0, 0.25).double()
+    b |= {k: b[k] * scale for k in ("1.weight", "1.bias")} | {"3.weight": b["3.weight"] / scale}
+    return objective, a, b
+
+
+def test_a_budget_that_ends_while_a_path_is_looked_at_says_what_was_seen():
+    found = im.connect(*norms(), im.Auto(excess=0.01, budget=60))
+    first, second, third = found.info.tried[:3]
+    assert first["method"] == "Linear, interpolated statistics"
+    assert second["said"].startswith(f"at most {second['max']:.4g} at ")
+    assert second["said"].endswith(" points, then the budget ended")
+    assert third["said"] == "skipped: of the budget 1 passes are left"
+    assert found.outcome is im.Outcome.BUDGET_EXHAUSTED
+    assert found.info.passes <= 60
+    seen = second["said"].partition(" at ")[2].partition(",")[0]
+    assert f"Linear is 0 above the larger end at {seen}; the next step would be Aligned(Linear) (a la" in found.message
+
+
+def test_steps_for_which_the_budget_does_not_do_are_named():
+    module = nn.Sequential(nn.Linear(5, 504), nn.ReLU(), nn.Linear(504, 3)).double()
+    objective = im.Objective(module, data=blobs(20, (5,), 3))
+    a, b = random_params(module, 1), random_params(module, 2)
+    rows = said(im.connect(objective, a, b, im.Auto(excess=1e-6, budget=12)))
+    for name in ("Aligned(Linear)", "DeepLinear", "Sublevel", "MeanField"):
+        assert rows[name] == "skipped: of the budget 0 passes are left"
+    assert rows["Dropout"] == "skipped: the network has no dropout, without which few are stable"
+    assert rows["Subnetwork"] == "skipped: its trainings may take 36000 passes, and 0 are left"

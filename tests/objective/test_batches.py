@@ -161,6 +161,17 @@ def test_everything_above_sees_a_module_of_tensors() -> None:
         objective.on([{"left": LEFT, "right": RIGHT, "y": Y}, {"left": LEFT, "y": Y}])
 
 
+class Tired:
+    """A loader that has fewer examples in each pass."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        return iter([tuple(v[self.passes :] for v in (LEFT, RIGHT, MASK, Y))])
+
+
 REFUSED = {
     "no such output": (lambda z, h: {"z": z}, {"output": "logit"}, r"output: expected one of \['z'\].*got 'logit'"),
     "several outputs": (lambda z, h: {"z": z, "h": h}, {}, r"output: expected one of .*write output='z'"),
@@ -169,6 +180,26 @@ REFUSED = {
     "no such target": (lambda z, h: z, {"targets": "labels"}, r"targets: expected one of the parts of a batch, 0 to 3"),
     "a batch for a named loss": (
         lambda z, h: z, {"forward": lambda module, b: module(*b[:3]), "data": [[LEFT]]}, r"targets: expected the name",
+    ),
+    "no such key": (
+        lambda z, h: z, {"data": dicts("y"), "targets": "labels"}, "parts of a batch, 'left', 'right', 'mask', 'y', got"
+    ),
+    "no such attribute": (
+        lambda z, h: z,
+        {"data": [Pack((LEFT, RIGHT, MASK), Y)], "targets": "labels", "forward": lambda module, b: module(*b.x)},
+        "parts of a batch, 'x', 'y', 'task', got 'labels'",
+    ),
+    "a batch without tensors": (
+        lambda z, h: z, {"data": [["a", "b"]], "forward": lambda module, b: module(LEFT, RIGHT)},
+        "data: expected batches with tensors in them",
+    ),
+    "inputs that are no tensors": (lambda z, h: z, {"data": [({}, Y)]}, "data: expected x as a tensor, a tuple or a"),
+    "an empty loader": (lambda z, h: z, {"data": []}, "data: expected at least one batch, got an empty loader"),
+    "targets that are words": (
+        lambda z, h: z, {"data": [(LEFT, ["a"] * N)]}, "data: expected targets as one tensor per batch, got list of str"
+    ),
+    "a loader that gives less the second time": (
+        lambda z, h: z, {"data": Tired()}, "data: .*a loader without random augmentation and with drop_last=False"
     ),
 }  # fmt: skip
 
@@ -271,6 +302,16 @@ def test_means_over_tokens_and_over_examples_differ() -> None:
         (lambda: im.CrossEntropy(label_smoothing=2), "label_smoothing: expected a number from 0 to 1"),
         (lambda: im.CrossEntropy(mean="token"), "mean: expected 'examples' or 'tokens'"),  # type: ignore[arg-type]
         (lambda: im.Objective(Table(scores(N, 4)), "hinge", (torch.arange(N), SIGNS.clamp(min=0))), "-1 and 1"),
+        (lambda: im.Objective(Table(scores(N, 4)), "hinge", (torch.arange(N), TEXT)), "hinge, or class labels"),
+        (
+            lambda: im.Objective(Table(scores(N, 4)), nn.BCEWithLogitsLoss(), (torch.arange(N), SIGNS.double())),
+            "0 to 1",
+        ),
+        (
+            lambda: im.Objective(Table(scores(N, 4)), nn.BCEWithLogitsLoss(torch.ones(N, 4)), (torch.arange(N), UNIT)),
+            "weights that do not depend on the example",
+        ),
+        (lambda: im.Objective(Table(scores(N)), "mse", (torch.arange(N), UNIT[:, :1])), r"write y\[:, 0\]"),
         (lambda: im.Objective(Table(scores(N, 4)), im.CrossEntropy(shift=True), (torch.arange(N), Y)), "for shift"),
         (lambda: im.Objective(Table(scores(N, 4)), nn.GaussianNLLLoss(), (torch.arange(N), Y)), "got GaussianNLLLoss"),  # type: ignore[arg-type]
     ],

@@ -172,3 +172,18 @@ def test_infinities_that_move_are_refused_and_masks_are_not():
     path = im.connect(objective, a, b).path
     certified = im.certify(objective, path, num_points=5)
     assert certified.bound >= objective.loss(path.at(0.5))
+
+
+def test_what_holds_no_weights_that_move_is_refused():
+    with pytest.raises(im.InputError, match=r"module: expected a torch\.nn\.Module, got function"):
+        im.Objective(plain, data=(X, Y))  # type: ignore[arg-type]
+    sparse = nn.Sequential(nn.Linear(6, 3))
+    sparse.register_buffer("mask", torch.eye(3).to_sparse())
+    with pytest.raises(
+        im.UnsupportedError, match=r"'mask' of module '' .*: it is not dense .*; register v.to_dense\(\)"
+    ):
+        im.Objective(sparse, data=(X, Y))
+    coded = nn.Sequential(nn.Linear(6, 3))
+    coded.register_buffer("coded", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+    with pytest.raises(im.UnsupportedError, match="it is quantised and cannot move; pass the floating-point module"):
+        im.Objective(coded, data=(X, Y))

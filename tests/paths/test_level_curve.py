@@ -193,6 +193,13 @@ def test_what_a_level_curve_cannot_be_is_refused():
         im.LevelCurve(a, b, good.x, good.layers, 0.5, 0.5)
     with pytest.raises(im.InputError, match=r"more rows than columns"):
         curve((9, 7, 7, 3))
+    with pytest.raises(im.InputError, match=r"hi: expected a number in \[0, 1\], got 1.5"):
+        im.LevelCurve(a, b, good.x, good.layers, 0.5, 1.5)
+    with pytest.raises(im.InputError, match=r"origin\['0.bias'\]: expected shape"):
+        im.LevelCurve({**a, "0.bias": a["0.bias"][:1]}, {**b, "0.bias": b["0.bias"][:1]}, good.x, good.layers)
+    for t, words in ((1.0, "strictly between 0 and 1"), (1e-320, "that splits the curve in floating point")):
+        with pytest.raises(im.InputError, match=words):
+            im.LevelCurve(a, b, good.x, good.layers, 0.5, 1.0).split(t)
 
 
 # -- polygons

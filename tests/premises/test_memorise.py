@@ -65,6 +65,26 @@ def test_points_that_coincide_are_memorised_only_with_equal_values():
     assert found.error < 1e-8
 
 
+def test_points_that_nearly_coincide_are_not_memorised_with_other_values():
+    """On a line: neither where a piece ends between them, nor where a gate opens there."""
+    z, y = torch.arange(8, dtype=torch.float64), values(8, 1)
+    for k in (2, 4):
+        near = z.clone()
+        near[k] = near[k - 1] + 1e-13
+        assert line(z / 8, y, 3, 4) is not None
+        assert line(near / 8, y, 3, 4) is None
+
+
+def test_the_direction_with_the_smallest_error_is_taken():
+    x, y = points(60, 3), 1e4 * values(60, 1)
+    x[:, 0] *= 1e-5
+    several = torch.cat([torch.eye(3, dtype=torch.float64)[:1], points(3, 3, 2)])
+    alone = [slabs(x, y, 44, d[None]) for d in several]
+    found = slabs(x, y, 44, several)
+    assert found is not None
+    assert found.error == min(one.error for one in alone if one is not None)
+
+
 def test_a_miss_allows_larger_slabs():
     """An affine function needs one slab however many the points; noise of 0.1 is missed by less than 0.3."""
     x = points(500, 6)

@@ -127,3 +127,15 @@ def test_misuse_is_refused():
         separate(x, y, kind="pairs")
     with pytest.raises(im.InputError, match="10 class numbers"):
         separate(x, y.double())
+    with pytest.raises(im.InputError, match="at least one example with at least one feature"):
+        separate(x[:, :0], y)
+
+
+def test_what_is_too_large_for_the_programs_is_left_open(monkeypatch):
+    x, y = cloud(300, 6, 3)
+    for name, value in (("_FIRST", 1), ("_STEPS", 1), ("_VARIABLES", 3)):
+        monkeypatch.setattr(module, name, value)
+    found = separate(x, y, 3)
+    assert found.separable is None
+    assert found.margin < 0
+    assert found.check(x, y) is None

@@ -60,6 +60,8 @@ def test_a_base_is_named_by_the_config_or_by_an_argument(tmp_path):
         ({"init_lora_weights": "pissa_niter_4"}, "began as pissa_niter_4, which changes the weights of its base"),
         ({"alpha_pattern": {"(a*)*b": 2}}, "other patterns than names"),
         ({"alpha_pattern": {"h.0": "2"}}, "no number as its alpha_pattern"),
+        ({"bias": "x" * 1_000_001}, "a config of more than 1 MB"),
+        ({"fan_in_fan_out": False}, r"whether the square weight of '.*c_proj' is kept as \[in, out\] or \[out, in\]"),
     ],
 )
 def test_what_is_not_read_is_refused_by_name(tmp_path, changes, message):
@@ -75,6 +77,7 @@ def test_what_is_not_read_is_refused_by_name(tmp_path, changes, message):
         ({"lora_A.weight": torch.ones(2, 10**6), "lora_B.weight": torch.ones(10**6, 2)}, "by a matrix of shape"),
         ({"lora_B.weight": torch.ones(48, 3)}, "two halves of the change of .* that do not fit"),
         ({"lora_A.weight": None}, "holds one half of the change"),
+        ({"lora_magnitude_vector.weight": torch.ones(3)}, "holds other magnitudes than the rows of"),
         ({"lora_C.weight": torch.ones(2, 2)}, "'base_model.model.transformer.h.0.attn.c_attn.lora_C.weight', which is"),
     ],
 )
@@ -87,6 +90,32 @@ def test_halves_that_do_not_fit_are_refused_before_they_are_multiplied(tmp_path,
     torch.save({k: v for k, v in held.items() if v is not None}, folder / "adapter_model.bin")
     with pytest.raises(CheckpointError, match=message):
         im.load_params(folder)
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({"h.0.lora_A.weight": torch.ones(2, 2)}, "holds 'h.0.lora_A.weight', a name that PEFT does not write"),
+        ({"base_model.model.score.weight": torch.ones(2, 2)}, "a LoRA without a layer that it changes"),
+        ({}, "a LoRA without a layer that it changes"),
+    ],
+)
+def test_files_that_hold_no_adapter_are_refused(tmp_path, held, message):
+    folder = shutil.copytree(adapter("lora"), tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds adapter_config.json, but no adapter_model.safetensors"):
+        im.load_params(folder)
+    torch.save(held, folder / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=message):
+        im.load_params(folder)
+
+
+def test_a_base_may_have_a_prefix_that_the_adapter_has_not(tmp_path):
+    folder = adapter("lora")
+    torch.save({f"inner.{k}": v for k, v in network("gpt2").state_dict().items()}, tmp_path / "base.pt")
+    given, named = im.load_params(folder, base=tmp_path / "base.pt"), im.load_params(folder)
+    assert given.keys() == named.keys()
+    assert all(torch.equal(given[k], named[k]) for k in named)
 
 
 def test_a_change_of_one_of_two_tied_layers_is_refused(tmp_path):

@@ -77,6 +77,7 @@ def collisions(n):
     return state(*keys)
 
 
+ARRAY, LATIN = b"cnumpy.core.multiarray\n_reconstruct\n", b"c_codecs\nencode\n(U\x01bU\x06latin1tR"
 ITSELF = b"]q\x00h\x00a"
 HOSTILE = {
     "tuples 600,000 deep as a key": state(nested(600_000) + b"Ns"),
@@ -124,6 +125,22 @@ HOSTILE = {
         b"U\x01wcnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x02f8\x89\x88tR(K\x03U\x01<NNNJ\xff\xff\xff\xff"
         b"J\xff\xff\xff\xffK\x00tbU\x02xxtRs"
     ),
+    "attributes in a list": state(b"U\x01w" + GLOBAL["OrderedDict"] + b")R]bs"),
+    "object of a class by itself": state(b"U\x01w" + GLOBAL["OrderedDict"] + b")\x81s"),
+    "Counter of a list": state(b"U\x01wccollections\nCounter\n(]tRs"),
+    "size of sizes": state(b"U\x01wctorch\nSize\n((K\x01\x85ttRs"),
+    "tensor with a list beside it": state(b"U\x01w" + tensor(2, 2)[:-2] + b"]tRs"),
+    "parameter of a number": state(b"U\x01wctorch._utils\n_rebuild_parameter\n(K\x01\x89NtRs"),
+    "parameter of a class of its own": state(
+        b"U\x01wctorch._tensor\n_rebuild_from_type_v2\n(" + GLOBAL["v2"] + GLOBAL["OrderedDict"]
+        + tensor(2, 2)[len(GLOBAL["v2"]) : -1] + b"}tRs"
+    ),
+    "two sizes of one storage": state(b"U\x01w" + tensor(2, 2) + b"s", b"U\x01v" + tensor(3, 3) + b"s"),
+    "numpy format of another version": state(
+        b"U\x01wcnumpy\ndtype\n(U\x02f8\x89\x88tR(K\x02U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbs"
+    ),
+    "numpy array that begins with a shape": state(b"U\x01w" + ARRAY + b"(cnumpy\nndarray\n(K\x01t" + LATIN + b"tRs"),
+    "numpy array of nothing": state(b"U\x01w" + ARRAY + b"(cnumpy\nndarray\n(K\x00t" + LATIN + b"tR)bs"),
 }  # fmt: skip
 
 
@@ -148,6 +165,21 @@ def test_an_old_file_without_the_bytes_of_a_tensor_is_refused(tmp_path):
     assert equal(load_params(path), {"w": torch.tensor([1.0, 2.0])})
     path.write_bytes(legacy(pickled, "", data))
     with pytest.raises(CheckpointError, match="does not hold the bytes of all its tensors"):
+        load_params(path)
+
+
+def test_an_old_file_with_views_of_one_storage(tmp_path):
+    view = b"(U\x01vK\x01K\x02t"
+    path, pickled = tmp_path / "w.pt", state(b"U\x01w" + tensor(3, 2, view=view) + b"s")
+    path.write_bytes(legacy(pickled, "0", struct.pack("<qfff", 3, 1.0, 2.0, 3.0)))
+    assert equal(load_params(path), {"w": torch.tensor([2.0, 3.0])})
+
+
+def test_old_files_whose_tensors_are_together_larger_than_they_are_refused(tmp_path):
+    path, keys = tmp_path / "w.pt", "01"
+    entries = [b"U\x01" + k + tensor(100, 100, key=b"U\x01" + k) + b"s" for k in (b"0", b"1")]
+    path.write_bytes(legacy(state(*entries), keys, bytes(100)))
+    with pytest.raises(CheckpointError, match=r"claims 800 bytes of tensors, the file holds \d\d\d"):
         load_params(path)
 
 
@@ -218,13 +250,18 @@ class Config:
         self.lr = 0.1
 
 
+class Made(Config):
+    def __reduce__(self):
+        return Made, ()
+
+
 def test_classes_that_the_user_told_torch_to_trust_load_and_stay_trusted(tmp_path, monkeypatch):
-    Config.__module__ = __name__
-    torch.save({"state_dict": {"w": W}, "config": Config(), "best": np.float64(1)}, tmp_path / "w.pt")
+    Config.__module__ = Made.__module__ = __name__
+    torch.save({"state_dict": {"w": W}, "config": Config(), "made": Made(), "best": np.float64(1)}, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match="needs code to be read"):
         load_params(tmp_path / "w.pt")
     before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals([Config, np.dtype])
+    torch.serialization.add_safe_globals([Config, Made, np.dtype])
     try:
         assert equal(load_params(tmp_path / "w.pt"), {"w": W})
         assert {Config, np.dtype} <= set(torch.serialization.get_safe_globals())
@@ -243,3 +280,16 @@ def test_many_tensors_take_little_time(tmp_path):
     start = time.process_time()
     assert len(load_params(tmp_path / "w.pt")) == 5_000
     assert time.process_time() - start < 5 * alone + 1
+
+
+def test_folders_and_files_of_other_kinds_say_what_they_are(tmp_path, monkeypatch):
+    from isthmus.storage import folders
+
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/.metadata").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"is a checkpoint in parts of torch\.distributed"):
+        load_params(tmp_path / "parts")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "a.safetensors"}}')
+    monkeypatch.setattr(folders, "_INDEX_BYTES", 10)
+    with pytest.raises(CheckpointError, match="is an index of more than 20 MB"):
+        load_params(tmp_path)

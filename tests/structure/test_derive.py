@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -149,3 +150,33 @@ def test_narrow_networks_without_biases_are_not_refused_by_bad_luck(seed):
         parts += [nn.Linear(n, m, bias=False), nn.ReLU()]
     structure = derive_structure(nn.Sequential(*parts[:-1]), (torch.zeros(4, 5),))
     assert all(group.separable for group in structure.groups)
+
+
+class Table(nn.Module):
+    """Words that are found in a table by indexing, of which perhaps one is written over."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table, self.head, self.f = nn.Parameter(torch.randn(11, 6)), nn.Linear(6, 2), f
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.f(self.table[ids]))
+
+
+def write(value: float | Tensor) -> Callable[[Tensor], Tensor]:
+    def f(x: Tensor) -> Tensor:
+        return x.index_put((torch.arange(3), torch.tensor([0, 0, 1])), torch.as_tensor(value))
+
+    return f
+
+
+@pytest.mark.parametrize(
+    ("f", "sizes"),
+    [(lambda x: x, [6]), (write(0.0), [6]), (write(torch.zeros(3, 1)), [6]), (write(torch.arange(6.0)), [])],
+    ids=["plain", "one number", "one number for each", "a number for each unit"],
+)
+def test_an_embedding_may_be_written_as_indexing(f: Callable[[Tensor], Tensor], sizes: list[int]) -> None:
+    found = derive_structure(Table(f).eval(), (torch.arange(12).reshape(3, 4) % 11,))
+    assert [g.size for g in found.groups] == sizes
+    for group in found.groups:
+        assert {(m.tensor, m.dim, m.role) for m in group.members} == {("table", 1, "in"), ("head.weight", 1, "out")}

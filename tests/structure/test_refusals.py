@@ -43,6 +43,12 @@ def attend(x: Tensor, **options: Any) -> Tensor:
     return F.scaled_dot_product_attention(x, x, x, **options).flatten(1)
 
 
+def put_in(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, [0, 2]] = 0.0
+    return y
+
+
 REFUSED: list[tuple[Callable[[], nn.Module], Tensor, str]] = [
     (lambda: between(Lambda(fft)), X, "aten.fft_fft.default (models.py"),
     (Unused, X, "parameter 'spare': it is not used"),
@@ -51,6 +57,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], Tensor, str]] = [
     (lambda: between(Lambda(lambda x: torch.einsum("...i->...i", x))), X, "einsum: the equation '...i->...i' is not"),
     (lambda: between(Lambda(lambda x: torch.einsum("ii,bj->bj", x[:, :3], x))), X, "repeats an index"),
     (lambda: between(Lambda(lambda x: attend(x, dropout_p=0.5))), X, "attention: its dropout is in training mode"),
+    (lambda: between(Lambda(put_in)), X, "only leading axes that are indexed have a rule"),
     (lambda: between(Lambda(lambda x: x[x > 0].sum() + x)), X, "how many entries its result has depends on the data"),
 ]
 
@@ -72,6 +79,9 @@ NAMED: list[tuple[Callable[[Tensor], Tensor], str]] = [
     (lambda x: x[:, [1, 0, 2, 3, 5, 4]], "aten.index.Tensor (models.py"),
     (lambda x: torch.stack([x[:, i] * (i + 1) for i in range(6)], 1), "aten.select.int (models.py"),
     (lambda x: x * (x.argmax(1, keepdim=True) > 2), "computes with the numbers of the units chosen"),
+    (lambda x: x * (x.argmax() > 2), "aten.argmax.default (models.py"),
+    (lambda x: x + F.one_hot(x.argmax(1), 8)[:, :6], "treats each position in its own way"),
+    (lambda x: x + x.gather(0, torch.zeros(1, 3, dtype=torch.int64)).sum(1), "aten.gather.default (models.py"),
 ]
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from isthmus.errors import InputError, UnsupportedError
+from isthmus.errors import UnsupportedError
 from isthmus.params import Params, in_dtype, moves
 from isthmus.program.copied import attributes, copied, name_of
 
@@ -84,8 +84,6 @@ def bytes_each(forward: Callable[[int], Any]) -> int:
 
 def check_kind(module: nn.Module) -> None:
     """Refuse modules whose weights do not exist yet, or are not tensors of numbers that can move."""
-    if not isinstance(module, nn.Module):
-        raise InputError("module", expected="a torch.nn.Module", got=type(module).__name__)
     for name, part in module.named_modules():
         what = f"module {name!r} ({type(part).__name__})"
         if isinstance(part, torch.jit.ScriptModule):

@@ -229,3 +229,15 @@ def test_losses_and_fields_that_do_not_fit_are_refused():
         im.Subnetwork(fraction="search", inner=im.Separated())
     with pytest.raises(im.InputError, match="inner: expected a Trained, a Memorised or a Separated"):
         im.Subnetwork(inner="guess")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("subsets", ["own", "same"])
+def test_other_units_are_drawn_and_the_error_says_how_often(subsets):
+    """From few units of layer 2 random labels are not separable, whichever they are."""
+    module = perceptron([60, 40, 8, 16, 4]).double()
+    x, y = blobs(50, (60,), 4)
+    objective = im.Objective(module, data=(x, y[torch.randperm(50, generator=torch.Generator().manual_seed(0))]))
+    a, b = random_params(module, 1), random_params(module, 2)
+    with pytest.raises(im.InputError, match=r"features of layer [12]: expected linearly separable") as error:
+        im.connect(objective, a, b, im.Subnetwork(subsets=subsets, draws=2, inner=im.Separated()))
+    assert any("2 draw(s) of I_" in note for note in error.value.__notes__)

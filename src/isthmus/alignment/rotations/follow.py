@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -154,6 +154,8 @@ class Follow:
         self.centred |= bool(self.others(node)) or any(isinstance(v, int | float) and v != 0 for v in node.args[:2])
         by, bias = self.biased(list(states.values()))
         if node.base != "add" or by is None:
+            if len(node.refs()) == 2:
+                self.counted(states.values())
             return self.linear(states)
         by.bias = bias
         return State("gained", by=by)
@@ -163,6 +165,11 @@ class Follow:
         gained = [s.by for s in states if s.by is not None and self.bare(s.by)]
         vectors = [s.tensor for s in states if s.kind == "weight" and self.vector(s.tensor)]
         return (gained[0], vectors[0]) if len(states) == 2 and gained and vectors else (None, "")
+
+    def counted(self, states: Iterable[State]) -> None:
+        """Say that the biases in these values are no longer added once."""
+        for by in (s.by for s in states if s.by is not None):
+            by.carried |= by.bias is not None
 
     def bare(self, gain: Multiplied) -> bool:
         """Whether it has no bias, and no weight has read it."""
@@ -182,8 +189,7 @@ class Follow:
             raise self.refusal(node)
         if refs.count(name) == 2:
             return self.squares(node, state)
-        if state.by is not None:
-            state.by.carried |= state.by.bias is not None  # the multiple of what is added is no bias
+        self.counted([state])
         return state
 
     def scaled(self, node: Node, states: Sequence[State]) -> State:
@@ -268,8 +274,8 @@ class Follow:
         """Over examples' places: what is added to a gain is a bias of the mean, not of the sum."""
         if node.base not in ("mean", "sum") or state.kind == "squared":
             raise self.refusal(node)
-        if node.base == "sum" and state.by is not None and state.by.bias is not None:
-            state.by.carried = True
+        if node.base == "sum":
+            self.counted([state])
         return state
 
     # ------------------------------------------------------------------ products

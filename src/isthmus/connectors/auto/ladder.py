@@ -208,7 +208,7 @@ class Ladder:
                 self._skip(method, "a trained curve needs real weights, and these are complex")
                 return
             if self._fitting() < 1:
-                self.more = f"{_name(replace(curve, recipe=replace(curve.recipe, epochs=epochs)))}"
+                self.more = self.more or _name(replace(curve, recipe=replace(curve.recipe, epochs=epochs)))
                 self._skip(method, f"of the budget {self.left:.0f} passes are left")
                 return
             if self._attempt(method, 2 * min(1000, self.examples) / self.examples if renumbered else 0.0) is None:
@@ -368,7 +368,10 @@ class Ladder:
 
     def _why(self, best: _Found) -> str:
         left = f"{self.spent:.0f} of {self.budget:.0f} passes"
-        found = f"{_name(best.method)} is {best.excess:.4g} above the larger end"
+        policy = best.connection.path.bn or usual(self.task.objective)
+        low = best.reading.max <= self.level(policy)  # as far as it was looked at
+        seen = f" at {best.reading.points} points" if low and best.reading.points else ""
+        found = f"{_name(best.method)} is {best.excess:.4g} above the larger end{seen}"
         said = f"the asked excess was not reached in {left}: {found}"
         if not self.more:
             last = self.tried[-1]
