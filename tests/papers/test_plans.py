@@ -92,6 +92,15 @@ def test_hours_are_those_of_steps_checks_and_examples(monkeypatch, step, check, 
     assert max(costs.asked) * step < 10
 
 
+def test_steps_that_cannot_matter_are_not_looked_for(monkeypatch):
+    costs = Costs(1e-7, 0.0, 600.0)
+    monkeypatch.setattr(module, "_Timed", lambda *args: costs)
+    monkeypatch.setattr(module, "_size", lambda cell: None)
+    cell = Network(Problem("mlp:784-8-10", "mnist"), 0, Recipe(steps=1000, check=2000))
+    assert module._whole(cell, "cpu") == pytest.approx(602, rel=0.01)
+    assert len(costs.asked) < 6
+
+
 def test_a_draw_is_judged_on_all_examples(monkeypatch):
     costs = Costs(0.03, 0.0, 3.0)
     monkeypatch.setattr(module, "_Timed", lambda *args: costs)

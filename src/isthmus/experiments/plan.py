@@ -99,12 +99,13 @@ def _on_all(recipe: Any | None) -> bool:
 
 
 def _times(timed: _Timed, steps: int, size: _Size | None) -> dict[int, float]:
-    """Seconds by the number of steps: more from one run to the next, until they clearly take longer."""
+    """Seconds by the number of steps: more of them until they clearly take longer, or cannot matter."""
     seconds = timed.seconds(1, size=size)
     if seconds < 10 * _CLEAR:  # else what is made at the first use is little of it
         seconds = timed.seconds(1, size=size)
     times, length, factor, more = {1: seconds}, 1, 2, 0.0
-    while length < steps and more < _CLEAR:
+    # so many steps of less than _CLEAR / length are to be told from the tenth part of a run
+    while length < steps and more < _CLEAR and (steps - 1) * _CLEAR / length > seconds / 10:
         length = min(steps, factor * length)
         times[length] = timed.seconds(length, size=size)
         more = times[length] - seconds
