@@ -7,11 +7,14 @@ import random
 import re
 
 import pytest
+import torch
 
+import isthmus as im
 from isthmus.cli.common import _values
 from isthmus.errors import InputError, IsthmusError
 from isthmus.experiments.plain_yaml import plain_yaml
 from isthmus.experiments.sweep_file import read_sweep
+from isthmus.storage.tensors import digest, save_tensors
 from tests.long import mutants
 from tests.long.hostile import HOSTILE, OPTIONS
 
@@ -85,3 +88,18 @@ def test_options_that_are_not_finite(option):
 
     with pytest.raises(InputError):
         connector_from({**_values([option]), "name": "Dropout"})
+
+
+def test_a_description_is_not_believed_where_the_name_of_its_digest_was_hit_too(tmp_path):
+    params = {"w": torch.arange(3.0)}
+    file = tmp_path / "a.safetensors"
+    im.save_params(params, file, {"loss": "cross_entropy"})
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"isthmus.seal", b"isthmus.se-l").replace(b"cross_entropy", b"cross_entr-py"))
+    with pytest.raises(im.CheckpointError, match="do not match their digest"):
+        im.load_params(file)
+    # files of old versions have no such digest, and those of others have digests of their own
+    old = {"loss": "mse", "isthmus.digest": digest(params)}
+    for metadata in (old, {"sshs_model_hash": "0" * 64}):
+        save_tensors(params, file, metadata)
+        assert torch.equal(im.load_params(file)["w"], params["w"])

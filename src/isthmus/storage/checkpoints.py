@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import re
 import struct
 import warnings
 import zipfile
@@ -19,7 +20,7 @@ from torch import Tensor
 from isthmus.errors import CheckpointError, FileError, IsthmusError, IsthmusWarning
 from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params
-from isthmus.seal import is_changed, sealed
+from isthmus.seal import SEAL, is_changed, sealed
 from isthmus.storage.adapters import AdapterContents, read_lora
 from isthmus.storage.contents import Contents, Like, owned
 from isthmus.storage.files import PathLike, check_regular, disk_error, one_line
@@ -179,13 +180,19 @@ def _load_safetensors(path: Path, size: int) -> Contents:
     files = dict.fromkeys(tensors, path)
     if "isthmus" in metadata:
         raise CheckpointError(path, "is a saved connection, not one network", "read it with load_connection")
-    if is_changed(metadata):  # also where the name of the other digest was hit
+    if is_changed(metadata) or _has_lost_seal(metadata):  # also where the name of a digest was hit
         raise CheckpointError(path, "is damaged: its metadata do not match their digest", _AGAIN)
     if _DIGEST not in metadata:
         return Contents(path, tensors | _aliases(tensors, metadata), size, files=files)
     if digest(tensors) != metadata[_DIGEST]:
         raise CheckpointError(path, "is damaged: its tensors do not match its digest", _AGAIN)
     return Contents(path, tensors, size, ours=True, files=files)
+
+
+def _has_lost_seal(metadata: Mapping[str, str]) -> bool:
+    """Whether a digest is there under a name of no digest; files of old versions have none but that of the tensors."""
+    others = [v for k, v in metadata.items() if k != _DIGEST]
+    return _DIGEST in metadata and SEAL not in metadata and any(re.fullmatch("[0-9a-f]{64}", v) for v in others)
 
 
 def _aliases(tensors: Params, metadata: Mapping[str, str]) -> Params:
