@@ -12,10 +12,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from time import process_time
 
 import torch
-from certify_families import option, vgg
+from certify_families import option, show, vgg
 from curve_families import Recurrent, ResNet8, Transformer, resnet_20, task, trained
 from torch import nn
 
@@ -58,21 +57,7 @@ def main() -> None:
         few = (x[: family.examples], y[: family.examples])
         objective = im.Objective(a, loss, few)
         path = im.connect(objective, a, b, im.Linear()).path
-        begin = process_time()
-        measured = im.profile(objective, path, bn="interpolate")
-        profile = process_time() - begin
-        begin = process_time()
-        found = im.certify(objective, path, gap, budget=budget)
-        took = (process_time() - begin) / profile
-        top = max(measured.max, found.witness[1])
-        print(
-            f"{name}: ends {max(found.ends):.3g}, largest {top:.4f}, {'proved' if found.proved else 'NOT proved'} "
-            f"{found.bound:.6g}, ratio {found.bound / top:.4g}, {found.model}, {found.evaluations} sub-intervals, "
-            f"{found.cost:.1f} profiles counted, {took:.1f} timed; {list(found.sources.items())[:3]}",
-            flush=True,
-        )
-        if not found.close:
-            print(f"  {found.summary}", flush=True)
+        show(name, objective, path, objective, gap, budget)
 
 
 if __name__ == "__main__":

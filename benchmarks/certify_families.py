@@ -152,6 +152,32 @@ def option(name: str, default: float) -> float:
     return float(sys.argv[sys.argv.index(name) + 1]) if name in sys.argv else default
 
 
+def show(
+    name: str,
+    objective: im.Objective,
+    path: im.Path,
+    measured_by: im.Objective,
+    gap: float,
+    budget: float | None = None,
+) -> None:
+    """Print the certificate of a path beside its profile by the objective `measured_by`, in value and time."""
+    begin = process_time()
+    measured = im.profile(measured_by, path, bn="interpolate")
+    profile = process_time() - begin
+    begin = process_time()
+    found = im.certify(objective, path, gap, budget=budget)
+    took = (process_time() - begin) / profile
+    top = max(measured.max, found.witness[1])
+    print(
+        f"{name}: ends {max(found.ends):.4g}, largest {top:.5g}, {'proved' if found.proved else 'NOT proved'} "
+        f"{found.bound:.6g}, ratio {found.bound / top:.5g}, {found.model}, {found.evaluations} sub-intervals, "
+        f"{found.cost:.1f} profiles counted, {took:.1f} timed; {list(found.sources.items())[:3]}",
+        flush=True,
+    )
+    if not found.close:
+        print(f"  {found.summary}", flush=True)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     gap, tuning = option("--gap", 0.05), int(option("--steps", 40))
@@ -165,22 +191,7 @@ def main() -> None:
         data, axis = (x[: family.examples], y[: family.examples]), -1 if family.text else None
         objective = im.Objective(start, "cross_entropy", data, class_axis=axis)
         path = im.connect(objective, a, b, im.Linear()).path
-        wide = objective.cast(torch.float64)
-        begin = process_time()
-        measured = im.profile(wide, path, bn="interpolate")
-        profile = process_time() - begin
-        begin = process_time()
-        found = im.certify(objective, path, gap)
-        took = (process_time() - begin) / profile
-        top = max(measured.max, found.witness[1])
-        print(
-            f"{name}: ends {max(found.ends):.4f}, largest {top:.5f}, {'proved' if found.proved else 'NOT proved'} "
-            f"{found.bound:.5f}, ratio {found.bound / top:.4f}, {found.model}, {found.evaluations} sub-intervals, "
-            f"{found.cost:.1f} profiles counted, {took:.1f} timed; {list(found.sources.items())[:3]}",
-            flush=True,
-        )
-        if not found.close:
-            print(f"  {found.summary}", flush=True)
+        show(name, objective, path, objective.cast(torch.float64), gap)
 
 
 if __name__ == "__main__":

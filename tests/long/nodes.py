@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.sweep import Ray, Store, run_cells
-from tests.sweep.cells import squares, temporaries
+from tests.sweep.cells import running, squares, temporaries
 
 KILLS = {"worker": 30, "node": 5, "driver": 5}
 SECONDS = 0.1
@@ -78,26 +78,15 @@ class Session:
             self.driver.wait()
             self.driver = self.begin()
         else:
-            running = [p for p in _running(self.folder / "log") if Path(f"/proc/{p}").exists()]
-            if not running:
+            alive = running(self.folder / "log")
+            if not alive:
                 return False
             with contextlib.suppress(ProcessLookupError):
-                os.kill(r.choice(running), signal.SIGKILL)
+                os.kill(r.choice(alive), signal.SIGKILL)
         return True
 
     def results(self) -> int:
         return len(list((self.folder / "runs").glob("*/*/result.json")))
-
-
-def _running(log: Path) -> set[int]:
-    """The processes that have begun a job and not ended it."""
-    started, ended = ({_job_and_process(m) for m in log.glob(f"*.{what}.*")} for what in ("start", "end"))
-    return {int(pid) for _, pid in started - ended}
-
-
-def _job_and_process(mark: Path) -> tuple[str, str]:
-    job, _, pid, _ = mark.name.split(".")
-    return job, pid
 
 
 def main(jobs: int = 200) -> None:

@@ -151,6 +151,17 @@ def squares(count: int, seconds: float, log: Path) -> list[Square]:
     return [Square(n, seconds, str(log)) for n in range(count)]
 
 
+def running(log: Path) -> list[int]:
+    """The processes that have begun a square and not ended it."""
+
+    def marked(what: str) -> set[tuple[str, int]]:
+        names = [m.name.split(".") for m in log.glob(f"*.{what}.*")]
+        return {(n, int(pid)) for n, _, pid, _ in names}
+
+    begun = marked("start") - marked("end")
+    return [pid for _, pid in begun if Path(f"/proc/{pid}").exists()]
+
+
 def shard(root: Path, cells: list[Square], index: int, count: int) -> None:
     report = run_cells(cells, Store(root), Local(), shard=Shard(index, count))
     assert report.ok, report.failed

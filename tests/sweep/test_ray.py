@@ -21,7 +21,7 @@ from isthmus.sweep import Local, Ray, Store, certify_in_parallel, profile_in_par
 from isthmus.sweep.base import Failed
 from isthmus.training.fit import Recipe
 from tests.problems import odd_widths, two_layers
-from tests.sweep.cells import LONG, Square, Total, results, squares, temporaries
+from tests.sweep.cells import LONG, Square, Total, results, running, squares, temporaries
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs isthmus[ray]")
 ROOT = Path(__file__).parents[2]
@@ -55,11 +55,9 @@ def _kill_workers(log: Path, kills: int, done: list[int], stop: threading.Event)
     rng = random.Random(3)
     while len(done) < kills and not stop.is_set():
         time.sleep(rng.uniform(0.05, 0.2))
-        started = {(m.name.split(".")[0], int(m.name.split(".")[2])) for m in log.glob("*.start.*")}
-        finished = {(m.name.split(".")[0], int(m.name.split(".")[2])) for m in log.glob("*.end.*")}
-        running = [pid for _, pid in started - finished if pid not in done and Path(f"/proc/{pid}").exists()]
-        if running:
-            pid = rng.choice(running)
+        alive = [pid for pid in running(log) if pid not in done]
+        if alive:
+            pid = rng.choice(alive)
             os.kill(pid, signal.SIGKILL)
             done.append(pid)
 
