@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from isthmus.certify.bounds import Bound
@@ -54,13 +53,22 @@ class Count(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if getattr(func, "is_view", False):  # operators that take functions know nothing of views
             return out
-        tensors = [v for v in tree_leaves((args, kwargs, out)) if isinstance(v, Tensor)]
+        tensors = list(_tensors((*args, *(kwargs or {}).values(), out)))
         self.cost += CALL + sum(v.numel() * v.element_size() for v in tensors) // 4
         formula = flop_registry.get(getattr(func, "overloadpacket", func))
         if formula is not None and tensors:
             count = formula(*args, **(kwargs or {}), out_val=out)
             self.cost += int(count) * 5 // 2 if tensors[0].element_size() > 4 else int(count)
         return out
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """What operations take and give: tensors, also in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 @dataclass(frozen=True)
@@ -85,14 +93,17 @@ UNCOUNTED = Rate(61, 0, 16)
 
 
 def rate(
-    kernel: Kernel, segments: Sequence[int], bound: Callable[[int, float, float], Bound], num_points: int, kept: int
+    kernel: Kernel,
+    segments: Sequence[int],
+    bound: Callable[[int, float, float], Bound],
+    measuring_of: Callable[[int], int],
+    kept: int,
 ) -> Rate:
     """What bounds over sub-intervals of these segments cost, beside a profile of them.
 
-    Counted on every segment: what a profile computes once and at every one of its `num_points`, and what the bounds
-    compute once and for every sub-interval (a bound, and the loss in its middle), of which the dearest counts. With
-    more than `kept` segments nothing is taken to be computed once, as it is not kept. Segments that `bound` refuses are
-    left out.
+    Counted on every segment: `measuring_of`, what a profile costs there, and what the bounds compute once and for every
+    sub-interval (a bound, and the loss in its middle), of which the dearest counts. With more than `kept` segments
+    nothing is taken to be computed once, as it is not kept. Segments that `bound` refuses are left out.
     """
     measuring, once, each = 0, 0, 1
     for i in segments:
@@ -108,12 +119,12 @@ def rate(
             continue
         first, next_ = costs if len(segments) <= kept else (costs[0], costs[0])
         once, each = once + first - next_, max(each, next_)
-        measuring += _measuring(kernel.objective, kernel.path.segments[i], num_points)
+        measuring += measuring_of(i)
     return Rate(measuring, max(once, 0), each) if measuring else UNCOUNTED
 
 
-def _measuring(objective: Objective, segment: Segment, num_points: int) -> int:
-    """The cost of a profile of the segment, from those of one and of two points."""
+def profile_cost(objective: Objective, segment: Segment, num_points: int) -> int:
+    """The cost of a profile of the segment at `num_points`, from those of one and of two points."""
     costs = []
     for ts in ([0.25], [0.25, 0.75]):
         ready = Engine(objective).prepare(segment, num_points)

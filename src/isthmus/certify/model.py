@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, inf, log2
 
 from isthmus.certify.bounds import Bound
 from isthmus.certify.branch import FIRST, FLOOR
-from isthmus.certify.cost import PROBED, Rate, rate
+from isthmus.certify.cost import PROBED, Rate, profile_cost, rate
 from isthmus.certify.kernel import READINGS
 from isthmus.certify.remembered import Remembered
 from isthmus.errors import UnsupportedError
@@ -70,10 +71,12 @@ class BoundPlan:
 def plan(known: Remembered, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:
     """Try the models on one place; the number of bounds goes with the root of their distance from the loss."""
     found = []
+    kernel = known.kernel
+    measuring_of = cache(lambda i: profile_cost(kernel.objective, kernel.path.segments[i], num_points))
     for name in MODELS if model == "auto" else (model,):
         bound = known.bound(name)
         # before anything is remembered
-        costs = known.rate(name, lambda bound=bound: rate(known.kernel, segments, bound, num_points, READINGS))
+        costs = known.rate(name, lambda bound=bound: rate(kernel, segments, bound, measuring_of, READINGS))
         found.append(BoundPlan(name, bound, costs, _trial(bound, segments, gap, best)))
     # where no bound is finite yet, the nearer one becomes it first
     return min(found, key=lambda p: (p.trial.expected * p.rate.each, p.model != "chord"))

@@ -33,7 +33,7 @@ from isthmus.program.adapted import Adapted, Forward, Manner
 from isthmus.program.copied import name_of
 from isthmus.program.export import Program
 from isthmus.shown import count, line, plural
-from isthmus.structure import Structure, derive_structure, verify
+from isthmus.structure import Structure, verify
 
 MEMORY = 1 << 28
 """Bytes of activations per chunk of examples, unless other ones are given."""
@@ -213,7 +213,7 @@ class Objective:
         if self._hand_written is not None:
             verify(self._hand_written, self._materialised(), *self._example)
             return self._hand_written
-        return derive_structure(self._materialised(), *self._example)
+        return self.graphs.structure(self.dtype, self._example, self._materialised)
 
     @property
     def _example(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

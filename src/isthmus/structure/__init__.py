@@ -14,7 +14,7 @@ from isthmus.errors import InputError
 from isthmus.kinds import check_kinds
 from isthmus.program.adapted import Manner, adapted, choose
 from isthmus.program.copied import copied, name_of
-from isthmus.program.export import trace
+from isthmus.program.export import Program, trace
 from isthmus.structure.rules import structure_of as structure_of
 from isthmus.structure.units import Group as Group
 from isthmus.structure.units import Member as Member
@@ -46,11 +46,26 @@ def derive_structure(
     check_kinds(derive_structure, locals())
     module = _of_tensors(module, args, kwargs or {})
     program = trace(module, args, kwargs, every_batch=False)  # units do not depend on the number of examples
+    structure = _read(program, module)
+    return _verified(structure, module, args, kwargs, program) if verified else structure
+
+
+def structure_of_traced(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], program: Program
+) -> Structure:
+    """The same, verified, of a module that returns tensors and whose program on these arguments is at hand."""
+    return _verified(_read(program, module), module, args, kwargs, program)
+
+
+def _read(program: Program, module: nn.Module) -> Structure:
     tensors = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
-    structure = structure_of(program, {k: tuple(v.shape) for k, v in tensors.items()})
-    return (
-        replace(structure, verified=verify(structure, module, args, kwargs, program=program)) if verified else structure
-    )
+    return structure_of(program, {k: tuple(v.shape) for k, v in tensors.items()})
+
+
+def _verified(
+    structure: Structure, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, program: Program
+) -> Structure:
+    return replace(structure, verified=verify(structure, module, args, kwargs, program=program))
 
 
 def _of_tensors(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
