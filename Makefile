@@ -8,7 +8,8 @@ BIN := .venv/bin
 .venv/.ok: pyproject.toml constraints.txt
 	$(PY) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "isthmus needs Python >= 3.11; set PY=python3.11")'
 	$(PY) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	$(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true  # pip would on one core; not all files are programs
 	touch $@
 
 demo: .venv/.ok

@@ -21,36 +21,35 @@ settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "isthmus"))
 
 
-# two fifths of the time of the tests went into exporting the same few perceptrons again and again
+# two fifths of the time of the tests went into exporting the same few networks again and again
 _KNOWN: dict[Hashable, Program] = {}
 
 
-def _told(module: nn.Module, args: tuple[Any, ...]) -> Hashable | None:
-    """What decides the program of a module that consists of torch's own layers alone; None for any other."""
+def _told(module: nn.Module, given: Mapping[int | str, Any]) -> Hashable | None:
+    """What decides the program of a module whose parts hold plain values and parameters alone; None for any other."""
     parts = dict(module.named_modules(remove_duplicate=False))
     settings_of = {name: _settings(part) for name, part in parts.items()}
-    if None in settings_of.values() or not all(isinstance(x, Tensor) for x in args):
+    if None in settings_of.values() or not all(isinstance(x, Tensor) for x in given.values()):
         return None
     state = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
     first = {id(v): k for k, v in reversed(state.items())}
     held = tuple((k, first[id(v)], v.shape, v.dtype, v.device) for k, v in state.items())
-    given = tuple((x.shape, x.dtype, x.device) for x in args)
-    return tuple(settings_of.items()), held, given
+    return tuple(settings_of.items()), held, tuple((k, x.shape, x.dtype, x.device) for k, x in given.items())
 
 
 def _settings(part: nn.Module) -> Hashable | None:
-    """The layer and its plain values; None if it is not one of torch's, or something else hangs on it."""
-    if not type(part).__module__.startswith("torch.nn.modules."):
-        return None
+    """The class and its plain values; None if something else hangs on it, or a buffer that no state holds."""
     found = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_buffers", "_modules") and v != {}}
     plain = all(isinstance(v, int | float | str | tuple | set | None) for v in found.values())
-    return (type(part), *((k, str(v)) for k, v in sorted(found.items()))) if plain else None
+    if not plain or part._non_persistent_buffers_set:
+        return None
+    return (type(part), *((k, str(v)) for k, v in sorted(found.items())))
 
 
 def _trace_once(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, every_batch: bool = True
 ) -> Program:
-    told = None if kwargs else _told(module, args)
+    told = _told(module, {**dict(enumerate(args)), **(kwargs or {})})
     if told is None:
         return trace(module, args, kwargs, every_batch=every_batch)
     key = (told, every_batch)

@@ -56,7 +56,10 @@ def _clamp(node: Node, a: Arguments) -> Form:
     if any(isinstance(v, (Form, Tensor)) for v in (low, high)):
         x = a["x"] if low is None else _maximum(node, {"x": a["x"], "other": low})
         return x if high is None else _minimum(node, {"x": x, "other": high})
-    return piecewise(lambda v: v.clamp(low, high), [float(v) for v in (low, high) if v is not None], a["x"])
+    clamped = partial(torch.clamp, min=low, max=high)
+    if a["x"].constant:
+        return stepped(clamped, a["x"])
+    return piecewise(clamped, [float(v) for v in (low, high) if v is not None], a["x"])
 
 
 def _smooth(f: s.Smooth, node: Node, a: Arguments) -> Form:

@@ -172,11 +172,11 @@ def piecewise(
 
 
 def stepped(f: Callable[[Tensor], Tensor], x: Form) -> Form:
-    """A monotone function that is constant between jumps: all values between those at both ends of the range."""
+    """A monotone function without its slope: all values between those at both ends of the range."""
     x = x.rounded()
     width = half_width(x) * (1 + 8 * UNIT) + x.centre.abs() * (8 * UNIT) + TINY
     low, high = f(x.centre - width), f(x.centre + width)
-    # halves of the difference of whole numbers may round
+    # halves of the difference and of the sum may round
     radius = (high - low) * 0.5 + (low.abs() + high.abs()) * (8 * UNIT) * (low != high) + known(x)
     origin = follow(radius.clone, (x, by(torch.zeros_like(radius))))
     return Form((low + high) * 0.5, None, radius, origin=origin)
