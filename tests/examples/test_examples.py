@@ -29,6 +29,7 @@ ANSWERS = {
 }
 """The range in which the answer of each lies."""
 
+
 @pytest.mark.parametrize("script", sorted(ANSWERS))
 def test_an_example_runs_and_shows_what_it_says(script, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))
