@@ -218,6 +218,17 @@ def check_finite(params: Mapping[str, Tensor], what: str = "params") -> None:
         raise InputError(f"{what}[{name!r}]", expected="finite numbers", got=f"{bad} entries that are NaN or infinite")
 
 
+def in_range(values: Tensor, what: str) -> Tensor:
+    """`values` themselves, computed from finite weights. Errors: infinities and NaN, which are an overflow.
+
+    >>> in_range(torch.ones(1), "features")
+    tensor([1.])
+    """
+    if not bool(values.isfinite().all()):
+        raise InputError(what, expected="numbers in the range of float64", got="an overflow: some weights are too large")
+    return values
+
+
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Same keys, and every tensor equal bit for bit (as ``torch.equal``).
 

@@ -6,8 +6,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from isthmus.params import in_range
+
 _GAIN = 1e-10
 """A new assignment must gain more than so much of the mean entry: ties move no unit."""
+_ALIKE = "how alike units are"
 
 
 def is_order(order: Tensor, size: int) -> bool:
@@ -26,7 +29,7 @@ def assignment(scores: Tensor) -> Tensor:
     (tensor([1, 0]), tensor([0, 1]))
     """
     rows = torch.arange(len(scores))
-    found = torch.from_numpy(linear_sum_assignment(scores.numpy(), maximize=True)[1])
+    found = torch.from_numpy(linear_sum_assignment(in_range(scores, _ALIKE).numpy(), maximize=True)[1])
     gain = float((scores[rows, found] - scores.diagonal()).sum())
     return found if gain > _GAIN * float(scores.abs().sum()) / max(len(scores), 1) else rows
 
@@ -37,5 +40,6 @@ def inner_sums(blocks: Tensor) -> Tensor:
     >>> inner_sums(torch.tensor([[[[0.0, 2.0], [1.0, 0.0]]]]))
     tensor([[3.]])
     """
-    sums = [[float(one[linear_sum_assignment(one, maximize=True)].sum()) for one in row] for row in blocks.numpy()]
+    known = in_range(blocks, _ALIKE).numpy()
+    sums = [[float(one[linear_sum_assignment(one, maximize=True)].sum()) for one in row] for row in known]
     return torch.tensor(sums, dtype=blocks.dtype)

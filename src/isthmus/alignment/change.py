@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.seen import first, inputs
 from isthmus.objective import Objective
-from isthmus.params import Params, cast, moves
+from isthmus.params import Params, cast, in_range, moves
 
 
 def change(objective: Objective, b: Params, target: Params, examples: int) -> float:
@@ -18,6 +18,6 @@ def change(objective: Objective, b: Params, target: Params, examples: int) -> fl
     with torch.no_grad():
         # the program computes in float64 throughout, also where the module itself asks for float32
         runs = (tree_leaves(objective.program.run(cast(p, torch.float64), *x)) for p in (b, target))
-        pairs = [(v, w) for v, w in zip(*runs, strict=True) if moves(v)]
+        pairs = [(in_range(v, "outputs of b"), w) for v, w in zip(*runs, strict=True) if moves(v)]
     changes = [float((v - w).abs().max()) / (float(v.abs().max()) or 1.0) for v, w in pairs]
     return max(changes, key=lambda share: (isnan(share), share))

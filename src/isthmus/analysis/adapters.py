@@ -14,7 +14,7 @@ from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
-from isthmus.params import Params, check_like, moves
+from isthmus.params import Params, check_finite, check_like, moves
 from isthmus.paths import Curve, Path
 from isthmus.shown import brief, line, one_line, plural, table
 from isthmus.training.progress import Progress, no_progress
@@ -170,6 +170,7 @@ def _moved(base: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str,
     for name, start in base.items():
         if moves(start) and start.dim() >= 2 and not start.is_complex() and not torch.equal(start, model[name]):
             found[name] = _matrix(model[name]) - _matrix(start)
+    check_finite(found, "what was moved")
     return found
 
 

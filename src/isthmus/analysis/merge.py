@@ -270,18 +270,19 @@ def _best(recipe: _Recipe, sets: Sequence[Objective], bn: str | None, progress: 
 
 
 def _made(method: str, recipe: _Recipe) -> Params:
-    """Tensor by tensor; what is one tensor under several names in all networks stays one."""
+    """Tensor by tensor; what is one tensor under several names in all networks, and in the base, stays one."""
     made: dict[tuple[int, ...] | str, Tensor] = {}
+    others = [*recipe.models[1:], *([] if recipe.base is None else [recipe.base])]
+    held = all(isinstance(one, dict) for one in (recipe.models[0], *others))
     out: Params = {}
     for name, v in recipe.models[0].items():
-        several = [v, *(one[name] for one in recipe.models[1:])]
+        several = [v, *(one[name] for one in others)]
         if not moves(v) or (recipe.base is None and _one_tensor(several)):
             out[name] = v
             continue
         # what is read on demand is another tensor each time, and what is tied is told by the objective
-        same = tuple(map(id, several)) if all(isinstance(one, dict) for one in recipe.models) else name
+        same = tuple(map(id, several)) if held else name
         if same not in made:
-            several += [] if recipe.base is None else [recipe.base[name]]
             made[same] = _merged(method, several, recipe)
         out[name] = made[same]
     return out

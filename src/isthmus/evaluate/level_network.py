@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus.objective import Objective
 from isthmus.objective.data import single
-from isthmus.params import Params, cast
+from isthmus.params import Params, cast, in_range
 from isthmus.paths.full_rank import ones_column
 from isthmus.structure.activations import Activation, activation_of, affine_of, check_units, design
 from isthmus.structure.chain import Chain
@@ -120,7 +120,8 @@ class LevelNetwork:
 
     def features(self, params: Params, l: int) -> Tensor:
         """F_l on all samples, in float64."""
-        return self.chain.features(cast(params, torch.float64), self.x, l, self.objective.chunk)
+        found = self.chain.features(cast(params, torch.float64), self.x, l, self.objective.chunk)
+        return in_range(found, f"features of layer {l}")
 
     def design(self, params: Params, l: int) -> Tensor:
         """What layer l reads: [rows, n_{l-1}, k_l], with one row per sample for a linear layer."""

@@ -56,7 +56,7 @@ class Samples:
         room = self.bend(i) * h * h / 2
         if abs(q - p) >= room:
             return max(p, q)
-        return (p + q) / 2 + room / 4 + (q - p) ** 2 / (4 * room)
+        return (p + q) / 2 + room / 4 + (q - p) * ((q - p) / (4 * room))
 
     def add(self, i: int, value: float) -> None:
         """Put the value at the middle of interval i."""

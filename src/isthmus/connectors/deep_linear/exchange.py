@@ -17,6 +17,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from isthmus.params import in_range
+
 _RANK = 1e-12
 """Singular values below this part of the largest count as zero."""
 
@@ -123,5 +125,5 @@ class _Exchange:
 
 def _pivots(V: Tensor) -> list[int]:
     """The columns of V in the order of a pivoted QR factorisation."""
-    found: Any = scipy.linalg.qr(V.cpu().numpy(), mode="r", pivoting=True)
+    found: Any = scipy.linalg.qr(in_range(V, "products of the weights").cpu().numpy(), mode="r", pivoting=True)
     return [int(j) for j in found[1]]

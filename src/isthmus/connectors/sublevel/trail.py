@@ -18,7 +18,7 @@ from isthmus.connectors.sublevel.columns import (
     replace_features,
 )
 from isthmus.evaluate.level_network import RANK, LevelNetwork, singular_values
-from isthmus.params import Params, cast, share
+from isthmus.params import Params, cast, in_range, share
 from isthmus.paths import Curve, LevelCurve, LevelLayer, Segment
 from isthmus.paths.full_rank import RowSolver, orthogonal_complement
 from isthmus.paths.level_curve import leaky, preimage
@@ -71,7 +71,7 @@ class Trail:
         def read(U: Tensor) -> Tensor:
             params = chain.write(self._rows(l, U), like)
             parts = [chain.through(params, part, l) for part in h.split(self.net.objective.chunk)]
-            return design(chain, l + 1, params, torch.cat(parts))
+            return design(chain, l + 1, params, in_range(torch.cat(parts), f"features of layer {l}"))
 
         return read
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isthmus.params import in_range
+
 _PATIENCE = 50
 """Steps between two checks of the gap."""
 
@@ -100,7 +102,8 @@ class Readout:
         W = torch.cat([A[:, columns], b[:, None]], 1) if self.bias == "penalised" else A[:, columns]
         penalty = self.kappa * self.O
         if penalty == 0:
-            W, gap = (torch.linalg.pinv(moments.G, hermitian=True) @ moments.C).T, 0.0
+            G = in_range(moments.G, "squares of the features")
+            W, gap = (torch.linalg.pinv(G, hermitian=True) @ moments.C).T, 0.0
         else:
             W = _lasso(moments, W, penalty, steps, tolerance)
             gap = moments.gap(W, penalty) / self.O
