@@ -225,7 +225,7 @@ def in_range(values: Tensor, what: str) -> Tensor:
     tensor([1.])
     """
     if not bool(values.isfinite().all()):
-        raise InputError(what, expected="numbers in the range of float64", got="an overflow: some weights are too large")
+        raise InputError(what, expected="numbers in the range of float64", got="an overflow (weights too large)")
     return values
 
 

@@ -107,3 +107,14 @@ def test_a_shared_matrix_is_one_adapter_and_one_that_is_alone_is_left_out():
     middle = {"words.weight": (base["words.weight"] + model["words.weight"]) / 2}
     top = max(found.loss, found.base_loss)
     assert [row.alone for (row,) in both] == pytest.approx([objective.loss(middle) - top, found.loss - top])
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(odd):
+    x, y = torch.eye(2), torch.tensor([0, 1])
+    objective = im.Objective(torch.nn.Linear(2, 2, bias=False), data=(x, y))
+    base, model = {"weight": torch.zeros(2, 2)}, {"weight": torch.tensor([[odd, 0.0], [0.0, 1.0]])}
+    with pytest.raises(im.InputError, match="finite"):
+        im.adapter_stability(objective, base, model)
+    with pytest.raises(im.InputError, match="finite"):
+        im.low_rank_path(base, model, model)

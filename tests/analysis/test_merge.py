@@ -165,3 +165,12 @@ def test_tied_tensors_stay_one():
     w, v = (torch.tensor([k]) for k in (1.0, 3.0))
     made = im.merge(None, [{"a": w, "b": w}, {"a": v, "b": v}]).params
     assert made["a"] is made["b"]
+
+
+def test_tied_tensors_are_two_where_those_of_the_base_are():
+    one, two = (torch.tensor([v]) for v in (3.0, 5.0))
+    base = {"w": torch.tensor([1.0]), "v": torch.tensor([100.0])}
+    merged = im.merge(None, [{"w": one, "v": one}, {"w": two, "v": two}], "task", base=base).params
+    assert [float(merged[k]) for k in "wv"] == [1 + 2 + 4, 100 - 97 - 95]
+    tied = im.merge(None, [{"w": one, "v": one}, {"w": two, "v": two}], "task", base={"w": one, "v": one}).params
+    assert tied["w"] is tied["v"]

@@ -25,7 +25,7 @@ from tests.connectors.subnetwork.sparse import (
     squares,
     unit_rows,
 )
-from tests.problems import Problem, perceptron, random_params
+from tests.problems import Problem, blobs, perceptron, random_params
 
 QUICK = TwoLayerReLU(units=3, attempts=0, recipe=Recipe(lr=1e-2, steps=60))
 
@@ -314,3 +314,14 @@ def test_the_schedule_of_the_corollary():
     for bad in ({"m": 1, "dim": 1}, {"m": 9, "dim": 0}, {"m": 9, "dim": 1, "eta": 0.5}):
         with pytest.raises(im.InputError):
             schedule(**bad)
+
+
+def test_a_penalty_that_leaves_no_unit_leaves_no_rows_to_move():
+    module = perceptron([3, 6, 2]).double()
+    x, _ = blobs(20, (3,), 4)
+    objective = im.Objective(module, "mse", (x, x[:, :2].sin()), penalty=im.L1(1e3, ("2.weight",)))
+    a, b = random_params(module, 1), random_params(module, 2)
+    method = TwoLayerReLU(units=2, alpha=0.3, attempts=0, recipe=Recipe(lr=1e-2, steps=5))
+    found = im.connect(objective, a, b, method)
+    assert not found.path.knots[2]["2.weight"].any()
+    assert im.certify(objective, found).bound <= max(objective.loss(a), objective.loss(b)) * (1 + 1e-9)

@@ -176,6 +176,8 @@ class _Moments:
         For the residual r = y - Z w of an output, nu = c 2 r / N with c <= 1 such that |Z^T nu| <= penalty is feasible,
         and its dual value is nu y - N |nu|^2 / 4.
         """
+        if not W.shape[1]:  # no feature is left, and nothing to choose
+            return 0.0
         cross, square = (W * self.C.T).sum(1), (W @ self.G * W).sum(1)
         rr, ry = self.s - 2 * cross + square, self.s - cross
         pull = 2 * (self.C.T - W @ self.G).abs().amax(1)

@@ -76,11 +76,11 @@ def _broadcast(offset: Tensor, z: Tensor) -> Tensor:
 
 
 def _least_squares(z: Tensor, target: Tensor, bound: float) -> Tensor:
-    """argmin |s z - target|^2; 1 where z vanishes."""
+    """argmin |s z - target|^2; 1 where z vanishes, or is so large that no s is known."""
     flat = z.flatten(1)
     square = flat.square().sum(1)
     s = torch.where(square > 0, (flat @ target.flatten()) / square, 1.0)
-    return s.clamp(-bound, bound)
+    return s.nan_to_num(1.0).clamp(-bound, bound)
 
 
 def _brent(objective: Objective, z: Tensor, offset: Tensor, bound: float) -> float:
