@@ -91,6 +91,18 @@ class _OverEntries:
         return per_example(values) if self.factor is None else values.view(len(y), -1).sum(1) * self.factor
 
 
+def of_the_whole(whole: _Criterion, read: _Criterion, *, error: bool) -> _Criterion:
+    """The criterion of a whole data set, in the precision of one that was `read` again from a part of it.
+
+    `error`: whether the part's error is another one.
+    """
+    values, errors = whole.values, read.errors if error else whole.errors
+    scaled = _OverPositions | _OverEntries
+    if isinstance(values, scaled) and isinstance(read.values, scaled):
+        values = replace(values, inner=read.values.inner)
+    return replace(whole, values=values, errors=errors)
+
+
 def _wrong_sign(outputs: Tensor, y: Tensor) -> Tensor:
     """The share of an example's logits that are on the wrong side of 0, for targets 0 and 1.
 

@@ -260,7 +260,7 @@ class Objective:
         }  # fmt: skip
         new = Objective(self.skeleton, **(options | changes))
         if "data" not in changes and "loss" not in changes:  # of a part, it is that of the whole
-            new.criterion = replace(self.criterion, errors=(new if "error" in changes else self).criterion.errors)
+            new.criterion = criterion.of_the_whole(self.criterion, new.criterion, error="error" in changes)
         new.graphs = self.graphs
         if "structure" in self.__dict__:  # units depend neither on the data nor on the precision
             new.__dict__["structure"] = self.structure
