@@ -28,7 +28,7 @@ class Cast(nn.Module):
         self.inner = perceptron([2, 4, 3])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.float().to(self.inner[0].weight.dtype))
+        return self.inner(x.float().to(next(self.parameters()).dtype))
 
 
 def wrong(outputs: Tensor, y: Tensor) -> Tensor:
