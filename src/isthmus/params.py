@@ -299,14 +299,15 @@ def norm(a: Mapping[str, Tensor]) -> float:
 
 
 def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """The Euclidean distance over all entries that can move; shared tensors cost nothing.
+    """The Euclidean distance over all entries that can move; shared tensors cost nothing, nor do equal infinities.
 
-    >>> distance({"w": torch.zeros(2)}, {"w": torch.tensor([3.0, 4.0])})
+    >>> mask = torch.tensor([0.0, -float("inf")])
+    >>> distance({"w": torch.zeros(2), "mask": mask}, {"w": torch.tensor([3.0, 4.0]), "mask": mask.clone()})
     5.0
     """
     pairs = ((v, b[k]) for k, v in a.items() if moves(v))
     apart = (parts for v, w in pairs if v is not w for parts in in_parts(v, w))
-    return sum(float((widened(v) - widened(w)).square().sum()) for v, w in apart) ** 0.5
+    return sum(float((widened(v) - widened(w)).masked_fill_(v == w, 0.0).square().sum()) for v, w in apart) ** 0.5
 
 
 def _dot(v: Tensor, w: Tensor) -> float:

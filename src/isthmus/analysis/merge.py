@@ -20,7 +20,7 @@ from isthmus.evaluate.profile import profile
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
-from isthmus.params import Params, check_finite, check_like, in_dtype, in_parts, moves, on_circle
+from isthmus.params import Params, check_finite, check_like, in_dtype, in_parts, moves, nonfinite, on_circle
 from isthmus.paths import Path
 from isthmus.shown import brief, line, table
 from isthmus.training.progress import Progress, no_progress
@@ -98,7 +98,7 @@ class Merged:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What the methods read: `models` as checked, their `weights`, and the rest as ``merge`` has it."""
+    """What the methods read: `models` as checked, their `weights`, `masks` by name, the rest as ``merge`` has it."""
 
     models: Sequence[Mapping[str, Tensor]]
     weights: tuple[float, ...]
@@ -107,6 +107,7 @@ class _Recipe:
     density: float
     scale: float
     weighted: bool
+    masks: frozenset[str]
 
     @property
     def between(self) -> bool:
@@ -141,7 +142,8 @@ def merge(
     BatchNorm's statistics are computed again from the objective's data (`bn`, as for ``profile``). `level`: as for
     ``verdict``, over the largest loss of the networks; ``merged.ok`` says whether the merged one is below it. Without
     an objective `models` are dictionaries of tensors with equal names, and nothing is measured. Networks are merged in
-    float64, tensor by tensor, and kept in their own precision; tensors that cannot move are the first's.
+    float64, tensor by tensor, and kept in their own precision; tensors that cannot move, and those with infinities (a
+    mask, the same in all), are the first's.
 
     Cost: a pass over the data for each network and for the merged one, and 9 to look for `at`. Errors:
     ``InputError`` for options that do not fit the method.
@@ -158,7 +160,9 @@ def merge(
         raise InputError("method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
     networks = _checked(objective, models)
     start = None if base is None else _one(objective, base, "base", networks[0])
-    recipe = _Recipe(networks, _weights(method, weights, len(networks)), at, start, density, scale, weights is not None)
+    masks = _masks({f"models[{i}]": one for i, one in enumerate(networks)} | ({} if start is None else {"base": start}))
+    each = _weights(method, weights, len(networks))
+    recipe = _Recipe(networks, each, at, start, density, scale, weights is not None, masks)
     _check_fits(method, recipe)
     sets = _sets_for(method, objective, test)
     if objective is None:
@@ -222,7 +226,17 @@ def _one(
     else:
         raise InputError(what, expected="state_dicts without an objective", got=type(given).__name__)
     check_like(found, found if like is None else like, what)
-    check_finite(found, what)
+    return found
+
+
+def _masks(networks: Mapping[str, Mapping[str, Tensor]]) -> frozenset[str]:
+    """The tensors with infinities, which are the same in every network; refuse NaN, and infinities that differ."""
+    found = frozenset(k for one in networks.values() for k, v in one.items() if nonfinite({k: v}))
+    for name in found:
+        several = [one[name] for one in networks.values()]
+        if not all(torch.equal(several[0], v) for v in several):  # NaN is equal to nothing
+            for what, v in zip(networks, several, strict=True):
+                check_finite({name: v}, what)
     return found
 
 
@@ -277,7 +291,7 @@ def _made(method: str, recipe: _Recipe) -> Params:
     out: Params = {}
     for name, v in recipe.models[0].items():
         several = [v, *(one[name] for one in others)]
-        if not moves(v) or (recipe.base is None and _one_tensor(several)):
+        if not moves(v) or name in recipe.masks or (recipe.base is None and _one_tensor(several)):
             out[name] = v
             continue
         # what is read on demand is another tensor each time, and what is tied is told by the objective

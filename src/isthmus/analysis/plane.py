@@ -22,7 +22,7 @@ from isthmus.objective.described import bound
 from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
-from isthmus.params import Params, check_finite, in_dtype, moves
+from isthmus.params import Params, check_finite, in_dtype, moves, nonfinite, nonfinite_on
 from isthmus.paths import Curve, HasPath, Path
 from isthmus.shown import brief, draw, line, one_line, table
 from isthmus.training.memory import Memory, forget, memory_of
@@ -229,18 +229,30 @@ def _policy(objective: Objective, bn: str | None) -> str:
 
 def _frame(objective: Objective, named: Sequence[ParamsLike], policy: str) -> Frame:
     corners = [objective.check(p, name) for p, name in zip(named, "abc", strict=True)]
-    for name, p in zip("abc", corners, strict=True):
-        check_finite({k: p[k] for k in objective.parameter_names if k in p}, name)
+    still = _still(objective, policy)
+    seen = [{k: v for k, v in p.items() if k not in still} for p in corners]
+    if (odd := nonfinite_on(seen)) is not None:
+        i, name = odd
+        check_finite({name: corners[i][name]}, "abc"[i])
     objective.check_path(corners, "c")
     a, b, c = (_copy_of(objective, p) for p in corners)
-    still = () if policy == "interpolate" else statistics(objective)
-    return Frame(a, b, c, tuple(k for k, v in a.items() if moves(v) and k not in still))
+    return Frame(a, b, c, _moving(objective, a, policy))
+
+
+def _still(objective: Objective, policy: str) -> tuple[str, ...]:
+    """What is not a coordinate of the plane: statistics that are not interpolated."""
+    return () if policy == "interpolate" else statistics(objective)
+
+
+def _moving(objective: Objective, point: Params, policy: str) -> tuple[str, ...]:
+    """The coordinates of the plane; tensors with infinities (masks) are the same everywhere."""
+    still = _still(objective, policy)
+    return tuple(k for k, v in point.items() if moves(v) and k not in still and nonfinite({k: v}) is None)
 
 
 def _corners(objective: Objective, path: Path, policy: str) -> tuple[Params, Params, Params]:
     """The ends of the path, and the control point or knot that is farthest from the line through them."""
-    still = () if policy == "interpolate" else statistics(objective)
-    names = tuple(k for k, v in path.start.items() if moves(v) and k not in still)
+    names = _moving(objective, path.start, policy)
     points = [p for s in path.segments for p in (s.control if isinstance(s, Curve) else (s.start, s.at(0.5), s.end))]
     return path.start, path.end, max(points, key=lambda p: from_line(p, path.start, path.end, names))
 

@@ -103,7 +103,7 @@ def theory(
     chosen = THEOREMS if theorems is None else _named(theorems)
     params = objective.check(a, "a"), objective.check(b, "b")
     for value, name in zip(params, "ab", strict=True):
-        check_finite(value, name)
+        check_finite({k: value[k] for k in objective.parameter_names}, name)
     pair = MeasuredPair(objective, params, Settings(masks, draws, steps, examples, seed), progress)
     for loss, name in zip(pair.losses, "ab", strict=True):
         check_loss(name, loss)
