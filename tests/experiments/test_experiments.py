@@ -46,7 +46,7 @@ def test_cells_are_distinct_and_have_labels_and_keys(experiment, scale):
     cells = with_needs(experiment.cells(scale))
     assert len({(c.group, c.label) for c in cells}) == len(cells)
     assert experiment.chosen(scale) == list(experiment.cells(scale))
-    with pytest.raises(im.InputError, match="part of a label"):
+    with pytest.raises(im.InputError, match="parts of one label"):
         experiment.chosen(scale, ["no such text"])
     with pytest.raises(im.InputError, match="scale"):
         experiment.chosen("huge")

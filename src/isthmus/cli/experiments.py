@@ -43,7 +43,7 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(help="See: isthmus experiment list.")]
 Scale = Annotated[str, typer.Option("--scale", help=f"{', '.join(SCALES)}.")]
-Only = Annotated[list[str] | None, typer.Option("--only", help="Only cells whose label holds this text; repeatable.")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="Only cells whose label holds all of these texts.")]
 Folder = Annotated[Path, typer.Option("--runs", help="The results folder.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", help="Processes on this machine, by Ray (isthmus[ray]).", min=1)

@@ -69,7 +69,7 @@ class Experiment:
         cells = [c for c in self.cells(scale) if all(text.lower() in c.label.lower() for text in only)]
         if not cells:
             some = "; ".join(c.label for c in self.cells(scale)[:3])
-            raise InputError("only", expected=f"part of a label, such as: {some}", got=list(only))
+            raise InputError("only", expected=f"parts of one label, such as: {some}", got=list(only))
         return cells
 
     def rows(self, done: Done) -> list[Row]:
