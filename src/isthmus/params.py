@@ -307,7 +307,8 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """
     pairs = ((v, b[k]) for k, v in a.items() if moves(v))
     apart = (parts for v, w in pairs if v is not w for parts in in_parts(v, w))
-    return sum(float((widened(v) - widened(w)).masked_fill_(v == w, 0.0).square().sum()) for v, w in apart) ** 0.5
+    wide = ((widened(v), widened(w)) for v, w in apart)
+    return sum(float((v - w).masked_fill_(v == w, 0.0).square().sum()) for v, w in wide) ** 0.5
 
 
 def _dot(v: Tensor, w: Tensor) -> float:
