@@ -53,7 +53,8 @@ def _settings(part: nn.Module) -> Hashable | None:
 def _trace_once(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, every_batch: bool = True
 ) -> Program:
-    told = _told(module, {**dict(enumerate(args)), **(kwargs or {})})
+    given: dict[int | str, Any] = {i: x for i, x in enumerate(args)}
+    told = _told(module, given | dict(kwargs or {}))
     if told is None:
         return trace(module, args, kwargs, every_batch=every_batch)
     key = (told, every_batch)

@@ -35,13 +35,13 @@ def test_averages_and_points_between():
 def test_a_mask_of_infinities_stays_and_others_are_refused(method):
     mask = T([0.0, -torch.inf])
     a, b, base = (params(v) | {"mask": mask.clone()} for v in (2.0, 6.0, 1.0))
-    more = {"base": base} if method in ("task", "ties") else {}
-    found = im.merge(None, [a, b], method, **more).params
+    start = base if method in ("task", "ties") else None
+    found = im.merge(None, [a, b], method, base=start).params
     assert found["mask"].tolist() == mask.tolist()
     assert found["w"].isfinite().all()
     for odd in (-torch.inf, torch.nan):
         with pytest.raises(InputError, match=r"models\[1\]\['mask'\]"):
-            im.merge(None, [a | {"mask": T([0.0, 0.0])}, b | {"mask": T([0.0, odd])}], method, **more)
+            im.merge(None, [a | {"mask": T([0.0, 0.0])}, b | {"mask": T([0.0, odd])}], method, base=start)
 
 
 def test_slerp_is_on_the_great_circle():

@@ -56,7 +56,7 @@ def test_paths_keep_it(method):
 def test_merged_networks_keep_it(method):
     objective, a, b = masked()
     start = {k: v / 2 if k != "mask" else v for k, v in a.items()}
-    found = im.merge(objective, [a, b], method, **({"base": start} if method in ("task", "ties") else {}))
+    found = im.merge(objective, [a, b], method, base=start if method in ("task", "ties") else None)
     assert torch.equal(found.params["mask"], a["mask"])
     assert found.worth["training data"].loss == pytest.approx(objective.loss(found.params))
 

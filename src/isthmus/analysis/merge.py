@@ -160,8 +160,7 @@ def merge(
         raise InputError("method", expected=f"one of {', '.join(METHODS)}", got=repr(method))
     networks = _checked(objective, models)
     start = None if base is None else _one(objective, base, "base", networks[0])
-    masks = _masks({f"models[{i}]": one for i, one in enumerate(networks)} | ({} if start is None else {"base": start}))
-    each = _weights(method, weights, len(networks))
+    each, masks = _weights(method, weights, len(networks)), _masks(networks, start)
     recipe = _Recipe(networks, each, at, start, density, scale, weights is not None, masks)
     _check_fits(method, recipe)
     sets = _sets_for(method, objective, test)
@@ -229,15 +228,21 @@ def _one(
     return found
 
 
-def _masks(networks: Mapping[str, Mapping[str, Tensor]]) -> frozenset[str]:
+def _masks(models: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None) -> frozenset[str]:
     """The tensors with infinities, which are the same in every network; refuse NaN, and infinities that differ."""
+    networks = {f"models[{i}]": one for i, one in enumerate(models)} | ({} if base is None else {"base": base})
     found = frozenset(k for one in networks.values() for k, v in one.items() if nonfinite({k: v}))
     for name in found:
-        several = [one[name] for one in networks.values()]
-        if not all(torch.equal(several[0], v) for v in several):  # NaN is equal to nothing
-            for what, v in zip(networks, several, strict=True):
-                check_finite({name: v}, what)
+        _check_same({what: one[name] for what, one in networks.items()}, name)
     return found
+
+
+def _check_same(several: Mapping[str, Tensor], name: str) -> None:
+    """Refuse a tensor that is not finite, but for one that is the same in all; NaN is equal to nothing."""
+    first, *_ = several.values()
+    if not all(torch.equal(first, v) for v in several.values()):
+        for what, v in several.items():
+            check_finite({name: v}, what)
 
 
 def _weights(method: str, given: Sequence[float] | None, n: int) -> tuple[float, ...]:
@@ -286,13 +291,13 @@ def _best(recipe: _Recipe, sets: Sequence[Objective], bn: str | None, progress: 
 def _made(method: str, recipe: _Recipe) -> Params:
     """Tensor by tensor; what is one tensor under several names in all networks, and in the base, stays one."""
     made: dict[tuple[int, ...] | str, Tensor] = {}
-    others = [*recipe.models[1:], *([] if recipe.base is None else [recipe.base])]
-    held = all(isinstance(one, dict) for one in (recipe.models[0], *others))
+    networks = [*recipe.models, *([] if recipe.base is None else [recipe.base])]
+    held = all(isinstance(one, dict) for one in networks)
     out: Params = {}
-    for name, v in recipe.models[0].items():
-        several = [v, *(one[name] for one in others)]
-        if not moves(v) or name in recipe.masks or (recipe.base is None and _one_tensor(several)):
-            out[name] = v
+    for name in recipe.models[0]:
+        several = [one[name] for one in networks]
+        if _stays(name, several, recipe):
+            out[name] = several[0]
             continue
         # what is read on demand is another tensor each time, and what is tied is told by the objective
         same = tuple(map(id, several)) if held else name
@@ -300,6 +305,11 @@ def _made(method: str, recipe: _Recipe) -> Params:
             made[same] = _merged(method, several, recipe)
         out[name] = made[same]
     return out
+
+
+def _stays(name: str, several: Sequence[Tensor], recipe: _Recipe) -> bool:
+    """Whether a tensor is the first network's: it cannot move, is a mask, or is shared by all."""
+    return not moves(several[0]) or name in recipe.masks or (recipe.base is None and _one_tensor(several))
 
 
 def _one_tensor(several: Sequence[Tensor]) -> bool:

@@ -239,7 +239,7 @@ def _frame(objective: Objective, named: Sequence[ParamsLike], policy: str) -> Fr
     return Frame(a, b, c, _moving(objective, a, policy))
 
 
-def _still(objective: Objective, policy: str) -> tuple[str, ...]:
+def _still(objective: Objective, policy: str) -> Sequence[str]:
     """What is not a coordinate of the plane: statistics that are not interpolated."""
     return () if policy == "interpolate" else statistics(objective)
 

@@ -97,8 +97,7 @@ def of_the_whole(whole: _Criterion, read: _Criterion, *, error: bool) -> _Criter
     `error`: whether the part's error is another one.
     """
     values, errors = whole.values, read.errors if error else whole.errors
-    scaled = _OverPositions | _OverEntries
-    if isinstance(values, scaled) and isinstance(read.values, scaled):
+    if isinstance(values, _OverPositions | _OverEntries) and isinstance(read.values, _OverPositions | _OverEntries):
         values = replace(values, inner=read.values.inner)
     return replace(whole, values=values, errors=errors)
 
