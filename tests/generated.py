@@ -292,6 +292,7 @@ def plain_penalty(case: Case, params: Params) -> float:
     penalty = case.options.get("penalty")
     if penalty is None:
         return 0.0
-    values = [params[k].double() for k, _ in case.module.named_parameters()]
+    names = penalty.names or [k for k, _ in case.module.named_parameters()]
+    values = [params[k].double() for k in names]
     power = 2 if isinstance(penalty, im.Ridge) else 1
     return float(penalty.kappa * sum(v.abs().pow(power).sum() for v in values))
