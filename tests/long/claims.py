@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from math import inf, isfinite, isnan
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import isthmus as im
 from isthmus.certify import Certificate
 from isthmus.params import Params
-from isthmus.paths import LevelCurve, Segment
+from isthmus.paths import Curve, LevelCurve, Segment
 from tests.long.odd import Odd, in_float64
 
 POINTS, PER_SEGMENT = 201, 9
@@ -34,9 +35,10 @@ def point(segment: Segment, t: float) -> Params:
     """De Casteljau in float64; a level curve has no other form than its own."""
     if isinstance(segment, LevelCurve):
         return segment.at(t)
+    assert isinstance(segment, Curve)
     points = [in_float64(p) for p in segment.control]
     while len(points) > 1:
-        points = [{k: _between(p[k], q[k], t) for k in p} for p, q in zip(points, points[1:])]
+        points = [{k: _between(p[k], q[k], t) for k in p} for p, q in pairwise(points)]
     return points[0]
 
 
@@ -59,16 +61,19 @@ def of_ends(odd: Odd, found: im.Connection) -> Iterator[str]:
     a, b, target = (odd.truth(p) for p in (odd.a, odd.b, found.target))
     if not near(target, b, 10 * tol):
         yield f"target: {target}, b: {b}"
-    if odd.has_statistics:  # which a method may compute again
-        return
-    for said, true in zip(found.stats.get("ends", ()), (a, target)):
-        if not near(said, true, 20 * tol):
-            yield f"stats: an end {said}, truth {true}"
-    if "max" in found.stats and "t" in found.stats:
-        i, t = found.path.locate(found.stats["t"])
-        true = odd.truth(point(found.path.segments[i], t))
-        if not near(found.stats["max"], true, 20 * tol):
-            yield f"stats: max {found.stats['max']} at {found.stats['t']}, truth {true}"
+    if not odd.has_statistics:  # which a method may compute again
+        yield from _of_stats(odd, found, (a, target))
+
+
+def _of_stats(odd: Odd, found: im.Connection, ends: tuple[float, float]) -> Iterator[str]:
+    stats = found.stats
+    told = [("an end", said, true) for said, true in zip(stats.get("ends", ends), ends, strict=True)]
+    if "max" in stats and "t" in stats:
+        i, t = found.path.locate(stats["t"])
+        told.append((f"max at {stats['t']}", stats["max"], odd.truth(point(found.path.segments[i], t))))
+    for what, said, true in told:
+        if not near(said, true, 20 * tolerance(odd)):
+            yield f"stats: {what} {said}, truth {true}"
 
 
 def of_level(odd: Odd, found: im.Connection, method: str, losses: Sequence[Sequence[float]]) -> Iterator[str]:
@@ -98,8 +103,8 @@ def of_certificate(odd: Odd, found: Certificate, path: im.Path, losses: Sequence
             continue
         allowed = ROUNDING * max((abs(v) for v in row if isfinite(v)), default=0.0)
         if max(row) > segment.bound + allowed:
-            over = max(row) - segment.bound
-            yield f"bound ({segment.claim}) of segment {segment.index}: {segment.bound}, truth {max(row)}, {over:.2g} more"
+            said, over = f"{segment.claim}, segment {segment.index}: {segment.bound}", max(row) - segment.bound
+            yield f"bound ({said}), truth {max(row)}, {over:.2g} more"
         if segment.claim == "unchanged":
             yield from _of_outputs(odd, path.segments[segment.index], segment.index)
 

@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import get_args, get_type_hints
 
 import torch
 
@@ -135,9 +136,9 @@ def _narrow(r: random.Random) -> im.Connector:
 
 
 def _dropout(r: random.Random) -> im.Connector:
-    scale, search = r.choice(["each", "each", "output", "layer", "none"]), r.choice(["gates", "greedy", "magnitude"])
-    keep, masks = r.choice([0.5, 0.5, 0.3]), r.choice([1, 4])
-    return im.Dropout(keep, masks, scale, every_vertex=r.random() < 0.3, search=r.choice([search, "random"]))
+    hints = get_type_hints(im.Dropout)
+    scale, search = (r.choice(get_args(hints[name])) for name in ("scale", "search"))
+    return im.Dropout(r.choice([0.5, 0.3]), r.choice([1, 4]), scale, every_vertex=r.random() < 0.3, search=search)
 
 
 def _subnetwork(r: random.Random) -> im.Connector:

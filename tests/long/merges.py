@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 import isthmus as im
+from isthmus.analysis.merge import MergeMethod
 from isthmus.params import Params
 from tests.long.claims import near, tolerance
 from tests.long.odd import Odd, in_float64
 
+METHODS: tuple[MergeMethod, ...] = get_args(MergeMethod)
+
 
 def merges(odd: Odd, r: random.Random) -> Iterator[str]:
     """Of one method with options that fit it."""
-    method = r.choice([*FORMULAS, "aligned-average"])
+    method = r.choice(METHODS)
     models = [odd.a, odd.b]
     if method != "slerp" and r.random() < 0.4:
         models.append(_shrunk(odd.b, 0.5))
@@ -58,17 +61,15 @@ def _options(odd: Odd, r: random.Random, method: str, n: int) -> dict[str, Any]:
 
 
 def _of_weights(found: im.Merged, models: Sequence[Params], options: dict[str, Any]) -> Iterator[str]:
-    wide = [in_float64(p) for p in models]
-    base = in_float64(options["base"]) if "base" in options else None
+    wide, base = [in_float64(p) for p in models], in_float64(options.get("base", {}))
     for name, have in found.params.items():
-        if not have.is_floating_point() or "running" in name or all(p[name] is models[0][name] for p in models):
-            continue
-        several = [p[name] for p in wide]
-        want = FORMULAS[found.method](several, None if base is None else base[name], found, options)
-        size = max(float(v.abs().max()) for v in (want, *several))
-        off = float((want - have.double()).abs().max())
-        if not off <= (1e-6 if have.dtype == torch.float32 else 1e-8) * max(1e-300, size):
-            yield f"{name} is off by {off:.2g} of {size:.2g}"
+        if have.is_floating_point() and "running" not in name:
+            several = [p[name] for p in wide]
+            want = FORMULAS[found.method](several, base.get(name), found, options)
+            size = max(1e-300, *(float(v.abs().max()) for v in (want, *several)))
+            off = float((want - have.double()).abs().max()) / size
+            if not off <= (1e-6 if have.dtype == torch.float32 else 1e-8):
+                yield f"{name} is off by {off:.2g} of its size"
 
 
 def _average(several: list[Tensor], base: Tensor | None, found: im.Merged, options: dict[str, Any]) -> Tensor:
@@ -77,7 +78,7 @@ def _average(several: list[Tensor], base: Tensor | None, found: im.Merged, optio
         assert found.at is not None
         return torch.lerp(several[0], several[1], found.at)
     weights = weights or [1.0] * len(several)
-    return sum((w / sum(weights) * v for w, v in zip(weights, several)), torch.zeros_like(several[0]))
+    return sum((w / sum(weights) * v for w, v in zip(weights, several, strict=True)), torch.zeros_like(several[0]))
 
 
 def _slerp(several: list[Tensor], base: Tensor | None, found: im.Merged, options: dict[str, Any]) -> Tensor:
@@ -93,7 +94,8 @@ def _slerp(several: list[Tensor], base: Tensor | None, found: im.Merged, options
 def _task(several: list[Tensor], base: Tensor | None, found: im.Merged, options: dict[str, Any]) -> Tensor:
     assert base is not None
     weights = options.get("weights", [1.0] * len(several))
-    return base + options["scale"] * sum((w * (v - base) for w, v in zip(weights, several)), torch.zeros_like(base))
+    moved = (w * (v - base) for w, v in zip(weights, several, strict=True))
+    return base + options["scale"] * sum(moved, torch.zeros_like(base))
 
 
 def _ties(several: list[Tensor], base: Tensor | None, found: im.Merged, options: dict[str, Any]) -> Tensor:
@@ -101,10 +103,10 @@ def _ties(several: list[Tensor], base: Tensor | None, found: im.Merged, options:
     assert base is not None
     weights = options.get("weights", [1.0] * len(several))
     kept = [_largest(v - base, options["density"]) for v in several]
-    elected = sum((w * d for w, d in zip(weights, kept)), torch.zeros_like(base)).sign()
-    agree = [w * ((d.sign() == elected) & (d != 0)) for w, d in zip(weights, kept)]
+    elected = sum((w * d for w, d in zip(weights, kept, strict=True)), torch.zeros_like(base)).sign()
+    agree = [w * ((d.sign() == elected) & (d != 0)) for w, d in zip(weights, kept, strict=True)]
     total = sum(agree, torch.zeros_like(base))
-    mean = sum((w * d for w, d in zip(agree, kept)), torch.zeros_like(base)) / total
+    mean = sum((w * d for w, d in zip(agree, kept, strict=True)), torch.zeros_like(base)) / total
     return base + options["scale"] * torch.where(total != 0, mean, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Odd networks with data and a loss, and two odd ends: a seed gives an `Odd`, whose truth is the plain loop in float64."""
+"""Odd networks with data, a loss and two odd ends: a seed gives an `Odd`, whose truth is the plain loop in float64."""
 
 from __future__ import annotations
 

@@ -19,17 +19,20 @@ def pair(r: random.Random, module: nn.Module, x: Tensor, seed: int) -> tuple[Par
     relation = r.choice(["other"] * 6 + ["equal", "near", "negated", "permuted"])
     tags = [relation]
     _change(r, a, tags)
-    if relation in ("equal", "permuted"):
-        b = {k: v.clone() for k, v in a.items()}
-    elif relation == "near":
-        b = {k: v + 1e-6 * torch.randn_like(v) if _moves(k, v) else v.clone() for k, v in a.items()}
-    elif relation == "negated":
-        b = {k: -v if _moves(k, v) else v.clone() for k, v in a.items()}
     if relation == "permuted":
-        b = _permuted(module, x, b)
+        b = _permuted(module, x, {k: v.clone() for k, v in a.items()})
+    elif relation != "other":
+        b = {k: RELATIONS[relation](v) if _moves(k, v) else v.clone() for k, v in a.items()}
     if relation not in ("equal", "permuted"):
         _change(r, b, tags)
     return _laid_out(r, a, tags), _laid_out(r, b, tags), tags
+
+
+RELATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "equal": lambda v: v.clone(),
+    "near": lambda v: v + 1e-6 * torch.randn_like(v),
+    "negated": lambda v: -v,
+}
 
 
 def weights(module: nn.Module, seed: int, scale: float) -> Params:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,9 @@ class Again(nn.Module):
     def __init__(self, widths: tuple[int, int, int], bias: bool, act: nn.Module, times: int) -> None:
         super().__init__()
         d, width, out = widths
-        self.first, self.inner, self.last = (nn.Linear(*w, bias=bias) for w in ((d, width), (width, width), (width, out)))
+        self.first, self.inner, self.last = (
+            nn.Linear(*w, bias=bias) for w in ((d, width), (width, width), (width, out))
+        )
         self.act, self.times = act, times
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ def _perceptron(plan: Plan) -> tuple[nn.Module, tuple[int, ...]]:
 
 def _functional(plan: Plan) -> tuple[nn.Module, tuple[int, ...]]:
     sizes = [plan.d, *plan.widths, plan.outputs]
-    layers: list[nn.Module] = [nn.Linear(p, q, bias=plan.bias) for p, q in zip(sizes, sizes[1:])]
+    layers: list[nn.Module] = [nn.Linear(p, q, bias=plan.bias) for p, q in pairwise(sizes)]
     return Functional(layers, plan.r.choice(FUNCTIONS)), (plan.d,)
 
 
@@ -204,7 +207,7 @@ def linear(r: random.Random) -> Net:
         )
         return Net(_with_last(body, (d, 4, 4), outputs, bias), (d, 4, 4), outputs, [])
     sizes = [d, *widths, outputs]
-    layers: list[nn.Module] = [nn.Linear(p, q, bias=bias ^ (r.random() < 0.2)) for p, q in zip(sizes, sizes[1:])]
+    layers: list[nn.Module] = [nn.Linear(p, q, bias=bias ^ (r.random() < 0.2)) for p, q in pairwise(sizes)]
     if r.random() < 0.2:
         layers.insert(1, nn.Identity())
     module: nn.Module = nn.Sequential(*layers)
