@@ -59,6 +59,17 @@ class Scaled(nn.Module):
         return self.inner(x * self.by if self.where == "inputs" else x - self.by)
 
 
+class Cast(nn.Module):
+    """Casts on the way, so that a proof in float64 runs a widened copy."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.float().to(x.dtype))
+
+
 class Absolute(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
@@ -193,6 +204,8 @@ def chain(r: random.Random) -> Net:
     module, shape = build(plan)
     if plan.seldom(0.1, "scaled"):
         module = Scaled(module, r.choice([2.0, 0.1, -1.0]), r.choice(["inputs", "outputs", "moved"]))
+    if plan.seldom(0.15, "cast"):
+        module = Cast(module)
     return Net(module, shape, plan.outputs, plan.tags)
 
 
