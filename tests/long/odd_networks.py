@@ -60,7 +60,7 @@ class Scaled(nn.Module):
 
 
 class Cast(nn.Module):
-    """Casts on the way, so that a proof in float64 runs a widened copy."""
+    """Casts inputs, which are numbers of float32, and back, so that a proof runs a widened copy."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
