@@ -98,6 +98,6 @@ def test_what_takes_too_long_is_late_and_no_fault(monkeypatch):
             pass
 
     connects(monkeypatch, endless)
-    monkeypatch.setattr(constructions, "SECONDS", 0.2)
+    monkeypatch.setattr(constructions, "LIMIT", 0.2)
     result = attack(3, "Linear")
     assert (result.ended, result.faults) == ("late", [])

@@ -5,8 +5,8 @@
 A network of ``tests.long.odd`` is connected by each method (of ``isthmus.METHODS``), proved in parallel (`in_parallel`)
 and merged (`merge`). The path, its ends, the level that the method states, a profile, the bounds and the verdict are
 held against 201 points of the path, at least 9 a segment; and nothing of the user's may have changed. Told is each
-fault with its seed, then how often each method ended how: with an outcome, refused, late (after so many seconds), and,
-behind a stroke, whether its path was judged to the end. The exit code is 1 if there was a fault.
+fault with its seed, then how often each method ended how: with an outcome, refused, or late (after 15 processor
+seconds, or LIMIT=n), and, behind a stroke, how the judgement of its path ended. The exit code is 1 if there was a fault.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tests.long.merges import merges
 from tests.long.odd import Odd, draw
 from tests.long.untouched import Late, changed, state, within
 
-SECONDS = float(os.environ.get("SECONDS", "15"))
-"""That a construction may take, and that its judgement may."""
+LIMIT = float(os.environ.get("LIMIT", "15"))
+"""The processor seconds that a construction may take, and its judgement too."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ def _connected(odd: Odd, method: im.Connector, r: random.Random, result: Result)
 def _ended(well: str, result: Result, work: Callable[[], Iterator[str]]) -> str:
     """In a word; faults are kept as they are found."""
     try:
-        with within(SECONDS), warnings.catch_warnings():
+        with within(LIMIT), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for fault in work():
                 result.faults.append(fault)
