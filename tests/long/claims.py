@@ -167,14 +167,6 @@ def _two_layers(odd: Odd, found: im.Connection) -> Level | None:
     return (min(stated), range(len(found.path))) if stated else None
 
 
-def _auto(odd: Odd, found: im.Connection) -> Level | None:
-    """What it measured, at points of its own, is not far below what is there."""
-    if odd.has_statistics:
-        return None
-    top = found.info.max
-    return top + 0.02 * abs(top) + 1e-3, range(len(found.path))
-
-
 LEVELS: dict[str, Callable[[Odd, im.Connection], Level | None]] = {
     "Dropout": _rows("dropped"),
     "MeanField": _rows("halved"),
@@ -184,5 +176,5 @@ LEVELS: dict[str, Callable[[Odd, im.Connection], Level | None]] = {
     "DeepLinear": _deep_linear,
     "Sublevel": _sublevel,
     "TwoLayerReLU": _two_layers,
-    "Auto": _auto,
 }
+"""Of the methods that state one; a largest sample, which others give, is none."""

@@ -6,7 +6,7 @@ A network of ``tests.long.odd`` is connected by each method (of ``isthmus.METHOD
 and merged (`merge`). The path, its ends, the level that the method states, a profile, the bounds and the verdict are
 held against 201 points of the path, at least 9 a segment; and nothing of the user's may have changed. Told is each
 fault with its seed, then how often each method ended how: with an outcome, refused, or late (after 15 processor
-seconds, or LIMIT=n), and, behind a stroke, how the judgement of its path ended. The exit code is 1 if there was a fault.
+seconds, or LIMIT=n), and, behind a stroke, how the judgement of its path ended. The exit code is 1 after a fault.
 """
 
 from __future__ import annotations
