@@ -99,14 +99,15 @@ def _task(several: list[Tensor], base: Tensor | None, found: im.Merged, options:
 
 
 def _ties(several: list[Tensor], base: Tensor | None, found: im.Merged, options: dict[str, Any]) -> Tensor:
-    """Trim each difference, elect a sign per entry, and average what has it."""
+    """Trim each difference, weigh it, elect a sign per entry, and average what has it."""
     assert base is not None
     weights = options.get("weights", [1.0] * len(several))
-    kept = [_largest(v - base, options["density"]) for v in several]
-    elected = sum((w * d for w, d in zip(weights, kept, strict=True)), torch.zeros_like(base)).sign()
-    agree = [w * ((d.sign() == elected) & (d != 0)) for w, d in zip(weights, kept, strict=True)]
-    total = sum(agree, torch.zeros_like(base))
-    mean = sum((w * d for w, d in zip(agree, kept, strict=True)), torch.zeros_like(base)) / total
+    moved = [w * _largest(v - base, options["density"]) for w, v in zip(weights, several, strict=True)]
+    zero = torch.zeros_like(base)
+    elected = sum(moved, zero).sign()
+    agree = [(d.sign() == elected) & (d != 0) for d in moved]
+    total = sum((w * m for w, m in zip(weights, agree, strict=True)), zero)
+    mean = sum((d * m for d, m in zip(moved, agree, strict=True)), zero) / total
     return base + options["scale"] * torch.where(total != 0, mean, 0.0)
 
 
