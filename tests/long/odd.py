@@ -65,8 +65,18 @@ class Odd:
 
     def truth(self, params: Params) -> float:
         """The loss in float64."""
+        return self._loss(self.outputs(params), params)
+
+    def rounded(self, params: Params) -> float:
+        """The loss of outputs that are computed in the precision of the module."""
+        own = {k: v.detach().clone() for k, v in params.items()}
+        with torch.no_grad():
+            outputs = torch.func.functional_call(self.case.module, own, (self.case.inputs,))
+        return self._loss(outputs.double(), params)
+
+    def _loss(self, outputs: Tensor, params: Params) -> float:
         y = self.case.y
-        loss = self.own(self.outputs(params), y.double() if y.is_floating_point() else y)
+        loss = self.own(outputs, y.double() if y.is_floating_point() else y)
         return float(loss) + plain_penalty(self.case, in_float64(params))
 
 
