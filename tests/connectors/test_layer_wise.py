@@ -130,6 +130,18 @@ def test_blocks_of_the_users_move_in_their_order_and_what_they_leave_out_moves_l
             connected(replace(QUICK, blocks=wrong))
 
 
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.BatchNorm1d(6)], ids=["plain", "batch norm"])
+def test_between_a_network_and_itself_every_segment_has_its_label(norm):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 6), norm, nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    objective = im.Objective(module, "cross_entropy", blobs(12, (3,), 2))
+    a = {k: v.clone() for k, v in module.state_dict().items()}
+    found = im.connect(objective, a, {k: v.clone() for k, v in a.items()}, im.LayerWise(moves=2))
+    assert "straight" in found.stats["segments"]
+    assert len(found.stats["segments"]) == len(found.path)
+    assert found.outcome.ok
+
+
 def test_batchnorm_gives_a_plain_path_with_statistics_of_its_own():
     images, y = blobs(60, (1, 8, 8), 4)
     problem, found = connected(problem=trained("residual", Residual, images, y))

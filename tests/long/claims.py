@@ -54,8 +54,10 @@ def dense(odd: Odd, path: im.Path) -> list[list[float]]:
 
 
 def of_ends(odd: Odd, found: im.Connection) -> Iterator[str]:
-    """The path begins at a, and its target has the loss of b; what was measured of them is so."""
+    """Segments have labels, the path begins at a, its target has the loss of b; what was measured of them is so."""
     tol, start = tolerance(odd), found.path.start
+    if len(found.labels) != len(found.path):
+        yield f"{len(found.labels)} labels of {len(found.path)} segments"
     if any(not torch.equal(v, start[k]) for k, v in odd.a.items() if v.is_floating_point() and k in start):
         yield "the path does not begin at a"
     a, b, target = (odd.truth(p) for p in (odd.a, odd.b, found.target))

@@ -118,7 +118,7 @@ class _Walk:
         line = setting.untrained(Polygon(2))
         on_line = line.highest if line else setting.highest(Polygon(2), {})
         if line or on_line.loss <= setting.target:
-            return line or self._straight(on_line)
+            return self._straight(on_line, line)
         now = {k: setting.task.a[k].detach() for k in setting.coordinates.names}
         for block in self.blocks:
             now = self._moved(now, block)
@@ -197,10 +197,10 @@ class _Walk:
         ties = self.setting.coordinates.tied
         return {**self.setting.coordinates.rest(share), **trained, **{k: trained[own] for k, own in ties.items()}}
 
-    def _straight(self, highest: Highest) -> TrainedCurve:
+    def _straight(self, highest: Highest, known: TrainedCurve | None = None) -> TrainedCurve:
         self.labels = ["straight"]
         self.points = []
-        return self._found(Polygon(2), highest)
+        return known or self._found(Polygon(2), highest)
 
     def _found(self, shape: Polygon, highest: Highest) -> TrainedCurve:
         setting, last = self.setting, shape.bends - 1
