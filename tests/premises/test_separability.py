@@ -125,6 +125,8 @@ def test_misuse_is_refused():
     x, y = cloud(10, 3, 2)
     with pytest.raises(im.InputError, match="'each' or 'argmax'"):
         separate(x, y, kind="pairs")
+    with pytest.raises(im.InputError, match="classes: expected two or more"):
+        separate(torch.randn(10, 3), torch.zeros(10, dtype=torch.long), 1, kind="argmax")
     with pytest.raises(im.InputError, match="10 class numbers"):
         separate(x, y.double())
     with pytest.raises(im.InputError, match="at least one example with at least one feature"):

@@ -84,7 +84,7 @@ def separate(
     (True, False)
     """
     _check_asked(features, labels, kind)
-    problem = _Problem.of(features, labels, classes or int(labels.max()) + 1, kind, bias)
+    problem = _Problem.of(features, labels, _known(classes or int(labels.max()) + 1, kind), kind, bias)
     for steps in (_FIRST, _STEPS):
         W = problem.solve(steps)
         margin = problem.margin(W)
@@ -118,6 +118,13 @@ def _check_asked(features: Tensor, labels: Tensor, kind: str) -> None:
         raise InputError("labels", expected=f"{len(features)} class numbers", got=got)
     if not features[:1].numel():
         raise InputError("features", expected="at least one example with at least one feature", got=features.shape)
+
+
+def _known(classes: int, kind: str) -> int:
+    """The number of classes; one alone has no rival."""
+    if classes < 2 and kind == "argmax":
+        raise InputError("classes", expected="two or more, of which one score is the largest", got=classes)
+    return classes
 
 
 @dataclass(frozen=True, eq=False)
