@@ -84,3 +84,14 @@ def test_the_line_is_returned_where_it_turns_out_to_be_lower():
         found = training._best(Fitted(moved, reached, 1, Ended.BUDGET))
         assert (distance(found.control[1], lerp(p.a, p.b, 0.5)) < 1e-9) == is_line
         assert found.highest.loss == pytest.approx(min(line, reached))
+
+
+@pytest.mark.parametrize("number", [3, 5, 2])
+def test_no_example_is_left_alone_with_statistics_of_its_own(number):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
+    data = torch.randn(number, 3).double(), torch.arange(number) % 2
+    objective = im.Objective(module, "cross_entropy", data, memory=1)
+    ends = [random_params(module, seed) for seed in (1, 2)]
+    found = im.connect(objective, ends[0], ends[1], im.Bezier(recipe=im.Recipe(lr=None, epochs=2, batch=4)))
+    assert found.info.max > 0

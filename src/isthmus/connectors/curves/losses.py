@@ -98,11 +98,21 @@ class CurveLosses:
         return self._screened(point, self._fast.source)
 
     def _screened(self, point: Params, source: Source) -> float:
-        low, step = {k: in_dtype(v, self.dtype) for k, v in point.items()}, min(BATCH, self._fast.chunk)
+        low = {k: in_dtype(v, self.dtype) for k, v in point.items()}
         with torch.no_grad():
-            total = sum(float(self._values(low, x, y).double().sum()) for x, y in source.chunks(step))
+            parts = source.chunks(self._step(source.number))
+            total = sum(float(self._values(low, x, y).double().sum()) for x, y in parts)
         self.passes += source.number / self.objective.num_examples
         return total / source.number + self.objective.penalty_of(point)
+
+    def _step(self, number: int) -> int:
+        """How many examples at a time; with batch statistics no example is left alone."""
+        step = min(BATCH, self._fast.chunk)
+        if self.bn == "recompute":
+            step = max(step, 2)
+            while step < number and number % step == 1:
+                step += 1
+        return step
 
     def all(self, point: Params) -> float:
         """The loss on all examples; where that is the policy, with statistics that are computed again."""
