@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, wraps
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,14 @@ def random_params(module: nn.Module, seed: int, dtype: torch.dtype = torch.float
             fan_in = v[0].numel() if v.dim() > 1 else 9
             out[name] = torch.randn(v.shape, generator=g, dtype=torch.float64) * (2 / fan_in) ** 0.5
     return cast(out, dtype)
+
+
+def saved(module: nn.Module, folder: Path, names: str) -> list[str]:
+    """Files of networks that are drawn with the seeds 0, 1, ..., one for each letter."""
+    files = [folder / f"{name}.safetensors" for name in names]
+    for seed, file in enumerate(files):
+        im.save_params(random_params(module, seed, torch.float32), file)
+    return [str(file) for file in files]
 
 
 def blobs(n: int, shape: tuple[int, ...], classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -4,21 +4,17 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 
 import isthmus as im
 from isthmus.cli import run_app
-from tests.problems import perceptron, random_params
+from tests.problems import perceptron, saved
 
 SPEC = ["--model", "mlp:64-6-10", "--data", "digits", "--examples", "20", "-q"]
 
 
 @pytest.fixture
 def files(tmp_path):
-    net = perceptron([64, 6, 10])
-    for seed, name in enumerate("abc"):
-        im.save_params(random_params(net, seed, torch.float32), tmp_path / f"{name}.safetensors")
-    return [str(tmp_path / f"{name}.safetensors") for name in "abc"]
+    return saved(perceptron([64, 6, 10]), tmp_path, "abc")
 
 
 def test_a_path_alone_spans_the_plane_that_the_library_takes(files, tmp_path):

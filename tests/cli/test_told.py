@@ -16,7 +16,7 @@ from isthmus import demo
 from isthmus.cli import commands, console, given, run_app
 from isthmus.cli.console import progress_bar
 from tests.cli.test_plane import SPEC
-from tests.problems import perceptron, random_params
+from tests.problems import perceptron, random_params, saved
 
 
 class Terminal(io.StringIO):
@@ -28,10 +28,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def files(tmp_path):
-    net = perceptron([64, 6, 10])
-    for seed, name in enumerate("ab"):
-        im.save_params(random_params(net, seed, torch.float32), tmp_path / f"{name}.safetensors")
-    return [str(tmp_path / f"{name}.safetensors") for name in "ab"]
+    return saved(perceptron([64, 6, 10]), tmp_path, "ab")
 
 
 def test_on_a_terminal_the_bar_is_that_of_what_is_done_last(monkeypatch):

@@ -12,25 +12,16 @@ import random
 import sys
 from pathlib import Path
 
-from tests.long.watched import Tally, anew, commands, contents, differences, forked, main, nothing, wait
+from tests.long.watched import Alone, Tally, anew, commands, forked, main, nothing, wait
 
 
 def again(name: str, count: int, given: Path, root: Path, r: random.Random) -> Tally:
     """So many more runs of one command."""
     words, tally = commands(given, root)[name], Tally()
-    anew(root)
-    first = wait(*forked(words, root, nothing))
-    once = contents(root)
-    if first.code not in {0, 1} or not once:
-        tally.found[f"exit code {first.code}: {first.said[-300:]}"] += 1
-        return tally
-    while tally.ends < count:
+    alone = Alone.run(words, root, tally)
+    while alone and tally.ends < count:
         anew(root)
-        ended = wait(*forked(words, root, nothing))
-        tally.ends += 1
-        if ended.code != first.code:
-            tally.found[f"exit code {ended.code}, not {first.code}: {ended.said[-300:]}"] += 1
-        tally.found.update(differences(once, contents(root)))
+        alone.count(wait(*forked(words, root, nothing)), root, tally)
     return tally
 
 

@@ -15,9 +15,11 @@ import errno
 import os
 import random
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.long.watched import (
+    Alone,
     Ended,
     Event,
     Tally,
@@ -37,25 +39,22 @@ REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 def faults(name: str, count: int, given: Path, root: Path, r: random.Random) -> Tally:
     """One command, refused at so many of its calls, or at all where they are fewer."""
     words, tally = commands(given, root)[name], Tally()
-    anew(root)
-    first = wait(*forked(words, root, nothing))
-    once = contents(root)
-    if first.code not in {0, 1} or not once:
-        tally.found[f"exit code {first.code} when left alone: {first.said[-300:]}"] += 1
+    alone = Alone.run(words, root, tally)
+    if alone is None:
         return tally
-    calls = range(1, first.events + 1)
+    calls = range(1, alone.ended.events + 1)
     for number in sorted(r.sample(calls, min(count, len(calls)))):
         anew(root)
         tally.hindered += 1
-        _judge(wait(*forked(words, root, _refuses(number, r.choice(REFUSALS)))), first, tally)
-        tally.found.update(f"after a refusal, {text}" for text in _half_written(once, contents(root)))
-        _ends_as(first, once, wait(*forked(words, root, nothing)), root, tally)
+        _judge(wait(*forked(words, root, _refuses(number, r.choice(REFUSALS)))), alone.ended, tally)
+        tally.found.update(f"after a refusal, {text}" for text in _half_written(alone.once, contents(root)))
+        alone.count(wait(*forked(words, root, nothing)), root, tally)
     for together in (2, 8):
         anew(root)
         tally.hindered += together
         for ended in [wait(*process) for process in [forked(words, root, nothing) for _ in range(together)]]:
-            _judge(ended, first, tally)
-        _ends_as(first, once, wait(*forked(words, root, nothing)), root, tally)
+            _judge(ended, alone.ended, tally)
+        alone.count(wait(*forked(words, root, nothing)), root, tally)
     return tally
 
 
@@ -74,16 +73,9 @@ def _judge(ended: Ended, first: Ended, tally: Tally) -> None:
         tally.found[f"exit code {ended.code}: {ended.said[-300:]!r}"] += 1
 
 
-def _half_written(once: dict[str, str], now: dict[str, str]) -> list[str]:
+def _half_written(once: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Files of the result that are not as they should be, and temporaries; states are judged by what comes of them."""
     return [text for text in differences(once, now) if text.startswith("differs") or ".tmp" in text]
-
-
-def _ends_as(first: Ended, once: dict[str, str], again: Ended, root: Path, tally: Tally) -> None:
-    tally.ends += 1
-    if again.code != first.code:
-        tally.found[f"given again, exit code {again.code}, not {first.code}: {again.said[-300:]!r}"] += 1
-    tally.found.update(differences(once, contents(root)))
 
 
 if __name__ == "__main__":

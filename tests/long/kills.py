@@ -15,10 +15,9 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
-from tests.long.watched import Event, Tally, anew, commands, contents, differences, forked, main, nothing, wait
+from tests.long.watched import Alone, Event, Tally, anew, commands, forked, main, nothing, wait
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 INTERRUPTED = 130
@@ -27,26 +26,17 @@ INTERRUPTED = 130
 def kills(name: str, count: int, given: Path, root: Path, r: random.Random) -> Tally:
     """So many ends of one command before its time."""
     words, tally = commands(given, root)[name], Tally()
+    alone = Alone.run(words, root, tally)
     anew(root)
-    begin = time.monotonic()
-    first = wait(*forked(words, root, nothing))
-    seconds, once = time.monotonic() - begin, contents(root)
-    if first.code not in {0, 1} or not once:
-        tally.found[f"exit code {first.code} when left alone: {first.said[-300:]}"] += 1
-        return tally
-    anew(root)
-    while tally.hindered < count:
+    while alone and tally.hindered < count:
         how = r.choice(("event", "moment", "not at all"))
-        event = _dies_at(r.randint(1, first.events)) if how == "event" else nothing
-        moment = r.uniform(0, 1.1 * seconds) if how == "moment" else None
+        event = _dies_at(r.randint(1, alone.ended.events)) if how == "event" else nothing
+        moment = r.uniform(0, 1.1 * alone.seconds) if how == "moment" else None
         ended = wait(*forked(words, root, event), moment, r.choice(SIGNALS))
         if ended.code is None or ended.code == INTERRUPTED:
             tally.hindered += 1
             continue
-        tally.ends += 1
-        if ended.code != first.code:
-            tally.found[f"exit code {ended.code}, not {first.code}: {ended.said[-300:]}"] += 1
-        tally.found.update(differences(once, contents(root)))
+        alone.count(ended, root, tally)
         anew(root)
     return tally
 

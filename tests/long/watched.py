@@ -236,6 +236,34 @@ def anew(root: Path) -> None:
     root.mkdir()
 
 
+@dataclass(frozen=True)
+class Alone:
+    """A command that was left alone: how it ended, what it wrote, and how many seconds it took."""
+
+    ended: Ended
+    once: Mapping[str, str]
+    seconds: float
+
+    @classmethod
+    def run(cls, words: list[str], root: Path, tally: Tally) -> Alone | None:
+        """In an empty folder; None, and told, where it fails or writes nothing."""
+        anew(root)
+        begin = time.monotonic()
+        ended = wait(*forked(words, root, nothing))
+        found = cls(ended, contents(root), time.monotonic() - begin)
+        if ended.code in {0, 1} and found.once:
+            return found
+        tally.found[f"exit code {ended.code} when left alone: {ended.said[-300:]}"] += 1
+        return None
+
+    def count(self, ended: Ended, root: Path, tally: Tally) -> None:
+        """Another end, which must be like this one, with all that is in the folder."""
+        tally.ends += 1
+        if ended.code != self.ended.code:
+            tally.found[f"exit code {ended.code}, not {self.ended.code}: {ended.said[-300:]}"] += 1
+        tally.found.update(differences(self.once, contents(root)))
+
+
 def main(arguments: list[str], attack: Callable[[str, int, Path, Path, random.Random], Tally]) -> int:
     """Attack the commands that are named, or all; the exit code says whether anything was found."""
     count, chosen, seed = int(arguments[0]), arguments[1:], int(os.environ.get("SEED", "0"))
