@@ -195,11 +195,11 @@ def _is_odd(v: Tensor, *, stays: bool) -> bool:
     return moves(v) and any(bool((part.isnan() if stays else ~part.isfinite()).any()) for (part,) in in_parts(v))
 
 
-def check_ends(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-    """Refuse the ends of a path where ``nonfinite_on`` finds something, naming the end, the tensor and how much."""
-    if (found := nonfinite_on((a, b))) is not None:
+def check_ends(*points: Mapping[str, Tensor]) -> None:
+    """Refuse networks a, b, ... where ``nonfinite_on`` finds something, naming the network, the tensor and how much."""
+    if (found := nonfinite_on(points)) is not None:
         i, name = found
-        check_finite({name: (a, b)[i][name]}, "ab"[i])
+        check_finite({name: points[i][name]}, "abc"[i])
 
 
 def nonfinite(params: Mapping[str, Tensor]) -> str | None:

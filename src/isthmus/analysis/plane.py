@@ -22,7 +22,7 @@ from isthmus.objective.described import bound
 from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.skeleton import ties_of
-from isthmus.params import Params, check_finite, in_dtype, moves, nonfinite, nonfinite_on
+from isthmus.params import Params, check_ends, in_dtype, moves, nonfinite
 from isthmus.paths import Curve, HasPath, Path
 from isthmus.shown import brief, draw, line, one_line, table
 from isthmus.training.memory import Memory, forget, memory_of
@@ -230,10 +230,7 @@ def _policy(objective: Objective, bn: str | None) -> str:
 def _frame(objective: Objective, named: Sequence[ParamsLike], policy: str) -> Frame:
     corners = [objective.check(p, name) for p, name in zip(named, "abc", strict=True)]
     still = _still(objective, policy)
-    seen = [{k: v for k, v in p.items() if k not in still} for p in corners]
-    if (odd := nonfinite_on(seen)) is not None:
-        i, name = odd
-        check_finite({name: corners[i][name]}, "abc"[i])
+    check_ends(*({k: v for k, v in p.items() if k not in still} for p in corners))
     objective.check_path(corners, "c")
     a, b, c = (_copy_of(objective, p) for p in corners)
     return Frame(a, b, c, _moving(objective, a, policy))
