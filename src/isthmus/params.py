@@ -10,6 +10,7 @@ t = 1 exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isnan
 
 import torch
 from torch import Tensor
@@ -307,8 +308,15 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """
     pairs = ((v, b[k]) for k, v in a.items() if moves(v))
     apart = (parts for v, w in pairs if v is not w for parts in in_parts(v, w))
-    wide = ((widened(v), widened(w)) for v, w in apart)
-    return sum(float((v - w).masked_fill_(v == w, 0.0).square().sum()) for v, w in wide) ** 0.5
+    return sum(_square_of_gap(v, w) for v, w in apart) ** 0.5
+
+
+def _square_of_gap(v: Tensor, w: Tensor) -> float:
+    found = float((widened(v) - widened(w)).square().sum())
+    if not isnan(found):
+        return found
+    p, q = widened(v), widened(w)  # infinities that are equal are no distance apart
+    return float((p - q).masked_fill_(p == q, 0.0).square().sum())
 
 
 def _dot(v: Tensor, w: Tensor) -> float:
