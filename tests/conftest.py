@@ -88,9 +88,15 @@ class _Together(LoadScopeScheduling):
         return nodeid if file.endswith(_APART) else file
 
 
-def pytest_runtest_setup() -> None:
-    """Networks that a test, or what it shares with others, draws without a seed are the same in every run."""
-    torch.manual_seed(0)
+class _Seeded:
+    """Networks that a test or an example, or what tests share, draws without a seed are the same in every run."""
+
+    def pytest_runtest_setup(self) -> None:
+        torch.manual_seed(0)
+
+
+def pytest_configure(config: Any) -> None:
+    config.pluginmanager.register(_Seeded())  # a hook of this file would leave out the examples in src
 
 
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> LoadScopeScheduling:

@@ -15,7 +15,7 @@ from math import ceil, inf, log
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv
 from torch import Tensor
 
 from isthmus.errors import InputError, UnsupportedError
@@ -251,8 +251,8 @@ def clopper_pearson(k: float, n: int, alpha: float) -> Range:
     >>> print(clopper_pearson(0, 10, 0.05))
     [0, 0.3085]
     """
-    lo = 0.0 if k == 0 else float(beta.ppf(alpha / 2, k, n - k + 1))
-    return Range(lo, 1.0 if k == n else float(beta.ppf(1 - alpha / 2, k + 1, n - k)))
+    lo = 0.0 if k == 0 else float(betaincinv(k, n - k + 1, alpha / 2))
+    return Range(lo, 1.0 if k == n else float(betaincinv(k + 1, n - k, 1 - alpha / 2)))
 
 
 def chernoff(k: float, n: int, alpha: float) -> Range:
