@@ -25,8 +25,9 @@ lint: .venv/.ok
 types: .venv/.ok
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# three workers for two cores: some tests wait for other processes
 tests: .venv/.ok
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 # The site in docs/_build/html, every warning an error; the gallery runs the examples, GALLERY=0 shows them unrun.
 docs: .venv/.docs

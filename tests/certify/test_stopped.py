@@ -1,6 +1,7 @@
 """A search that is stopped says what it has proved; one that was stopped or killed goes on to the same certificate."""
 
-from functools import cache
+import itertools
+from functools import cache, partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.certify.kernel import Kernel
+from isthmus.storage.state import FolderMemory
 from tests.problems import two_layers
 
 GAP = 1e-5
@@ -61,13 +63,42 @@ def test_what_was_killed_goes_on(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         im.certify(objective, path, GAP, memory=tmp_path, progress=at(last, Killed()))
     computed, own = [], Kernel.bound
-    monkeypatch.setattr(Kernel, "bound", lambda self, *place: computed.append(place) or own(self, *place))
+    monkeypatch.setattr(
+        Kernel, "bound", lambda self, *place, **model: computed.append(place) or own(self, *place, **model)
+    )
     assert im.certify(objective, path, GAP, memory=tmp_path).to_dict() == whole
     assert len(computed) <= 3 + 7  # those that were left, and those that say what is dear
     assert im.certify(objective, path, memory=tmp_path).to_dict() == im.certify(objective, path).to_dict()
     (segment,) = path.segments
     with pytest.raises(im.FileError, match="another"):
         im.certify(objective, im.Path((segment.reversed(),)), memory=tmp_path)
+
+
+@cache
+def spent(model: str):
+    p = two_layers()
+    last = {k: p.b[k] if k.startswith("4") else v for k, v in p.a.items()}  # what enters the last layer stays
+    certify = partial(im.certify, p.objective, im.Path.through([p.a, last, p.b]), 1e-9, model=model, budget=5)
+    return certify, certify().to_dict()
+
+
+@pytest.mark.parametrize("model", ["auto", "chord"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_killed_at_any_bound_it_takes_as_many(count, model, tmp_path, monkeypatch):
+    certify, whole = spent(model)
+    own, calls = Kernel.bound, itertools.count(1)
+    monkeypatch.setattr(FolderMemory, "due", lambda self, step: True)
+
+    def bound(*place, **model):
+        if next(calls) == count:
+            raise Killed
+        return own(*place, **model)
+
+    assert whole["spent"]
+    monkeypatch.setattr(Kernel, "bound", bound)
+    with pytest.raises(Killed):
+        certify(memory=tmp_path)
+    assert certify(memory=tmp_path).to_dict() == whole  # now the calls are beyond that number
 
 
 class Times(nn.Module):

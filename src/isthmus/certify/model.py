@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import ceil, inf, log2
 
 from isthmus.certify.bounds import Bound
@@ -70,13 +70,17 @@ class BoundPlan:
 
 def plan(known: Remembered, segments: Sequence[int], model: str, gap: float, best: float, num_points: int) -> BoundPlan:
     """Try the models on one place; the number of bounds goes with the root of their distance from the loss."""
-    found = []
-    kernel = known.kernel
+    kernel, names = known.kernel, MODELS if model == "auto" else (model,)
     measuring_of = cache(lambda i: profile_cost(kernel.objective, kernel.path.segments[i], num_points))
-    for name in MODELS if model == "auto" else (model,):
+
+    def count() -> list[Rate]:
+        # of bounds that are computed, not of those that are known from before
+        every = [partial(kernel.bound, model=name) for name in names]
+        return [rate(kernel, segments, bound, measuring_of, READINGS) for bound in every]
+
+    found = []
+    for name, costs in zip(names, known.rates(names, count), strict=True):
         bound = known.bound(name)
-        # before anything is remembered
-        costs = known.rate(name, lambda bound=bound: rate(kernel, segments, bound, measuring_of, READINGS))
         found.append(BoundPlan(name, bound, costs, _trial(bound, segments, gap, best)))
     # where no bound is finite yet, the nearer one becomes it first
     return min(found, key=lambda p: (p.trial.expected * p.rate.each, p.model != "chord"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from isthmus.certify.bounds import Bound
@@ -54,14 +54,13 @@ class Remembered:
         """The loss at t on segment i."""
         return float(self._known("losses", (i, t), lambda: self.kernel.loss(i, t)))
 
-    def rate(self, model: str, count: Callable[[], Rate]) -> Rate:
-        """What bounds of one model cost, as it was counted first."""
+    def rates(self, models: Sequence[str], count: Callable[[], Sequence[Rate]]) -> list[Rate]:
+        """What bounds of these models cost, counted together: the first one computes what the others share."""
 
-        def counted() -> tuple[int, int, int]:
-            found = count()
-            return found.measuring, found.once, found.each
+        def counted() -> list[tuple[int, int, int]]:
+            return [(r.measuring, r.once, r.each) for r in count()]
 
-        return Rate(*self._known("rates", (model,), counted))
+        return [Rate(*v) for v in self._known("rates", tuple(models), counted)]
 
     def save(self) -> None:
         """Keep what there is, if there is more than before."""
