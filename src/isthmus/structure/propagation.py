@@ -153,7 +153,8 @@ class Propagation:
         env |= {place: self._weight(name) for place, name in program.tensors.items()}
         for out in program.interpret(partial(self._apply, rules), env):
             ax.fix(*self.read(out).axes, why=ax.GIVEN)
-        unused = (k for k in program.tensors.values() if k not in program.integers and not program.reads(k))
+        several = (k for k in program.tensors.values() if max(self.shapes[k], default=1) != 1)  # units have an axis
+        unused = (k for k in several if k not in program.integers and not program.reads(k))
         if (name := next(unused, None)) is not None:
             instead = "remove it, or write its groups by hand"
             raise UnsupportedError(f"parameter {name!r}", "it is not used by the forward pass", instead)
