@@ -23,6 +23,7 @@ from pathlib import Path
 
 import sklearn.datasets  # noqa: F401 - imported before the processes part
 import torch
+import torch._dynamo  # else each of the processes would, which takes over a second
 
 import isthmus as im
 import isthmus.plot.curves
@@ -276,10 +277,10 @@ def main(arguments: list[str], attack: Callable[[str, int, Path, Path, random.Ra
         for folder in (given, root, temporary):
             folder.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)
-        _in_another_process(lambda: inputs(given))
-        for command in commands(given, root):
-            if chosen and command not in chosen:
-                continue
+        attacked = {k: words for k, words in commands(given, root).items() if not chosen or k in chosen}
+        if any(word.startswith(str(given)) for words in attacked.values() for word in words):
+            _in_another_process(lambda: inputs(given))
+        for command in attacked:
             begin, before = time.monotonic(), contents(given)
             tally = attack(command, count, given, root, random.Random(f"{seed} {command}"))
             if contents(given) != before:
