@@ -69,9 +69,10 @@ torch.set_num_threads(1)
 from io import StringIO
 from contextlib import redirect_stderr, redirect_stdout
 from isthmus.cli import run_app
-run_app(sys.argv[2:])
+run_app(sys.argv[1:])
+print(flush=True)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for line in open(sys.argv[1]):
+for line in sys.stdin:
     out, err = StringIO(), StringIO()
     begin = time.process_time()
     with redirect_stdout(out), redirect_stderr(err):
@@ -101,18 +102,29 @@ def folder(tmp_path_factory):
     return folder
 
 
-def all_refused(folder, commands):
+@pytest.fixture(scope="module")
+def child(folder):
+    """A process that has run a command and waits for more; it answers with what each did."""
+    warm = ["profile", folder / "run/path.safetensors", "--out", folder / "warm", "-q", "--num-points", "2"]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *warm], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+        stderr=(folder / "said").open("w"), env={**os.environ, "PYTHONPATH": _source()},
+    ) as process:  # fmt: skip
+        while process.stdout.readline().strip():
+            pass
+        yield process
+        process.stdin.close()
+
+
+def all_refused(folder, child, commands):
     """Each command ends with 2 and one printable line, quickly, in little memory, and runs nobody's code."""
-    (folder / "commands").write_text("".join(json.dumps([str(a) for a in c]) + "\n" for c in commands))
-    warm = ["profile", str(folder / "run/path.safetensors"), "--out", str(folder / "warm"), "-q", "--num-points", "2"]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, folder / "commands", *warm],
-        capture_output=True, text=True, cwd=folder, timeout=600, env={**os.environ, "PYTHONPATH": _source()},
-    )  # fmt: skip
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert len(answers) == len(commands), (commands[len(answers)][:6], done.stderr[-2000:])
-    for command, (code, err, out, seconds, kilobytes) in zip(commands, answers, strict=True):
+    for command in commands:
         shown = [str(a)[:200] for a in command]
+        child.stdin.write(json.dumps([str(a) for a in command]) + "\n")
+        child.stdin.flush()
+        answer = child.stdout.readline()
+        assert answer, (shown, (folder / "said").read_text()[-2000:])
+        code, err, out, seconds, kilobytes = json.loads(answer)
         assert (code, out) == (2, ""), (shown, code, err, out)
         assert len(err.splitlines()) == 1, (shown, err)
         assert err[:-1].isprintable(), (shown, err)
@@ -139,7 +151,7 @@ def checkpoints(folder, kind, said):
     return files
 
 
-def test_checkpoints_choose_nothing(folder):
+def test_checkpoints_choose_nothing(folder, child):
     said = [
         *({"model": v} for v in MODELS if v),
         *({"data": v} for v in DATA),
@@ -150,10 +162,10 @@ def test_checkpoints_choose_nothing(folder):
     for file in checkpoints(folder, "checkpoints", said):
         commands += [["connect", file, file, "--method", "Linear", "--out", folder / "out", "-q"]]
         commands += [["stability", file, "--out", folder / "out", "-q"], ["theory", file, file, "-q"]]
-    all_refused(folder, commands)
+    all_refused(folder, child, commands)
 
 
-def test_paths_choose_nothing(folder):
+def test_paths_choose_nothing(folder, child):
     (folder / "paths").mkdir()
     known = im.load_connection(folder / "run/path.safetensors")
     commands = []
@@ -165,7 +177,7 @@ def test_paths_choose_nothing(folder):
         if "segments" not in changed:  # the labels are nothing to profile
             three.append(["profile", file, *out])
         commands += three if i < 9 else three[i % len(three) :][:1]
-    all_refused(folder, commands)
+    all_refused(folder, child, commands)
 
 
 def sweep_file(file, **changes):
@@ -174,7 +186,7 @@ def sweep_file(file, **changes):
     return file
 
 
-def test_sweep_files_choose_nothing(folder):
+def test_sweep_files_choose_nothing(folder, child):
     (folder / "sweeps").mkdir()
     entries = [
         *({"model": v} for v in (*MODELS, *NOT_TEXT)), *({"data": v} for v in (*DATA, *NOT_TEXT)),
@@ -201,11 +213,11 @@ def test_sweep_files_choose_nothing(folder):
     }.items():
         files.append(folder / f"sweeps/{name}.yaml")
         files[-1].write_text(text)
-    all_refused(folder, [["sweep", file, "--runs", folder / "runs", "-q"] for file in files])
+    all_refused(folder, child, [["sweep", file, "--runs", folder / "runs", "-q"] for file in files])
     assert not list((folder / "runs").glob("*/*/result.json"))
 
 
-def test_result_folders_choose_nothing(folder, tmp_path):
+def test_result_folders_choose_nothing(folder, child):
     good = json.loads((folder / "run/result.json").read_text())
     changes = [{k: v} for k in ("method", "outcome", "seconds") for v in NOT_TEXT]
     changes += [{"objective": v} for v in NOT_TEXT if not isinstance(v, dict)]
@@ -216,7 +228,7 @@ def test_result_folders_choose_nothing(folder, tmp_path):
         (folder / f"results/{i}").mkdir(parents=True)
         (folder / f"results/{i}/result.json").write_text(json.dumps(good | change))
         commands.append(["report", folder / f"results/{i}"])
-    all_refused(folder, commands)
+    all_refused(folder, child, commands)
 
 
 def test_a_tampered_result_of_a_sweep_is_refused(folder, tmp_path, capsys):
