@@ -104,25 +104,32 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def child(folder):
-    """A process that has run a command and waits for more; it answers with what each did."""
+    """Ask a process that has run a command already for another: what it did, or nothing where the process is gone."""
     warm = ["profile", folder / "run/path.safetensors", "--out", folder / "warm", "-q", "--num-points", "2"]
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, *warm], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
         stderr=(folder / "said").open("w"), env={**os.environ, "PYTHONPATH": _source()},
     ) as process:  # fmt: skip
-        while process.stdout.readline().strip():
+        words, answers = process.stdin, process.stdout
+        assert words
+        assert answers
+
+        def ask(command):
+            words.write(json.dumps([str(a) for a in command]) + "\n")
+            words.flush()
+            return answers.readline()
+
+        while answers.readline().strip():  # what the first command says ends with an empty line
             pass
-        yield process
-        process.stdin.close()
+        yield ask
+        process.kill()
 
 
 def all_refused(folder, child, commands):
     """Each command ends with 2 and one printable line, quickly, in little memory, and runs nobody's code."""
     for command in commands:
         shown = [str(a)[:200] for a in command]
-        child.stdin.write(json.dumps([str(a) for a in command]) + "\n")
-        child.stdin.flush()
-        answer = child.stdout.readline()
+        answer = child(command)
         assert answer, (shown, (folder / "said").read_text()[-2000:])
         code, err, out, seconds, kilobytes = json.loads(answer)
         assert (code, out) == (2, ""), (shown, code, err, out)

@@ -70,10 +70,13 @@ def check_fields(value: Any, *names: str) -> None:
 
     Choices (``Literal``) are for ``check_choices``, which says them.
     """
-    hints = get_type_hints(type(value))
+    hints = _annotated(type(value))
     for name in names or [f.name for f in fields(value)]:
         if get_origin(hints[name]) is not Literal:
             check_kind(getattr(value, name), hints[name], name)
+
+
+_annotated = cache(get_type_hints)
 
 
 @cache

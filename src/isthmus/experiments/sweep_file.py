@@ -50,8 +50,8 @@ class Training:
     def ends(self) -> tuple[Network, ...]:
         """The networks, as cells."""
         values = {f.name: getattr(self, f.name) for f in fields(Recipe) if f.name in vars(self)}
-        problem = Problem(self.model, self.data, self.examples, self.loss, self.dtype)
-        return tuple(Network(problem, seed, Recipe(**values), self.target) for seed in self.seeds)
+        problem, recipe = Problem(self.model, self.data, self.examples, self.loss, self.dtype), Recipe(**values)
+        return tuple(Network(problem, seed, recipe, self.target) for seed in self.seeds)
 
 
 @dataclass(frozen=True)
