@@ -75,10 +75,12 @@ class PretendedTensor(Tensor):
 
 def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation with tensors of the device, or one that makes a tensor there."""
-    given = [v for v in _leaves((*args, *kwargs.values())) if isinstance(v, Tensor)]
-    mine = [v for v in given if isinstance(v, PretendedTensor)]
-    if mine and len(mine) < len(given):
-        _refuse_mixture(func, args, kwargs, [v for v in given if not isinstance(v, PretendedTensor)])
+    mine, others = [], []
+    for v in _leaves((*args, *kwargs.values())):
+        if isinstance(v, Tensor):
+            (mine if type(v) is PretendedTensor else others).append(v)
+    if mine and others:
+        _refuse_mixture(func, args, kwargs, others)
     wanted = kwargs.get("device")
     here = bool(mine) if wanted is None else torch.device(wanted).type == DEVICE.type
     name, draws = _about(func)
