@@ -20,9 +20,9 @@ import isthmus as im
 # %%
 # Words
 # -----
-# Sequences of 12 words, from the 400 most frequent ones; 1,000 of them, so that this page takes seconds.
+# Sequences of 8 words, from the 400 most frequent ones; 800 of them, so that this page takes seconds.
 
-text = im.data.load("ptb:V=400,T=12").subset(1000, 500)
+text = im.data.load("ptb:V=400,T=8").subset(800, 400)
 x, y = text.x_train, text.y_train
 
 # %%
@@ -52,9 +52,9 @@ a, b = train(0), train(1)
 
 objective = im.Objective(a, "cross_entropy", (x, y))
 held_out = objective.on((text.x_test, text.y_test))
-line = im.profile(objective, im.connect(objective, a, b, im.Linear()), 13, test=held_out)
+line = im.profile(objective, im.connect(objective, a, b, im.Linear()), 9, test=held_out)
 curve = im.connect(objective, a, b, im.Bezier(recipe=im.Recipe(lr=None, epochs=10, batch=50, beta2=0.95)), seed=0)
-path = im.profile(objective, curve, 13, test=held_out)
+path = im.profile(objective, curve, 9, test=held_out)
 
 _, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
 line.plot(axes[0]).set_title("the straight line")
