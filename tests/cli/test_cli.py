@@ -169,8 +169,8 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     path = str(folder / "dropout/path.safetensors")
     both: dict[str, list] = {"profile": [], "certify": []}
     for name, extra in ((n, e) for n in both for e in ([], ["--workers", "1"])):
-        points = ["--num-points", "3"] if name == "profile" else []
-        assert run_app([name, path, *points, *extra, "--out", str(tmp_path), "--quiet", "--json"]) == 0
+        few = ["--num-points", "3"] if name == "profile" else ["--budget", "3", "--examples", "60"]
+        assert run_app([name, path, *few, *extra, "--out", str(tmp_path), "--quiet", "--json"]) == 0
         both[name].append(json.loads(capsys.readouterr().out))
     for one, other in both.values():
         numbers = {k for k, v in one.items() if isinstance(v, float)} - {"slack"}
@@ -180,7 +180,7 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     assert both["certify"][1]["proved"]
     told = []
     for extra in ([], ["--workers", "1"]):
-        asked = ["certify", path, "--bounds", "chord", "--examples", "9", "--population", *extra]
+        asked = ["certify", path, "--bounds", "chord", "--examples", "9", "--population", "--budget", "9", *extra]
         assert run_app([*asked, "--out", str(tmp_path), "--quiet", "--json"]) == 0
         told.append(json.loads(capsys.readouterr().out))
     assert told[0] == told[1]

@@ -1,18 +1,15 @@
 """Data of the user's own code, and texts, on the command line."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from isthmus.cli import given, run_app
+from isthmus.cli import run_app
 from isthmus.cli.given import OwnData, data_of
 from isthmus.cli.options import Asked
-from isthmus.errors import FileError, InputError
-from tests.hugging_face import saved
 
 CODE = """
 import torch
@@ -27,16 +24,6 @@ def pair(): return loader, (x[30:], y[30:])
 def smooth(): return {"data": (x[:30], y[:30]), "loss": nn.CrossEntropyLoss(label_smoothing=0.1)}
 def wrong(): return {"data": (x, y), "los": 1}
 def fails(): raise SystemExit("no")
-"""
-WORDS = """
-import torch
-import isthmus as im
-from torch.utils.data import DataLoader
-ids = torch.arange(12).reshape(3, 4)
-def loader(labels): return DataLoader([{"input_ids": v, "labels": w} for v, w in zip(ids, labels)], shuffle=False)
-def words(): return loader(ids.masked_fill(ids > 9, -100))
-def others(): return loader(ids.roll(-1, 1))
-def next(): return {"data": words(), "loss": im.CrossEntropy(mean="tokens", shift=True)}
 """
 
 
@@ -119,58 +106,3 @@ def test_data_that_cannot_be_used_are_one_line(ends, capsys, data, message):
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
-
-
-def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path, monkeypatch):
-    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
-    folder = shutil.copytree(saved("lm"), tmp_path / "lm")
-    model = f"hf:{folder}"
-    (tmp_path / "a.txt").write_text("a b c a b c d")
-    with pytest.raises(FileError, match="holds no tokenizer"):
-        data_of(str(tmp_path / "a.txt"), model, Asked(block=2))
-    cut = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate("ab cde")}, unk_token="e"))
-    cut.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=cut, eos_token="e", unk_token="e").save_pretrained(folder)
-    made = data_of(str(tmp_path / "a.txt"), model, Asked(block=2))
-    assert isinstance(made, OwnData)
-    assert made.options == {"class_axis": -1}
-    assert made.train[0].tolist() == [[0, 1], [3, 0], [1, 3]]
-    assert made.train[1].tolist() == [[1, 3], [0, 1], [3, 4]]
-    (tmp_path / "b.jsonl").write_text('{"text": "a b"}\n\n{"text": "c"}\n')
-    made = data_of(str(tmp_path / "b.jsonl"), model, Asked(block=3))
-    assert isinstance(made, OwnData)
-    assert [v.tolist() for v in made.train] == [[[0, 1, 5]], [[1, 5, 3]]]
-    (tmp_path / "c.jsonl").write_text('{"txt": "a b"}\n')
-    with pytest.raises(FileError, match='line 1 has no "text"'):
-        data_of(str(tmp_path / "c.jsonl"), model, Asked(block=3))
-    (tmp_path / "d.txt").write_text("")
-    with pytest.raises(FileError, match=r"d.txt: holds 1 words of the tokenizer, too few to predict one"):
-        data_of(str(tmp_path / "d.txt"), model, Asked())
-    with pytest.raises(InputError, match=r"--block: expected at most 7, the words of .*a.txt less one, got 8"):
-        data_of(str(tmp_path / "a.txt"), model, Asked(block=8))
-    monkeypatch.setattr(given, "_LARGEST", 10)
-    with pytest.raises(FileError, match="has over 10 bytes; give a part of it"):
-        data_of(str(tmp_path / "a.txt"), model, Asked(block=2))
-    for other, message in (("mlp:4-4", "a model with a tokenizer"), (f"hf:{saved('bert')}", "predicts the next word")):
-        with pytest.raises(InputError, match=message):
-            data_of(str(tmp_path / "a.txt"), other, Asked())
-    with pytest.raises(InputError, match=r"--block: expected a text"):
-        data_of("digits", model, Asked(block=2))
-
-
-def test_a_folder_asks_for_its_network(capsys):
-    pytest.importorskip("transformers")
-    assert run_app(["connect", str(saved("lm")), str(saved("lm")), "--out", "x"]) == 2
-    assert f"--model hf:{saved('lm')}" in capsys.readouterr().err
-
-
-def test_labels_that_are_the_words_themselves_need_a_loss_with_a_name(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("transformers")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(WORDS)
-    command = ["connect", *[str(saved("lm", seed)) for seed in (0, 1)], "--model", f"hf:{saved('lm')}", "--out", "out"]
-    command += ["--method", "Linear", "--num-points", "2", "--budget", "0", "-q", "--data"]
-    assert run_app([*command, "mine.py:words"]) == 2
-    assert "a loss beside labels that are the words themselves" in capsys.readouterr().err
-    for data in (["mine.py:next"], ["mine.py:others"], ["mine.py:words", "--loss", "cross_entropy"]):
-        assert run_app([*command, *data]) == 0, capsys.readouterr().err

@@ -1,13 +1,11 @@
 """Networks that stay in their files while they are checked and merged: the same bytes, and bounded memory."""
 
-import copy
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +14,6 @@ from isthmus.cli import check as module
 from isthmus.cli import run_app
 from isthmus.params import distance, dot, equal, in_parts, mean
 from isthmus.paths.on_demand import Between, OnDemand
-from tests.hugging_face import inputs, network
 from tests.problems import perceptron, random_params
 
 SPEC = ["--model", "mlp:64-6-10", "--examples", "60", "-q"]
@@ -62,37 +59,6 @@ def test_merge_gives_the_same_bytes(files, monkeypatch, tmp_path, method):
     more = ["--base", base] if method in ("ties", "task") else []
     memory, disk = both(monkeypatch, tmp_path, ["merge", a, b, "--method", method, *more, *SPEC, "--anyway"])
     assert memory == disk
-
-
-def test_networks_of_words_give_the_same_bytes(monkeypatch, tmp_path):
-    pytest.importorskip("transformers")
-    kind = "gpt2"
-    folders = []
-    for i, scale in enumerate((0.0, 1e-3)):
-        net = copy.deepcopy(network(kind))
-        g = torch.Generator().manual_seed(i)
-        with torch.no_grad():
-            for p in net.parameters():
-                p += scale * torch.randn(p.shape, generator=g)
-        folders.append(str(tmp_path / f"n{i}"))
-        net.save_pretrained(folders[-1])
-    np.savez(tmp_path / "d.npz", x_train=inputs(kind).numpy(), y_train=np.arange(4) % 3)
-    words = [*folders, "--model", f"hf:{folders[0]}", "--data", str(tmp_path / "d.npz"), "-q"]
-    for name in ("check", "merge"):
-        memory, disk = both(monkeypatch, tmp_path, [name, *words])
-        assert memory == disk
-
-
-def test_tied_weights_stay_one_when_they_are_merged():
-    pytest.importorskip("transformers")
-    net = network("lm")
-    objective = im.Objective(net, "cross_entropy", (inputs("lm"), inputs("lm")), output="logits")
-    a = objective.check(net.state_dict())
-    b = {k: v * 1.001 for k, v in a.items()}
-    kept = [OnDemand(p, lambda name, p=p: p[name].clone()) for p in (a, b)]
-    found = im.merge(objective, kept, at=0.5).params
-    assert found["lm_head.weight"] is found["transformer.wte.weight"]
-    assert equal(found, im.merge(objective, [a, b], at=0.5).params)
 
 
 def test_a_line_between_networks_that_are_read_on_demand():
