@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -166,6 +167,7 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     """The chunks of the workers, here in this process: tests/sweep/test_ray.py runs them on Ray."""
     engines: list[Ray] = []
     monkeypatch.setattr(Ray, "map", lambda self, *work: engines.append(self) or Local().map(*work))
+    monkeypatch.setattr(Ray, "session", lambda self: nullcontext())
     path = str(folder / "dropout/path.safetensors")
     both: dict[str, list] = {"profile": [], "certify": []}
     for name, extra in ((n, e) for n in both for e in ([], ["--workers", "1"])):
