@@ -1,6 +1,5 @@
 """What an installation must and must not contain."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -121,8 +120,8 @@ def test_no_function_is_more_complex_than_10():
 
 
 def test_no_public_class_has_the_name_of_another():
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")]
-    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    sources = (path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    names = Counter(name for source in sources for name in re.findall(r"^class (\w+)", source, re.MULTILINE))
     found = {name for name, times in names.items() if times > 1 and name[0] != "_"}
     _only_shrinks(found, set(SAME_NAME.split()))
 
