@@ -167,9 +167,8 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     """The chunks of the workers, here in this process: tests/sweep/test_ray.py runs them on Ray."""
     engines: list[Ray] = []
     monkeypatch.setattr(Ray, "map", lambda self, *work: engines.append(self) or Local().map(*work))
-    monkeypatch.setattr(Ray, "session", lambda self: nullcontext())
-    path = str(folder / "dropout/path.safetensors")
-    both: dict[str, list] = {"profile": [], "certify": []}
+    monkeypatch.setattr(Ray, "session", nullcontext)
+    path, both = str(folder / "dropout/path.safetensors"), {"profile": [], "certify": []}
     for name, extra in ((n, e) for n in both for e in ([], ["--workers", "1"])):
         few = ["--num-points", "3"] if name == "profile" else ["--budget", "3", "--examples", "60"]
         assert run_app([name, path, *few, *extra, "--out", str(tmp_path), "--quiet", "--json"]) == 0
@@ -177,8 +176,7 @@ def test_profile_and_certify_by_workers_agree_with_one_process(folder, tmp_path,
     for one, other in both.values():
         numbers = {k for k, v in one.items() if isinstance(v, float)} - {"slack"}
         assert {k: other[k] for k in numbers} == pytest.approx({k: one[k] for k in numbers}, rel=1e-6, abs=1e-9)
-    assert len(engines) >= 2
-    assert all(engine == Ray(1) for engine in engines)
+    assert engines.count(Ray(1)) == len(engines) >= 2
     assert both["certify"][1]["proved"]
     told = []
     for extra in ([], ["--workers", "1"]):
