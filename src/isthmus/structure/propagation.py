@@ -153,11 +153,14 @@ class Propagation:
         env |= {place: self._weight(name) for place, name in program.tensors.items()}
         for out in program.interpret(partial(self._apply, rules), env):
             ax.fix(*self.read(out).axes, why=ax.GIVEN)
-        several = (k for k in program.tensors.values() if max(self.shapes[k], default=1) != 1)  # units have an axis
-        unused = (k for k in several if k not in program.integers and not program.reads(k))
-        if (name := next(unused, None)) is not None:
+        if (name := next(filter(self._is_unused, program.tensors.values()), None)) is not None:
             instead = "remove it, or write its groups by hand"
             raise UnsupportedError(f"parameter {name!r}", "it is not used by the forward pass", instead)
+
+    def _is_unused(self, name: str) -> bool:
+        """Whether nothing reads this tensor, though it has an axis along which there may be units."""
+        several = max(self.shapes[name], default=1) != 1
+        return several and name not in self.program.integers and not self.program.reads(name)
 
     def _weight(self, name: str) -> Value:
         shape = self.shapes[name]
