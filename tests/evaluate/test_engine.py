@@ -54,6 +54,15 @@ def test_no_graph_is_read_where_all_moves_and_the_first_layer_is_a_small_part(in
     agree(objective, segment, kind)
 
 
+@pytest.mark.parametrize(("zeros", "kind"), [((3, 5), "plain"), ((slice(None), 5), "general"), ((3,), "general")])
+def test_the_graph_is_read_for_units_of_zeros_and_not_for_a_single_one(zeros, kind):
+    module = perceptron([2, 32, 32, 3])
+    objective = im.Objective(module, data=blobs(20, (2,), 3), dtype=torch.float64)
+    a, b = (random_params(module, seed) for seed in (1, 2))
+    a["2.weight"][zeros] = 0.0
+    agree(objective, Curve((a, b)), kind)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_every_single_tensor(case, dtype):

@@ -62,7 +62,7 @@ class Network:
         return self._program
 
     def structure(self, control: tuple[Params, ...]) -> Structure | None:
-        """The unit structure, if it can be of use: without a zero weight or a repeated row no unit is idle."""
+        """The unit structure, if it can be of use: without zeros in a row or a repeated row no unit is idle."""
         if not may_idle(control):
             return None
         try:
@@ -227,13 +227,18 @@ def _telling(x: Inputs) -> list[Inputs]:
 
 
 def may_idle(control: Sequence[Mapping[str, Tensor]]) -> bool:
-    """Whether some weight is zero at a control point, or two rows of some matrix start alike."""
+    """Whether some unit may write or read zeros alone at a control point, or two rows of some matrix start alike."""
     for v in _matrices(control):
         starts = v.flatten(1)[:, :4]
         starts = torch.view_as_real(starts) if v.is_complex() else starts
-        if bool((v == 0).any()) or len(starts.unique(dim=0)) < len(v):
+        if _has_zeros_in_a_row(v == 0) or len(starts.unique(dim=0)) < len(v):
             return True
     return False
+
+
+def _has_zeros_in_a_row(zero: Tensor) -> bool:
+    """Whether there are all along some axis; single ones are drawn with the weights, some among millions."""
+    return bool(zero.any()) and any(bool(zero.all(d).any()) for d, n in enumerate(zero.shape) if n > 1)
 
 
 def _matrices(control: Sequence[Mapping[str, Tensor]]) -> Iterator[Tensor]:
