@@ -70,7 +70,12 @@ def test_it_goes_on_and_refuses_the_folder_of_another_call(found, folder, monkey
         raise AssertionError("done again")
 
     monkeypatch.setattr(module, "kept", never)
+    monkeypatch.setattr(module, "TemporaryDirectory", never)  # a killed process would leave it
+    left = folder / "bezier" / "state"
+    left.mkdir()
+    (left / "state.safetensors").touch()  # killed after its result was written
     again = compared(folder)
+    assert not left.exists()
     assert (folder / "comparison.json").read_bytes() == kept
     assert [row.to_dict() for row in again.rows] == [row.to_dict() for row in found.rows]
     for changes in ({"seed": 1}, {"budget": 60}, {"num_points": 5}):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 from os import PathLike
@@ -24,7 +26,7 @@ from isthmus.objective import Objective
 from isthmus.objective.described import bound
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
-from isthmus.pipeline import Judging, check_pair, judge_of, kept, state_of
+from isthmus.pipeline import STATE, Judging, check_pair, judge_of, kept, state_of
 from isthmus.storage import load_connection, make_folder, read_json, sweep_temporaries, write_csv, write_json
 from isthmus.storage.methods import connector_from
 from isthmus.storage.state import memory_for
@@ -98,8 +100,8 @@ def compare(
     how.check(objective)
     ends = _ends(objective, a, b)
     named = _named(_chosen(methods), budget, objective)
-    with TemporaryDirectory(prefix="isthmus-compare-") as alone:
-        root = make_folder(Path(alone if folder is None else folder))
+    with TemporaryDirectory(prefix="isthmus-compare-") if folder is None else nullcontext(folder) as name:
+        root = make_folder(Path(name))
         work = _Work(objective, ends, how, seed, root, progress)
         rows, skipped = [], {}
         for label, method in named.items():
@@ -182,7 +184,9 @@ class _Work:
             result = read_json(folder / "result.json")
             if not isinstance(result, dict) or result.get("comparison") != key:
                 raise FileError(folder, "holds a result of another call", "take another folder, or remove it")
-            sweep_temporaries(folder)  # of a process that was killed right after it had renamed its result
+            # of a process that was killed right after it had renamed its result
+            sweep_temporaries(folder)
+            shutil.rmtree(folder / STATE, ignore_errors=True)
             result |= read_json(folder / "record.json")
             return ComparisonRow.of(label, result, load_connection(folder / "path.safetensors", self.objective.device))
         return ComparisonRow.of(label, *self._made(label, method, folder, key))
