@@ -10,6 +10,7 @@ t = 1 exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from math import isnan
 
 import torch
@@ -125,6 +126,7 @@ def not_dense(tensor: Tensor) -> tuple[str, str] | None:
     return None
 
 
+@cache
 def _widens(narrow: torch.dtype, wide: torch.dtype) -> bool:
     """Whether `wide` holds every number of the floating-point type `narrow`.
 

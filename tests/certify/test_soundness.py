@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import isfinite
+from math import inf, isfinite
 
 import pytest
 import torch
@@ -262,6 +262,21 @@ def test_no_sample_exceeds_a_bound_whatever_the_size_of_the_weights(case):
             for k in range(5):
                 value = objective.loss(curve.at(start + (end - start) * k / 4))
                 assert found == float("inf") or value <= found, (scale, start)  # and no NaN
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_no_sample_exceeds_a_bound_by_the_gradient(case):
+    objective = case.objective()
+    for degree, seed in ((1, 0), (3, 1)):
+        g, curve = torch.Generator().manual_seed(degree + seed), im.Curve(tuple(case.control(degree, seed)))
+        bounds = Bounds(objective, objective.program, curve.control)
+        for width in (0.1, 0.004):
+            start = float(torch.rand((), generator=g)) * (1 - width)
+            bound = bounds.over(start, start + width, followed=True)
+            plain = bounds.over(start, start + width)
+            for t in torch.linspace(start, start + width, 7).double().clamp(start, start + width).tolist():
+                assert objective.loss(curve.at(t)) <= bound.loss
+            assert bound.loss <= plain.loss * (1 + 1e-9) + 1e-9 or bound.loss < inf
 
 
 def test_points_that_segments_share_are_bounded_once():

@@ -139,7 +139,7 @@ class Objective:
         self._extra = {k: v for k, v in state.items() if k.endswith(skeletons.EXTRA)}
         self._like = {k: v for k, v in state.items() if k not in self._extra}
         self._ties = skeletons.ties_of(self.skeleton)
-        self._untied = {k for k in self._like if k not in self._ties}
+        self._shares, self._untied = skeletons.shares(self.skeleton), {k for k in self._like if k not in self._ties}
         self.parameter_names = tuple(k for k, _ in self.skeleton.named_parameters())
         return views
 
@@ -363,8 +363,8 @@ class Objective:
     def forward(self, params: Mapping[str, Tensor], x: Inputs, module: nn.Module | None = None) -> Tensor:
         """f(x; params) for some examples; carries gradients. `module`: a changed copy of the `skeleton` to run."""
         once = {k: v for k, v in params.items() if k not in self._ties}  # functional_call ties the rest itself
-        known = module is None and once.keys() == self._untied
-        return call(module or self.skeleton, {**self._fixed, **once}, x, self._writes, strict=not known)
+        walk = module is not None or once.keys() != self._untied
+        return call(module or self.skeleton, {**self._fixed, **once}, x, self._writes, walk, walk or self._shares)
 
     @cached_property
     def chunk(self) -> int:

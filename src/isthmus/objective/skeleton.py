@@ -281,6 +281,12 @@ def ties_of(module: nn.Module) -> dict[str, str]:
     return ties
 
 
+def shares(module: nn.Module) -> bool:
+    """Whether a parameter or a buffer has several names."""
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return len({id(v) for _, v in named}) < len(named)
+
+
 def counters(module: nn.Module) -> set[str]:
     """The names of the counters of batches that normalisations keep, which are read in training mode only."""
     return {

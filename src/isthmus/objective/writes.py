@@ -37,10 +37,13 @@ class Writes:
     attributes: tuple[tuple[str, str], ...] = ()
 
 
-def call(module: nn.Module, tensors: Mapping[str, Tensor], x: Inputs, writes: Writes, strict: bool = True) -> Any:
+def call(
+    module: nn.Module, tensors: Mapping[str, Tensor], x: Inputs, writes: Writes, strict: bool = True, tie: bool = True
+) -> Any:
     """The module's output at `x` with its parameters and buffers replaced by `tensors`; nothing is written to.
 
-    `strict`: refuse other names than those of the module, which takes a walk through it.
+    `strict`: refuse other names than those of the module; `tie`: replace a tensor under all its names. Either takes a
+    walk through the module.
     """
     args, kwargs = arguments(x)
     if writes.inputs:
@@ -48,7 +51,7 @@ def call(module: nn.Module, tensors: Mapping[str, Tensor], x: Inputs, writes: Wr
     if writes.tensors:
         tensors = {k: v.clone() if k in writes.tensors else v for k, v in tensors.items()}
     with _undone(module, writes.attributes):
-        return functional_call(module, dict(tensors), args, kwargs, strict=strict)
+        return functional_call(module, dict(tensors), args, kwargs, tie_weights=tie, strict=strict)
 
 
 @contextmanager
