@@ -191,6 +191,7 @@ def test_tied_parameters_must_agree_and_share_one_tensor(data):
     w = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     checked = objective.check({"one.weight": w, "two.weight": w.clone()})
     assert checked["one.weight"] is checked["two.weight"]
+    torch.testing.assert_close(objective.outputs(checked), (x @ w.T).relu() @ w.T)  # under both names
     assert objective.penalty_of(checked) == pytest.approx(float(w.square().sum()))
     with pytest.raises(im.InputError, match=r"'two.weight'.*tied to, 'one.weight'"):
         objective.check({"one.weight": w, "two.weight": w + 1})
