@@ -14,7 +14,6 @@ the weights at t_j: it may be off by r_j, and c_k by sum_j |T_kj| r_j and what t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
 from functools import cached_property
 from math import comb, cos, isfinite, pi, prod
 
@@ -116,12 +115,15 @@ def coefficients(points: list[float], start: float, end: float) -> list[list[flo
     >>> coefficients([0.0, 0.5, 1.0], 0.0, 1.0)
     [[1.0, 0.0, 0.0], [-0.5, 2.0, -0.5], [0.0, 0.0, 1.0]]
     """
-    s, e, at = Fraction(start), Fraction(end), [Fraction(t) for t in points]
+    # whole numbers of the shortest unit, in which the quotients are exact: floats are fractions by powers of two
+    ratios = [v.as_integer_ratio() for v in (start, end, *points)]
+    unit = max(q for _, q in ratios)
+    s, e, *at = (p * (unit // q) for p, q in ratios)
     columns = []
     for j, own in enumerate(at):
-        product, scale = [Fraction(1)], Fraction(1)
+        product, scale = [1], 1
         for t in at[:j] + at[j + 1 :]:
             product = [(s - t) * p + (e - t) * q for p, q in zip([*product, 0], [0, *product], strict=True)]
             scale *= own - t
-        columns.append([float(p / (scale * comb(len(product) - 1, k))) for k, p in enumerate(product)])
+        columns.append([p / (scale * comb(len(product) - 1, k)) + 0.0 for k, p in enumerate(product)])
     return [list(row) for row in zip(*columns, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,12 @@ from tests.connectors.strings.strings import LEVEL, Mortal, highest, quadratic, 
 def quick(**options: Any) -> im.ConstrainedStringSampling:
     known = {"threshold": LEVEL, "lr": 0.01, "batch": 64, "check": 10, "steps": 3000, "schedule": "constant"}
     return connector_from({"name": "ConstrainedStringSampling"} | known | options)  # type: ignore[return-value]
+
+
+@cache
+def found(**options: Any) -> tuple[im.Objective, im.Connection]:
+    objective, a, b = quadratic()
+    return objective, im.connect(objective, a, b, quick(**options))
 
 
 def points(*rows: list[float]) -> list[im.Params]:
@@ -73,8 +80,7 @@ def test_neighbours_are_held_still_and_each_bead_feels_its_own_terms():
 
 
 def test_the_string_goes_down_level_by_level():
-    objective, a, b = quadratic()
-    connection = im.connect(objective, a, b, quick())
+    objective, connection = found()
     stats = connection.stats
     assert connection.outcome.ok
     assert highest(objective, connection.path) <= LEVEL
@@ -88,7 +94,7 @@ def test_the_string_goes_down_level_by_level():
 @pytest.mark.parametrize("options", [{}, {"batched": False}, {"position": "half", "kappa": 0.0}])
 def test_a_search_killed_at_random_moments_ends_with_the_same_string_bit_for_bit(options):
     objective, a, b = quadratic()
-    alone = im.connect(objective, a, b, quick(**options))
+    alone = found(**options)[1]
     checkpoint = Mortal(seed=2)
     again = with_deaths(checkpoint, objective, a, b, quick(**options))
     assert checkpoint.deaths > 2
@@ -99,8 +105,8 @@ def test_a_search_killed_at_random_moments_ends_with_the_same_string_bit_for_bit
 
 
 def test_batching_changes_the_speed_only():
-    objective, a, b = quadratic()
-    one, other = (im.connect(objective, a, b, quick(batched=batched)) for batched in (True, False))
+    one, other = found()[1], found(batched=False)[1]
+    assert one.stats["batched"] is True
     assert len(one.path) == len(other.path)
     for p, q in zip(one.path.knots, other.path.knots, strict=True):
         for name in p:
@@ -108,8 +114,7 @@ def test_batching_changes_the_speed_only():
 
 
 def test_springs_shorten_the_string():
-    objective, a, b = quadratic()
-    loose, tight = (im.connect(objective, a, b, quick(zeta=zeta, kappa=0.0)) for zeta in (0.0, 3e-3))
+    loose, tight = (found(zeta=zeta, kappa=0.0)[1] for zeta in (0.0, 3e-3))
     assert loose.outcome.ok
     assert tight.outcome.ok
     assert tight.stats["normalized_length"] < loose.stats["normalized_length"]

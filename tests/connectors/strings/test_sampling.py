@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from math import exp
 
 import pytest
@@ -20,6 +21,7 @@ from tests.connectors.strings.strings import LEVEL, Killed, Mortal, highest, qua
 from tests.problems import blobs, random_params, small_convnet
 
 
+@cache
 def found(**options):
     objective, a, b = quadratic()
     return objective, im.connect(objective, a, b, quick(**options))
@@ -81,11 +83,9 @@ def test_neither_the_order_nor_batching_changes_the_string(options):
 
 @pytest.mark.parametrize("options", [{}, {"batched": False}, {"order": "depth"}, {"certify": True}])
 def test_a_search_killed_at_random_moments_ends_with_the_same_string_bit_for_bit(options):
-    objective, a, b = quadratic()
-    method = quick(**options)
-    alone = im.connect(objective, a, b, method)
+    alone = found(**options)[1]
     checkpoint = Mortal(seed=5)
-    again = with_deaths(checkpoint, objective, a, b, method)
+    again = with_deaths(checkpoint, *quadratic(), quick(**options))
     assert checkpoint.deaths > 3
     assert all(equal(p, q) for p, q in zip(alone.path.knots, again.path.knots, strict=True))
     assert again.outcome is alone.outcome
@@ -123,7 +123,7 @@ def test_a_search_that_ran_out_of_its_budget_goes_on_with_a_larger_one():
     long = im.connect(objective, a, b, quick(), memory=checkpoint)
     assert long.outcome.ok
     assert equal(long.path.knots[0], short.path.knots[0])
-    fresh = im.connect(objective, a, b, quick())
+    fresh = found()[1]
     assert all(equal(p, q) for p, q in zip(fresh.path.knots, long.path.knots, strict=True))
     with pytest.raises(im.InputError, match="state of the same search, got that of another one"):
         im.connect(objective, a, b, quick(alpha=0.5), memory=checkpoint)
@@ -154,7 +154,7 @@ def test_with_always_a_line_that_is_below_gets_one_bead():
     assert objective.loss(bead) <= 0.9  # alpha * threshold, reached without a step: the middle of the line
     assert all(torch.allclose(bead[k], (a[k] + b[k]) / 2) for k in a)
     # a line that is above gets it anyway
-    plain, always = (im.connect(objective, a, b, quick(always=x)) for x in (False, True))
+    plain, always = found()[1], im.connect(objective, a, b, quick(always=True))
     assert all(equal(p, q) for p, q in zip(plain.path.knots, always.path.knots, strict=True))
 
 

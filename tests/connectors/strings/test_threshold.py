@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from math import exp, log
 
 import pytest
@@ -65,9 +66,8 @@ def test_an_excess_is_measured_from_the_larger_end(kind, quantity):
     assert len(given["notes"]) == 1  # on the straight line alone
 
 
-@pytest.mark.parametrize("kind", [im.StringSampling, im.ConstrainedStringSampling])
-def test_ends_without_errors_have_a_default_and_may_have_a_threshold_of_zero(kind):
-    """Between two networks without errors the straight line has some; a string of beads has none."""
+@cache
+def without_errors() -> tuple[im.Objective, im.Params, im.Params]:
     x = torch.linspace(-1, 1, 200, dtype=torch.float64)[:, None]
     data = (x, (x[:, 0].abs() > 0.5).long())
     objective = im.Objective(perceptron([1, 6, 2], nn.Tanh).double(), data=data)
@@ -77,6 +77,13 @@ def test_ends_without_errors_have_a_default_and_may_have_a_threshold_of_zero(kin
               seed=seed, target=1e-2).params
         for seed in (1, 2)
     )  # fmt: skip
+    return objective, a, b
+
+
+@pytest.mark.parametrize("kind", [im.StringSampling, im.ConstrainedStringSampling])
+def test_ends_without_errors_have_a_default_and_may_have_a_threshold_of_zero(kind):
+    """Between two networks without errors the straight line has some; a string of beads has none."""
+    objective, a, b = without_errors()
     assert objective.error(a) == objective.error(b) == 0
     assert max(im.profile(objective, im.Path.through([a, b])).error) > 0.01
     method = kind(quantity="error", recipe=Recipe(lr=0.03, batch=200, check=20, steps=1000))
