@@ -96,15 +96,21 @@ def test_units_that_cannot_be_exchanged_are_named_with_the_line(f: Callable[[Ten
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_a_number_that_nothing_reads_is_no_matter(shape: tuple[int, ...]) -> None:
-    class Counting(nn.Sequential):
+    class Counting(nn.Module):
+        calls: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+            self.register_buffer("calls", torch.zeros(shape))
+
         def forward(self, x: Tensor) -> Tensor:
             self.calls.add_(1.0)
-            return super().forward(x)
+            return self.net(x)
 
-    module = Counting(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-    module.register_buffer("calls", torch.zeros(shape))
+    module = Counting()
     structure = derive_structure(module.eval(), (X,))
-    assert [(g.name, g.size) for g in structure.groups] == [("0", 6)]
+    assert [(g.name, g.size) for g in structure.groups] == [("net.0", 6)]
 
 
 class Residual(nn.Module):

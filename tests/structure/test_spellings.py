@@ -207,8 +207,10 @@ def differing(p: Any, q: Any, where: str = "") -> list[str]:
         return [d for k in p for d in differing(p[k], q[k], f"{where}.{k}")]
     if isinstance(p, list) and isinstance(q, list) and len(p) == len(q):
         return [d for k, (v, w) in enumerate(zip(p, q, strict=True)) for d in differing(v, w, f"{where}[{k}]")]
-    near = isinstance(p, float) and isinstance(q, float | int)
-    same = isclose(p, q, rel_tol=1e-7, abs_tol=1e-9) or (p != p and q != q) if near else p == q
+    if isinstance(p, float) and isinstance(q, float | int):
+        same = isclose(p, q, rel_tol=1e-7, abs_tol=1e-9) or (p != p and q != q)
+    else:
+        same = p == q
     return [] if same else [f"{where}: {p} != {q}"]
 
 
