@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ from isthmus.stability.dropout.pattern import pattern_stability
 from isthmus.structure.chain import chain_of
 from tests.problems import PROBLEMS, Problem, blobs, classify, perceptron, two_layers
 
+PAIRS = 6 if os.environ.get("ISTHMUS_LONG_TESTS") == "1" else 2
+"""Of two-layer networks of each width."""
 METHODS = [im.MeanField(mask, halves) for mask in ("first", "random") for halves in ("same", "opposite")]
 methods = pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.mask}-{m.halves}")
 
@@ -127,8 +131,10 @@ def test_the_excess_falls_as_two_layer_networks_grow():
     for N in (50, 1600):
         net = mean_field((16, N, 1), "clipped_relu", seed=0)
         objective = im.Objective(net, "mse", test)
-        one = mean_field_trials(net, gaussians, step=0.04, time=6, batch=16, seeds=range(6))[6.0]
-        two = mean_field_trials(net, gaussians, step=0.02, time=4, batch=8, seeds=range(9, 15), start="bimodal")[4.0]
+        one = mean_field_trials(net, gaussians, step=0.04, time=6, batch=16, seeds=range(PAIRS))[6.0]
+        two = mean_field_trials(net, gaussians, step=0.02, time=4, batch=8, seeds=range(9, 9 + PAIRS), start="bimodal")[
+            4.0
+        ]
         excess = []
         for a, b in zip(one, two, strict=True):
             connection = im.connect(objective, a, b, im.MeanField())
