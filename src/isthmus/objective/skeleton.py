@@ -271,8 +271,7 @@ def ties_of(module: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     ties = {}
     kept = module.state_dict(keep_vars=True)
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    for name, v in named:
+    for name, v in _named(module):
         if name not in kept:
             continue
         if id(v) in first:
@@ -283,8 +282,13 @@ def ties_of(module: nn.Module) -> dict[str, str]:
 
 def shares(module: nn.Module) -> bool:
     """Whether a parameter or a buffer has several names."""
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    named = _named(module)
     return len({id(v) for _, v in named}) < len(named)
+
+
+def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by all their names."""
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
 def counters(module: nn.Module) -> set[str]:
