@@ -147,11 +147,17 @@ def test_a_link_is_followed_and_folders_are_refused(tmp_path):
     assert listing(tmp_path) == ["link", "n" * 250, "real"]
 
 
-def test_sweep_removes_temporaries_of_dead_processes_only(tmp_path):
+def dead() -> int:
+    """The number of a process that has ended."""
     child = os.fork()
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
+    return child
+
+
+def test_sweep_removes_temporaries_of_dead_processes_only(tmp_path):
+    child = dead()
     here, there = files._host(), "0" * 8
     names = {
         "dead": f".a.{child}.{here}00000000.tmp",
@@ -175,11 +181,7 @@ def test_sweep_removes_temporaries_of_dead_processes_only(tmp_path):
 
 
 def test_a_write_removes_what_a_killed_one_left(tmp_path):
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    (tmp_path / f".a.txt.{child}.{files._host()}00000000.tmp").mkdir()
+    (tmp_path / f".a.txt.{dead()}.{files._host()}00000000.tmp").mkdir()
     write_text(tmp_path / "a.txt", "1")
     assert listing(tmp_path) == ["a.txt"]
 

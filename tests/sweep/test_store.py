@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.storage import files
 from isthmus.sweep import FolderMemory, Local, Store, canonical, identity, key_of, run_cells
 from isthmus.sweep.store import BusyError
+from tests.storage.test_files import dead
 from tests.sweep.cells import Square, Total, results, squares, temporaries
 
 
@@ -128,6 +130,7 @@ def test_a_memory_removes_what_is_its_own(tmp_path):
     mine, other = FolderMemory(tmp_path / "s", "me"), FolderMemory(tmp_path / "s", "other").part("a")
     mine.part("a").save({}, {"x": 1})
     assert mine.begun()
+    (tmp_path / "s" / f".a.{dead()}.{files._host()}00000000.tmp").mkdir()  # of one that was killed while it saved
     mine.remove()
     assert not (tmp_path / "s").exists()
     other.save({}, {"x": 1})
