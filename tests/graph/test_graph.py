@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
+import shutil
 from dataclasses import dataclass, field, replace
 from itertools import combinations, permutations
 from math import inf
@@ -100,6 +103,12 @@ def test_paths_follow_the_tree(made):
         graph.saddle("a", "z")
 
 
+def full(source, path):
+    """A copy that fails when half of it is written."""
+    path.write_bytes(source.read_bytes()[:100])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_graph_is_read_back_and_saved_elsewhere(made, tmp_path):
     _, nets, _, folder, graph, _ = made
     graph.save(folder)
@@ -110,6 +119,13 @@ def test_a_graph_is_read_back_and_saved_elsewhere(made, tmp_path):
     assert "<table>" in again._repr_html_()
     copy = im.load_graph(again.save(tmp_path / "copy"))
     assert equal(copy.path("a", "b").end, nets["b"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(im.FileError, match="no space left"):
+            again.save(tmp_path / "full")
+    assert not [f for f in (tmp_path / "full").rglob("*") if f.is_file()]  # nothing is there by half
+    with pytest.raises(im.FileError, match=r"gone.*there is no folder"):
+        replace(again, folder=tmp_path / "gone").save(tmp_path / "full")
     (tmp_path / "copy/graph.json").write_text('{"format": 2}')
     with pytest.raises(im.FileError, match="not a graph of this version"):
         im.load_graph(tmp_path / "copy")

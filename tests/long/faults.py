@@ -69,8 +69,10 @@ def _refuses(number: int, code: int) -> Event:
 
 
 def _judge(ended: Ended, first: Ended, tally: Tally) -> None:
-    lines = [line for line in ended.said.splitlines() if line.startswith(("error:", "Traceback"))]
-    clear = ended.code == 2 and len(lines) == 1 and lines[0].startswith("error:")
+    lines = [line for line in ended.said.splitlines() if line.startswith(("error:", "failed:", "Traceback"))]
+    # a sweep says which cells it could not do, and does the others
+    clear = ended.code == 1 and all(line.startswith("failed:") for line in lines)
+    clear |= ended.code == 2 and len(lines) == 1 and lines[0].startswith("error:")
     if ended.code != first.code and not clear:
         tally.found[f"exit code {ended.code}: {ended.said[-300:]!r}"] += 1
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,20 @@ def test_one_holder_at_a_time(tmp_path):
     with store.claim(Square(1), wait=False):
         pass
     assert not list((tmp_path / "squares/.locks").iterdir())
+
+
+def test_a_lock_that_may_not_be_made_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("filelock.FileLock.acquire", refused)
+    report = run_cells([Square(1)], Store(tmp_path), Local())
+    (failed,) = report.failed.values()
+    assert re.fullmatch(
+        r".*/\.locks/[0-9a-f]+: permission denied; use a place that you may read and write", failed.message
+    )
+    assert not failed.detail
+
+
+def refused(lock, timeout):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), lock.lock_file)
 
 
 def test_what_is_left_of_an_unfinished_cell_is_removed_but_its_checkpoint(tmp_path):

@@ -15,6 +15,7 @@ from isthmus.errors import UnsupportedError
 from isthmus.evaluate.engine import Engine
 from isthmus.objective import Objective
 from isthmus.paths import Segment
+from isthmus.structure.liveness import changed_tensors
 
 if TYPE_CHECKING:
     from isthmus.certify.kernel import Kernel
@@ -101,26 +102,44 @@ def rate(
 ) -> Rate:
     """What bounds over sub-intervals of these segments cost, beside a profile of them.
 
-    Counted on every segment: `measuring_of`, what a profile costs there, and what the bounds compute once and for every
-    sub-interval (a bound, and the loss in its middle), of which the dearest counts. With more than `kept` segments
-    nothing is taken to be computed once, as it is not kept. Segments that `bound` refuses are left out.
+    Counted on one segment of each kind, in which the same tensors move: `measuring_of`, what a profile costs there, and
+    what the bounds compute once and for every sub-interval (a bound, and the loss in its middle), of which the dearest
+    counts. With more than `kept` segments nothing is taken to be computed once, as it is not kept. Segments that
+    `bound` refuses are left out.
     """
     measuring, once, each = 0, 0, 1
-    for i in segments:
-        costs = []
-        try:
-            kernel.bounds(i)  # reads the graph of the network, which is no part of the cost
-            for k in range(2):
-                with Count() as work:
-                    bound(i, 0.5 + (k - 1) * PROBED, 0.5 + k * PROBED)
-                    kernel.loss(i, 0.5 + (k - 0.5) * PROBED)
-                costs.append(work.cost)
-        except UnsupportedError:
+    for alike in _kinds(kernel, segments):
+        i, costs = next(((i, costs) for i in alike if (costs := _counted(kernel, i, bound))), (0, ()))
+        if not costs:
             continue
         first, next_ = costs if len(segments) <= kept else (costs[0], costs[0])
-        once, each = once + first - next_, max(each, next_)
-        measuring += measuring_of(i)
+        once, each = once + len(alike) * (first - next_), max(each, next_)
+        measuring += len(alike) * measuring_of(i)
     return Rate(measuring, max(once, 0), each) if measuring else UNCOUNTED
+
+
+def _kinds(kernel: Kernel, segments: Sequence[int]) -> list[list[int]]:
+    """The segments in groups of those whose bounds compute the same: as many control points, the same tensors move."""
+    found: dict[object, list[int]] = {}
+    for i in segments:
+        control = kernel.control(i)
+        found.setdefault((len(control), frozenset(changed_tensors(control))), []).append(i)
+    return list(found.values())
+
+
+def _counted(kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound]) -> tuple[int, ...]:
+    """What the first bound on segment i and the loss in its middle cost, and the next; nothing where it is refused."""
+    costs = []
+    try:
+        kernel.bounds(i)  # reads the graph of the network, which is no part of the cost
+        for k in range(2):
+            with Count() as work:
+                bound(i, 0.5 + (k - 1) * PROBED, 0.5 + k * PROBED)
+                kernel.loss(i, 0.5 + (k - 0.5) * PROBED)
+            costs.append(work.cost)
+    except UnsupportedError:
+        return ()
+    return tuple(costs)
 
 
 def profile_cost(objective: Objective, segment: Segment, num_points: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -13,7 +12,7 @@ from isthmus.errors import FileError
 from isthmus.graph.minima import Edge, MinimaGraph, Minimum
 from isthmus.kinds import check_kinds
 from isthmus.storage import make_folder, read_json, write_json
-from isthmus.storage.files import UNREADABLE
+from isthmus.storage.files import UNREADABLE, copy_file
 
 FILE = "graph.json"
 _FILES = ("path.safetensors", "profile.json", "profile.csv")
@@ -28,7 +27,7 @@ def write_graph(graph: MinimaGraph, folder: Path) -> Path:
     for name in files:
         if not (folder / name).exists():
             make_folder((folder / name).parent)
-            shutil.copyfile(graph.folder / name, folder / name)
+            copy_file(graph.folder / name, folder / name)
     write_json(folder / FILE, graph.to_dict())
     return folder
 

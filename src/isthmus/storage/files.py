@@ -35,6 +35,7 @@ from isthmus.errors import FileError, InputError
 __all__ = [
     "atomic_write",
     "check_regular",
+    "copy_file",
     "disk_error",
     "one_line",
     "plain",
@@ -231,6 +232,19 @@ def write_text(path: PathLike, text: str) -> None:
 
 def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def copy_file(source: PathLike, path: PathLike) -> None:
+    """Copy a file, whole or not at all. Errors: ``FileError`` where one cannot be read, or the other not written."""
+    try:
+        size = check_regular(source)
+    except OSError as error:
+        raise FileError(source, *disk_error(error, Path(source))) from error
+    atomic_write(path, lambda temporary: _copy_bytes(source, temporary), size=size)
+
+
+def _copy_bytes(source: PathLike, path: Path) -> None:
+    shutil.copyfile(source, path)
 
 
 def plain(value: Any, what: str = "value", *, nonfinite: bool = False) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from isthmus.params import Params, moves
 from isthmus.storage.adapters import AdapterContents
 from isthmus.storage.checkpoints import read_checkpoint, save_params
 from isthmus.storage.contents import Contents
-from isthmus.storage.files import PathLike, atomic_write, make_folder
+from isthmus.storage.files import PathLike, atomic_write, copy_file, make_folder
 from isthmus.storage.folders import adapter_folder
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
@@ -120,13 +119,9 @@ def _copy_configs(folder: Path, target: Path) -> list[Path]:
         return []
     chosen = [f for f in sorted(folder.iterdir()) if f.is_file() and _is_config(f.name)]
     for file in chosen:
-        atomic_write(target / file.name, lambda temporary, file=file: _copy(file, temporary), size=file.stat().st_size)
+        copy_file(file, target / file.name)
     return [target / f.name for f in chosen]
 
 
 def _is_config(name: str) -> bool:
     return name.endswith(_COPIED) and not name.endswith(_NOT_COPIED)
-
-
-def _copy(file: Path, temporary: Path) -> None:
-    shutil.copyfile(file, temporary)

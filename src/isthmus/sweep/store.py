@@ -24,7 +24,7 @@ from isthmus.params import Params
 from isthmus.seal import SEAL, is_changed, sealed
 from isthmus.storage import FolderMemory as FolderMemory
 from isthmus.storage import make_folder, read_json, write_json
-from isthmus.storage.files import plain
+from isthmus.storage.files import disk_error, plain
 from isthmus.storage.state import ENDING
 from isthmus.sweep.cells import Cell, identity, key_of
 from isthmus.version import __version__
@@ -118,6 +118,8 @@ class Store:
                 lock.acquire(timeout=-1 if wait else 0)
             except Timeout:
                 raise BusyError(f"another process is doing {cell.label}") from None
+            except OSError as e:
+                raise FileError(lock.lock_file, *disk_error(e, Path(lock.lock_file))) from e
             _clear(folder)
             yield
         finally:  # an interrupt may come anywhere: what is held is given back
