@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -127,18 +128,26 @@ def convolutional(first: int, second: int, *, norm: bool) -> Problem:
     return classify(f"channels {first}, {second}, {norm}", module, (1, 8, 8))
 
 
-NETWORKS = [
-    *(classify(str(w), perceptron(w), (5,)) for w in ([5, 1, 4], [5, 3, 1, 4], [5, 1, 3, 4])),
-    *(classify(str(w), perceptron(w), (5,)) for w in ([5, 1, 1, 4], [5, 3, 2, 4])),
-    classify("no biases", perceptron([5, 3, 1, 4], bias=False), (5,)),
-    convolutional(1, 3, norm=True),
-    convolutional(3, 1, norm=False),
-    convolutional(1, 1, norm=True),
-]
+def plain(widths: list[int], *, bias: bool = True) -> Problem:
+    return classify(str(widths), perceptron(widths, bias=bias), (5,))
+
+
+NETWORKS: dict[str, Callable[[], Problem]] = {
+    **{str(w): partial(plain, w) for w in ([5, 1, 4], [5, 3, 1, 4], [5, 1, 3, 4], [5, 1, 1, 4], [5, 3, 2, 4])},
+    "no biases": partial(plain, [5, 3, 1, 4], bias=False),
+    "channels 1, 3, norm": partial(convolutional, 1, 3, norm=True),
+    "channels 3, 1": partial(convolutional, 3, 1, norm=False),
+    "channels 1, 1, norm": partial(convolutional, 1, 1, norm=True),
+}
+
+
+@pytest.fixture(scope="module")
+def problem(request: pytest.FixtureRequest) -> Problem:
+    return NETWORKS[request.param]()
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("problem", NETWORKS, ids=lambda p: p.name)
+@pytest.mark.parametrize("problem", NETWORKS, indirect=True)
 def test_paths_through_layers_without_units_are_proved_to_be_as_low_as_claimed(problem, name):
     connection = im.connect(problem.objective, problem.a, problem.b, METHODS[name])
     assert connection.outcome.ok
@@ -155,7 +164,7 @@ def test_paths_through_layers_without_units_are_proved_to_be_as_low_as_claimed(p
     assert certificate.bound <= bound * (1 + 1e-7)
 
 
-@pytest.mark.parametrize("problem", NETWORKS, ids=lambda p: p.name)
+@pytest.mark.parametrize("problem", NETWORKS, indirect=True)
 def test_measurements_and_the_table_speak_of_layers_without_units(problem):
     objective, a, b = problem.objective, problem.a, problem.b
     for keep, widths in ((0.5, {1: 0, 2: 1, 3: 1, 5: 2}), (1 / 3, {1: 0, 2: 0, 3: 1, 5: 1}), (0.1, {})):
