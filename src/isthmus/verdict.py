@@ -70,7 +70,7 @@ class Level:
         if not self.relative:
             return f"{level:.4g}"
         floor = f", at least {FLOOR:g} above it" if (self.number - 1) * abs(max(ends)) < FLOOR else ""
-        return f"{self.number:g} x the larger end{floor} ({_number(level)})"
+        return f"{self.number:g} x the larger end{floor} ({loss_in_words(level)})"
 
 
 class Measured(NamedTuple):
@@ -208,7 +208,7 @@ def judge(asked: Level, measured: Measured | None, proof: Proof | None) -> Verdi
     highest, at = _highest(known)
     bound = proof.bound if proof is not None and not proof.open else None
     if not highest < level:  # also where one of them is NaN
-        how, why = "rises", f"{_number(highest)} (at t = {at:.4g})" + _contradiction(highest, bound)
+        how, why = "rises", f"{loss_in_words(highest)} (at t = {at:.4g})" + _contradiction(highest, bound)
     elif bound is not None and bound < level:
         how, why = "proved", f" (at most {upward(bound):.4g})"
     else:
@@ -233,7 +233,7 @@ def _highest(found: list[Measured | Proof]) -> tuple[float, float]:
     return max(((v.highest, v.at) for v in found), key=lambda v: (v[0] != v[0], v[0]))
 
 
-def _number(loss: float) -> str:
+def loss_in_words(loss: float) -> str:
     """A loss in four digits, or in words."""
     return f"{loss:.4g}" if isfinite(loss) else "a loss that is not finite"
 

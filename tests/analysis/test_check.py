@@ -261,6 +261,8 @@ def test_a_check_of_losses_that_are_no_numbers_is_told(tmp_path):
     bad = {k: v * 1e200 if "weight" in k else v for k, v in p.a.items()}
     found = im.check(p.objective, [p.a, bad], align=False, names=["a<b>", "c"])
     assert not found.go
+    assert found.why == "May not be averaged: the loss of c is not finite on the training data."
+    assert found.table()[1][0][2].endswith(", not finite")
     assert found.best[1] == found.best[1]
     document = found.to_dict() | {"policies": {"keep": float("nan")}}
     carriers = {"value": 1.0, "t": 0.5, "half": 0.1, "examples": 3, "top": [[0, 1.0]]}

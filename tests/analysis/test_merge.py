@@ -113,6 +113,7 @@ def test_a_network_without_a_loss_has_no_level():
         made = im.merge(p.objective, models, at=0.0 if models[0] is p.a else 1.0)
         assert made.worth["training data"].level != made.worth["training data"].level
         assert not made.ok
+        assert f"the loss of network {int(models[1] is bad)} is not finite" in made.why
 
 
 def test_statistics_need_two_examples():

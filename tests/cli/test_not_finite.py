@@ -15,6 +15,9 @@ BAD = {"nan": float("nan"), "inf": float("inf"), "minus": float("-inf"), "1e30":
 SMALL = {
     "connect": ["--method", "Linear", "--num-points", "3", "--out", "out"],
     "graph": ["--method", "Linear", "--num-points", "3", "--out", "out"],
+    "check": ["--out", "out"],
+    "merge": ["--anyway", "--out", "out.safetensors"],
+    "compare": ["--budget", "3", "--out", "out"],
     "align": ["--num-points", "3", "--out", "out.safetensors"],
     "theory": ["--masks", "2", "--draws", "1", "--steps", "2"],
     "plane": ["--points", "2", "--out", "out"],
@@ -43,6 +46,7 @@ def place(tmp_path, monkeypatch):
     np.savez("d.npz", x_train=x[:8], y_train=y[:8], x_test=x[8:], y_test=y[8:])
     torch.save(weights(0), "a.pt")
     torch.save(weights(1), "b.pt")
+    torch.save(weights(3), "c.pt")
     for name, value in BAD.items():
         torch.save(weights(2, **{"0.bias": value, "2.weight": value}), f"{name}.pt")
     return tmp_path
@@ -55,13 +59,20 @@ def run(capsys, command: str, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("command", ["connect", "theory", "stability", "align", "graph", "plane"])
+@pytest.mark.parametrize(
+    "command", ["connect", "theory", "stability", "align", "graph", "plane", "check", "merge", "compare"]
+)
 def test_networks(place, capsys, command, bad):
     ends = [f"{bad}.pt"] if command == "stability" else ["a.pt", f"{bad}.pt"]
     ends += ["b.pt"] if command in ("graph", "plane") else []
     code, out, err = run(capsys, command, *ends)
     if bad == "1e30" and command in ("align", "plane"):  # which measure what there is
         assert code == 0
+        assert not re.search(r"\b(nan|inf)\b", out)
+        return
+    if bad == "1e30" and command in ("check", "merge"):
+        assert code == 1
+        assert "the loss of" in out
         assert not re.search(r"\b(nan|inf)\b", out)
         return
     assert (code, len(err.splitlines())) == (2, 1), err
@@ -93,6 +104,36 @@ def test_paths(place, capsys, command, bad, as_json):
     held = json.loads((place / "out/profile.json").read_text())
     assert held["error"][0] is not None
     assert held["error"][2] is None
+
+
+LOSS = """
+import torch
+x, y = torch.eye(4)[:, :3], torch.tensor([0, 1, 1, 0])
+def loss(outputs, labels):
+    each = torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
+    return torch.cat([torch.full_like(each[:1], float("{value}")), each[1:]])
+def make():
+    return {{"data": (x, y), "loss": loss}}
+"""
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("command", [name for name in SMALL if name not in ("align", "ensemble")])
+def test_losses(place, capsys, command, value):
+    (place / "loss.py").write_text(LOSS.format(value=value))
+    if command in ("profile", "certify"):
+        im.save(im.Path.through([im.load_params(f) for f in ("a.pt", "b.pt")]), "p.safetensors")
+        ends = ["p.safetensors"]
+    else:
+        ends = {"stability": ["a.pt"], "plane": ["a.pt", "b.pt", "c.pt"]}.get(command, ["a.pt", "b.pt"])
+    words = SMALL[command][: SMALL[command].index("--loss")] if "--loss" in SMALL[command] else SMALL[command]
+    code = run_app([command, *ends, "--model", "mlp:3-4-2", "--data", "loss.py:make", *words, "-q"])
+    out, err = capsys.readouterr()
+    assert code == (1 if command in ("profile", "plane", "check", "merge") else 2), err
+    said = " ".join(out.split()) if command in ("check", "merge") else err
+    assert "the loss of a is not finite" in said or "finite" in err or "the loss of network 0 is not finite" in said
+    assert len(err.splitlines()) == (command != "check")
+    assert not re.search(r"\b(nan|inf|NaN|Infinity|proved)\b", out)
 
 
 def test_a_loss_that_is_not_finite_between_finite_ends_is_no_success(place, capsys):

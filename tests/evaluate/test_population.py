@@ -8,6 +8,7 @@ from torch import nn
 
 import isthmus as im
 from benchmarks.population import covered
+from isthmus.evaluate import columns
 from isthmus.evaluate.band import band_of, chernoff, clopper_pearson
 from isthmus.evaluate.columns import Columns
 from tests.problems import perceptron, random_params
@@ -105,7 +106,15 @@ def test_statistics_are_recomputed_from_the_training_data_or_not_at_all():
     assert not torch.allclose(band.loss, im.population(test, path, grid=5, bn="interpolate").loss)
 
 
-def test_what_has_no_band_is_refused_and_profile_goes_without(pair):
+def test_few_examples_at_a_time_are_no_reason_to_have_no_band(pair):
+    module, path = pair
+    many, few = (im.Objective(module, data=drawn(30, 2), **more) for more in ({}, {"memory": 1}))
+    assert few.chunk == 1
+    assert torch.allclose(im.population(few, path, grid=5).hi, im.population(many, path, grid=5).hi, rtol=1e-12)
+
+
+def test_what_has_no_band_is_refused_and_profile_goes_without(pair, monkeypatch):
+    monkeypatch.setattr(columns, "LEAST", 0)
     module, path = pair
     data, train = drawn(30, 2), im.Objective(module, data=drawn(30, 1))
     numbers = im.Objective(module, evaluate=lambda p: {"loss": 1.0, "error": 0.5})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 
 from isthmus.evaluate.decide import Decision
-from isthmus.verdict import Level
+from isthmus.verdict import Level, loss_in_words
 
 Pair = tuple[int, int]
 Lines = Mapping[Pair, Mapping[str, Decision]]
@@ -38,6 +39,8 @@ def sentence(
     renumbered: tuple[Lines, Mapping[str, Mean]], go: bool,
 ) -> str:  # fmt: skip
     """The verdict, with its numbers."""
+    if lost := _lost(names, lines):
+        return f"May not be averaged: {lost}."
     below = f"below {level.number:g} x the larger end" if level.relative else f"below {level.number:g}"
     if go:
         told = "; ".join(_numbers(lines, name) for name in mean)
@@ -52,9 +55,25 @@ def sentence(
     return f"{said} With their units renumbered they may: {'; '.join(_numbers(again, name) for name in means)}."
 
 
+def _lost(names: Sequence[str], lines: Lines) -> str:
+    """Which network has no finite loss, on which data; empty where all have one."""
+    for pair, found in lines.items():
+        for data, d in found.items():
+            for i, end in zip(pair, (0, -1), strict=True):
+                if not d.profile.loss[end].isfinite():
+                    return f"the loss of {names[i]} is not finite on the {data}"
+    return ""
+
+
 def all_below(lines: Lines, mean: Mapping[str, Mean]) -> bool:
     """Whether all lines and the mean stay below their levels on all data sets."""
     return all(d.below for found in lines.values() for d in found.values()) and all(m.below for m in mean.values())
+
+
+def at_ends(values: Sequence[float | None]) -> str:
+    """The first and the last number; a file holds None for what is not finite."""
+    ends = [nan if v is None else v for v in (values[0], values[-1])]
+    return ", ".join(f"{v:.4g}" if isfinite(v) else "not finite" for v in ends)
 
 
 def _numbers(lines: Lines, name: str) -> str:
@@ -68,11 +87,11 @@ def _worst_of(names: Sequence[str], lines: Lines, mean: Mapping[str, Mean]) -> s
     bad = [(pair, name, d) for pair, found in lines.items() for name, d in found.items() if not d.below]
     if not bad:
         name, one = next((name, one) for name, one in mean.items() if not one.below)
-        return f"at the mean it is {one.loss:.4g} on the {name}, level {one.level:.4g}"
+        return f"at the mean it is {loss_in_words(one.loss)} on the {name}, level {one.level:.4g}"
     (i, j), name, d = max(bad, key=lambda row: (row[2].rises, height({row[1]: row[2]})))
     between = f" between {names[i]} and {names[j]}" if len(names) > 2 else ""
     level = f"level {d.level:.4g}"
     if not d.rises:
         most = f"it is at most {d.profile.max:.4g} where it was measured{between} on the {name}"
-        return f"{most}, and may rise to {d.rise:.4g} elsewhere, {level}"
-    return f"it rises to {d.profile.max:.4g}{between} on the {name} (at t = {d.at:.4g}, {level})"
+        return f"{most}, and may rise to {loss_in_words(d.rise)} elsewhere, {level}"
+    return f"it rises to {loss_in_words(d.profile.max)}{between} on the {name} (at t = {d.at:.4g}, {level})"

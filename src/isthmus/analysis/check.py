@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isthmus.alignment import ActivationMatching, align, align_many
 from isthmus.alignment.many import seen_models
-from isthmus.analysis.averaging import Lines, Mean, Pair, all_below, height, sentence
+from isthmus.analysis.averaging import Lines, Mean, Pair, all_below, at_ends, height, sentence
 from isthmus.analysis.barrier import names_of
 from isthmus.analysis.blocks import BlockBarriers, block_barriers
 from isthmus.analysis.contributions import Contributions, class_labels
@@ -144,19 +144,14 @@ def table_of(held: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     for when, key in (("", "lines"), ("aligned ", "aligned")):
         for row in held[key]:
             loss, error = (row["barriers"][k]["max"] for k in ("loss", "error"))
-            middle = [loss, row["at"], row["rise"], row["level"], _ends(row["error"]), error]
+            middle = [loss, row["at"], row["rise"], row["level"], at_ends(row["error"]), error]
             name = f"{when}{names[row['a']]} \N{EN DASH} {names[row['b']]}"
-            rows.append([name, row["data"], _ends(row["loss"]), *middle, len(row["t"]), row["below"]])
+            rows.append([name, row["data"], at_ends(row["loss"]), *middle, len(row["t"]), row["below"]])
     for what, key in (("average", "mean"), ("aligned average", "aligned_mean")):
         for name, one in held[key].items():
             below = None not in (one["loss"], one["level"]) and one["loss"] < one["level"]  # files hold None for inf
             rows.append([what, name, "", one["loss"], None, None, one["level"], "", one["error"], 1, below])
     return heading, rows
-
-
-def _ends(values: Sequence[float | None]) -> str:
-    """The first and the last number."""
-    return ", ".join("not finite" if v is None else f"{v:.4g}" for v in (values[0], values[-1]))
 
 
 def _lines_to_dict(lines: Lines) -> list[dict[str, Any]]:

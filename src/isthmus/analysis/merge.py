@@ -24,7 +24,7 @@ from isthmus.params import Params, check_finite, check_like, in_dtype, in_parts,
 from isthmus.paths import Path
 from isthmus.shown import brief, line, table
 from isthmus.training.progress import Progress, no_progress
-from isthmus.verdict import LEVEL, Level
+from isthmus.verdict import LEVEL, Level, loss_in_words
 
 MergeMethod = Literal["average", "slerp", "task", "ties", "aligned-average"]
 METHODS: dict[str, str] = {
@@ -76,7 +76,7 @@ class Merged:
         """One sentence."""
         if not self.worth:
             return "Nothing was measured: give an objective."
-        said = [f"{name}: {one.loss:.4g}, level {one.level:.4g}" for name, one in self.worth.items()]
+        said = [f"{name}: {_judged(one, self.ends[name])}" for name, one in self.worth.items()]
         best = f" No point between is better than network {self.at:g}." if self.at in (0.0, 1.0) else ""
         return f"The merged network is {'' if self.ok else 'not '}below {self._level()} ({'; '.join(said)}).{best}"
 
@@ -94,6 +94,14 @@ class Merged:
         own = {k: getattr(self, k) for k in ("method", "at", "density", "scale", "level", "bn", "ok", "why")}
         worth = {k: asdict(v) for k, v in self.worth.items()}
         return own | {"weights": list(self.weights), "worth": worth, "ends": {k: list(v) for k, v in self.ends.items()}}
+
+
+def _judged(merged: Mean, ends: Sequence[float]) -> str:
+    """The loss of a merged network and its level, in words."""
+    lost = [i for i, loss in enumerate(ends) if not isfinite(loss)]
+    if lost:
+        return f"the loss of network {lost[0]} is not finite"
+    return f"{loss_in_words(merged.loss)}, level {merged.level:.4g}"
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,8 @@ class _Said:
 
     def changed(self, what: str) -> FileError:
         """The error for data that are not those of the path."""
-        count = f"{self.examples()} training" + (f" and {self.tests()} test" if self.tests() else "")
+        told = "other" if self.examples() is None else f"{self.examples()} training"
+        count = told + (f" and {self.tests()} test" if self.tests() else "")
         why = f"was made with {count} examples that {what}"
         line = f"{command()} --changed-data"
         instead = f"give the data that it was made with as --data, or, to measure on others: {line}"
@@ -292,7 +293,7 @@ def _examples(said: _Said, full: Dataset, data: str, asked: Asked) -> tuple[Data
         notes.append(f"other examples; here they are {shown(data)}, as asked")
     if asked.examples is None:
         return part or full, notes
-    if part is not None and asked.examples != said.examples():
+    if part is not None and said.examples() not in (None, asked.examples):
         notes.append(f"{said.examples()} examples; here they are the first {asked.examples}, as asked")
     return _first(full, part, asked.examples), notes
 
@@ -303,7 +304,8 @@ def _check_same(said: _Said, full: Dataset, data: str, asked: Asked, same: bool 
         raise said.changed(f"{data} does not hold now")
     untold = same is None and said.stats.get("data") is None and asked.examples is None
     if untold and said.examples() != len(full.x_train):
-        why = f"was made with {said.examples()} examples and does not say which of the {len(full.x_train)} of {data}"
+        count = said.examples() if said.examples() is not None else "some"
+        why = f"was made with {count} examples and does not say which of the {len(full.x_train)} of {data}"
         raise FileError(said.source, why, "give --examples N, for the first N")
 
 

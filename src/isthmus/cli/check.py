@@ -23,7 +23,7 @@ from isthmus.graph.search import names_of
 from isthmus.objective import Objective
 from isthmus.storage import write_json
 from isthmus.storage.files import results_folder
-from isthmus.verdict import LEVEL
+from isthmus.verdict import LEVEL, loss_in_words
 
 DataSets = Annotated[
     list[str] | None,
@@ -89,7 +89,7 @@ def _show(result: Check) -> None:
     show_table(heading, [[("yes" if v else "no") if isinstance(v, bool) else v for v in row] for row in rows])
     if result.blocks is not None and not result.go:
         top = result.blocks.highest
-        print(f"the block that alone raises the loss most: {top.name}, by {top.alone:.4g}")
+        print(f"the block that alone raises the loss most: {top.name}, by {loss_in_words(top.alone)}")
     if result.certificate is not None:
         print(hanging(result.certificate.summary, "proof: "))
     for note in result.notes:

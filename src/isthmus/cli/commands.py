@@ -250,7 +250,10 @@ def plane(
         print_json(document)
     else:
         print("\n".join([repr(measured), *filter(None, [policy_in_words(measured.bn)]), *map(str, written)]))
-    return 0
+    if measured.loss.isfinite().any():
+        return 0
+    print("no loss on the plane is finite", file=sys.stderr)
+    return 1
 
 
 def _draw_plane(document: dict[str, Any], folder: Path) -> list[Path]:
@@ -259,6 +262,8 @@ def _draw_plane(document: dict[str, Any], folder: Path) -> list[Path]:
     from isthmus.report.surfaces import write_plane_page
 
     surface = Surface.of(document)
+    if not surface.values:  # nothing is finite
+        return []
     figure = surface_figure(surface)
     write_plane_page(surface, folder / "plane.html")
     return [*(save_figure(figure, folder / f"plane.{kind}") for kind in ("svg", "png")), folder / "plane.html"]

@@ -33,6 +33,7 @@ FAILS = {
     "demo": "a method did not succeed",
     "sweep": "a row failed; the others are kept",
     "profile": "the loss is not finite on the path",
+    "plane": "no loss on the plane is finite",
     "certify": "a segment is not proved, or a stored proof does not hold",
     "experiment run": "a cell failed; the others are kept",
     "experiment table": "nothing is done yet",

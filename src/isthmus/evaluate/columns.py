@@ -11,6 +11,9 @@ from torch import Tensor
 
 BLOCK = 2048
 """Examples that are widened to float64 at a time."""
+LEAST = 1 << 26
+"""Bytes that losses may always take: few examples at a time, which `memory` may stand for, are no reason to leave
+them out."""
 
 
 @dataclass(eq=False)
@@ -29,6 +32,11 @@ class Columns:
     full: bool = False
     _open: dict[float, list[tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
     _bytes: int = 0
+
+    @classmethod
+    def of(cls, memory: int) -> Columns:
+        """For data whose forward passes may take so many bytes."""
+        return cls(max(memory, LEAST))
 
     def add(self, ts: Sequence[float], losses: Tensor, errors: Tensor | None) -> None:
         """The next examples at `ts`, points of the segment that is measured."""

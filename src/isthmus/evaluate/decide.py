@@ -62,7 +62,7 @@ class _Line:
 
     @classmethod
     def of(cls, objective: Objective, path: Path, segment: object) -> _Line:
-        columns = Columns(objective.memory)
+        columns = Columns.of(objective.memory)
         engine = Engine(objective, columns=columns)
         return cls(engine.prepare(segment, FEWEST), columns)  # type: ignore[arg-type]
 

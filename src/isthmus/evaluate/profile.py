@@ -236,7 +236,7 @@ def profile(
     del start  # which may be the only copy
     segments, policy = segments_under(objective, path, bn)
     sets = [objective] if test is None else [objective, test]
-    columns = Columns((test or objective).memory)
+    columns = Columns.of((test or objective).memory)
     read = _seconds_of_reading(sets)
     screen = _screen(screen, sets, path)
     if tol is not None:
@@ -284,7 +284,7 @@ def band_along(
     _check(num_points, None, None)
     check_own(path.start, test.check(path.start, "path"))
     segments, policy = segments_under(train, path, bn)
-    columns = Columns(test.memory)
+    columns = Columns.of(test.memory)
     sampled = on_grid([test], segments, num_points, lambda what, done, total: None, columns)
     return _band(test, columns, _profile(sampled, len(path), num_points, policy, None, None), level, seed)
 

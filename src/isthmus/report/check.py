@@ -97,7 +97,7 @@ def _blocks(held: Mapping[str, Any], pair: tuple[str, str]) -> PageTable | None:
 
 def _carriers(held: Mapping[str, Any]) -> dict[str, Any] | None:
     found = held["carriers"]
-    if found is None or not found["value"] > 0:
+    if found is None or not (found["value"] or 0) > 0:  # files hold None for what is not finite
         return None
     classes = [[name, found["by_class"][name]] for name in sorted(found["by_class"], key=int)]
     tables = [PageTable("Examples that add most", ("example", "adds"), found["top"])]
