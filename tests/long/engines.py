@@ -1,7 +1,7 @@
 """Sweeps of every method by every engine: equal bytes. Other numbers of threads and examples at a time: nearly so.
 
-    python -m tests.long.engines bytes          # this process, Ray with 1, 2 and 4 workers, three shards at once
-    python -m tests.long.engines numbers        # 1, 2 and 4 threads; 1, 7 and all examples at a time
+    python -m tests.long.engines bytes                      # one process; Ray, 1, 2 and 4 workers; 3 shards at once
+    python -m tests.long.engines numbers [COMMAND ...]      # 1, 2 and 4 threads; 1, 7 and all examples at a time
 
 Of what may not be equal the largest difference of losses and errors is printed, relative to the largest of them, and
 compared with what is promised: `SAME` of a path that is there, by the precision that it is measured in; a method that
@@ -147,8 +147,10 @@ def numbers(folder: Path) -> int:
         commands[f"{name}, float64"] = [*commands[name], "--dtype", "float64"]
     found = 0
     for name, words in commands.items():
-        once = losses(folder / "first", words)
-        apart = {how: far(once, losses(folder / how, words, **what)) for how, what in OTHERWISE.items()}
+        if sys.argv[2:] and name not in sys.argv[2:]:
+            continue
+        once = losses(folder / name / "first", words)
+        apart = {how: far(once, losses(folder / name / how, words, **what)) for how, what in OTHERWISE.items()}
         trained = name.removeprefix("connect ") in TRAINED
         most = MOVED if trained else SAME["float64" if "float64" in words else "float32"]
         bad = [how for how, by in apart.items() if not by <= most]
@@ -160,6 +162,7 @@ def numbers(folder: Path) -> int:
 def losses(folder: Path, words: Sequence[str], threads: str = "1", batch: str | None = None) -> list[float]:
     """The numbers of what a command wrote, in order."""
     more = [] if batch is None else ["--batch", batch]
+    folder.parent.mkdir(exist_ok=True)
     process = run("--threads", threads, *words, "--out", str(folder), *more)
     process.communicate()
     assert process.returncode in {0, 1}, words
