@@ -13,8 +13,8 @@ USES = {
     "residual": "rsub",
     "gated": "maximum",
     "moved entries": "chunk flip permute reshape stack",
-    "rare moves": "cat clamp clone concat contiguous expand flatten getitem hardtanh index_select linear movedim narrow "
-    "positive relu6 roll select split split_with_sizes squeeze swapaxes sym_size tensor_split to transpose "
+    "rare moves": "cat clamp clone concat contiguous expand flatten getitem hardtanh index_select linear movedim "
+    "narrow positive relu6 roll select split split_with_sizes squeeze swapaxes sym_size tensor_split to transpose "
     "type_as unbind unflatten unsqueeze upsample_nearest1d view",
     "rare products": "bmm clamp_max clamp_min mm mv t",
     "parameters by hand": "addmm",
