@@ -336,7 +336,7 @@ def test_no_sample_leaves_its_form_or_exceeds_its_bound(case):
             interval, bound = Interval.between(start, start + width), bounds.over(start, start + width)
             form, size = collected(bounds.reading, interval)
             assert bool(size.isfinite().all())
-            for t in torch.linspace(start, start + width, 13).double().clamp(start, start + width).tolist():
+            for t in torch.linspace(start, start + width, 7).double().clamp(start, start + width).tolist():
                 point, s = curve.at(t), torch.tensor((t - interval.middle) / interval.half, dtype=torch.float64)
                 outputs, y = objective.outputs(point), objective.data[1]
                 assert excess(form, s, outputs) <= 0, (degree, t)
