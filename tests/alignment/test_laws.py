@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -356,13 +357,18 @@ def test_streamed_data_give_what_data_in_memory_give(matching):
     assert equal(held.target, other.target)
 
 
-@pytest.mark.parametrize("matching", [im.WeightMatching(), im.RotationMatching()])
-def test_a_module_that_runs_in_a_narrow_type_only_is_aligned(matching):
-    """Experts of transformers are products of groups of rows, which torch has in no wider type than float32."""
+@cache
+def experts() -> tuple[im.Objective, Params]:
     pytest.importorskip("transformers")
     module, x = Logits(network("mixtral")), inputs("mixtral")
     objective = im.Objective(module, lambda out, y: out.flatten(1).square().mean(1), (x, torch.zeros(len(x))))
-    a = {k: v.clone() for k, v in module.state_dict().items()}
+    return objective, {k: v.clone() for k, v in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("matching", [im.WeightMatching(), im.RotationMatching()])
+def test_a_module_that_runs_in_a_narrow_type_only_is_aligned(matching):
+    """Experts of transformers are products of groups of rows, which torch has in no wider type than float32."""
+    objective, a = experts()
     orders = {group.name: torch.arange(group.size).flip(0) for group in objective.structure.groups}
     found = im.align(objective, a, objective.structure.permute(a, orders), matching)
     assert found.function_error <= 1e-12

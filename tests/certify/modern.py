@@ -132,7 +132,7 @@ MODERN: dict[str, Callable[[], nn.Module]] = {
     "masked attention": lambda: Layers(attend(attn_mask=SEEN)),
     "added masks": lambda: Layers(attend(attn_mask=torch.zeros(3, 3).masked_fill(~SEEN, -inf))),
     "grouped queries": lambda: Layers(grouped),
-    "repeated": lambda: Layers(lambda m, h: h.repeat_interleave(2, 1)[:, ::2]),
+    "repeated places": lambda: Layers(lambda m, h: h.repeat_interleave(2, 1)[:, ::2]),
     "MultiheadAttention": lambda: Layers(to_itself, own=nn.MultiheadAttention(4, 2, batch_first=True)),
     "far away": lambda: Layers(lambda m, h: by_hand(m, h, FAR * (1.0 - (torch.arange(3) < 2).float()))),
     "infinitely far": lambda: Layers(lambda m, h: by_hand(m, h, torch.full((3, 3), -inf).triu(1))),

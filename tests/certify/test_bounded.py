@@ -53,9 +53,9 @@ def control(path: im.Path) -> tuple[im.Params, ...]:
 def test_the_bound_is_above_the_path_and_within_the_gap(make, route):
     problem = make()
     path = route(problem)
+    top, error = largest(problem.objective, path)
     for gap in (0.1, 0.005):
         c = im.certify(problem.objective, path, gap, budget=2000)
-        top, error = largest(problem.objective, path)
         assert c.proved
         assert c.segments[0].claim == "bounded"
         assert top <= c.bound <= (1 + gap) * top + FLOOR
@@ -185,10 +185,10 @@ def test_losses_and_penalties(name, penalty, degree):
     curve, bounds = im.Curve(control), Bounds(objective, objective.program, control)
     for start, end in ((0.0, 0.125), (0.5, 0.5625), (0.97, 1.0)):
         found = bounds.over(start, end)
-        values = [objective.measure(curve.at(start + (end - start) * k / 50)) for k in range(51)]
+        values = [objective.measure(curve.at(start + (end - start) * k / 16)) for k in range(17)]
         assert max(v for v, _ in values) <= found.loss
         assert all(e <= found.error for _, e in values) or not objective.has_error
-        assert found.estimate == pytest.approx(values[25][0], rel=0.1)
+        assert found.estimate == pytest.approx(values[8][0], rel=0.1)
     path = im.Path((curve,))
     c = im.certify(objective, path, 0.02, budget=3000)
     assert c.gap <= 0.02

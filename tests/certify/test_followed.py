@@ -48,6 +48,7 @@ def check_followed(rule, f, forms: dict[str, Form], *, ball: bool = False) -> No
     entrances = {name: Entrance(x, ball) for name, x in forms.items()}
     found, g = rule(**{name: e.form for name, e in entrances.items()}), torch.Generator().manual_seed(3)
     found = (found[0] if isinstance(found, tuple | list) else found).rounded()
+    radii, reach = {name: full(x)[2] for name, x in forms.items()}, full(found)[2] + 1e-12
     one = torch.zeros_like(found.centre)
     one.view(-1)[int(torch.randint(0, one.numel(), (), generator=g))] = 1.0
     for weights in (torch.randn(found.centre.shape, generator=g, dtype=F64), one):
@@ -55,15 +56,16 @@ def check_followed(rule, f, forms: dict[str, Form], *, ball: bool = False) -> No
             e.back = torch.zeros_like(e.back)
         allowed = sum(contributions(found, weights).values())
         for s in S:
+            middles, known = {name: at(x, s) for name, x in forms.items()}, at(found, s)
             for k in range(6):
-                rho = {name: signs(x.centre.shape, g, k) * full(x)[2] for name, x in forms.items()}
-                out = f(*(at(x, s) + rho[name] for name, x in forms.items()))
+                rho = {name: signs(r.shape, g, k) * r for name, r in radii.items()}
+                out = f(*(v + rho[name] for name, v in middles.items()))
                 out = out[0] if isinstance(out, tuple | list) else out
                 through = sum(float((e.back * rho[name]).sum()) for name, e in entrances.items())
-                new = float((weights * (out - at(found, s))).sum()) - through
+                new = float((weights * (out - known)).sum()) - through
                 assert not abs(new) > allowed * (1 + 1e-9) + 1e-12  # not finite: nothing is said
                 # and the radius allows for what comes through, up to what norms made of it
-                assert bool(((out - at(found, s)).abs() <= full(found)[2] + 1e-12).all())
+                assert bool(((out - known).abs() <= reach).all())
 
 
 @pytest.mark.parametrize("width", [0.5, 0.02])

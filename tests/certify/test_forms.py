@@ -23,6 +23,7 @@ from isthmus.certify.smooth import smooth
 from isthmus.certify.softmax import log_softmax, softmax
 from tests.certify.cases import CASES
 from tests.certify.made import NARROW, Made
+from tests.certify.uses import USES
 from tests.problems import blobs
 
 GRID = torch.linspace(-1, 1, 21, dtype=torch.float64)
@@ -325,7 +326,7 @@ def test_rounding_of_averages_is_in_the_radius():
 def test_no_sample_leaves_its_form_or_exceeds_its_bound(case):
     """Random networks and paths on which all tensors move: outputs, mean loss and error rate at dense samples."""
     objective = case.objective()
-    for degree, seed in ((1, 0), (1, 1), (3, 0), (3, 1)):
+    for degree, seed in ((1, 0), (3, 1)):
         g = torch.Generator().manual_seed(degree + seed)
         control = case.control(degree, seed)
         curve = im.Curve(tuple(control))
@@ -335,7 +336,7 @@ def test_no_sample_leaves_its_form_or_exceeds_its_bound(case):
             interval, bound = Interval.between(start, start + width), bounds.over(start, start + width)
             form, size = collected(bounds.reading, interval)
             assert bool(size.isfinite().all())
-            for t in torch.linspace(start, start + width, 13).double().clamp(start, start + width).tolist():
+            for t in torch.linspace(start, start + width, 7).double().clamp(start, start + width).tolist():
                 point, s = curve.at(t), torch.tensor((t - interval.middle) / interval.half, dtype=torch.float64)
                 outputs, y = objective.outputs(point), objective.data[1]
                 assert excess(form, s, outputs) <= 0, (degree, t)
@@ -349,16 +350,22 @@ def collected(reading: Reading, interval: Interval) -> tuple[Form, torch.Tensor]
     return Form(centre, slope, radius, -8), centre.abs() + slope.abs() + radius
 
 
-def test_every_operation_with_a_rule_is_in_some_case():
-    used = {node.base for case in CASES for node in case.objective().program.nodes}
+@pytest.mark.parametrize("name", USES)
+def test_a_case_uses_the_operations_that_it_stands_for(name):
     x, y = blobs(4, (4,), 3)
-    exact = [im.Objective(Made(f), data=(x.float(), y)) for f in NARROW.values()]
-    used |= {node.base for objective in exact for node in objective.program.nodes}
+    case = next((c for c in CASES if c.name == name), None)
+    objective = case.objective() if case else im.Objective(Made(NARROW[name]), data=(x.float(), y))
+    assert set(USES[name].split()) <= {node.base for node in objective.program.nodes}
+
+
+def test_every_operation_with_a_rule_is_in_some_case():
+    used = set(" ".join(USES.values()).split())
     # names that torch.export gives to the same operations only after it had to rewrite a graph
     rewritten = "alias detach lift_fresh lift_fresh_copy _to_copy _unsafe_view max_pool2d_with_indices constant_pad_nd"
     by_themselves = {*CHOICES, *REDUCTIONS}  # in tests/certify/test_rules.py
     refused = {"upsample_bicubic2d"}  # in tests/certify/test_torch_layers.py
     assert set(RULES) - used <= {*rewritten.split(), *by_themselves, *refused}
+    assert len({c.name for c in CASES} | set(NARROW)) == len(CASES) + len(NARROW)
 
 
 def test_what_does_not_move_is_computed_once_and_chunks_do_not_matter():

@@ -62,7 +62,7 @@ def test_bounds_are_above_all_samples_and_near(name):
     assert bounds.degree == degree
     for start, end in ((0.0, 1.0), (0.25, 0.5), (0.625, 0.6875), (0.5, 0.5 + 2**-12), (1 - 2**-20, 1.0)):
         found = bounds.over(start, end)
-        seen = [kernel.wide.measure(kernel.point(0, start + (end - start) * k / 32)) for k in range(33)]
+        seen = [kernel.wide.measure(kernel.point(0, start + (end - start) * k / 16)) for k in range(17)]
         assert max(v for v, _ in seen) <= found.loss
         assert max(e for _, e in seen) <= found.error or loss != "cross_entropy"
         if end - start < 0.1:
@@ -70,7 +70,7 @@ def test_bounds_are_above_all_samples_and_near(name):
     c = im.certify(objective, path, 1e-6)
     assert (c.close, c.segments[0].claim) == (True, "bounded")
     assert f"polynomials in t of degree {degree}, on " in c.segments[0].why
-    assert c.bound <= im.profile(objective, path, 2001, bn="interpolate").max * (1 + 1e-5) + 1e-9
+    assert c.bound <= im.profile(objective, path, 701, bn="interpolate").max * (1 + 1e-5) + 1e-9
     assert im.verify_certificate(objective, path, c) == []
 
 

@@ -225,29 +225,25 @@ POOLED = {
 }
 
 
-SIZES = [(name, size) for name in POOLED for size in (1e-160, 1.0, 1e152) if name != "masked" or size > 1]
-
-
-@pytest.mark.parametrize(("name", "size"), SIZES)
-def test_padding_ties_and_entries_far_below(name, size):
+@pytest.mark.parametrize("name", POOLED)
+def test_padding_ties_and_entries_far_below(name):
     f, read, two = POOLED[name]
     module = Pooled(f, read, two).double()
     g = torch.Generator().manual_seed(1)
     x = -torch.randint(1, 4, (4, 1, 5, 5) if two else (4, 1, 5), generator=g).double()  # ties, and all below zero
-    a = {
-        "conv.weight": torch.full_like(module.conv.weight, size).detach(),
-        "head.weight": torch.randn(1, read, generator=g, dtype=F64) / size / read,
-    }
-    b = {"conv.weight": a["conv.weight"] * 1.01, "head.weight": a["head.weight"] * 0.97}
     objective = im.Objective(module, "mse", (x, torch.zeros(4, 1, dtype=F64)))
-    path = im.Path.through([a, b])
-    c = im.certify(objective, path, budget=16)
-    assert c.segments[0].claim == "bounded", c.segments[0].why
-    values = [objective.loss(path.at(k / 100)) for k in range(101)]
-    assert max(values) <= c.bound
-    if size >= 1:
-        assert c.bound <= 1.05 * max(values) + 1e-9
-    assert im.verify_certificate(objective, path, c.to_dict()) == []
+    head = torch.randn(1, read, generator=g, dtype=F64) / read
+    for size in (1e152,) if name == "masked" else (1e-160, 1.0, 1e152):
+        a = {"conv.weight": torch.full_like(module.conv.weight, size).detach(), "head.weight": head / size}
+        b = {"conv.weight": a["conv.weight"] * 1.01, "head.weight": a["head.weight"] * 0.97}
+        path = im.Path.through([a, b])
+        c = im.certify(objective, path, budget=16)
+        assert c.segments[0].claim == "bounded", (size, c.segments[0].why)
+        values = [objective.loss(path.at(k / 25)) for k in range(26)]
+        assert max(values) <= c.bound, size
+        if size >= 1:
+            assert c.bound <= 1.05 * max(values) + 1e-9, size
+        assert im.verify_certificate(objective, path, c.to_dict()) == [], size
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -259,8 +255,8 @@ def test_no_sample_exceeds_a_bound_whatever_the_size_of_the_weights(case):
         bounds = Bounds(objective, objective.program, curve.control)
         for start, end in ((0.0, 1.0), (0.5, 0.5625), (0.25, 0.25 + 2.0**-20)):
             found = bounds.over(start, end).loss
-            for k in range(5):
-                value = objective.loss(curve.at(start + (end - start) * k / 4))
+            for t in (start, (start + end) / 2, end):
+                value = objective.loss(curve.at(t))
                 assert found == float("inf") or value <= found, (scale, start)  # and no NaN
 
 
@@ -274,7 +270,7 @@ def test_no_sample_exceeds_a_bound_by_the_gradient(case):
             start = float(torch.rand((), generator=g)) * (1 - width)
             bound = bounds.over(start, start + width, followed=True)
             plain = bounds.over(start, start + width)
-            for t in torch.linspace(start, start + width, 7).double().clamp(start, start + width).tolist():
+            for t in torch.linspace(start, start + width, 5).double().clamp(start, start + width).tolist():
                 assert objective.loss(curve.at(t)) <= bound.loss
             assert bound.loss <= plain.loss * (1 + 1e-9) + 1e-9 or bound.loss < inf
 

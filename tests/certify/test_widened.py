@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from isthmus.errors import UnsupportedError
 from tests.certify.made import NARROW, SHAPES, TENTHS, Made
 
 
+@cache
 def problem(f: Callable[[Any, Tensor], Tensor]) -> tuple[im.Objective, im.Path]:
     torch.manual_seed(0)
     x, y = torch.randn(20, 4), torch.arange(20) % 3

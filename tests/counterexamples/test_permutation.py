@@ -81,8 +81,9 @@ def test_the_string_ends_as_not_connected_below_the_threshold(level):
     change = [i for i in range(len(signs) - 1) if signs[i] != signs[i + 1]]
     assert len(change) == 1
     assert im.profile(example.objective, im.Path((connection.path.segments[change[0]],)), 101).max > example.threshold
+    soon = im.StringSampling(level, recipe=im.Recipe(lr=0.01, steps=1500, batch=3, check=20), patience=2)
     with pytest.raises(im.OutcomeError, match="persists"):
-        im.connect(example.objective, *example.minima, method, throw=True)
+        im.connect(example.objective, *example.minima, soon, throw=True)
 
 
 def test_above_it_the_string_may_connect_them():

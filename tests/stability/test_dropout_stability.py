@@ -176,10 +176,14 @@ def test_slopes_are_the_derivatives_of_the_masked_loss(trained):
         assert float(slopes[j][unit]) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-9)
 
 
+# every chain and every search in some case
+PAIRS = [(name, search) for i, name in enumerate(CHAINS) for j, search in enumerate(SEARCHES) if (i + j) % 2 == 0]
+
+
 @pytest.mark.parametrize(
     ("make", "search"),
-    [*product(CHAINS.values(), SEARCHES), (small_vgg, "gates")],
-    ids=[*(f"{name}-{search}" for name, search in product(CHAINS, SEARCHES)), "vgg-gates"],
+    [*((CHAINS[name], search) for name, search in PAIRS), (small_vgg, "gates")],
+    ids=[*map("-".join, PAIRS), "vgg-gates"],
 )
 def test_the_path_goes_through_every_theta_i_and_no_higher(make, search):
     """Theorem 1: the largest loss on the path is the largest of theta_i, or an end; proved."""

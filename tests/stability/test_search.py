@@ -1,5 +1,6 @@
 """The search for half networks, against full-size networks with masks."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -72,14 +73,20 @@ def test_a_subnetwork_that_separates_the_data_is_reported():
     assert im.certify(objective, connection.path).proved
 
 
+@cache
+def by_chance(widths: tuple[int, ...], seed: int) -> tuple[im.Objective, im.Params, Any]:
+    """A small network, and what chance finds in it."""
+    problem = classify(f"small {seed}", perceptron(list(widths)), (5,))
+    params = random_params(problem.objective.skeleton, 50 + seed)
+    return problem.objective, params, im.dropout_stability(problem.objective, params, masks=400, seed=seed)
+
+
 @pytest.mark.parametrize("widths", [[5, 4, 4], [5, 8, 4], [5, 6, 6, 4], [5, 4, 5, 4, 4]], ids=str)
 @pytest.mark.parametrize("by", ["magnitude", "greedy", "gates"])
 def test_on_small_networks_a_search_never_loses_to_chance_at_the_same_price(widths, by):
     for seed in range(3):
-        problem = classify(f"small {seed}", perceptron(widths), (5,))
-        params = random_params(problem.objective.skeleton, 50 + seed)
-        chance = im.dropout_stability(problem.objective, params, masks=400, seed=seed)
-        found = im.dropout_stability(problem.objective, params, masks=400, seed=seed + 10, search=by)
+        objective, params, chance = by_chance(tuple(widths), seed)
+        found = im.dropout_stability(objective, params, masks=400, seed=seed + 10, search=by)
         for one, other in zip(found.layers, chance.layers, strict=True):
             assert one.loss <= other.loss + 1e-12
             assert len(one.trace) == len(other.trace) == 400

@@ -145,7 +145,7 @@ FUNCTIONS: dict[str, Callable[[im.Objective, im.Params, im.Params], Any]] = {
     "vertices": lambda o, a, b: im.dropout_stability(o, a, masks=3).vertices(),
     "noise_stability": lambda o, a, b: im.noise_stability(o, a, draws=2),
     "pattern_stability": lambda o, a, b: im.pattern_stability(o, a, 3),
-    "subnetwork_bounds": lambda o, a, b: im.subnetwork_bounds(o, a, draws=2, recipe=Recipe(steps=20)),
+    "subnetwork_bounds": lambda o, a, b: im.subnetwork_bounds(o, a, draws=2, recipe=Recipe(steps=6)),
     "dropout_bounds": lambda o, a, b: im.dropout_bounds(o, a, draws=3),
     "separability": lambda o, a, b: separability(o, a),
     "separability, argmax": lambda o, a, b: separability(o, a, kind="argmax"),
@@ -153,18 +153,18 @@ FUNCTIONS: dict[str, Callable[[im.Objective, im.Params, im.Params], Any]] = {
     "sublevel_conditions": lambda o, a, b: im.sublevel_conditions(o, a, b),
     "two_layer_premises": lambda o, a, b: two_layer_premises(o, time=1.0),
     "multilayer_premises": lambda o, a, b: multilayer_premises(o, time=1.0),
-    "theory": lambda o, a, b: im.theory(o, a, b, masks=3, draws=2, steps=20, examples=8),
+    "theory": lambda o, a, b: im.theory(o, a, b, masks=3, draws=2, steps=6, examples=8),
     "descend": lambda o, a, b: im.descend(o, a, 1e-3),
 }  # fmt: skip
 SHORT: dict[type[im.Connector], dict[str, Any]] = {
     im.Dropout: {"masks": 5},
     im.NoiseDropout: {"draws": 3},
-    im.Narrow: {"width": 2, "recipe": Recipe(steps=20), "draws": 3},
-    im.Subnetwork: {"inner": im.Trained(Recipe(steps=20), hub_steps=20, effort=0.0), "draws": 2},
+    im.Narrow: {"width": 2, "recipe": Recipe(steps=6), "draws": 3},
+    im.Subnetwork: {"inner": im.Trained(Recipe(steps=6), hub_steps=6, effort=0.0), "draws": 2},
     im.MeanField: {},
     im.Sublevel: {},
     im.DeepLinear: {},
-    im.TwoLayerReLU: {"units": 2, "recipe": Recipe(steps=20)},
+    im.TwoLayerReLU: {"units": 2, "recipe": Recipe(steps=6)},
 }
 """The methods that read chains, with options that make them quick."""
 

@@ -28,10 +28,13 @@ def outside(module: nn.Module) -> dict[str, tuple[Any, bool]]:
     >>> sorted(outside(module).keys() - before.keys())
     ['self.draws']
     """
-    return {name: (_mark(v), isinstance(v, _GENERATORS)) for part in module.modules() for name, v in _reached(part)}
+    seen: set[Any] = set()
+    reached = (found for part in module.modules() for found in _reached(part, seen))
+    return {name: (_mark(v), isinstance(v, _GENERATORS)) for name, v in reached}
 
 
-def _reached(part: nn.Module) -> Iterator[tuple[str, Any]]:
+def _reached(part: nn.Module, seen: set[Any]) -> Iterator[tuple[str, Any]]:
+    """By name; what is in classes and functions that were `seen` in another part is there already."""
     own = {k: v for k, v in vars(part).items() if k not in REGISTERED}
     yield from ((f"self.{k}", v) for k, v in own.items() if isinstance(v, _GENERATORS))
     kinds = [kind for kind in (part.kind if isinstance(part, Adapted) else type(part)).__mro__ if not _foreign(kind)]
@@ -39,9 +42,11 @@ def _reached(part: nn.Module) -> Iterator[tuple[str, Any]]:
     if isinstance(part, Adapted):
         functions.append(part.manner.forward)
     for kind in kinds:
-        yield from _of_class(kind)
-        functions += vars(kind).values()
-    yield from _read_by(functions)
+        if kind not in seen:
+            seen.add(kind)
+            yield from _of_class(kind)
+            functions += vars(kind).values()
+    yield from _read_by(functions, seen)
 
 
 def _functions(own: dict[str, Any]) -> list[Any]:
@@ -51,9 +56,8 @@ def _functions(own: dict[str, Any]) -> list[Any]:
     return [f.__func__ if isinstance(f, MethodType) else f for f in found]
 
 
-def _read_by(waiting: list[Any]) -> Iterator[tuple[str, Any]]:
+def _read_by(waiting: list[Any], seen: set[Any]) -> Iterator[tuple[str, Any]]:
     """What these functions read, those that they call, and so on."""
-    seen = set()
     while waiting:
         f = waiting.pop()
         if not isinstance(f, FunctionType) or f in seen or _foreign(f):

@@ -125,6 +125,9 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mappin
         entries[name] = {"dtype": _CODES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
+    # the reader's own checks, before anything is written: what is kept can be read again
+    _check_length(path, len(header))
+    _parsed(path, header)
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as out:
@@ -132,11 +135,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike, metadata: Mappin
             out.write(header)
             for name in order:
                 out.write(_bytes(tensors[name]))
-        # the reader's own check: what is kept can be read again
-        with readable(path):
-            _header(temporary, path)
-            with safe_open(temporary, framework="pt", backend="pread"):
-                pass
+        with readable(path), safe_open(temporary, framework="pt", backend="pread"):
+            pass
 
     atomic_write(path, write, size=8 + len(header) + end)
 
@@ -156,36 +156,40 @@ def readable(path: PathLike) -> Iterator[None]:
         ) from error
 
 
-def _header(path: PathLike, named: PathLike) -> dict[str, Any]:
-    """The parsed header, after the checks that bound what reading it can cost; messages say `named`."""
+def _header(path: PathLike) -> dict[str, Any]:
+    """The parsed header, after the checks that bound what reading it can cost."""
     size = check_regular(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise FileError(named, f"is {sniff(path)}, not a whole safetensors file", "copy or download it again")
-        if length > _HEADER_BYTES:
-            raise FileError(named, f"has a header of {length:,} bytes, {_HEADER_BYTES:,} are allowed", "split the file")
-        return _parsed(named, file.read(length))
+            raise FileError(path, f"is {sniff(path)}, not a whole safetensors file", "copy or download it again")
+        _check_length(path, length)
+        return _parsed(path, file.read(length))
 
 
-def _parsed(named: PathLike, data: bytes) -> dict[str, Any]:
+def _check_length(path: PathLike, length: int) -> None:
+    if length > _HEADER_BYTES:
+        raise FileError(path, f"has a header of {length:,} bytes, {_HEADER_BYTES:,} are allowed", "split the file")
+
+
+def _parsed(path: PathLike, data: bytes) -> dict[str, Any]:
     try:
         header = strict_json(data, limit=_HEADER_KEYS + 2)
     except UNREADABLE as error:
-        raise FileError(named, f"has a damaged header ({one_line(error)})", "copy or download it again") from error
+        raise FileError(path, f"has a damaged header ({one_line(error)})", "copy or download it again") from error
     if not isinstance(header, dict) or not all(isinstance(v, dict) for v in header.values()):
-        raise FileError(named, "has a header that names no tensors", "copy or download it again")
+        raise FileError(path, "has a header that names no tensors", "copy or download it again")
     if len(header) > _HEADER_KEYS:
-        raise FileError(named, f"names {len(header):,} tensors, {_HEADER_KEYS:,} are allowed", "split the file")
+        raise FileError(path, f"names {len(header):,} tensors, {_HEADER_KEYS:,} are allowed", "split the file")
     if not all(isinstance(v, str) for v in header.get("__metadata__", {}).values()):
-        raise FileError(named, "has metadata that are not strings", "copy or download it again")
+        raise FileError(path, "has metadata that are not strings", "copy or download it again")
     return header
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:
     """The metadata of a safetensors file, without its tensors. Errors: ``FileError``."""
     with readable(path):
-        return dict(_header(path, path).get("__metadata__", {}))
+        return dict(_header(path).get("__metadata__", {}))
 
 
 def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
@@ -196,7 +200,7 @@ def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
     safetensors file, larger than memory, or whose header is over 20 MB or 150,000 names.
     """
     with readable(path):
-        header = _header(path, path)
+        header = _header(path)
         check_room(path, os.path.getsize(path))
         with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -207,7 +211,7 @@ def read_tensors(path: PathLike) -> tuple[Params, dict[str, str]]:
 def one_by_one(path: PathLike) -> Iterator[Callable[[str], Tensor]]:
     """A function that reads the tensor of a name from a safetensors file. Errors: as ``read_tensors``."""
     with readable(path):
-        _header(path, path)
+        _header(path)
         with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             yield file.get_tensor
 

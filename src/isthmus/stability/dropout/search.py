@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -19,6 +20,7 @@ from isthmus.evaluate.screen import SHARE, TIMES, has_bf16
 from isthmus.objective import Objective
 from isthmus.objective.data import single
 from isthmus.params import Params
+from isthmus.program.export import Program
 from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.scales import best_scales, mean_losses, smallest_scale
 from isthmus.stability.dropout.subsets import SEARCHES, Budget, Scores, check_choice, random_subsets, rescaling
@@ -302,6 +304,11 @@ class _Entry:
         again = self.measured([replace(found, factors=factors, scale=1.0)])[0]
         return again if again.loss < found.loss else found
 
+    @cached_property
+    def _program(self) -> Program:
+        """To ask for it takes about as long as to run a small network."""
+        return self.objective.program
+
     def _bytes(self, d: Dropped) -> int:
         """What the weights of a small network take."""
         share = {j: len(kept) / self.chain.widths[j] for j, kept in d.kept.items()} | {self.chain.L: 1.0}
@@ -342,7 +349,7 @@ class _Entry:
         chain, small = self.chain, d.layers(self.theta, self.chain.L)
         del small.A[d.entry], small.b[d.entry]
         small.b[chain.L] = small.b[chain.L] if bias else torch.zeros_like(small.b[chain.L])
-        weights = cast_for(self.objective.program, chain.write(small, self.params), dtype)
+        weights = cast_for(self._program, chain.write(small, self.params), dtype)
         index = d.kept[d.entry].to(self.h.device)
 
         def run(h: Tensor, factors: Tensor | None = None) -> Tensor:
