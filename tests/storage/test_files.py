@@ -19,6 +19,7 @@ from isthmus.errors import FileError, InputError
 from isthmus.storage import files, tensors
 from isthmus.storage.files import atomic_write, plain, read_json, sweep_temporaries, write_csv, write_json, write_text
 from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
+from tests.mortal import dead
 
 
 def listing(folder):
@@ -145,15 +146,6 @@ def test_a_link_is_followed_and_folders_are_refused(tmp_path):
         write_text(tmp_path / "real" / "file", "new")
     write_text(tmp_path / ("n" * 250), "long names work too")
     assert listing(tmp_path) == ["link", "n" * 250, "real"]
-
-
-def dead() -> int:
-    """The number of a process that has ended."""
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-    return child
 
 
 def test_sweep_removes_temporaries_of_dead_processes_only(tmp_path):

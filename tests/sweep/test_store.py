@@ -16,7 +16,7 @@ import isthmus as im
 from isthmus.storage import files
 from isthmus.sweep import FolderMemory, Local, Store, canonical, identity, key_of, run_cells
 from isthmus.sweep.store import BusyError
-from tests.storage.test_files import dead
+from tests.mortal import dead
 from tests.sweep.cells import Square, Total, results, squares, temporaries
 
 
