@@ -1,6 +1,9 @@
 """Data of the user's own code, and texts, on the command line."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 from isthmus.cli import run_app
 from isthmus.cli.given import OwnData, data_of
 from isthmus.cli.options import Asked
+from isthmus.models.user_code import from_code
 
 CODE = """
 import torch
@@ -89,6 +93,19 @@ def test_a_path_knows_its_data_again(ends, capsys):
     assert (
         "was made with 30 training and 10 test examples that mine.py:pair does not give now" in capsys.readouterr().err
     )
+
+
+def test_a_file_is_read_as_it_is_and_nothing_is_written_beside_it(ends, monkeypatch):
+    """A text of as many letters in the same second: to Python it is the file that it compiled before."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = Path("own.py")
+    for number in (3, 4):
+        file.write_text(f"import beside\nfrom torch import nn\ndef net(): return nn.Linear(2, {number})\n")
+        Path("beside.py").write_text("")
+        os.utime(file, (1e9, 1e9))
+        assert from_code("own.py:net", ()).out_features == number
+    assert not Path("__pycache__").exists()
+    assert not sys.dont_write_bytecode
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -17,13 +18,24 @@ from torch import nn
 from isthmus.errors import InputError
 
 
+class _AsItIs(SourceFileLoader):
+    """Compiles a file as it is now: what was compiled before is taken for it by the second and the size alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 @contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
-    """Let the user's file import its neighbours, as it could when run by itself."""
+    """Let the user's file import its neighbours, as it could when run by itself; nothing is written beside them."""
+    written = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
+        sys.dont_write_bytecode = written
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
 
@@ -31,7 +43,9 @@ def _on_path(folder: Path) -> Iterator[None]:
 def _import_file(file: Path, what: str) -> ModuleType:
     if not file.is_file():
         raise InputError(what, expected="a Python file", got=f"no file {file}")
-    loading = importlib.util.spec_from_file_location(f"_isthmus_user_{file.stem}", file)
+    name = f"_isthmus_user_{file.stem}"
+    loader = _AsItIs(name, str(file)) if file.suffix == ".py" else None
+    loading = importlib.util.spec_from_file_location(name, file, loader=loader)
     if loading is None or loading.loader is None:
         raise InputError(what, expected="a Python file, *.py", got=str(file))
     module = importlib.util.module_from_spec(loading)

@@ -37,16 +37,20 @@ def _reached(part: nn.Module, seen: set[Any]) -> Iterator[tuple[str, Any]]:
     """By name; what is in classes and functions that were `seen` in another part is there already."""
     own = {k: v for k, v in vars(part).items() if k not in REGISTERED}
     yield from ((f"self.{k}", v) for k, v in own.items() if isinstance(v, _GENERATORS))
-    kinds = [kind for kind in (part.kind if isinstance(part, Adapted) else type(part)).__mro__ if not _foreign(kind)]
-    functions = _functions(own)
-    if isinstance(part, Adapted):
-        functions.append(part.manner.forward)
-    for kind in kinds:
-        if kind not in seen:
-            seen.add(kind)
-            yield from _of_class(kind)
-            functions += vars(kind).values()
+    functions = _functions(own) + ([part.manner.forward] if isinstance(part, Adapted) else [])
+    for kind in _kinds(part):
+        if kind in seen:
+            continue
+        seen.add(kind)
+        yield from _of_class(kind)
+        functions += vars(kind).values()
     yield from _read_by(functions, seen)
+
+
+def _kinds(part: nn.Module) -> list[type]:
+    """The classes of a module that are not those of a library."""
+    kind = part.kind if isinstance(part, Adapted) else type(part)
+    return [one for one in kind.__mro__ if not _foreign(one)]
 
 
 def _functions(own: dict[str, Any]) -> list[Any]:
