@@ -95,30 +95,31 @@ UNCOUNTED = Rate(61, 0, 16)
 
 def rate(
     kernel: Kernel,
-    segments: Sequence[int],
+    kinds: Sequence[Sequence[int]],
     bound: Callable[[int, float, float], Bound],
     measuring_of: Callable[[int], int],
     kept: int,
 ) -> Rate:
     """What bounds over sub-intervals of these segments cost, beside a profile of them.
 
-    Counted on one segment of each kind, in which the same tensors move: `measuring_of`, what a profile costs there, and
-    what the bounds compute once and for every sub-interval (a bound, and the loss in its middle), of which the dearest
-    counts. With more than `kept` segments nothing is taken to be computed once, as it is not kept. Segments that
-    `bound` refuses are left out.
+    Counted on one segment of each kind (`kinds_of`): `measuring_of`, what a profile costs there, and what the bounds
+    compute once and for every sub-interval (a bound, and the loss in its middle), of which the dearest counts. With
+    more than `kept` segments nothing is taken to be computed once, as it is not kept. Segments that `bound` refuses
+    are left out.
     """
     measuring, once, each = 0, 0, 1
-    for alike in _kinds(kernel, segments):
-        i, costs = next(((i, costs) for i in alike if (costs := _counted(kernel, i, bound))), (0, ()))
-        if not costs:
+    all_kept = sum(map(len, kinds)) <= kept
+    for alike in kinds:
+        counted = next(filter(None, (_counted(kernel, i, bound) for i in alike)), None)
+        if counted is None:
             continue
-        first, next_ = costs if len(segments) <= kept else (costs[0], costs[0])
+        first, next_ = counted if all_kept else (counted[0], counted[0])
         once, each = once + len(alike) * (first - next_), max(each, next_)
-        measuring += len(alike) * measuring_of(i)
+        measuring += len(alike) * measuring_of(alike[0])
     return Rate(measuring, max(once, 0), each) if measuring else UNCOUNTED
 
 
-def _kinds(kernel: Kernel, segments: Sequence[int]) -> list[list[int]]:
+def kinds_of(kernel: Kernel, segments: Sequence[int]) -> list[list[int]]:
     """The segments in groups of those whose bounds compute the same: as many control points, the same tensors move."""
     found: dict[object, list[int]] = {}
     for i in segments:
@@ -127,8 +128,8 @@ def _kinds(kernel: Kernel, segments: Sequence[int]) -> list[list[int]]:
     return list(found.values())
 
 
-def _counted(kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound]) -> tuple[int, ...]:
-    """What the first bound on segment i and the loss in its middle cost, and the next; nothing where it is refused."""
+def _counted(kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound]) -> tuple[int, int] | None:
+    """What the first bound on segment i and the loss in its middle cost, and the next; None where it is refused."""
     costs = []
     try:
         kernel.bounds(i)  # reads the graph of the network, which is no part of the cost
@@ -138,8 +139,8 @@ def _counted(kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound]
                 kernel.loss(i, 0.5 + (k - 0.5) * PROBED)
             costs.append(work.cost)
     except UnsupportedError:
-        return ()
-    return tuple(costs)
+        return None
+    return costs[0], costs[1]
 
 
 def profile_cost(objective: Objective, segment: Segment, num_points: int) -> int:

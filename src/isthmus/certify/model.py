@@ -13,7 +13,7 @@ from math import ceil, inf, log2
 
 from isthmus.certify.bounds import Bound
 from isthmus.certify.branch import FIRST, FLOOR
-from isthmus.certify.cost import PROBED, Rate, profile_cost, rate
+from isthmus.certify.cost import PROBED, Rate, kinds_of, profile_cost, rate
 from isthmus.certify.kernel import READINGS
 from isthmus.certify.remembered import Remembered
 from isthmus.errors import UnsupportedError
@@ -75,8 +75,8 @@ def plan(known: Remembered, segments: Sequence[int], model: str, gap: float, bes
 
     def count() -> list[Rate]:
         # of bounds that are computed, not of those that are known from before
-        every = [partial(kernel.bound, model=name) for name in names]
-        return [rate(kernel, segments, bound, measuring_of, READINGS) for bound in every]
+        every, kinds = [partial(kernel.bound, model=name) for name in names], kinds_of(kernel, segments)
+        return [rate(kernel, kinds, bound, measuring_of, READINGS) for bound in every]
 
     found = []
     for name, costs in zip(names, known.rates(names, count), strict=True):
