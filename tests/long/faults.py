@@ -2,11 +2,11 @@
 
     python -m tests.long.faults COUNT [COMMAND ...]        # at most COUNT calls per command; seed 0, or SEED=n
 
-At the n-th call that makes, opens for writing or renames a file of the folder, and at all later ones, the disk is
-full or read-only, or the folder may not be written to. The command must end as if nothing had been, or with exit code
-2 and one line; each file that is there then must be whole: that of the run that was left alone, or state from which
-the command, given again, ends with the same bytes. At last two and then eight processes are given the command at
-once.
+At the n-th call that makes, opens for writing, renames or removes a file of the folder, and at all later ones, the
+disk is full or read-only, or the folder may not be written to; from a full disk files can be removed. The command
+must end as if nothing had been, or with exit code 2 and one line; each file that is there then must be whole: that of
+the run that was left alone, or state from which the command, given again, ends with the same bytes. At last two and
+then eight processes are given the command at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def faults(name: str, count: int, given: Path, root: Path, r: random.Random) -> 
     alone = Alone.run(words, root, tally)
     if alone is None:
         return tally
-    calls = range(1, alone.ended.events + 1)
+    calls = range(1, alone.ended.changes + 1)
     for number in sorted(r.sample(calls, min(count, len(calls)))):
         anew(root)
         tally.hindered += 1
@@ -61,8 +61,12 @@ def faults(name: str, count: int, given: Path, root: Path, r: random.Random) -> 
 
 
 def _refuses(number: int, code: int) -> Event:
+    changes, refused = 0, ("w",) if code in (errno.ENOSPC, errno.EDQUOT) else ("w", "d")
+
     def event(count: int, name: str, mode: str) -> None:
-        if count >= number and mode == "w":
+        nonlocal changes
+        changes += mode != "r"
+        if changes >= number and mode in refused:
             raise OSError(code, os.strerror(code), "a file")
 
     return event

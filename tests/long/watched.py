@@ -127,11 +127,13 @@ class Ended:
 
     code: int | None
     events: int
+    changes: int
+    """The events that make, write, rename or remove a file."""
     said: str
 
 
 Event = Callable[[int, str, str], None]
-"""Called at the n-th event (from 1) below a folder, with the event's name and "w" where it writes."""
+"""Called at the n-th event (from 1) below a folder, with its name, and "w" where it writes, "d" where it removes."""
 
 
 def forked(words: list[str], root: Path, event: Event) -> tuple[int, int, int]:
@@ -164,18 +166,19 @@ def _listen(root: Path, seeing: int, event: Event) -> None:
         if name not in SEEN or not str(arguments[0]).startswith(below):
             return
         count += 1
-        os.write(seeing, b".")
-        writes = name in {"os.rename", "os.mkdir", "os.link"} or (
+        writes = name in {"os.rename", "os.mkdir", "os.link", "os.truncate"} or (
             name == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES
         )
-        event(count, name, "w" if writes else "r")
+        mode = "w" if writes else "d" if name in {"os.remove", "os.rmdir"} else "r"
+        os.write(seeing, mode.encode())
+        event(count, name, mode)
 
     sys.addaudithook(hook)
 
 
 def wait(process: int, seen: int, said: int, seconds: float | None = None, by: int = signal.SIGKILL) -> Ended:
     """Wait for a process; after `seconds` it gets the signal `by`, and 60 s later SIGKILL."""
-    handle, events, text = os.pidfd_open(process), 0, b""
+    handle, events, text = os.pidfd_open(process), b"", b""
     limit = None if seconds is None else time.monotonic() + seconds
     open_ones = {seen, said}
     while True:
@@ -183,7 +186,7 @@ def wait(process: int, seen: int, said: int, seconds: float | None = None, by: i
         ready, _, _ = select.select([handle, *open_ones], [], [], left)
         for pipe in open_ones & {*ready}:
             more = os.read(pipe, 65536)
-            events, text = (events + len(more), text) if pipe == seen else (events, text + more)
+            events, text = (events + more, text) if pipe == seen else (events, text + more)
             if not more:
                 open_ones.discard(pipe)
         if ready == [handle]:
@@ -194,7 +197,8 @@ def wait(process: int, seen: int, said: int, seconds: float | None = None, by: i
     for one in (handle, seen, said):
         os.close(one)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return Ended(None if code < 0 else code, events, text.decode(errors="replace"))
+    changes = len(events) - events.count(b"r")
+    return Ended(None if code < 0 else code, len(events), changes, text.decode(errors="replace"))
 
 
 def nothing(count: int, name: str, mode: str) -> None:
