@@ -35,7 +35,8 @@ from tests.long.watched import (
     wait,
 )  # fmt: skip
 
-REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
+REFUSED = {errno.ENOSPC: "w", errno.EDQUOT: "w", errno.EROFS: "wd", errno.EACCES: "wd"}
+"""What is refused by each error; where nothing can be removed, a temporary stays until the command is given again."""
 
 
 def faults(name: str, count: int, given: Path, root: Path, r: random.Random) -> Tally:
@@ -48,8 +49,10 @@ def faults(name: str, count: int, given: Path, root: Path, r: random.Random) -> 
     for number in sorted(r.sample(calls, min(count, len(calls)))):
         anew(root)
         tally.hindered += 1
-        _judge(wait(*forked(words, root, _refuses(number, r.choice(REFUSALS)))), alone.ended, tally)
-        tally.found.update(f"after a refusal, {text}" for text in _half_written(alone.once, root))
+        code = r.choice([*REFUSED])
+        _judge(wait(*forked(words, root, _refuses(number, code))), alone.ended, tally)
+        found = [text for text in _half_written(alone.once, root) if ".tmp" not in text or "d" not in REFUSED[code]]
+        tally.found.update(f"after a refusal, {text}" for text in found)
         alone.count(wait(*forked(words, root, nothing)), root, tally)
     for together in (2, 8):
         anew(root)
@@ -61,12 +64,12 @@ def faults(name: str, count: int, given: Path, root: Path, r: random.Random) -> 
 
 
 def _refuses(number: int, code: int) -> Event:
-    changes, refused = 0, ("w",) if code in (errno.ENOSPC, errno.EDQUOT) else ("w", "d")
+    changes = 0
 
     def event(count: int, name: str, mode: str) -> None:
         nonlocal changes
         changes += mode != "r"
-        if changes >= number and mode in refused:
+        if changes >= number and mode in REFUSED[code]:
             raise OSError(code, os.strerror(code), "a file")
 
     return event
