@@ -1,15 +1,17 @@
 # Two commands do all set-up: `make demo` and `make test`. Both build .venv from the same pinned versions.
 # A machine on which pip would fetch a CUDA build of torch:  make demo PIP_ARGS="--index-url <your CPU index>"
 PY ?= python3
+PIP ?= $(BIN)/python -m pip
 PIP_ARGS ?=
 GALLERY ?= 1
 EXTRAS ?= test
 BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .venv/.ok: pyproject.toml constraints.txt
 	$(PY) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "isthmus needs Python >= 3.11; set PY=python3.11")'
 	$(PY) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
+	$(PIP) install -q --no-compile $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
 	@# pip would on one core; not all files are programs, and few of those left out are ever run
 	$(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing|models|plotly|sqlalchemy|pip)/' .venv/lib > /dev/null || true
 	touch $@
@@ -36,7 +38,7 @@ docs: .venv/.docs
 	OMP_NUM_THREADS=1 GALLERY=$(GALLERY) $(BIN)/python -m sphinx -b html -n -W --keep-going docs docs/_build/html
 
 .venv/.docs: .venv/.ok
-	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	$(PIP) install -q $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	touch $@
 
 # The files of a release in dist/, checked. Equal sources give equal bytes: the time in them is that of the last commit.
