@@ -349,6 +349,18 @@ def test_a_segment_whose_bound_a_sample_contradicts_is_given_up():
     assert "above the bound" in result.refused[0]
 
 
+def test_what_is_far_from_its_bound_is_cut_in_four():
+    """An excess of 40 width^2 is within .01 at a width of 1/64: 1 + 4 + 16 + 64 bounds, with halves 127."""
+
+    def bound(i, start, end):
+        return Bound(1 + 40 * (end - start) ** 2, 0.0, 0.0)
+
+    asked = SearchTask(bound, lambda i, t: 1.0, lambda i: (1.0, 1.0), lambda i, t, value, bound: None)
+    result = search([0], asked, best=1.0, gap=0.01, budget=1000, first=1, progress=lambda *_: None)
+    assert result.evaluations == 85
+    assert len(result.pieces[0]) == 64
+
+
 @pytest.mark.parametrize("loss", ["mse", nn.MSELoss(reduction="sum"), nn.BCEWithLogitsLoss(), nn.HuberLoss()], ids=str)
 def test_outputs_that_are_one_number_each_have_bounds(loss):
     module = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1), nn.Flatten(0))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import random
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from math import inf, prod
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isthmus.certify.forms import HEADROOM, Form, Open, Refused, Undecided, half_width
+from isthmus.certify.arithmetic import add, divided, scaled
+from isthmus.certify.forms import HEADROOM, UNIT, Form, Open, Refused, Undecided, half_width
 from isthmus.certify.norms import centred
 from isthmus.certify.recurrent import RECURRENT
 from isthmus.certify.rules import RULES, apply
@@ -255,3 +259,35 @@ def test_rounding_of_functions_of_rows_is_in_the_radius(name, size, moving):
             for row, found, radii in zip(_exact_at(x, s), _exact_at(out, s), _exact(full(out)[2]), strict=True):
                 for p, q, e in zip(f(row), found, radii, strict=True):
                     assert not e.is_finite() or abs(p - q) <= e
+
+
+def _one(k: float) -> Form:
+    return Form(torch.tensor([k], dtype=F64))
+
+
+OF_NUMBERS: dict[str, tuple[Callable[[Form, float], Form], Callable[[Any, Any], Any], float]] = {
+    "times": (scaled, operator.mul, 1.5),
+    "divided": (divided, operator.truediv, 1.5),
+    # the form of a small number allows for little
+    "plus": (lambda x, k: add(x, _one(k)), operator.add, 0.01),
+    "minus": (lambda x, k: add(x, _one(k), -1.0), operator.sub, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+def test_many_roundings_that_go_one_way_are_in_the_radius(name):
+    """What one operation leaves out is hidden by what is allowed for at the end; that of two hundred is not."""
+    step, f, largest = OF_NUMBERS[name]
+    draw = random.Random(0)
+
+    def rounded_up(k: float) -> Fraction:
+        v = float(x.centre)
+        return Fraction(f(v, k)) - f(Fraction(v), Fraction(k)) if 0.5 < f(v, k) < 2 else Fraction(-1)
+
+    x, true = Form(torch.tensor([1.0], dtype=F64), torch.tensor([1e-9], dtype=F64)), Fraction(1)
+    for _ in range(200):
+        k = max((largest / 3 * draw.uniform(-3, 3) for _ in range(40)), key=rounded_up)
+        x, true = step(x, k), f(true, Fraction(k))
+    assert Fraction(float(x.centre)) - true > 32 * Fraction(UNIT)
+    x = x.settled()
+    assert abs(Fraction(float(x.centre)) - true) <= Fraction(float(full(x)[2]))
