@@ -146,6 +146,16 @@ def curve(widths, N=6):
     }
 
 
+def test_targets_are_the_largest_that_there_are(full):
+    labels = one(full, "4.3", "targets")
+    assert (labels.measured, labels.holds, labels.note) == (1.0, True, "one-hot class labels")
+    objective, a = curve([3, 4, 16, 8, 1])
+    x, y = objective.data
+    for scale in (0.5, 3.0):
+        numbers = one(im.theory(objective.on((x, scale * y)), a, a, theorems=["4.3"], **QUICK), "4.3", "targets")
+        assert (numbers.measured, numbers.holds) == (scale, scale <= 1)
+
+
 def test_corollary_4_3_holds_where_all_its_assumptions_do():
     objective, a = curve([3, 4, 16, 8, 1])
     b = {k: v * 1.01 for k, v in a.items()}
@@ -248,6 +258,14 @@ def test_noise_rows_say_on_how_many_examples(wide, full):
     assert one(found, "Theorem 2", "noise stability", "a").note == "p = 0.5"
 
 
+@pytest.mark.parametrize("widths", [(6, 40, 40), (40, 6, 40), (40, 40, 6)])
+def test_the_narrowest_hidden_layer_says_how_wide_theta_star_may_be(widths):
+    problem = classify("one narrow layer", perceptron([5, *widths, 4]), (5,))
+    row = one(table(problem, "Theorem 3"), "Theorem 3", "narrow network")
+    assert row.measured == 2  # a third of 6: p / 1.5 with p = 1/2
+    assert "p = 0.5" in row.note
+
+
 def test_tables_travel(full):
     plain = json.loads(json.dumps(full.to_dict()))
     assert [Row(**row) for row in plain["rows"]] == [Row(**asdict(r)) for r in full.rows]
@@ -257,6 +275,8 @@ def test_tables_travel(full):
     for row in full.rows:
         shown = cells(row)[6]
         assert (shown == "") if row.bound is None else (float(shown) >= row.bound)
+    marked = im.Theory((Row("T", "|x| < 1", holds=True, note="a|b"),)).to_markdown().splitlines()[-1]
+    assert marked == r"| T | \|x\| < 1 |  |  |  | yes |  | a\|b |"
 
 
 def test_the_same_seed_gives_the_same_table_and_nothing_is_written(wide):

@@ -112,6 +112,7 @@ def test_proposition_2_2_holds_and_its_bound_is_the_higher_end(problem, rel):
     problem = problem()
     found = table(problem, "Proposition 2.2")
     assert [r.premise for r in found.rows if r.holds is not True] == []
+    assert not any("without a unit to spare" in r.note for r in found.rows)
     assert conclusion(found, "2.2").bound == top(problem)
     reaches(problem, im.DeepLinear(), top(problem), rel)
 
@@ -139,6 +140,7 @@ def test_the_premises_of_proposition_2_2_are_those_of_its_connector(problem, pre
     found = table(problem, "Proposition 2.2")
     row, last = one(found, "2.2", premise), conclusion(found, "2.2")
     assert row.holds is holds
+    assert ("without a unit to spare" in row.note) is (holds is None)
     assert last.holds is holds
     assert (last.bound is not None) == (holds is True)
     if holds is False:
