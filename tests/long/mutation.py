@@ -7,8 +7,8 @@
 The tests of the table are run once without a change, which tells how long each takes and which lines it reaches. Then
 a process is forked for each mutant, in which the functions of the file are given their changed code; it runs the tests
 that reach the line, quickest first, until one fails. A mutant that no test reaches is told at once. What is changed
-outside of functions is tested by a new Python, which takes longer; with `--afresh` every mutant is (what the package
-and the tests remember from the first run can hide a change).
+outside of functions is tested by a new Python, which takes longer, and so is one that survives: what the package and
+the tests remember from the first run can hide a change. With `--afresh` every mutant is.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ class Judge:
         limit = 20 + 3 * sum(self.seconds[name] for name in chosen)
         if m.inside and names != {""} and not self.afresh:
             try:
-                return self._forked(m, file, good, chosen, int(limit))
+                word, said = self._forked(m, file, good, chosen, int(limit))
+                if word != "survived":
+                    return word, said
             except ValueError:
                 pass
         return self._anew(chosen, 60 + limit)

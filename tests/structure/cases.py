@@ -259,6 +259,12 @@ CASES = [
         (IMAGE,),
         {"0": 4},
     ),
+    Case(
+        "two axes looked up, one between",
+        lambda: between_convs(Lambda(lambda x: x.movedim(1, 0)[:, [0, 2], :, [1, 3]]), Lambda(lambda x: x[..., None])),
+        (IMAGE,),
+        {"0": 4},
+    ),
     Case("several inputs and outputs", m.Several, (X, noise(3, 2)), {"a": 6}),
     Case(
         "PixelShuffle",
