@@ -110,10 +110,10 @@ def rate(
     measuring, once, each = 0, 0, 1
     all_kept = sum(map(len, kinds)) <= kept
     for alike in kinds:
-        counted = next(filter(None, (_counted(kernel, i, bound) for i in alike)), None)
+        counted = next(filter(None, (_counted(kernel, i, bound, all_kept) for i in alike)), None)
         if counted is None:
             continue
-        first, next_ = counted if all_kept else (counted[0], counted[0])
+        first, next_ = counted
         once, each = once + len(alike) * (first - next_), max(each, next_)
         measuring += len(alike) * measuring_of(alike[0])
     return Rate(measuring, max(once, 0), each) if measuring else UNCOUNTED
@@ -128,19 +128,24 @@ def kinds_of(kernel: Kernel, segments: Sequence[int]) -> list[list[int]]:
     return list(found.values())
 
 
-def _counted(kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound]) -> tuple[int, int] | None:
-    """What the first bound on segment i and the loss in its middle cost, and the next; None where it is refused."""
+def _counted(
+    kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound], kept: bool
+) -> tuple[int, int] | None:
+    """What the first bound on segment i and the loss in its middle cost, and the next, as much if nothing is kept.
+
+    None where a bound is refused.
+    """
     costs = []
     try:
         kernel.bounds(i)  # reads the graph of the network, which is no part of the cost
-        for k in range(2):
+        for k in range(1 + kept):
             with Count() as work:
                 bound(i, 0.5 + (k - 1) * PROBED, 0.5 + k * PROBED)
                 kernel.loss(i, 0.5 + (k - 0.5) * PROBED)
             costs.append(work.cost)
     except UnsupportedError:
         return None
-    return costs[0], costs[1]
+    return costs[0], costs[-1]
 
 
 def profile_cost(objective: Objective, segment: Segment, num_points: int) -> int:
