@@ -24,9 +24,15 @@ def connect(widths, method, *, bias=True, seed=0):
     return problem, im.connect(problem.objective, problem.a, problem.b, method, seed=seed)
 
 
-@deep
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("options", [{}, {"width": 1}, {"width": 1, "p": 0.5, "counts": "bernoulli"}], ids=str)
+OPTIONS = ({}, {"width": 1}, {"width": 1, "p": 0.5, "counts": "bernoulli"})
+
+
+# every two of widths, bias and options meet
+@pytest.mark.parametrize(
+    ("widths", "bias", "options"),
+    [(w, (i + j) % 2 == 0, o) for i, w in enumerate(WIDTHS) for j, o in enumerate(OPTIONS)],
+    ids=str,
+)
 def test_13_segments_whose_middle_is_proved_exactly(widths, bias, options):
     problem, connection = connect(widths, replace(QUICK, **options), bias=bias)
     assert len(connection.path) == 13
