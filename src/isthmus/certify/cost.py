@@ -147,9 +147,7 @@ def kinds_of(kernel: Kernel, segments: Sequence[int]) -> list[list[int]]:
     return list(found.values())
 
 
-def _counted(
-    kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound], kept: bool
-) -> tuple[int, int] | None:
+def _counted(kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound], kept: bool) -> tuple[int, int] | None:
     """What the first bound on segment i and the loss in its middle cost, and the next, as much if nothing is kept.
 
     None where a bound is refused.
