@@ -160,13 +160,13 @@ def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path, monkeypatch):
 
 def test_a_folder_asks_for_its_network(capsys):
     assert run_app(["connect", str(saved("lm1")), str(saved("lm1")), "--out", "x"]) == 2
-    assert f"--model hf:{saved('lm')}" in capsys.readouterr().err
+    assert f"--model hf:{saved('lm1')}" in capsys.readouterr().err
 
 
 def test_labels_that_are_the_words_themselves_need_a_loss_with_a_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(WORDS)
-    command = ["connect", *[str(saved("lm1", seed)) for seed in (0, 1)], "--model", f"hf:{saved('lm')}", "--out", "out"]
+    command = ["connect", *[str(saved("lm1", seed)) for seed in (0, 1)], "--model", f"hf:{saved('lm1')}", "--out", "out"]
     command += ["--method", "Linear", "--num-points", "2", "--budget", "0", "-q", "--data"]
     assert run_app([*command, "mine.py:words"]) == 2
     assert "a loss beside labels that are the words themselves" in capsys.readouterr().err
