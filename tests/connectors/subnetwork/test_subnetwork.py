@@ -14,8 +14,12 @@ from isthmus.training.fit import Recipe, fit
 from tests.problems import classify, convolutional, perceptron
 
 
+def trained(widths, bias=True, target=0.02):
+    return once_trained(tuple(widths), bias, target)
+
+
 @cache
-def trained(*widths, bias=True, target=0.02):
+def once_trained(widths, bias, target):
     """A problem whose ends have a low loss, so that the subnetworks have to be trained."""
     problem = classify("trained", perceptron(widths, bias=bias), (widths[0],))
     ends = []
@@ -30,7 +34,7 @@ def trained(*widths, bias=True, target=0.02):
 
 @pytest.fixture(scope="module")
 def pair():
-    return trained(5, 20, 16, 18, 4)
+    return trained([5, 20, 16, 18, 4])
 
 
 def connect(pair, seed=0, **options):
@@ -62,7 +66,7 @@ def judged(pair, connection):
 @pytest.mark.parametrize("options", [{"subsets": "own"}, {"subsets": "own", "draws": 3}, {"draws": 3}], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_own_sets_and_draws_reach_the_ends(pair, bias, options):
-    pair = pair if bias else trained(5, 16, 16, 4, bias=False)
+    pair = pair if bias else trained([5, 16, 16, 4], bias=False)
     L = 4 if bias else 3
     connection = connect(pair, steps=150, lr=0.01, **options)
     assert len(connection.path) == 4 * L + (3 if options.get("subsets") == "own" else -1)
@@ -111,7 +115,7 @@ def test_one_fraction_per_layer(pair):
 
 def test_a_search_for_the_fractions_lowers_what_a_hidden_layer_limits():
     """Half of a layer that is too poor: K grows there, at the end that needs it, and the hubs then differ."""
-    pair = trained(5, 30, 30, 6, 4, target=4e-3)
+    pair = trained([5, 30, 30, 6, 4], target=4e-3)
     options = {"steps": 150, "effort": 0, "attempts": 1, "lr": 4e-3}
     plain, searched = connect(pair, **options), connect(pair, fraction="search", **options)
     l = plain.stats["limited_by"]["layer"]
@@ -136,7 +140,7 @@ def test_effort_goes_to_the_subnetwork_that_limits_the_bound(pair):
 def test_subnetworks_that_start_from_half_width_networks_are_never_above_them():
     """Corollary 4.2, as an option: the path is bounded by the dropout-stable networks of both ends."""
     for bias in (True, False):
-        objective, a, b = pair = trained(5, 11, 13, 12, 4, bias=bias)
+        objective, a, b = pair = trained([5, 11, 13, 12, 4], bias=bias)
         chain = chain_of(objective.program, objective.structure)
         connection = connect(pair, subsets="own", init="dropout", masks=8, steps=1, lr=1e-9, effort=0, attempts=1)
         g = torch.Generator().manual_seed(0)
