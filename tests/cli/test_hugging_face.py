@@ -166,8 +166,8 @@ def test_a_folder_asks_for_its_network(capsys):
 def test_labels_that_are_the_words_themselves_need_a_loss_with_a_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(WORDS)
-    command = ["connect", *[str(saved("lm1", seed)) for seed in (0, 1)], "--model", f"hf:{saved('lm1')}", "--out", "out"]
-    command += ["--method", "Linear", "--num-points", "2", "--budget", "0", "-q", "--data"]
+    command = ["connect", *[str(saved("lm1", seed)) for seed in (0, 1)], "--model", f"hf:{saved('lm1')}"]
+    command += ["--out", "out", "--method", "Linear", "--num-points", "2", "--budget", "0", "-q", "--data"]
     assert run_app([*command, "mine.py:words"]) == 2
     assert "a loss beside labels that are the words themselves" in capsys.readouterr().err
     for data in (["mine.py:next"], ["mine.py:others"], ["mine.py:words", "--loss", "cross_entropy"]):
