@@ -21,6 +21,7 @@ _LLAMA = {**_WORDS, **_ATTENTION, "num_key_value_heads": 2, "max_position_embedd
 KINDS = {
     "gpt2": ("GPT2ForSequenceClassification", "GPT2Config", {**_GPT2, **_LABELS, "pad_token_id": 0}),
     "lm": ("GPT2LMHeadModel", "GPT2Config", _GPT2),
+    "lm1": ("GPT2LMHeadModel", "GPT2Config", {**_GPT2, "n_layer": 1}),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _LLAMA),
     "bert": (
         "BertForSequenceClassification",

@@ -165,7 +165,7 @@ def profiled(**options: Any) -> Question:
 def certified(method: im.Connector) -> Question:
     def bounds(p: Problem, _: Path) -> Any:
         found = found_by(p, method)
-        proofs = [im.certify(p.objective, found, model=m, budget=5) for m in ("box", "chord")]
+        proofs = [im.certify(p.objective, found, model=m, budget=1) for m in ("box", "chord")]
         assert all(im.verify_certificate(p.objective, found.path, proof) == [] for proof in proofs)
         return [(s.claim, s.bound) for proof in proofs for s in proof.segments]
 
@@ -342,7 +342,7 @@ def ends(seed: int) -> Ends:
 STRING = String("2", "quadratic", ends(0), ends(1), 0.5, 1.1, replace(QUICK[im.StringSampling], threshold=None))
 TRIALS = Trials(Task("digits", examples=40, tests=20), 6, Schedule(0.05, 10, 5), (0, 1), saved=2)
 CELLS: dict[str, tuple[Cell, ...]] = {
-    "pair": (Pair("pairs", network(0), network(1), im.Dropout(masks=2), num_points=3, budget=5),),
+    "pair": (Pair("pairs", network(0), network(1), im.Dropout(masks=2), num_points=3, budget=1),),
     "nguyen2021": (ExperimentA(network(0), draws=2, recipe=STEPS, hub_steps=10), ExperimentB(network(0), draws=2)),
     "kuditipudi2019": (
         Subnetworks(network(0), (0.5,), 2, (0.5,), 3), Losses(network(0), "text", 1), Noise(network(0), draws=2)

@@ -266,7 +266,7 @@ def test_rays_above_a_layer_of_exactly_n_units(widths, activations, k, theorem):
     x = torch.randn(12, widths[0], generator=torch.Generator().manual_seed(4), dtype=F64)
     for loss, y in (("mse", targets(12, widths[-1])), ("cross_entropy", torch.arange(12) % widths[-1])):
         objective = im.Objective(module, loss, (x, y))
-        starts = [random_params(module, seed) for seed in range(3)]
+        starts = [random_params(module, seed) for seed in range(2)]
         rays = [ray(objective, a, 1e5) for a in starts]
         for a, far in zip(starts, rays, strict=True):
             assert far.outcome.ok, far.stats

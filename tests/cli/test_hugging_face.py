@@ -82,7 +82,7 @@ def test_a_base_and_its_adapter(made):
 
 def test_a_text(made, tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
-    folder = shutil.copytree(saved("lm"), tmp_path / "lm")
+    folder = shutil.copytree(saved("lm1"), tmp_path / "lm1")
     cut = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate("abcde")}, unk_token="e"))
     cut.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(tokenizer_object=cut, unk_token="e").save_pretrained(folder)
@@ -91,12 +91,12 @@ def test_a_text(made, tmp_path):
         torch.tensor([[0, 1, 2], [0, 1, 2], [3, 0, 1], [2, 0, 1]]),
         torch.tensor([[1, 2, 0], [1, 2, 3], [0, 1, 2], [0, 1, 2]]),
     )
-    found = losses(folder, saved("lm", 1), folder, "a.txt", "--block", "3")
+    found = losses(folder, saved("lm1", 1), folder, "a.txt", "--block", "3")
     asked = ["--model", f"hf:{folder}", "--data", "a.txt", "--block", "3", "--num-points", "3", "--out", "again", "-q"]
     assert run_app(["profile", "out/path.safetensors", *asked]) == 0
     assert json.loads(open("again/profile.json").read())["loss"] == pytest.approx(found, rel=1e-6)
-    a, b = (network("lm", seed).state_dict() for seed in (0, 1))
-    assert found == slowly("lm", a, b, mean(x, y))
+    a, b = (network("lm1", seed).state_dict() for seed in (0, 1))
+    assert found == slowly("lm1", a, b, mean(x, y))
 
 
 def test_experts_that_do_not_run_in_float64_are_certified_as_connect_does(made, capsys):
@@ -123,7 +123,7 @@ def next(): return {"data": words(), "loss": im.CrossEntropy(mean="tokens", shif
 
 def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path, monkeypatch):
     tokenizers = pytest.importorskip("tokenizers")
-    folder = shutil.copytree(saved("lm"), tmp_path / "lm")
+    folder = shutil.copytree(saved("lm1"), tmp_path / "lm1")
     model = f"hf:{folder}"
     (tmp_path / "a.txt").write_text("a b c a b c d")
     with pytest.raises(FileError, match="holds no tokenizer"):
@@ -159,15 +159,15 @@ def test_a_text_is_cut_by_the_tokenizer_beside_the_model(tmp_path, monkeypatch):
 
 
 def test_a_folder_asks_for_its_network(capsys):
-    assert run_app(["connect", str(saved("lm")), str(saved("lm")), "--out", "x"]) == 2
-    assert f"--model hf:{saved('lm')}" in capsys.readouterr().err
+    assert run_app(["connect", str(saved("lm1")), str(saved("lm1")), "--out", "x"]) == 2
+    assert f"--model hf:{saved('lm1')}" in capsys.readouterr().err
 
 
 def test_labels_that_are_the_words_themselves_need_a_loss_with_a_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(WORDS)
-    command = ["connect", *[str(saved("lm", seed)) for seed in (0, 1)], "--model", f"hf:{saved('lm')}", "--out", "out"]
-    command += ["--method", "Linear", "--num-points", "2", "--budget", "0", "-q", "--data"]
+    command = ["connect", *[str(saved("lm1", seed)) for seed in (0, 1)], "--model", f"hf:{saved('lm1')}"]
+    command += ["--out", "out", "--method", "Linear", "--num-points", "2", "--budget", "0", "-q", "--data"]
     assert run_app([*command, "mine.py:words"]) == 2
     assert "a loss beside labels that are the words themselves" in capsys.readouterr().err
     for data in (["mine.py:next"], ["mine.py:others"], ["mine.py:words", "--loss", "cross_entropy"]):
@@ -193,8 +193,8 @@ def test_networks_of_words_give_the_same_bytes(monkeypatch, tmp_path):
 
 
 def test_tied_weights_stay_one_when_they_are_merged():
-    net = network("lm")
-    objective = im.Objective(net, "cross_entropy", (inputs("lm"), inputs("lm")), output="logits")
+    net = network("lm1")
+    objective = im.Objective(net, "cross_entropy", (inputs("lm1"), inputs("lm1")), output="logits")
     a = objective.check(net.state_dict())
     b = {k: v * 1.001 for k, v in a.items()}
     kept = [OnDemand(p, lambda name, p=p: p[name].clone()) for p in (a, b)]

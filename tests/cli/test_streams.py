@@ -8,7 +8,7 @@ import pytest
 
 from isthmus.cli import run_app
 
-TRAIN = ["train", "--model", "mlp:64-3-10", "--epochs", "1", "--examples", "20", "--out", "a.safetensors"]
+TRAIN = ["train", "--model", "mlp:2-3-2", "--data", "gaussians:N=20,d=2", "--epochs", "1", "--out", "a.safetensors"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closes numbers of files as POSIX does")

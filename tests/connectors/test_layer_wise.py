@@ -30,11 +30,11 @@ def digits():
     return trained("digits", lambda: perceptron([64, 24, 24, 10]), x, y)
 
 
-def trained(name, make, x, y):
+def trained(name, make, x, y, steps=300):
     ends = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        ends.append(train(make().double(), (x, y), Recipe(lr=1e-2, steps=300, batch=64), seed=seed).params)
+        ends.append(train(make().double(), (x, y), Recipe(lr=1e-2, steps=steps, batch=64), seed=seed).params)
     return Problem(name, im.Objective(make().double().eval(), data=(x, y)), *ends)
 
 
@@ -150,7 +150,7 @@ def test_between_a_network_and_itself_every_segment_has_its_label(norm):
 
 def test_batchnorm_gives_a_plain_path_with_statistics_of_its_own():
     images, y = blobs(60, (1, 8, 8), 4)
-    problem, found = connected(problem=trained("residual", Residual, images, y))
+    problem, found = connected(problem=trained("residual", Residual, images, y, steps=100))
     assert found.labels[0] == "the statistics of the start settle"
     assert len(found.labels) == len(found.path)
     assert {"first moves", "inner moves", "norm moves", "last moves"} >= set(found.labels[1:-1])

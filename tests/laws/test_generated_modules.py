@@ -13,8 +13,14 @@ from torch.utils._pytree import tree_flatten
 import isthmus as im
 from tests.generated import Case, draw, plain_error, plain_losses, plain_penalty, ties
 
-COUNT = 500 if os.environ.get("ISTHMUS_LONG_TESTS") == "1" else 50
 START = int(os.environ.get("ISTHMUS_FIRST_MODULE", "0"))
+FEW = (
+    *(0, 1, 3, 5, 7, 11, 12, 15, 17, 18, 20, 21, 22, 25, 26, 28),
+    *(29, 32, 33, 35, 37, 39, 41, 42, 44, 46, 47, 49),
+)
+"""Of the first fifty those that have every part, option, kind of target and loss, and every model of bounds with each
+kind of input."""
+SEEDS = range(500) if os.environ.get("ISTHMUS_LONG_TESTS") == "1" else FEW
 
 
 def _tolerance(case: Case) -> float:
@@ -31,7 +37,7 @@ def _plain(case: Case, params: im.Params) -> tuple[float, float]:
     return loss, plain_error(case, outputs)
 
 
-@pytest.mark.parametrize("seed", range(START, START + COUNT))
+@pytest.mark.parametrize("seed", [START + k for k in SEEDS])
 def test_as_the_plain_loop(seed: int) -> None:
     case = draw(seed)
     a, b = case.params(2 * seed + 1), case.params(2 * seed + 2)

@@ -291,7 +291,10 @@ def calls(objective, modules, connection, folder):
         im.save_alignment: {"alignment": im.align(objective, a, b), "path": folder / "alignment"},
         im.load_alignment: {"path": folder / "alignment", "objective": objective},
         im.minima_graph: {"objective": objective, "params": [a, b], "folder": folder / "graph"},
-        im.compare: {"objective": objective, "a": a, "b": b, "methods": ["Linear"], "folder": folder / "compare"},
+        im.compare: {
+            **{"objective": objective, "a": a, "b": b, "methods": ["Linear"]},
+            **{"folder": folder / "compare", "num_points": 2, "budget": 0},
+        },
         im.load_graph: {"folder": folder / "graph"},
         im.barrier: {"objective": objective, "a": a, "b": b, "num_points": 2},
         im.barrier_matrix: {"objective": objective, "models": [a, b], "num_points": 2},

@@ -185,7 +185,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(json_values)
 def test_json_comes_back_equal(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("json") / "value.json"

@@ -46,7 +46,7 @@ def test_exact_claims_lose_nothing(make):
     connection = im.connect(p.objective, p.a, p.b, im.Dropout(masks=1))
     labels = connection.stats["segments"]
     whole = im.certify(p.objective, connection.path, labels=labels)
-    parts = certify_in_parallel(p.objective, connection.path, labels=labels, chunk=7)
+    parts = certify_in_parallel(p.objective, connection.path, labels=labels, chunk=13)
     assert parts.proved
     assert parts.counts == whole.counts
     assert [s.label for s in parts.segments] == labels

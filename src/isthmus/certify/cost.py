@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -52,19 +53,37 @@ class Count(TorchDispatchMode):
     ) -> Any:
         """Run the operation and add its cost; views are free."""
         out = func(*args, **(kwargs or {}))
-        if getattr(func, "is_view", False):  # operators that take functions know nothing of views
+        is_view, formula = _about(func)
+        if is_view:
             return out
-        tensors = list(_tensors((*args, *(kwargs or {}).values(), out)))
-        self.cost += CALL + sum(v.numel() * v.element_size() for v in tensors) // 4
-        formula = flop_registry.get(getattr(func, "overloadpacket", func))
-        if formula is not None and tensors:
-            count = formula(*args, **(kwargs or {}), out_val=out)
-            self.cost += int(count) * 5 // 2 if tensors[0].element_size() > 4 else int(count)
+        values = (*args, *kwargs.values(), out) if kwargs else (*args, out)
+        self.cost += CALL + _size(values) // 4
+        first = next(_tensors(values), None) if formula else None
+        if first is not None:
+            count = int(formula(*args, **(kwargs or {}), out_val=out))
+            self.cost += count * 5 // 2 if first.element_size() > 4 else count
         return out
 
 
+@cache
+def _about(func: Any) -> tuple[bool, Any]:
+    """Whether an operation gives a view, and what counts its products; one that takes functions is no view."""
+    return getattr(func, "is_view", False), flop_registry.get(getattr(func, "overloadpacket", func))
+
+
+def _size(values: Iterable[Any]) -> int:
+    """The bytes of the tensors that an operation takes and gives, also in lists."""
+    size = 0
+    for value in values:
+        if isinstance(value, Tensor):
+            size += value.numel() * value.element_size()
+        elif isinstance(value, list | tuple):
+            size += _size(value)
+    return size
+
+
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """What operations take and give: tensors, also in lists."""
+    """The tensors themselves."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -110,10 +129,10 @@ def rate(
     measuring, once, each = 0, 0, 1
     all_kept = sum(map(len, kinds)) <= kept
     for alike in kinds:
-        counted = next(filter(None, (_counted(kernel, i, bound) for i in alike)), None)
+        counted = next(filter(None, (_counted(kernel, i, bound, all_kept) for i in alike)), None)
         if counted is None:
             continue
-        first, next_ = counted if all_kept else (counted[0], counted[0])
+        first, next_ = counted
         once, each = once + len(alike) * (first - next_), max(each, next_)
         measuring += len(alike) * measuring_of(alike[0])
     return Rate(measuring, max(once, 0), each) if measuring else UNCOUNTED
@@ -128,19 +147,22 @@ def kinds_of(kernel: Kernel, segments: Sequence[int]) -> list[list[int]]:
     return list(found.values())
 
 
-def _counted(kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound]) -> tuple[int, int] | None:
-    """What the first bound on segment i and the loss in its middle cost, and the next; None where it is refused."""
+def _counted(kernel: Kernel, i: int, bound: Callable[[int, float, float], Bound], kept: bool) -> tuple[int, int] | None:
+    """What the first bound on segment i and the loss in its middle cost, and the next, as much if nothing is kept.
+
+    None where a bound is refused.
+    """
     costs = []
     try:
         kernel.bounds(i)  # reads the graph of the network, which is no part of the cost
-        for k in range(2):
+        for k in range(1 + kept):
             with Count() as work:
                 bound(i, 0.5 + (k - 1) * PROBED, 0.5 + k * PROBED)
                 kernel.loss(i, 0.5 + (k - 0.5) * PROBED)
             costs.append(work.cost)
     except UnsupportedError:
         return None
-    return costs[0], costs[1]
+    return costs[0], costs[-1]
 
 
 def profile_cost(objective: Objective, segment: Segment, num_points: int) -> int:

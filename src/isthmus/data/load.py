@@ -97,7 +97,7 @@ def _mnist_family(name: str) -> Callable[[str, str | Path | None], Dataset]:
         _no_options(name, options)
         raw = find(name, root)
         x_train, x_test = (
-            (torch.from_numpy(x.astype(np.float32)) / 255 - 0.5) / 0.5 for x in (raw.x_train, raw.x_test)
+            torch.from_numpy(x.astype(np.float32)).div_(255).sub_(0.5).div_(0.5) for x in (raw.x_train, raw.x_test)
         )
         return Dataset(name, x_train, _labels(raw.y_train), x_test, _labels(raw.y_test), 10, raw.source)
 
@@ -110,13 +110,16 @@ def _cifar10(options: str, root: str | Path | None) -> Dataset:
     raw = find("cifar10", root)
     # exact sums over whole numbers, so that no copy of the images in float64 is made
     levels = np.arange(256, dtype=np.float64)
-    counts = np.stack([np.bincount(raw.x_train[:, c].ravel(), minlength=256) for c in range(3)])
+    channels = (torch.from_numpy(np.ascontiguousarray(raw.x_train[:, c])) for c in range(3))
+    counts = np.stack([torch.bincount(v.flatten(), minlength=256).numpy() for v in channels])
     mean = counts @ levels / counts.sum(1)
     std = np.sqrt(np.maximum(counts @ levels**2 / counts.sum(1) - mean**2, 0))
     if not std.all():
         raise FileError(raw.source, "a colour channel is the same in all training images")
     shift, scale = (torch.from_numpy(v.astype(np.float32))[:, None, None] for v in (mean, std))
-    x_train, x_test = ((torch.from_numpy(x.astype(np.float32)) - shift) / scale for x in (raw.x_train, raw.x_test))
+    x_train, x_test = (
+        torch.from_numpy(x.astype(np.float32)).sub_(shift).div_(scale) for x in (raw.x_train, raw.x_test)
+    )
     return Dataset("cifar10", x_train, _labels(raw.y_train), x_test, _labels(raw.y_test), 10, raw.source)
 
 

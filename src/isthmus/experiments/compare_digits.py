@@ -35,7 +35,7 @@ class _Scale:
 _ALL = (Linear(), Dropout(), Subnetwork())
 _SMOKE = (Linear(), Dropout(masks=4), Subnetwork(inner=Trained(recipe=Recipe(steps=400), attempts=1)))
 _SCALES = {
-    "smoke": _Scale((8, 16), (1, 2), 1, Recipe(lr=1e-2, steps=120, batch=64), 5e-3, _SMOKE, 200, 5, 40),
+    "smoke": _Scale((8, 16), (1, 2), 1, Recipe(lr=1e-2, steps=120, batch=64), 5e-3, _SMOKE, 100, 5, 4),
     "laptop": _Scale((20, 60), (2, 4), 3, Recipe(steps=4000, batch=128), 5e-4, _ALL, None, 61),
     "paper": _Scale((20, 60, 200), (1, 2, 4), 10, Recipe(steps=4000, batch=128), 5e-4, _ALL, None, 61),
 }

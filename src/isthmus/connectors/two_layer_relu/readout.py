@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from isthmus.params import in_range
 
@@ -251,4 +252,4 @@ def _polish(moments: _Moments, W: Tensor, penalty: float) -> Tensor:
 
 
 def _shrink(W: Tensor, by: float) -> Tensor:
-    return W.sign() * (W.abs() - by).clamp_min(0)
+    return functional.softshrink(W, by)

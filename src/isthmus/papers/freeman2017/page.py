@@ -181,7 +181,7 @@ def _smoke() -> _Scale:
         ),
         (0.3, 0.03), (1.0, 0.2),
         tuple(
-            Gap(m, 0, steps=300, method=TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=100))) for m in (4, 16)
+            Gap(m, 0, steps=100, method=TwoLayerReLU(attempts=0, recipe=Recipe(lr=1e-2, steps=30))) for m in (4, 16)
         ),
         40, 2,
     )  # fmt: skip
