@@ -108,6 +108,16 @@ def test_a_step_whose_loss_is_above_the_target_is_halved_as_often_as_allowed():
     assert all(row["max"] <= found.info.target for row, step in zip(rows, steps, strict=True) if step > 0.125)
 
 
+def test_each_step_knows_the_largest_loss_on_it():
+    """Looked for at quarters, on some examples in a fast precision: here on all of them."""
+    problem, found = quickly()
+    steps = zip(found.info.blocks, found.path.segments, strict=False)  # the last block moves alone, in a straight line
+    for row, segment in steps:
+        losses = [problem.objective.loss(segment.at(t)) for t in (0.25, 0.5, 0.75, 1.0)]
+        assert row["max"] == pytest.approx(max(losses), rel=1e-4)
+        assert min(losses) < 0.99 * max(losses)
+
+
 def test_the_last_layer_moves_alone_and_that_is_proved_to_add_nothing():
     problem, found = quickly()
     certificate = im.certify(problem.objective, found, budget=0)
