@@ -63,14 +63,15 @@ def methods(page: dict[str, Any]) -> list[type[im.Connector]]:
 def laws() -> list[Callable[..., None]]:
     """The laws that hold for every method on every problem it takes."""
     found = [f for name, f in vars(test_methods).items() if name.startswith("test_") and hasattr(f, "pytestmark")]
-    everyone = [f for f in found if any(mark.args[-1:] == test_methods.exam.args[-1:] for mark in f.pytestmark)]
+    whole = [mark.args[-1] for mark in (test_methods.exam, test_methods.proofs, test_methods.halved)]
+    everyone = [f for f in found if any(mark.args[-1] in whole for mark in f.pytestmark)]
     return [f for f in everyone if [*signature(f).parameters] == ["make", "kind"]]
 
 
 def test_the_method_of_the_page_passes_the_laws(page):
     kinds, every = methods(page), laws()
     assert kinds
-    assert len(every) >= 3
+    assert len(every) >= 4
     for kind in kinds:
         for make in SOME:
             for law in every:
