@@ -11,10 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .venv/.ok: pyproject.toml constraints.txt
 	$(PY) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "isthmus needs Python >= 3.11; set PY=python3.11")'
-	$(PY) -m venv .venv
+	test -x $(BIN)/python || $(PY) -m venv .venv
 	$(PIP) install -q --no-compile $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
 	@# pip would on one core; not all files are programs, and few of those left out are ever run
-	$(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing|models|plotly|sqlalchemy|pip)/' .venv/lib > /dev/null || true
+	$(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing|models|_inductor|physics|ray|IPython|debugpy|plotly|pygments|setuptools|sqlalchemy|pip)/' .venv/lib > /dev/null || true
 	touch $@
 
 demo: .venv/.ok

@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Hashable, Mapping
 from types import FunctionType
@@ -94,6 +95,13 @@ class _Seeded:
 
     def pytest_runtest_setup(self) -> None:
         torch.manual_seed(0)
+
+
+gc.set_threshold(10_000, 20, 20)  # ten thousand tests are many objects, and none of them is ever garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 def pytest_configure(config: Any) -> None:
