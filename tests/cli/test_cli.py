@@ -216,6 +216,10 @@ def test_a_stored_certificate_is_checked_again(folder, tmp_path, capsys):
         (tmp_path / "other.json").write_text(json.dumps(stored | {name: other}))
         assert run_app([*arguments, str(tmp_path / "other.json")]) == 1
         assert f"it is about another {name}" in capsys.readouterr().out
+    for lost in ({"isthmus.seal"}, {"isthmus.seal", "evaluations"}):
+        (tmp_path / "less.json").write_text(json.dumps({k: v for k, v in stored.items() if k not in lost}))
+        assert run_app([*arguments, str(tmp_path / "less.json")]) == 1
+        assert "its digest is missing" in capsys.readouterr().out
     stored["segments"][4]["bound"] /= 2
     (tmp_path / "lower.json").write_text(json.dumps(stored))
     assert run_app([*arguments, str(tmp_path / "lower.json")]) == 1

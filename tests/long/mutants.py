@@ -37,7 +37,6 @@ from isthmus.experiments.sweep_file import read_sweep
 from isthmus.graph.stored import load_graph
 from isthmus.plot.runs import read_run
 from isthmus.report import write_report
-from isthmus.seal import SEAL
 from isthmus.storage import load_alignment, load_connection, read_json, save_alignment
 from isthmus.storage.methods import connector_from
 from isthmus.storage.paths import _seal
@@ -104,9 +103,7 @@ def formats(root: Path) -> dict[str, Format]:
         wrong = im.verify_certificate(objective, found, held, num_points=2) + runs.about_another(objective, path, held)
         return None if wrong else held
 
-    out["certificate"] = Format(
-        stored, verify, lambda held: held is None or unsealed(held) == unsealed(kept), json_file
-    )
+    out["certificate"] = Format(stored, verify, lambda held: held is None or held == kept, json_file)
     for name in ("result", "profile", "certificate"):
         out[f"folder-{name}"] = Format(run / f"{name}.json", lambda: use_run(run), change=json_file)
     aligned = root / "b.alignment.safetensors"
@@ -196,11 +193,6 @@ def of_data(root: Path) -> dict[str, Format]:
 def told(file: Path) -> dict[str, str]:
     """What commands take from a checkpoint."""
     return {k: v for k, v in read_metadata(file).items() if k in ("model", "loss", "data")}
-
-
-def unsealed(held: Any) -> Any:
-    """Without its digest, whose loss changes nothing that is said."""
-    return {k: v for k, v in held.items() if k != SEAL}
 
 
 def use_path(path: Path) -> Any:

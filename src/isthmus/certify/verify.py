@@ -96,6 +96,8 @@ def _problems(
         yield from _samples(kernel, i, segment, num_points)
     if is_changed(certificate):
         yield "it was changed after it was written: its entries do not match their digest"
+    if SEAL not in certificate and not _FILED.isdisjoint(certificate):
+        yield "it was changed after it was written: its digest is missing"
 
 
 def _format(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
@@ -284,8 +286,9 @@ def _totals(kernel: Kernel, certificate: Mapping[str, Any]) -> Iterator[str]:
 _SEARCH = ("slack", "goal", "evaluations", "budget", "spent", "cost", "stopped")
 _TOLD = {"segments", "ends", "dtype", "format", "model", "predicted", "sources"}
 """What is looked at elsewhere, or taken as it is said."""
-_BESIDE = {"objective", "path", "bn", SEAL}
-"""What a file says too."""
+_FILED = {"objective", "path", "bn"}
+"""What a file says too, with a digest of it all."""
+_BESIDE = {*_FILED, SEAL}
 
 
 def _differences(stored: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[str]:
