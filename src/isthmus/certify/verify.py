@@ -94,6 +94,11 @@ def _problems(
     yield from _slack(kernel, certificate)
     for i, segment in enumerate(segments):
         yield from _samples(kernel, i, segment, num_points)
+    yield from _sealed(certificate)
+
+
+def _sealed(certificate: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the entries are those of which the file's digest was made."""
     if is_changed(certificate):
         yield "it was changed after it was written: its entries do not match their digest"
     if SEAL not in certificate and not _FILED.isdisjoint(certificate):
