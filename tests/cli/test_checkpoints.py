@@ -113,3 +113,22 @@ def test_stability_and_theory_take_a_key(tmp_path, capsys):
     assert (
         run_app(["theory", file, file, "--key", "state_dict", "--key", "ema", *few, "--theorem", "Corollary 4.2"]) == 0
     )
+
+
+def test_other_peoples_checkpoints_and_models(tmp_path):
+    """A .pt under "state_dict" with the module. prefix, and a model from a file."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 10))\n"
+    )
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 9), torch.nn.Tanh(), torch.nn.Linear(9, 10))
+    for name, factor in (("a", 1.0), ("b", -0.5)):
+        state = {f"module.{k}": v * factor for k, v in module.state_dict().items()}
+        torch.save({"state_dict": state, "epoch": 3}, tmp_path / f"{name}.pt")
+    code = run_app(
+        ["connect", str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), "--model", f"{tmp_path / 'net.py'}:make"]
+        + ["--method", "Dropout", "--option", "masks=1", "--out", str(tmp_path / "res"), "--quiet", "--num-points", "3"]
+    )
+    assert code == 0
+    assert json.loads((tmp_path / "res/result.json").read_text())["proved"]

@@ -262,25 +262,6 @@ def test_json_goes_to_stdout_alone(folder, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["method"]["name"] == "Linear"
 
 
-def test_other_peoples_checkpoints_and_models(folder, tmp_path):
-    """A .pt under "state_dict" with the module. prefix, and a model from a file."""
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\n"
-        "def make():\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 10))\n"
-    )
-    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 9), torch.nn.Tanh(), torch.nn.Linear(9, 10))
-    for name, factor in (("a", 1.0), ("b", -0.5)):
-        state = {f"module.{k}": v * factor for k, v in module.state_dict().items()}
-        torch.save({"state_dict": state, "epoch": 3}, tmp_path / f"{name}.pt")
-    code = run_app(
-        ["connect", str(tmp_path / "a.pt"), str(tmp_path / "b.pt"), "--model", f"{tmp_path / 'net.py'}:make"]
-        + ["--method", "Dropout", "--option", "masks=1", *out(tmp_path / "res")]
-    )
-    assert code == 0
-    assert json.loads((tmp_path / "res/result.json").read_text())["proved"]
-
-
 def test_a_method_that_fails_ends_with_1_and_its_result_is_written(folder, tmp_path):
     options = ["--option", "lr=1e30", "--option", "optimizer=sgd", "--option", "init=random"]
     code = run_app(["connect", *ends(folder), "--method", "Subnetwork", *options, *out(tmp_path)])

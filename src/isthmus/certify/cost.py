@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -56,12 +56,11 @@ class Count(TorchDispatchMode):
         is_view, formula = _about(func)
         if is_view:
             return out
-        values = (*args, *kwargs.values(), out) if kwargs else (*args, out)
-        self.cost += CALL + _size(values) // 4
-        first = next(_tensors(values), None) if formula else None
-        if first is not None:
+        tensors = _tensors((*args, *kwargs.values(), out) if kwargs else (*args, out))
+        self.cost += CALL + sum(v.numel() * v.element_size() for v in tensors) // 4
+        if formula and tensors:
             count = int(formula(*args, **(kwargs or {}), out_val=out))
-            self.cost += count * 5 // 2 if first.element_size() > 4 else count
+            self.cost += count * 5 // 2 if tensors[0].element_size() > 4 else count
         return out
 
 
@@ -71,24 +70,15 @@ def _about(func: Any) -> tuple[bool, Any]:
     return getattr(func, "is_view", False), flop_registry.get(getattr(func, "overloadpacket", func))
 
 
-def _size(values: Iterable[Any]) -> int:
-    """The bytes of the tensors that an operation takes and gives, also in lists."""
-    size = 0
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """What operations take and give: tensors, also in lists."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            size += value.numel() * value.element_size()
+            found.append(value)
         elif isinstance(value, list | tuple):
-            size += _size(value)
-    return size
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors themselves."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            found += _tensors(value)
+    return found
 
 
 @dataclass(frozen=True)

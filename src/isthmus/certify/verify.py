@@ -94,10 +94,10 @@ def _problems(
     yield from _slack(kernel, certificate)
     for i, segment in enumerate(segments):
         yield from _samples(kernel, i, segment, num_points)
-    yield from _sealed(certificate)
+    yield from _seal(certificate)
 
 
-def _sealed(certificate: Mapping[str, Any]) -> Iterator[str]:
+def _seal(certificate: Mapping[str, Any]) -> Iterator[str]:
     """Whether the entries are those of which the file's digest was made."""
     if is_changed(certificate):
         yield "it was changed after it was written: its entries do not match their digest"
