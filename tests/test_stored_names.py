@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -310,6 +311,20 @@ def test_commands_of_strangers_are_not_shown_for_pasting(folder, tmp_path):
         assert run_app(["report", str(tmp_path)]) == 0
         page = (tmp_path / "report.html").read_text()
         assert ("No command was recorded" in page) != shown
+        assert ("result.json. What this page says from there is not known" in page) == (command != good["command"])
+
+
+def test_what_was_changed_after_it_was_written_is_said_and_a_proof_is_not_shown(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    assert run_app(["report", str(run)]) == 0
+    assert "Changed after they were written" not in (run / "report.html").read_text()
+    for name, said in (("profile.json", 0), ("certificate.json", 2)):
+        held = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(held | {"dtype": "float16", "num_points": 4}))
+        assert run_app(["report", str(run)]) == said
+    assert "profile.json. What this page says" in (run / "report.html").read_text()
+    assert "certificate.json: was changed or damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,7 @@ from isthmus.objective import Objective
 from isthmus.objective.data import arguments
 from isthmus.params import Params, check_ends
 from isthmus.program.adapted import Adapted, Manner, adapted
-from isthmus.seal import sealed
-from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_json
-from isthmus.storage.files import plain
+from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_sealed
 from isthmus.storage.paths import path_digest
 from isthmus.storage.state import memory_in
 from isthmus.stored import differs
@@ -228,8 +226,8 @@ def kept(
 
 
 def _write_result(result: Mapping[str, Any], folder: FilePath) -> None:
-    write_json(folder / "record.json", {"format": 1} | {k: result[k] for k in RECORDED if k in result})
-    write_json(folder / "result.json", {k: v for k, v in result.items() if k not in RECORDED})
+    write_sealed(folder / "record.json", {"format": 1} | {k: result[k] for k in RECORDED if k in result})
+    write_sealed(folder / "result.json", {k: v for k, v in result.items() if k not in RECORDED})
 
 
 def check_pair(objective: Objective, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
@@ -357,7 +355,7 @@ def write_profile(
     measured: Profile, folder: FilePath, objective: Objective | None = None, path: FilePath | None = None
 ) -> None:
     """profile.json, with what was measured, on which path, if `objective` and `path` are given, and profile.csv."""
-    write_json(folder / "profile.json", measured.to_dict() | _about(objective, path))
+    write_sealed(folder / "profile.json", measured.to_dict() | _about(objective, path))
     columns = {"t": measured.t, "segment": measured.segment, "loss": measured.loss, "error": measured.error}
     if measured.test is not None:
         columns |= {"test_loss": measured.test.loss, "test_error": measured.test.error}
@@ -377,7 +375,7 @@ def write_certificate(
         return
     table = proved.to_dict()
     about = _about(objective, path) | ({} if objective is None else {"bn": applied(objective, "interpolate")})
-    write_json(folder / "certificate.json", sealed(plain(table | about)))
+    write_sealed(folder / "certificate.json", table | about)
     names = ("index", "claim", "bound", "deviation", "label", "why")
     write_csv(folder / "certificate.csv", {k: [row[k] for row in table["segments"]] for k in names})
 

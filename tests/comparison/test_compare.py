@@ -205,3 +205,8 @@ def test_the_command(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert run_app([*command, "--methods", "deeplinear"]) == 1
     assert run_app([*command, "--methods", "lineal"]) == 2
+    row = tmp_path / "out" / "linear" / "result.json"
+    row.write_text(row.read_text().replace('"max_loss": ', '"max_loss": 1'))
+    capsys.readouterr()
+    assert run_app([*command, "--methods", "linear"]) == 2  # it is taken for what was measured
+    assert "do not match their digest" in capsys.readouterr().err

@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from isthmus.experiments.sweep_file import read_sweep
 from isthmus.graph.stored import load_graph
 from isthmus.plot.runs import read_run
 from isthmus.report import write_report
+from isthmus.seal import SEAL
 from isthmus.storage import load_alignment, load_connection, read_json, save_alignment
 from isthmus.storage.methods import connector_from
 from isthmus.storage.paths import _seal
@@ -104,8 +106,11 @@ def formats(root: Path) -> dict[str, Format]:
         return None if wrong else held
 
     out["certificate"] = Format(stored, verify, lambda held: held is None or held == kept, json_file)
+    shown = told_by(use_run(run))
     for name in ("result", "profile", "certificate"):
-        out[f"folder-{name}"] = Format(run / f"{name}.json", lambda: use_run(run), change=json_file)
+        file = run / f"{name}.json"
+        same = partial(sealed_or, file, lambda held: told_by(held) == shown or held.changed)
+        out[f"folder-{name}"] = Format(file, lambda: use_run(run), same, json_file)
     aligned = root / "b.alignment.safetensors"
     matched = im.align(objective, a, b)
     save_alignment(matched, aligned)
@@ -142,9 +147,10 @@ def formats(root: Path) -> dict[str, Format]:
     def again() -> Any:
         return im.minima_graph(objective, {"a": a, "b": b, "c": c}, im.Linear(), folder=graph, num_points=3)
 
-    again()
+    made = again().to_dict()
+    cell = next((graph / "edges").glob("*/result.json"))
     out["graph"] = Format(graph / "graph.json", lambda: load_graph(graph), change=json_file)
-    out["store"] = Format(next((graph / "edges").glob("*/result.json")), again, change=json_file)
+    out["store"] = Format(cell, again, lambda got: got.to_dict() == made, json_file)
     out |= of_hugging_face(root, a) | of_data(root)
     return out
 
@@ -210,7 +216,21 @@ def use_path(path: Path) -> Any:
 def use_run(folder: Path) -> Any:
     """All that reads a folder of results; the page of every tenth."""
     run = read_run(folder)
-    return write_report(folder) if random.random() < 0.1 else run
+    if random.random() < 0.1:
+        write_report(folder)
+    return run
+
+
+def sealed_or(file: Path, same: Callable[[Any], bool], got: Any) -> bool:
+    """Whether it is the same; a document without its digest is taken as it is, as one of an older version."""
+    return same(got) or SEAL not in read_json(file)
+
+
+def told_by(run: Any) -> Any:
+    """What a folder of results says: its documents, with the numbers of its profile."""
+    p = run.profile
+    measured = {k: v.tolist() for k, v in [("t", p.t), ("segment", p.segment), *p.train.items()]}
+    return run.result, run.certificate, measured, p.num_points, p.bn, p.tol, p.within
 
 
 def use_option(file: Path) -> Any:

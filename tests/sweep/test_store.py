@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import isthmus as im
+from isthmus.seal import SEAL
 from isthmus.storage import files
 from isthmus.sweep import FolderMemory, Local, Store, canonical, identity, key_of, run_cells
 from isthmus.sweep.store import BusyError
@@ -64,6 +65,11 @@ def test_a_result_is_written_once_and_another_configuration_under_its_key_is_ref
         file.write_text(json.dumps(wrong))
         with pytest.raises(im.FileError, match="another configuration under the same key"):
             run_cells([cell], store, Local())
+    no_digest = {k: v for k, v in document.items() if k != SEAL}
+    for wrong in (document | {"result": {"square": 8}}, no_digest):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(im.FileError, match="do not match their digest"):
+            store.find(cell)
     for text in ("", "{", "[]", '{"format": 99}', '{"format": 1, "format": 1}'):
         file.write_text(text)
         with pytest.raises(im.FileError, match=str(file)):

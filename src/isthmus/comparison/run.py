@@ -27,7 +27,7 @@ from isthmus.objective.described import bound
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
 from isthmus.pipeline import STATE, Judging, check_pair, judge_of, kept, state_of
-from isthmus.storage import load_connection, make_folder, read_json, sweep_temporaries, write_csv, write_json
+from isthmus.storage import load_connection, make_folder, read_sealed, sweep_temporaries, write_csv, write_json
 from isthmus.storage.methods import connector_from
 from isthmus.storage.state import memory_for
 from isthmus.training.progress import Progress, no_progress
@@ -181,13 +181,13 @@ class _Work:
         folder = self.root / re.sub(r"\W+", "-", label.lower()).strip("-")
         key = self._key(method)
         if (folder / "result.json").exists():
-            result = read_json(folder / "result.json")
+            result = read_sealed(folder / "result.json")
             if not isinstance(result, dict) or result.get("comparison") != key:
                 raise FileError(folder, "holds a result of another call", "take another folder, or remove it")
             # of a process that was killed right after it had renamed its result
             sweep_temporaries(folder)
             shutil.rmtree(folder / STATE, ignore_errors=True)
-            result |= read_json(folder / "record.json")
+            result |= read_sealed(folder / "record.json")
             return ComparisonRow.of(label, result, load_connection(folder / "path.safetensors", self.objective.device))
         return ComparisonRow.of(label, *self._made(label, method, folder, key))
 

@@ -23,7 +23,7 @@ from isthmus.evaluate import profile
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
-from isthmus.storage import digest, load_params, make_folder, save, save_params, write_json
+from isthmus.storage import digest, load_params, make_folder, save, save_params, write_sealed
 from isthmus.sweep import Cell, Job
 from isthmus.training.fit import Fitted, Recipe, fit
 from isthmus.training.memory import Memory, forget
@@ -316,7 +316,7 @@ def report(
     runs.write_certificate(proved, folder, objective)
     row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in runs.RECORDED}
     about = {k: found.stats[k] for k in ("model", "data")}
-    write_json(folder / "result.json", row | about | {"seed": seed})
+    write_sealed(folder / "result.json", row | about | {"seed": seed})
     barriers = {k: asdict(v) for k, v in measured.barriers.items()}
     if measured.test is not None:
         barriers |= {f"test_{k}": asdict(v) for k, v in measured.test.barriers.items()}

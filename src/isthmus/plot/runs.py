@@ -16,6 +16,7 @@ from isthmus import paths
 from isthmus.errors import FileError, InputError
 from isthmus.evaluate.batchnorm import POLICIES
 from isthmus.pipeline import RECORDED
+from isthmus.seal import is_changed
 from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection, path_digest
 from isthmus.stored import differs
@@ -50,13 +51,17 @@ class StoredProfile:
 
 @dataclass(frozen=True, eq=False)
 class StoredRun:
-    """One stored path: `label` tells it from the others; `result` and `certificate` are the JSON documents."""
+    """One stored path: `label` tells it from the others; `result` and `certificate` are the JSON documents.
+
+    `changed`: the files whose digest is not that of their values.
+    """
 
     label: str
     folder: Path
     result: Mapping[str, Any]
     profile: StoredProfile | None
     certificate: Mapping[str, Any] | None
+    changed: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -111,6 +116,7 @@ def read_run(folder: str | Path) -> StoredRun:
     """The run stored in one folder; profile and certificate are None when their files are absent."""
     folder = Path(folder)
     result = _document(folder / "result.json")
+    changed = ["result.json"] if is_changed(result) else []
     if (folder / "record.json").is_file():
         result |= {k: v for k, v in _document(folder / "record.json").items() if k in RECORDED}
     _check_result(folder / "result.json", result)
@@ -119,12 +125,14 @@ def read_run(folder: str | Path) -> StoredRun:
         raise FileError(path, "is another path than that of result.json", "make the run again")
     profile = certificate = None
     if (folder / "profile.json").is_file():
-        profile = _profile(folder / "profile.json", result)
+        held = _document(folder / "profile.json")
+        profile = _profile(folder / "profile.json", held, result)
+        changed += ["profile.json"] if is_changed(held) else []
     if (folder / "certificate.json").is_file():
         certificate = _document(folder / "certificate.json")
         _check_certificate(folder / "certificate.json", certificate)
         _check_same(folder / "certificate.json", certificate, result)
-    return StoredRun(result["method"]["name"], folder, result, profile, certificate)
+    return StoredRun(result["method"]["name"], folder, result, profile, certificate, tuple(changed))
 
 
 def _check_same(file: Path, doc: Mapping[str, Any], result: Mapping[str, Any]) -> None:
@@ -200,6 +208,8 @@ _NUMBERS = (
 
 
 def _check_certificate(file: Path, doc: Mapping[str, Any]) -> None:
+    if is_changed(doc):
+        raise FileError(file, "was changed or damaged: its values do not match their digest", "certify the path again")
     _check(file, doc, "proved", bool, needed=True)
     _check(file, doc, "dtype", str)
     for key in ("bound", "excess", "slack", "goal", "evaluations", "budget", "expected"):
@@ -226,8 +236,7 @@ def _check_increasing(file: Path, t: Floats) -> None:
         raise FileError(file, "t: expected at least two increasing numbers in [0, 1]", "measure the path again")
 
 
-def _profile(file: Path, result: Mapping[str, Any]) -> StoredProfile:
-    doc = _document(file)
+def _profile(file: Path, doc: Mapping[str, Any], result: Mapping[str, Any]) -> StoredProfile:
     _check_same(file, doc, result)
     t = _floats(file, doc, "t")
     _check_increasing(file, t)

@@ -46,7 +46,7 @@ def told(run: StoredRun, place: int, runs: Sequence[StoredRun]) -> dict[str, Any
         **{k: run.result.get(k) or "" for k in ("reference", "dtype", "version", "torch")},
         **{"seconds": _seconds_of(run), "points": None if run.profile is None else len(run.profile.t)},
         **{"measured": _measured(run), "ends": _ends(run), "proof": _proof(run), "command": _command_of(run)},
-        "steps": _steps(run),
+        **{"steps": _steps(run), "changed": " and ".join(run.changed)},
     }
 
 

@@ -9,9 +9,11 @@ from isthmus.storage.curve_npz import save_curve_npz as save_curve_npz
 from isthmus.storage.files import atomic_write as atomic_write
 from isthmus.storage.files import make_folder as make_folder
 from isthmus.storage.files import read_json as read_json
+from isthmus.storage.files import read_sealed as read_sealed
 from isthmus.storage.files import sweep_temporaries as sweep_temporaries
 from isthmus.storage.files import write_csv as write_csv
 from isthmus.storage.files import write_json as write_json
+from isthmus.storage.files import write_sealed as write_sealed
 from isthmus.storage.files import write_text as write_text
 from isthmus.storage.paths import load_connection as load_connection
 from isthmus.storage.paths import read_header as read_header

@@ -31,6 +31,7 @@ import numpy as np
 from torch import Tensor
 
 from isthmus.errors import FileError, InputError
+from isthmus.seal import SEAL, is_changed, sealed
 
 __all__ = [
     "atomic_write",
@@ -40,9 +41,11 @@ __all__ = [
     "one_line",
     "plain",
     "read_json",
+    "read_sealed",
     "sweep_temporaries",
     "write_csv",
     "write_json",
+    "write_sealed",
     "write_text",
 ]
 
@@ -297,6 +300,25 @@ def read_json(path: PathLike) -> Any:
         raise FileError(path, *disk_error(error, Path(path))) from error
     except UNREADABLE as error:
         raise FileError(path, f"is not valid JSON ({one_line(error)})", "write it again") from error
+
+
+def write_sealed(path: PathLike, document: Mapping[str, Any]) -> None:
+    """``write_json`` of named values, with the digest of them all."""
+    write_json(path, sealed(plain(document)))
+
+
+def read_sealed(path: PathLike) -> Any:
+    """``read_json``, without the digest. Errors: ``FileError`` also where it is that of other values.
+
+    Files of older versions have none, and so have those that somebody changed on purpose.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict):
+        return document
+    if is_changed(document):
+        mend = f"make it again, or remove its {SEAL!r} if you changed it yourself"
+        raise FileError(path, "was changed or damaged: its values do not match their digest", mend)
+    return {k: v for k, v in document.items() if k != SEAL}
 
 
 def strict_json(data: bytes | str, limit: float = math.inf) -> Any:

@@ -21,9 +21,9 @@ import torch
 
 from isthmus.errors import FileError, InputError, IsthmusError, MissingExtraError
 from isthmus.params import Params
-from isthmus.seal import SEAL, is_changed, sealed
+from isthmus.seal import SEAL, is_changed
 from isthmus.storage import FolderMemory as FolderMemory
-from isthmus.storage import make_folder, read_json, write_json
+from isthmus.storage import make_folder, read_json, read_sealed, write_sealed
 from isthmus.storage.files import disk_error, plain
 from isthmus.storage.state import ENDING
 from isthmus.sweep.cells import Cell, identity, key_of
@@ -74,7 +74,7 @@ class Store:
             raise FileError(file, "holds another configuration under the same key", "move its folder away")
         _check_whole(file, document, known)
         record = folder / "record.json"
-        kept = read_json(record) if record.exists() else {}
+        kept = read_sealed(record) if record.exists() else {}
         for what, held in ((file, document.get("result")), (record, kept)):
             if not isinstance(held, dict):
                 raise FileError(what, f"holds {type(held).__name__}, not named values", "move its folder away")
@@ -96,10 +96,10 @@ class Store:
             raise FileError(folder / "result.json", "is there already, and results are never edited")
         values = plain(result, "result")
         make_folder(folder)
-        write_json(folder / "record.json", record)
+        write_sealed(folder / "record.json", record)
         for state in folder.glob(f"*{ENDING}"):
             state.unlink()
-        write_json(folder / "result.json", sealed({"format": _FORMAT, "key": key, **known, "result": values}))
+        write_sealed(folder / "result.json", {"format": _FORMAT, "key": key, **known, "result": values})
 
     @contextmanager
     def claim(self, cell: Cell, *, wait: bool) -> Iterator[None]:
@@ -138,7 +138,7 @@ class Store:
 
 
 def _check_whole(file: Path, document: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    if is_changed(document) or document.keys() - {*known, "format", "key", "result", SEAL}:
+    if is_changed(document) or document.keys() != {*known, "format", "key", "result", SEAL}:
         raise FileError(file, "is damaged: its values do not match their digest", "move its folder away")
 
 
