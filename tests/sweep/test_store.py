@@ -123,6 +123,19 @@ def test_what_is_left_of_an_unfinished_cell_is_removed_but_its_checkpoint(tmp_pa
     assert sorted(f.name for f in folder.iterdir()) == ["record.json", "result.json"]
 
 
+def test_what_is_left_beside_a_finished_cell_is_removed_but_a_lock_that_is_held(tmp_path):
+    store, cell = Store(tmp_path), Square(1)
+    run_cells([cell], store, Local())
+    lock = tmp_path / "squares/.locks" / store.folder(cell).name
+    with store.claim(cell, wait=False):
+        run_cells([cell], store, Local())
+        assert lock.exists()
+    lock.write_text("")  # of a process that may not remove it any more
+    run_cells([cell], store, Local())
+    assert not lock.exists()
+    assert sorted(f.name for f in store.folder(cell).iterdir()) == ["record.json", "result.json"]
+
+
 def test_a_state_comes_back_bit_for_bit_and_only_to_its_owner(tmp_path):
     memory = FolderMemory(tmp_path, "owner", steps=3).part("inner")
     assert [memory.due(n) for n in (1, 2, 3, 6)] == [False, False, True, True]

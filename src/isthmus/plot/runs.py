@@ -117,12 +117,7 @@ def read_run(folder: str | Path) -> StoredRun:
     folder = Path(folder)
     result = _document(folder / "result.json")
     changed = ["result.json"] if is_changed(result) else []
-    if (folder / "record.json").is_file():
-        result |= {k: v for k, v in _document(folder / "record.json").items() if k in RECORDED}
-    _check_result(folder / "result.json", result)
-    path = folder / "path.safetensors"
-    if "path" in result and path.is_file() and path_digest(path) != result["path"]:
-        raise FileError(path, "is another path than that of result.json", "make the run again")
+    _complete(result, folder)
     profile = certificate = None
     if (folder / "profile.json").is_file():
         held = _document(folder / "profile.json")
@@ -133,6 +128,16 @@ def read_run(folder: str | Path) -> StoredRun:
         _check_certificate(folder / "certificate.json", certificate)
         _check_same(folder / "certificate.json", certificate, result)
     return StoredRun(result["method"]["name"], folder, result, profile, certificate, tuple(changed))
+
+
+def _complete(result: dict[str, Any], folder: Path) -> None:
+    """Add what record.json holds, and check it all."""
+    if (folder / "record.json").is_file():
+        result |= {k: v for k, v in _document(folder / "record.json").items() if k in RECORDED}
+    _check_result(folder / "result.json", result)
+    path = folder / "path.safetensors"
+    if "path" in result and path.is_file() and path_digest(path) != result["path"]:
+        raise FileError(path, "is another path than that of result.json", "make the run again")
 
 
 def _check_same(file: Path, doc: Mapping[str, Any], result: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from isthmus.device import device_of
 from isthmus.errors import InputError, IsthmusError
-from isthmus.storage import make_folder, sweep_temporaries
+from isthmus.storage import make_folder
 from isthmus.sweep.cells import Cell, identity, key_of, with_needs
 from isthmus.sweep.store import BusyError, Job, Store, record_of
 from isthmus.training.progress import Progress, no_progress
@@ -153,7 +153,7 @@ def run_cells(
     plan = with_needs(cells if shard is None else shard.of(cells))
     missing = _missing(plan, store)
     for cell in set(plan).difference(missing):
-        sweep_temporaries(store.folder(cell))  # of a process that was killed right after it had renamed its result
+        store.tidy(cell)  # of a process that was killed right after it had renamed its result
     if shard is not None and missing:  # shards that need the same cells start with different ones
         turn = (shard.index - 1) * len(missing) // shard.count
         missing = _missing(with_needs(missing[turn:] + missing[:turn]), store)
@@ -163,19 +163,14 @@ def run_cells(
             progress("cells", report.found + report.computed, report.total)
             missing = _pass(missing, _Place(root, engine.name, device, wait, given), engine, report, progress)
     except BaseException:
-        _tidy(missing, store)
+        for cell in missing:
+            store.tidy(cell)
         raise
     return report
 
 
 def _missing(cells: Sequence[Cell], store: Store) -> list[Cell]:
     return [c for c in cells if store.find(c) is None]
-
-
-def _tidy(cells: Sequence[Cell], store: Store) -> None:
-    for cell in cells:
-        if not (store.folder(cell) / "result.json").exists():
-            store.tidy(cell)
 
 
 def _pass(cells: Sequence[Cell], place: _Place, engine: Engine, report: SweepReport, progress: Progress) -> list[Cell]:

@@ -24,7 +24,7 @@ from isthmus.params import Params
 from isthmus.seal import SEAL, is_changed
 from isthmus.storage import FolderMemory as FolderMemory
 from isthmus.storage import make_folder, read_json, read_sealed, write_sealed
-from isthmus.storage.files import disk_error, plain
+from isthmus.storage.files import disk_error, plain, sweep_temporaries
 from isthmus.storage.state import ENDING
 from isthmus.sweep.cells import Cell, identity, key_of
 from isthmus.version import __version__
@@ -109,10 +109,10 @@ class Store:
         except ImportError as e:
             raise MissingExtraError("filelock", "cli") from e
         folder = self.folder(cell)
-        locks = folder.parent / ".locks"
-        if not locks.is_dir():
-            make_folder(locks)
-        lock = FileLock(locks / folder.name)
+        file = _lock_of(folder)
+        if not file.parent.is_dir():
+            make_folder(file.parent)
+        lock = FileLock(file)
         try:
             try:
                 lock.acquire(timeout=-1 if wait else 0)
@@ -132,9 +132,19 @@ class Store:
                     lock.release()
 
     def tidy(self, cell: Cell) -> None:
-        """Remove what a killed process left of an unfinished cell, except its state."""
-        with suppress(BusyError, OSError, FileError), self.claim(cell, wait=False):
-            pass
+        """Remove what a killed process left: of an unfinished cell all but its state, else temporaries and the lock."""
+        folder = self.folder(cell)
+        with suppress(BusyError, OSError, FileError):
+            if (folder / "result.json").exists():
+                sweep_temporaries(folder)
+                if not _lock_of(folder).exists():
+                    return
+            with self.claim(cell, wait=False):
+                pass
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.parent / ".locks" / folder.name
 
 
 def _check_whole(file: Path, document: Mapping[str, Any], known: Mapping[str, Any]) -> None:
