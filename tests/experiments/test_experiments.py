@@ -93,16 +93,6 @@ def test_networks_are_shared_and_the_key_follows_what_matters(tmp_path):
     assert len(before) == 2
 
 
-def test_a_model_in_a_file_is_part_of_the_key(tmp_path):
-    file = tmp_path / "net.py"
-    keys = set()
-    for k, width in enumerate((4, 5)):
-        file.write_text(f"from torch import nn\ndef make():\n    return nn.Linear({width}, 2)\n")
-        os.utime(file, (k, k))
-        keys.add(key_of(identity(Network(Problem(f"{file}:make", "gaussians:N=6,d=4")))))
-    assert len(keys) == 2
-
-
 def test_checkpoints_as_ends(tmp_path):
     files = []
     for seed in (0, 1):

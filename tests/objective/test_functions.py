@@ -1,4 +1,4 @@
-"""What a function computes, told apart; folders of work that hold another one's state."""
+"""What functions and modules compute, told apart; folders of work that hold another one's state."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import functools
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path as File
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx import symbolic_trace
 
 import isthmus as im
+from isthmus.connectors.base import Connection, Outcome
 from isthmus.objective.described import bound
 from isthmus.objective.functions import digest_of
+from isthmus.objective.outside import names_read
+from isthmus.paths import Path
 from tests.problems import two_layers
 
 FACTOR = 2.0
@@ -42,6 +48,34 @@ def plus(out, y, extra):
     return F.cross_entropy(out, y, reduction="none") + extra
 
 
+class Layers(nn.Module):
+    """Two layers: what `act` and `scale` do is in no name of a parameter and in no line of its repr."""
+
+    def __init__(self, act=F.relu, scale=1.0, hook=None, mask=1.0, config=None):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.act, self.scale, self.config = act, scale, config
+        self.register_buffer("mask", torch.full((8,), mask), persistent=False)
+        if hook is not None:
+            self.inner.register_forward_hook(hook)
+
+    def forward(self, x):
+        return self.outer(self.act(self.inner(x)) * self.mask) * self.scale
+
+
+def network(**options):
+    return im.Objective(Layers(**options), data=(torch.eye(4), torch.tensor([0, 1, 2, 0])))
+
+
+def told(**options):
+    return lambda: network(**options).skeleton
+
+
+@dataclass(slots=True)
+class Config:
+    depth: int
+
+
 ONE = [
     ("lambda", lambda: lambda out, y: 2.0 * out, lambda: lambda out, y: 3.0 * out),
     ("a nested function", lambda: lambda out, y: (lambda v: v + 1)(out), lambda: lambda out, y: (lambda v: v + 2)(out)),
@@ -52,6 +86,18 @@ ONE = [
     ("module", lambda: Weighted(2.0), lambda: Weighted(3.0)),
     ("method", lambda: Weighted(2.0).forward, lambda: Weighted(3.0).forward),
     ("partial", lambda: functools.partial(plus, extra=1), lambda: functools.partial(plus, extra=2)),
+    ("network: a function", told(), told(act=torch.tanh)),
+    ("network: a function of the user's", told(act=lambda x: x.abs()), told(act=lambda x: x.square())),
+    ("network: a number", told(), told(scale=2.0)),
+    ("network: a hook", told(hook=lambda m, x, y: y + 1), told(hook=lambda m, x, y: y + 2)),
+    ("network: a buffer that no state holds", told(), told(mask=0.5)),
+    ("network: slots", told(config=Config(1)), told(config=Config(2))),
+    (
+        "network: a trace",
+        lambda: symbolic_trace(Layers()).to("meta"),
+        lambda: symbolic_trace(Layers(F.gelu)).to("meta"),
+    ),
+    ("network: a class", lambda: nn.LSTM(2, 2).to("meta"), lambda: nn.GRU(2, 2).to("meta")),
     ("other attributes", lambda: lambda out, y: out.abs(), lambda: lambda out, y: out.square()),
 ]
 
@@ -70,10 +116,17 @@ def test_a_global_that_is_read_counts_and_packages_by_their_names(monkeypatch):
     assert digest_of(F.cross_entropy) is not None
 
 
+def test_what_is_an_attribute_is_no_global():
+    assert dict(names_read(lambda x: x.FACTOR)) == {}
+    assert dict(names_read(lambda x: x.FACTOR * FACTOR)) == {"FACTOR": FACTOR}
+
+
 def test_it_is_the_same_in_another_process():
-    code = "from tests.objective.test_functions import *; print(digest_of(scaled), digest_of(Weighted(2.0)), end='')"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
-    assert found.stdout.split() == [digest_of(scaled), digest_of(Weighted(2.0))]
+    told = "digest_of(scaled), digest_of(Weighted(2.0)), digest_of(network(config=[{3, 'a'}, 'b']).skeleton)"
+    code = f"from tests.objective.test_functions import *; print({told}, end='')"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=File.cwd())
+    assert found.stdout.split() == [*map(str, eval(told))]
+    assert "None" not in found.stdout
 
 
 def objective(loss):
@@ -99,6 +152,59 @@ def test_a_folder_is_of_one_loss(tmp_path, work):
     WORK[work](objective(times(2.0)), p, tmp_path)
     with pytest.raises(im.FileError, match="another"):
         WORK[work](objective(times(3.0)), p, tmp_path)
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_a_folder_is_of_one_network(tmp_path, work):
+    """Two modules of one class, with the same parameters on the same data."""
+    p = SimpleNamespace(a=drawn(0), b=drawn(1))
+    WORK[work](network(), p, tmp_path)
+    WORK[work](network(), p, tmp_path)
+    with pytest.raises(im.FileError, match="another"):
+        WORK[work](network(scale=2.0), p, tmp_path)
+
+
+def drawn(seed):
+    torch.manual_seed(seed)
+    return {k: v.detach() for k, v in Layers().state_dict().items()}
+
+
+def test_a_graph_and_a_comparison_are_of_one_network(tmp_path):
+    tops = [
+        im.minima_graph(network(scale=k), [drawn(0), drawn(1)], folder=tmp_path / "graph").bottleneck for k in (1, 8)
+    ]
+    assert tops[1] > 1.1 * tops[0]
+    compared = [network(scale=k) for k in (1, 8)]
+    im.compare(compared[0], drawn(0), drawn(1), [im.Linear()], folder=tmp_path / "rows")
+    with pytest.raises(im.FileError, match="another call"):
+        im.compare(compared[1], drawn(0), drawn(1), [im.Linear()], folder=tmp_path / "rows")
+
+
+def method(share):
+    """A method of the user's: `share` is in no field of it."""
+
+    @dataclass(frozen=True)
+    class Detour(im.Connector):
+        about = im.Linear.about
+
+        def find(self, task):
+            middle = {k: share * v for k, v in task.a.items()}
+            return Connection(Path.through([task.a, middle, task.b]), task.b, Outcome.CONSTRUCTED)
+
+    return Detour()
+
+
+def test_a_graph_and_a_comparison_are_of_one_method(tmp_path):
+    p, tops = two_layers(), []
+    for share in (0.5, 0.5, 8.0):
+        graph = im.minima_graph(p.objective, [p.a, p.b], method(share), folder=tmp_path / "graph")
+        tops.append(graph.edges[0].max)
+    assert tops[0] == tops[1] < tops[2]
+    assert len(list((tmp_path / "graph/edges").glob("*/result.json"))) == 2
+    im.compare(p.objective, p.a, p.b, [im.Aligned(method(0.5))], folder=tmp_path / "rows")
+    with pytest.raises(im.FileError, match="another call"):
+        im.compare(p.objective, p.a, p.b, [im.Aligned(method(8.0))], folder=tmp_path / "rows")
+    assert im.Aligned(im.Bezier()).digests() == {}
 
 
 def test_a_graph_is_of_one_loss(tmp_path):

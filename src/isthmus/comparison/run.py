@@ -218,7 +218,8 @@ class _Work:
         """What decides a result."""
         sets = [self.objective, *([] if self.how.test is None else [self.how.test])]
         judging = {k: v for k, v in vars(self.how).items() if k != "test"}
-        known = {"ends": list(self.ends), "method": describe(method), "seed": self.seed, "how": judging, **bound(*sets)}
+        known = {"ends": list(self.ends), "method": describe(method), "code": method.digests(), **bound(*sets)}
+        known |= {"seed": self.seed, "how": judging}
         return memory_for(self.root, known).owner
 
     def _told(self, label: str) -> Progress:

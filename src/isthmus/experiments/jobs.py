@@ -21,6 +21,8 @@ from isthmus.data import Dataset, load
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
 from isthmus.models import MODELS, by_name, seeded
+from isthmus.models.hugging_face import HUGGING_FACE
+from isthmus.models.user_code import digest_of_code
 from isthmus.objective import Objective
 from isthmus.params import Params, cast
 from isthmus.storage import digest, load_params, make_folder, save, save_params, write_sealed
@@ -63,16 +65,19 @@ class Problem:
         return f"{self.model} on {self.data}"
 
     def digests(self) -> dict[str, str]:
-        """Of the data and, where the network is defined in a file, of that file."""
-        found = {"data": _data_digest(self.data, _stamp(self.data))}
-        file = self.model.rpartition(":")[0]
-        if file.endswith(".py") and self.model.partition(":")[0] not in MODELS:
-            found["model"] = _file_digest(file, _stamp(file))
+        """Of the data and, where the network is not built in, of the user's code or of its config.json."""
+        found = {"data": _data_digest(self.data, stamp(self.data))}
+        name, _, rest = self.model.partition(":")
+        if name == HUGGING_FACE:
+            config = str(Path(rest) / "config.json")
+            found["model"] = _file_digest(config, stamp(config))
+        elif name not in MODELS and rest:
+            found["model"] = _code_digest(self.model)
         return found
 
     def dataset(self) -> Dataset:
         """The examples, as the network takes them."""
-        data = _loaded(self.data, _stamp(self.data))
+        data = _loaded(self.data, stamp(self.data))
         if self.drawn is not None:
             order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(self.drawn))
             data = replace(data, x_train=data.x_train[order], y_train=data.y_train[order])
@@ -120,33 +125,44 @@ class Problem:
         return train, train.on((data.x_test, data.y_test))
 
 
-def _stamp(name: str) -> tuple[float, ...]:
-    """Changes when a file of that name changes."""
+def stamp(name: str) -> tuple[int, ...]:
+    """Changes when a file of that name changes, or another takes its place; empty where there is none."""
     try:
-        info = os.stat(name)
+        info = os.stat(os.path.expanduser(name))
     except OSError:
         return ()
-    return info.st_mtime_ns, info.st_size
+    return info.st_ino, info.st_ctime_ns, info.st_mtime_ns, info.st_size
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, stamp: tuple[float, ...]) -> Dataset:
+def _loaded(name: str, stamp: tuple[int, ...]) -> Dataset:
     """Cells of one data set follow one another, and images take seconds to read."""
     return load(name)
 
 
 @lru_cache(maxsize=64)
-def _data_digest(name: str, stamp: tuple[float, ...]) -> str:
+def _data_digest(name: str, stamp: tuple[int, ...]) -> str:
     return _loaded(name, stamp).digest
 
 
 @lru_cache(maxsize=1024)
-def _file_digest(name: str, stamp: tuple[float, ...]) -> str:
+def _file_digest(name: str, stamp: tuple[int, ...]) -> str:
     return hashlib.sha256(Path(name).read_bytes() if stamp else b"").hexdigest()
 
 
+def _code_digest(spec: str) -> str:
+    """A file is compiled anew when it has changed; a module is what this process imported."""
+    file = spec.rpartition(":")[0]
+    return _file_code_digest(spec, stamp(file)) if file.endswith(".py") else digest_of_code(spec, MODELS)
+
+
+@lru_cache(maxsize=64)
+def _file_code_digest(spec: str, stamp: tuple[int, ...]) -> str:
+    return digest_of_code(spec, MODELS)
+
+
 @lru_cache(maxsize=1024)
-def _weights_digest(weights: Weights, stamp: tuple[float, ...]) -> str:
+def _weights_digest(weights: Weights, stamp: tuple[int, ...]) -> str:
     return digest(weights.read())
 
 
@@ -215,7 +231,7 @@ class Weights:
 
     def digests(self) -> dict[str, str]:
         """Of the problem and of the weights."""
-        held = _weights_digest(self, _stamp(self.path))
+        held = _weights_digest(self, stamp(self.path))
         return self.problem.digests() | {f"weights {self.path}": held}
 
     def read(self) -> Params:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -16,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from isthmus.errors import InputError
+from isthmus.objective.functions import digest_of
 
 
 class _AsItIs(SourceFileLoader):
@@ -103,8 +106,41 @@ def made_by_code(
 
     `kind`, `made`: what it is, for messages. Errors: ``InputError`` for whatever that code raises.
     """
+    factory, what = spec.rpartition(":")[2], f"{kind} {spec!r}"
+    found = _named(spec, what, known)
+    if is_made(found) or not callable(found):
+        return found
+    try:
+        return found()
+    except (Exception, SystemExit) as exc:  # the user's code may raise anything
+        expected = f"{factory}() to build {made} without arguments"
+        raise InputError(what, expected=expected, got=f"{type(exc).__name__}: {exc}") from exc
+
+
+def digest_of_code(spec: str, known: Collection[str]) -> str:
+    """The digest of what FACTORY of MODULE or FILE does, with all that it reads of the user's code (``digest_of``).
+
+    Where that cannot be told, it is that of the file alone. Errors: as ``from_code``.
+    """
+    found = _named(spec, f"model {spec!r}", known)
+    if id(found) not in _TOLD:
+        _TOLD[id(found)] = found, _digest(found)
+    return _TOLD[id(found)][1]
+
+
+_TOLD: dict[int, tuple[Any, str]] = {}
+"""What was found and its digest; held, so that no other gets its id. A module that is read again makes others."""
+
+
+def _digest(found: Any) -> str:
+    told = copy.deepcopy(found).to("meta") if isinstance(found, nn.Module) else found
+    file = getattr(sys.modules.get(getattr(found, "__module__", "")), "__file__", None)
+    return digest_of(told) or sha256(Path(file).read_bytes() if file else b"").hexdigest()
+
+
+def _named(spec: str, what: str, known: Collection[str]) -> Any:
+    """What has the name FACTORY in MODULE or FILE."""
     where, _, factory = spec.rpartition(":")
-    what = f"{kind} {spec!r}"
     found: Any = _import(where, what, known)
     names = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
     try:
@@ -113,10 +149,4 @@ def made_by_code(
     except AttributeError:
         expected = f"a name that {where} defines ({', '.join(names[:8])})"
         raise InputError(what, expected=expected, got=repr(factory)) from None
-    if is_made(found) or not callable(found):
-        return found
-    try:
-        return found()
-    except (Exception, SystemExit) as exc:  # the user's code may raise anything
-        expected = f"{factory}() to build {made} without arguments"
-        raise InputError(what, expected=expected, got=f"{type(exc).__name__}: {exc}") from exc
+    return found

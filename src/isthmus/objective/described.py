@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from isthmus.objective import named
 from isthmus.objective.functions import digest_of
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from isthmus.objective.objective import Objective
 
 _PROCESS = uuid4().hex
+_TOLD: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+"""What modules compute, told once: some count their calls."""
 
 
 def describe(objective: Objective) -> dict[str, Any]:
@@ -50,9 +54,12 @@ def _functions(objective: Objective) -> dict[str, Any]:
 def bound(*objectives: Objective) -> dict[str, Any]:
     """What a folder is bound to that keeps work on these objectives of one network: the same in every process.
 
-    Where a function of the user cannot be told from another of its name, only this process goes on, with these objects.
+    Where a function or a module cannot be told from another of its name, only this process goes on, with these objects.
     """
-    network = re.sub(" at 0x[0-9a-fA-F]+", "", repr(objectives[0].skeleton))
-    described = [describe(o) for o in objectives]
-    only = [f"{_PROCESS} {id(o)}" for o, d in zip(objectives, described, strict=True) if d.get("functions", "") is None]
+    module, described = objectives[0].skeleton, [describe(o) for o in objectives]
+    if module not in _TOLD:
+        _TOLD[module] = digest_of(module)
+    network = _TOLD[module]
+    told = [network, *(d.get("functions", "") for d in described)]
+    only = [f"{_PROCESS} {id(o)}" for o in objectives] if None in told else []
     return {"network": network, "objective": described, "only": only}

@@ -1,4 +1,4 @@
-"""What functions compute, as digests: two of the same name are told apart, in this process and in later ones."""
+"""What functions and modules compute, as digests: two of the same name are told apart, here and in later processes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import functools
 import json
 import re
 import sys
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
+from logging import Logger
 from pathlib import Path
 from types import (
     BuiltinFunctionType,
     CodeType,
     EllipsisType,
     FunctionType,
+    MemberDescriptorType,
     MethodDescriptorType,
     MethodType,
     ModuleType,
@@ -22,17 +26,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from isthmus.objective.outside import names_read
+from isthmus.program.copied import REGISTERED
 
 _PLAIN = (
-    bool, int, float, complex, str, bytes, EllipsisType, range, slice, re.Pattern, Path, np.dtype, np.generic,
-    torch.dtype, torch.device, torch.Size,
+    bool, int, float, complex, str, bytes, bytearray, EllipsisType, range, slice, re.Pattern, Path,
+    np.dtype, np.generic, torch.dtype, torch.device, torch.Size,
 )  # fmt: skip
-_NAMED = (MethodDescriptorType, np.ufunc)
+_NAMED = (MethodDescriptorType, MemberDescriptorType, np.ufunc)
 _CONSTANT = (tuple, frozenset, CodeType)
 """Which of these are one object depends on how the code was loaded."""
+_BESIDE = ("generation_config",)
+"""Attributes of modules of libraries that decide no output; it holds a number that differs from process to process."""
 _OURS = ("isthmus", "torch", "numpy", "builtins")
 
 
@@ -40,13 +48,17 @@ def digest_of(function: Any) -> str | None:
     """The SHA-256 of all that decides what a function computes; None where something of it cannot be told.
 
     Its bytecode, its defaults, the variables of outer functions and the globals that it reads, and those of the
-    functions and classes that these are, as far as they are the user's; installed packages count by their names.
+    functions and classes that these are, as far as they are the user's; installed packages count by their names. Of a
+    module its class, attributes, hooks and parts, and where its parameters and buffers are on "meta" their shapes.
 
     >>> digest_of(lambda x: 2 * x) == digest_of(lambda x: 2 * x) != digest_of(lambda x: 3 * x)
     True
     """
     reading = _Reading()
-    told = json.dumps(reading.told(function))
+    try:
+        told = json.dumps(reading.told(function))
+    except RecursionError:
+        return None
     return sha256(told.encode()).hexdigest() if reading.whole else None
 
 
@@ -74,9 +86,11 @@ class _Reading:
         for kinds, parts in _PARTS.items():
             if isinstance(value, kinds):
                 return parts(value)
-        if hasattr(value, "__dict__"):
-            return type(value), vars(value)
-        self.whole = False
+        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+        if hasattr(value, "__dict__") or slots:
+            held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+            return type(value), held, getattr(value, "__dict__", {})
+        self.whole &= type(value) is object
         return ()
 
 
@@ -111,8 +125,19 @@ def _of_class(value: type) -> Iterable[Any]:
     return value.__qualname__, value.__bases__, held
 
 
+def _of_network(value: nn.Module) -> Iterable[Any]:
+    own = {k: v for k, v in vars(value).items() if k not in (*REGISTERED, *_BESIDE)}
+    if isinstance(value, GraphModule):
+        own = {"code": value.code}
+    # hooks are kept under numbers that count all there ever were
+    own |= {k: list(v.values()) for k, v in own.items() if "_hooks" in k and isinstance(v, Mapping)}
+    return type(value), own, value._parameters, value._buffers, value._modules
+
+
 def _of_tensor(value: Tensor) -> Iterable[Any]:
-    raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    if value.is_meta:
+        return value.dtype, tuple(value.shape)
+    raw = value.detach().cpu().to_dense().contiguous().flatten().view(torch.uint8)
     return value.dtype, tuple(value.shape), sha256(raw.numpy().tobytes()).hexdigest()
 
 
@@ -125,15 +150,18 @@ _PARTS: dict[Any, Callable[[Any], Iterable[Any]]] = {
     FunctionType: _of_function,
     CodeType: _of_code,
     type: _of_class,
+    nn.Module: _of_network,
     Tensor: _of_tensor,
     np.ndarray: lambda v: (v.dtype, v.shape, sha256(np.ascontiguousarray(v).tobytes()).hexdigest()),
     ModuleType: _of_module,
     MethodType: lambda v: (v.__func__, v.__self__),
     BuiltinFunctionType: lambda v: (v.__name__, v.__self__),
+    weakref.ref: lambda v: (v(),),
     functools.partial: lambda v: (v.func, v.args, v.keywords),
     property: lambda v: (v.fget,),
     Mapping: lambda v: list(v.items()),
-    (list, tuple): lambda v: v,
+    (list, tuple, deque): lambda v: v,
+    Logger: lambda v: (v.name,),
     (set, frozenset): lambda v: sorted(v, key=repr),
 }
 """What values of some kinds consist of."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 import itertools
 import random
 from collections.abc import Iterator, Mapping
-from types import FunctionType, MethodType, ModuleType
+from functools import lru_cache
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -79,13 +81,20 @@ def names_read(f: FunctionType) -> Iterator[tuple[str, Any]]:
     codes = [f.__code__]
     while codes:
         code = codes.pop()
-        yield from ((k, f.__globals__[k]) for k in code.co_names if k in f.__globals__)
+        yield from ((k, f.__globals__[k]) for k in _globals_of(code) if k in f.__globals__)
         codes += [c for c in code.co_consts if isinstance(c, type(code))]
     for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=False):
         try:
             yield name, cell.cell_contents
         except ValueError:  # not filled yet
             continue
+
+
+@lru_cache(maxsize=4096)
+def _globals_of(code: CodeType) -> tuple[str, ...]:
+    """The names that are no attributes: ``x.shape`` does not read what is called shape."""
+    read = (i.argval for i in dis.get_instructions(code) if "GLOBAL" in i.opname or i.opname.endswith("_NAME"))
+    return tuple(dict.fromkeys(read))
 
 
 def _of_class(kind: type) -> Iterator[tuple[str, Any]]:

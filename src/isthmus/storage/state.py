@@ -153,6 +153,7 @@ def memory_in(
     known = {
         "ends": [a, b],
         "method": lasting(method),
+        "code": method.digests(),
         "seed": seed,
         **bound(*sets),
     }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
-from isthmus.experiments.jobs import Problem
+from isthmus.experiments.jobs import Problem, stamp
 from isthmus.models import mean_field
 from isthmus.models.extractors import EXTRACTORS, extract
 from isthmus.models.train_mean_field import Sample
@@ -58,7 +58,7 @@ class Features(Cell):
     def digests(self) -> Mapping[str, str]:
         """Of the images and of the network's weights."""
         file = EXTRACTORS[self.extractor].file()
-        return {**Problem("mlp", self.data).digests(), "weights": _file_digest(str(file), file.stat().st_mtime_ns)}
+        return {**Problem("mlp", self.data).digests(), "weights": _file_digest(str(file), stamp(str(file)))}
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """The features and labels, in features.safetensors."""
@@ -83,7 +83,7 @@ class Features(Cell):
 
 
 @lru_cache(maxsize=8)
-def _file_digest(path: str, stamp: int) -> str:
+def _file_digest(path: str, stamp: tuple[int, ...]) -> str:
     return digest(load_params(path))
 
 
