@@ -7,20 +7,24 @@ import json
 import re
 import sys
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from logging import Logger
 from pathlib import Path
+from threading import Lock, RLock
 from types import (
     BuiltinFunctionType,
     CodeType,
     EllipsisType,
     FunctionType,
+    GenericAlias,
+    GetSetDescriptorType,
     MemberDescriptorType,
     MethodDescriptorType,
     MethodType,
     ModuleType,
+    UnionType,
+    WrapperDescriptorType,
 )  # fmt: skip
 from typing import Any
 
@@ -29,14 +33,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from isthmus.objective.outside import names_read
+from isthmus.objective.outside import globals_of, names_read
 from isthmus.program.copied import REGISTERED
 
 _PLAIN = (
     bool, int, float, complex, str, bytes, bytearray, EllipsisType, range, slice, re.Pattern, Path,
-    np.dtype, np.generic, torch.dtype, torch.device, torch.Size,
+    np.dtype, np.generic, torch.dtype, torch.device, torch.Size, UnionType, GenericAlias,
 )  # fmt: skip
-_NAMED = (MethodDescriptorType, MemberDescriptorType, np.ufunc)
+_NAMED = (MethodDescriptorType, MemberDescriptorType, WrapperDescriptorType, GetSetDescriptorType, np.ufunc)
 _CONSTANT = (tuple, frozenset, CodeType)
 """Which of these are one object depends on how the code was loaded."""
 _BESIDE = ("generation_config",)
@@ -86,12 +90,14 @@ class _Reading:
         for kinds, parts in _PARTS.items():
             if isinstance(value, kinds):
                 return parts(value)
-        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-        if hasattr(value, "__dict__") or slots:
-            held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-            return type(value), held, getattr(value, "__dict__", {})
-        self.whole &= type(value) is object
-        return ()
+        if hasattr(value, "__dict__") and not any(getattr(kind, "__slots__", ()) for kind in type(value).__mro__):
+            return type(value), vars(value)
+        try:
+            reduced = value.__reduce_ex__(4)  # what a pickle of it would hold
+        except Exception:
+            self.whole = False
+            return ()
+        return [list(part) if isinstance(part, Iterator) else part for part in reduced]
 
 
 def _installed(value: Any) -> bool:
@@ -108,7 +114,7 @@ def _installed(value: Any) -> bool:
 
 
 def _of_function(value: FunctionType) -> Iterable[Any]:
-    named = sorted(names_read(value), key=lambda pair: pair[0])
+    named = sorted(names_read(value, globals_of), key=lambda pair: pair[0])
     return value.__code__, value.__defaults__, value.__kwdefaults__, *named
 
 
@@ -157,11 +163,12 @@ _PARTS: dict[Any, Callable[[Any], Iterable[Any]]] = {
     MethodType: lambda v: (v.__func__, v.__self__),
     BuiltinFunctionType: lambda v: (v.__name__, v.__self__),
     weakref.ref: lambda v: (v(),),
+    functools.cached_property: lambda v: (v.func,),
+    (Logger, type(Lock()), type(RLock())): lambda v: (),  # they decide nothing
     functools.partial: lambda v: (v.func, v.args, v.keywords),
     property: lambda v: (v.fget,),
     Mapping: lambda v: list(v.items()),
-    (list, tuple, deque): lambda v: v,
-    Logger: lambda v: (v.name,),
+    (list, tuple): lambda v: v,
     (set, frozenset): lambda v: sorted(v, key=repr),
 }
 """What values of some kinds consist of."""

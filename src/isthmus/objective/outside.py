@@ -5,8 +5,7 @@ from __future__ import annotations
 import dis
 import itertools
 import random
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -76,12 +75,17 @@ def _read_by(waiting: list[Any], seen: set[Any]) -> Iterator[tuple[str, Any]]:
                 yield from _of_class(v)
 
 
-def names_read(f: FunctionType) -> Iterator[tuple[str, Any]]:
-    """The globals and the variables of outer functions that a function reads."""
+def names_read(
+    f: FunctionType, of: Callable[[CodeType], Iterable[str]] = lambda code: code.co_names
+) -> Iterator[tuple[str, Any]]:
+    """The globals and the variables of outer functions that a function reads.
+
+    `of`: the names of globals in its code, and those of attributes, but with ``globals_of``, which takes longer.
+    """
     codes = [f.__code__]
     while codes:
         code = codes.pop()
-        yield from ((k, f.__globals__[k]) for k in _globals_of(code) if k in f.__globals__)
+        yield from ((k, f.__globals__[k]) for k in of(code) if k in f.__globals__)
         codes += [c for c in code.co_consts if isinstance(c, type(code))]
     for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=False):
         try:
@@ -90,11 +94,10 @@ def names_read(f: FunctionType) -> Iterator[tuple[str, Any]]:
             continue
 
 
-@lru_cache(maxsize=4096)
-def _globals_of(code: CodeType) -> tuple[str, ...]:
+def globals_of(code: CodeType) -> list[str]:
     """The names that are no attributes: ``x.shape`` does not read what is called shape."""
     read = (i.argval for i in dis.get_instructions(code) if "GLOBAL" in i.opname or i.opname.endswith("_NAME"))
-    return tuple(dict.fromkeys(read))
+    return [*dict.fromkeys(read)]
 
 
 def _of_class(kind: type) -> Iterator[tuple[str, Any]]:
