@@ -16,6 +16,7 @@ from torch import nn
 from torch.fx import symbolic_trace
 
 import isthmus as im
+from isthmus.alignment.matching import Matched
 from isthmus.connectors.base import Connection, Outcome
 from isthmus.objective.described import bound
 from isthmus.objective.functions import digest_of
@@ -204,6 +205,17 @@ def test_a_graph_and_a_comparison_are_of_one_method(tmp_path):
     with pytest.raises(im.FileError, match="another call"):
         im.compare(p.objective, p.a, p.b, [im.Aligned(method(8.0))], folder=tmp_path / "rows")
     assert im.Aligned(im.Bezier()).digests() == {}
+    codes = [im.Aligned(im.Bezier(), matching(k)).digests()["Ours"] for k in (1, 1, 2)]
+    assert codes[0] == codes[1] != codes[2]
+
+
+def matching(shift):
+    @dataclass(frozen=True)
+    class Ours(im.WeightMatching):
+        def find(self, task):
+            return Matched({name: order.roll(shift) for name, order in super().find(task).permutations.items()})
+
+    return Ours()
 
 
 def test_a_graph_is_of_one_loss(tmp_path):
@@ -219,6 +231,6 @@ def test_what_cannot_be_told_is_gone_on_with_by_nobody_else(monkeypatch):
     assert one.describe()["functions"] is None
     assert bound(one) == bound(one)
     here = bound(one)
-    monkeypatch.setattr("isthmus.objective.described._PROCESS", "another")
+    monkeypatch.setattr("isthmus.objective.described.PROCESS", "another")
     assert bound(one) != here
     assert "functions" not in two_layers().objective.describe()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from isthmus.alignment.rotations.frame import Rotatable
 from isthmus.objective import Objective
+from isthmus.objective.functions import code_of
 from isthmus.params import Params
 from isthmus.shown import of_fields
 from isthmus.training.progress import Progress, no_progress
@@ -68,6 +69,10 @@ class Matching(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.__repr__ = of_fields  # which ``dataclass`` then leaves as it is
+
+    def digests(self) -> dict[str, str]:
+        """What decides what it finds beside its fields: its code, if it is not this library's."""
+        return code_of(self)
 
     @abstractmethod
     def find(self, task: MatchingTask) -> Matched:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from isthmus.connectors.info import Cost, info_of, name_of
 from isthmus.errors import InputError
 from isthmus.objective import Objective
-from isthmus.objective.functions import digest_of
+from isthmus.objective.functions import code_of
 from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.shown import count, draw, line, of_fields, plural, table
@@ -26,8 +25,6 @@ from isthmus.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_PROCESS = uuid4().hex
 
 
 class Outcome(Enum):
@@ -205,15 +202,8 @@ class Connector(ABC):
         return self.about.statistics or next((v for inner in _inner_methods(self) if (v := inner.statistics)), None)
 
     def digests(self) -> dict[str, str]:
-        """What decides its paths beside its fields, by name: the code of it and of what it wraps, if not ours.
-
-        Code that cannot be told from other code of its name counts as that of this process alone.
-        """
-        found = {k: v for inner in _inner_methods(self) for k, v in inner.digests().items()}
-        kind = type(self)
-        if kind.__module__.partition(".")[0] != "isthmus":
-            found[f"method {kind.__name__}"] = digest_of(kind) or _PROCESS
-        return found
+        """What decides its paths beside its fields: the code of it and of what they hold, if not this library's."""
+        return code_of(self)
 
 
 def _inner_methods(method: Connector) -> list[Connector]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from isthmus.objective import named
-from isthmus.objective.functions import digest_of
+from isthmus.objective.functions import PROCESS, digest_of
 from isthmus.objective.losses import describe_penalty
 from isthmus.program.copied import name_of
 
 if TYPE_CHECKING:
     from isthmus.objective.objective import Objective
 
-_PROCESS = uuid4().hex
 _TOLD: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 """What modules compute, told once: some count their calls."""
 
@@ -61,5 +59,5 @@ def bound(*objectives: Objective) -> dict[str, Any]:
         _TOLD[module] = digest_of(module)
     network = _TOLD[module]
     told = [network, *(d.get("functions", "") for d in described)]
-    only = [f"{_PROCESS} {id(o)}" for o in objectives] if None in told else []
+    only = [f"{PROCESS} {id(o)}" for o in objectives] if None in told else []
     return {"network": network, "objective": described, "only": only}

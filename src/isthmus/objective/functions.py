@@ -8,6 +8,7 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from hashlib import sha256
 from logging import Logger
 from pathlib import Path
@@ -27,6 +28,7 @@ from types import (
     WrapperDescriptorType,
 )  # fmt: skip
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -43,6 +45,7 @@ _PLAIN = (
 _NAMED = (MethodDescriptorType, MemberDescriptorType, WrapperDescriptorType, GetSetDescriptorType, np.ufunc)
 _CONSTANT = (tuple, frozenset, CodeType)
 """Which of these are one object depends on how the code was loaded."""
+PROCESS = uuid4().hex
 _BESIDE = ("generation_config",)
 """Attributes of modules of libraries that decide no output; it holds a number that differs from process to process."""
 _OURS = ("isthmus", "torch", "numpy", "builtins")
@@ -64,6 +67,18 @@ def digest_of(function: Any) -> str | None:
     except RecursionError:
         return None
     return sha256(told.encode()).hexdigest() if reading.whole else None
+
+
+def code_of(value: Any) -> dict[str, str]:
+    """The digests of its class and of those of the dataclasses in its fields, by name; none of this library's own.
+
+    Code that cannot be told from other code of its name counts as that of this process alone.
+    """
+    held = [getattr(value, entry.name) for entry in fields(value)] if is_dataclass(value) else []
+    found = {k: v for inner in held if is_dataclass(inner) for k, v in code_of(inner).items()}
+    if type(value).__module__.partition(".")[0] != "isthmus":
+        found[type(value).__name__] = digest_of(type(value)) or PROCESS
+    return found
 
 
 class _Reading:
