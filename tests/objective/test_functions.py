@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.fx import symbolic_trace
 import isthmus as im
 from isthmus.alignment.matching import Matched
 from isthmus.connectors.base import Connection, Outcome
+from isthmus.objective import functions
 from isthmus.objective.described import bound
 from isthmus.objective.functions import digest_of
 from isthmus.objective.outside import globals_of, names_read
@@ -114,6 +116,20 @@ def test_a_global_that_is_read_counts_and_packages_by_their_names(monkeypatch):
     assert digest_of(scaled) != before
     assert digest_of(F.cross_entropy) != digest_of(F.nll_loss)
     assert digest_of(F.cross_entropy) is not None
+
+
+def test_another_version_of_a_package_counts(tmp_path, monkeypatch):
+    file = tmp_path / "site-packages" / "my_package.py"
+    file.parent.mkdir()
+    monkeypatch.syspath_prepend(file.parent)
+    digests = []
+    for text in ("def f(x): return x", "def f(x): return -x"):
+        file.write_text(text)
+        monkeypatch.delitem(sys.modules, "my_package", raising=False)
+        importlib.invalidate_caches()
+        functions._version_of.cache_clear()  # a later process
+        digests.append(digest_of(importlib.import_module("my_package").f))
+    assert digests[0] != digests[1]
 
 
 def test_what_is_an_attribute_is_no_global():

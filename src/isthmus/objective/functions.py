@@ -55,8 +55,8 @@ def digest_of(function: Any) -> str | None:
     """The SHA-256 of all that decides what a function computes; None where something of it cannot be told.
 
     Its bytecode, its defaults, the variables of outer functions and the globals that it reads, and those of the
-    functions and classes that these are, as far as they are the user's; installed packages count by their names. Of a
-    module its class, attributes, hooks and parts, and where its parameters and buffers are on "meta" their shapes.
+    functions and classes that these are, as far as they are the user's; of installed packages the names and the files.
+    Of a module its class, attributes, hooks and parts, and where its parameters and buffers are on "meta" their shapes.
 
     >>> digest_of(lambda x: 2 * x) == digest_of(lambda x: 2 * x) != digest_of(lambda x: 3 * x)
     True
@@ -93,7 +93,8 @@ class _Reading:
         if value is None or isinstance(value, _PLAIN):
             return [type(value).__name__, repr(value)]
         if isinstance(value, _NAMED) or _installed(value):
-            return ["named", getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__)]
+            home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) or ""
+            return ["named", home, getattr(value, "__qualname__", ""), _version_of(home)]
         if id(value) in self.seen:
             return ["again", self.seen[id(value)][0]]
         if not isinstance(value, _CONSTANT):
@@ -126,6 +127,15 @@ def _installed(value: Any) -> bool:
     root = name.split(".")[0]
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     return root in _OURS or root in sys.stdlib_module_names or "-packages" in file
+
+
+@functools.cache
+def _version_of(module: str) -> str:
+    """The digest of the file of a package's module; none of this library's, torch's, numpy's and Python's own."""
+    root, file = module.split(".")[0], getattr(sys.modules.get(module), "__file__", None)
+    if file is None or root in (*_OURS, *sys.stdlib_module_names) or not Path(file).is_file():
+        return ""
+    return sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _of_function(value: FunctionType) -> Iterable[Any]:
