@@ -119,11 +119,16 @@ def test_what_has_no_band_is_refused_and_profile_goes_without(pair, monkeypatch)
     data, train = drawn(30, 2), im.Objective(module, data=drawn(30, 1))
     numbers = im.Objective(module, evaluate=lambda p: {"loss": 1.0, "error": 0.5})
     classes = im.Objective(module, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])), data)
+    balanced = 30 / (3 * torch.bincount(data[1]).double())  # their mean over the examples is 1
+    sums = im.Objective(module, nn.MSELoss(reduction="sum"), (data[0], data[0]))
     few = im.Objective(module, data=data, memory=1000)
     one = train.subset(1)
     kinds = (
         (numbers, "evaluate="),
         (classes, "weights of classes"),
+        (im.Objective(module, nn.CrossEntropyLoss(weight=balanced), data), "weights of classes"),
+        (sums, "and sums"),
+        (im.Objective(module, nn.MultiMarginLoss(reduction="sum"), data), "and sums"),
         (few, "bytes for the losses"),
         (one, "two examples"),
     )
@@ -151,6 +156,37 @@ def test_ignored_labels_make_a_ratio_of_two_means():
     spread = (sums - sums.sum() / counts.sum() * counts).std() / counts.mean() / 50**0.5
     assert float(band.hi[0] - band.loss[0]) / float(spread) == pytest.approx(2.2, abs=0.15)  # between 1.96 and 2.24
     assert band.error is None
+
+
+def test_examples_that_count_nowhere_count_no_error(pair):
+    """No example is wrong, so that every error is 0 or 1; but most of them have no label."""
+    module, path = pair
+    x, _ = drawn(40, 0)
+    y = im.Objective(module, data=(x, torch.zeros(40, dtype=torch.int64))).outputs(path.start).argmax(1)
+    still = im.Path.through([path.start, path.start])
+    few = torch.where(torch.arange(40) < 10, y, -100)
+    for loss in ("cross_entropy", nn.CrossEntropyLoss(), lambda z, y: z.square().sum(1)):
+        objective = im.Objective(module, loss, (x, few))
+        assert objective.error(path.start) == 0
+        assert im.population(objective, still, grid=2).error is None
+    whole = im.population(im.Objective(module, data=(x, y)), still, grid=2).error
+    assert whole is not None
+    assert whole.highest == pytest.approx((0, clopper_pearson(0, 40, 0.05 / 2).hi))
+
+
+def test_rounding_between_equal_networks_does_not_widen_the_barrier(pair):
+    """From a network to itself with its units in another order: the interval is that of the differences' spread."""
+    module, path = pair
+    a, order = path.start, torch.tensor([2, 0, 1, 5, 3, 4])
+    b = {"0.weight": a["0.weight"][order], "0.bias": a["0.bias"][order], "2.weight": a["2.weight"][:, order]}
+    line = im.Path.through([a, {**a, **b}])
+    x, y = drawn(2000, 3)
+    right = im.Objective(module, data=(x, y)).outputs(a).argmax(1)
+    objective = im.Objective(module, data=(x, right))
+    losses = torch.stack([objective.losses(line.at(t)) for t in (0.0, 0.5)])
+    spread = float((losses[1] - losses[0]).std()) / 2000**0.5
+    band = im.population(objective, line, grid=3)
+    assert band.barrier.hi - float((losses[1] - losses[0]).mean()) == pytest.approx(1.96 * spread, rel=0.1)
 
 
 def test_intervals_for_counts_and_for_shares():

@@ -32,6 +32,8 @@ LEVEL = 0.95
 """The probability with which a band holds everywhere, unless another one is asked for."""
 DRAWS = 1000
 """Draws of the multipliers."""
+_ROUNDING = 1e-10
+"""Two points whose losses differ by less than that share of their size, on every example, are one to a barrier."""
 
 
 class Range(NamedTuple):
@@ -158,20 +160,37 @@ class Band:
         }
 
 
+def band_for(
+    objective: Objective, columns: Columns, t: Tensor, loss: Tensor, level: float = LEVEL, seed: int = 0
+) -> Band:
+    """``band_of`` the examples of an objective, with what it says of them."""
+    weights, labels = weights_of(objective), objective.criterion.labels
+    # where examples without a label count nowhere, errors are a ratio, and their number is not that of the examples
+    ratio = labels is not None and labels.scale not in (None, 1.0)
+    return band_of(columns, t, loss, level, seed, weights, counted=not ratio)
+
+
 def band_of(
-    columns: Columns, t: Tensor, loss: Tensor, level: float = LEVEL, seed: int = 0, weights: Tensor | None = None
+    columns: Columns,
+    t: Tensor,
+    loss: Tensor,
+    level: float = LEVEL,
+    seed: int = 0,
+    weights: Tensor | None = None,
+    *,
+    counted: bool = True,
 ) -> Band:
     """The band around the mean losses `loss` [K], penalty included.
 
-    `weights` [n]: of the examples, with mean 1, where these differ; they are drawn with the examples. Errors: see
-    ``population``.
+    `weights` [n]: of the examples, with mean 1, where these differ; they are drawn with the examples. `counted`:
+    whether the error rate is the mean of errors that each example has by itself. Errors: see ``population``.
     """
     _check(columns, loss)
     n, mean = len(columns.losses[0]), torch.stack([c.double().mean() for c in columns.losses])
     drawn, spread, apart = _moments(columns, mean, weights, seed)
     width = _quantile((drawn.abs() / spread.clamp(min=1e-300)).amax(1), level) * spread / n**0.5
-    barrier = _barrier(drawn, apart, loss, n, level)
-    error = _error_band(columns, n, level) if columns.errors and columns.shares else None
+    barrier = _barrier(drawn, apart, torch.hypot(spread, mean), loss, n, level)
+    error = _error_band(columns, n, level) if counted and columns.errors and columns.shares else None
     return Band(t, loss, loss - width, loss + width, barrier, error, level, n)
 
 
@@ -194,15 +213,14 @@ def weights_of(objective: Objective) -> Tensor | None:
 
     Errors: `UnsupportedError` for weights of classes and sums, whose scale is that of the sample.
     """
+    if objective.criterion.scaled:
+        why = "weights of classes, and sums, are scaled by the sample"
+        raise UnsupportedError("the loss", why, "measure the loss without weight=, with reduction='mean'")
     labels = objective.criterion.positions
     if labels is None or labels.scale is None:
         return None
     y = objective.source.targets()
-    weights = labels.average(labels.counts(y).double(), y).cpu()
-    if abs(float(weights.mean()) - 1) > 1e-6:
-        why = "weights of classes, and sums, are scaled by the sample"
-        raise UnsupportedError("the loss", why, "measure the loss without weight=, with reduction='mean'")
-    return weights
+    return labels.average(labels.counts(y).double(), y).cpu()
 
 
 def _moments(columns: Columns, mean: Tensor, weights: Tensor | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,11 +243,16 @@ def _quantile(values: Tensor, level: float) -> float:
     return float(values.sort().values[min(ceil(level * len(values)), len(values)) - 1])
 
 
-def _barrier(drawn: Tensor, apart: Tensor, loss: Tensor, n: int, level: float) -> Range:
-    """max_t min_e of what L(t) - L(e) is at least and at most, for both ends e and all t at once; never below 0."""
+def _barrier(drawn: Tensor, apart: Tensor, size: Tensor, loss: Tensor, n: int, level: float) -> Range:
+    """max_t min_e of what L(t) - L(e) is at least and at most, for both ends e and all t at once; never below 0.
+
+    `size` [K]: of the losses. Where a network computes what an end does, all that is drawn of the difference is
+    rounding, which says nothing of how far the others may stray.
+    """
     ends = [0, -1]
     paired = torch.stack([drawn - drawn[:, [e]] for e in ends], 1)
-    c = _quantile((paired.abs() / apart.clamp(min=1e-300)).flatten(1).amax(1), level)
+    least = (_ROUNDING * size).clamp(min=1e-300)
+    c = _quantile((paired.abs() / torch.maximum(apart, least)).flatten(1).amax(1), level)
     middle = torch.stack([loss - loss[e] for e in ends])
     width = c * apart / n**0.5
     lo, hi = (float(v.amin(0).max()) for v in (middle - width, middle + width))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, IsthmusError
-from isthmus.evaluate.band import Band, band_of, weights_of
+from isthmus.evaluate.band import Band, band_for
 from isthmus.evaluate.batchnorm import segments_under
 from isthmus.evaluate.columns import Columns
 from isthmus.evaluate.engine import Engine, Prepared
@@ -176,6 +176,6 @@ def _decision(
 def _band(objective: Objective, columns: Columns, found: Profile) -> Band | None:
     """What the set says of its population, where it says anything."""
     try:
-        return band_of(columns, found.t, found.loss, weights=weights_of(objective))
+        return band_for(objective, columns, found.t, found.loss)
     except IsthmusError:
         return None

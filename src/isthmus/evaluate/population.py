@@ -48,7 +48,7 @@ def population(
 
     Errors: ``InputError`` for fewer than two examples, for a loss that is not finite on the path and for what does not
     fit into the memory; ``UnsupportedError`` for an objective without examples (``evaluate=``), for weights of classes
-    and for recomputed statistics without `train`.
+    and sums, and for recomputed statistics without `train`.
 
     >>> import torch
     >>> x, y = torch.eye(2).repeat(50, 1), torch.tensor([0, 1]).repeat(50)

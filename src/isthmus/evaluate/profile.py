@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from isthmus.errors import InputError, IsthmusError, UnsupportedError
-from isthmus.evaluate.band import LEVEL, Band, band_of, weights_of
+from isthmus.evaluate.band import LEVEL, Band, band_for
 from isthmus.evaluate.batchnorm import others, segments_under
 from isthmus.evaluate.columns import Columns
 from isthmus.evaluate.sample import Sampled, adaptively, on_grid, screened
@@ -290,7 +290,7 @@ def band_along(
 
 
 def _band(test: Objective, columns: Columns, found: Profile, level: float = LEVEL, seed: int = 0) -> Band:
-    return band_of(columns, found.t, found.loss, level, seed, weights_of(test))
+    return band_for(test, columns, found.t, found.loss, level, seed)
 
 
 def _seconds_of_reading(sets: list[Objective]) -> float:

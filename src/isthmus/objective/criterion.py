@@ -43,6 +43,11 @@ class _Criterion:
     rises: float | None = None
     link: Literal["softmax", "sigmoid", "log", "none"] = "none"
 
+    @property
+    def scaled(self) -> bool:
+        """Whether the value of an example depends on how many others there are, or of which classes: sums, weights."""
+        return isinstance(self.values, _OverPositions | _OverEntries) and self.values.scaled
+
     def means(self, parts: Iterable[tuple[Tensor, Any]], each: Each | None = None) -> tuple[float, float]:
         """(mean loss, mean error) of (outputs, y), part by part; sums are added in float64. `each` gets the values."""
         loss, error, errors, n = 0.0, 0.0, self.errors, 0
@@ -66,10 +71,14 @@ UNSEEN = _Criterion(_unseen, None, False)
 
 @dataclass(frozen=True, eq=False)
 class _OverPositions:
-    """A class loss: `inner` gives the loss of every position, with the classes on axis 1."""
+    """A class loss: `inner` gives the loss of every position, with the classes on axis 1.
+
+    `scaled`: whether the value of an example depends on how many others there are, or of which classes.
+    """
 
     inner: LossFunction
     labels: Labels
+    scaled: bool
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The losses [n]."""
@@ -84,6 +93,11 @@ class _OverEntries:
 
     inner: LossFunction
     factor: float | None = None
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the value of an example depends on how many others there are."""
+        return self.factor not in (None, 1.0)
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The losses [n]."""
@@ -209,7 +223,7 @@ def _of_classes(own: Any, outputs: Tensor, y: Tensor, axis: int, together: bool)
     plain = rises is not None and weight is None and own.reduction != "sum"
     if plain and alone.scale is None and axis == 1:
         return _plain_entropy(errors)
-    values, convex = _OverPositions(_each(own, outputs), labels), CLASSES[type(own)](own)
+    values, convex = _OverPositions(_each(own, outputs), labels, _by_sample(own, y)), CLASSES[type(own)](own)
     return _Criterion(values, errors.wrong, convex, None, errors, labels, rises)
 
 
@@ -219,6 +233,13 @@ def _rises(own: Any, labels: Labels, positions: int) -> float | None:
         return None
     largest = 1.0 if own.weight is None else float(own.weight.max())
     return (labels.scale or 1.0) * positions * largest
+
+
+def _by_sample(own: Any, y: Tensor) -> bool:
+    """Whether the scale is that of all examples: their number, or the weights of their classes."""
+    if own.reduction != "mean" or own.weight is None:
+        return own.reduction == "sum"
+    return not y.is_floating_point() and not bool((own.weight == 1).all())
 
 
 def _scale(own: Any, labels: Labels, y: Tensor) -> float:
