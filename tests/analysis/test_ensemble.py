@@ -134,6 +134,37 @@ def test_a_yes_or_no_is_a_probability_too():
     assert {k: asdict(found)[k] for k in want} == pytest.approx(want, rel=1e-10)
 
 
+def test_an_output_of_zero_is_a_no():
+    """As the error has it: a network that is dead gives the class of one that says no everywhere."""
+    module = nn.Linear(2, 1).double()
+    objective = im.Objective(module, "bce_with_logits", (torch.eye(2).double(), torch.ones(2, 1).double()))
+    dead, no = ({"weight": torch.zeros(1, 2).double(), "bias": torch.tensor([v]).double()} for v in (0.0, -1.0))
+    found = im.ensemble(objective, [dead, no])
+    assert [row.train.error for row in found.rows[:2]] == [1.0, 1.0]
+    assert found["network 2"].train.disagreement == 0
+
+
+def squares(outputs, y):
+    return (outputs - nn.functional.one_hot(y, outputs.shape[1])).square().sum(1)
+
+
+def is_low(outputs, y):
+    return (outputs.amax(1) < 0.5).double()
+
+
+@pytest.mark.parametrize(("loss", "error"), [(squares, None), ("cross_entropy", is_low), (squares, is_low)])
+def test_the_row_of_one_network_is_what_the_objective_says_of_it(loss, error):
+    """Functions that tell outputs from logarithms of probabilities."""
+    module = perceptron([5, 7, 4]).double()
+    objective = im.Objective(module, loss, blobs(24, (5,), 4), error=error)
+    a, b = (random_params(module, k) for k in (1, 2))
+    found = im.ensemble(objective, Path.through([a, b]), points=3, independent=[b])
+    for name, point in (("a", a), ("t = 0.5", lerp(a, b, 0.5)), ("independent 1", b)):
+        assert found[name].train.loss == pytest.approx(objective.loss(point), rel=1e-12)
+        assert found[name].train.error == objective.error(point)
+    assert found["weight average"].train.loss == pytest.approx(objective.loss(found.average), rel=1e-12)
+
+
 def test_outputs_are_averaged_where_there_are_no_probabilities():
     p = tanh_regression()
     found = im.ensemble(p.objective, line(p), points=4, test=p.objective.part(slice(0, 7)))

@@ -290,31 +290,36 @@ def _evaluated(objective: Objective, nets: _Networks, plans: Sequence[_Plan], pr
     done = 0
     with torch.no_grad():
         for x, y in objective.source.chunks(max(1, objective.chunk // _SHARE)):
-            named = zip(nets.names, (predictions.of(objective.forward(p, x)) for p in params), strict=True)
-            _add(tallies, plans, predictions, (_finite(predictions, name, one, y) for name, one in named), y)
+            named = zip(nets.names, (objective.forward(p, x) for p in params), strict=True)
+            _add(tallies, plans, predictions, ((z, _finite(predictions, name, z, y)) for name, z in named), y)
             done += len(y)
             progress("evaluating networks", done, objective.num_examples)
     return [tally.scores() for tally in tallies]
 
 
-def _finite(predictions: Predictions, name: str, one: Tensor, y: Tensor) -> Tensor:
+def _finite(predictions: Predictions, name: str, outputs: Tensor, y: Tensor) -> Tensor:
     """The prediction. Errors: ``InputError`` where one that counts is no number."""
+    one = predictions.of(outputs)
     if predictions.has_nan(one, y):
         raise InputError(name, expected="outputs that are numbers", got="NaN", instead="the other networks alone")
     return one
 
 
 def _add(
-    tallies: Sequence[Tally], plans: Sequence[_Plan], predictions: Predictions, ones: Iterator[Tensor], y: Tensor
+    tallies: Sequence[Tally],
+    plans: Sequence[_Plan],
+    predictions: Predictions,
+    ones: Iterator[tuple[Tensor, Tensor]],
+    y: Tensor,
 ) -> None:
-    """Some examples. The predictions of one network at a time are in memory, and one sum for each ensemble."""
+    """Some examples. The outputs of one network at a time are in memory, and one sum for each ensemble."""
     classes: list[Tensor] = []
     sums: dict[int, Tensor] = {}
-    for i, one in enumerate(ones):
+    for i, (outputs, one) in enumerate(ones):
         classes.append(predictions.classes(one) if predictions.has_classes else one.new_zeros(0))
         for k, plan in enumerate(plans):
             if plan.networks == [i]:
-                tallies[k].add(one, y, [classes[i], classes[0]])
+                tallies[k].add(one, y, [classes[i], classes[0]], outputs)
                 continue
             for _ in range(plan.networks.count(i)):
                 sums[k] = predictions.added(sums.get(k), one)

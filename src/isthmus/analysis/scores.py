@@ -14,6 +14,7 @@ from torch import Tensor
 from isthmus.objective import Objective
 from isthmus.objective.data import wide
 from isthmus.objective.labels import Labels
+from isthmus.params import in_dtype
 from isthmus.shown import one_line
 
 BINS = 15
@@ -45,8 +46,9 @@ class Scores:
 class Predictions:
     """How the outputs of an objective's networks are averaged: probabilities, or outputs where there are none.
 
-    A prediction is what is averaged, in float64: the logarithms of probabilities, for a sigmoid those of yes and no on
-    a last axis, or plain outputs.
+    A prediction is what is averaged, in float64: the logarithms of probabilities, for a sigmoid those of no and yes on
+    a last axis (in this order: of equal ones the first is the class, and an error takes an output of 0 for no), or
+    plain outputs.
     """
 
     objective: Objective
@@ -74,7 +76,7 @@ class Predictions:
             assert self.labels is not None  # noqa: S101
             return wide_ones.log_softmax(self.labels.axis)
         if self.link == "sigmoid":
-            return torch.stack([F.logsigmoid(wide_ones), F.logsigmoid(-wide_ones)], -1)
+            return torch.stack([F.logsigmoid(-wide_ones), F.logsigmoid(wide_ones)], -1)
         return wide_ones
 
     def added(self, total: Tensor | None, one: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ class Predictions:
 
     def outputs(self, prediction: Tensor) -> Tensor:
         """Outputs with this prediction, as the loss takes them."""
-        plain = prediction[..., 0] - prediction[..., 1] if self.link == "sigmoid" else prediction
+        plain = prediction[..., 1] - prediction[..., 0] if self.link == "sigmoid" else prediction
         return plain.to(wide(self.objective.dtype))
 
     def classes(self, prediction: Tensor) -> Tensor:
@@ -114,7 +116,7 @@ class Predictions:
     def likelihoods(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(-log p[y], the Brier score) of every position, [n, positions]."""
         if self.labels is None:
-            yes, no = prediction.unbind(-1)
+            no, yes = prediction.unbind(-1)
             nll = -(_times(y.double(), yes) + _times(1 - y.double(), no))
             return nll.view(len(y), -1), (yes.exp() - y).square().view(len(y), -1)
         logs = prediction.movedim(self.labels.axis, -1)
@@ -127,7 +129,7 @@ class Predictions:
 
     def truth(self, y: Tensor) -> Tensor:
         """The class that is right, numbered as in ``classes``."""
-        return (y <= 0.5).long() if self.labels is None else self.labels.target(y)
+        return (y > 0.5).long() if self.labels is None else self.labels.target(y)
 
 
 def _times(share: Tensor, logs: Tensor) -> Tensor:
@@ -144,10 +146,15 @@ class Tally:
     sums: dict[str, float] = field(default_factory=dict)
     bins: Tensor = field(default_factory=lambda: torch.zeros(3, BINS, dtype=torch.float64))
 
-    def add(self, prediction: Tensor, y: Tensor, given: Sequence[Tensor]) -> None:
-        """Some examples; `given`: the classes of the networks whose disagreement counts."""
+    def add(self, prediction: Tensor, y: Tensor, given: Sequence[Tensor], outputs: Tensor | None = None) -> None:
+        """Some examples; `given`: the classes of the networks whose disagreement counts.
+
+        `outputs`: those of one network, which a function of the user may tell from others with the same prediction.
+        """
         self.examples += len(y)
-        criterion, outputs = self.predictions.objective.criterion, self.predictions.outputs(prediction)
+        objective = self.predictions.objective
+        criterion, own = objective.criterion, None if outputs is None else in_dtype(outputs, wide(objective.dtype))
+        outputs = self.predictions.outputs(prediction) if own is None else own
         self._sum("loss", criterion.values(outputs, y).double())
         if criterion.errors is not None:
             self._sum("error", criterion.errors(outputs, y).double())
