@@ -196,3 +196,5 @@ def test_bounds_leave_a_penalty_out_on_both_sides():
         assert found.reference == pytest.approx(plain.reference, rel=1e-9)
         assert found.limited_by == plain.limited_by
         assert found.bound == pytest.approx(plain.bound, rel=1e-6)
+        tested = make(heavy, problem.a, draws=3, test=problem.objective.data)
+        assert tested.test_reference == pytest.approx(plain.reference, rel=1e-9)

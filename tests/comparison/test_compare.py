@@ -115,6 +115,20 @@ def test_what_no_method_counts_is_estimated_from_what_it_says_or_is_not_there():
     assert rows
 
 
+def test_passes_of_a_matching_are_those_over_its_own_examples():
+    p = permuted()
+    n = p.objective.num_examples
+    want = [
+        (im.Aligned(im.Linear(), im.ActivationMatching(examples=3)), 2 * 3 / n),
+        (im.Aligned(im.Renormalised(knots=2, examples=4), im.ActivationMatching(examples=3)), (2 * 3 + 4 * 4) / n),
+        (im.Aligned(im.Linear(), im.WeightMatching(restarts=2, choose="loss")), 3.0),
+        (im.Aligned(im.Linear(), im.WeightMatching()), 0.0),
+    ]
+    for method, passes in want:
+        (row,) = im.compare(p.objective, p.a, p.b, [method], num_points=3, prove=False).rows
+        assert (row.passes, row.estimated) == (pytest.approx(passes), False)
+
+
 def test_complex128_is_refused_before_anything_is_made():
     module = torch.nn.Linear(2, 1, bias=False).to(torch.complex128)
     objective = im.Objective(module, evaluate=lambda params: {"loss": float(params["weight"].abs().sum())})

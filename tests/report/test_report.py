@@ -77,6 +77,7 @@ def test_the_page_says_what_was_stored(tmp_path: File, count: int):
             assert num(run.number(value)) in page.text
         assert run.label in page.text
         assert "population: [0.0123, 0.0456]" in page.text
+        assert "[1.25, 2.5]" in page.text  # of the largest test loss, in the table of quantities
         assert "largest loss in [1, 2] (asymptotic)" in page.text
         assert run.result["reference"] in page.text
         assert run.result["command"] in page.text

@@ -242,8 +242,12 @@ class _Frame:
 
     @property
     def reference(self) -> tuple[float, float]:
-        loss, error = self.objective.measure(self.theta)
-        return loss - self.objective.penalty_of(self.theta), error
+        return self._own(self.objective)
+
+    def _own(self, objective: Objective) -> tuple[float, float]:
+        """Loss without penalty, and error, of the network itself."""
+        loss, error = objective.measure(self.theta)
+        return loss - objective.penalty_of(self.theta), error
 
     @property
     def K(self) -> dict[int, int]:
@@ -275,7 +279,7 @@ class _Frame:
         return LayerBound(l, loss, error, *test, losses, i, reads, weights)
 
     def bounds(self, rows: Iterable[LayerBound]) -> SubnetworkBounds:
-        test = self.test.measure(self.theta) if self.test else (float("nan"), float("nan"))
+        test = self._own(self.test) if self.test else (float("nan"), float("nan"))
         return SubnetworkBounds(self.experiment, self.fraction, tuple(rows), *self.reference, *test)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import accumulate
 
-from isthmus.alignment import ActivationMatching
+from isthmus.alignment import ActivationMatching, Matching, RotationMatching, WeightMatching
 from isthmus.connectors import (
     Aligned,
     Auto,
@@ -107,18 +107,27 @@ def counted(method: Connector, found: Connection, objective: Objective) -> tuple
     n = max(1, objective.num_examples)
     if isinstance(method, Auto):
         return found.stats["passes"], False
-    aligned = isinstance(method, Aligned) and isinstance(method.matching, ActivationMatching)
-    inner, share = (method.inner if isinstance(method, Aligned) else method), min(1000, n) / n
-    matching = 2 * share if aligned else 0.0
+    inner, matching = (method.inner, _matched(method.matching, n)) if isinstance(method, Aligned) else (method, 0.0)
     cost, recipe = found.cost, getattr(inner, "recipe", None)
     if cost.evaluations is not None and isinstance(recipe, Recipe):
         return matching + cost.evaluations + _trained(found, recipe, n), False
     if isinstance(inner, Renormalised):
-        return matching + (2 + inner.knots) * share, False
+        return matching + (2 + inner.knots) * min(inner.examples, n) / n, False
     if isinstance(inner, Linear | DeepLinear):
         return matching, False
     about = _about(inner, found, objective, n)
     return (None if about is None else matching + about), True
+
+
+def _matched(matching: Matching, n: int) -> float:
+    """Each network on the examples of the matching, or the loss half-way for each start."""
+    match matching:
+        case ActivationMatching(examples=k) | RotationMatching(stream="activations", examples=k):
+            return 2 * min(k, n) / n
+        case WeightMatching(start=start, restarts=k, choose=choose):
+            begun = _matched(ActivationMatching(), n) if start == "activations" else 0.0
+            return begun + (k + 1.0) * (choose == "loss")
+    return 0.0
 
 
 def _trained(found: Connection, recipe: Recipe, n: int) -> float:

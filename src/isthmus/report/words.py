@@ -111,7 +111,7 @@ def _measured(run: StoredRun) -> list[list[object]]:
     if run.profile is None:
         return []
     t, population = torch.from_numpy(run.profile.t), run.result.get("population") or {}
-    known = {"test loss": interval_in(population, "highest"), "test error": interval_in(population, "error")}
+    known = {"test loss": interval_in(population, "loss"), "test error": interval_in(population, "error")}
     names = {"train": "training", "test": "test"}
     return [
         measured_row(name := f"{names[part]} {q}", t, torch.from_numpy(curves[q]), known.get(name) or None)
