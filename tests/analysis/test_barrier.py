@@ -137,6 +137,18 @@ def test_statistics_of_blocks_are_computed_again():
     assert moved.rows[-1].through == pytest.approx(p.objective.loss(p.b) - max(moved.ends), abs=1e-12)
 
 
+@pytest.mark.parametrize("bn", ["recompute", "interpolate", "keep"])
+def test_a_block_of_everything_is_the_line_of_a_profile(bn):
+    """Under every policy of the statistics, at the ends too."""
+    p = normed()
+    line = im.profile(p.objective, im.Path.through([p.a, p.b]), 5, bn=bn).loss
+    found = im.block_barriers(p.objective, p.a, p.b, blocks={"all": list(p.a)}, ts=(0.5,), bn=bn)
+    assert found.bn == bn
+    assert found.ends == pytest.approx((float(line[0]), float(line[-1])), rel=1e-12)
+    assert found["all"].alone == pytest.approx(float(line[2]) - max(found.ends), abs=1e-12)
+    assert found["all"].through == pytest.approx(float(line[-1]) - max(found.ends), abs=1e-12)
+
+
 def test_blocks_are_told_from_names():
     names = ["embed.weight", "layers.0.a.weight", "layers.0.b.0.bias", "layers.11.a.weight", "norm.weight"]
     assert blocks_of(names) == {

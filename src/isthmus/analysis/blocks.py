@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isthmus.alignment.many import seen_model
 from isthmus.errors import InputError
-from isthmus.evaluate.batchnorm import POLICIES, followed, refresh
+from isthmus.evaluate.batchnorm import POLICIES, followed, refresh, statistics
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @one_line
 @dataclass(frozen=True)
 class BlockBarrier:
-    """A block of `parameters` numbers, with its `share` of the squared distance of the networks.
+    """A block of `parameters` numbers, with its `share` of the squared distance of the networks in what moves.
 
     `alone`: how far the loss rises above the larger end when only this block of a moves to that of b, over the points
     that were measured, and `t`, where; below 0 where it does not reach the larger end. `through`: the same of the
@@ -101,7 +101,8 @@ def block_barriers(
 
     `blocks`: names of tensors, by the name of the block, in the order of the network; default: what ``blocks_of``
     tells from the names, layers and repeated blocks. `ts`: how far a block moves, in (0, 1]. `bn`: what becomes of
-    BatchNorm's statistics, as for ``profile``; those of a block move with it unless they are computed again.
+    BatchNorm's statistics, of the ends too, as for ``profile``: those of a block move with it ("interpolate"), stay
+    those of a ("keep") or are computed again.
 
     Cost: ``len(ts) + 1`` passes over the data for each block; ``objective.subset(1000)`` makes them cheap. Source: the
     layer-wise barriers of Adilova, Andriushchenko, Kamp, Fischer, Jaggi 2024, of which this has the excess.
@@ -126,21 +127,24 @@ def block_barriers(
     own = [k for k in start if k not in ties_of(objective.skeleton)]
     parts = blocks_of(own) if blocks is None else checked_blocks(blocks, own)
     policy = followed(objective, bn or POLICIES[0])
-    ends = objective.loss(start), objective.loss(goal)
-    work = _Work(objective, policy, start, goal, parts, progress)
+    kept = frozenset(() if policy == "interpolate" else statistics(objective))
+    work = _Work(objective, policy, start, goal, parts, kept, progress)
+    ends = work.loss(start), work.loss({k: start[k] if k in kept else v for k, v in goal.items()})
     rows = tuple(work.rows(sorted({*ts}), max(ends)))
     return BlockBarriers(rows, ends, objective.num_examples, policy)
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """Two networks in blocks. One network, with tensors of the other in it, is in memory besides them."""
+    """Two networks in blocks, but for statistics that are `kept` of a, or computed again. One network, with tensors of the other in it, is in memory
+    besides them."""
 
     objective: Objective
     policy: str
     a: Mapping[str, Tensor]
     b: Mapping[str, Tensor]
     parts: Mapping[str, Sequence[str]]
+    kept: frozenset[str]
     progress: Progress
 
     def rows(self, ts: Sequence[float], top: float) -> Iterator[BlockBarrier]:
@@ -161,19 +165,22 @@ class _Work:
     def _alone(self, names: Sequence[str], ts: Sequence[float], i: int) -> dict[float, float]:
         ends, losses = self._both(names), {}
         for t in ts:
-            losses[t] = self._loss(self._now | lerp(*ends, t))
+            losses[t] = self.loss(self._now | lerp(*ends, t))
         self.progress("measuring blocks", i + 1, 2 * len(self.parts))
         return losses
 
     def _through(self) -> Iterator[float]:
         for i, names in enumerate(self.parts.values()):
-            self._now.update({k: self.b[k] for k in names})
-            yield self._loss(self._now)
+            self._now.update(self._both(names)[1])
+            yield self.loss(self._now)
             self.progress("measuring blocks", len(self.parts) + i + 1, 2 * len(self.parts))
 
-    def _loss(self, params: Params) -> float:
-        whole = params | {k: params[own] for k, own in ties_of(self.objective.skeleton).items()}
+    def loss(self, params: Mapping[str, Tensor]) -> float:
+        """Under the policy of the statistics; tied tensors are as their first names have them."""
+        whole = dict(params) | {k: params[own] for k, own in ties_of(self.objective.skeleton).items()}
         return self.objective.measure(refresh(self.objective, whole) if self.policy == "recompute" else whole)[0]
 
     def _both(self, names: Sequence[str]) -> tuple[Params, Params]:
-        return {k: self.a[k] for k in names}, {k: self.b[k] for k in names}
+        """What moves of these tensors, in a and in b."""
+        own = [k for k in names if k not in self.kept]
+        return {k: self.a[k] for k in own}, {k: self.b[k] for k in own}
