@@ -15,6 +15,7 @@ from isthmus.errors import InputError
 from isthmus.evaluate.decide import FEWEST, MOST, Decision, decide
 from isthmus.verdict import Level
 from tests.analysis.test_barrier import normed, pair
+from tests.problems import random_params
 
 
 class Wave(nn.Module):
@@ -119,6 +120,40 @@ def test_equal_networks_may_be_averaged_and_others_may_not():
     assert found.vectors.norms.tolist()[0] == 0
     assert found.passes < 150  # each look at so few examples is a pass, those at a curve that is low too
     assert "no-go" in repr(found)
+
+
+class TiedAndNormed(nn.Module):
+    """Words in and out by one table, behind batch statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm, self.last = nn.Embedding(7, 3), nn.BatchNorm1d(3), nn.Linear(3, 7, bias=False)
+        self.last.weight = self.table.weight
+
+    def forward(self, x):
+        return self.last(self.norm(self.table(x)))
+
+
+def test_tied_weights_count_once_in_what_is_said_of_weights():
+    module = TiedAndNormed().double().eval()
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randint(0, 7, (2, 12), generator=g)
+    objective = im.Objective(module, data=(x, y))
+    drawn = (random_params(module, s) for s in range(3))
+    base, a, b = (objective.check({**p, "last.weight": p["table.weight"]}) for p in drawn)
+    own = ("table.weight", "norm.weight", "norm.bias")
+    apart = sum(float((a[k] - b[k]).square().sum()) for k in own) ** 0.5
+    found = im.check(objective, [a, b], base=base)
+    assert found.distances[0, 1] == pytest.approx(apart, rel=1e-12)
+    assert found.norms[0] == pytest.approx(sum(float(a[k].square().sum()) for k in own) ** 0.5, rel=1e-12)
+    moved = [torch.cat([(p[k] - base[k]).flatten() for k in base if p[k].dim() and k != "last.weight"]) for p in (a, b)]
+    assert found.vectors is not None
+    assert found.vectors.norms.tolist() == pytest.approx([float(v.norm()) for v in moved], rel=1e-12)
+    cosine = float(moved[0] @ moved[1] / moved[0].norm() / moved[1].norm())
+    assert float(found.vectors.cosines[0, 1]) == pytest.approx(cosine, rel=1e-12)
+    aligned = im.align(objective, a, b, im.WeightMatching())
+    assert aligned.distance[0] == pytest.approx(apart, rel=1e-12)
+    assert aligned.similarity[0] == pytest.approx(sum(float((a[k] * b[k]).sum()) for k in own), rel=1e-12)
 
 
 def test_the_numbers_are_those_of_the_parts():

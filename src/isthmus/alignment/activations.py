@@ -16,7 +16,7 @@ from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingT
 from isthmus.alignment.overlap import Orders, Overlap
 from isthmus.alignment.seen import first, seen
 from isthmus.checks import check_at_least_zero, check_choices, check_whole
-from isthmus.evaluate.batchnorm import statistics
+from isthmus.evaluate.batchnorm import no_weights
 from isthmus.kinds import check_fields
 from isthmus.params import widened
 from isthmus.structure.taps import Tap, taps
@@ -57,7 +57,7 @@ class ActivationMatching(Matching):
         objective, structure = task.objective, task.objective.structure
         places = taps(objective.program, structure, self.tap)
         found = self._seen(task, places)
-        search = UnitSearch(Overlap.between(structure, task.a, task.b, statistics(objective)))
+        search = UnitSearch(Overlap.between(structure, task.a, task.b, no_weights(objective)))
         dead: dict[str, tuple[int, int]] = {}
         for k, (name, several) in enumerate(found.items()):
             scores = torch.stack([one.scores(self.measure, search.orders, list(found)[:k]) for one in several]).sum(0)

@@ -16,7 +16,7 @@ from isthmus.alignment.matching import Matching, MatchingRun, MatchingTask
 from isthmus.alignment.rotations.frame import Rotatable
 from isthmus.alignment.rotations.streams import frame_of
 from isthmus.errors import InputError, IsthmusError
-from isthmus.evaluate.batchnorm import statistics
+from isthmus.evaluate.batchnorm import no_weights
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
@@ -147,9 +147,10 @@ class Alignment(Renumbering):
     """What ``align`` found.
 
     `target` computes f(b). `similarity`: the inner products of a with b and with `target`; `distance`: the distances;
-    both without running statistics. `function_error`: max |f(b) - f(target)| / max |f(b)| on at most 256 examples, in
-    float64. `runs`: the searches, the best one's permutations are here. `dead`: for each group that has any, how many
-    units do not vary over the examples, in a and in b. `notes`: what a matching could not do, in words.
+    both without running statistics, and with tied tensors once. `function_error`: max |f(b) - f(target)| / max |f(b)|
+    on at most 256 examples, in float64. `runs`: the searches, the best one's permutations are here. `dead`: for each
+    group that has any, how many units do not vary over the examples, in a and in b. `notes`: what a matching could not
+    do, in words.
     """
 
     target: Params = field(default_factory=dict)
@@ -246,7 +247,7 @@ def aligned(task: MatchingTask, matching: Matching) -> Alignment:
     target = how.apply(task.b)
     # in float64: rounding to a narrower type afterwards is not what the check is about
     wide = target if found.frame is None else how.apply(cast(task.b, torch.float64))
-    out = set(statistics(objective))
+    out = set(no_weights(objective))
     a, b, c = ({k: v for k, v in p.items() if k not in out} for p in (task.a, task.b, target))
     return Alignment(
         how.structure, how.permutations, how.rotations, how.norms, how.before, how.frame, target,

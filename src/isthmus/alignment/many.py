@@ -17,7 +17,7 @@ from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingT
 from isthmus.alignment.overlap import Orders, Overlap
 from isthmus.alignment.seen import first
 from isthmus.errors import InputError
-from isthmus.evaluate.batchnorm import refresh, statistics
+from isthmus.evaluate.batchnorm import no_weights, refresh, statistics
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
@@ -119,7 +119,7 @@ def _together(
     progress: Progress,
 ) -> tuple[list[Orders], MatchingRun]:  # fmt: skip
     """Ascent of the sum over all pairs, the first network held."""
-    structure, out = objective.structure, statistics(objective)
+    structure, out = objective.structure, no_weights(objective)
     searches = [UnitSearch(Overlap.between(structure, models[0], one, out)) for one in models]
     for search, begun in zip(searches[1:], star, strict=True):
         search.begin(begun.permutations)

@@ -12,7 +12,7 @@ from isthmus.alignment.descent import STEPS, UnitSearch
 from isthmus.alignment.matching import Matched, Matching, MatchingRun, MatchingTask
 from isthmus.alignment.overlap import Overlap
 from isthmus.checks import check_choices, check_whole
-from isthmus.evaluate.batchnorm import applied, refresh, statistics
+from isthmus.evaluate.batchnorm import applied, no_weights, refresh
 from isthmus.kinds import check_fields
 from isthmus.params import lerp
 
@@ -47,7 +47,7 @@ class WeightMatching(Matching):
     def find(self, task: MatchingTask) -> Matched:
         """The best of all starts."""
         structure = task.objective.structure
-        overlap = Overlap.between(structure, task.a, task.b, statistics(task.objective))
+        overlap = Overlap.between(structure, task.a, task.b, no_weights(task.objective))
         found = []
         for k in range(self.restarts + 1):
             start = self._start(overlap) if k == 0 else "random"

@@ -136,8 +136,10 @@ def block_barriers(
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """Two networks in blocks, but for statistics that are `kept` of a, or computed again. One network, with tensors of the other in it, is in memory
-    besides them."""
+    """Two networks in blocks, but for statistics that are `kept` of a, or computed again.
+
+    One network, with tensors of the other in it, is in memory besides them.
+    """
 
     objective: Objective
     policy: str

@@ -17,7 +17,7 @@ from isthmus.analysis.barrier import names_of
 from isthmus.analysis.blocks import BlockBarriers, block_barriers
 from isthmus.analysis.contributions import Contributions, class_labels
 from isthmus.analysis.ensemble import average_of
-from isthmus.analysis.task_vectors import TaskVectors, task_vectors
+from isthmus.analysis.task_vectors import TaskVectors, sizes_of
 from isthmus.certify import Certificate, certify
 from isthmus.certify.certificate import upward
 from isthmus.connectors import Aligned, Bezier, Connection, connect
@@ -29,7 +29,7 @@ from isthmus.kinds import check_kind, check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.drawn import on_some
 from isthmus.objective.given import ParamsLike
-from isthmus.params import Params, distance, norm
+from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.paths.on_demand import OnDemand, loaded
 from isthmus.shown import draw, line, table
@@ -57,9 +57,9 @@ class Check:
     `average`: that network. `aligned`, `aligned_mean`: the same after the units were renumbered (empty where that was
     not tried, or is not possible: `notes` say why), a line of three points where these were enough to refuse it.
     `curve`: profiles of a trained curve between the worst pair, if asked for. `worst`: the pair whose line rises most.
-    `blocks`, `carriers`: of that pair. `vectors`: against a base. `norms`, `distances`: of the weights. `policies`: the
-    losses at the middle of the worst line under the other policies of BatchNorm. `certificate`: of that line, if asked
-    for. `passes`: over the training data, about.
+    `blocks`, `carriers`: of that pair. `vectors`: against a base. `norms`, `distances`: of the weights, tied ones once,
+    without running statistics. `policies`: the losses at the middle of the worst line under the other policies of
+    BatchNorm. `certificate`: of that line, if asked for. `passes`: over the training data, about.
 
     `names`: of the networks; `sets`: of the data sets, the training data first. `level`: as it was asked for. `bn`:
     what became of BatchNorm's statistics. `connection`: the trained curve itself, if asked for.
@@ -215,9 +215,7 @@ def check(
     return Check(
         go=go, why=why, names=called, sets=tuple(work.sets),
         level=str(asked), lines=lines, mean=mean, bn=work.policy,
-        norms=tuple(map(norm, networks)), distances={(i, j): distance(networks[i], networks[j]) for i, j in lines},
-        worst=worst, aligned=renumbered[0], aligned_mean=renumbered[1],
-        vectors=None if start is None else task_vectors(start, networks),
+        worst=worst, aligned=renumbered[0], aligned_mean=renumbered[1], **sizes_of(objective, networks, start),
         passes=work.passes, notes=tuple(notes), **more,
         average=average_of(objective, networks, work.policy) if average is None else average,  # last: it is large
     )  # fmt: skip

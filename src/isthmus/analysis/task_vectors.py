@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
+from isthmus.evaluate.batchnorm import no_weights
 from isthmus.kinds import check_kinds
-from isthmus.params import check_like, in_parts, moves, widened
+from isthmus.objective import Objective
+from isthmus.objective.skeleton import ties_of
+from isthmus.params import check_like, distance, in_parts, moves, norm, widened
+from isthmus.paths.on_demand import OnDemand
 from isthmus.shown import brief, line, plural, table
 
 
@@ -74,6 +78,29 @@ def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tenso
     cosines = torch.where(scale > 0, dots / scale.clamp(min=1e-300), torch.zeros_like(dots))
     signs = torch.where(both > 0, same / both.clamp(min=1), torch.ones_like(dots))
     return TaskVectors(norms, norms / max(total**0.5, 1e-300), cosines.clamp(-1, 1), signs)
+
+
+def sizes_of(
+    objective: Objective, networks: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    """For ``Check``: "norms" and "distances" of the weights, and the "vectors" against a base, if there is one.
+
+    Tied tensors count once, running statistics in the vectors alone. What is read on demand stays where it is.
+    """
+    weights = [_but(no_weights(objective), one) for one in networks]
+    pairs = combinations(range(len(networks)), 2)
+    found = {
+        "norms": tuple(map(norm, weights)),
+        "distances": {(i, j): distance(weights[i], weights[j]) for i, j in pairs},
+    }
+    if base is None:
+        return found | {"vectors": None}
+    own, *several = (_but(ties_of(objective.skeleton), one) for one in (base, *networks))
+    return found | {"vectors": task_vectors(own, several)}
+
+
+def _but(names: Collection[str], params: Mapping[str, Tensor]) -> OnDemand:
+    return OnDemand((k for k in params if k not in names), params.__getitem__)
 
 
 def _moved(origin: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:

@@ -109,6 +109,17 @@ def statistics(objective: Objective) -> list[str]:
     ]
 
 
+def no_weights(objective: Objective) -> list[str]:
+    """The names of what is no weight of its own: running statistics, and further names of tied tensors.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False))
+    >>> net[1].weight = net[0].weight
+    >>> no_weights(Objective(net, data=(torch.eye(2), torch.tensor([0, 1]))))
+    ['1.weight']
+    """
+    return [*statistics(objective), *ties_of(objective.skeleton)]
+
+
 def with_batch_statistics(module: nn.Module) -> nn.Module:
     """A copy whose BatchNorm layers normalise by the batch, and keep the mean of all batches' statistics."""
     copy = copied(module, {})

@@ -20,7 +20,7 @@ from isthmus.alignment.rotations.streams import frame_of
 from isthmus.alignment.rotations.turning import drawn
 from isthmus.alignment.seen import first, seen
 from isthmus.checks import check_choices, check_whole
-from isthmus.evaluate.batchnorm import statistics
+from isthmus.evaluate.batchnorm import no_weights
 from isthmus.kinds import check_fields
 from isthmus.params import Params, cast
 
@@ -74,7 +74,7 @@ class RotationMatching(Matching):
         alike = _alike(task, frame, (a, b), self.examples) if self.stream == "activations" else {}
         c, d = (_centred(frame, p) for p in (a, b))
         turned = {name for t in frame.turns for name in t.tensors}
-        overlap = Overlap.between(objective.structure, c, d, statistics(objective), turned)
+        overlap = Overlap.between(objective.structure, c, d, no_weights(objective), turned)
         rounds = Rounds(frame, UnitSearch(overlap), alike)
         rounds.run(self.rounds, lambda k: task.progress("matching units", k, self.rounds))
         search, norms = rounds.search, frame.norms(task.a)
