@@ -22,12 +22,13 @@ from isthmus.connectors import Connection, Connector, Outcome, connect
 from isthmus.data import Dataset
 from isthmus.device import seeded_global
 from isthmus.evaluate import Band, Profile, profile
-from isthmus.evaluate.batchnorm import POLICIES, applied
+from isthmus.evaluate.batchnorm import POLICIES, applied, no_weights
 from isthmus.evaluate.profile import beside_others
 from isthmus.models import MODELS
 from isthmus.objective import Objective
 from isthmus.objective.data import arguments
 from isthmus.params import Params, check_ends
+from isthmus.paths import length_of
 from isthmus.program.adapted import Adapted, Manner, adapted
 from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_sealed
 from isthmus.storage.paths import path_digest
@@ -219,7 +220,7 @@ def kept(
         )
     write_certificate(proved, folder, objective, folder / "path.safetensors")
     seconds["certify"] = time.perf_counter() - begin
-    result = summary(connection, measured, proved, how.level) | {"seconds": seconds, **about}
+    result = summary(objective, connection, measured, proved, how.level) | {"seconds": seconds, **about}
     result |= _about(None, folder / "path.safetensors")
     _write_result(result, folder)
     return Run(connection, measured, proved, result)
@@ -281,9 +282,10 @@ def state_of(
 
 
 def summary(
-    connection: Connection, measured: Profile | None, proved: Certificate | None, level: float | str = LEVEL
-) -> dict[str, Any]:
-    """The row of the table: what result.json holds; its verdict names `level`."""
+    objective: Objective, connection: Connection, measured: Profile | None, proved: Certificate | None,
+    level: float | str = LEVEL,
+) -> dict[str, Any]:  # fmt: skip
+    """The row of the table: what result.json holds; its verdict names `level`, its lengths are those of the weights."""
     method = connection.stats.get("method", {})
     out: dict[str, Any] = {
         "format": 1,
@@ -295,8 +297,7 @@ def summary(
             "message": connection.message,
         },
         "segments": len(connection.path),
-        "length": connection.path.length,
-        "normalized_length": connection.path.normalized_length,
+        **dict(zip(("length", "normalized_length"), length_of(connection.path, no_weights(objective)), strict=True)),
         "labels": list(connection.stats.get("segments", [])),
         "notes": list(connection.stats.get("notes", [])),
         "alignment": connection.stats.get("alignment"),

@@ -8,10 +8,11 @@ from itertools import pairwise
 
 from isthmus.connectors.strings.threshold import Threshold, ThresholdAsked
 from isthmus.errors import InputError
+from isthmus.evaluate.batchnorm import no_weights
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import Params, distance, equal, lerp
-from isthmus.paths import Curve, HasPath, Path, path_of
+from isthmus.paths import Curve, HasPath, Path, length_of, path_of
 from isthmus.shown import one_line
 from isthmus.training.progress import Progress, no_progress
 
@@ -86,7 +87,8 @@ def straighten(
             break
     after = Path.through(string.knots)
     top = max(limit.scan(s).max for s in after.segments)
-    return Straightened(after, path.normalized_length, after.normalized_length, top, done)
+    lengths = (length_of(p, no_weights(objective))[1] for p in (path, after))
+    return Straightened(after, *lengths, top, done)
 
 
 def _check_below(path: Path, limit: Threshold) -> None:

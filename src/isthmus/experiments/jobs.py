@@ -330,7 +330,7 @@ def report(
     save(found, folder / "path.safetensors")
     runs.write_profile(measured, folder, objective)
     runs.write_certificate(proved, folder, objective)
-    row = {k: v for k, v in runs.summary(found, measured, proved).items() if k not in runs.RECORDED}
+    row = {k: v for k, v in runs.summary(objective, found, measured, proved).items() if k not in runs.RECORDED}
     about = {k: found.stats[k] for k in ("model", "data")}
     write_sealed(folder / "result.json", row | about | {"seed": seed})
     barriers = {k: asdict(v) for k, v in measured.barriers.items()}

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 from isthmus.alignment import Matching, Renumbering, align_many
 from isthmus.connectors import Connector, connect
 from isthmus.evaluate import Profile, profile
+from isthmus.evaluate.batchnorm import no_weights
 from isthmus.graph.way import is_aligned
 from isthmus.objective import Objective
 from isthmus.objective.described import bound
 from isthmus.params import Params, equal
-from isthmus.paths import Path
+from isthmus.paths import Path, length_of
 from isthmus.pipeline import judge_of, write_profile
 from isthmus.storage import load_alignment, save, save_alignment
 from isthmus.sweep import Cell, Job, Stored
@@ -120,7 +121,7 @@ class EdgeCell(Cell):
             "outcome": found.outcome.name,
             "moved": not equal(found.target, own.params[self.b]),
             "aligned": is_aligned(own.objective, found, own.params[self.b]),
-            "length": found.path.normalized_length,
+            "length": length_of(found.path, no_weights(own.objective))[1],
             "gradient_steps": found.cost.gradient_steps,
         }
 

@@ -173,12 +173,13 @@ class Path:
 
     @cached_property
     def length(self) -> float:
-        """The sum of the Euclidean lengths of the segments."""
+        """The sum of the Euclidean lengths of the segments, over all tensors: running statistics, and a tied tensor by
+        each of its names."""
         return sum(s.length for s in self.segments)
 
     @cached_property
     def normalized_length(self) -> float:
-        """length / distance of the ends: 1 for a straight line; NaN when the ends coincide."""
+        """length / distance of the ends, as `length` has it: 1 for a straight line; NaN when the ends coincide."""
         straight = distance(self.start, self.end)
         return self.length / straight if straight > 0 else float("nan")
 

@@ -10,8 +10,9 @@ from isthmus.connectors.base import Task, lasting
 from isthmus.connectors.strings.beads import Trainer
 from isthmus.connectors.strings.threshold import Scan, Threshold, ThresholdAsked
 from isthmus.errors import InputError
+from isthmus.evaluate.batchnorm import no_weights
 from isthmus.params import distance, equal, norm
-from isthmus.paths import Curve, Path
+from isthmus.paths import Curve, Path, length_of
 from isthmus.training.memory import Memory, named, recalled, taken
 
 if TYPE_CHECKING:
@@ -60,10 +61,14 @@ class Tools:
             "threshold_from": self.limit.origin,
             "notes": self.limit.notes(values, top),
             "beads": len(path) - 1,
-            "normalized_length": path.normalized_length,
+            "normalized_length": self.length(path),
             "sampling": {"points": self.given.points},
             "batched": self.trainer.together,
         }
+
+    def length(self, path: Path) -> float:
+        """That of the weights, over the distance of the ends."""
+        return length_of(path, no_weights(self.task.objective))[1]
 
     def next_part(self, what: str) -> Memory:
         """The memory of the next piece of work."""

@@ -203,7 +203,7 @@ class _Descent:
         self.best = list(self.beads)
         now.reached = max(highest, self.limit.value) if highest <= self.limit.value else now.level
         path = Path.through(self.best)
-        row = {"level": now.reached, "beads": len(self.best) - 2, "normalized_length": path.normalized_length}
+        row = {"level": now.reached, "beads": len(self.best) - 2, "normalized_length": self.tools.length(path)}
         now.rows.append(row | {"maximum": highest, "steps": now.steps})
         if highest <= self.limit.value:
             now.outcome = Outcome.CONSTRUCTED.name
