@@ -192,3 +192,25 @@ def sparse_regression() -> Problem:
 
 
 PROBLEMS = (two_layers, odd_widths, without_bias, tanh_regression, with_ridge, convolutional)
+
+
+class TiedAndNormed(nn.Module):
+    """Words in and out by one table, behind batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm, self.last = nn.Embedding(7, 3), nn.BatchNorm1d(3), nn.Linear(3, 7, bias=False)
+        self.last.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.table(x)))
+
+
+def tied_and_normed() -> tuple[im.Objective, list[Params], tuple[str, ...]]:
+    """The objective of such a network, three points, and the names of its weights."""
+    module = TiedAndNormed().double().eval()
+    x, y = torch.randint(0, 7, (2, 12), generator=torch.Generator().manual_seed(0))
+    objective = im.Objective(module, data=(x, y))
+    drawn = (random_params(module, seed) for seed in range(3))
+    points = [objective.check({**p, "last.weight": p["table.weight"]}) for p in drawn]
+    return objective, points, ("table.weight", "norm.weight", "norm.bias")

@@ -15,7 +15,7 @@ from isthmus.errors import InputError
 from isthmus.evaluate.decide import FEWEST, MOST, Decision, decide
 from isthmus.verdict import Level
 from tests.analysis.test_barrier import normed, pair
-from tests.problems import random_params
+from tests.problems import tied_and_normed
 
 
 class Wave(nn.Module):
@@ -122,26 +122,8 @@ def test_equal_networks_may_be_averaged_and_others_may_not():
     assert "no-go" in repr(found)
 
 
-class TiedAndNormed(nn.Module):
-    """Words in and out by one table, behind batch statistics."""
-
-    def __init__(self):
-        super().__init__()
-        self.table, self.norm, self.last = nn.Embedding(7, 3), nn.BatchNorm1d(3), nn.Linear(3, 7, bias=False)
-        self.last.weight = self.table.weight
-
-    def forward(self, x):
-        return self.last(self.norm(self.table(x)))
-
-
 def test_tied_weights_count_once_in_what_is_said_of_weights():
-    module = TiedAndNormed().double().eval()
-    g = torch.Generator().manual_seed(0)
-    x, y = torch.randint(0, 7, (2, 12), generator=g)
-    objective = im.Objective(module, data=(x, y))
-    drawn = (random_params(module, s) for s in range(3))
-    base, a, b = (objective.check({**p, "last.weight": p["table.weight"]}) for p in drawn)
-    own = ("table.weight", "norm.weight", "norm.bias")
+    objective, (base, a, b), own = tied_and_normed()
     apart = sum(float((a[k] - b[k]).square().sum()) for k in own) ** 0.5
     found = im.check(objective, [a, b], base=base)
     assert found.distances[0, 1] == pytest.approx(apart, rel=1e-12)

@@ -6,7 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import isthmus as im
+from isthmus.connectors import Outcome
 from isthmus.params import equal
+from isthmus.pipeline import summary
+from tests.problems import tied_and_normed
 from tests.slow_twins import bezier, polyline_length
 
 numbers = st.floats(-100, 100, allow_nan=False)
@@ -91,3 +94,15 @@ def test_extra_state_is_no_point_of_a_path():
     point: dict[str, Any] = {"w": torch.zeros(1), "_extra_state": {"version": 1}}
     with pytest.raises(im.InputError, match=r"expected a torch\.Tensor, got dict; write objective.check\(point\)"):
         im.Path.through([point, {**point, "w": torch.ones(1)}])
+
+
+def test_lengths_that_are_reported_are_those_of_the_weights():
+    """Running statistics, which are computed again where a path is measured, and second names are no way."""
+    objective, points, own = tied_and_normed()
+    first, middle, last = (torch.cat([p[k].flatten() for k in own]) for p in points)
+    length = float((middle - first).norm() + (last - middle).norm())
+    path = im.Path.through(points)
+    row = summary(objective, im.Connection(path, path.end, Outcome.CONSTRUCTED), None, None)
+    assert row["length"] == pytest.approx(length, rel=1e-12)
+    assert row["normalized_length"] == pytest.approx(length / float((last - first).norm()), rel=1e-12)
+    assert path.length > 1.1 * length
