@@ -135,6 +135,8 @@ def test_the_best_point_is_found_and_judged():
     assert again.at == losses.index(min(losses)) / 8
     assert again.ok
     assert f"No point between is better than network {again.at:g}" in again.why  # one of the ends, as these are apart
+    given = im.merge(p.objective, [p.a, p.b], at=again.at)
+    assert "No point between" not in given.why  # none was looked at
     bad = im.merge(p.objective, [p.a, p.b], at=0.5, test=p.objective.subset(30), level=0.9)
     worth = bad.worth["training data"]
     assert worth.loss == pytest.approx(losses[4], rel=1e-12)

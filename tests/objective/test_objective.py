@@ -9,7 +9,7 @@ from isthmus.certify.bounds import unsure
 from isthmus.certify.forms import Form
 from isthmus.objective.losses import wrong_class
 from isthmus.params import cast
-from tests.problems import blobs, perceptron, random_params, small_convnet
+from tests.problems import blobs, perceptron, random_params, small_convnet, tied_and_normed
 from tests.slow_twins import loss_one_by_one
 
 
@@ -21,6 +21,12 @@ def module():
 @pytest.fixture
 def data():
     return blobs(23, (5,), 4)
+
+
+def test_its_line_counts_parameters_once():
+    """Neither running statistics nor tensors under a second name are parameters."""
+    objective, points, own = tied_and_normed()
+    assert repr(objective).endswith(f" {sum(points[0][k].numel() for k in own)} parameters)")
 
 
 def test_values_agree_with_one_example_at_a_time(module, data):

@@ -43,12 +43,12 @@ _GRID = 9
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """The network that ``merge`` made, `params`, and how: `method`, `at` or `weights`, `density`, `scale`.
+    """The network that ``merge`` made, `params`, and how: `method`, `at` or `weights`, `density`, `scale`. `searched`:
+    whether `at` is the lowest of the points that were tried.
 
     `worth`: its loss and error by data set, and the level that the loss must stay below, from the networks' own losses;
-    empty without an objective. `ends`: these losses, by data set. `bn`: what became of BatchNorm's statistics.
-
-    `level`: as it was asked for.
+    empty without an objective. `ends`: these losses, by data set. `bn`: what became of BatchNorm's statistics. `level`:
+    as it was asked for.
     """
 
     params: Params = field(repr=False)
@@ -61,6 +61,7 @@ class Merged:
     ends: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     level: str = LEVEL
     bn: str = "none"
+    searched: bool = False
 
     def __repr__(self) -> str:
         losses = [f"{name} {brief(one.loss)}" for name, one in self.worth.items()]
@@ -77,7 +78,7 @@ class Merged:
         if not self.worth:
             return "Nothing was measured: give an objective."
         said = [f"{name}: {_judged(one, self.ends[name])}" for name, one in self.worth.items()]
-        best = f" No point between is better than network {self.at:g}." if self.at in (0.0, 1.0) else ""
+        best = f" No point between is better than network {self.at:g}." if self.searched and self.at in (0, 1) else ""
         return f"The merged network is {'' if self.ok else 'not '}below {self._level()} ({'; '.join(said)}).{best}"
 
     def _level(self) -> str:
@@ -178,10 +179,10 @@ def merge(
     if method == "aligned-average":
         found = align_many(objective, networks, seed=seed, progress=progress)
         recipe = replace(recipe, models=[one.target for one in found])
-    if recipe.between and at is None and method != "slerp":
+    if searched := recipe.between and at is None and method != "slerp":
         recipe = replace(recipe, at=_best(recipe, list(sets.values()), bn, progress))
     params = _with_statistics(objective, objective.check(_made(method, recipe)), recipe, policy)
-    return _measured(_told(params, method, recipe), sets, networks, asked, policy)
+    return _measured(replace(_told(params, method, recipe), searched=searched), sets, networks, asked, policy)
 
 
 def _sets_for(

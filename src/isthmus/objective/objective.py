@@ -146,7 +146,7 @@ class Objective:
     # -- what it is
 
     def __repr__(self) -> str:
-        parameters = plural(count(self._like), "parameter")
+        parameters = plural(count({k: self._like[k] for k in self.parameter_names}), "parameter")
         told = named.describe(self._loss) | self.source.describe()
         return line(self, name_of(self.skeleton), str(told["loss"]), *self.source.words(), parameters)
 
