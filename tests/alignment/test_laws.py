@@ -168,6 +168,17 @@ def test_units_that_do_not_vary_are_counted_and_told_by_their_weights():
     assert found.permutations["0"].tolist() == list(range(8))[::-1]
 
 
+@pytest.mark.parametrize("value", [0.3, 30.7, 313.3, 12345.6])
+def test_units_that_never_vary_are_told_whatever_they_are_worth(value):
+    """The squares of a large value have no digits left for a variance of 0."""
+    module = perceptron([4, 8, 3]).double()
+    objective = im.Objective(module, data=blobs(500, (4,), 3))
+    ends = [random_params(module, seed) for seed in (1, 2)]
+    for p in ends:
+        p["0.weight"][:2], p["0.bias"][:2] = 0.0, torch.tensor([value, 1.3 * value])
+    assert im.align(objective, *ends, im.ActivationMatching(ties=0.0)).dead == {"0": (2, 2)}
+
+
 def test_few_examples_are_looked_at_where_few_are_asked():
     problem = permuted()
     few = im.align(problem.objective, problem.a, problem.b, im.ActivationMatching(examples=3, ties=0.0))

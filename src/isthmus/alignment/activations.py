@@ -90,17 +90,21 @@ class SeenUnits:
     """Sums over samples of what is seen of the units of both networks at one place, in float64.
 
     Alone on its axis, a unit is a row, and its positions count as samples. Where other groups stand on the axis too,
-    as heads and the dimensions inside them, every position is a row.
+    as heads and the dimensions inside them, every position is a row. What is summed is what a row has beyond its first
+    sample, its origin: else a large value that hardly varies, or never, would leave nothing but rounding.
     """
 
     tap: Tap
     number: int = 0
+    origins: list[Tensor] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)
     cross: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Take over a batch of values."""
-        x, y = self._rows(a), self._rows(b)
+        both = [self._rows(v) for v in (a, b)]
+        self.origins = self.origins or [rows[:, :1].clone() for rows in both]
+        x, y = (rows - origin for rows, origin in zip(both, self.origins, strict=True))
         new = [x.sum(1), y.sum(1), x.square().sum(1), y.square().sum(1)]
         self.sums = [s + v for s, v in zip(self.sums, new, strict=True)] if self.sums else new
         self.cross = self.cross + x @ y.T
@@ -126,6 +130,9 @@ class SeenUnits:
         """How alike each row of a is to each of b."""
         means = self.cross / self.number
         if measure == "inner":
+            x, y = (s[:, None] / self.number + p for s, p in zip(self.sums[:2], self.origins, strict=True))
+            p, q = self.origins
+            means = means + x @ q.T + p @ (y - q).T
             return means / float(means.abs().max() or 1.0)
         covariance = means - torch.outer(self.sums[0], self.sums[1]) / self.number**2
         deviations = []
