@@ -88,3 +88,15 @@ def test_what_has_no_proof_is_refused():
         im.separated(hyperbolic(loss="l1"), A, B, 1.0)
     with pytest.raises(im.InputError, match="radius: expected at least 2, a weight of an end"):
         im.separated(hyperbolic(penalty=0.0), A, B, 1.0, radius=1.5)
+
+
+def test_tied_weights_are_one_weight():
+    """f(x) = w tanh(w x): its sign does not change, and at w = 0 it is 0."""
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False)).double()
+    net[2].weight = net[0].weight
+    x, y = torch.tensor([[1.0], [2.0]]).double(), torch.tensor([[0.5], [0.7]]).double()
+    objective = im.Objective(net, "mse", (x, y))
+    a, b = (dict.fromkeys(("0.weight", "2.weight"), torch.full((1, 1), v).double()) for v in (1.0, -1.0))
+    wall = float(y.square().mean())
+    assert im.separated(objective, a, b, 0.9 * wall, radius=3.0).proved
+    assert im.separated(objective, a, b, 1.1 * wall, radius=3.0).connected

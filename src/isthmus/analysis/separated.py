@@ -32,6 +32,7 @@ from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.objective.losses import Ridge, per_example
+from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, cast, check_ends, equal
 from isthmus.program.export import Program
 from isthmus.shown import count, one_line
@@ -110,10 +111,10 @@ def separated(
 
 def _check(objective: Objective, a: Params, b: Params) -> None:
     """Few parameters, the same buffers, and a loss that is at least 0 and has a rule."""
-    own = objective.parameter_names
+    own, ties = objective.parameter_names, ties_of(objective.skeleton)
     if (number := count({k: a[k] for k in own})) > MOST:
         raise InputError("objective", expected=f"at most {MOST} parameters", got=f"{number:,} parameters")
-    if not equal(*({k: v for k, v in p.items() if k not in own} for p in (a, b))):
+    if not equal(*({k: v for k, v in p.items() if k not in own and k not in ties} for p in (a, b))):
         raise InputError("b", expected="the buffers of a, as only parameters move", got="other buffers")
     labels = objective.named_loss == "cross_entropy" and not objective.data[1].is_floating_point()
     if not labels and objective.named_loss != "mse":
