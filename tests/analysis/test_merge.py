@@ -177,6 +177,16 @@ def test_statistics_are_computed_again_or_kept_as_asked():
     torch.testing.assert_close(task["0.weight"], p.b["0.weight"])
 
 
+def test_statistics_move_by_the_weights_of_an_average():
+    """A network that weighs all is itself, with its own statistics."""
+    p = normed()
+    still = [k for k in p.a if "running" in k]
+    one = im.merge(p.objective, [p.a, p.b], weights=[1.0, 0.0], bn="interpolate")
+    assert one.worth["training data"].loss == pytest.approx(p.objective.loss(p.a), rel=1e-12)
+    found = im.merge(p.objective, [p.a, p.b, p.a], weights=[1.0, 3.0, 4.0], bn="interpolate").params
+    assert all(torch.allclose(found[k], torch.lerp(p.a[k], p.b[k], 3 / 8)) for k in still)
+
+
 def test_tied_tensors_stay_one():
     w, v = (torch.tensor([k]) for k in (1.0, 3.0))
     made = im.merge(None, [{"a": w, "b": w}, {"a": v, "b": v}]).params

@@ -337,16 +337,15 @@ def _merged(method: str, several: Sequence[Tensor], recipe: _Recipe) -> Tensor:
 
 def _with_statistics(objective: Objective, params: Params, recipe: _Recipe, policy: str) -> Params:
     """BatchNorm's statistics are no task vectors: a mean of the networks' own, the first's, or computed again."""
-    if policy == "none":
-        return params
-    if policy == "recompute":
-        return refresh(objective, params)
+    if policy in ("none", "recompute"):
+        return params if policy == "none" else refresh(objective, params)
     names = statistics(objective)
     if policy == "keep":
         return params | {k: recipe.models[0][k] for k in names}
     equal = replace(recipe, base=None, weights=_weights("average", None, len(recipe.models)))
+    means = recipe if recipe.base is None else equal  # weights of an average are theirs too
     own = {k: [p[k] for p in recipe.models] for k in names if moves(params[k])}
-    return params | {k: _average([v.double() for v in vs], None, equal).to(vs[0].dtype) for k, vs in own.items()}
+    return params | {k: _average([v.double() for v in vs], None, means).to(vs[0].dtype) for k, vs in own.items()}
 
 
 def _average(several: Sequence[Tensor], base: Tensor | None, recipe: _Recipe) -> Tensor:
