@@ -176,7 +176,7 @@ def test_units_that_never_vary_are_told_whatever_they_are_worth(value):
     ends = [random_params(module, seed) for seed in (1, 2)]
     for p in ends:
         p["0.weight"][:2], p["0.bias"][:2] = 0.0, torch.tensor([value, 1.3 * value])
-    assert im.align(objective, *ends, im.ActivationMatching(ties=0.0)).dead == {"0": (2, 2)}
+    assert im.align(objective, ends[0], ends[1], im.ActivationMatching(ties=0.0)).dead == {"0": (2, 2)}
 
 
 def test_few_examples_are_looked_at_where_few_are_asked():

@@ -96,7 +96,7 @@ def test_tied_weights_are_one_weight():
     net[2].weight = net[0].weight
     x, y = torch.tensor([[1.0], [2.0]]).double(), torch.tensor([[0.5], [0.7]]).double()
     objective = im.Objective(net, "mse", (x, y))
-    a, b = (dict.fromkeys(("0.weight", "2.weight"), torch.full((1, 1), v).double()) for v in (1.0, -1.0))
+    a, b = ({k: torch.full((1, 1), v).double() for k in net.state_dict()} for v in (1.0, -1.0))
     wall = float(y.square().mean())
     assert im.separated(objective, a, b, 0.9 * wall, radius=3.0).proved
     assert im.separated(objective, a, b, 1.1 * wall, radius=3.0).connected

@@ -129,7 +129,7 @@ def block_barriers(
     policy = followed(objective, bn or POLICIES[0])
     kept = frozenset(() if policy == "interpolate" else statistics(objective))
     work = _Work(objective, policy, start, goal, parts, kept, progress)
-    ends = work.loss(start), work.loss({k: start[k] if k in kept else v for k, v in goal.items()})
+    ends = work.ends()
     rows = tuple(work.rows(sorted({*ts}), max(ends)))
     return BlockBarriers(rows, ends, objective.num_examples, policy)
 
@@ -148,6 +148,10 @@ class _Work:
     parts: Mapping[str, Sequence[str]]
     kept: frozenset[str]
     progress: Progress
+
+    def ends(self) -> tuple[float, float]:
+        """The losses of both networks, the second with what is kept of the first."""
+        return self.loss(self.a), self.loss({k: self.a[k] if k in self.kept else v for k, v in self.b.items()})
 
     def rows(self, ts: Sequence[float], top: float) -> Iterator[BlockBarrier]:
         """A row for each block: the losses at `ts` of a with it moved, and of a with all blocks up to it from b."""

@@ -318,11 +318,8 @@ def _made(method: str, recipe: _Recipe) -> Params:
 
 def _stays(name: str, several: Sequence[Tensor], recipe: _Recipe) -> bool:
     """Whether a tensor is the first network's: it cannot move, is a mask, or is shared by all."""
-    return not moves(several[0]) or name in recipe.masks or (recipe.base is None and _one_tensor(several))
-
-
-def _one_tensor(several: Sequence[Tensor]) -> bool:
-    return all(v is several[0] for v in several)
+    shared = recipe.base is None and all(v is several[0] for v in several)
+    return not moves(several[0]) or name in recipe.masks or shared
 
 
 def _merged(method: str, several: Sequence[Tensor], recipe: _Recipe) -> Tensor:
@@ -342,10 +339,14 @@ def _with_statistics(objective: Objective, params: Params, recipe: _Recipe, poli
     names = statistics(objective)
     if policy == "keep":
         return params | {k: recipe.models[0][k] for k in names}
-    equal = replace(recipe, base=None, weights=_weights("average", None, len(recipe.models)))
-    means = recipe if recipe.base is None else equal  # weights of an average are theirs too
     own = {k: [p[k] for p in recipe.models] for k in names if moves(params[k])}
-    return params | {k: _average([v.double() for v in vs], None, means).to(vs[0].dtype) for k, vs in own.items()}
+    return params | {k: _mean([v.double() for v in vs], recipe).to(vs[0].dtype) for k, vs in own.items()}
+
+
+def _mean(several: Sequence[Tensor], recipe: _Recipe) -> Tensor:
+    """By the weights of an average; those on a base are none."""
+    equal = _weights("average", None, len(several))
+    return _average(several, None, recipe if recipe.base is None else replace(recipe, base=None, weights=equal))
 
 
 def _average(several: Sequence[Tensor], base: Tensor | None, recipe: _Recipe) -> Tensor:

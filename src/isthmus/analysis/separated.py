@@ -111,10 +111,11 @@ def separated(
 
 def _check(objective: Objective, a: Params, b: Params) -> None:
     """Few parameters, the same buffers, and a loss that is at least 0 and has a rule."""
-    own, ties = objective.parameter_names, ties_of(objective.skeleton)
+    own = objective.parameter_names
     if (number := count({k: a[k] for k in own})) > MOST:
         raise InputError("objective", expected=f"at most {MOST} parameters", got=f"{number:,} parameters")
-    if not equal(*({k: v for k, v in p.items() if k not in own and k not in ties} for p in (a, b))):
+    moving = {*own, *ties_of(objective.skeleton)}
+    if not equal(*({k: v for k, v in p.items() if k not in moving} for p in (a, b))):
         raise InputError("b", expected="the buffers of a, as only parameters move", got="other buffers")
     labels = objective.named_loss == "cross_entropy" and not objective.data[1].is_floating_point()
     if not labels and objective.named_loss != "mse":

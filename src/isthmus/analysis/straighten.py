@@ -87,8 +87,8 @@ def straighten(
             break
     after = Path.through(string.knots)
     top = max(limit.scan(s).max for s in after.segments)
-    lengths = (length_of(p, no_weights(objective))[1] for p in (path, after))
-    return Straightened(after, *lengths, top, done)
+    lengths = [length_of(p, no_weights(objective))[1] for p in (path, after)]
+    return Straightened(after, lengths[0], lengths[1], top, done)
 
 
 def _check_below(path: Path, limit: Threshold) -> None:
