@@ -129,6 +129,16 @@ def test_passes_of_a_matching_are_those_over_its_own_examples():
         assert (row.passes, row.estimated) == (pytest.approx(passes), False)
 
 
+def test_passes_of_a_string_have_the_looks_at_its_beads_in_training():
+    p = permuted()
+    method = im.StringSampling(excess=0.01, budget=60, recipe=im.Recipe(batch=8, steps=40, check=5))
+    (row,) = im.compare(p.objective, p.a, p.b, [method], num_points=3, prove=False).rows
+    cost, n = row.connection.cost, p.objective.num_examples
+    assert cost.gradient_steps
+    assert row.passes == pytest.approx(cost.evaluations + cost.gradient_steps / 5 + 3 * cost.gradient_steps * 8 / n)
+    assert row.estimated
+
+
 def test_complex128_is_refused_before_anything_is_made():
     module = torch.nn.Linear(2, 1, bias=False).to(torch.complex128)
     objective = im.Objective(module, evaluate=lambda params: {"loss": float(params["weight"].abs().sum())})

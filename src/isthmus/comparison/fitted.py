@@ -29,6 +29,7 @@ from isthmus.connectors import (
     TwoLayerReLU,
 )
 from isthmus.connectors.curves.losses import FEW
+from isthmus.connectors.strings.beads import checks
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.objective import Objective
 from isthmus.structure.blocks import blocks_of
@@ -110,7 +111,8 @@ def counted(method: Connector, found: Connection, objective: Objective) -> tuple
     inner, matching = (method.inner, _matched(method.matching, n)) if isinstance(method, Aligned) else (method, 0.0)
     cost, recipe = found.cost, getattr(inner, "recipe", None)
     if cost.evaluations is not None and isinstance(recipe, Recipe):
-        return matching + cost.evaluations + _trained(found, recipe, n), False
+        looks = _looks(inner, found, recipe, n)
+        return matching + cost.evaluations + looks + _trained(found, recipe, n), looks > 0
     if isinstance(inner, Renormalised):
         return matching + (2 + inner.knots) * min(inner.examples, n) / n, False
     if isinstance(inner, Linear | DeepLinear):
@@ -128,6 +130,13 @@ def _matched(matching: Matching, n: int) -> float:
             begun = _matched(ActivationMatching(), n) if start == "activations" else 0.0
             return begun + (k + 1.0) * (choose == "loss")
     return 0.0
+
+
+def _looks(method: Connector, found: Connection, recipe: Recipe, n: int) -> float:
+    """Passes while the beads of a string are trained, one for each check, which its evaluations leave out; about."""
+    if not isinstance(method, StringSampling | ConstrainedStringSampling):
+        return 0.0
+    return (found.cost.gradient_steps or 0) / checks(recipe, n)
 
 
 def _trained(found: Connection, recipe: Recipe, n: int) -> float:

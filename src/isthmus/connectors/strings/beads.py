@@ -56,6 +56,11 @@ class TrainedBead:
     ended: Ended
 
 
+def checks(recipe: Recipe, examples: int) -> int:
+    """The steps between two looks at the loss on all examples."""
+    return recipe.check or max(10, examples // recipe.batch)
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Refuse an optimiser that cannot train beads."""
     if recipe.optimizer == "lbfgs":
@@ -80,7 +85,7 @@ class Trainer:
     @classmethod
     def of(cls, objective: Objective, limit: Threshold, recipe: Recipe, batched: bool | None, like: Params) -> Trainer:
         """`batched`: whether beads are trained as one problem; None where that works and is faster."""
-        recipe = replace(recipe, check=recipe.check or max(10, objective.num_examples // recipe.batch))
+        recipe = replace(recipe, check=checks(recipe, objective.num_examples))
         trainer = cls(objective, limit, recipe, True, tuple(like))
         if batched is False or (batched is None and trainer.bytes_each > _PAYS):
             return replace(trainer, together=False)
