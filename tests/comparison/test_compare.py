@@ -134,6 +134,7 @@ def test_passes_of_a_string_have_the_looks_at_its_beads_in_training():
     method = im.StringSampling(excess=0.01, budget=60, recipe=im.Recipe(batch=8, steps=40, check=5))
     (row,) = im.compare(p.objective, p.a, p.b, [method], num_points=3, prove=False).rows
     cost, n = row.connection.cost, p.objective.num_examples
+    assert cost.evaluations is not None
     assert cost.gradient_steps
     assert row.passes == pytest.approx(cost.evaluations + cost.gradient_steps / 5 + 3 * cost.gradient_steps * 8 / n)
     assert row.estimated
