@@ -43,7 +43,7 @@ def sentence(
         return f"May not be averaged: {lost}."
     below = f"below {level.number:g} x the larger end" if level.relative else f"below {level.number:g}"
     if go:
-        told = "; ".join(_numbers(lines, name) for name in mean)
+        told = "; ".join(_numbers(lines, mean, name) for name in mean)
         where = "the straight line" if len(names) == 2 else f"{len(lines)} straight lines and at their mean"
         return f"May be averaged: the loss stays {below} on {where} ({told})."
     said = f"May not be averaged as they are: the loss does not stay {below}; {_worst_of(names, lines, mean)}."
@@ -52,7 +52,7 @@ def sentence(
         return said
     if not all_below(again, means):
         return f"{said} Nor with their units renumbered: {_worst_of(names, again, means)}."
-    return f"{said} With their units renumbered they may: {'; '.join(_numbers(again, name) for name in means)}."
+    return f"{said} With their units renumbered they may: {'; '.join(_numbers(again, means, name) for name in means)}."
 
 
 def _lost(names: Sequence[str], lines: Lines) -> str:
@@ -76,10 +76,11 @@ def at_ends(values: Sequence[float | None]) -> str:
     return ", ".join(f"{v:.4g}" if isfinite(v) else "not finite" for v in ends)
 
 
-def _numbers(lines: Lines, name: str) -> str:
-    """The largest loss of a data set on any line, with its level."""
-    top = max((found[name] for found in lines.values()), key=lambda d: d.profile.max - d.level)
-    return f"{name}: at most {top.profile.max:.4g}, level {top.level:.4g}"
+def _numbers(lines: Lines, mean: Mapping[str, Mean], name: str) -> str:
+    """The largest loss of a data set on any line and at the mean, with the level there."""
+    seen = [(found[name].profile.max, found[name].level) for found in lines.values()]
+    top, level = max([*seen, (mean[name].loss, mean[name].level)])
+    return f"{name}: at most {top:.4g}, level {level:.4g}"
 
 
 def _worst_of(names: Sequence[str], lines: Lines, mean: Mapping[str, Mean]) -> str:

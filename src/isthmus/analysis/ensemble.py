@@ -14,11 +14,12 @@ from isthmus.analysis.scores import Predictions, Scores, Tally
 from isthmus.checks import refuse_unless_whole
 from isthmus.connectors.base import Connection
 from isthmus.errors import InputError
-from isthmus.evaluate.batchnorm import POLICIES, followed, refresh, segments_under, statistics
+from isthmus.evaluate.batchnorm import POLICIES, followed, no_weights, refresh, segments_under, statistics
 from isthmus.evaluate.profile import opened
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
+from isthmus.objective.skeleton import ties_of
 from isthmus.params import Params, equal, mean
 from isthmus.paths import HasPath, Path, by_length
 from isthmus.shown import draw, line, one_line, plural, table
@@ -215,7 +216,7 @@ def _on_path(
     path = opened(given, objective)
     segments, policy = segments_under(objective, path, bn)
     if ts is None:
-        still = () if policy == "interpolate" else statistics(objective)
+        still = ties_of(objective.skeleton) if policy == "interpolate" else no_weights(objective)
         ts = by_length(path, _shares(_POINTS if points is None else points), still)
     elif points is not None or not len(ts):
         raise InputError("ts", expected="at least one t, in place of points", got=f"{len(ts)} and points={points}")

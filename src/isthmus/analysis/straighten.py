@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from isthmus.connectors.strings.threshold import Threshold, ThresholdAsked
 from isthmus.errors import InputError
-from isthmus.evaluate.batchnorm import no_weights
+from isthmus.evaluate.batchnorm import no_weights, statistics
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import Params, distance, equal, lerp
@@ -57,7 +57,8 @@ def straighten(
     towards that line as far as both its segments allow; else its corner is cut. A segment counts as below when
     `points` samples are and none of its intervals is estimated to rise above (``StringSampling``). Stops when a sweep
     gains less than the part `tol` of the length. Nothing is trained; what a certificate said holds no more, so
-    certify the new path. Cost: at most 9 segments of `points` passes over the data per bead and sweep.
+    certify the new path. BatchNorm's statistics move like weights, and do so on the new path. Cost: at most 9 segments
+    of `points` passes over the data per bead and sweep.
 
     `quantity`: "loss", or what else the threshold is on. `passes`: at most so many sweeps.
 
@@ -85,7 +86,7 @@ def straighten(
         length, before = string.length, length
         if length > (1 - tol) * before:
             break
-    after = Path.through(string.knots)
+    after = Path(Path.through(string.knots).segments, "interpolate" if statistics(objective) else None)
     top = max(limit.scan(s).max for s in after.segments)
     lengths = [length_of(p, no_weights(objective))[1] for p in (path, after)]
     return Straightened(after, lengths[0], lengths[1], top, done)

@@ -190,12 +190,13 @@ class TwoLayerReLUInfo:
 @one_line
 @dataclass(frozen=True)
 class CurveInfo:
-    """Of ``Bezier`` and ``PolyChain``. `max`: the largest loss that was found on the curve, on all examples, at `t`.
+    """Of ``Bezier`` and ``PolyChain``. `max`: the largest loss that was found on the path, on all examples, at `t`.
 
     `target`, `ends`: what was to be reached, and the losses of the ends (with BatchNorm and bn="recompute", as all
     losses here, those with statistics computed again); `lr`, `precision`: of the training. `history`: a row per check,
     with "max" and "t" of that moment, whether it was "confirmed" on all examples, and the "profile": running means of
-    the losses of batches in equal parts of t (None: nothing known). `gradient_steps`, `evaluations`: in all.
+    the losses of batches in equal parts of t (None: nothing known); these t are those of the curve before it was cut
+    into the pieces of `statistics`. `gradient_steps`, `evaluations`: in all.
     `statistics`: of BatchNorm, in how many "pieces" they move, and the largest "deviation" of the loss from that with
     recomputed ones at so many equidistant "points" inside each piece; between them it may be larger.
     """
@@ -249,7 +250,8 @@ class AlignedInfo:
 @one_line
 @dataclass(frozen=True)
 class AutoInfo:
-    """Of ``Auto``. `found`: the method whose path this is, with its fields; `max`, `excess`: what was seen of it.
+    """Of ``Auto``. `found`: the method whose path this is, with its fields; `max`, `excess`: what was seen of it, which
+    is at least the level at one point where that was enough to refuse it.
 
     `asked`: the excess above the larger of the losses `ends`, which makes the `level`. `passes` over the data in all,
     of the `budget`. `tried`: a row for each step: its "method", "max" and "excess", whether it "reached" the level, its

@@ -15,7 +15,8 @@ from isthmus.alignment import Matching
 from isthmus.checks import check_choices, check_whole
 from isthmus.connectors import Connector, Linear
 from isthmus.connectors.base import describe
-from isthmus.errors import InputError, IsthmusError
+from isthmus.errors import InputError, IsthmusError, UnsupportedError
+from isthmus.evaluate.batchnorm import statistics
 from isthmus.graph.cells import AlignmentCell, Material, MinimumCell, edge_cells
 from isthmus.graph.minima import Edge, MinimaGraph, Minimum
 from isthmus.graph.stored import write_graph
@@ -74,6 +75,7 @@ def minima_graph(
 
     The nodes are measured under the policy of BatchNorm of the paths (see ``profile``). Needs ``isthmus[cli]`` for the
     locks of the jobs. Errors: ``InputError`` for fewer than two networks, and for one whose loss is not finite;
+    ``UnsupportedError`` for a method with bn="keep" and BatchNorm, whose paths do not end at the networks;
     ``IsthmusError`` for a pair that cannot be joined, which is named: what was done before stays.
 
     >>> import torch
@@ -89,6 +91,7 @@ def minima_graph(
     method = Linear() if method is None else method
     if not isinstance(method, Connector):
         raise InputError("method", expected="a connector such as im.Bezier()", got=type(method).__name__)
+    _check_meeting(objective, method)
     engine = _engine(workers)
     networks = _checked(objective, params)
     where = TemporaryDirectory(prefix="isthmus-graph-") if folder is None else folder
@@ -106,6 +109,13 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if name not in known:
             raise InputError("options", expected=f"some of {', '.join(known)}", got=repr(name))
         check_kind(value, known[name], name)
+
+
+def _check_meeting(objective: Objective, method: Connector) -> None:
+    """Refuse paths that do not meet at the networks: "keep" gives the last one the statistics of the first."""
+    if method.statistics == "keep" and statistics(objective):
+        why = "its paths end at networks with the statistics of their start, which are none of the graph"
+        raise UnsupportedError("bn='keep'", why, "give the method bn='recompute' or 'interpolate'")
 
 
 def _engine(workers: int | Engine | None) -> Engine:

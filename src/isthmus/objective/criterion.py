@@ -48,6 +48,11 @@ class _Criterion:
         """Whether the value of an example depends on how many others there are, or of which classes: sums, weights."""
         return isinstance(self.values, _OverPositions | _OverEntries) and self.values.scaled
 
+    @property
+    def sums(self) -> bool:
+        """Whether the value of the data set is the sum over it."""
+        return isinstance(self.values, _OverPositions | _OverEntries) and self.values.sums
+
     def means(self, parts: Iterable[tuple[Tensor, Any]], each: Each | None = None) -> tuple[float, float]:
         """(mean loss, mean error) of (outputs, y), part by part; sums are added in float64. `each` gets the values."""
         loss, error, errors, n = 0.0, 0.0, self.errors, 0
@@ -73,12 +78,14 @@ UNSEEN = _Criterion(_unseen, None, False)
 class _OverPositions:
     """A class loss: `inner` gives the loss of every position, with the classes on axis 1.
 
-    `scaled`: whether the value of an example depends on how many others there are, or of which classes.
+    `scaled`: whether the value of an example depends on how many others there are, or of which classes. `sums`: whether
+    the value of the data set is the sum over it.
     """
 
     inner: LossFunction
     labels: Labels
     scaled: bool
+    sums: bool
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The losses [n]."""
@@ -98,6 +105,11 @@ class _OverEntries:
     def scaled(self) -> bool:
         """Whether the value of an example depends on how many others there are."""
         return self.factor not in (None, 1.0)
+
+    @property
+    def sums(self) -> bool:
+        """Whether the value of the data set is the sum over it: that alone scales what has no classes."""
+        return self.scaled
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The losses [n]."""
@@ -223,8 +235,8 @@ def _of_classes(own: Any, outputs: Tensor, y: Tensor, axis: int, together: bool)
     plain = rises is not None and weight is None and own.reduction != "sum"
     if plain and alone.scale is None and axis == 1:
         return _plain_entropy(errors)
-    values, convex = _OverPositions(_each(own, outputs), labels, _by_sample(own, y)), CLASSES[type(own)](own)
-    return _Criterion(values, errors.wrong, convex, None, errors, labels, rises)
+    values = _OverPositions(_each(own, outputs), labels, _by_sample(own, y), own.reduction == "sum")
+    return _Criterion(values, errors.wrong, CLASSES[type(own)](own), None, errors, labels, rises)
 
 
 def _rises(own: Any, labels: Labels, positions: int) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from isthmus.objective import criterion
 from isthmus.objective.objective import Objective
 from isthmus.objective.source import Held, Source
 
@@ -18,5 +19,8 @@ def drawn(source: Source, n: int) -> Held:
 
 
 def on_some(objective: Objective, n: int) -> Objective:
-    """The objective on up to `n` examples, as they are ``drawn``."""
-    return objective.on(drawn(objective.source, n))
+    """The objective on up to `n` examples, as they are ``drawn``; a sum is still that of all."""
+    few = objective.on(drawn(objective.source, n))
+    if objective.criterion.sums:
+        few.criterion = criterion.of_the_whole(objective.criterion, few.criterion, error=True)
+    return few

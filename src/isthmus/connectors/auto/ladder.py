@@ -371,7 +371,8 @@ class Ladder:
         policy = best.connection.path.bn or usual(self.task.objective)
         low = best.reading.max <= self.level(policy)  # as far as it was looked at
         seen = f" at {best.reading.points} points" if low and best.reading.points else ""
-        found = f"{_name(best.method)} is {best.excess:.4g} above the larger end{seen}"
+        # a path that is too high was looked at until a point showed it
+        found = f"{_name(best.method)} is {'' if low else 'at least '}{best.excess:.4g} above the larger end{seen}"
         said = f"the asked excess was not reached in {left}: {found}"
         if not self.more:
             last = self.tried[-1]

@@ -176,7 +176,7 @@ class CurveSetting:
         stats: dict[str, Any] = {"segments": labels, **found.stats}
         if self.losses.bn == "recompute":
             settled = settle(self.task.objective, path, _DEVIATION * abs(found.highest.loss), labels)
-            path, stats["segments"] = settled.path, settled.labels
+            path, stats["segments"], stats["t"] = settled.path, settled.labels, settled.place(stats["t"])
             stats["evaluations"] += settled.passes
             stats["statistics"] = {"pieces": len(path) - 2, "deviation": settled.deviation, "points": settled.points}
         return Connection(path, self.task.b, _OUTCOMES[found.ended], stats)

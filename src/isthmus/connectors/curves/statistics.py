@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from isthmus.evaluate.batchnorm import refresh, statistics
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
@@ -23,7 +25,8 @@ class Settled:
     """A path on which statistics move like weights, close to those that are computed again at every point.
 
     `deviation`: the largest difference of the two losses at so many equidistant `points` inside each piece; between
-    them it may be larger. `labels`: of the segments. `passes` over the data that this took.
+    them it may be larger. `labels`: of the segments. `passes` over the data that this took. `knots`: the t of the curve
+    at those of the path, but for its ends.
     """
 
     path: Path
@@ -31,6 +34,13 @@ class Settled:
     points: int
     labels: list[str]
     passes: int
+    knots: list[float]
+
+    def place(self, t: float) -> float:
+        """Where on the path the point of the curve at t is; at its ends where the curve's are."""
+        if t in (0.0, 1.0):
+            return t
+        return float(np.interp(t, self.knots, np.arange(1, len(self.path)) / len(self.path)))
 
 
 def settle(objective: Objective, path: Path, tol: float, what: Sequence[str]) -> Settled:
@@ -42,12 +52,13 @@ def settle(objective: Objective, path: Path, tol: float, what: Sequence[str]) ->
     places = _PLACES[objective.num_examples <= _FEW]
     found = [_Pieces(objective, segment, tol, places) for segment in path.segments]
     cut = [pieces.of(pieces.segment, 0.0, 1.0, _MOST) for pieces in found]
-    parts = [part for pieces in cut for part in pieces]
+    parts = [part for pieces in cut for part, _ in pieces]
+    knots = [0.0, *((i + end) / len(path) for i, pieces in enumerate(cut) for _, end in pieces)]
     first, last = Curve((path.start, parts[0].start)), Curve((parts[-1].end, path.end))
     inside = [label for label, pieces in zip(what, cut, strict=True) for _ in pieces]
     labels = ["the statistics of the start settle", *inside, "the statistics of the end settle"]
     deviation, passes = max(p.deviation for p in found), sum(p.passes for p in found)
-    return Settled(Path((first, *parts, last)), deviation, len(places), labels, passes)
+    return Settled(Path((first, *parts, last)), deviation, len(places), labels, passes, knots)
 
 
 @dataclass(eq=False)
@@ -62,8 +73,8 @@ class _Pieces:
     deviation: float = 0.0
     passes: int = 0
 
-    def of(self, piece: Segment, start: float, end: float, halvings: int) -> list[Curve]:
-        """Those of the piece from t = `start` to `end`."""
+    def of(self, piece: Segment, start: float, end: float, halvings: int) -> list[tuple[Curve, float]]:
+        """Those of the piece from t = `start` to `end`, each with the t where it ends."""
         part = _with(piece, self._at(start)[0], self._at(end)[0])
         off = 0.0
         for s in self.places:
@@ -73,7 +84,7 @@ class _Pieces:
                 middle, (left, right) = (start + end) / 2, piece.split(0.5)
                 return self.of(left, start, middle, halvings - 1) + self.of(right, middle, end, halvings - 1)
         self.deviation = max(self.deviation, off)
-        return [part]
+        return [(part, end)]
 
     def _at(self, t: float) -> tuple[Params, float]:
         if t not in self.known:
