@@ -220,6 +220,8 @@ _SHOWN = (
     "model", "counts",
 )  # fmt: skip
 """Of a certificate, on the screen."""
+_BOUNDED = ("bound", "excess", "error_bound")
+"""Of these, what is proved: rounded up."""
 
 
 @with_asked(*CHECKPOINTS)
@@ -319,6 +321,6 @@ def _print_values(
         print_json(values | more)
         return
     for key, value in values.items():
-        print(f"{key:>24}  {number(value, 6, up='bound' in key) if isinstance(value, float) else value}")
+        print(f"{key:>24}  {number(value, 6, up=key in _BOUNDED) if isinstance(value, float) else value}")
     for line in filter(None, (*sentences, policy_in_words(bn))):
         print(line)

@@ -101,9 +101,10 @@ class Narrow(Connector):
 
         ends = best_of(objective, chain, (a, b), draw, factors, self.draws, task.progress)
         fitted: Fitted | None = None
+        cost = {}
         if hub is None:
             target = max(objective.loss(a), objective.loss(b)) + self.slack
-            hub, fitted = self._train(task, chain, widths, target)
+            hub, fitted, cost["gradient_steps"] = self._train(task, chain, widths, target)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
         _through_hub(there, hub, ends)
         _leave_hub(there, back, ends[1])
@@ -120,6 +121,7 @@ class Narrow(Connector):
                 "loss": loss,
                 **_source(fitted),
             },
+            **cost,
         }
         bad = fitted is not None and fitted.ended is Ended.NOT_FINITE
         return Connection(path, b, Outcome.NOT_FINITE if bad else Outcome.CONSTRUCTED, stats)
@@ -169,12 +171,13 @@ class Narrow(Connector):
             sizes = {l: bernoulli_count(n[l], cast(float, self.p), n[l] - widths[l], generator) for l in drop}
         return random_units(n, sizes, generator)
 
-    def _train(self, task: Task, chain: Chain, widths: Mapping[int, int], target: float) -> tuple[Weights, Fitted]:
-        """theta* from random weights: the best of the attempts, which stop when one reaches the target."""
+    def _train(self, task: Task, chain: Chain, widths: Mapping[int, int], target: float) -> tuple[Weights, Fitted, int]:
+        """theta* from random weights, the best of the attempts, which stop when one reaches the target; their steps."""
         objective, like = task.objective, task.a
         x, y = single(objective.data[0]), objective.data[1]
         trained = [n for l in range(1, chain.L + 1) for n in chain.layer(l).trainable]
         best: Fitted | None = None
+        spent = 0
         for attempt in range(self.attempts):
             start = chain.write(chain.he_init(task.generator, like, widths), like)
             fixed = {n: v for n, v in start.items() if n not in trained}
@@ -191,13 +194,14 @@ class Narrow(Connector):
                 memory=task.memory.part(f"attempt{attempt}"),
                 what="training the narrow network" + " again" * bool(attempt),
             )  # fmt: skip
+            spent += fitted.steps
             fitted = Fitted({**fixed, **fitted.params}, fitted.loss, fitted.steps, fitted.ended)
             if best is None or fitted.loss < best.loss:
                 best = fitted
             if best.loss <= 2 * target:
                 break
         best = cast(Fitted, best)
-        return chain.read(best.params), best
+        return chain.read(best.params), best, spent
 
 
 def _source(fitted: Fitted | None) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def corollary_4_3(pair: MeasuredPair) -> list[Row]:
     rows.append(Row(name, "inputs that equal an earlier one", "", equal, "0", equal == 0))
     epsilon = 0.0
     for e, end in enumerate("ab"):
-        m, excess = found[e], max(0.0, pair.bounds(e).at(L - 1).loss - pair.losses[e])
+        m, q = found[e], pair.bounds(e)
+        excess = max(0.0, q.at(L - 1).loss - q.reference)  # neither has the penalty, which the theorem does not know
         epsilon = max(epsilon, excess)
         note = f"|I_{L - 1}| = {len(m.held[L - 1])}; a convex problem"
         rows.append(

@@ -104,6 +104,7 @@ class Subnetwork(Connector):
         finite = all(s.ended is not Ended.NOT_FINITE for end in choice.xi for s in end.values())
         rows = choice.rows()
         stats = {"segments": labels, "subnetworks": rows, "limited_by": _limiting(objective, path, labels, rows)}
+        stats["gradient_steps"] = sum(choice.training.spent)
         return Connection(path, b, Outcome.CONSTRUCTED if finite else Outcome.NOT_FINITE, stats)
 
     def _fractions(self, count: int) -> tuple[Any, ...]:

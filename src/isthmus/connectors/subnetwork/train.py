@@ -152,7 +152,8 @@ class SubnetTraining:
     """The one way in which the xi_l are trained: by `recipe`, and by L-BFGS where the problem is convex.
 
     With `looks_from` as in appendix C of the paper: `recipe` trains them all, no check comes before so many steps, and
-    a draw is done at the first check without an error on the training examples; its loss is then its own.
+    a draw is done at the first check without an error on the training examples; its loss is then its own. `spent`: the
+    steps of each network that was trained, of those too that were not taken.
     """
 
     objective: Objective
@@ -162,6 +163,7 @@ class SubnetTraining:
     progress: Progress
     memory: Memory = forget
     looks_from: int | None = None
+    spent: list[int] = field(default_factory=list, repr=False)
     _count: Iterator[int] = field(default_factory=count, repr=False)
     _last: dict[tuple[int, int], tuple[Params, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -281,6 +283,7 @@ class SubnetTraining:
         l, params = wanted.l, wanted.params
         weights = self.chain.read({**fixed, **fitted.params}, l + 1, len(draw.held))
         found = Subnet(l, draw.held, weights, fitted.loss, fitted.steps, fitted.ended)
+        self.spent.append(fitted.steps)
         if self.looks_from is None:
             return found
         return replace(found, loss=found.measure(self.objective, self.chain, params)[0])
