@@ -169,6 +169,17 @@ def test_corollary_4_3_holds_where_all_its_assumptions_do():
     assert certificate.proved
 
 
+def test_epsilon_of_corollary_4_3_leaves_the_penalty_out():
+    """The network's own loss is 0, and what its penalty adds is no part of the difference."""
+    given, a = curve([3, 4, 16, 8, 1])
+    exact = (given.data[0], given.outputs(a))
+    objective = im.Objective(given.skeleton, "mse", exact, penalty=im.Ridge(1e3))
+    found = im.theory(objective, a, a, theorems=["4.1", "4.3"], **QUICK)
+    last, epsilon = one(found, "4.1", "loss Q_3", "a"), one(found, "4.3", "(A1-b)", "a")
+    assert last.measured > 0
+    assert epsilon.measured == pytest.approx(last.measured)
+
+
 @pytest.mark.parametrize(
     ("change", "premise", "end"),
     [

@@ -172,6 +172,35 @@ def test_a_soup_is_judged_by_all_its_lines_and_by_its_mean():
     assert im.check(p.objective, [p.a] * 3).go
 
 
+def test_what_is_said_of_a_soup_holds_on_all_its_lines_and_at_its_mean():
+    """The line that comes nearest to its own level is not the one on which the loss is largest."""
+    networks = [{"weight": torch.tensor([w], dtype=torch.float64)} for w in (0.0, 1.0, 2.0)]
+
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        place = outputs[:, 0]
+        return 1 + torch.where(place < 1, 0.05 * (torch.pi * place).sin() ** 2, 2 * (place - 1) ** 2)
+
+    objective = im.Objective(Wave(), loss, (torch.ones(2, 1).double(), torch.zeros(2, 1).double()))
+    found = im.check(objective, networks)
+    assert found.go
+    largest = max(d["training data"].profile.max for d in found.lines.values())
+    assert largest == 3.0
+    assert "on 3 straight lines and at their mean (training data: at most 3, level 3.3)" in found.why
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="mean")])
+def test_blocks_are_measured_on_the_scale_of_the_line(loss):
+    """On some of the examples: a sum over these is a part of that over all."""
+    p = pair()
+    x, y = p.objective.data
+    assert isinstance(x, Tensor)
+    same = im.Objective(p.objective.skeleton, loss, (x[:1].repeat(40, 1), y[:1].repeat(40)))
+    found = im.check(same, [p.a, p.b], align=False)
+    assert found.blocks is not None
+    assert found.blocks.examples < 40
+    assert found.blocks.ends == pytest.approx(found.lines[0, 1]["training data"].profile.loss[[0, -1]].tolist())
+
+
 def test_every_data_set_can_refuse():
     """On these examples the line is low; on those it is not."""
     p = pair()

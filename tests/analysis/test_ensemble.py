@@ -26,6 +26,7 @@ from tests.problems import (
     perceptron,
     random_params,
     tanh_regression,
+    tied_and_normed,
     two_layers,
 )
 
@@ -50,6 +51,15 @@ def test_places_are_equally_far_apart_along_a_curve():
     assert by_length(Path((Curve((p.a, p.a)),)), [0, 0.5, 1]) == [0, 0.5, 1]
     bias = {k for k in p.a if "bias" in k}
     assert by_length(line(p), [0.25], but=bias) == pytest.approx([0.25])
+
+
+def test_tied_weights_have_one_share_in_the_way():
+    objective, (a, middle, b), _ = tied_and_normed()
+    path = Path((Curve((a, middle, b)),))
+    found = im.ensemble(objective, path, points=4)
+    weights = ["table.weight", "norm.weight", "norm.bias"]
+    once = Path((Curve(tuple({k: p[k] for k in weights} for p in (a, middle, b))),))
+    assert found.t == pytest.approx(by_length(once, [0, 1 / 3, 2 / 3, 1]), abs=1e-12)
 
 
 # -- scores, against numpy

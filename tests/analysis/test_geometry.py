@@ -9,6 +9,7 @@ from torch import nn
 import isthmus as im
 from isthmus.params import equal
 from tests.connectors.strings.strings import LEVEL, highest, quadratic, quick
+from tests.problems import random_params
 
 
 def test_a_straightened_string_is_shorter_and_still_below():
@@ -95,3 +96,15 @@ def test_geometry_takes_string_methods_and_says_what_did_not_connect():
         im.geometry(objective, a, b, [0.1], method=im.Linear())  # type: ignore[arg-type]
     with pytest.raises(im.InputError, match="thresholds"):
         im.geometry(objective, a, b, [])
+
+
+def test_what_is_said_of_a_straightened_path_is_about_the_statistics_that_it_moves():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double().eval()
+    objective = im.Objective(module, "mse", (torch.eye(2).double(), torch.eye(2).double()))
+    points = [random_params(module, seed) for seed in (1, 2, 3)]
+    level = 1.01 * highest(objective, im.Path.through(points), 201)
+    found = im.straighten(objective, im.Path.through(points), level)
+    measured = im.profile(objective, found, 201)
+    assert measured.bn == "interpolate"
+    assert measured.max <= level
+    assert measured.max == pytest.approx(found.maximum, rel=0.01)

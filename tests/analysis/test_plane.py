@@ -277,3 +277,15 @@ def test_a_damaged_file_is_refused(plane, tmp_path, change):
     file.write_text(json.dumps(plane.to_dict() | change))
     with pytest.raises(FileError, match="does not hold the values of a plane"):
         Surface.read(file)
+
+
+def test_a_sum_over_some_examples_stands_for_that_over_all():
+    """All examples are equal: every cell, screened or not, is the sum over the whole data set."""
+    p = two_layers()
+    x, y = p.objective.data
+    assert isinstance(x, torch.Tensor)
+    for loss in (nn.CrossEntropyLoss(reduction="sum"), nn.MultiMarginLoss(reduction="sum")):
+        same = im.Objective(p.objective.skeleton, loss, (x[:1].repeat(20, 1), y[:1].repeat(20)))
+        found, full = (im.plane(same, p.a, p.b, third(p), points=9, screen=s) for s in (6, None))
+        assert not found.exact.all()
+        assert torch.allclose(found.loss, full.loss)

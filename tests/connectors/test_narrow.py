@@ -244,3 +244,10 @@ def test_given_networks_are_checked_by_name():
     few = {k: v.float() for k, v in problem.a.items()}
     with pytest.raises(im.InputError, match=r"0.bias.*expected torch.float32, got torch.float64"):
         im.connect(single, few, few, im.Narrow(network=good, draws=1))
+
+
+def test_the_steps_of_all_attempts_are_counted(trained):
+    method = im.Narrow(width=2, draws=1, attempts=3, recipe=im.Recipe(lr=1e-9, steps=5, batch=8))
+    found = im.connect(trained.objective, trained.a, trained.b, method)
+    assert found.stats["network"]["steps"] == 5
+    assert found.cost.gradient_steps == 15

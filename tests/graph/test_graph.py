@@ -322,6 +322,13 @@ def test_statistics_are_under_the_policy_of_the_paths():
     assert own.minima[0].loss != pytest.approx(graph.minima[0].loss)
 
 
+def test_paths_that_keep_the_statistics_of_their_start_end_at_no_network():
+    module = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 4)).double().eval()
+    nets = [random_params(module, seed) for seed in (1, 2)]
+    with pytest.raises(im.UnsupportedError, match="statistics of their start"):
+        im.minima_graph(im.Objective(module, data=blobs(24, (5,), 4)), nets, replace(CURVE, bn="keep"))
+
+
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory):
     """Joined with their units renumbered, and those of these paths that make a chain."""

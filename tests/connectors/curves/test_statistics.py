@@ -60,6 +60,20 @@ def test_pieces_are_looked_at_beside_their_middles():
     assert max(off) <= 0.03
 
 
+def test_the_place_of_the_largest_loss_is_one_of_the_path_in_pieces():
+    """On pieces of different lengths the t of the curve is another one."""
+    torch.manual_seed(0)
+    x, y = torch.randn(3, 4, dtype=torch.float64), torch.arange(3)
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    objective = im.Objective(module, data=(x, y))
+    ends = [random_params(module, seed) for seed in (0, 1)]
+    for method in (im.Bezier(recipe=im.Recipe(lr=None, epochs=2)), im.PolyChain(4, im.Recipe(lr=None, epochs=2))):
+        found = im.connect(objective, *ends, method)
+        assert found.info.statistics["pieces"] > 3
+        point = refresh(objective, found.path.at(found.info.t))
+        assert objective.loss(point) == pytest.approx(found.info.max, rel=1e-9)
+
+
 def test_points_are_screened_on_examples_of_all_classes():
     """The first 2,000 of sorted data are of one class."""
     x = torch.eye(2, dtype=torch.float64).repeat_interleave(4000, 0)

@@ -214,3 +214,13 @@ def test_with_a_penalty_the_vertex_that_limits_the_path_is_named_with_it(pair):
     dense = max(objective.loss(s.at(k / 10)) for s in connection.path.segments for k in range(11))
     assert dense <= max(totals) + 1e-12
     assert "penalty" not in connect(pair, steps=50).stats["limited_by"]
+
+
+def test_the_steps_of_all_networks_are_counted(pair):
+    """Of two draws of a layer one is taken; the hub has none to draw, and the last layers are a convex problem."""
+    options = {"steps": 4, "hub_steps": 4, "lr": 1e-9, "effort": 0, "attempts": 1}
+    one, two = (connect(pair, draws=n, **options) for n in (1, 2))
+    assert one.cost.gradient_steps == sum(row["steps"] for row in one.stats["subnetworks"])
+    drawn = [row["steps"] for row in two.stats["subnetworks"] if row["layer"] in (1, 2)]
+    assert drawn == [4] * 4
+    assert two.cost.gradient_steps >= sum(row["steps"] for row in two.stats["subnetworks"]) + sum(drawn)
