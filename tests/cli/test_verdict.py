@@ -7,6 +7,7 @@ import torch
 
 import isthmus as im
 from isthmus.cli import run_app
+from isthmus.cli.paths import _print_values
 
 MODEL = "mlp:64-12x2-10"
 SMALL = ["--examples", "60"]
@@ -167,3 +168,12 @@ def test_a_proof_is_told_where_nothing_can_be_said_of_all_examples(folder, tmp_p
     assert json.loads(told)["proved"]
     assert "nothing is said of all examples" in said
     assert "no such rule" in said
+
+
+def test_what_is_proved_is_printed_no_lower_than_it_is(capsys):
+    _print_values({"bound": 1.2345671, "excess": 0.00012345671, "slack": 1.2345671}, {}, [], "none", as_json=False)
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert said == {"bound": "1.23457", "excess": "0.000123457", "slack": "1.23457"}
+    _print_values({"bound": 1.2345611, "excess": 0.00012345611, "slack": 1.2345611}, {}, [], "none", as_json=False)
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert said == {"bound": "1.23457", "excess": "0.000123457", "slack": "1.23456"}

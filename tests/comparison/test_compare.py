@@ -1,6 +1,7 @@
 """``compare``: the table, what does not apply, going on, the command, and budgets."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,13 @@ def test_the_table(found):
     assert [row.method for row in found.front] == ["Linear", "Aligned(Linear)"]
     assert "no, rises to" in rows["Linear"].verdict
     assert "DeepLinear" in found._repr_html_()
+
+
+def test_a_bound_is_shown_no_lower_than_it_is(found):
+    row = replace(found.rows[0], max=1.23451, bound=1.23451)
+    assert (row.cells[1], row.cells[3]) == ("1.235", "1.235")
+    row = replace(row, max=1.23449, bound=1.23449)
+    assert (row.cells[1], row.cells[3]) == ("1.234", "1.235")
 
 
 def test_it_goes_on_and_refuses_the_folder_of_another_call(found, folder, monkeypatch):

@@ -252,3 +252,12 @@ def test_steps_for_which_the_budget_does_not_do_are_named():
         assert rows[name] == "skipped: of the budget 0 passes are left"
     assert rows["Dropout"] == "skipped: the network has no dropout, without which few are stable"
     assert rows["Subnetwork"] == "skipped: its trainings may take 36000 passes, and 0 are left"
+
+
+def test_a_path_that_was_refused_at_a_point_rises_at_least_so_far():
+    p = permuted()
+    found = im.connect(p.objective, p.a, p.b, im.Auto(excess=1e-6, budget=4))
+    above = im.profile(p.objective, found).excess
+    assert found.info.tried[0]["said"].startswith(f"{found.info.max:.4g} at t = ")
+    assert found.info.excess < above
+    assert f"is at least {found.info.excess:.4g} above the larger end" in found.message

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
+from isthmus.certify.certificate import upward
 from isthmus.connectors import Connection
 from isthmus.errors import InputError
 from isthmus.shown import brief, draw, line, one_line, plural, table
@@ -68,7 +69,8 @@ class ComparisonRow:
     @property
     def cells(self) -> tuple[str, ...]:
         """As text, in the columns of ``HEADING``."""
-        numbers = (self.max, self.excess, self.bound, self.test_max, self.test_error, self.length)
+        bound = None if self.bound is None else upward(self.bound)
+        numbers = (self.max, self.excess, bound, self.test_max, self.test_error, self.length)
         steps = "" if self.gradient_steps is None else str(self.gradient_steps)
         shown = ["" if v is None else brief(v) for v in numbers]
         passes = "" if self.passes is None else "about " * self.estimated + f"{self.passes:.0f}"
