@@ -65,10 +65,10 @@ def test_the_table(found):
 
 
 def test_a_bound_is_shown_no_lower_than_it_is(found):
-    row = replace(found.rows[0], max=1.23451, bound=1.23451)
-    assert (row.cells[1], row.cells[3]) == ("1.235", "1.235")
-    row = replace(row, max=1.23449, bound=1.23449)
-    assert (row.cells[1], row.cells[3]) == ("1.234", "1.235")
+    row = replace(found.rows[0], max=1.23456712345, bound=1.23456712345)
+    assert (row.cells[1], row.cells[3]) == ("1.23457", "1.23457")
+    row = replace(row, max=1.23456112345, bound=1.23456112345)
+    assert (row.cells[1], row.cells[3]) == ("1.23456", "1.23457")
 
 
 def test_it_goes_on_and_refuses_the_folder_of_another_call(found, folder, monkeypatch):

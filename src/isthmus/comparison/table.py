@@ -69,7 +69,7 @@ class ComparisonRow:
     @property
     def cells(self) -> tuple[str, ...]:
         """As text, in the columns of ``HEADING``."""
-        bound = None if self.bound is None else upward(self.bound)
+        bound = None if self.bound is None else upward(self.bound, 6)
         numbers = (self.max, self.excess, bound, self.test_max, self.test_error, self.length)
         steps = "" if self.gradient_steps is None else str(self.gradient_steps)
         shown = ["" if v is None else brief(v) for v in numbers]
