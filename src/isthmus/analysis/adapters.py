@@ -40,8 +40,9 @@ class AdapterRow:
 
 @dataclass(frozen=True, eq=False)
 class AdapterStability:
-    """What ``adapter_stability`` found: a row for each weight that was moved, the `loss` with all, `base_loss` with
-    none, and `losses` with random shares of them (`kept`: the number of adapters in each).
+    """What ``adapter_stability`` found: a row for each weight that was moved, the `loss` with all, `base_loss` of the
+    base, all of whose tensors are its own, and `losses` with random shares of them (`kept`: the number of adapters in
+    each).
 
     `rows`: one for each weight that was moved, in the order of the network.
     """
