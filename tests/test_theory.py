@@ -176,6 +176,7 @@ def test_epsilon_of_corollary_4_3_leaves_the_penalty_out():
     objective = im.Objective(given.skeleton, "mse", exact, penalty=im.Ridge(1e3))
     found = im.theory(objective, a, a, theorems=["4.1", "4.3"], **QUICK)
     last, epsilon = one(found, "4.1", "loss Q_3", "a"), one(found, "4.3", "(A1-b)", "a")
+    assert last.measured is not None
     assert last.measured > 0
     assert epsilon.measured == pytest.approx(last.measured)
 

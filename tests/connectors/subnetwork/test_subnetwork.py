@@ -223,4 +223,5 @@ def test_the_steps_of_all_networks_are_counted(pair):
     assert one.cost.gradient_steps == sum(row["steps"] for row in one.stats["subnetworks"])
     drawn = [row["steps"] for row in two.stats["subnetworks"] if row["layer"] in (1, 2)]
     assert drawn == [4] * 4
+    assert two.cost.gradient_steps is not None
     assert two.cost.gradient_steps >= sum(row["steps"] for row in two.stats["subnetworks"]) + sum(drawn)
