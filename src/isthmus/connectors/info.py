@@ -67,19 +67,23 @@ class NoiseDropoutInfo:
 @one_line
 @dataclass(frozen=True)
 class NarrowInfo:
-    """Of ``Narrow``. `noise`: as of ``NoiseDropout``; `network`: the narrow one, its widths, loss and training."""
+    """Of ``Narrow``. `noise`: as of ``NoiseDropout``; `network`: the narrow one, its widths, loss and training;
+    `gradient_steps`: of all attempts."""
 
     noise: Any
     network: dict[str, Any]
+    gradient_steps: int | None = None
 
 
 @one_line
 @dataclass(frozen=True)
 class SubnetworkInfo:
-    """Of ``Subnetwork``. `subnetworks`: a row for each; `limited_by`: the one of the largest loss, or a vertex."""
+    """Of ``Subnetwork``. `subnetworks`: a row for each; `limited_by`: the one of the largest loss, or a vertex;
+    `gradient_steps`: of all that were trained, those that were not taken too."""
 
     subnetworks: _Rows
     limited_by: Any
+    gradient_steps: int | None = None
 
 
 @one_line

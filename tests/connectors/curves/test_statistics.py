@@ -66,12 +66,12 @@ def test_the_place_of_the_largest_loss_is_one_of_the_path_in_pieces():
     x, y = torch.randn(3, 4, dtype=torch.float64), torch.arange(3)
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
     objective = im.Objective(module, data=(x, y))
-    ends = [random_params(module, seed) for seed in (0, 1)]
+    a, b = (random_params(module, seed) for seed in (0, 1))
     for method in (
         im.Bezier(recipe=im.Recipe(lr=None, epochs=2)),
         im.PolyChain(bends=4, recipe=im.Recipe(lr=None, epochs=2)),
     ):
-        found = im.connect(objective, *ends, method)
+        found = im.connect(objective, a, b, method)
         assert found.info.statistics["pieces"] > 3
         point = refresh(objective, found.path.at(found.info.t))
         assert objective.loss(point) == pytest.approx(found.info.max, rel=1e-9)

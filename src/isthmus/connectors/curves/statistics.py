@@ -52,13 +52,17 @@ def settle(objective: Objective, path: Path, tol: float, what: Sequence[str]) ->
     places = _PLACES[objective.num_examples <= _FEW]
     found = [_Pieces(objective, segment, tol, places) for segment in path.segments]
     cut = [pieces.of(pieces.segment, 0.0, 1.0, _MOST) for pieces in found]
-    parts = [part for pieces in cut for part, _ in pieces]
-    knots = [0.0, *((i + end) / len(path) for i, pieces in enumerate(cut) for _, end in pieces)]
+    parts, knots = [part for pieces in cut for part, _ in pieces], _knots(cut)
     first, last = Curve((path.start, parts[0].start)), Curve((parts[-1].end, path.end))
     inside = [label for label, pieces in zip(what, cut, strict=True) for _ in pieces]
     labels = ["the statistics of the start settle", *inside, "the statistics of the end settle"]
     deviation, passes = max(p.deviation for p in found), sum(p.passes for p in found)
     return Settled(Path((first, *parts, last)), deviation, len(places), labels, passes, knots)
+
+
+def _knots(cut: Sequence[Sequence[tuple[Curve, float]]]) -> list[float]:
+    """The t of the whole path at the start of the first piece and at the end of each."""
+    return [0.0, *((i + end) / len(cut) for i, pieces in enumerate(cut) for _, end in pieces)]
 
 
 @dataclass(eq=False)
