@@ -31,6 +31,7 @@ from isthmus.params import Params, check_ends
 from isthmus.paths import length_of
 from isthmus.program.adapted import Adapted, Manner, adapted
 from isthmus.storage import FolderMemory, make_folder, save, write_csv, write_sealed
+from isthmus.storage.files import remove_file
 from isthmus.storage.paths import path_digest
 from isthmus.storage.state import memory_in
 from isthmus.stored import differs
@@ -372,7 +373,7 @@ def write_certificate(
     """
     if proved is None:
         for kind in ("json", "csv"):
-            (folder / f"certificate.{kind}").unlink(missing_ok=True)
+            remove_file(folder / f"certificate.{kind}")
         return
     table = proved.to_dict()
     about = _about(objective, path) | ({} if objective is None else {"bn": applied(objective, "interpolate")})

@@ -6,8 +6,9 @@ import json
 import os
 import re
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +103,22 @@ def test_a_lock_that_may_not_be_made_is_named_in_one_line(tmp_path, monkeypatch)
     assert re.fullmatch(
         r".*/\.locks/[0-9a-f]+: permission denied; use a place that you may read and write", failed.message
     )
+    assert not failed.detail
+
+
+@dataclass(frozen=True)
+class Kept(Square):
+    """Leaves a state when it ends."""
+
+    def run(self, job):
+        job.memory(seconds=0).save({"w": torch.zeros(1)}, {})
+        return super().run(job)
+
+
+def test_a_state_that_may_not_be_removed_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: refused(SimpleNamespace(lock_file=path), 0))
+    (failed,) = run_cells([Kept(1)], Store(tmp_path), Local()).failed.values()
+    assert failed.message.endswith("work.state.safetensors: permission denied; use a place that you may read and write")
     assert not failed.detail
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "plain",
     "read_json",
     "read_sealed",
+    "remove_file",
     "sweep_temporaries",
     "write_csv",
     "write_json",
@@ -225,6 +226,14 @@ def results_folder(path: PathLike) -> Iterator[Path]:
             for one in made:
                 one.rmdir()
         raise
+
+
+def remove_file(path: PathLike) -> None:
+    """Remove the file, if it is there. Errors: ``FileError`` where that may not be."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(path, *disk_error(error, Path(path))) from error
 
 
 def write_text(path: PathLike, text: str) -> None:

@@ -21,7 +21,7 @@ from isthmus.errors import FileError, InputError
 from isthmus.objective import Objective
 from isthmus.objective.described import bound
 from isthmus.params import Params
-from isthmus.storage.files import make_folder, sweep_temporaries
+from isthmus.storage.files import make_folder, remove_file, sweep_temporaries
 from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
 from isthmus.training.memory import Memory, State
 from isthmus.version import __version__
@@ -110,7 +110,7 @@ class FolderMemory(Memory):
         """The work is done: remove its files, and the folder if nothing else is in it."""
         for path, owner in self._owners().items():
             if owner == self.owner:
-                path.unlink()
+                remove_file(path)
         with suppress(FileError):  # there may be no folder
             sweep_temporaries(self.folder)  # of a process that was killed while it saved
         with suppress(OSError):

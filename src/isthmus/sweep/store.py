@@ -24,7 +24,7 @@ from isthmus.params import Params
 from isthmus.seal import SEAL, is_changed
 from isthmus.storage import FolderMemory as FolderMemory
 from isthmus.storage import make_folder, read_json, read_sealed, write_sealed
-from isthmus.storage.files import disk_error, plain, sweep_temporaries
+from isthmus.storage.files import disk_error, plain, remove_file, sweep_temporaries
 from isthmus.storage.state import ENDING
 from isthmus.sweep.cells import Cell, identity, key_of
 from isthmus.version import __version__
@@ -98,7 +98,7 @@ class Store:
         make_folder(folder)
         write_sealed(folder / "record.json", record)
         for state in folder.glob(f"*{ENDING}"):
-            state.unlink()
+            remove_file(state)
         write_sealed(folder / "result.json", {"format": _FORMAT, "key": key, **known, "result": values})
 
     @contextmanager
