@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from isthmus.certify import Certificate, certify
-from isthmus.certify.certificate import upward as upward
 from isthmus.checks import check_loss
 from isthmus.connectors import Connection, Connector, Outcome, connect
 from isthmus.data import Dataset

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from html import escape
+from math import isfinite
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -49,6 +51,28 @@ def line(value: object, *parts: str) -> str:
         kept.pop()
         whole = f"{name}({', '.join([*kept, '...'])})"
     return whole
+
+
+def upward(value: float, digits: int = 4) -> float:
+    """`value` rounded up to so many significant digits: what is printed of a bound must still be one.
+
+    >>> upward(0.00259312), upward(0.25)
+    (0.002594, 0.25)
+    """
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def downward(value: float, digits: int = 4) -> float:
+    """`value` rounded down to so many significant digits: for what is never below.
+
+    >>> downward(0.00259392), downward(-0.25001)
+    (0.002593, -0.2501)
+    """
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def _rounded(value: float, digits: int, way: str) -> float:
+    return float(Context(prec=digits, rounding=way).create_decimal(value)) if isfinite(value) else value
 
 
 def brief(value: object) -> str:

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 from isthmus.certify import Certificate
 from isthmus.certify.branch import FLOOR
-from isthmus.certify.certificate import upward
 from isthmus.errors import InputError
 from isthmus.evaluate import Profile
 from isthmus.kinds import check_kinds
-from isthmus.shown import one_line
+from isthmus.shown import one_line, upward
 
 LEVEL = "1.1x"
 """The level where none is asked for: a tenth above the larger end."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import isthmus as im
 from isthmus.analysis.averaging import height
-from isthmus.certify.certificate import upward
 from isthmus.errors import InputError
 from isthmus.evaluate.decide import FEWEST, MOST, Decision, decide
+from isthmus.shown import upward
 from isthmus.verdict import Level
 from tests.analysis.test_barrier import normed, pair
 from tests.problems import tied_and_normed

@@ -82,7 +82,7 @@ def make_run(folder: File, method: str = "Dropout", *, index: int = 1, test: boo
         **{"loss_a": ENDS[0], "loss_b": ENDS[1], "max_loss": loss.max(), "excess": loss.max() - max(ENDS)},
         **{"bound": loss.max() * 1.01 if proved else None, "proved": proved},
         **{"test_error_max": test_error.max() if test else None, "test_loss_max": test_loss.max() if test else None},
-        "population": {"loss": [1.25, 2.5], "error": [0.0123, 0.0456], "text": "largest loss in [1, 2] (asymptotic)"}
+        "population": {"loss": [1.25, 2.5], "error": [0.0125, 0.046793], "text": "largest loss in [1, 2] (asymptotic)"}
         if test
         else None,
         "seconds": {"connect": 12.34 * index, "profile": 1.2, "certify": 0.4},

@@ -76,7 +76,7 @@ def test_the_page_says_what_was_stored(tmp_path: File, count: int):
         for value in ("normalized_length", "max_loss", "excess", "test_error_max"):
             assert num(run.number(value)) in page.text
         assert run.label in page.text
-        assert "population: [0.0123, 0.0456]" in page.text
+        assert "population: [0.0125, 0.0468]" in page.text
         assert "[1.25, 2.5]" in page.text  # of the largest test loss, in the table of quantities
         assert "largest loss in [1, 2] (asymptotic)" in page.text
         assert run.result["reference"] in page.text
@@ -321,6 +321,7 @@ def test_the_policy_of_batchnorm_is_named_and_other_statistics_are_another_path(
     assert words in text
     proved = "With interpolated statistics: below 3 x the larger end (0.00057) on the whole path: yes, proved"
     assert (proved in text) is (bn == "recompute")
+    assert ("with interpolated statistics" in text) is (bn == "recompute")
     assert ("(0.00057) on the whole path: yes, measured (21 points" in text) is (bn == "recompute")
 
 

@@ -19,7 +19,6 @@ from isthmus.analysis.contributions import Contributions, class_labels
 from isthmus.analysis.ensemble import average_of
 from isthmus.analysis.task_vectors import TaskVectors, sizes_of
 from isthmus.certify import Certificate, certify
-from isthmus.certify.certificate import upward
 from isthmus.connectors import Aligned, Bezier, Connection, connect
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate.batchnorm import POLICIES, followed, others, segments_under
@@ -32,7 +31,7 @@ from isthmus.objective.given import ParamsLike
 from isthmus.params import Params
 from isthmus.paths import Path
 from isthmus.paths.on_demand import OnDemand, loaded
-from isthmus.shown import draw, line, table
+from isthmus.shown import draw, line, table, upward
 from isthmus.structure.blocks import blocks_of
 from isthmus.training.progress import Progress, no_progress
 from isthmus.verdict import LEVEL, Level

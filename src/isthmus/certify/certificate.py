@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from decimal import ROUND_CEILING, Context
 from math import ceil, inf, isfinite, log2
 from typing import TYPE_CHECKING, Any
 
 from isthmus.certify.affine import NARROWEST
 from isthmus.certify.branch import FLOOR, close
-from isthmus.shown import brief, draw, line, one_line, plural, table
+from isthmus.shown import brief, draw, line, one_line, plural, table, upward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -260,12 +259,3 @@ def budget_in_words(spent: float | None, expected: float | None, goal: float) ->
 def _about(value: float) -> str:
     """Two significant digits, without an exponent where that is readable."""
     return f"{float(f'{value:.2g}'):.0f}" if 10 <= value < 1e7 else f"{value:.2g}"
-
-
-def upward(value: float, digits: int = 4) -> float:
-    """`value` rounded up to so many significant digits: what is printed of a bound must still be one.
-
-    >>> upward(0.00259312), upward(0.25)
-    (0.002594, 0.25)
-    """
-    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(value)) if isfinite(value) else value

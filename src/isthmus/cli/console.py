@@ -20,7 +20,7 @@ from isthmus.evaluate import Profile
 from isthmus.evaluate.band import interval_in
 from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
 from isthmus.graph import MinimaGraph
-from isthmus.pipeline import upward
+from isthmus.shown import upward
 from isthmus.storage.files import plain
 from isthmus.training.progress import Progress as Report
 from isthmus.training.progress import no_progress

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
-from isthmus.certify.certificate import upward
 from isthmus.connectors import Connection
 from isthmus.errors import InputError
-from isthmus.shown import brief, draw, line, one_line, plural, table
+from isthmus.shown import brief, draw, line, one_line, plural, table, upward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

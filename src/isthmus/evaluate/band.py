@@ -21,7 +21,7 @@ from torch import Tensor
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.columns import Columns
 from isthmus.objective import Objective
-from isthmus.shown import brief, draw, line, plural, table
+from isthmus.shown import brief, downward, draw, line, plural, table, upward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,13 +37,13 @@ _ROUNDING = 1e-10
 
 
 class Range(NamedTuple):
-    """From `lo` to `hi`."""
+    """From `lo` to `hi`; as text rounded outwards."""
 
     lo: float
     hi: float
 
     def __str__(self) -> str:
-        return f"[{self.lo:.4g}, {self.hi:.4g}]"
+        return f"[{downward(self.lo):.4g}, {upward(self.hi):.4g}]"
 
 
 def interval_in(population: Mapping[str, Any] | None, key: str) -> str:

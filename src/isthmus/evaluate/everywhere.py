@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus.evaluate.band import DRAWS, chernoff, clopper_pearson
-from isthmus.shown import brief, line, plural
+from isthmus.shown import brief, line, plural, upward
 
 __all__ = ["UpperBand", "upper_band"]
 
@@ -44,7 +44,7 @@ class UpperBand:
 
     def __repr__(self) -> str:
         parts = [plural(len(self.start), "interval"), plural(self.examples, "example"), f"level {brief(self.level)}"]
-        return line(self, *parts, f"every t at most {self.highest:.4g}", "asymptotic")
+        return line(self, *parts, f"every t at most {upward(self.highest):.4g}", "asymptotic")
 
     @property
     def highest(self) -> float:
@@ -61,9 +61,9 @@ class UpperBand:
     @property
     def words(self) -> str:
         """One sentence: what is certified, and what is statistical."""
-        said = f"largest loss at most {self.highest:.4g} (asymptotic)"
+        said = f"largest loss at most {upward(self.highest):.4g} (asymptotic)"
         if self.error is not None:
-            said += f", largest error at most {float(self.error.max()):.4g} (for every sample size)"
+            said += f", largest error at most {upward(float(self.error.max())):.4g} (for every sample size)"
         proved = f"certified between the points, for each of {plural(self.examples, 'example')}"
         return f"population, every t: {said}; {proved}, and {self.level:.4g} confident from them to all"
 

@@ -56,7 +56,7 @@ def population(
     >>> line = Path.through([{"weight": torch.eye(2)}, {"weight": -torch.eye(2)}])
     >>> band = population(objective, line, grid=3)
     >>> print(band.error.highest, band.asymptotic, band.error.asymptotic)
-    [0.9533, 1] True False
+    [0.9532, 1] True False
     """
     check_kinds(population, locals())
     if not 0 < level < 1:

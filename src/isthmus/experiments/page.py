@@ -13,7 +13,7 @@ from isthmus.connectors import Outcome
 from isthmus.errors import FileError, InputError, IsthmusError
 from isthmus.experiments.claims import Claim, Finding
 from isthmus.experiments.tables import Done, Row, Table
-from isthmus.pipeline import upward
+from isthmus.shown import upward
 from isthmus.storage import make_folder, write_csv, write_json, write_text
 from isthmus.storage.files import one_line, plain
 from isthmus.sweep import Cell, Store, Stored

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from isthmus.errors import MissingExtraError
-from isthmus.pipeline import upward
 from isthmus.plot.figures import svg_text
+from isthmus.shown import upward
 from isthmus.storage.files import write_text
 
 if TYPE_CHECKING:
