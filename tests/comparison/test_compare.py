@@ -238,6 +238,13 @@ def test_the_command(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert run_app([*command, "--methods", "deeplinear"]) == 1
     assert run_app([*command, "--methods", "lineal"]) == 2
+    record = tmp_path / "out" / "linear" / "record.json"
+    whole = record.read_text()
+    record.write_text("5")
+    capsys.readouterr()
+    assert run_app([*command, "--methods", "linear"]) == 2
+    assert "record.json: holds int, not named values" in capsys.readouterr().err
+    record.write_text(whole)
     row = tmp_path / "out" / "linear" / "result.json"
     row.write_text(row.read_text().replace('"max_loss": ', '"max_loss": 1'))
     capsys.readouterr()

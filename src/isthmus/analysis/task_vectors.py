@@ -87,7 +87,8 @@ def sizes_of(
 
     Tied tensors count once, running statistics in the vectors alone. What is read on demand stays where it is.
     """
-    weights = [_but(no_weights(objective), one) for one in networks]
+    apart, ties = no_weights(objective), ties_of(objective.skeleton)
+    weights = [_but(apart, one) for one in networks]
     pairs = combinations(range(len(networks)), 2)
     found = {
         "norms": tuple(map(norm, weights)),
@@ -95,7 +96,7 @@ def sizes_of(
     }
     if base is None:
         return found | {"vectors": None}
-    own, *several = (_but(ties_of(objective.skeleton), one) for one in (base, *networks))
+    own, *several = (_but(ties, one) for one in (base, *networks))
     return found | {"vectors": task_vectors(own, several)}
 
 

@@ -182,7 +182,7 @@ class _Work:
         key = self._key(method)
         if (folder / "result.json").exists():
             result = read_sealed(folder / "result.json")
-            if not isinstance(result, dict) or result.get("comparison") != key:
+            if result.get("comparison") != key:
                 raise FileError(folder, "holds a result of another call", "take another folder, or remove it")
             # of a process that was killed right after it had renamed its result
             sweep_temporaries(folder)

@@ -297,7 +297,11 @@ def _plain_key(key: Any, what: str) -> str:
 
 def write_json(path: PathLike, value: Any) -> None:
     """Write `value` as JSON (see ``plain``; NaN and infinities become null), atomically, one item a line."""
-    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
+    _write_json(path, plain(value))
+
+
+def _write_json(path: PathLike, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: PathLike) -> Any:
@@ -313,17 +317,17 @@ def read_json(path: PathLike) -> Any:
 
 def write_sealed(path: PathLike, document: Mapping[str, Any]) -> None:
     """``write_json`` of named values, with the digest of them all."""
-    write_json(path, sealed(plain(document)))
+    _write_json(path, sealed(plain(document)))
 
 
-def read_sealed(path: PathLike) -> Any:
-    """``read_json``, without the digest. Errors: ``FileError`` also where it is that of other values.
+def read_sealed(path: PathLike) -> dict[str, Any]:
+    """``read_json`` of named values, without the digest. Errors: ``FileError`` also where it is that of other values.
 
     Files of older versions have none, and so have those that somebody changed on purpose.
     """
     document = read_json(path)
     if not isinstance(document, dict):
-        return document
+        raise FileError(path, f"holds {type(document).__name__}, not named values", "make it again")
     if is_changed(document):
         mend = f"make it again, or remove its {SEAL!r} if you changed it yourself"
         raise FileError(path, "was changed or damaged: its values do not match their digest", mend)

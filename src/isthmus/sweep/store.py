@@ -75,10 +75,10 @@ class Store:
         _check_whole(file, document, known)
         record = folder / "record.json"
         kept = read_sealed(record) if record.exists() else {}
-        for what, held in ((file, document.get("result")), (record, kept)):
-            if not isinstance(held, dict):
-                raise FileError(what, f"holds {type(held).__name__}, not named values", "move its folder away")
-        return Stored(key, folder, document["result"], kept)
+        held = document["result"]
+        if not isinstance(held, dict):
+            raise FileError(file, f"holds {type(held).__name__}, not named values", "move its folder away")
+        return Stored(key, folder, held, kept)
 
     def load(self, cell: Cell) -> Stored:
         """The finished cell. Errors: ``FileError`` when it is not finished."""
