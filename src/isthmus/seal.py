@@ -23,4 +23,13 @@ def is_changed(document: Mapping[str, Any]) -> bool:
     >>> is_changed(sealed({"a": 1})), is_changed(sealed({"a": 1}) | {"a": 2}), is_changed({"a": 1})
     (False, True, False)
     """
-    return SEAL in document and document != sealed({k: v for k, v in document.items() if k != SEAL})
+    return SEAL in document and not is_whole(document)
+
+
+def is_whole(document: Mapping[str, Any]) -> bool:
+    """Whether it holds the digest of its entries, as what ``sealed`` made does.
+
+    >>> is_whole(sealed({"a": 1})), is_whole(sealed({"a": 1}) | {"a": 2}), is_whole({"a": 1})
+    (True, False, False)
+    """
+    return document == sealed({k: v for k, v in document.items() if k != SEAL})

@@ -22,7 +22,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ from isthmus.experiments.sweep_file import read_sweep
 from isthmus.graph.stored import load_graph
 from isthmus.plot.runs import read_run
 from isthmus.report import write_report
-from isthmus.seal import SEAL
 from isthmus.storage import load_alignment, load_connection, read_json, save_alignment
 from isthmus.storage.methods import connector_from
 from isthmus.storage.paths import _seal
@@ -107,10 +105,13 @@ def formats(root: Path) -> dict[str, Format]:
 
     out["certificate"] = Format(stored, verify, lambda held: held is None or held == kept, json_file)
     shown = told_by(use_run(run))
+
+    def as_shown(held: Any) -> bool:
+        return told_by(held) == shown or bool(held.changed)
+
     for name in ("result", "profile", "certificate"):
         file = run / f"{name}.json"
-        same = partial(sealed_or, file, lambda held: told_by(held) == shown or held.changed)
-        out[f"folder-{name}"] = Format(file, lambda: use_run(run), same, json_file)
+        out[f"folder-{name}"] = Format(file, lambda: use_run(run), as_shown, json_file)
     aligned = root / "b.alignment.safetensors"
     matched = im.align(objective, a, b)
     save_alignment(matched, aligned)
@@ -219,11 +220,6 @@ def use_run(folder: Path) -> Any:
     if random.random() < 0.02:
         write_report(folder)
     return run
-
-
-def sealed_or(file: Path, same: Callable[[Any], bool], got: Any) -> bool:
-    """Whether it is the same; a document without its digest is taken as it is, as one of an older version."""
-    return same(got) or SEAL not in read_json(file)
 
 
 def told_by(run: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from itertools import pairwise
 from pathlib import Path as File
@@ -17,13 +16,14 @@ from isthmus.params import cast, dot
 from isthmus.paths import Curve, Path
 from isthmus.plot import loss_along_paths, plane, project, read_run, read_runs, save_figure
 from isthmus.plot.curves import log_floor, wants_log
+from isthmus.storage import read_sealed, write_sealed
 from tests.report.fabricate import make_run, make_runs, point
 
 
 def edit(file: File, change: Any) -> None:
-    document = json.loads(file.read_text())
+    document = read_sealed(file)
     change(document)
-    file.write_text(json.dumps(document))
+    write_sealed(file, document)
 
 
 @pytest.fixture

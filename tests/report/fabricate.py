@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path as File
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from isthmus.connectors.base import Connection, Outcome
 from isthmus.paths import Curve, Path
+from isthmus.storage import write_sealed
 from isthmus.storage.paths import save
 
 PARAGRAPHS = {
@@ -117,7 +117,7 @@ def make_run(folder: File, method: str = "Dropout", *, index: int = 1, test: boo
         ],
     }
     for name, document in (("result", result), ("profile", profile), ("certificate", certificate)):
-        (folder / f"{name}.json").write_text(json.dumps(document))
+        write_sealed(folder / f"{name}.json", document)
     path = make_path(method, segments, 100 * (index + 1))
     save(Connection(path, path.end, Outcome.CONSTRUCTED, {}), folder / "path.safetensors")
     return folder

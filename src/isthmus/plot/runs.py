@@ -16,7 +16,7 @@ from isthmus import paths
 from isthmus.errors import FileError, InputError
 from isthmus.evaluate.batchnorm import POLICIES
 from isthmus.pipeline import RECORDED
-from isthmus.seal import is_changed
+from isthmus.seal import is_whole
 from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection, path_digest
 from isthmus.stored import differs
@@ -53,7 +53,7 @@ class StoredProfile:
 class StoredRun:
     """One stored path: `label` tells it from the others; `result` and `certificate` are the JSON documents.
 
-    `changed`: the files whose digest is not that of their values.
+    `changed`: the files that do not hold the digest of their values.
     """
 
     label: str
@@ -116,13 +116,13 @@ def read_run(folder: str | Path) -> StoredRun:
     """The run stored in one folder; profile and certificate are None when their files are absent."""
     folder = Path(folder)
     result = _document(folder / "result.json")
-    changed = ["result.json"] if is_changed(result) else []
+    changed = [] if is_whole(result) else ["result.json"]
     _complete(result, folder)
     profile = certificate = None
     if (folder / "profile.json").is_file():
         held = _document(folder / "profile.json")
         profile = _profile(folder / "profile.json", held, result)
-        changed += ["profile.json"] if is_changed(held) else []
+        changed += [] if is_whole(held) else ["profile.json"]
     if (folder / "certificate.json").is_file():
         certificate = _document(folder / "certificate.json")
         _check_certificate(folder / "certificate.json", certificate)
@@ -213,7 +213,7 @@ _NUMBERS = (
 
 
 def _check_certificate(file: Path, doc: Mapping[str, Any]) -> None:
-    if is_changed(doc):
+    if not is_whole(doc):
         raise FileError(file, "was changed or damaged: its values do not match their digest", "certify the path again")
     _check(file, doc, "proved", bool, needed=True)
     _check(file, doc, "dtype", str)

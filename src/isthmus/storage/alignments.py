@@ -8,7 +8,7 @@ from isthmus.alignment import Alignment, Renumbering
 from isthmus.errors import FileError
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
-from isthmus.seal import is_changed, sealed
+from isthmus.seal import is_whole, sealed
 from isthmus.storage.files import UNREADABLE, PathLike, plain, whole
 from isthmus.storage.paths import load_connection
 from isthmus.storage.tensors import digest, read_metadata, read_tensors, save_tensors
@@ -70,10 +70,10 @@ def load_alignment(path: PathLike, objective: Objective) -> Renumbering:
         if not tensors:
             raise FileError(path, "holds a path whose method aligned nothing", "connect with im.Aligned(...)")
         return Renumbering.of(objective, tensors)
-    if is_changed(metadata):
-        raise FileError(path, "is damaged: its description does not match its digest", "align again")
     if _KEY not in metadata:
         raise FileError(path, "is no alignment", "give a file of save_alignment, or a path of im.Aligned(...)")
+    if not is_whole(metadata):
+        raise FileError(path, "is damaged: its description does not match its digest", "align again")
     tensors, _ = read_tensors(path)
     try:
         expected = json.loads(metadata[_KEY], parse_int=whole)["digest"]

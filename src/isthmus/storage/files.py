@@ -31,7 +31,7 @@ import numpy as np
 from torch import Tensor
 
 from isthmus.errors import FileError, InputError
-from isthmus.seal import SEAL, is_changed, sealed
+from isthmus.seal import SEAL, is_whole, sealed
 
 __all__ = [
     "atomic_write",
@@ -321,16 +321,12 @@ def write_sealed(path: PathLike, document: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: PathLike) -> dict[str, Any]:
-    """``read_json`` of named values, without the digest. Errors: ``FileError`` also where it is that of other values.
-
-    Files of older versions have none, and so have those that somebody changed on purpose.
-    """
+    """``read_json`` of what ``write_sealed`` wrote. Errors: ``FileError`` also where the digest is not theirs."""
     document = read_json(path)
     if not isinstance(document, dict):
         raise FileError(path, f"holds {type(document).__name__}, not named values", "make it again")
-    if is_changed(document):
-        mend = f"make it again, or remove its {SEAL!r} if you changed it yourself"
-        raise FileError(path, "was changed or damaged: its values do not match their digest", mend)
+    if not is_whole(document):
+        raise FileError(path, "was changed or damaged: its values do not match their digest", "make it again")
     return {k: v for k, v in document.items() if k != SEAL}
 
 

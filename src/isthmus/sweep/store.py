@@ -21,7 +21,7 @@ import torch
 
 from isthmus.errors import FileError, InputError, IsthmusError, MissingExtraError
 from isthmus.params import Params
-from isthmus.seal import SEAL, is_changed
+from isthmus.seal import SEAL, is_whole
 from isthmus.storage import FolderMemory as FolderMemory
 from isthmus.storage import make_folder, read_json, read_sealed, write_sealed
 from isthmus.storage.files import disk_error, plain, remove_file, sweep_temporaries
@@ -148,7 +148,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _check_whole(file: Path, document: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    if is_changed(document) or document.keys() != {*known, "format", "key", "result", SEAL}:
+    if not is_whole(document) or document.keys() != {*known, "format", "key", "result", SEAL}:
         raise FileError(file, "is damaged: its values do not match their digest", "move its folder away")
 
 
