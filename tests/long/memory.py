@@ -8,6 +8,7 @@ largest, above what it held before the work; sampled every 5 ms.
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -57,19 +58,45 @@ def sweep(count: int) -> float:
     return found[0]
 
 
-def profile(width: int) -> tuple[float, float]:
-    """Megabytes of a perceptron's weights, and what measuring a line takes when both ends are there."""
+def perceptron(width: int) -> tuple[im.Objective, im.Params, float]:
+    """An objective, the weights of a perceptron, and their megabytes."""
     module = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
     size = sum(p.numel() * p.element_size() for p in module.parameters()) / 2**20
-    a = {k: v.clone() for k, v in module.state_dict().items()}
-    b = {k: v + 0.01 for k, v in a.items()}
     objective = im.Objective(module, data=(torch.randn(100, 64), torch.randint(10, (100,))))
+    a = {k: v.clone() for k, v in module.state_dict().items()}
     objective.loss(a)
-    path = im.connect(objective, a, b, im.Linear()).path
+    return objective, a, size
+
+
+def profile(width: int) -> tuple[float, float]:
+    """Megabytes of a perceptron's weights, and what measuring a line takes when both ends are there."""
+    objective, a, size = perceptron(width)
+    path = im.connect(objective, a, {k: v + 0.01 for k, v in a.items()}, im.Linear()).path
     found: list[float] = []
     with largest(found):
         im.profile(objective, path, num_points=5)
     return size, found[0]
+
+
+def stored(segments: int) -> tuple[float, float, float]:
+    """Megabytes of a perceptron's weights, of a file of a path of so many lines, and what measuring that takes."""
+    objective, a, size = perceptron(2000)
+
+    def write(file: Path) -> None:
+        path = im.Path.through([{k: v + 0.01 * i for k, v in a.items()} for i in range(segments + 1)])
+        im.save(im.Connection(path, path.end, im.Outcome.CONSTRUCTED, {}), file)
+
+    found: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "path.safetensors"
+        # another process, whose memory is not taken again by this one
+        writer = multiprocessing.get_context("fork").Process(target=write, args=(file,))
+        writer.start()
+        writer.join()
+        of_file = file.stat().st_size / 2**20
+        with largest(found):
+            im.profile(objective, file, num_points=3)
+    return size, of_file, found[0]
 
 
 def main() -> None:
@@ -77,7 +104,9 @@ def main() -> None:
     if len(sys.argv) > 1:
         print(eval(sys.argv[1]))
         return
-    for work in ("sweep(100)", "sweep(1000)", "sweep(10000)", "profile(2000)", "profile(4000)", "profile(8000)"):
+    sweeps = [f"sweep({n})" for n in (100, 1000, 10000)]
+    profiles = [f"profile({n})" for n in (2000, 4000, 8000)]
+    for work in [*sweeps, *profiles, *(f"stored({n})" for n in (4, 16, 64))]:
         run = subprocess.run([sys.executable, "-m", "tests.long.memory", work], capture_output=True, text=True)
         print(work, run.stdout.strip() or run.stderr[-300:], flush=True)
 
