@@ -71,6 +71,15 @@ def downward(value: float, digits: int = 4) -> float:
     return _rounded(value, digits, ROUND_FLOOR)
 
 
+def largest(values: Iterable[float]) -> float:
+    """The largest of some numbers, NaN if one is: Python's ``max`` may pass over it.
+
+    >>> largest([2.0, float("nan"), 1.0]), largest([2.0, 1.0])
+    (nan, 2.0)
+    """
+    return max(values, key=lambda value: (value != value, value))
+
+
 def _rounded(value: float, digits: int, way: str) -> float:
     return float(Context(prec=digits, rounding=way).create_decimal(value)) if isfinite(value) else value
 

@@ -17,7 +17,7 @@ from isthmus.certify.branch import FLOOR
 from isthmus.errors import InputError
 from isthmus.evaluate import Profile
 from isthmus.kinds import check_kinds
-from isthmus.shown import one_line, upward
+from isthmus.shown import largest, one_line, upward
 
 LEVEL = "1.1x"
 """The level where none is asked for: a tenth above the larger end."""
@@ -60,7 +60,7 @@ class Level:
         """The level in the units of the loss; NaN where the loss of an end, or of any network, is."""
         if not self.relative:
             return self.number
-        top = nan if any(v != v for v in ends) else max(ends)
+        top = largest(ends)
         return top + max((self.number - 1) * abs(top), FLOOR)
 
     def said(self, ends: tuple[float, float]) -> str:

@@ -1,6 +1,7 @@
 """Barriers as numbers: their definitions, where they sit, and who carries them."""
 
 from dataclasses import replace
+from math import isnan
 from typing import Any
 
 import pytest
@@ -205,3 +206,13 @@ def test_task_vectors_against_their_base():
     )
     with pytest.raises(InputError):
         im.task_vectors(p.a, [{"0.weight": p.a["0.weight"]}])
+
+
+def test_the_largest_of_several_lines_is_no_number_where_one_is_not():
+    p = pair()
+    objective = p.objective.cast(torch.float32)
+    a, b, far = ({k: (v * s).float() for k, v in q.items()} for q, s in ((p.a, 1), (p.b, 1), (p.a, 1e30)))
+    for models in ([a, b, far], [far, a, b]):
+        found = im.StraightLines.between(objective, models, num_points=3)
+        assert sum(map(isnan, found.excesses)) == 2
+        assert isnan(found.max)

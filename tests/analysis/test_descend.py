@@ -1,5 +1,6 @@
 """Theorem 4.2 of Nguyen 2019: down to the infimum without rising; and rays on which the loss stays."""
 
+from math import isnan
 from typing import Any
 
 import pytest
@@ -8,9 +9,12 @@ from torch import nn
 
 import isthmus as im
 from isthmus.analysis.ray import ray
+from isthmus.connectors.sublevel.columns import kinks
+from isthmus.connectors.sublevel.judge import _Measured
 from isthmus.connectors.sublevel.lower import lower
 from isthmus.objective.data import single
 from isthmus.params import cast, equal, norm
+from isthmus.premises.memorisation import separability
 from tests.connectors.sublevel.test_sublevel import below, hinge, leaky, setting
 from tests.problems import blobs, perceptron, random_params
 
@@ -322,3 +326,35 @@ def test_rays_where_no_theorem_holds():
     ridge = im.Objective(perceptron([5, 30, 3]).double(), data=objective.data, penalty=im.Ridge(0.1))
     with pytest.raises(im.UnsupportedError, match="the penalty: it grows"):
         ray(ridge, random_params(perceptron([5, 30, 3]).double(), 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_one_sample_alone_has_no_spread(dtype):
+    alike = torch.full((3, 2), 0.1, dtype=dtype)  # their standard deviation may be the rounding of their mean
+    assert float(kinks(alike, True, 5, 1.0, torch.Generator().manual_seed(0)).abs().max()) < 10
+    module = nn.Sequential(nn.Linear(3, 12), nn.LeakyReLU(0.1), nn.Linear(12, 6), nn.LeakyReLU(0.1), nn.Linear(6, 2))
+    objective = im.Objective(module.to(dtype), "mse", (torch.randn(1, 3, dtype=dtype), torch.randn(1, 2, dtype=dtype)))
+    low = im.descend(objective, {k: torch.zeros_like(v) for k, v in module.state_dict().items()}, prove=False)
+    assert low.outcome.ok
+    assert low.stats["loss"][-1] < 1e-10
+    assert low.stats["rise"] < 1e-6
+    assert max(float(v.abs().max()) for v in low.path.end.values()) < 1e6
+
+
+def test_a_loss_that_is_no_number_is_not_passed_over():
+    found = _Measured((1.0, float("nan"), 0.5), 0.0, 0.0, 1.0)
+    assert isnan(found.rise)
+    assert isnan(found.excess)
+    assert isnan(found.provable)
+    assert _Measured((1.0, 0.5, 0.75, 0.25, 1.25), 0.0, 0.0, 1.0).rise == 1.0
+
+
+@pytest.mark.parametrize("ignored", [-100, 0])
+def test_ignored_labels_are_nothing_to_lower_nor_to_separate(ignored):
+    objective, a, _ = setting((3, 12, 12, 3), leaky, n=6)
+    x, y = single(objective.data[0]), torch.tensor([1, 2, 1, 2, ignored, ignored])
+    some = im.Objective(objective.skeleton, data=(x, y), ignore_index=ignored)
+    few = im.Objective(objective.skeleton, data=(x[:4], y[:4]))
+    assert falls(some, im.descend(some, a, prove=False).path) < 1e-8
+    one, other = (separability(o, a, layers=[0, 2]) for o in (some, few))
+    assert [s.separable for s in one.values()] == [s.separable for s in other.values()]

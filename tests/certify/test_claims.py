@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 import isthmus as im
 from isthmus.certify.claims import claim
 from isthmus.structure.liveness import live_units
 from tests.certify.exact import change, exact, kinds
-from tests.problems import PROBLEMS, convolutional, odd_widths, perceptron, two_layers, with_ridge
+from tests.problems import PROBLEMS, classify, convolutional, odd_widths, perceptron, two_layers, with_ridge
 
 quick = {"dropout": im.Dropout(masks=2), "subnetwork": im.Subnetwork(inner=im.Trained(recipe=im.Recipe(steps=20)))}
 
@@ -230,3 +231,17 @@ def test_units_are_equal_only_if_every_incoming_weight_is_at_every_control_point
         if where in (on, "both"):
             point[name][2] += 0.5
     assert kinds(problem, im.Path.through([a, b])) == ["measured"]
+
+
+@pytest.mark.parametrize("first", ["ignored", "of no weight"])
+def test_dead_units_are_found_where_the_first_example_counts_nowhere(first):
+    problem = classify("first", perceptron([5, 6, 3]), (5,), 3)
+    x, y = problem.objective.data
+    y = torch.cat([torch.tensor([-100 if first == "ignored" else 0]), y[1:].clamp(min=1)])
+    weight = None if first == "ignored" else torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    objective = im.Objective(problem.objective.skeleton, nn.CrossEntropyLoss(weight), (x, y))
+    a = problem.a | {"2.weight": problem.a["2.weight"] * torch.tensor([0.0] + 5 * [1.0], dtype=torch.float64)}
+    path = im.Path.through([a, change(a, "0.weight", 0)])
+    found = im.certify(objective, path)
+    assert found.proved
+    assert found.segments[0].claim == "unchanged"

@@ -81,8 +81,8 @@ def test_rows_are_groups_of_results_in_the_order_of_the_cells():
             "n": len,
             "loss %": mean("loss", "sd", scale=100),
             "own": mean("loss", "±", of=Other),
-            "bound": largest("bound"),
-            "all": largest("bound", of_all=True),
+            "bound": largest("bound", of_all=True),
+            "found": largest("bound?"),
             "there": so_many("bound"),
             "low": count(lambda e: e["loss"] < 2),
             "seconds": first("record.seconds"),
@@ -92,11 +92,21 @@ def test_rows_are_groups_of_results_in_the_order_of_the_cells():
     low, high = table.rows(DONE)
     assert low == {
         "p": 0.1, "n": 2, "loss %": 200.0, "loss sd": pytest.approx(2**0.5 * 100), "own": None, "own ±": None,
-        "bound": 4.0, "all": None, "there": "1 of 2", "low": 1, "seconds": 2.0, "none": None,
+        "bound": None, "found": 4.0, "there": "1 of 2", "low": 1, "seconds": 2.0, "none": None,
     }  # fmt: skip
-    assert (high["n"], high["own"], high["own ±"], high["bound"]) == (2, 100.0, None, 9.0)
-    assert columns_of([low, high]) == ["p", "n", "loss %", "loss sd", "own", "bound", "there", "low", "seconds"]
+    assert (high["n"], high["own"], high["own ±"], high["found"]) == (2, 100.0, None, 9.0)
+    assert columns_of([low, high])[4:] == ["own", "found", "there", "low", "seconds"]
     assert table.rows([]) == []
+
+
+def test_a_number_that_was_not_finite_is_not_left_out():
+    table = Table(
+        of=Measured, by={"p": "cell.p"},
+        columns={"top": largest("loss"), "mean": mean("loss", "sd"), "known": mean("loss?"), "n": len},
+    )  # fmt: skip
+    (row,) = table.rows([result(Measured(ENDS, p=0.1), loss=1.0), result(Measured(ENDS, Reader("y"), 0.1), loss=None)])
+    assert np.isnan([row["top"], row["mean"]]).all()
+    assert (row["known"], row["mean sd"], row["n"]) == (1.0, None, 2)
 
 
 def test_each_makes_entries_of_the_parts_of_a_result():

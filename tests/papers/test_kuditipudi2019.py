@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import isthmus as im
 from isthmus.cli import run_app
+from isthmus.errors import InputError
 from isthmus.experiments import Network, On, Pair, Problem
 from isthmus.experiments.page import Experiment, Finding, as_json, as_markdown, columns_of, write_tables
 from isthmus.papers import by_name
@@ -57,6 +59,19 @@ def test_the_smoke_run_has_every_figure_and_goes_on_where_it_was(smoke, rows, ca
     assert json.loads(capsys.readouterr().out) == json.loads(as_json(rows))
     assert run_app(["experiment", "table", "kuditipudi2019", "--runs", str(smoke)]) == 0
     assert all(str(f) in capsys.readouterr().out for f in PAGE.findings(rows)[:1])
+
+
+def test_tables_and_figures_of_some_of_the_results(smoke):
+    cells = PAGE.cells("smoke")
+    for kind in dict.fromkeys(map(type, cells)):
+        rows = PAGE.table(Store(smoke), [c for c in cells if type(c) is kind])
+        PAGE.findings(rows)
+        for draw in PAGE.figures.values():
+            with suppress(InputError):  # nothing to draw
+                draw(rows)
+    losses = PAGE.table(Store(smoke), [c for c in cells if isinstance(c, Losses)])
+    with pytest.raises(InputError, match="subnetworks of Figure 2"):
+        PAGE.figures["figure-2"](losses)
 
 
 def test_the_papers_values_and_what_differs_stand_in_the_rows(rows):

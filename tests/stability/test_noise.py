@@ -320,6 +320,8 @@ def test_a_layer_that_is_off_for_an_example_is_no_division_by_zero():
     assert n.interlayer_cushion[1, 2][0] == inf
     assert n.layer_cushion[2][1] == pytest.approx(1.0)
     assert n.epsilon == inf
+    off = im.noise_stability(im.Objective(net, data=(x[:1], y[:1])), params, draws=2)  # c and all cushions are infinite
+    assert off.epsilon == inf
 
 
 def refuse(module, shape, match):

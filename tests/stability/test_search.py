@@ -11,7 +11,7 @@ import isthmus as im
 from isthmus.objective.losses import cross_entropy
 from isthmus.stability.dropout.search import Sought, search
 from isthmus.structure.chain import chain_of
-from tests.problems import classify, perceptron, random_params
+from tests.problems import blobs, classify, perceptron, random_params
 from tests.slow_twins import masked_perceptron
 
 
@@ -90,3 +90,20 @@ def test_on_small_networks_a_search_never_loses_to_chance_at_the_same_price(widt
         for one, other in zip(found.layers, chance.layers, strict=True):
             assert one.loss <= other.loss + 1e-12
             assert len(one.trace) == len(other.trace) == 400
+
+
+def test_what_does_not_separate_is_not_said_to():
+    """A constant output, squares, whose best scale is finite, losses without an error, and labels that are wrong."""
+    x, y = blobs(9, (2,), 3)
+    wide, narrow = perceptron([2, 4, 3]).double(), perceptron([2, 1, 3]).double()
+    far = 1e4 + torch.randn(9, 3).double()
+    dead = {k: torch.zeros_like(v) for k, v in wide.state_dict().items()}
+    faint = {k: 0.01 * v for k, v in random_params(wide, 3).items()}
+    for module, loss, target, params in (
+        (narrow, "cross_entropy", y, random_params(narrow, 1)),
+        (wide, "mse", far, {k: 0.1 * v for k, v in random_params(wide, 2).items()}),
+        (wide, torch.nn.HuberLoss(), far, dead),
+        (wide, "cross_entropy", y, faint),
+    ):
+        (layer,) = im.dropout_stability(im.Objective(module, loss, (x, target)), params, masks=3).layers
+        assert not layer.separates

@@ -213,3 +213,21 @@ def test_names_of_another_version_are_the_networks_own(tmp_path):
     torch.save({"old": torch.ones(2, 2)}, tmp_path / "old.pt")
     im.save_like(own, tmp_path / "new.safetensors", tmp_path / "old.pt")
     assert equal(im.load_params(tmp_path / "new.safetensors"), own)
+
+
+@pytest.mark.parametrize("ending", ["x.safetensors", "x.pt"])
+def test_what_is_measured_is_what_is_written(files, tmp_path, ending, capsys):
+    out = tmp_path / ending
+    command = ["merge", *files, *SPEC, "--out", str(out), "--at", "0.37", "--level", "1e6"]
+    assert run_app(command) == 0
+    capsys.readouterr()
+    told = json.loads((tmp_path / "x.merge.json").read_text())["worth"]["training data"]
+    assert run_app(["check", str(out), str(out), *SPEC, "--json", "--level", "1e6"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    held = {k.removeprefix("model."): v.float() for k, v in im.load_params(out).items() if "extra" not in k}
+    data = im.data.load("digits").flat()
+    loss = torch.nn.functional.cross_entropy(
+        torch.func.functional_call(perceptron([64, 6, 10]), held, data.x_train[:40]), data.y_train[:40]
+    )
+    assert told["loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert checked

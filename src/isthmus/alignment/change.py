@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from math import isnan
-
 import torch
 from torch.utils._pytree import tree_leaves
 
 from isthmus.alignment.seen import first, inputs
 from isthmus.objective import Objective
 from isthmus.params import Params, cast, in_range, moves
+from isthmus.shown import largest
 
 
 def change(objective: Objective, b: Params, target: Params, examples: int) -> float:
@@ -20,4 +19,4 @@ def change(objective: Objective, b: Params, target: Params, examples: int) -> fl
         runs = (tree_leaves(objective.program.run(cast(p, torch.float64), *x)) for p in (b, target))
         pairs = [(in_range(v, "outputs of b"), w) for v, w in zip(*runs, strict=True) if moves(v)]
     changes = [float((v - w).abs().max()) / (float(v.abs().max()) or 1.0) for v, w in pairs]
-    return max(changes, key=lambda share: (isnan(share), share))
+    return largest(changes)

@@ -18,7 +18,7 @@ from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params
 from isthmus.paths import Path
-from isthmus.shown import brief, draw, line, plural, table
+from isthmus.shown import brief, draw, largest, line, plural, table
 from isthmus.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class StraightLines:
 
     @property
     def max(self) -> float:
-        """The largest excess on any line."""
-        return max(self.excesses)
+        """The largest excess on any line; NaN if one is."""
+        return largest(self.excesses)
 
     @property
     def mean(self) -> float:

@@ -20,7 +20,7 @@ from isthmus.evaluate.profile import Profile, heights, profile
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
-from isthmus.shown import brief, draw, line, plural, table
+from isthmus.shown import brief, draw, largest, line, plural, table
 from isthmus.training.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class BarrierMatrix:
     @property
     def max(self) -> float:
         """The largest barrier of any pair; NaN if one is."""
-        return max((one.value for one in self.barriers.values()), key=lambda value: (value != value, value))
+        return largest(one.value for one in self.barriers.values())
 
     def _repr_html_(self) -> str:
         rows = [[name, *map(float, row)] for name, row in zip(self.names, self.values, strict=True)]

@@ -140,11 +140,11 @@ class Kernel:
     @cached_property
     def _at_once(self) -> tuple[Objective, Tensor] | None:
         """All examples as one, with inputs that are as uncertain as the data are spread."""
-        x, y = self.wide.data
+        x = self.wide.data[0]
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return None
         low, high = x.amin(0, keepdim=True), x.amax(0, keepdim=True)
-        return self.wide.on(((low + high) / 2, y[:1])), high.double() - low.double()
+        return self.wide.part(slice(0, 1), (low + high) / 2), high.double() - low.double()
 
     def _has_values(self, control: Sequence[Params], objective: Objective, spread: Tensor | None = None) -> bool:
         """Whether forms of all values are finite on the whole segment: what is not stays until the outputs."""

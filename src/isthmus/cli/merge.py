@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 
+from isthmus.analysis.averaging import Mean
+from isthmus.analysis.check import sets_of
 from isthmus.analysis.merge import METHODS, Merged, MergeMethod
 from isthmus.analysis.merge import merge as merged
 from isthmus.cli.check import DataSets, base_of, opened_on
@@ -15,10 +19,12 @@ from isthmus.cli.console import hanging, print_json, progress_bar, show_table
 from isthmus.cli.options import Asked, BatchNorm, Json, LevelOption, Quiet, Seed, with_asked
 from isthmus.cli.typed import command
 from isthmus.errors import InputError
+from isthmus.objective import Objective
+from isthmus.params import equal
 from isthmus.report.card import merge_card, mergekit_recipe
 from isthmus.storage import make_folder, write_json, write_text
 from isthmus.storage.folders import adapter_folder
-from isthmus.storage.merged import ENDINGS, check_place, save_like
+from isthmus.storage.merged import ENDINGS, as_written, check_place, save_like
 from isthmus.verdict import LEVEL
 
 _SAYS = "; ".join(f"{name}: {says}" for name, says in METHODS.items())
@@ -64,12 +70,23 @@ def merge(
             found.objective, found.ends, known, at, weights=weight, base=base, density=density, scale=scale,
             test=tests, level=level, bn=bn, seed=seed, progress=progress,
         )  # fmt: skip
+    result = _as_written(result, sets_of(found.objective, tests), checkpoints[0], asked)
     about = {"checkpoints": [str(file) for file in checkpoints], "model": found.model, "data": data or [found.data]}
     about |= {"base": asked.base and str(asked.base), "command": command(), "written": []}
     if result.ok or anyway:
         about["written"] = [str(file) for file in _write(result, out, checkpoints, asked, about)]
     _show(result, about, as_json)
     return _said_no(anyway) if not result.ok else 0
+
+
+def _as_written(result: Merged, sets: Mapping[str, Objective], source: Path, asked: Asked) -> Merged:
+    """With the losses of what is written, which has the precisions of the first checkpoint."""
+    key, base = asked.key[0] if asked.key else None, asked.base
+    narrow = as_written(result.params, source, key=key, base=base, unsafe_pickle=asked.unsafe_pickle)
+    if equal(narrow, result.params):
+        return result
+    worth = {name: Mean(*one.measure(narrow), result.worth[name].level) for name, one in sets.items()}
+    return replace(result, worth=worth)
 
 
 def _said_no(anyway: bool) -> int:

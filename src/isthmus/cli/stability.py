@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,11 +120,15 @@ def _show(found: DropoutStability, measured: NoiseStability | None) -> None:
     screen.print(table)
     if measured is None:
         return
-    print(f"noise stability at p = {measured.p:g}: epsilon of Definition 4 = {number(measured.epsilon)}")
+    print(f"noise stability at p = {measured.p:g}: epsilon of Definition 4 = {_shown(measured.epsilon)}")
     conditions = Table("condition", "value", "needed", "holds")
     for c in measured.conditions:
-        conditions.add_row(c.name, number(c.value), c.needed, "-" if c.holds is None else _word(c.holds))
+        conditions.add_row(c.name, _shown(c.value), c.needed, "-" if c.holds is None else _word(c.holds))
     screen.print(conditions, markup=False)
+
+
+def _shown(value: float) -> str:
+    return "infinite" if value == inf else number(value)
 
 
 def _word(v: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite, isnan
+from math import inf, isfinite
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from isthmus.connectors.curves.method import Bezier
 from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, check_trained
 from isthmus.connectors.curves.shape import Polygon
 from isthmus.params import Params, in_dtype, lerp, on_circle
+from isthmus.shown import largest
 from isthmus.structure.blocks import blocks_of, checked_blocks
 from isthmus.training.fit import Ended, Recipe, fit
 from isthmus.training.memory import Beside, State
@@ -190,7 +191,7 @@ class _Walk:
         """The largest loss on the segment, and at its end, on some examples."""
         p, q = self._whole(now, share), self._whole(then, share)
         found = [self.setting.losses.few(lerp(p, q, t)) for t in (*_INSIDE, 1.0)]
-        return max(found, key=lambda v: (isnan(v), v))
+        return largest(found)
 
     def _whole(self, trained: Params, share: float) -> Params:
         """All tensors of a point; those that are not trained move along the whole path."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -107,8 +107,11 @@ class Network:
 
     def outputs(self, params: Params) -> Tensor:
         """The outputs of all examples at `params`, with idle units left out where that pays."""
-        structure = self.structure((params,)) if self.program(params) is not None else None
-        return self.run(params if structure is None else self.without_dead((params,), structure)[0])
+        program = self.program(params)
+        structure = None if program is None else self.structure((params,))
+        if program is None or structure is None or not self.has_values(program, (params,)):
+            return self.run(params)
+        return self.run(self.without_dead((params,), structure)[0])
 
     def run(self, params: Params) -> Tensor:
         """The outputs of all examples at `params` as they are (they may be those of a smaller network)."""
@@ -133,15 +136,19 @@ class Network:
             return control
 
     def has_values(self, program: Program, control: Sequence[Params]) -> bool:
-        """Whether the whole network has finite outputs at all control points, on the largest and a few examples.
+        """Whether the whole network has finite outputs at all control points.
 
         What a unit computes that nothing reads may still overflow, and zero times that is no number. With weights of
-        ordinary size no unit does, and nothing is run.
+        ordinary size no unit does, and nothing is run; the largest and a few examples are, and all of them with weights
+        of which two make a product that overflows.
         """
-        if all(map(_is_ordinary, control)):
+        entry = max(map(_largest_entry, control))
+        if entry <= ORDINARY:
             return True
-        plan, several = whole(program), _telling(self.objective.data[0])
-        found = (evaluate(program, plan, self.cast(p), few, self.dtype) for p in control for few in several)
+        far = not entry**2 <= torch.finfo(self.dtype).max
+        some = [rows(self.x, part) for part in self.slices()] if far else _telling(self.x)
+        plan = whole(program)
+        found = (evaluate(program, plan, self.cast(p), few, self.dtype) for p in control for few in some)
         try:
             return all(bool(out.isfinite().all()) for out in found)
         except _REFUSALS:
@@ -212,9 +219,10 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return float((a - b).abs().max()) <= 1e3 * eps * max(float(b.abs().max()), 1e-30) + 1e-30
 
 
-def _is_ordinary(params: Params) -> bool:
-    """Whether no entry is NaN or of more than ordinary size."""
-    return all(float(v.abs().max()) <= ORDINARY for v in params.values() if moves(v) and v.numel())
+def _largest_entry(params: Params) -> float:
+    """The largest size of a weight; infinite for NaN."""
+    sizes = (float(v.abs().max()) for v in params.values() if moves(v) and v.numel())
+    return max((s if s == s else inf for s in sizes), default=0.0)
 
 
 def _telling(x: Inputs) -> list[Inputs]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,14 +165,18 @@ def _columns_only(rows: Sequence[Row]) -> list[Row]:
 
 
 def write_figures(experiment: Experiment, rows: list[Row], folder: str | Path, name: str) -> list[Path]:
-    """NAME-FIGURE.svg and .png for every figure of the experiment, from its rows."""
+    """NAME-FIGURE.svg and .png for every figure of the experiment whose rows are there."""
     from isthmus.plot import save_figure
 
-    if not rows:
+    figures = {}
+    for kind, draw in experiment.figures.items() if rows else ():
+        with suppress(InputError):  # of a drawing that has nothing to draw yet
+            figures[kind] = draw(rows)
+    if not rows or (experiment.figures and not figures):
         raise InputError("figures", expected="results", got="none", instead=f"isthmus experiment run {experiment.name}")
     folder = make_folder(folder)
-    files = []
-    for kind, draw in experiment.figures.items():
-        figure = draw(rows)
-        files += [save_figure(figure, folder / f"{name}-{kind}.{suffix}") for suffix in ("svg", "png")]
-    return files
+    return [
+        save_figure(figure, folder / f"{name}-{kind}.{suffix}")
+        for kind, figure in figures.items()
+        for suffix in ("svg", "png")
+    ]

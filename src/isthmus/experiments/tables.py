@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -59,6 +60,14 @@ def _values(entries: Sequence[Entry], what: Reader, of: type | None = None) -> l
     return [v for v in found if v is not None]
 
 
+def _numbers(entries: Sequence[Entry], what: Reader, of: type | None = None) -> list[float]:
+    """``_values``; NaN where a result holds none under a name without "?": a number that was not finite."""
+    found = _values(entries, what, of)
+    due = sum(of is None or isinstance(e.cell, of) for e in entries)
+    lost = isinstance(what, str) and not what.endswith("?") and len(found) < due
+    return [nan] if lost else found
+
+
 class Spread(NamedTuple):
     """A value and its spread, which stands in a column of its own under the first one's name with `mark`."""
 
@@ -90,10 +99,13 @@ _SPREADS = {"sd": sd, "±": half_width}
 
 
 def mean(what: Reader, spread: str = "", *, of: type | None = None, scale: float = 1) -> Column:
-    """The mean of what is there, and as `spread` in the next column its standard deviation ("sd") or interval ("±")."""
+    """The mean of what is there, and as `spread` in the next column its standard deviation ("sd") or interval ("±").
+
+    NaN where the number of an entry was not finite, which its result stores as none.
+    """
 
     def column(entries: Sequence[Entry]) -> Any:
-        values = [scale * v for v in _values(entries, what, of)]
+        values = [scale * v for v in _numbers(entries, what, of)]
         middle = fmean(values) if values else None
         return Spread(middle, _SPREADS[spread](values), spread) if spread else middle
 
@@ -101,10 +113,11 @@ def mean(what: Reader, spread: str = "", *, of: type | None = None, scale: float
 
 
 def largest(what: Reader, *, scale: float = 1, of_all: bool = False) -> Column:
-    """The largest of what is there; with `of_all` nothing unless it is there in every entry."""
+    """The largest of what is there, NaN where a number was not finite; with `of_all`, for what an entry may lack,
+    nothing unless it is there in every entry."""
 
     def column(entries: Sequence[Entry]) -> Any:
-        values = _values(entries, what)
+        values = _values(entries, what) if of_all else _numbers(entries, what)
         missing = of_all and len(values) < len(entries)
         return None if missing or not values else scale * max(values)
 

@@ -147,11 +147,14 @@ def separability(
     wanted = range(chain.L) if layers is None else sorted(set(layers))
     if not set(wanted) <= set(range(chain.L)):
         raise InputError("layers", expected=f"some of 0 .. {chain.L - 1}", got=layers)
+    labels = objective.criterion.positions or objective.criterion.labels
+    counts = torch.ones_like(y, dtype=torch.bool) if labels is None else labels.counts(y).view(len(y)) > 0
     out = {}
     for done, l in enumerate(wanted):
         progress("separating features", done, len(wanted))
         bias = l < chain.L - 1 or has_output_bias(chain)
-        out[l] = separate(_features(objective, chain, theta, l, held), y, n[chain.L], kind=kind, bias=bias)
+        some = _features(objective, chain, theta, l, held)[counts]
+        out[l] = separate(some, y[counts], n[chain.L], kind=kind, bias=bias)
     progress("separating features", len(wanted), len(wanted))
     return out
 

@@ -101,6 +101,21 @@ def as_stored(params: Mapping[str, Tensor], source: Contents, key: str | None = 
     return {k: _as(own[places[k]], v) if k in places else v for k, v in held.items()}
 
 
+def as_written(
+    params: Mapping[str, Tensor],
+    source: PathLike,
+    *,
+    key: str | None = None,
+    base: PathLike | None = None,
+    unsafe_pickle: bool = False,
+) -> Params:
+    """The weights as they are after ``save_like`` rounded them to the precisions of `source`, in their own types."""
+    named = as_stored(params, _held(source, base, unsafe_pickle), key)
+    # of tied names the file may have one
+    rounded = {id(params[own]): v for name, v in named.items() if (own := _own_name(name, params)) is not None}
+    return {k: rounded[id(v)].to(v) if id(v) in rounded else v for k, v in params.items()}
+
+
 def _own_name(name: str, own: Mapping[str, Tensor]) -> str | None:
     """The name that the network has for one of the file: the same, or one of them has a prefix before the other's."""
     if name in own:

@@ -146,7 +146,10 @@ def kinks(D: Tensor, bias: bool, count: int, scale: float, generator: torch.Gene
     """
     rows, d = D.shape
     w = torch.randn(d, count, generator=generator, dtype=torch.float64).to(D)
-    w = w * (scale / (D @ w).std(0, correction=0).clamp_min(1e-300))
+    seen = D @ w
+    spread = seen.std(0, correction=0)
+    apart = spread > rows * torch.finfo(seen.dtype).eps * seen.abs().amax(0)  # one input has no spread but by rounding
+    w = w * (scale / torch.where(apart, spread, w.norm(dim=0)))
     at = torch.cat([torch.randperm(rows, generator=generator) for _ in range(-(-count // rows))])[:count].to(D.device)
     z = (D[at] * w.T).sum(1)
     delta = _DELTA * scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf, log10
 from typing import Any
 
@@ -16,6 +17,7 @@ from isthmus.evaluate.chain import loss_of_outputs
 from isthmus.objective import Objective
 from isthmus.params import Params, cast, norm
 from isthmus.paths import LevelCurve, Path, Segment
+from isthmus.shown import largest
 
 __all__ = ["default_tolerance", "measure", "prove"]
 
@@ -45,20 +47,17 @@ class _Measured:
     @property
     def excess(self) -> float:
         """The largest loss less that of the higher end."""
-        return max(self.losses) - max(self.losses[0], self.losses[-1])
+        return largest(self.losses) - max(self.losses[0], self.losses[-1])
 
     @property
     def provable(self) -> float:
         """An excess to be vouched for: the one that was seen, or what the loss may stray by between the points."""
-        return max(self.excess, _FACTOR * self.deviation)
+        return largest([self.excess, _FACTOR * self.deviation])
 
     @property
     def rise(self) -> float:
         """The largest loss less any earlier one."""
-        lowest, rise = self.losses[0], 0.0
-        for value in self.losses:
-            lowest, rise = min(lowest, value), max(rise, value - lowest)
-        return rise
+        return largest(value - low for value, low in zip(self.losses, accumulate(self.losses, min), strict=True))
 
     @property
     def digits_lost(self) -> float:
@@ -75,7 +74,7 @@ def default_tolerance(tolerance: float | None, dtype: torch.dtype) -> float:
 
 def measure(objective: Objective, segments: Sequence[Segment], kept: Callable[[int, float], Tensor]) -> _Measured:
     """Evaluate the path in float64 on `objective`; ``kept(i, t)`` gives the outputs that segment i must have at t."""
-    losses, sizes, deviation, largest, scale = [], [], 0.0, 0.0, 1e-300
+    losses, sizes, strays, deviations, scale = [], [], [], [], 1e-300
     for i, segment in enumerate(segments):
         n = (_ALONG if isinstance(segment, LevelCurve) else _INSIDE) + 1
         for k in range(0 if i == 0 else 1, n + 1):
@@ -84,10 +83,10 @@ def measure(objective: Objective, segments: Sequence[Segment], kept: Callable[[i
             losses.append(loss_of_outputs(objective, Z))
             sizes.append(norm(point))
             scale = max(scale, float(want.abs().max()))
-            largest = max(largest, float((Z - want).abs().max()))
-            deviation = max(deviation, abs(losses[-1] - loss_of_outputs(objective, want)))
-    growth = max(sizes) / max(sizes[0], sizes[-1], 1e-300)
-    return _Measured(tuple(losses), deviation, largest / scale, growth)
+            strays.append(float((Z - want).abs().max()))
+            deviations.append(abs(losses[-1] - loss_of_outputs(objective, want)))
+    growth = largest(sizes) / max(sizes[0], sizes[-1], 1e-300)
+    return _Measured(tuple(losses), largest(deviations), largest(strays) / scale, growth)
 
 
 @dataclass(frozen=True)

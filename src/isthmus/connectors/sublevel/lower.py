@@ -42,6 +42,7 @@ def lower(objective: Objective, Z: Tensor, tolerance: float) -> Lowered:
     y = objective.data[1]
     if objective.named_loss == "mse":
         return _lowered(objective, (y.to(Z).clone(),), "targets")
+    # a label outside the classes is one that counts nowhere: no output of its example is to be raised
     if not y.is_floating_point() and Z.dim() == 2 and y.dim() == 1 and Z.shape[1] > 1:
         margin = 1.0
         while margin <= _LARGEST:
@@ -55,9 +56,11 @@ def lower(objective: Objective, Z: Tensor, tolerance: float) -> Lowered:
 
 
 def _raised(Z: Tensor, y: Tensor, margin: float) -> Tensor:
-    at = y[:, None]
+    counts = (y >= 0) & (y < Z.shape[1])
+    at = torch.where(counts, y, 0)[:, None]
     others = Z.scatter(1, at, float("-inf")).amax(1, keepdim=True)
-    return Z.scatter(1, at, torch.maximum(Z.gather(1, at), others + margin))
+    raised = Z.scatter(1, at, torch.maximum(Z.gather(1, at), others + margin))
+    return torch.where(counts[:, None], raised, Z)
 
 
 def _general(objective: Objective, Z: Tensor, tolerance: float) -> Lowered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from isthmus.errors import InputError
 from isthmus.experiments.tables import Row
 from isthmus.papers.kuditipudi2019 import drawing as draw
 from isthmus.papers.kuditipudi2019.claims import where
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 def _figure_2(rows: Sequence[Row]) -> Figure:
     """Left, centre and right."""
-    (centre, *_) = [row for row in rows if row["figure"] == "2 centre"]
+    found = [row for row in rows if row["figure"] == "2 centre"]
+    if not found:
+        raise InputError("rows", expected="subnetworks of Figure 2", got="none")
+    centre = found[0]
     p = float(centre["what"].rpartition("= ")[2])
     return draw.subnetworks(_points(rows, "2 left", ".p"), centre[".lines"], _points(rows, "2 right", ".width"), p)
 
@@ -31,6 +35,8 @@ def _points(rows: Sequence[Row], figure: str, x: str) -> draw.Points:
 def _noise(rows: Sequence[Row], layer: int | None = None) -> Figure:
     """D.3: all layers; Figure 3, left: the sixth, or the middle one of a network with fewer."""
     found = [row for row in rows if "layer" in row]
+    if not found:
+        raise InputError("rows", expected="the noise of a network", got="none")
     if layer is not None:
         deepest = max(row["layer"] for row in found)
         shown = layer if layer <= deepest else (deepest + 1) // 2

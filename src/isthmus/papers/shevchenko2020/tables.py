@@ -17,7 +17,10 @@ TIMES = ("start", "middle", "end")
 
 def rows(done: Done) -> list[Row]:
     """For each task: one row per width, slopes against N and M, one row per width of paths."""
-    widths, paths = _WIDTHS.rows(done), _PATHS.rows(done)
+    known = {(cell.task, cell.N, cell.init) for cell, _ in done if isinstance(cell, Trials)}
+    # starts alone, before anything was trained at their width, are no row
+    kept = [(c, s) for c, s in done if not isinstance(c, Starts) or (c.task, c.N, c.init) in known]
+    widths, paths = _WIDTHS.rows(kept), _PATHS.rows(kept)
     out: list[Row] = []
     for task in dict.fromkeys(row["task"] for row in widths):
         own = sorted((row for row in widths if row["task"] == task), key=lambda row: row["N"])
@@ -204,7 +207,7 @@ _PATHS = Table(
         "line error %": mean("line.error.max", scale=100),
         "length/distance": mean("normalized_length"),
         "proved": so_many(lambda e: e["proved"] or None),
-        "largest bound": largest("bound"),
+        "largest bound": largest("bound", of_all=True),
         "first layer's distance": mean(lambda e: next(iter(e["distances"].values()))),
         "last layer's distance": mean(lambda e: list(e["distances"].values())[-1]),
         "seconds": first("record.seconds?"),

@@ -17,7 +17,8 @@ class Dropped:
 
     Kept units of layer j have their outgoing weights multiplied by `factors[j]` (n_j / |kept_j|, or 1, or the best),
     those of the last hidden layer also by `scale`; biases stay. `loss` is the loss of this network, penalty left out.
-    `separates`: the loss does not rise up to the largest scale that is searched, so no finite one is optimal.
+    `separates`: the loss falls up to the largest scale that is searched, where every example is right, so that no
+    finite one is optimal; False where there is no error rate.
     `trace`: the losses of all subsets that were tried, in order; empty if only the best were computed exactly.
     """
 

@@ -20,7 +20,7 @@ def mean_losses(objective: Objective, z: Tensor, offset: Tensor, s: Tensor) -> T
     """The mean loss of ``s[m] z[m] + offset`` for every m, float64 [M]; z is [M, N, classes, ...], offset [classes]."""
     y = objective.data[1]
     y = y.double() if y.is_floating_point() else y
-    offset = _broadcast(offset, z)
+    offset = broadcast(offset, z)
     return torch.stack([objective.example_losses(f * v + offset, y).double().mean() for f, v in zip(s, z, strict=True)])
 
 
@@ -38,7 +38,7 @@ def best_scales(objective: Objective, z: Tensor, offset: Tensor, bound: float) -
     """
     y = objective.data[1]
     if objective.named_loss == "mse":
-        s = _least_squares(z, y.double() - _broadcast(offset, z), bound)
+        s = _least_squares(z, y.double() - broadcast(offset, z), bound)
     elif objective.named_loss == "cross_entropy" and not (y.is_floating_point() and bool((y < 0).any())):
         s = _newton(z, offset, y, bound)
     else:
@@ -71,7 +71,8 @@ def smallest_scale(objective: Objective, z: Tensor, offset: Tensor, s: float, en
     return high, loss(high)
 
 
-def _broadcast(offset: Tensor, z: Tensor) -> Tensor:
+def broadcast(offset: Tensor, z: Tensor) -> Tensor:
+    """The output bias in the shape of outputs [M, N, ...] without their first axis."""
     return offset.to(z).reshape(-1, *(1,) * (z.dim() - 3))
 
 

@@ -22,7 +22,7 @@ from isthmus.objective.data import single
 from isthmus.params import Params
 from isthmus.program.export import Program
 from isthmus.stability.dropout.dropped import Dropped
-from isthmus.stability.dropout.scales import best_scales, mean_losses, smallest_scale
+from isthmus.stability.dropout.scales import best_scales, broadcast, mean_losses, smallest_scale
 from isthmus.stability.dropout.subsets import SEARCHES, Budget, Scores, check_choice, random_subsets, rescaling
 from isthmus.structure.chain import RESHAPE, Chain, Weights
 from isthmus.structure.network_units import Units
@@ -258,12 +258,19 @@ class _Entry:
         return out
 
     def flagged(self, found: Dropped) -> Dropped:
-        """With a note whether its loss does not rise up to the largest scale."""
-        if self.scale not in _SCALED:
+        """With a note whether it separates the data: all are right at the largest scale, up to which the loss falls."""
+        errors = self.objective.criterion.errors
+        if self.scale not in _SCALED or errors is None:
             return found
         z = self._outputs([replace(found, scale=1.0)], self.objective.dtype, lambda n: None)
-        wall = torch.tensor([LARGEST_SCALE if found.scale > 0 else -LARGEST_SCALE], dtype=z.dtype, device=z.device)
-        return replace(found, separates=float(mean_losses(self.objective, z, self._offset, wall)) <= found.loss)
+        wall = LARGEST_SCALE if found.scale > 0 else -LARGEST_SCALE
+        none, high = (
+            float(mean_losses(self.objective, z, self._offset, torch.tensor([s], dtype=z.dtype, device=z.device)))
+            for s in (0.0, wall)
+        )
+        outputs = wall * z[0] + broadcast(self._offset, z)
+        right = not bool(errors(outputs, self.objective.data[1]).any())
+        return replace(found, separates=right and high <= found.loss and high < none)
 
     def shortened(self, found: Dropped, enough: float) -> Dropped:
         """With a smaller scale where its loss is lower than needed."""

@@ -128,7 +128,7 @@ class NoiseStability:
         cushion = self.minimal_interlayer_cushion
         worst = min(float(self.layer_cushion[i].min()) * float(cushion[i].min()) for i in range(2, self.d + 1))
         top = self.lipschitz * self.contraction * self.d**1.5 * float(self.output_norm.max())
-        return top / (sqrt(min(self.widths[1:-1])) * worst) if worst > 0 else inf
+        return top / (sqrt(min(self.widths[1:-1])) * worst) if worst > 0 and top < inf else inf
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
