@@ -25,3 +25,14 @@ def test_the_loss_is_finite_where_that_of_the_module_is(activation, width, bent)
     profile = im.profile(objective, path, 21)
     own = [objective.loss(path.at(float(t))) for t in profile.t]
     torch.testing.assert_close(profile.loss.double(), torch.tensor(own, dtype=torch.float64), equal_nan=True)
+
+
+def test_float64_has_room_for_weights_whose_product_has_none():
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    objective = im.Objective(module, "mse", (torch.randn(5, 3).double(), torch.randn(5, 2).double()))
+    a = {k: v.clone() for k, v in module.state_dict().items()}
+    a["2.weight"][:, 0] = 0
+    far = {k: v.clone() for k, v in a.items()}
+    far["0.weight"][0] = 1e200
+    profile = im.profile(objective, im.Path((im.Curve((a, far)),)), 5)
+    torch.testing.assert_close(profile.loss, torch.full_like(profile.loss, objective.loss(a)))

@@ -145,7 +145,7 @@ class Network:
         entry = max(map(_largest_entry, control))
         if entry <= ORDINARY:
             return True
-        far = not entry**2 <= torch.finfo(self.dtype).max
+        far = not entry * entry <= torch.finfo(self.dtype).max
         some = [rows(self.x, part) for part in self.slices()] if far else _telling(self.x)
         plan = whole(program)
         found = (evaluate(program, plan, self.cast(p), few, self.dtype) for p in control for few in some)
