@@ -22,6 +22,7 @@ from isthmus.evaluate.profile import profile
 from isthmus.objective import Objective
 from isthmus.objective.data import arguments, rows
 from isthmus.objective.matching import check_own
+from isthmus.objective.source import Held
 from isthmus.params import Params, cast, check_moves, equal, nonfinite
 from isthmus.paths import Curve, LevelCurve, Path, Segment
 from isthmus.program.export import Program
@@ -144,7 +145,9 @@ class Kernel:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return None
         low, high = x.amin(0, keepdim=True), x.amax(0, keepdim=True)
-        return self.wide.part(slice(0, 1), (low + high) / 2), high.double() - low.double()
+        one = self.wide.part(slice(0, 1))
+        one.source = Held((low + high) / 2, one.data[1], one.source.batch)
+        return one, high.double() - low.double()
 
     def _has_values(self, control: Sequence[Params], objective: Objective, spread: Tensor | None = None) -> bool:
         """Whether forms of all values are finite on the whole segment: what is not stays until the outputs."""

@@ -242,12 +242,12 @@ class Objective:
             raise InputError("n", expected=f"1 to {self.num_examples} examples", got=n)
         return self._vary(data=self.source.first(n))
 
-    def part(self, index: slice, inputs: Any = None) -> Objective:
-        """Some examples, or `inputs`, valued as in the whole: means over parts, weighted by size, give its mean."""
+    def part(self, index: slice) -> Objective:
+        """Some examples, each with the value it has in the whole: means over parts, weighted by size, give its mean."""
         new = copy.copy(self)
         new.graphs = self.graphs
         x, y = datasets.rows(self.data, index)
-        new.source = Held(x if inputs is None else inputs, y, self.source.batch)
+        new.source = Held(x, y, self.source.batch)
         new.__dict__.pop("chunk", None)
         new.__dict__.pop("_digest", None)
         return new

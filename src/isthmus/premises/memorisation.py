@@ -147,9 +147,7 @@ def separability(
     wanted = range(chain.L) if layers is None else sorted(set(layers))
     if not set(wanted) <= set(range(chain.L)):
         raise InputError("layers", expected=f"some of 0 .. {chain.L - 1}", got=layers)
-    labels = objective.criterion.positions or objective.criterion.labels
-    counts = torch.ones_like(y, dtype=torch.bool) if labels is None else labels.counts(y).view(len(y)) > 0
-    out = {}
+    counts, out = _counted(objective), {}
     for done, l in enumerate(wanted):
         progress("separating features", done, len(wanted))
         bias = l < chain.L - 1 or has_output_bias(chain)
@@ -157,6 +155,12 @@ def separability(
         out[l] = separate(some, y[counts], n[chain.L], kind=kind, bias=bias)
     progress("separating features", len(wanted), len(wanted))
     return out
+
+
+def _counted(objective: Objective) -> Tensor:
+    """Which examples have a label that counts."""
+    y, labels = objective.data[1], objective.criterion.positions or objective.criterion.labels
+    return torch.ones_like(y, dtype=torch.bool) if labels is None else labels.counts(y)
 
 
 def has_output_bias(chain: Chain) -> bool:

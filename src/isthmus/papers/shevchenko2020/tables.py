@@ -17,16 +17,19 @@ TIMES = ("start", "middle", "end")
 
 def rows(done: Done) -> list[Row]:
     """For each task: one row per width, slopes against N and M, one row per width of paths."""
-    known = {(cell.task, cell.N, cell.init) for cell, _ in done if isinstance(cell, Trials)}
-    # starts alone, before anything was trained at their width, are no row
-    kept = [(c, s) for c, s in done if not isinstance(c, Starts) or (c.task, c.N, c.init) in known]
-    widths, paths = _WIDTHS.rows(kept), _PATHS.rows(kept)
+    widths, paths = _WIDTHS.rows(_begun(done)), _PATHS.rows(done)
     out: list[Row] = []
     for task in dict.fromkeys(row["task"] for row in widths):
         own = sorted((row for row in widths if row["task"] == task), key=lambda row: row["N"])
         joined = [row for row in paths if row["task"] == task]
         out += [*own, *_slopes(task, own), *joined, *_excess_slope(task, joined)]
     return out
+
+
+def _begun(done: Done) -> Done:
+    """Without the starts of widths at which nothing was trained yet, which are no row."""
+    trained = {(cell.task, cell.N, cell.init) for cell, _ in done if isinstance(cell, Trials)}
+    return [(c, s) for c, s in done if not isinstance(c, Starts) or (c.task, c.N, c.init) in trained]
 
 
 def _jobs(entries: Sequence[Entry]) -> list[Entry]:
