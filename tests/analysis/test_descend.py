@@ -346,7 +346,13 @@ def test_a_loss_that_is_no_number_is_not_passed_over():
     assert isnan(found.rise)
     assert isnan(found.excess)
     assert isnan(found.provable)
+    assert isnan(_Measured((1.0,), 0.0, float("nan"), 1.0).digits_lost)
     assert _Measured((1.0, 0.5, 0.75, 0.25, 1.25), 0.0, 0.0, 1.0).rise == 1.0
+
+
+def _some(outputs, y):
+    """A function of the user's: wrong classes where there is a label, as a loss and as an error."""
+    return ((outputs.argmax(1) != y) & (y >= 0)).to(outputs)
 
 
 @pytest.mark.parametrize("ignored", [-100, 0])
@@ -358,4 +364,6 @@ def test_ignored_labels_are_nothing_to_lower_nor_to_separate(ignored):
     few = im.Objective(objective.skeleton, data=(x[:4], y[:4]))
     assert falls(some, im.descend(some, a, prove=False).path) < 1e-8
     one, other = (separability(o, a, layers=[0, 2]) for o in (some, few))
+    alone = im.Objective(objective.skeleton, _some, (x, y), error=_some) if ignored < 0 else some
+    assert [s.separable for s in separability(alone, a, layers=[0, 2]).values()] == [True, True]
     assert [s.separable for s in one.values()] == [s.separable for s in other.values()] == [True, True]

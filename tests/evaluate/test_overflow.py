@@ -36,3 +36,22 @@ def test_float64_has_room_for_weights_whose_product_has_none():
     far["0.weight"][0] = 1e200
     profile = im.profile(objective, im.Path((im.Curve((a, far)),)), 5)
     torch.testing.assert_close(profile.loss, torch.full_like(profile.loss, objective.loss(a)))
+
+
+def test_a_product_over_the_layers_that_overflows_for_one_example():
+    torch.manual_seed(0)
+    linear = [nn.Linear(i, o, bias=False) for i, o in ((2, 6), (6, 6), (6, 6), (6, 2))]
+    module = nn.Sequential(linear[0], nn.ReLU(), linear[1], nn.ReLU(), linear[2], nn.ReLU(), linear[3])
+    far = {k: v.clone() for k, v in module.state_dict().items()}
+    for name in ("2.weight", "4.weight", "6.weight"):
+        far[name][:, 3:] = 0
+    for name in ("0.weight", "2.weight", "4.weight"):
+        far[name][3:] = 0
+    far["0.weight"][5] = torch.tensor([1e13, 0.0])
+    far["2.weight"][5, 5] = far["4.weight"][5, 5] = 1e13  # read by nothing at the end
+    x = 0.1 * torch.randn(20, 2)
+    x[:, 0] = -x[:, 0].abs()
+    x[7], x[8] = torch.tensor([30.0, 0.0]), torch.tensor([-40.0, -40.0])
+    objective = im.Objective(module, data=(x, torch.randint(0, 2, (20,))))
+    assert objective.loss(far) != objective.loss(far)
+    assert im.profile(objective, im.Path.through([far, dict(far)]), 5).loss.isnan().all()

@@ -145,7 +145,12 @@ def test_the_number_that_decides_is_the_largest_or_with_at_least_the_smallest():
         True,
         "all",
     )
-    assert Claim("x", lambda row: True, value="x", at_most=1).findings([{"x": float("nan")}])[0].holds is False
+    for values in ([0.5, float("nan")], [float("nan"), 0.5]):
+        for claim in (
+            Claim("x", lambda row: True, value="x", at_most=1),
+            Claim("x", lambda row: True, value="x", at_least=0),
+        ):
+            assert claim.findings([{"x": v} for v in values])[0].holds is False
 
 
 def test_a_judge_sees_the_rows_that_have_what_is_needed():

@@ -107,3 +107,14 @@ def test_what_does_not_separate_is_not_said_to():
     ):
         (layer,) = im.dropout_stability(im.Objective(module, loss, (x, target)), params, masks=3).layers
         assert not layer.separates
+
+
+def test_errors_of_the_users_own_see_targets_in_the_precision_of_the_outputs():
+    net, y = perceptron([3, 8, 3]).float(), torch.eye(3)[[0, 1, 2, 0]]
+
+    def error(outputs, y):
+        return (torch.einsum("nc,nc->n", outputs, y) < outputs.amax(1)).float()
+
+    objective = im.Objective(net, data=(torch.randn(4, 3), y), error=error)
+    (layer,) = im.dropout_stability(objective, dict(net.state_dict()), masks=5).layers
+    assert 0 <= layer.error <= 1

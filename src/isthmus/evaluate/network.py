@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil, inf
+from math import ceil, inf, log
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ LEFT_OUT = 0.9
 
 ORDINARY = 10.0
 """Entries of weights up to this size are not asked whether units overflow."""
+
+_ROOM = log(1e6)
+"""What inputs and sums over units may add to a product of weights."""
 
 # errors by which an operation says that it cannot work on these sizes or types
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, NotImplementedError)
@@ -140,12 +143,13 @@ class Network:
 
         What a unit computes that nothing reads may still overflow, and zero times that is no number. With weights of
         ordinary size no unit does, and nothing is run; the largest and a few examples are, and all of them with weights
-        of which two make a product that overflows.
+        whose product over the layers may overflow.
         """
         entry = max(map(_largest_entry, control))
         if entry <= ORDINARY:
             return True
-        far = not entry * entry <= torch.finfo(self.dtype).max
+        depth = max(2, sum(v.dim() > 1 for v in control[0].values()))
+        far = not depth * log(entry) <= log(torch.finfo(self.dtype).max) - _ROOM
         some = [rows(self.x, part) for part in self.slices()] if far else _telling(self.x)
         plan = whole(program)
         found = (evaluate(program, plan, self.cast(p), few, self.dtype) for p in control for few in some)

@@ -112,7 +112,8 @@ class Claim:
         known = [(number, row) for number, row in numbers if number is not None]
         if not known:
             return _NOTHING
-        number, worst = (max if self.at_least is None else min)(known, key=lambda found: found[0])
+        sign = 1 if self.at_least is None else -1
+        number, worst = max(known, key=lambda found: (found[0] != found[0], sign * found[0]))  # NaN decides
         if callable(self.says):
             return self._good(number), self.says(rows)
         count = sum(row.get("pairs", 1) for _, row in known)

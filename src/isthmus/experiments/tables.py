@@ -65,7 +65,7 @@ def _numbers(entries: Sequence[Entry], what: Reader, of: type | None = None) -> 
     found = _values(entries, what, of)
     due = sum(of is None or isinstance(e.cell, of) for e in entries)
     lost = isinstance(what, str) and not what.endswith("?") and len(found) < due
-    return [nan] if lost else found
+    return [nan] if lost or any(v != v for v in found) else found
 
 
 class Spread(NamedTuple):

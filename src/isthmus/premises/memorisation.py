@@ -147,7 +147,7 @@ def separability(
     wanted = range(chain.L) if layers is None else sorted(set(layers))
     if not set(wanted) <= set(range(chain.L)):
         raise InputError("layers", expected=f"some of 0 .. {chain.L - 1}", got=layers)
-    counts, out = _counted(objective), {}
+    counts, out = _counted(objective, n[chain.L]), {}
     for done, l in enumerate(wanted):
         progress("separating features", done, len(wanted))
         bias = l < chain.L - 1 or has_output_bias(chain)
@@ -157,10 +157,11 @@ def separability(
     return out
 
 
-def _counted(objective: Objective) -> Tensor:
-    """Which examples have a label that counts."""
+def _counted(objective: Objective, classes: int) -> Tensor:
+    """Which examples have a label that counts: that of a class, and not the one that is ignored."""
     y, labels = objective.data[1], objective.criterion.positions or objective.criterion.labels
-    return torch.ones_like(y, dtype=torch.bool) if labels is None else labels.counts(y)
+    of_a_class = (y >= 0) & (y < classes)
+    return of_a_class if labels is None else of_a_class & labels.counts(y)
 
 
 def has_output_bias(chain: Chain) -> bool:

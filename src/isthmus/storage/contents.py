@@ -63,7 +63,7 @@ class _Found:
     @property
     def rank(self) -> int:
         """0 for the plain weights, 1 under names that say nothing, 2 for running averages."""
-        if _is_averaged(self.place):
+        if is_averaged(self.place):
             return 2
         parts = self.place.split(".") if self.place else []
         return 0 if all(part in _PLAIN for part in parts) else 1
@@ -250,14 +250,15 @@ def _four(texts: list[str], what: str) -> list[str]:
     return texts if len(texts) <= 4 else [*texts[:4], f"and {len(texts) - 4} {what}"]
 
 
-def _is_averaged(place: str) -> bool:
+def is_averaged(place: str) -> bool:
+    """Whether a dotted name is that of a running average."""
     return any(_AVERAGED.search(part) for part in place.split("."))
 
 
 def _averaged_lists(tree: Mapping[Any, Any]) -> list[str]:
     """Where averages stand as lists of tensors without names, as torch_ema writes them."""
     found = {joined(at, k): v for at, state in mappings(tree) for k, v in state.items()}
-    lists = {at: v for at, v in found.items() if isinstance(v, list | tuple) and v and _is_averaged(at)}
+    lists = {at: v for at, v in found.items() if isinstance(v, list | tuple) and v and is_averaged(at)}
     return [at for at, v in lists.items() if all(isinstance(w, Tensor) for w in v)][:4]
 
 

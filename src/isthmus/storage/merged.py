@@ -13,7 +13,7 @@ from isthmus.kinds import check_kind, check_kinds
 from isthmus.params import Params, moves
 from isthmus.storage.adapters import AdapterContents
 from isthmus.storage.checkpoints import read_checkpoint, save_params
-from isthmus.storage.contents import Contents
+from isthmus.storage.contents import Contents, is_averaged
 from isthmus.storage.files import PathLike, atomic_write, copy_file, make_folder
 from isthmus.storage.folders import adapter_folder
 
@@ -94,7 +94,7 @@ def as_stored(params: Mapping[str, Tensor], source: Contents, key: str | None = 
         held = source.choose(key)[0]
     except CheckpointError:
         return own
-    places = {name: found for name in held if (found := _own_name(name, own)) is not None}
+    places = _places(held, own)
     untied = {id(v) for v in params.values()}
     if {id(params[k]) for k in places.values()} != untied:
         return own
@@ -112,8 +112,15 @@ def as_written(
     """The weights as they are after ``save_like`` rounded them to the precisions of `source`, in their own types."""
     named = as_stored(params, _held(source, base, unsafe_pickle), key)
     # of tied names the file may have one
-    rounded = {id(params[own]): v for name, v in named.items() if (own := _own_name(name, params)) is not None}
+    rounded = {id(params[own]): named[name] for name, own in _places(named, params).items()}
     return {k: rounded[id(v)].to(v) if id(v) in rounded else v for k, v in params.items()}
+
+
+def _places(held: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
+    """The network's name for each that the file has for its weights: not for running averages beside them."""
+    found = {name: k for name in held if (k := _own_name(name, own)) is not None}
+    plain = {k for name, k in found.items() if not is_averaged(name)}
+    return {name: k for name, k in found.items() if not (k in plain and is_averaged(name))}
 
 
 def _own_name(name: str, own: Mapping[str, Tensor]) -> str | None:

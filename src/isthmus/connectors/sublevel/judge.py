@@ -62,7 +62,7 @@ class _Measured:
     @property
     def digits_lost(self) -> float:
         """log10 of the drift in units of the rounding of float64."""
-        return max(0.0, log10(max(self.drift, 1e-300) / torch.finfo(torch.float64).eps))
+        return largest([0.0, log10(max(self.drift, 1e-300) / torch.finfo(torch.float64).eps)])
 
 
 def default_tolerance(tolerance: float | None, dtype: torch.dtype) -> float:

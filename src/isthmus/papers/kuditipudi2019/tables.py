@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from isthmus.experiments.jobs import Network, On, Pair
-from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, largest, mean, so_many
+from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, largest, mean, read, so_many
 from isthmus.papers.kuditipudi2019.jobs import TABLES, Losses, Noise, Subnetworks
 from isthmus.papers.kuditipudi2019.lemma3 import RISE
 from isthmus.storage import read_json
@@ -59,7 +59,8 @@ def _means(loss: Reader, error: Reader) -> dict[str, Column]:
     """Over the trials, with standard deviations; the accuracy in percent."""
 
     def accuracy(entry: Entry) -> float:
-        return 100 * (1 - (entry[error] if isinstance(error, str) else error(entry)))
+        found = read(entry, error)
+        return nan if found is None else 100 * (1 - found)
 
     return {"trials": len, "loss": mean(loss, "sd"), "accuracy %": mean(accuracy, "sd")}
 

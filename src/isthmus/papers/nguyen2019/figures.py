@@ -37,11 +37,12 @@ def _by_theorem(rows: Sequence[Row]) -> list[Row]:
 
 
 def _common(rows: Sequence[Row]) -> int:
-    """The largest N that has ends of every kind."""
+    """The largest N that has ends of as many kinds as any has."""
     kinds: dict[int, set[str]] = {}
     for row in rows:
         kinds.setdefault(row["N"], set()).add(row["from"])
-    return max(n for n, found in kinds.items() if found == {row["from"] for row in rows})
+    most = max(map(len, kinds.values()))
+    return max(n for n, found in kinds.items() if len(found) == most)
 
 
 def _digits(rows: Sequence[Row]) -> Figure:

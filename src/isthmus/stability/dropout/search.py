@@ -268,8 +268,8 @@ class _Entry:
             float(mean_losses(self.objective, z, self._offset, torch.tensor([s], dtype=z.dtype, device=z.device)))
             for s in (0.0, wall)
         )
-        outputs = wall * z[0] + broadcast(self._offset, z)
-        right = not bool(errors(outputs, self.objective.data[1]).any())
+        outputs, y = wall * z[0] + broadcast(self._offset, z), self.objective.data[1]
+        right = not bool(errors(outputs, y.double() if y.is_floating_point() else y).any())
         return replace(found, separates=right and high <= found.loss and high < none)
 
     def shortened(self, found: Dropped, enough: float) -> Dropped:
