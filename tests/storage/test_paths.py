@@ -287,8 +287,9 @@ def test_killing_the_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     ]
     save(big[0], file)
     rng = random.Random(0)
-    left = 0
-    for _ in range(20):
+    left = kills = 0
+    while kills < 20 or (left == 0 and kills < 1000):  # beside other work a child may not have begun
+        kills += 1
         child = os.fork()
         if child == 0:
             while True:
