@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from isthmus.papers.kuditipudi2019.tables import differences
 from isthmus.storage.tensors import read_tensors
 from isthmus.sweep import Local, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe
+from tests.papers.partly import rows_of_each_kind
 
 PAGE = by_name("kuditipudi2019")
 
@@ -62,16 +62,9 @@ def test_the_smoke_run_has_every_figure_and_goes_on_where_it_was(smoke, rows, ca
 
 
 def test_tables_and_figures_of_some_of_the_results(smoke):
-    cells = PAGE.cells("smoke")
-    for kind in dict.fromkeys(map(type, cells)):
-        rows = PAGE.table(Store(smoke), [c for c in cells if type(c) is kind])
-        PAGE.findings(rows)
-        for draw in PAGE.figures.values():
-            with suppress(InputError):  # nothing to draw
-                draw(rows)
-    losses = PAGE.table(Store(smoke), [c for c in cells if isinstance(c, Losses)])
+    rows = rows_of_each_kind(PAGE, Store(smoke))
     with pytest.raises(InputError, match="subnetworks of Figure 2"):
-        PAGE.figures["figure-2"](losses)
+        PAGE.figures["figure-2"](rows[Losses])
 
 
 def test_the_papers_values_and_what_differs_stand_in_the_rows(rows):

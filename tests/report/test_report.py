@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isthmus.cli import run_app
 from isthmus.errors import FileError, MissingExtraError
 from isthmus.plot.runs import read_runs
 from isthmus.report import write_report
 from isthmus.report.figures import MAX_POINTS, thin
 from isthmus.report.render import bound_num, num
+from isthmus.storage import read_sealed
 from tests.plot.test_plot import edit
 from tests.report.fabricate import make_run, make_runs
 
@@ -360,3 +362,14 @@ def test_a_low_path_whose_test_error_rises_is_no_plain_success(tmp_path: File):
     make_run(tmp_path / "r", "Linear", index=0)
     edit(folder / "profile.json", worse)
     assert "stays low, but" not in report(tmp_path).text
+
+
+def test_a_file_of_results_that_has_lost_its_digest_counts_as_changed(tmp_path: File, capsys):
+    run = make_run(tmp_path / "run")
+    for name in ("result.json", "profile.json"):
+        (run / name).write_text(json.dumps(read_sealed(run / name)))
+    assert run_app(["report", str(run)]) == 0
+    assert "result.json and profile.json. What this page says" in (run / "report.html").read_text()
+    (run / "certificate.json").write_text(json.dumps(read_sealed(run / "certificate.json")))
+    assert run_app(["report", str(run)]) == 2
+    assert "certificate.json: was changed or damaged" in capsys.readouterr().err

@@ -264,10 +264,8 @@ class _Entry:
             return found
         z = self._outputs([replace(found, scale=1.0)], self.objective.dtype, lambda n: None)
         wall = LARGEST_SCALE if found.scale > 0 else -LARGEST_SCALE
-        none, high = (
-            float(mean_losses(self.objective, z, self._offset, torch.tensor([s], dtype=z.dtype, device=z.device)))
-            for s in (0.0, wall)
-        )
+        scales = torch.tensor([0.0, wall], dtype=z.dtype, device=z.device)
+        none, high = mean_losses(self.objective, z.expand(2, *z.shape[1:]), self._offset, scales).tolist()
         outputs, y = wall * z[0] + broadcast(self._offset, z), self.objective.data[1]
         right = not bool(errors(outputs, y.double() if y.is_floating_point() else y).any())
         return replace(found, separates=right and high <= found.loss and high < none)
