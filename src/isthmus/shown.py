@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from html import escape
-from math import isfinite
+from math import isfinite, nan
+from statistics import stdev
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -78,6 +79,15 @@ def largest(values: Iterable[float]) -> float:
     (nan, 2.0)
     """
     return max(values, key=lambda value: (value != value, value))
+
+
+def deviation(values: Sequence[float]) -> float:
+    """One standard deviation of some numbers; NaN of fewer than two, and where one is not finite.
+
+    >>> deviation([0.0, 2.0, 4.0]), deviation([1.0]), deviation([1.0, float("nan")])
+    (2.0, nan, nan)
+    """
+    return stdev(values) if len(values) > 1 and all(map(isfinite, values)) else nan
 
 
 def _rounded(value: float, digits: int, way: str) -> float:

@@ -26,6 +26,7 @@ from isthmus.papers.nguyen2021.jobs import ExperimentA
 from isthmus.params import equal
 from isthmus.sweep import Local, Ray, Store, canonical, identity, key_of, run_cells, with_needs
 from isthmus.training.fit import Recipe
+from tests.papers.partly import check_without_each_number
 from tests.sweep.cells import ended, forked, results, temporaries
 
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
@@ -159,6 +160,10 @@ def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
     assert run_app(["experiment", "run", "compare-digits", "--runs", str(folder), "--quiet"]) == 0
     return folder
+
+
+def test_numbers_that_are_not_finite_leave_the_page(smoke):
+    check_without_each_number(by_name("compare-digits"), Store(smoke))
 
 
 def test_compare_digits_runs_at_smoke_scale(smoke, capsys):

@@ -33,6 +33,7 @@ from isthmus.sweep import Local, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe, fit
 from isthmus.training.memory import Beside, forget
 from tests.connectors.strings.strings import Killed, Mortal
+from tests.papers.partly import check_without_each_number
 
 PAGE = by_name("freeman2017")
 
@@ -80,6 +81,10 @@ def test_the_smoke_run_has_every_part_and_goes_on_where_it_was(smoke, table, cap
     assert run_app(["experiment", "table", "freeman2017", "--runs", str(smoke), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(as_json(table))
     assert ".frames" not in as_json(table)
+
+
+def test_numbers_that_are_not_finite_leave_the_page_and_make_nothing_hold(smoke):
+    check_without_each_number(PAGE, Store(smoke), but=(Disconnected,))
 
 
 def test_networks_are_the_first_at_or_below_each_level(smoke):

@@ -21,7 +21,7 @@ from isthmus.papers.kuditipudi2019.tables import differences
 from isthmus.storage.tensors import read_tensors
 from isthmus.sweep import Local, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe
-from tests.papers.partly import rows_of_each_kind
+from tests.papers.partly import check_without_each_number, rows_of_each_kind
 
 PAGE = by_name("kuditipudi2019")
 
@@ -65,6 +65,10 @@ def test_tables_and_figures_of_some_of_the_results(smoke):
     rows = rows_of_each_kind(PAGE, Store(smoke))
     with pytest.raises(InputError, match="subnetworks of Figure 2"):
         PAGE.figures["figure-2"](rows[Losses])
+
+
+def test_numbers_that_are_not_finite_leave_the_page_and_make_nothing_hold(smoke):
+    check_without_each_number(PAGE, Store(smoke))
 
 
 def test_the_papers_values_and_what_differs_stand_in_the_rows(rows):

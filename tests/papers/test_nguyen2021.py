@@ -13,6 +13,7 @@ from isthmus.experiments.jobs import Pair
 from isthmus.papers.nguyen2021 import page
 from isthmus.papers.nguyen2021.jobs import ExperimentA, ExperimentB, PathA
 from isthmus.sweep import Local, Store, run_cells
+from tests.papers.partly import check_without_each_number
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,10 @@ def test_every_figure_of_the_paper_has_rows(smoke):
     assert layers == [0, 1, 2, 3]
     assert all(r["B"] is None and r["A"] is not None for r in table if r.get("layer") == 0)
     assert len([c for c in cells if isinstance(c, Pair)]) == len([r for r in table if "method" in r]) - 1 == 5
+
+
+def test_numbers_that_are_not_finite_leave_the_page_and_make_nothing_hold(smoke):
+    check_without_each_number(page.EXPERIMENT, smoke[0])
 
 
 def test_rows_are_means_of_what_the_library_measures(smoke):

@@ -21,7 +21,7 @@ from isthmus.papers.shevchenko2020.page import parts
 from isthmus.papers.shevchenko2020.tasks import Features, Schedule, Task, coloured
 from isthmus.sweep import Job, Local, Store, identity, key_of, run_cells, with_needs
 from tests.models.test_extractors import PUBLISHED, published
-from tests.papers.partly import rows_of_each_kind
+from tests.papers.partly import check_without_each_number, rows_of_each_kind
 
 PAGE = by_name("shevchenko2020")
 
@@ -61,6 +61,10 @@ def test_the_smoke_run_has_every_figure_and_goes_on_where_it_was(smoke, rows):
 
 def test_tables_and_figures_of_some_of_the_results(smoke):
     assert rows_of_each_kind(PAGE, Store(smoke))[Starts] == []
+
+
+def test_numbers_that_are_not_finite_leave_the_page_and_make_nothing_hold(smoke):
+    check_without_each_number(PAGE, Store(smoke))
 
 
 def test_the_gaussian_task_is_that_of_two_spheres(smoke):

@@ -137,6 +137,7 @@ def test_curves_hold_means_deviations_and_slopes_of_the_absolute_changes():
     assert sum(log(p / m) for p, m in zip(curve.predicted, curve.mean, strict=True)) == pytest.approx(0, abs=1e-12)
     assert -0.5 < curve.predicted_slope < -0.35
     assert isnan(StabilityCurve.of("M", {2: [point(1)]}).deviation[0])
+    assert isnan(StabilityCurve.of("M", {2: [point(1), point(2, float("nan"))]}).error_deviation[0])
     with pytest.raises(im.InputError, match="points: expected at least one x"):
         StabilityCurve.of("N", {100: []})
 

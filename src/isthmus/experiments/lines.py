@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from isthmus.experiments.tables import Row
@@ -87,7 +88,7 @@ class Lines:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             return
-        tops: list[float] = [max(line.get_ydata()) for line in axes.lines]  # type: ignore[arg-type]
+        tops = [float(y) for line in axes.lines for y in line.get_ydata() if isfinite(y)]  # type: ignore[union-attr]
         axes.set_ylim(0, 1.25 * max(tops, default=1.0) or 1.0)
 
     def _line(self, axes: Axes, rows: Sequence[Row], name: str, look: Look) -> None:

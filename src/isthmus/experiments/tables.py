@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
+from isthmus import shown
 from isthmus.sweep import Cell, Stored
 
 Row = dict[str, Any]
@@ -32,7 +33,9 @@ class Entry:
     def __getitem__(self, path: str) -> Any:
         """A value of the part, else of the result; "cell." and "record." lead to those.
 
-        Errors: ``KeyError`` and ``AttributeError`` where there is none; None if the path ends in "?".
+        Results hold None for a number that was not finite: it is read as ``number`` does, unless the path ends in "?"
+        or leads to the cell, where None says that there is nothing. Errors: ``KeyError`` and ``AttributeError`` where
+        there is no such value; None if the path ends in "?".
         """
         found: Any = {**self.stored.result, **self.part, "cell": self.cell, "record": self.stored.record}
         for name in path.removesuffix("?").split("."):
@@ -40,7 +43,22 @@ class Entry:
                 found = found.get(name)
             elif found is not None:
                 found = found[name] if isinstance(found, Mapping) else getattr(found, name)
-        return found
+        return found if path.endswith("?") or path.startswith("cell.") else number(found)
+
+
+def number(found: Any) -> Any:
+    """What a result holds: NaN in the place of None, a number that was not finite; in lists and mappings too.
+
+    The mappings of a list stay as they are: they are parts of the result.
+
+    >>> number(None), number([1.0, None]), number({"loss": [None]}), number([{"bound": None}])
+    (nan, [1.0, nan], {'loss': [nan]}, [{'bound': None}])
+    """
+    if isinstance(found, Mapping):
+        return {name: number(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [value if isinstance(value, Mapping) else number(value) for value in found]
+    return nan if found is None else found
 
 
 Reader = str | Callable[[Entry], Any]
@@ -60,12 +78,9 @@ def _values(entries: Sequence[Entry], what: Reader, of: type | None = None) -> l
     return [v for v in found if v is not None]
 
 
-def _numbers(entries: Sequence[Entry], what: Reader, of: type | None = None) -> list[float]:
-    """``_values``; NaN where a result holds none under a name without "?": a number that was not finite."""
-    found = _values(entries, what, of)
-    due = sum(of is None or isinstance(e.cell, of) for e in entries)
-    lost = isinstance(what, str) and not what.endswith("?") and len(found) < due
-    return [nan] if lost or any(v != v for v in found) else found
+def _if_there(what: Reader) -> Reader:
+    """Of what an entry may lack: None stays None."""
+    return f"{what.removesuffix('?')}?" if isinstance(what, str) else what
 
 
 class Spread(NamedTuple):
@@ -77,12 +92,12 @@ class Spread(NamedTuple):
 
 
 def sd(values: Sequence[float]) -> float | None:
-    """The standard deviation; None for one value."""
-    return stdev(values) if len(values) > 1 else None
+    """The standard deviation; None for one value, NaN where one is not finite."""
+    return shown.deviation(values) if len(values) > 1 else None
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half the 95 % interval of the mean, by Student's t; None for one value.
+    """Half the 95 % interval of the mean, by Student's t; None for one value, NaN where one is not finite.
 
     >>> round(half_width([1.0, 2.0, 3.0]), 4)
     2.4841
@@ -92,7 +107,7 @@ def half_width(values: Sequence[float]) -> float | None:
     from scipy.stats import t
 
     n = len(values)
-    return float(t.ppf(0.975, n - 1)) * stdev(values) / n**0.5
+    return float(t.ppf(0.975, n - 1)) * shown.deviation(values) / n**0.5
 
 
 _SPREADS = {"sd": sd, "±": half_width}
@@ -105,7 +120,7 @@ def mean(what: Reader, spread: str = "", *, of: type | None = None, scale: float
     """
 
     def column(entries: Sequence[Entry]) -> Any:
-        values = [scale * v for v in _numbers(entries, what, of)]
+        values = [scale * v for v in _values(entries, what, of)]
         middle = fmean(values) if values else None
         return Spread(middle, _SPREADS[spread](values), spread) if spread else middle
 
@@ -117,9 +132,9 @@ def largest(what: Reader, *, scale: float = 1, of_all: bool = False) -> Column:
     nothing unless it is there in every entry."""
 
     def column(entries: Sequence[Entry]) -> Any:
-        values = _values(entries, what) if of_all else _numbers(entries, what)
+        values = _values(entries, _if_there(what) if of_all else what)
         missing = of_all and len(values) < len(entries)
-        return None if missing or not values else scale * max(values)
+        return None if missing or not values else scale * shown.largest(values)
 
     return column
 
@@ -136,7 +151,7 @@ def count(what: Reader = lambda entry: True) -> Column:
 
 def so_many(what: Reader) -> Column:
     """In how many entries something is there, as "3 of 4"."""
-    return lambda entries: f"{len(_values(entries, what))} of {len(entries)}"
+    return lambda entries: f"{len(_values(entries, _if_there(what)))} of {len(entries)}"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from isthmus.experiments.tables import Column, Done, Entry, Row, Table, count, f
 from isthmus.objective import Objective
 from isthmus.papers.freeman2017.jobs import Proof, String
 from isthmus.papers.freeman2017.theory import Disconnected, Gap, PrintedMixture
+from isthmus.shown import largest as top
 from isthmus.storage import load_connection
 
 _ENDS = 2
@@ -139,7 +140,7 @@ def _proofs(column: Callable[[list[float]], Any]) -> Column:
 
     def bounds(entries: Sequence[Entry]) -> Any:
         tried = [e for e in entries if isinstance(e.cell, Proof) and e["claims?"] is not None]
-        return column([e["bound"] for e in tried if e["bound"] is not None]) if tried else None
+        return column([e["bound"] for e in tried if e["bound?"] is not None]) if tried else None
 
     return bounds
 
@@ -230,7 +231,7 @@ _PRINTED = Table(
     by={"figure": lambda e: "2.3.1", "task": lambda e: "mixture, as printed", "L0": lambda e: None},
     columns={
         "method": lambda entries: "through zero outputs",
-        "ends": first(lambda e: max(e["ends"])),
+        "ends": first(lambda e: top(e["ends"])),
         "largest": first("largest"),
         "line": first("line"),
         "no path below, as printed": first("claimed"),
@@ -241,12 +242,12 @@ _WIDTHS = Table(
     by={"figure": lambda e: "Corollary 2.5", "task": lambda e: "gap of Theorem 2.4", "m": "cell.m"},
     columns={
         "pairs": len,
-        "ends": mean(lambda e: max(e["ends"])),
+        "ends": mean(lambda e: top(e["ends"])),
         "e(n)": mean("oracle"),
         "largest epsilon, bound": largest("epsilon"),
         "gap": mean("gap", "sd"),
         "largest gap": largest("gap"),
         "largest excess": largest("excess"),
-        ".above": largest(lambda e: e["measured"] - max(*e["ends"], e["epsilon"])),
+        ".above": largest(lambda e: e["measured"] - top((*e["ends"], e["epsilon"]))),
     },
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError
-from isthmus.experiments.tables import Row
+from isthmus.experiments.tables import Row, number
 from isthmus.papers.kuditipudi2019 import drawing as draw
 from isthmus.papers.kuditipudi2019.claims import where
 from isthmus.papers.kuditipudi2019.jobs import TABLES
@@ -28,7 +28,7 @@ def _figure_2(rows: Sequence[Row]) -> Figure:
 def _points(rows: Sequence[Row], figure: str, x: str) -> draw.Points:
     found = [row for row in rows if row["figure"] == figure]
     columns = {"loss": "loss", "loss sd": "loss sd", "accuracy": "accuracy %", "accuracy sd": "accuracy sd"}
-    points = {name: [float("nan") if row[c] is None else row[c] for row in found] for name, c in columns.items()}
+    points = {name: [number(row[c]) for row in found] for name, c in columns.items()}
     return {"x": [row[x] for row in found], **points}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from isthmus.experiments.tables import Entry, Row, Table, first, largest, mean
 from isthmus.objective import Objective
 from isthmus.papers.kuditipudi2019.jobs import PAGE
 from isthmus.params import Params, lerp
+from isthmus.shown import largest as top
 from isthmus.structure.chain import Chain
 from isthmus.sweep import Cell, Job
 
@@ -52,7 +54,7 @@ class LowDraws(Cell):
 
     def _highest(self, objective: Objective, theta: Params, end: Params) -> float:
         points = (lerp(theta, end, (k + 1) / self.num_points) for k in range(self.num_points))
-        return max(map(objective.loss, points))
+        return top(map(objective.loss, points))
 
 
 def drawn(chain: Chain, theta: Params, p: float, generator: torch.Generator) -> Params:
@@ -66,7 +68,8 @@ def drawn(chain: Chain, theta: Params, p: float, generator: torch.Generator) -> 
 
 def _shares(entry: Entry) -> list[Row]:
     """For each p how many draws are low, in percent, and what half of them stay below."""
-    found = ((p, entry["rises"][str(p)]) for p in entry.cell.ps)
+    # a rise that was not finite is above every other
+    found = ((p, [inf if rise != rise else rise for rise in entry["rises"][str(p)]]) for p in entry.cell.ps)
     return [
         {"p": p, "low": 100 * sum(r <= RISE for r in rises) / len(rises), "half": median(rises)} for p, rises in found
     ]

@@ -17,6 +17,7 @@ from isthmus.experiments.jobs import named
 from isthmus.experiments.lines import finish, new_panels
 from isthmus.experiments.tables import Row, Table, first
 from isthmus.papers.kuditipudi2019.jobs import PAGE
+from isthmus.shown import largest
 from isthmus.sweep import Cell, Job
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ TABLE = Table(
         "path": lambda e: type(e.cell.method).__name__,
     },
     columns={
-        "ends": first(lambda e: max(e["ends"])),
-        "largest on it": first(lambda e: max(e["loss"])),
+        "ends": first(lambda e: largest(e["ends"])),
+        "largest on it": first(lambda e: largest(e["loss"])),
         "proved below every path": first("proved"),
         "B_h": first("estimate"),
         ".h": first("cell.h"),
@@ -99,8 +100,8 @@ def _data(axes: Axes, h: int) -> None:
 
     x, y = (torch.as_tensor(part) for part in disconnected(h).objective.data)
     table = torch.cat([x, torch.full_like(y, nan), y], 1)
-    largest = float(x.abs().max())
-    axes.imshow(table, cmap="RdBu_r", norm=SymLogNorm(1.0, vmin=-largest, vmax=largest), aspect="auto")
+    highest = float(x.abs().max())
+    axes.imshow(table, cmap="RdBu_r", norm=SymLogNorm(1.0, vmin=-highest, vmax=highest), aspect="auto")
     axes.set_xticks([0, h + 1, h + 3], ["f1", f"f{h + 2}", "y"])
     axes.set_yticks([0, len(x) - 1], ["1", str(len(x))])
     axes.grid(False)

@@ -11,9 +11,10 @@ from statistics import fmean, median
 from typing import Any
 
 from isthmus.experiments.jobs import Network, On, Pair
-from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, largest, mean, read, so_many
+from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, largest, mean, number, read, so_many
 from isthmus.papers.kuditipudi2019.jobs import TABLES, Losses, Noise, Subnetworks
 from isthmus.papers.kuditipudi2019.lemma3 import RISE
+from isthmus.shown import largest as top
 from isthmus.storage import read_json
 from isthmus.storage.tensors import read_tensors
 
@@ -59,8 +60,7 @@ def _means(loss: Reader, error: Reader) -> dict[str, Column]:
     """Over the trials, with standard deviations; the accuracy in percent."""
 
     def accuracy(entry: Entry) -> float:
-        found = read(entry, error)
-        return nan if found is None else 100 * (1 - found)
+        return 100 * (1 - read(entry, error))
 
     return {"trials": len, "loss": mean(loss, "sd"), "accuracy %": mean(accuracy, "sd")}
 
@@ -86,7 +86,7 @@ def tables(paper: Mapping[str, Network]) -> tuple[Table, ...]:
         columns={
             ".p": first("p"),
             **_means("loss", "error"),
-            "units kept": first("kept"),
+            "units kept": first("kept?"),
             f"draws within {RISE:g}, %": mean("success?", scale=100),
             **last,
         },
@@ -96,8 +96,8 @@ def tables(paper: Mapping[str, Network]) -> tuple[Table, ...]:
         each=lambda e: [{"p": p, "line": e["p"][str(p)]["line"]} for p in e.cell.lines],
         by=_about(lambda e: "2 centre", lambda e: f"straight segment, p = {e['p']:g}"),
         columns={
-            **_means(lambda e: max(e["line.loss"]), lambda e: max(e["line.error"])),
-            "largest excess": largest(lambda e: max(e["line.loss"]) - max(e["line.loss"][0], e["line.loss"][-1])),
+            **_means(lambda e: top(e["line.loss"]), lambda e: top(e["line.error"])),
+            "largest excess": largest(_excess),
             ".lines": lambda entries: [e["line"] for e in entries],
             **last,
         },
@@ -142,6 +142,12 @@ def _subnetworks(entry: Entry) -> list[Row]:
              "success": fmean(loss <= entry["loss"] + RISE for loss in f["losses"])}
             for p, f in found.items()]  # fmt: skip
     return [{"p": 0.0, "kept": None}, *best]
+
+
+def _excess(entry: Entry) -> float:
+    """How far the loss on a straight segment rises above its ends."""
+    loss = entry["line.loss"]
+    return top(loss) - top((loss[0], loss[-1]))
 
 
 def _filters(entry: Entry) -> int:
@@ -202,10 +208,10 @@ def _exact(folder: Path) -> tuple[int, float, float]:
     n = len(certificate["segments"])
     inside = [
         loss
-        for t, loss in zip(curve["t"], curve["loss"], strict=True)
+        for t, loss in zip(curve["t"], number(curve["loss"]), strict=True)
         if any(i / n - 1e-12 <= t <= (i + 1) / n + 1e-12 for i in exact)
     ]
-    return len(exact), max(inside, default=nan), max(exact.values(), default=nan)
+    return len(exact), top(inside or [nan]), top(exact.values() or [nan])
 
 
 def _constructed(which: int) -> Column:
@@ -215,7 +221,7 @@ def _constructed(which: int) -> Column:
         found = [_exact(e.stored.folder) for e in entries]
         if which == 0:
             return found[0][0]
-        return max(f[which] for f in found) if found[0][0] else None
+        return top(f[which] for f in found) if found[0][0] else None
 
     return column
 
@@ -223,7 +229,7 @@ def _constructed(which: int) -> Column:
 def _curve(entries: Sequence[Entry]) -> dict[str, list[float]]:
     """Of the first pair."""
     profile = read_json(entries[0].stored.folder / "run" / "profile.json")
-    return {k: profile[k] for k in ("t", "loss", "error")}
+    return {k: number(profile[k]) for k in ("t", "loss", "error")}
 
 
 _ON_PATHS: dict[str, Column] = {
@@ -237,7 +243,6 @@ _ON_PATHS: dict[str, Column] = {
     "their loss": _constructed(1),
     "their largest bound": _constructed(2),
     "seconds": mean("record.seconds?"),
-    ".end loss": largest(lambda e: max(e["loss_a"], e["loss_b"])),
     ".curve": _curve,
 }
 """Means over the pairs; largest bounds."""

@@ -9,6 +9,7 @@ from math import nan
 from isthmus.experiments.claims import Claim
 from isthmus.experiments.tables import Row
 from isthmus.papers.nguyen2019.sketches import NEAR
+from isthmus.shown import largest
 
 _CONDITION = 1e6
 """Paths with a larger condition number of features or weights are not asked to keep their digits."""
@@ -52,7 +53,7 @@ def _proved(rows: list[Row]) -> tuple[bool, str]:
 
 def _leads_down(rows: list[Row]) -> tuple[bool, str]:
     there = [r for r in rows if r.get("theorem") is not None]
-    worst = max((r["rise"] for r in there), default=nan)
+    worst = largest([r["rise"] for r in there] or [nan])
     down = all(r["loss at the end"] <= r["tolerance"] for r in there)
     good = len(there) == len(rows) and down and worst <= _RISE
     return good, f"{len(there)} of {len(rows)} descents, the largest rise {worst:.1e}"
@@ -68,7 +69,7 @@ def _descents_proved(rows: list[Row]) -> tuple[bool, str]:
 
 def _far(rows: list[Row]) -> tuple[bool | None, str]:
     """Of rays that do not get to the norm nothing is said, unless the loss changes on them."""
-    change, norm = max(r["change"] for r in rows), min(r["norm at the end"] for r in rows)
+    change, norm = largest(r["change"] for r in rows), min(r["norm at the end"] for r in rows)
     far = all(r["norm at the end"] >= _FAR for r in rows)
     text = f"{change:.1e} on {len(rows)} rays, to norms of at least {norm:.1e}"
     holds = change <= _EXCESS and _certain(rows)

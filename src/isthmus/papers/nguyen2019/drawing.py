@@ -11,6 +11,7 @@ import numpy as np
 from isthmus.errors import InputError
 from isthmus.plot.figures import GREY, MARKERS, PALETTE, grid_of_axes, ground, settings
 from isthmus.plot.stability import loss_axis
+from isthmus.shown import largest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +90,7 @@ def paths(panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
                 style = {"color": GREY, "linestyle": (0, (7, 2))} if line else {"color": next(turn)}
                 a.plot(curve["t"], curve["loss"], label=name, linewidth=1.6, **style)
             last = list(curves.values())[-1]["loss"]
-            a.axhline(max(last[0], last[-1]), color="#3b4046", linewidth=0.8, linestyle=":", label="higher end")
+            a.axhline(largest((last[0], last[-1])), color="#3b4046", linewidth=0.8, linestyle=":", label="higher end")
             a.set_title(title, fontsize=10)
             a.set_xlim(0, 1)
             ground(a)

@@ -24,6 +24,7 @@ from isthmus.papers.nguyen2019.problems import BAD, PAGE, STARTS, Setting, spoil
 from isthmus.papers.nguyen2019.sketches import SKETCHES, survey
 from isthmus.params import Params
 from isthmus.paths import Curve, Path
+from isthmus.shown import largest
 from isthmus.sweep import Cell, Job
 from isthmus.training.fit import Recipe
 
@@ -101,7 +102,7 @@ class Joined(_OnSamples):
         return out | {
             "growth": stats["growth"],
             "conditions": stats["conditions"],
-            "excess": max(stats["excess"], measured.excess),
+            "excess": largest((stats["excess"], measured.excess)),
             "invariance": invariance(objective, found.path, _joining(stats["segments"])),
             "certificate": _of_certificate(proved),
             "curve": _of_profile(measured),
@@ -129,7 +130,7 @@ def invariance(objective: Objective, path: Path, joining: int) -> float | None:
         kept = objective.outputs(path.start if i < joining else path.end)
         scale = float(kept.abs().max()) or 1.0
         points = [segment.at(t) for t in _INSIDE]
-        worst = max(worst, *(float((objective.outputs(p) - kept).abs().max()) / scale for p in points))
+        worst = largest((worst, *(float((objective.outputs(p) - kept).abs().max()) / scale for p in points)))
     return worst
 
 
@@ -163,7 +164,7 @@ def rise(losses: Sequence[float]) -> float:
     """
     lowest, worst = losses[0], 0.0
     for value in losses:
-        lowest, worst = min(lowest, value), max(worst, value - lowest)
+        lowest, worst = min(lowest, value), largest((worst, value - lowest))
     return worst
 
 
@@ -190,7 +191,7 @@ class Descent(_OnSamples):
             "growth": found.stats["growth"],
             "conditions": found.stats["conditions"],
             "loss": [objective.loss(a), objective.loss(found.path.end)],
-            "rise": max(found.stats["rise"], rise(measured.loss.tolist())),
+            "rise": largest((found.stats["rise"], rise(measured.loss.tolist()))),
             "certificate": _of_certificate(proved),
             "curve": _of_profile(measured),
         }
@@ -217,7 +218,7 @@ class Far(_OnSamples):
         return _about(found) | {
             "norms": norms,
             "loss": losses[0],
-            "change": max(found.stats["change"], max(losses) - min(losses)),
+            "change": largest((found.stats["change"], largest(losses) - min(losses))),
             "certificate": _of_certificate(proved),
         }
 

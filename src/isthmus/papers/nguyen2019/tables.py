@@ -8,6 +8,7 @@ from isthmus.experiments.page import ended
 from isthmus.experiments.tables import Column, Entry, Reader, Table, first, largest, read
 from isthmus.papers.nguyen2019.jobs import Descent, Far, Joined, Sketch
 from isthmus.papers.nguyen2019.sketches import SKETCHES
+from isthmus.shown import largest as top
 
 
 def _start(part: Reader) -> dict[str, Reader]:
@@ -24,7 +25,12 @@ def _start(part: Reader) -> dict[str, Reader]:
 
 def _made(entry: Entry) -> bool:
     """Whether the premises held."""
-    return entry["theorem"] is not None
+    return entry["theorem?"] is not None
+
+
+def _of_made(what: str) -> Reader:
+    """Nothing where the premises failed."""
+    return lambda entry: entry[what] if _made(entry) else None
 
 
 def _worst(what: Reader) -> Column:
@@ -43,12 +49,12 @@ def _premise(entries: Sequence[Entry]) -> str | None:
 
 def _top(entry: Entry) -> float:
     """The loss of the higher end."""
-    return max(entry["certificate.ends"])
+    return top(entry["certificate.ends"])
 
 
 def _unit(loss: float) -> float:
     """What excesses are relative to: the larger of 1 and the loss that they start from."""
-    return max(1.0, loss)
+    return top((1.0, loss))
 
 
 def _all_proved(entries: Sequence[Entry]) -> bool | None:
@@ -68,7 +74,7 @@ def _proved_excess(start: Reader) -> Column:
 def condition(found: Mapping[str, Mapping[str, float]]) -> float:
     """The largest condition number that a path depends on: not those of features at A, which it gives up."""
     needed = [*found["b"].values(), *(v for k, v in found["a"].items() if k.startswith("W"))]
-    return max(needed)
+    return top(needed)
 
 
 _PATHS = Table(
@@ -81,26 +87,26 @@ _PATHS = Table(
         "segments": _worst(lambda e: len(e["segments"])),
         "condition": _worst(lambda e: condition(e["conditions"])),
         "higher end": _worst(_top),
-        "excess of the line": _worst(lambda e: max(e["line.loss"]) - _top(e)),
+        "excess of the line": _worst(lambda e: top(e["line.loss"]) - _top(e)),
         "excess": _worst(lambda e: e["excess"] / _unit(_top(e))),
         "proved": _all_proved,
         "proved excess": _proved_excess(_top),
         "invariance": _worst("invariance?"),
         "growth": _worst("growth?"),
         "seconds": _worst("record.seconds?"),
-        ".curve": first("curve?"),
-        ".line": first("line?"),
+        ".curve": first(_of_made("curve")),
+        ".line": first(_of_made("line")),
     },
 )
 _DESCENTS = Table(
     of=Descent,
     by=_start(lambda e: "descend"),
     columns={
-        "theorem": first("theorem"),
+        "theorem": first("theorem?"),
         "outcome": _outcome,
         "premise": _premise,
         "segments": _worst(lambda e: len(e["segments"])),
-        "condition": _worst(lambda e: max(v for k, v in e["conditions"].items() if k.startswith("F"))),
+        "condition": _worst(lambda e: top(v for k, v in e["conditions"].items() if k.startswith("F"))),
         "loss at the start": _worst(lambda e: e["loss"][0]),
         "loss at the end": _worst(lambda e: e["loss"][1]),
         "tolerance": first("cell.tolerance"),
@@ -109,14 +115,14 @@ _DESCENTS = Table(
         "proved excess": _proved_excess(lambda e: e["loss"][0]),
         "growth": _worst("growth?"),
         "seconds": _worst("record.seconds?"),
-        ".curve": first("curve?"),
+        ".curve": first(_of_made("curve")),
     },
 )
 _RAYS = Table(
     of=Far,
     by=_start(lambda e: "ray"),
     columns={
-        "theorem": first("theorem"),
+        "theorem": first("theorem?"),
         "outcome": _outcome,
         "segments": first(lambda e: len(e["segments"])),
         "norm at the start": first(lambda e: e["norms"][0]),

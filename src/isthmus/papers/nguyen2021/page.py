@@ -12,10 +12,11 @@ from isthmus.connectors import Dropout
 from isthmus.experiments.claims import Claim
 from isthmus.experiments.jobs import Pair, Problem
 from isthmus.experiments.page import Experiment
-from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, mean, read
+from isthmus.experiments.tables import Column, Entry, Reader, Row, Table, first, mean, number, read
 from isthmus.papers.nguyen2021.figures import FIGURES
 from isthmus.papers.nguyen2021.jobs import PAGE, ExperimentA, ExperimentB, PathA
 from isthmus.papers.nguyen2021.tasks import SCALES
+from isthmus.shown import largest
 from isthmus.storage import read_json
 from isthmus.sweep import Cell
 
@@ -70,12 +71,12 @@ def _once(what: str) -> Column:
 
 def _top(what: str) -> Reader:
     """The largest over the layers."""
-    return lambda entry: max(layer[what] for layer in entry["layers"])
+    return lambda entry: largest(number(layer[what]) for layer in entry["layers"])
 
 
 def _curve(name: str) -> Column:
     """A column of the profile along the path."""
-    return lambda entries: read_json(entries[0].stored.folder / "run" / "profile.json")[name]
+    return lambda entries: number(read_json(entries[0].stored.folder / "run" / "profile.json")[name])
 
 
 def _name(entry: Entry) -> str:
@@ -117,7 +118,7 @@ _PATHS = Table(
         "segments": first("segments"),
         "max training loss": first("max_loss"),
         "excess": first("excess"),
-        "bound": first("bound"),
+        "bound": first("bound?"),
         "max test error": first("test_error_max?"),
         "processor seconds": first("record.processor_seconds?"),
         ".t": _curve("t"),
@@ -128,12 +129,12 @@ _PATHS = Table(
 
 def _above(row: Row, kind: str) -> float:
     """How far an experiment is above the network itself."""
-    return max(row[kind] - row["reference"], 0.0)
+    return largest((row[kind] - row["reference"], 0.0))
 
 
 def _far(rows: list[Row]) -> tuple[bool, str]:
     a, b = (_above(rows[0], kind) for kind in "AB")
-    return b >= 10 * max(a, 1e-3), f"A {a:.3g}, B {b:.3g} above"
+    return b >= 10 * largest((a, 1e-3)), f"A {a:.3g}, B {b:.3g} above"
 
 
 def _layers_of(rows: list[Row]) -> Sequence[int]:

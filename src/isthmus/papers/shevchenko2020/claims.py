@@ -9,6 +9,7 @@ from isthmus.experiments.claims import Claim
 from isthmus.experiments.tables import Row
 from isthmus.papers.shevchenko2020.tables import TIMES
 from isthmus.papers.shevchenko2020.tasks import Task
+from isthmus.shown import largest
 
 _LINEAR = -0.9
 """Points whose logarithms correlate at most this much lie "essentially" on a falling line."""
@@ -60,7 +61,7 @@ def _near_the_rate(rows: list[Row]) -> tuple[bool, str]:
 def _ratio(row: Row) -> float | None:
     """Of the changes in loss at the three times, the largest over the smallest."""
     changes = [row[f"change {time}"] for time in TIMES]
-    return max(changes) / min(changes) if min(changes) > 0 else None
+    return largest(changes) / min(changes) if min(changes) > 0 else None
 
 
 _CHANGES = ("change against N", "change against M")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -168,7 +169,7 @@ def path_and_weights(
         first.plot(curve["t"], 100 * np.array(curve["error"]), color=PALETTE[0], linewidth=1.8, label="path")
         first.axhline(100 * allowed, color=PALETTE[8], linestyle=DASHED, label="ends + what halving adds")
         first.set(xlabel="t, from bimodal to unimodal", ylabel="classification error, %", xlim=(0, 1))
-        top = max(*curve["error"], *line["error"], allowed)
+        top = max((v for v in (*curve["error"], *line["error"], allowed) if isfinite(v)), default=1.0)
         if top > 5 * max(allowed, 1e-9):
             first.set_yscale("log")
             _plain_ticks(first.yaxis)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import nan
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from isthmus.errors import InputError
-from isthmus.experiments.tables import Row
+from isthmus.experiments.tables import Row, number
 from isthmus.papers.shevchenko2020 import drawing as draw
+from isthmus.shown import deviation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def _training(grid: Mapping[float, Sequence[Mapping[str, float]]]) -> draw.Train
     for name, field in _COLUMNS.items():
         values = [[trial[field] for trial in grid[t]] for t in out["t"]]
         out[name] = [fmean(v) for v in values]
-        out[f"{name} sd"] = [stdev(v) if len(v) > 1 else nan for v in values]
+        out[f"{name} sd"] = [deviation(v) for v in values]
     return out
 
 
@@ -74,7 +74,7 @@ def figure_4(rows: Sequence[Row]) -> Figure:
             points = curves.setdefault(row["task"], {"x": [], "mean": [], "deviation": []})
             points["x"].append(row["N"])
             points["mean"].append(row["error change %"])
-            points["deviation"].append(nan if row["error change sd"] is None else row["error change sd"])
+            points["deviation"].append(number(row["error change sd"]))
     return draw.changes_of_error(curves)
 
 

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import log, nan
+from math import inf, log, nan
 from statistics import correlation, fmean
 from typing import Any
 
-from isthmus.experiments.tables import Column, Done, Entry, Row, Spread, Table, first, largest, mean, sd, so_many
+from isthmus.experiments.tables import (
+    Column,
+    Done,
+    Entry,
+    Row,
+    Spread,
+    Table,
+    first,
+    largest,
+    mean,
+    number,
+    sd,
+    so_many,
+)
 from isthmus.papers.shevchenko2020.jobs import Paths, Starts, Trials
+from isthmus.shown import largest as top
 from isthmus.stability.dropout.pattern import PatternStability, Slope, StabilityCurve, log_slope, rate
 
 TIMES = ("start", "middle", "end")
@@ -54,15 +68,14 @@ def _at(entries: Sequence[Entry], time: float | str) -> list[PatternStability]:
 
 
 def _stability(row: Mapping[str, float]) -> PatternStability:
-    errors = [nan if row[k] is None else row[k] for k in ("error", "dropped_error")]
-    return PatternStability({}, row["loss"], errors[0], row["dropped_loss"], errors[1])
+    return PatternStability({}, *(number(row[k]) for k in ("loss", "error", "dropped_loss", "dropped_error")))
 
 
-def _over(number: Callable[[PatternStability], float], time: str = "end", spread: bool = True) -> Column:
+def _over(quantity: Callable[[PatternStability], float], time: str = "end", spread: bool = True) -> Column:
     """The mean over the trials at one time, with its standard deviation."""
 
     def column(entries: Sequence[Entry]) -> Any:
-        values = [number(found) for found in _at(entries, time)]
+        values = [quantity(found) for found in _at(entries, time)]
         return Spread(fmean(values), sd(values), "sd") if spread else fmean(values)
 
     return column
@@ -126,21 +139,24 @@ _WIDTHS = Table(
 def _slopes(task: str, widths: Sequence[Row]) -> list[Row]:
     """Log-log slopes of the mean change in loss against N at three times, and against M of the widest network."""
     out: list[Row] = []
-    for time in TIMES if len(widths) >= 3 else ():
+    for time in TIMES:
         points = {row["N"]: row[".at"][time] for row in widths}
-        out.append(_slope_row(task, "change against N", time, StabilityCurve.of("N", points)))
-    kept = widths[-1][".kept"]
-    if len(kept) >= 3:
-        row = _slope_row(task, "change against M", "end", StabilityCurve.of("M", kept))
-        out.append({**row, "N": widths[-1]["N"]})
+        out += _slope_rows(task, "change against N", time, StabilityCurve.of("N", points))
+    widest = widths[-1]
+    if widest[".kept"]:
+        rows = _slope_rows(task, "change against M", "end", StabilityCurve.of("M", widest[".kept"]))
+        out += [{**row, "N": widest["N"]} for row in rows]
     return out
 
 
-def _slope_row(task: str, what: str, time: str, curve: StabilityCurve) -> Row:
+def _slope_rows(task: str, what: str, time: str, curve: StabilityCurve) -> list[Row]:
+    """One; none of fewer than three points, or where a mean change has no logarithm."""
+    if len(curve.x) < 3 or not all(0 < mean < inf for mean in curve.mean):
+        return []
     row = {"what": what, "task": task, "time": time, **_fitted(curve.x, curve.mean, curve.slope())}
     row["rate's slope"] = curve.predicted_slope
     row[".curve"] = {"x": list(curve.x), "mean": list(curve.mean), "deviation": list(curve.deviation)}
-    return row
+    return [row]
 
 
 def _fitted(x: Sequence[float], y: Sequence[float], slope: Slope) -> Row:
@@ -155,15 +171,14 @@ def _fitted(x: Sequence[float], y: Sequence[float], slope: Slope) -> Row:
 
 def _judged(pair: Mapping[str, Any]) -> dict[str, float]:
     """The worse end, and what the paper allows on the path: the worse end plus what halving adds at the worse end."""
-    ends = pair["ends"]
-    halves = {row["end"]: row for row in pair["halved"] if row["entry"] == 1}
-    added = [halves[e]["error"] - ends[i][1] for i, e in enumerate("ab")]
-    worst = max(error for _, error in ends)
+    losses, errors = zip(*map(number, pair["ends"]), strict=True)
+    halves = {row["end"]: number(row["error"]) for row in pair["halved"] if row["entry"] == 1}
+    added = [halves[e] - error for e, error in zip("ab", errors, strict=True)]
     return {
-        "end loss": max(loss for loss, _ in ends),
-        "allowed loss": max(*(loss for loss, _ in ends), *(row["loss"] for row in pair["halved"])),
-        "end error": worst,
-        "allowed error": worst + max(0.0, *added),
+        "end loss": top(losses),
+        "allowed loss": top((*losses, *(number(row["loss"]) for row in pair["halved"]))),
+        "end error": top(errors),
+        "allowed error": top(errors) + top((0.0, *added)),
     }
 
 
@@ -216,7 +231,7 @@ _PATHS = Table(
         "seconds": first("record.seconds?"),
         ".judged": _judged_pairs,
         ".curve": first("curve"),
-        ".line": first(lambda e: e.stored.result["line"]),
+        ".line": first(lambda e: number(e.stored.result["line"])),
         ".weights": first("weights"),
     },
 )
@@ -226,7 +241,7 @@ _PATHS = Table(
 def _excess_slope(task: str, joined: Sequence[Row]) -> list[Row]:
     """The slope of the paths' mean excess against N, over widths joined from the same kind of start."""
     found = sorted(filter(_comparable, joined), key=lambda row: row["N"])
-    if len(found) < 3:
+    if len(found) < 3 or any(row["excess"] != row["excess"] for row in found):
         return []
     x, mean = [float(row["N"]) for row in found], [row["excess"] for row in found]
     slope: Row = {"what": "excess against N", "task": task, "time": "end", **_fitted(x, mean, log_slope(x, mean))}
@@ -236,5 +251,5 @@ def _excess_slope(task: str, joined: Sequence[Row]) -> list[Row]:
 
 
 def _comparable(row: Row) -> bool:
-    """Whether a mean excess over several pairs of the same kind of start has a logarithm."""
-    return row["starts"] == "unimodal to unimodal" and row["excess sd"] is not None and row["excess"] > 0
+    """Whether it is a mean over several pairs of the same kind of start, and above zero or not finite."""
+    return row["starts"] == "unimodal to unimodal" and row["excess sd"] is not None and not row["excess"] <= 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log, nan, sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.objective.given import ParamsLike
 from isthmus.params import Params
-from isthmus.shown import brief, draw, line, one_line, table
+from isthmus.shown import brief, deviation, draw, line, one_line, table
 from isthmus.stability.dropout.dropped import Dropped
 from isthmus.stability.dropout.subsets import rescaling
 from isthmus.structure.chain import Chain
@@ -201,7 +201,7 @@ class StabilityCurve:
     @property
     def deviation(self) -> tuple[float, ...]:
         """The error bars: one standard deviation over the trials; NaN for a single trial."""
-        return tuple(stdev(values) if len(values) > 1 else nan for values in self.changes)
+        return tuple(deviation(values) for values in self.changes)
 
     @property
     def error_mean(self) -> tuple[float, ...]:
@@ -211,7 +211,7 @@ class StabilityCurve:
     @property
     def error_deviation(self) -> tuple[float, ...]:
         """One standard deviation over the trials of the change in error."""
-        return tuple(stdev(values) if len(values) > 1 else nan for values in self.error_changes)
+        return tuple(deviation(values) for values in self.error_changes)
 
     def slope(self, confidence: float = 0.95) -> Slope:
         """The slope of log mean against log x (see `log_slope`); for curves against N or M."""
