@@ -102,6 +102,14 @@ def tokens(options):
     return objective, random_params(module, 1), random_params(module, 2)
 
 
+def test_members_at_close_t_have_names_of_their_own_and_equal_t_are_refused():
+    objective, a, b = tokens({})
+    close = im.ensemble(objective, Path.through([a, b]), ts=[0.50001, 0.50002])
+    assert {"t = 0.50001", "t = 0.50002"} <= {row.name for row in close.rows}
+    with pytest.raises(im.InputError, match="ts: expected each t once"):
+        im.ensemble(objective, Path.through([a, b]), ts=[0.5, 0.5])
+
+
 @pytest.mark.parametrize("mean", ["examples", "tokens"])
 def test_the_averages_of_tokens_are_those_of_numpy(mean):
     objective, a, b = tokens({"mean": mean})

@@ -47,6 +47,22 @@ def test_axes_are_orthonormal_and_corners_are_the_networks_themselves():
         assert off < 1e-12 * found.frame.width
 
 
+def test_a_plane_with_c_near_the_line_has_the_losses_of_its_points():
+    """Points far from c are many times what tells it from the line: sums in float32 lose them."""
+    module = perceptron([4, 16, 3]).float()
+    data = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    objective = im.Objective(module, "cross_entropy", data)
+    a, b, d = ({k: v.float() for k, v in random_params(module, seed).items()} for seed in range(3))
+    c, far = ({k: (a[k] + b[k]) / 2 + share * d[k] for k in a} for share in (3e-6, 1.0))
+    found = im.plane(objective, a, b, c, path=Path.through([a, far, b]), points=3)
+    exact = im.Objective(module.double(), "cross_entropy", (data[0].double(), data[1]))
+    for j in range(3):
+        for i in range(3):
+            x, y = float(found.x[i]), float(found.y[j])
+            point = {k: a[k].double() + x * found.frame.axes[0][k] + y * found.frame.axes[1][k] for k in a}
+            assert float(found.loss[j, i]) == pytest.approx(exact.loss(point), rel=1e-5)
+
+
 def test_the_grid_covers_the_corners_and_holds_the_loss():
     p = two_layers()
     found = im.plane(p.objective, p.a, p.b, third(p), points=5, margin=0.25)

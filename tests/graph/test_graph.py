@@ -279,6 +279,7 @@ def test_files_are_named_by_theirs(tmp_path):
     ("wrong", "what"),
     [
         ({"params": {"a": None}}, "at least two"),
+        ({"params": {1: None, "1": None, "b": None}}, "names that differ as text"),
         ({"params": "a.safetensors"}, "params: expected networks by name"),
         ({"goal": "most"}, "goal"),
         ({"tol": -1.0}, "tol"),

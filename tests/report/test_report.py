@@ -100,6 +100,7 @@ def test_the_best_excess_is_of_a_method_that_succeeded(tmp_path: File):
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert re.findall(r"<td class=\"best\">([^<]*)", text) == ["1.45"]
     page = Page(text)
+    assert "The smallest excess of the methods that succeeded is highlighted." in page.text
     assert "Methods that did not succeed" in page.text
     assert "Subnetwork: m e" in page.text
 

@@ -143,7 +143,8 @@ def table_of(held: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     for when, key in (("", "lines"), ("aligned ", "aligned")):
         for row in held[key]:
             loss, error = (row["barriers"][k]["max"] for k in ("loss", "error"))
-            middle = [loss, row["at"], row["rise"], row["level"], at_ends(row["error"]), error]
+            known = any(v is not None and v == v for v in row["error"])  # else no error is defined
+            middle = [loss, row["at"], row["rise"], row["level"], at_ends(row["error"]) if known else "", error]
             name = f"{when}{names[row['a']]} \N{EN DASH} {names[row['b']]}"
             rows.append([name, row["data"], at_ends(row["loss"]), *middle, len(row["t"]), row["below"]])
     for what, key in (("average", "mean"), ("aligned average", "aligned_mean")):

@@ -220,12 +220,21 @@ def _on_path(
         ts = by_length(path, _shares(_POINTS if points is None else points), still)
     elif points is not None or not len(ts):
         raise InputError("ts", expected="at least one t, in place of points", got=f"{len(ts)} and points={points}")
-    places = [(float(t), *path.locate(float(t))) for t in ts]
-    members = {f"t = {t:.4g}": objective.check(segments[i].at(local), f"t = {t:.4g}") for t, i, local in places}
+    at = list(map(float, ts))
+    places = zip(_named(at), map(path.locate, at), strict=True)
+    members = {name: objective.check(segments[i].at(local), name) for name, (i, local) in places}
     ends = {"a": objective.check(path.start, "a"), "b": objective.check(path.end, "b")}
     seconds = given.cost.seconds if isinstance(given, Connection) else None
     average = average_of(objective, list(members.values()), policy)
-    return _Chosen(ends, members, average, [t for t, *_ in places], policy, seconds)
+    return _Chosen(ends, members, average, at, policy, seconds)
+
+
+def _named(ts: Sequence[float]) -> list[str]:
+    """What the members are called: by t in four digits, or as many as tell them apart. Errors: equal t."""
+    if len({*ts}) < len(ts):
+        raise InputError("ts", expected="each t once", got=list(ts))
+    several = ([f"t = {t:.{digits}g}" for t in ts] for digits in range(4, 18))
+    return next(names for names in several if len({*names}) == len(ts))
 
 
 def _shares(points: int) -> list[float]:

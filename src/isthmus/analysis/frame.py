@@ -104,7 +104,7 @@ def _combined(parts: list[tuple[float, Tensor]]) -> Tensor:
     (share, first), *rest = parts
     if all(v is first for _, v in rest):
         return first
-    total = share * first
+    total = share * in_dtype(first, torch.float64)  # shares are large where c is near the line
     for share, v in rest:
-        total = total + share * v
-    return total
+        total = total + share * in_dtype(v, torch.float64)
+    return total.to(first.dtype)

@@ -178,6 +178,7 @@ def plane(
     t, places = _along(objective, frame, walked)
     x, y = (_axis(torch.cat([corners, places[:, :2]])[:, k], points, margin) for k in range(2))
     sets = [objective] if test is None else [objective, test]
+    screen = _screened(sets, screen)
     near = _near(x, y, torch.cat([corners, places[:, :2]]))
     work = _Grid(frame, x, y, near, [_Measured(s, objective, policy) for s in sets], _rough(sets, policy, screen))
 
@@ -189,6 +190,11 @@ def plane(
     values = [PlaneValues(v[0], v[1], *work.corners(k)) for k, v in enumerate(work.values)]
     train, held_out = values[0], values[1] if test is not None else None
     return Plane(frame, x, y, train, held_out, work.exact, corners, t, places[:, :2], places[:, 2], policy, screen)
+
+
+def _screened(sets: Sequence[Objective], screen: int | None) -> int | None:
+    """So many examples; None where these are all that any data set has."""
+    return screen if screen is not None and any(s.num_examples > screen for s in sets) else None
 
 
 def _check(points: int, margin: float, screen: int | None, objective: Objective) -> None:

@@ -47,13 +47,13 @@ class Range(NamedTuple):
 
 
 def interval_in(population: Mapping[str, Any] | None, key: str) -> str:
-    """An interval of a stored row about a band, "[0.1, 0.2]"; empty where there is none.
+    """An interval of a stored row about a band, "[0.1, 0.2]"; empty where there is none, or an end is not finite.
 
     >>> interval_in({"error": [0.1, 0.25]}, "error"), interval_in(None, "error")
     ('[0.1, 0.25]', '')
     """
     found = (population or {}).get(key)
-    return "" if not found else str(Range(*map(float, found)))
+    return "" if not found or None in found else str(Range(*map(float, found)))
 
 
 class ErrorBand(NamedTuple):

@@ -140,6 +140,8 @@ def _named(params: Mapping[str, ParamsLike] | Sequence[ParamsLike]) -> dict[str,
         named = {str(name): value for name, value in params.items()}
     else:
         named = dict(zip(names_of(params), params, strict=True))
+    if len(named) < len(params):
+        raise InputError("params", expected="names that differ as text", got=list(params))
     if len(named) < 2:
         raise InputError("params", expected="at least two networks", got=len(named))
     return named

@@ -50,7 +50,7 @@ def draw_tree(graph: MinimaGraph, ax: Axes) -> None:
     """
     ground(ax)
     links, losses = graph.dendrogram(), np.array(graph.losses)
-    order = [int(i) for i in dendrogram(links, no_plot=True)["leaves"]]
+    order = _order(links)
     x = {node: float(place) for place, node in enumerate(order)}
     low, top = dict(enumerate(losses.tolist())), dict(enumerate(losses.tolist()))
     bars: list[tuple[float, float, float]] = []
@@ -74,6 +74,12 @@ def draw_tree(graph: MinimaGraph, ax: Axes) -> None:
     ax.set_title(f"how high one must climb ({len(graph.edges)} paths tried)")
     ax.legend(fontsize=8, loc="best")
     ax.grid(False, axis="x")
+
+
+def _order(links: Floats) -> list[int]:
+    """The networks from left to right; scipy takes no heights below 0, which losses may have."""
+    lifted = links - np.array([0, 0, min(0.0, float(links[:, 2].min())), 0])
+    return [int(i) for i in dendrogram(lifted, no_plot=True)["leaves"]]
 
 
 def _heights(ax: Axes, bars: list[tuple[float, float, float]]) -> None:
@@ -104,7 +110,7 @@ def draw_saddles(graph: MinimaGraph, ax: Axes) -> None:
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
-    order = [int(i) for i in dendrogram(graph.dendrogram(), no_plot=True)["leaves"]]
+    order = _order(graph.dendrogram())
     values = graph.saddles[np.ix_(order, order)]
     norm = LogNorm if _wide(values.ravel()) else Normalize
     picture = ax.imshow(values, cmap="YlGnBu", norm=norm(float(values.min()), float(values.max()) or 1.0))

@@ -17,6 +17,7 @@ from isthmus.errors import FileError, InputError
 from isthmus.evaluate.batchnorm import POLICIES
 from isthmus.pipeline import RECORDED
 from isthmus.seal import is_whole
+from isthmus.shown import largest
 from isthmus.storage.files import one_line, read_json
 from isthmus.storage.paths import load_connection, path_digest
 from isthmus.stored import differs
@@ -123,6 +124,7 @@ def read_run(folder: str | Path) -> StoredRun:
         held = _document(folder / "profile.json")
         profile = _profile(folder / "profile.json", held, result)
         changed += [] if is_whole(held) else ["profile.json"]
+        result |= _measured(folder / "profile.json", profile, held)
     if (folder / "certificate.json").is_file():
         certificate = _document(folder / "certificate.json")
         _check_certificate(folder / "certificate.json", certificate)
@@ -202,7 +204,9 @@ def _check_population(file: Path, doc: Mapping[str, Any]) -> None:
     _check(file, doc, "population", dict)
     held = doc.get("population") or {}
     _check(file, held, "text", str)
-    _check(file, held, "error", list)
+    for key in ("loss", "error"):
+        if held.get(key) is not None:
+            _floats(file, held, key, 2)
 
 
 _NUMBERS = (
@@ -258,6 +262,29 @@ def _profile(file: Path, doc: Mapping[str, Any], result: Mapping[str, Any]) -> S
         t, segment.astype(np.int64), train, tests[0] if tests else None, doc["num_points"],
         doc.get("bn") or "none", _beside(file, doc, len(t)), doc.get("tol"), doc.get("within"),
     )  # fmt: skip
+
+
+def _measured(file: Path, found: StoredProfile, held: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says of the samples, of those of profile.json: the path may have been measured again since."""
+    loss, test = found.train["loss"], found.test or {}
+    ends, top = (float(loss[0]), float(loss[-1])), float(loss.max())
+    out: dict[str, Any] = {"loss_a": ends[0], "loss_b": ends[1], "max_loss": top, "excess": top - largest(ends)}
+    out |= {f"test_{q}_max": float(test[q].max()) if test else None for q in ("loss", "error")}
+    tested = held.get("test") or {"population": None}
+    if "population" in tested:  # files of older versions do not say
+        _check(file, tested, "population", dict)
+        out["population"] = _population(file, tested["population"])
+        _check_population(file, out)
+    return out
+
+
+def _population(file: Path, band: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What result.json says of a band for the population: intervals for the largest loss and error, and the words."""
+    if band is None:
+        return None
+    _check(file, band, "error", dict)
+    error = (band.get("error") or {}).get("highest")
+    return {"loss": band.get("highest"), "error": error, "text": band.get("text") or ""}
 
 
 def _beside(file: Path, doc: Mapping[str, Any], length: int) -> dict[str, dict[str, Floats]]:

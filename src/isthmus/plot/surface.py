@@ -63,10 +63,10 @@ class Surface:
     def range(self, name: str) -> tuple[float, float]:
         """The values between which colours differ: up to the largest on the straight line from a to b."""
         grid, corners = self.values[name]
-        top = np.nanmax([*self._on_the_line(grid), *corners[:2], *_finite(np.array([np.nanmin(grid)]))])
         seen = _finite(grid)
-        low = max(float(seen.min()), DEEPEST * float(top))
-        return (low, float(top)) if top > low else (low, float(max(seen.max(), low)))
+        top = float(_finite(np.array([*self._on_the_line(grid), *corners[:2], seen.min()])).max())
+        low = max(float(seen.min()), DEEPEST * top)
+        return (low, top) if top > low else (low, float(max(seen.max(), low)))
 
     def is_log(self, name: str) -> bool:
         """Whether colours are logarithmic: where no value that they tell apart is 0, and the range is wide."""
@@ -83,7 +83,8 @@ class Surface:
         """The values on the straight line, between those of the cells around it."""
         i = int(np.clip(np.searchsorted(self.y, 0.0) - 1, 0, len(self.y) - 2))
         share = np.clip(-self.y[i] / (self.y[i + 1] - self.y[i]), 0, 1)
-        row = (1 - share) * grid[i] + share * grid[i + 1]
+        with np.errstate(invalid="ignore"):  # infinite values
+            row = (1 - share) * grid[i] + share * grid[i + 1]
         return np.interp(np.linspace(0, self.corners[1, 0], 101), self.x, row)
 
 

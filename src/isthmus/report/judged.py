@@ -65,7 +65,7 @@ def far_from(run: StoredRun) -> str:
     certificate = run.certificate
     if certificate is None or not certificate["proved"]:
         return ""
-    bound, best, goal = _bound(certificate), _best(run), certificate.get("goal") or _GOAL
+    bound, best, goal = _bound(certificate), _seen(run), certificate.get("goal") or _GOAL
     if bound is None or not isfinite(best) or close(bound, best, goal):
         return ""
     budget = certificate.get("budget")
@@ -90,6 +90,13 @@ def _best(run: StoredRun) -> float:
     if known.get("loss") is not None:
         return float(known["loss"])
     return nan if run.profile is None else float(run.profile.train["loss"].max())
+
+
+def _seen(run: StoredRun) -> float:
+    """``_best``, or what the profile of the same statistics saw where that is higher."""
+    if run.profile is None or run.profile.bn not in ("none", "interpolate"):
+        return _best(run)
+    return max(_best(run), float(run.profile.train["loss"].max()))
 
 
 def _proof(run: StoredRun) -> Proof | None:

@@ -55,7 +55,7 @@ def _said(surface: Surface) -> list[str]:
         exact, cells = int(surface.exact.sum()), surface.exact.size
         said.append(
             f"{exact} of {cells} cells, around the path, the corners and the lowest point, were measured on all "
-            f"examples, the others on {surface.screen} of them, drawn at random: the dotted line is between them, and "
-            "a step of the values across it means nothing."
+            f"examples, the others on at most {surface.screen} of them, drawn at random: the dotted line is between "
+            "them, and a step of the values across it means nothing."
         )
     return [*said, *filter(None, [policy_in_words(surface.bn)])]

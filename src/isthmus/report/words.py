@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from typing import Any
 
+import numpy as np
 import torch
 
 from isthmus.certify.certificate import SEGMENTS
@@ -66,7 +67,7 @@ def pair(runs: tuple[StoredRun, ...]) -> dict[str, Any] | None:
     known = "loss" in held and "examples" in held
     return {
         **{k: run.result.get(k) or "not recorded" for k in ("model", "data")},
-        **{k: run.number(k) for k in ("loss_a", "loss_b")},
+        **dict(zip(("loss_a", "loss_b"), _own_ends(run), strict=True)),
         "objective": {"penalty": {}, **held} if known else None,
     }
 
@@ -117,6 +118,7 @@ def _measured(run: StoredRun) -> list[list[object]]:
         measured_row(name := f"{names[part]} {q}", t, torch.from_numpy(curves[q]), known.get(name) or None)
         for part, curves in run.profile.sets()
         for q in ("loss", "error")
+        if q == "loss" or not np.isnan(curves[q]).all()  # NaN everywhere: there is none
     ]
 
 
@@ -147,7 +149,7 @@ COLUMNS = (
 """Of the table of all runs, with their definitions."""
 
 MEASURES = (
-    ("at A, at B", "of the two networks themselves"),
+    ("at A, at B", "at the two ends of the path"),
     ("max, at t", "the largest value at the measured points, and where it is"),
     ("excess", "max minus the larger end"),
     ("linear", "the largest height above the straight line between the values of the ends"),
@@ -223,8 +225,16 @@ def _pair_of(run: StoredRun) -> tuple[object, ...]:
     """What two runs must share to be compared: network, data, objective and the losses of the ends."""
     held = run.result.get("objective") or {}
     objective = tuple(repr(held.get(k)) for k in ("loss", "examples", "penalty"))
-    ends = (num(run.number("loss_a")), num(run.number("loss_b")))
-    return (run.result.get("model"), run.result.get("data"), *objective, *ends)
+    return (run.result.get("model"), run.result.get("data"), *objective, *map(num, _own_ends(run)))
+
+
+def _own_ends(run: StoredRun) -> tuple[float, float]:
+    """The losses of the two networks themselves, with the statistics of BatchNorm that they have."""
+    found = run.profile
+    curves = None if found is None or found.bn in ("none", "interpolate") else found.beside.get("interpolate")
+    if curves is None:
+        return run.number("loss_a"), run.number("loss_b")
+    return float(curves["loss"][0]), float(curves["loss"][-1])
 
 
 def _command_of(run: StoredRun) -> str:
