@@ -195,6 +195,7 @@ def test_missing_files_get_a_sentence(tmp_path: File):
     (folder / "path.safetensors").unlink()
     page = report(tmp_path)
     assert "the loss along the paths was not measured" in page.text
+    assert "The loss was not measured" not in page.text  # result.json has the largest one
     assert "there is no path to draw" in page.text
     assert page.scripts == []
 
