@@ -106,7 +106,7 @@ def loss_axis(axes: Axes, values: Floats) -> None:
     if not _is_logarithmic(axes, values):
         if axes.get_yscale() != "linear":
             axes.set_yscale("linear")
-        low, top = min(0.0, float(values.min(initial=0.0))), float(values.max(initial=1e-12)) * 1.08
+        low, top = 1.08 * float(values.min(initial=0.0)), float(values.max(initial=1e-12)) * 1.08
         axes.set_ylim(min([low, *before]), max([top, *before]))
         return
     before = [limit for limit in before if limit > 0]
