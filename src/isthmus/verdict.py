@@ -16,6 +16,7 @@ from isthmus.certify import Certificate
 from isthmus.certify.branch import FLOOR
 from isthmus.errors import InputError
 from isthmus.evaluate import Profile
+from isthmus.evaluate.batchnorm import is_interpolated
 from isthmus.kinds import check_kinds
 from isthmus.shown import largest, one_line, upward
 
@@ -193,7 +194,7 @@ def judge_all(
     bn: str,
 ) -> Verdict:
     """The verdict with those beside it, from plain numbers. `bn`: the policy under which `measured` was measured."""
-    same = bn in ("none", "interpolate")
+    same = is_interpolated(bn)
     found = judge(asked, measured, proof if same else None)
     beside = None if same or (interpolated is None and proof is None) else judge(asked, interpolated, proof)
     return replace(found, test=None if test is None else judge(asked, test, None), interpolated=beside)

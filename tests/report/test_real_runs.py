@@ -59,13 +59,19 @@ def ones():
 """
 
 
+def networks() -> dict[str, Any]:
+    """What is defined there."""
+    names: dict[str, Any] = {}
+    exec(NETWORKS, names)
+    return names
+
+
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """A folder to work in, with nets.py and checkpoints a and b of every network."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets.py").write_text(NETWORKS)
-    names: dict[str, Any] = {}
-    exec(NETWORKS, names)
+    names = networks()
     for kind in ("plain", "normalised", "regression"):
         for seed, name in enumerate("ab"):
             torch.manual_seed(seed)
@@ -131,7 +137,8 @@ def test_a_band_of_another_shape_is_refused_in_one_line(made):
 
 
 def test_what_is_proved_of_interpolated_statistics_says_so_and_the_networks_losses_are_their_own(made):
-    objective = im.Objective(*_normalised())
+    names = networks()
+    objective = im.Objective(names["normalised"]().eval(), "cross_entropy", names["points"](37, 1))
     own = [objective.loss(im.load_params(f"normalised-{name}.safetensors")) for name in "ab"]
     for bn in ("keep", "recompute"):
         run("normalised", "connect", "--method", "Linear", "--bn", bn, "--num-points", "5", "--out", f"runs/{bn}")
@@ -139,12 +146,6 @@ def test_what_is_proved_of_interpolated_statistics_says_so_and_the_networks_loss
         assert "With interpolated statistics the training loss is at most" in text
         assert f"are {own[0]:.4g} (A) and {own[1]:.4g} (B)" in text
     assert "about different networks" not in page(made / "runs")
-
-
-def _normalised() -> tuple[torch.nn.Module, str, tuple[torch.Tensor, torch.Tensor]]:
-    names: dict[str, Any] = {}
-    exec(NETWORKS, names)
-    return names["normalised"]().eval(), "cross_entropy", names["points"](37, 1)
 
 
 def test_a_loss_that_is_not_finite_was_measured(made):

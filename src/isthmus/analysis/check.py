@@ -21,7 +21,7 @@ from isthmus.analysis.task_vectors import TaskVectors, sizes_of
 from isthmus.certify import Certificate, certify
 from isthmus.connectors import Aligned, Bezier, Connection, connect
 from isthmus.errors import InputError, IsthmusError
-from isthmus.evaluate.batchnorm import POLICIES, followed, others, segments_under
+from isthmus.evaluate.batchnorm import POLICIES, followed, is_interpolated, others, segments_under
 from isthmus.evaluate.decide import Decision, decide
 from isthmus.evaluate.profile import Profile, profile
 from isthmus.kinds import check_kind, check_kinds
@@ -344,7 +344,7 @@ def _proof(more: Mapping[str, Any], found: Mapping[str, Decision]) -> str:
     proof = more.get("certificate")
     if not _is_below(proof, found[TRAINING].level):
         return ""
-    statistics = "" if found[TRAINING].profile.bn in ("none", "interpolate") else " of interpolated statistics"
+    statistics = "" if is_interpolated(found[TRAINING].profile.bn) else " of interpolated statistics"
     return f" On the training data that is proved for all t{statistics}: at most {upward(proof.bound):.4g}."
 
 

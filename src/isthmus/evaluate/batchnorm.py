@@ -84,6 +84,15 @@ def followed(objective: Objective, bn: str) -> str:
     return policy
 
 
+def is_interpolated(policy: str) -> bool:
+    """Whether points of a path have the statistics that lie between those of its ends, about which certificates speak.
+
+    >>> is_interpolated("none"), is_interpolated("interpolate"), is_interpolated("keep")
+    (True, True, False)
+    """
+    return policy in ("none", "interpolate")
+
+
 def others(policy: str) -> tuple[str, ...]:
     """The policies whose values stand beside those of `policy`; none without running statistics.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from isthmus.certify.branch import close
 from isthmus.certify.certificate import budget_in_words, distance_in_words
+from isthmus.evaluate.batchnorm import is_interpolated
 from isthmus.plot.runs import Floats, StoredProfile, StoredRun
 from isthmus.verdict import LEVEL, Level, Measured, Proof, Verdict, judge, judge_all
 
@@ -94,9 +95,9 @@ def _best(run: StoredRun) -> float:
 
 def _seen(run: StoredRun) -> float:
     """``_best``, or what the profile of the same statistics saw where that is higher."""
-    if run.profile is None or run.profile.bn not in ("none", "interpolate"):
+    if run.profile is None or not is_interpolated(run.profile.bn):
         return _best(run)
-    return max(_best(run), float(run.profile.train["loss"].max()))
+    return max(_best(run), run.number("max_loss"))
 
 
 def _proof(run: StoredRun) -> Proof | None:

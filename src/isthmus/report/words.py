@@ -13,7 +13,7 @@ import torch
 
 from isthmus.certify.certificate import SEGMENTS
 from isthmus.evaluate.band import interval_in
-from isthmus.evaluate.batchnorm import beside_in_words, policy_in_words
+from isthmus.evaluate.batchnorm import beside_in_words, is_interpolated, policy_in_words
 from isthmus.evaluate.profile import measured_row
 from isthmus.plot.runs import StoredRun
 from isthmus.report.judged import far_from, rises, verdict_of
@@ -168,7 +168,7 @@ def _proof(run: StoredRun) -> dict[str, Any] | None:
     return {
         **{"proved": _is_proved(run), "bound": _bound_of(run), "far": far_from(run)},
         **{"left": counts.get("measured", 0), "total": sum(counts.values())},
-        "own": run.profile is None or run.profile.bn in ("none", "interpolate"),
+        "own": run.profile is None or is_interpolated(run.profile.bn),
         **{"slack": None if slack is None else float(slack), "dtype": held.get("dtype") or "floating point"},
         "claims": [(claim, n, _CLAIMS.get(claim, _UNKNOWN)) for claim, n in counts.items()],
     }
@@ -231,7 +231,7 @@ def _pair_of(run: StoredRun) -> tuple[object, ...]:
 def _own_ends(run: StoredRun) -> tuple[float, float]:
     """The losses of the two networks themselves, with the statistics of BatchNorm that they have."""
     found = run.profile
-    curves = None if found is None or found.bn in ("none", "interpolate") else found.beside.get("interpolate")
+    curves = None if found is None or is_interpolated(found.bn) else found.beside.get("interpolate")
     if curves is None:
         return run.number("loss_a"), run.number("loss_b")
     return float(curves["loss"][0]), float(curves["loss"][-1])
