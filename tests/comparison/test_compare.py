@@ -234,6 +234,13 @@ def test_the_command(tmp_path, capsys):
     assert "DeepLinear does not apply" in text
     assert "best: " in text
     assert (tmp_path / "out" / "comparison.svg").is_file()
+    assert run_app(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "mlp:64-6-10" in page
+    assert "not recorded" not in page
+    path = str(tmp_path / "out" / "linear" / "path.safetensors")  # which knows its network and its data
+    assert run_app(["profile", path, "--num-points", "2", "--out", str(tmp_path / "again"), "-q"]) == 0
+    capsys.readouterr()
     assert run_app([*command, "--methods", "linear, bezier,deeplinear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert run_app([*command, "--methods", "deeplinear"]) == 1

@@ -106,7 +106,7 @@ def commands(folder: Path, root: Path) -> dict[str, list[str]]:
         "graph": ["graph", a, b, *out, "--method", "Bezier", "--option", "epochs=4"],
         "check": ["check", a, b, *out],
         "merge": ["merge", a, b, "--anyway", "--out", str(root / "merged.safetensors")],
-        "compare": ["compare", a, b, *out, "--budget", "30"],
+        "compare": ["compare", a, b, *out, "--budget", "3", "--num-points", "5", "--examples", "60"],
         "report": ["report", str(folder / "path"), "--out", str(root / "page.html")],
         "sweep": ["sweep", str(folder / "sweep.yaml"), "--runs", str(root / "runs")],
         "experiment": ["experiment", "run", "compare-digits", "--scale", "smoke", "--only", "Linear",

@@ -18,7 +18,6 @@ from isthmus.analysis.ensemble import average_of
 from isthmus.cli.common import Opened, matching_of, opened, stored_in
 from isthmus.cli.console import number, print_json, progress_bar, show_table
 from isthmus.cli.options import PATHS, Asked, BatchNorm, Json, Quiet, Seed, with_asked
-from isthmus.cli.typed import command
 from isthmus.errors import InputError, MissingExtraError
 from isthmus.evaluate.batchnorm import POLICIES, followed
 from isthmus.graph.search import names_of
@@ -74,10 +73,7 @@ def align(
     files.write(found, several, bn)
     document = {"format": 1, "alignments": [one.to_dict() for one in several], "before": None, "after": None}
     document |= {} if lines is None else lines.to_dict()
-    document |= {
-        "names": files.names, "by": by, "options": option or [], "seed": seed, "model": found.model, "data": found.data,
-        "checkpoints": [str(file) for file in checkpoints], "command": command(),
-    }  # fmt: skip
+    document |= {"names": files.names, "by": by, "options": option or [], "seed": seed, **found.about}
     files.draw(document)
     if as_json:
         top = several[0].to_dict() if len(several) == 1 else {}

@@ -17,7 +17,6 @@ from isthmus.analysis.check import check as checked
 from isthmus.cli.common import Opened, one_more, opened
 from isthmus.cli.console import hanging, print_json, progress_bar, show_table
 from isthmus.cli.options import Asked, BatchNorm, Gap, Json, LevelOption, OutOption, Quiet, Seed, with_asked
-from isthmus.cli.typed import command
 from isthmus.errors import InputError, MissingExtraError
 from isthmus.graph.search import names_of
 from isthmus.objective import Objective
@@ -61,8 +60,7 @@ def check(
             found.objective, found.ends, test=tests, base=base, names=names, level=level, align=align, curve=curve,
             prove=prove, gap=gap, bn=bn, seed=seed, progress=progress,
         )  # fmt: skip
-    about = {"model": found.model, "data": data or [found.data], "seed": seed, "command": command()}
-    about |= {"checkpoints": [str(file) for file in checkpoints], "objective": found.objective.describe()}
+    about = found.about | {"data": data or [found.data], "seed": seed, "objective": found.objective.describe()}
     write_json(folder / "check.json", result.to_dict() | about)
     pages = _write_pages(folder)
     if as_json:

@@ -39,7 +39,6 @@ from isthmus.cli.options import (
     Seed,
     with_asked,
 )
-from isthmus.cli.typed import command
 from isthmus.connectors import METHODS, Aligned, Connector
 from isthmus.data import DATASETS
 from isthmus.errors import InputError, UnsupportedError
@@ -127,9 +126,7 @@ def connect(
     Level.read(level)
     found = opened((a, b), asked)
     objective, test, ends = found.objective, found.test, found.ends
-    about = {"model": found.model, "data": found.data, "checkpoints": [str(a), str(b)], "command": command()}
-    about["examples"] = asked.examples
-    about |= {"key": asked.key} if asked.key else {}
+    about = found.about | {"examples": asked.examples} | ({"key": asked.key} if asked.key else {})
     state = runs.state_of(objective, ends[0], ends[1], chosen, out, test=test, seed=seed)
     if state.begun() and not quiet:
         print(f"going on from the state of the search in {state.folder}", file=sys.stderr)
@@ -241,9 +238,7 @@ def plane(
             folder=folder / _ROWS, progress=progress,
         )  # fmt: skip
     document = measured.to_dict()
-    files = [*map(str, filter(None, (a, b, c)))]
-    about = {"model": found.model, "data": found.data, "checkpoints": files, "command": command()}
-    write_json(folder / "plane.json", document | {"objective": found.objective.describe(), **about})
+    write_json(folder / "plane.json", document | {"objective": found.objective.describe(), **found.about})
     written = _draw_plane(document, folder)
     shutil.rmtree(folder / _ROWS, ignore_errors=True)
     if as_json:

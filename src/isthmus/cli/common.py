@@ -17,6 +17,7 @@ from isthmus.alignment import Matching
 from isthmus.cli.asked import Parts, of_checkpoints
 from isthmus.cli.given import OwnData, on_device
 from isthmus.cli.options import Asked
+from isthmus.cli.typed import command
 from isthmus.connectors import Connector
 from isthmus.data import Dataset
 from isthmus.device import device_of as device_of
@@ -128,6 +129,13 @@ class Opened:
     test: Objective | None
     ends: tuple[Params, ...]
     kind: torch.dtype
+    files: tuple[Path, ...]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a result says of where it comes from: the network, the data, the files, the command as it was typed."""
+        files = [str(file) for file in self.files]
+        return {"model": self.model, "data": self.data, "checkpoints": files, "command": command()}
 
 
 def opened(files: Sequence[Path], asked: Asked, large: int | None = None) -> Opened:
@@ -143,7 +151,7 @@ def opened(files: Sequence[Path], asked: Asked, large: int | None = None) -> Ope
     objective, test = _fitting(parts, read[0], keys[0], asked, kind)
     for checkpoint, place in zip(read, keys, strict=True):
         ends.append(_end(checkpoint, place, objective, kind))
-    return Opened(parts.model, parts.data, objective, test, tuple(ends), kind)
+    return Opened(parts.model, parts.data, objective, test, tuple(ends), kind, tuple(files))
 
 
 def _end(checkpoint: _Checkpoint, key: str | None, objective: Objective, kind: torch.dtype) -> Any:

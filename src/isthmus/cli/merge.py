@@ -17,7 +17,6 @@ from isthmus.analysis.merge import merge as merged
 from isthmus.cli.check import DataSets, base_of, opened_on
 from isthmus.cli.console import hanging, print_json, progress_bar, show_table
 from isthmus.cli.options import Asked, BatchNorm, Json, LevelOption, Quiet, Seed, with_asked
-from isthmus.cli.typed import command
 from isthmus.errors import InputError
 from isthmus.objective import Objective
 from isthmus.params import equal
@@ -71,8 +70,7 @@ def merge(
             test=tests, level=level, bn=bn, seed=seed, progress=progress,
         )  # fmt: skip
     result = _as_written(result, sets_of(found.objective, tests), checkpoints[0], asked)
-    about = {"checkpoints": [str(file) for file in checkpoints], "model": found.model, "data": data or [found.data]}
-    about |= {"base": asked.base and str(asked.base), "command": command(), "written": []}
+    about = found.about | {"data": data or [found.data], "base": asked.base and str(asked.base), "written": []}
     if result.ok or anyway:
         about["written"] = [str(file) for file in _write(result, out, checkpoints, asked, about)]
     _show(result, about, as_json)

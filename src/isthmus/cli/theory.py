@@ -153,6 +153,7 @@ def compare(
         made = compare_methods(
             found.objective, found.ends[0], found.ends[1], names, budget=budget, folder=out, progress=progress,
             test=found.test, num_points=num_points, gap=gap, prove=prove, level=level, bn=bn, seed=seed,
+            about=found.about,
         )  # fmt: skip
     figures = _draw(made, out) if made.rows else []
     if as_json:

@@ -43,7 +43,7 @@ ALL: tuple[Connector, ...] = (
 
 
 class CompareOptions(TypedDict, total=False):
-    """How paths are judged, as in ``isthmus.pipeline.Judging``, and the seed."""
+    """How paths are judged, as in ``isthmus.pipeline.Judging``, the seed, and what results and paths say besides."""
 
     test: Objective | None
     num_points: int
@@ -52,6 +52,7 @@ class CompareOptions(TypedDict, total=False):
     level: float | str
     bn: str | None
     seed: int
+    about: Mapping[str, Any]
 
 
 def compare(
@@ -75,9 +76,10 @@ def compare(
     not apply is no error: ``comparison.skipped`` says in a line why.
 
     `options`: `test`, a second data set; `num_points` (61) per segment; `gap` of ``certify``, or ``prove=False``;
-    `level` of ``verdict``; `bn` of ``profile``; `seed` of every method. `folder` keeps each path with its profile and
-    proof in a folder of its own, as ``isthmus connect`` does: a call that was killed goes on with the same call, and
-    ``isthmus report`` shows it.
+    `level` of ``verdict``; `bn` of ``profile``; `seed` of every method; `about`, entries that each result holds
+    besides, and each path where they are "model" and "data". `folder` keeps each path with its profile and proof in a
+    folder of its own, as ``isthmus connect`` does: a call that was killed goes on with the same call, and ``isthmus
+    report`` shows it.
 
     ``comparison.best`` has the lowest largest loss, ``.front`` are the rows that no other beats in excess and passes,
     ``.rows[i].connection`` is a path. Errors: ``InputError`` for ends that do not fit, complex128 among them,
@@ -95,14 +97,14 @@ def compare(
     if budget is not None and not 1 <= budget < inf:
         raise InputError("budget", expected="None or a number of passes over the data >= 1", got=budget)
     given: dict[str, Any] = dict(options)
-    seed = given.pop("seed", 0)
+    seed, about = given.pop("seed", 0), {**given.pop("about", {})}
     how = Judging(**given)
     how.check(objective)
     ends = _ends(objective, a, b)
     named = _named(_chosen(methods), budget, objective)
     with TemporaryDirectory(prefix="isthmus-compare-") if folder is None else nullcontext(folder) as name:
         root = make_folder(Path(name))
-        work = _Work(objective, ends, how, seed, root, progress)
+        work = _Work(objective, ends, how, seed, about, root, progress)
         rows, skipped = [], {}
         for label, method in named.items():
             try:
@@ -173,6 +175,7 @@ class _Work:
     ends: tuple[Params, Params]
     how: Judging
     seed: int
+    about: dict[str, Any]
     root: Path
     progress: Progress
 
@@ -209,7 +212,7 @@ class _Work:
             "passes": passes, "estimated": estimated,
             "gradient_steps": found.cost.gradient_steps, "processor_seconds": spent,
         }  # fmt: skip
-        about = {"seed": self.seed, "cost": cost, "comparison": key}
+        about = self.about | {"seed": self.seed, "cost": cost, "comparison": key}
         done = kept(objective, found, make_folder(folder), self.how, about=about, progress=self._told(label))
         state.remove()
         return done.result, done.connection
