@@ -188,6 +188,7 @@ def test_outputs_are_averaged_where_there_are_no_probabilities():
     found = im.ensemble(p.objective, line(p), points=4, test=p.objective.part(slice(0, 7)))
     z = torch.stack([p.objective.outputs(line(p).at(t)) for t in found.t]).mean(0)
     row = found["probability average"]
+    assert row.name == "output average, 4 networks"
     assert row.train.loss == pytest.approx(float((z - p.objective.data[1]).square().mean()), rel=1e-12)
     assert asdict(row.train) == {"loss": row.train.loss} | dict.fromkeys(
         ("error", "nll", "ece", "brier", "disagreement")

@@ -58,3 +58,21 @@ def test_all_pairs_and_what_is_refused(files, tmp_path, capsys):
     assert "goal: expected 'tree' or 'all'" in capsys.readouterr().err
     assert run_app(["graph", files[0], *SPEC, "-q", "--out", str(tmp_path)]) == 2
     assert "at least two networks" in capsys.readouterr().err
+
+
+def test_ways_on_which_no_loss_is_finite_are_said_and_drawn(tmp_path, capsys):
+    module = im.models.by_name("mlp:64-8-10", inputs=(64,), outputs=10)
+    zero = {k: torch.zeros_like(v) for k, v in module.state_dict().items()}
+    first, *_, last = [k for k, v in zero.items() if v.dim() == 2]
+    # each has a layer of zeros; between them the product of the other two is beyond float32
+    for name, huge in {"a": first, "b": last, "c": first}.items():
+        held = zero | {huge: torch.full_like(zero[huge], 1e30).cumsum(0)}
+        im.save_params(held, tmp_path / f"{name}.safetensors", {})
+    files, out = [str(tmp_path / f"{name}.safetensors") for name in "abc"], tmp_path / "out"
+    assert run_app(["graph", *files, *SPEC, "--method", "Linear", "--num-points", "5", "-q", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "between some of them no way is known on which the loss is finite" in said
+    page = (out / "report.html").read_text()
+    assert "as between a and b, no way is known" in page
+    assert page.count(">inf</text>") + page.count("<!-- inf -->") == 1 + 4  # at the tree, and in the matrix
+    assert im.load_graph(out).saddle("a", "c") < 3

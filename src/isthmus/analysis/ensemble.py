@@ -39,8 +39,9 @@ HEADINGS = {"error": "error", "nll": "NLL", "ece": "ECE", "brier": "Brier", "dis
 @dataclass(frozen=True)
 class EnsembleRow:
     """One way to predict. `kind`: "end", "ends", "member", "probability average", "weight average", "independent" or
-    "independent ensemble". `t`: of a member on a path. `passes`: evaluations of the network for one prediction.
-    `seconds`: that making it cost beyond the ends of the path, where that is known. `test`: scores on the test data.
+    "independent ensemble"; of networks without probabilities, "probability average" is that of the outputs. `t`: of a
+    member on a path. `passes`: evaluations of the network for one prediction. `seconds`: that making it cost beyond the
+    ends of the path, where that is known. `test`: scores on the test data.
 
     `name`: of the row. `train`: scores on the training data.
     """
@@ -156,7 +157,8 @@ def ensemble(
     else:
         chosen = _on_path(objective, path, points, ts, bn)
     nets = _Networks()
-    plans = [*_of_the_path(chosen, nets), *_of_others(objective, independent, nets, len(chosen.members))]
+    averaged = "output average" if Predictions(objective).link == "none" else "probability average"
+    plans = [*_of_the_path(chosen, nets, averaged), *_of_others(objective, independent, nets, len(chosen.members))]
     train = _evaluated(objective, nets, plans, progress)
     tests = [None] * len(plans) if test is None else _evaluated(test, nets, plans, progress)
     rows = tuple(
@@ -264,7 +266,8 @@ def average_of(objective: Objective, members: Sequence[Mapping[str, Tensor]], po
     return refresh(objective, average) if policy == "recompute" else average
 
 
-def _of_the_path(chosen: _Chosen, nets: _Networks) -> list[_Plan]:
+def _of_the_path(chosen: _Chosen, nets: _Networks, averaged: str) -> list[_Plan]:
+    """Those of the ends, the members and their averages; `averaged`: what that of their predictions is called."""
     ends = [nets.add(name, p) for name, p in chosen.ends.items()]
     members = [nets.add(name, p) for name, p in chosen.members.items()]
     average = nets.add("the weight average", chosen.average)
@@ -277,7 +280,7 @@ def _of_the_path(chosen: _Chosen, nets: _Networks) -> list[_Plan]:
             _Plan(name, "member", [i], t, None if i in ends else cost)
             for name, i, t in zip(chosen.members, members, places, strict=True)
         ),
-        _Plan(f"probability average, {several}", "probability average", members, None, cost),
+        _Plan(f"{averaged}, {several}", "probability average", members, None, cost),
         _Plan(f"weight average, {several}", "weight average", [average], None, cost),
     ]
 

@@ -198,6 +198,6 @@ def show_graph(graph: MinimaGraph) -> None:
         tree.add_row(names[edge.a], names[edge.b], *map(number, values))
     console().print(tree)
     pairs = len(graph) * (len(graph) - 1) // 2
-    print(
-        f"{len(graph.edges)} of {pairs} pairs tried; from each to each one climbs to {number(graph.bottleneck)} at most"
-    )
+    known = f"from each to each one climbs to {number(graph.bottleneck)} at most"
+    none = "between some of them no way is known on which the loss is finite"
+    print(f"{len(graph.edges)} of {pairs} pairs tried; {known if isfinite(graph.bottleneck) else none}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.cluster.hierarchy import dendrogram
 
 from isthmus.graph import MinimaGraph
+from isthmus.graph.tree import merges
 from isthmus.plot.figures import GREY, PALETTE, grid_of_axes, ground, legend_text, settings
 from isthmus.plot.labels import FreeLabels, LabelSpot
 from isthmus.plot.runs import Floats
 from isthmus.plot.stability import loss_axis
+from isthmus.shown import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +52,7 @@ def draw_tree(graph: MinimaGraph, ax: Axes) -> None:
     A short line under each meeting is its floor: no way between the two sides is lower.
     """
     ground(ax)
-    links, losses = graph.dendrogram(), np.array(graph.losses)
+    (links, roof), losses = _links(graph), np.array(graph.losses)
     order = _order(links)
     x = {node: float(place) for place, node in enumerate(order)}
     low, top = dict(enumerate(losses.tolist())), dict(enumerate(losses.tolist()))
@@ -70,10 +73,20 @@ def draw_tree(graph: MinimaGraph, ax: Axes) -> None:
     ax.set_ylabel("loss")
     loss_axis(ax, np.concatenate([losses, links[:, 2]]))
     ax.margins(x=0.08)
-    _heights(ax, bars)
-    ax.set_title(f"how high one must climb ({len(graph.edges)} paths tried)")
+    _heights(ax, bars, roof)
+    ax.set_title(f"how high one must climb ({plural(len(graph.edges), 'path')} tried)")
     ax.legend(fontsize=8, loc="best")
     ax.grid(False, axis="x")
+
+
+def _links(graph: MinimaGraph) -> tuple[Floats, float]:
+    """The rows of ``graph.dendrogram()``; where no known way is finite, parts meet at a height above all others."""
+    saddles = graph.saddles
+    known = saddles[np.isfinite(saddles)]
+    if len(known) == saddles.size:
+        return graph.dendrogram(), inf
+    roof = min(float(known.max() + max(np.ptp(known), abs(known.max()))) or 1.0, np.finfo(float).max)
+    return merges(np.where(np.isfinite(saddles), saddles, roof)), roof
 
 
 def _order(links: Floats) -> list[int]:
@@ -82,8 +95,8 @@ def _order(links: Floats) -> list[int]:
     return [int(i) for i in dendrogram(lifted, no_plot=True)["leaves"]]
 
 
-def _heights(ax: Axes, bars: list[tuple[float, float, float]]) -> None:
-    """The height of each bar (left, right, height) in digits beside it, clear of all lines."""
+def _heights(ax: Axes, bars: list[tuple[float, float, float]], roof: float) -> None:
+    """The height of each bar (left, right, height) in digits beside it, clear of all lines; at the roof "inf"."""
     labels = FreeLabels(ax)
     for line in ax.get_lines():
         points = np.asarray(line.get_xydata(), float)
@@ -99,7 +112,7 @@ def _heights(ax: Axes, bars: list[tuple[float, float, float]]) -> None:
             LabelSpot((left, height), (-4.0, 0.0), "right", "center"),
             LabelSpot((right, height), (4.0, 0.0), "left", "center"),
         ]
-        labels.put(f"{height:.3g}", [*places[:8], *outside, *places[8:]])
+        labels.put("inf" if height == roof else f"{height:.3g}", [*places[:8], *outside, *places[8:]])
 
 
 def draw_saddles(graph: MinimaGraph, ax: Axes) -> None:
@@ -110,15 +123,16 @@ def draw_saddles(graph: MinimaGraph, ax: Axes) -> None:
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Rectangle
 
-    order = _order(graph.dendrogram())
+    order = _order(_links(graph)[0])
     values = graph.saddles[np.ix_(order, order)]
-    norm = LogNorm if _wide(values.ravel()) else Normalize
-    picture = ax.imshow(values, cmap="YlGnBu", norm=norm(float(values.min()), float(values.max()) or 1.0))
+    known = values[np.isfinite(values)]
+    norm = LogNorm if _wide(known) else Normalize
+    picture = ax.imshow(values, cmap="YlGnBu", norm=norm(float(known.min()), float(known.max()) or 1.0))
     ax.grid(False)
     size = float(np.clip(54 / len(graph), 4, 9))
     bright = picture.to_rgba(values)[..., :3] @ np.array([0.3, 0.59, 0.11])
     for (i, j), value in np.ndenumerate(values):
-        ink = "black" if bright[i, j] > 0.5 else "white"
+        ink = "black" if bright[i, j] > 0.5 or not np.isfinite(value) else "white"
         ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=size, color=ink)
         if tuple(sorted((order[i], order[j]))) in graph.weights:
             ax.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, lw=1.4, ec=PALETTE[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ def _write(graph: MinimaGraph, figure: Figure, page: Path) -> Path:
         method=graph.method.get("name", "a method"),
         options=", ".join(f"{k}={v}" for k, v in graph.method.items() if k != "name"),
         matching=graph.aligned["matching"]["name"] if graph.aligned else "",
-        bottleneck=graph.bottleneck, worst=(names[worst.a], names[worst.b]), highest=max(graph.losses),
+        bottleneck=graph.bottleneck, finite=isfinite(graph.bottleneck), worst=(names[worst.a], names[worst.b]),
+        highest=max(graph.losses),
         stop=graph.stop, seed=graph.seed, tol=f"{graph.tol:g}", picture=picture(figure, "graph", alt),
         saddles=PageTable("The largest loss on the lowest known way", *graph.table()),
         minima=_minima(graph), paths=_paths(graph, names),
