@@ -6,6 +6,7 @@ names, so only names of what is built in, in bounded sizes, are taken from it. A
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,6 +99,15 @@ code; if you trust it: isthmus connect a.pt b.pt --model net.py:make
         if type(value) is not int or not 0 <= value < 10**9:
             why = f"says that the number of {what} is {shown(value)}, not a whole number >= 0"
             raise FileError(self.source, why, instead or self._line("examples", "N"))
+        return value
+
+    def whole(self, option: str, value: object, instead: str = "") -> int:
+        """A whole number, one of ``LABELLED``; `instead`: what to do about another value."""
+        if isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
+            value = int(value)  # metadata of safetensors are strings
+        if type(value) is not int or abs(value) > 2**63 - 1:
+            why = f"says that {option} is {shown(value)}, not a whole number"
+            raise FileError(self.source, why, instead or self._line(option.replace("_", "-"), "N"))
         return value
 
     def penalty(self, value: object) -> Ridge | L1 | None:

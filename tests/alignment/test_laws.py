@@ -328,6 +328,8 @@ def test_lines_before_and_after_and_the_mean():
     for wrong in (found, found[0:1], ()):
         with pytest.raises(im.InputError, match="found: expected what align gave for two models"):
             im.aligned_lines(objective, models[:2], wrong)
+    with pytest.raises(im.InputError, match=r"an alignment of models\[1\], got one of another network"):
+        im.aligned_lines(objective, [models[0], models[2]], found[1])
 
 
 def test_pictures_show_the_lines_the_units_and_the_search():

@@ -204,6 +204,13 @@ def test_task_vectors_against_their_base():
     assert found.relative[0] == pytest.approx(
         norm / sum(float(v.double().square().sum()) for k, v in p.a.items() if k in step) ** 0.5
     )
+    nothing = {k: torch.zeros_like(v) for k, v in p.a.items()}
+    assert im.task_vectors(
+        nothing, [step | {k: v for k, v in p.a.items() if k not in step}, nothing]
+    ).relative.tolist() == [
+        float("inf"),
+        0,
+    ]
     with pytest.raises(InputError):
         im.task_vectors(p.a, [{"0.weight": p.a["0.weight"]}])
 

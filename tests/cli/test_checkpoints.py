@@ -132,3 +132,30 @@ def test_other_peoples_checkpoints_and_models(tmp_path):
     )
     assert code == 0
     assert json.loads((tmp_path / "res/result.json").read_text())["proved"]
+
+
+def test_the_label_that_counts_nowhere_is_stored(tmp_path, capsys):
+    r = np.random.default_rng(0)
+    x = r.normal(size=(30, 3)).astype("f4")
+    y = (x[:, 0] > 0).astype("i8")
+    y[:10] = 4
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    data, ends = ["--data", str(tmp_path / "d.npz")], [str(tmp_path / f"{i}.safetensors") for i in range(2)]
+    for i, end in enumerate(ends):
+        train = ["train", "--model", "mlp:3-4-5", *data, "--ignore-index", "4", "--epochs", "2", "--seed", str(i)]
+        assert run_app([*train, "--out", end, "-q"]) == 0
+    capsys.readouterr()
+
+    def found(*words):
+        line = ["connect", *ends, *data, "--method", "Linear", "--num-points", "3", "-q", "--json"]
+        assert run_app([*line, *words, "--out", str(tmp_path / "-".join(["out", *words]))]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    told = [found(), found("--ignore-index", "4"), found("--ignore-index", "3")]
+    assert told[0]["objective"]["ignore_index"] == 4
+    assert told[0]["max_loss"] == told[1]["max_loss"] != told[2]["max_loss"]
+    state = im.load_params(ends[1])
+    im.save_params(state, ends[1], {"model": "mlp:3-4-5", "ignore_index": "[]"})
+    im.save_params(im.load_params(ends[0]), ends[0], {"model": "mlp:3-4-5", "ignore_index": "[]"})
+    assert run_app(["check", *ends, *data, "--out", str(tmp_path / "check"), "-q"]) == 2
+    assert "says that ignore_index is '[]', not a whole number" in capsys.readouterr().err

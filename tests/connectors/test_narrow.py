@@ -251,3 +251,11 @@ def test_the_steps_of_all_attempts_are_counted(trained):
     found = im.connect(trained.objective, trained.a, trained.b, method)
     assert found.stats["network"]["steps"] == 5
     assert found.cost.gradient_steps == 15
+
+
+def test_the_penalty_counts_on_neither_side_of_the_target(trained):
+    objective = im.Objective(trained.objective.skeleton, "cross_entropy", trained.objective.data, penalty=im.Ridge(0.5))
+    ends = trained.a, trained.b
+    method = im.Narrow(width=6, draws=2, recipe=im.Recipe(lr=0.01, steps=3000, batch=24))
+    found, plain = (im.connect(o, *ends, method, seed=0) for o in (objective, trained.objective))
+    assert found.stats["network"]["steps"] == plain.stats["network"]["steps"]

@@ -253,6 +253,11 @@ def test_a_sweep_gives_one_row_per_pair_and_method(tmp_path, capsys):
     assert {k: v for k, v in before.items() if "tables" not in k}.items() <= kept.items()
     assert run_app(["sweep", str(file), *at, "--status"]) == 0
     assert "6 of 6 rows" in capsys.readouterr().out
+    once = ["--set", "networks.0.seeds=[0, 1]", "--set", "methods=[{name: Bezier, epochs: 1}]"]
+    assert run_app(["sweep", str(file), *at, *once, "--quiet", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert "target=None" in row["options"]
+    assert "nan" not in row["options"]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 
+import isthmus as im
 from isthmus.experiments import Network, Problem, jobs
 from isthmus.sweep import identity, key_of
+from isthmus.training.fit import Ended
 
 
 def test_a_model_in_a_file_is_part_of_the_key(tmp_path):
@@ -44,3 +46,10 @@ def test_another_file_of_the_same_size_and_time_is_part_of_the_key(tmp_path):
         os.replace(tmp_path / "new.npz", tmp_path / "d.npz")
         keys.add(key_of(identity(Network(Problem("mlp:3-4-2", str(tmp_path / "d.npz"))))))
     assert len(keys) == 2
+
+
+def test_training_to_zero_error_that_diverges_is_not_done():
+    recipe = im.Recipe("sgd", lr=1e30, steps=50, batch=25, schedule="constant")
+    found = Problem("mlp:64-4-10", "digits", 50, dtype="float32").train_to_zero_error(0, recipe)
+    assert found.ended is Ended.NOT_FINITE
+    assert all(bool(v.isfinite().all()) for v in found.params.values())

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from isthmus.alignment import Alignment
+from isthmus.alignment.change import change
 from isthmus.alignment.many import checked_models
 from isthmus.analysis.ensemble import average_of
 from isthmus.errors import InputError
@@ -24,6 +25,9 @@ from isthmus.training.progress import Progress, no_progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+_FEW, _ROUNDING = 256, 1e-2
+"""Examples on which a target must compute what its network does, and up to what share of the outputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +164,9 @@ def aligned_lines(
     if len(several) != len(given) - 1 or not all(isinstance(one, Alignment) for one in several):
         expected = "what align gave for two models, or align_many for several"
         raise InputError("found", expected=expected, got=f"{plural(len(several), 'alignment')} of {len(given)} models")
+    for i, (one, model) in enumerate(zip(several, given[1:], strict=True), 1):
+        if not change(objective, model, one.target, _FEW) <= _ROUNDING:
+            raise InputError("found", expected=f"an alignment of models[{i}]", got="one of another network")
     targets = [given[0], *(one.target for one in several)]
 
     def measured(networks: Sequence[Params]) -> StraightLines:

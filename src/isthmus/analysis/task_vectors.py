@@ -76,8 +76,9 @@ def task_vectors(base: Mapping[str, Tensor], models: Sequence[Mapping[str, Tenso
     norms = dots.diagonal().sqrt()
     scale = norms[:, None] * norms[None, :]
     cosines = torch.where(scale > 0, dots / scale.clamp(min=1e-300), torch.zeros_like(dots))
+    relative = torch.where(norms > 0, norms / total**0.5, 0.0)
     signs = torch.where(both > 0, same / both.clamp(min=1), torch.ones_like(dots))
-    return TaskVectors(norms, norms / max(total**0.5, 1e-300), cosines.clamp(-1, 1), signs)
+    return TaskVectors(norms, relative, cosines.clamp(-1, 1), signs)
 
 
 def sizes_of(

@@ -24,6 +24,7 @@ from isthmus.graph.search import names_of
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.storage import load_alignment, make_folder, save_alignment, save_params, write_json
+from isthmus.stored import LABELLED
 from isthmus.training.progress import Progress
 
 _WEIGHTS, _ENDING = ".safetensors", ".alignment.safetensors"
@@ -134,7 +135,8 @@ class _Files:
     def write(self, found: Opened, several: Sequence[Alignment], bn: str | None) -> None:
         """The weights, how they were renumbered, and into a folder the mean of all."""
         for source, file, beside, one in zip(self.checkpoints[1:], self.weights, self.alignments, several, strict=True):
-            about = {k: v for k, v in stored_in(source).items() if k in ("loss", "examples") and isinstance(v, str)}
+            held = stored_in(source)
+            about = {k: held[k] for k in ("loss", "examples", *LABELLED) if isinstance(held.get(k), str)}
             self._save(one.target, file, about | {"model": found.model, "data": found.data})
             save_alignment(one, beside)
             self.done.append(beside)

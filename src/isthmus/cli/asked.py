@@ -79,9 +79,8 @@ def of_checkpoints(files: Sequence[Path], said: Sequence[Mapping[str, Any]], ask
         dataset = dataset.subset(examples)
     elif (asked.loss, own.get("loss"), loss) == (None, None, "cross_entropy"):
         refuse_own_words(dataset, model, data)
-    return Parts(
-        model, data, dataset, loss, asked_penalty(asked), labelled=_labelled(own, asked), counts=(examples, None)
-    )
+    labelled = _labelled(own, asked, _stored_labels(gate, files, said, asked, data, loss))
+    return Parts(model, data, dataset, loss, asked_penalty(asked), labelled=labelled, counts=(examples, None))
 
 
 def _held(files: Sequence[Path], said: Sequence[Mapping[str, Any]], asked: Asked) -> dict[str, Any]:
@@ -97,6 +96,16 @@ def _stored_count(gate: StoredSetup, count: object, data: str, said: Sequence[Ma
     """The number of examples that the files say; None where they say none, or of other data."""
     same = all(data == v.get("data", data) for v in said)
     return None if count is None or not same else gate.count(count)
+
+
+def _stored_labels(
+    gate: StoredSetup, files: Sequence[Path], said: Sequence[Mapping[str, Any]], asked: Asked, data: str, loss: Any
+) -> dict[str, int]:
+    """How the files say that labels are read; nothing where they are of other data or another loss."""
+    if any((data, loss) != (v.get("data", data), v.get("loss", loss)) for v in said):
+        return {}
+    found = {key: _agreed(key, files, said) for key in LABELLED if getattr(asked, key) is None}
+    return {key: gate.whole(key, value) for key, value in found.items() if value is not None}
 
 
 def asked_penalty(asked: Asked) -> Ridge | L1 | None:
@@ -139,7 +148,7 @@ def _agreed(option: str, files: Sequence[Path], said: Sequence[Mapping[str, Any]
     if len(kinds) > 1:
         (a, first), (b, second) = list(found.items())[:2]
         shown = f"{one_line(repr(second))}, but {a} {one_line(repr(first))}"
-        raise FileError(b, f"says that its {option} is {shown}", f"say which with --{option}")
+        raise FileError(b, f"says that its {option} is {shown}", f"say which with --{option.replace('_', '-')}")
     return next(iter(found.values()), None)
 
 
@@ -176,10 +185,7 @@ class _Said:
 
     def labelled(self) -> dict[str, int]:
         held = {k: self.objective[k] for k in LABELLED if k in self.objective}
-        for key, value in held.items():
-            if type(value) is not int or abs(value) > 2**63 - 1:
-                raise FileError(self.source, f"says that {key} is {shown(value)}, not a whole number", _AGAIN)
-        return held
+        return {key: self.gate.whole(key, value, _AGAIN) for key, value in held.items()}
 
     def penalty(self) -> Ridge | L1 | None:
         return self.gate.penalty(self.objective.get("penalty"))

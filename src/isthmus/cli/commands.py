@@ -49,6 +49,7 @@ from isthmus.models import MODELS, seeded
 from isthmus.storage import load_connection, make_folder, save_params, write_json
 from isthmus.storage.files import results_folder
 from isthmus.storage.methods import options_of
+from isthmus.stored import LABELLED
 from isthmus.training.fit import Recipe
 from isthmus.verdict import LEVEL, Level
 
@@ -85,7 +86,7 @@ def train(
         "model": parts.model, "data": parts.data, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
         **({"loss": parts.loss} if isinstance(parts.loss, str) else {}),  # another one is said by the data again
         "train_loss": repr(fitted.loss), "steps": str(fitted.steps),
-        **({} if asked.examples is None else {"examples": str(asked.examples)}),
+        **{k: str(v) for k in ("examples", *LABELLED) if (v := getattr(asked, k)) is not None},
     }  # fmt: skip
     save_params({k: v.cpu() for k, v in fitted.params.items()}, out, about)
     if as_json:

@@ -32,11 +32,11 @@ class Narrow(Connector):
     theta* is written into units that theta_1 of a has dropped, moved to units that theta_1 of b has dropped, and
     exchanged for theta_1 of b, whose dropped rows are restored. Units dropped at both ends serve first, so that
     the only room needed is h*_l dropped units at each end. 13 straight segments for any depth: 1 + 8 + 3 + 1. The
-    11 in the middle are proved: at most the largest of L(theta_1) of both ends and L(theta*).
+    11 in the middle are proved: at most the largest of L(theta_1) of both ends and L(theta*), the penalty left out.
 
     theta* is the given `network` (a state_dict of the same module with narrower layers) or trained here with h*_l
-    = `width` units (a number, or one per hidden layer; default: as many as are dropped) by `recipe`,
-    until its loss is at most the larger end's + `slack`; from `attempts` random starts the best is kept.
+    = `width` units (a number, or one per hidden layer; default: as many as are dropped) by `recipe`, until its loss
+    is at most the larger end's + `slack`, both without the penalty; from `attempts` random starts the best is kept.
 
     `p`: the dropout probability; exactly ceil(p n_l) units are dropped (``counts="fixed"``) or as many as
     Algorithm 1 draws, given that there are at least h*_l ("bernoulli"; the theorem takes p >= 1.5 max h*_l / n_l).
@@ -103,7 +103,7 @@ class Narrow(Connector):
         fitted: Fitted | None = None
         cost = {}
         if hub is None:
-            target = max(objective.loss(a), objective.loss(b)) + self.slack
+            target = max(objective.loss(end) - objective.penalty_of(end) for end in (a, b)) + self.slack
             hub, fitted, cost["gradient_steps"] = self._train(task, chain, widths, target)
         there, back = (e.walk("AB"[k]) for k, e in enumerate(ends))
         _through_hub(there, hub, ends)
@@ -198,7 +198,7 @@ class Narrow(Connector):
             fitted = Fitted({**fixed, **fitted.params}, fitted.loss, fitted.steps, fitted.ended)
             if best is None or fitted.loss < best.loss:
                 best = fitted
-            if best.loss <= 2 * target:
+            if best.loss <= target + abs(target):
                 break
         best = cast(Fitted, best)
         return chain.read(best.params), best, spent

@@ -36,9 +36,9 @@ class NoiseDropout(Connector):
     `draws` draws per end the one with the smallest max(L(1/2), L(1)) on its straight segment is taken.
 
     The path has 10 straight segments for any depth: 1 + 8 + 1. The 8 of Lemma 2 overwrite dropped rows at their start
-    and restore them at their end; their loss is at most that of the larger theta_1, proved. The two straight
-    segments carry no guarantee but the theorem's O(epsilon) (see ``noise_stability``): `stats["noise"]` reports
-    their largest loss at `num_points` points each, apart.
+    and restore them at their end; their loss is at most that of the larger theta_1, proved, the penalty left out. The
+    two straight segments carry no guarantee but the theorem's O(epsilon) (see ``noise_stability``): `stats["noise"]`
+    reports their largest loss at `num_points` points each, apart.
 
     When to use: for networks trained with dropout; a shorter path than ``Dropout``. Needs a chain of layers and a loss
     that is convex in the outputs. Cost: 2 evaluations per draw and end.

@@ -108,7 +108,7 @@ class Problem:
 
         def value(params: Params) -> float:
             loss, error = objective.measure(params)
-            return loss if error > 0 else 0.0
+            return 0.0 if error == 0 else loss
 
         fitted = fit(
             objective.batch_loss, value, objective.check(start), objective.num_examples, recipe,

@@ -220,7 +220,7 @@ BARRIERS = ("max", "excess", "linear", "mean")
 
 
 def _options(entry: Entry) -> str:
-    return ", ".join(f"{k}={v}" for k, v in entry["method"].items() if k != "name")
+    return ", ".join(f"{k}={v}" for k, v in entry["method?"].items() if k != "name")
 
 
 def _barrier(quantity: str, name: str) -> Column:
@@ -249,7 +249,7 @@ TABLE = Table(
             for quantity in ("loss", "error", "test_loss", "test_error")
             for name in BARRIERS
         },
-        "bound": first("bound"),
+        "bound": first("bound?"),
         "seconds": first("record.seconds?"),
         "key": first(lambda e: e.stored.key),
     },

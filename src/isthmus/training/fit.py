@@ -206,7 +206,7 @@ class _Fitting:
 
     def note(self, losses: Sequence[float]) -> None:
         """Take over a check of the present parameters: where a problem's loss is its lowest, they are its best."""
-        self.stalled = self.lbfgs and losses[0] >= self.best_losses[0] * (1 - 1e-9)
+        self.stalled = self.lbfgs and losses[0] >= self.best_losses[0] - 1e-9 * abs(self.best_losses[0])
         self.finite = [isfinite(v) for v in losses]
         self._wait(sum(losses))
         pairs = enumerate(zip(losses, self.best_losses, strict=True))
@@ -224,7 +224,8 @@ class _Fitting:
         """On "plateau": a lower rate where the sum of the losses has not fallen for `_PATIENCE` checks, like torch."""
         if self.recipe.schedule != "plateau":
             return
-        better = total < self.record * (1 - _FALLS)
+        least = _FALLS * abs(self.record) if isfinite(self.record) else 0.0
+        better = total < self.record - least
         self.record, self.waited = (total, 0) if better else (self.record, self.waited + 1)
         if self.waited > _PATIENCE:
             self.lowered, self.waited = self.lowered * self.recipe.gamma, 0

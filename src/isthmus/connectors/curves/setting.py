@@ -53,6 +53,11 @@ def check_trained(method: Connector) -> None:
         raise InputError("recipe", expected="adam or sgd: every step is on another batch", got="lbfgs")
 
 
+def hoped(best: float) -> float:
+    """Up to what a screened maximum is measured on all examples, beside the best one; of negative losses too."""
+    return best + (HOPE - 1) * abs(best)
+
+
 @dataclass(frozen=True, eq=False)
 class TrainedCurve:
     """The control points of the best curve, the largest loss on it, and how training went."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from isthmus.connectors.base import Task
 from isthmus.connectors.curves.focus import Focus
 from isthmus.connectors.curves.highest import Highest
-from isthmus.connectors.curves.setting import HOPE, CurveSetting, TrainedCurve
+from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, hoped
 from isthmus.connectors.curves.shape import Shape
 from isthmus.params import Params
 from isthmus.training.fit import Fitted, Recipe, fit
@@ -82,7 +82,7 @@ class CurveTraining:
         if not self.focus.finite:
             return inf
         begin, best = not self.history, min((row["max"] for row in self.history), default=self.setting.target)
-        found = self.setting.highest(self.shape, bends, best if begin else HOPE * best)
+        found = self.setting.highest(self.shape, bends, best if begin else hoped(best))
         self.last = 0 if begin else self.step
         seen = self.last * self.setting.recipe.batch * self.draws
         row = {"step": self.last, "gradient_samples": seen, "max": found.loss, "t": found.t}
@@ -98,7 +98,7 @@ class CurveTraining:
         if accepted := [row for row in self.history[1:] if row["max"] == fitted.loss]:
             highest = Highest(fitted.loss, accepted[0]["t"], True)
             control = setting.control(list(fitted.params.values()))
-        if first["max"] <= HOPE * highest.loss:
+        if first["max"] <= hoped(highest.loss):
             on_line = setting.highest(self.shape, setting.straight(self.shape, "bend"))
             if not accepted or on_line.loss <= highest.loss:
                 control, highest = line, on_line

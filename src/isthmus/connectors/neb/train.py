@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from isthmus.connectors.curves.highest import Highest
-from isthmus.connectors.curves.setting import HOPE, CurveSetting, TrainedCurve
+from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, hoped
 from isthmus.connectors.curves.shape import Polygon
 from isthmus.connectors.neb.spacing import between, gaps, places, with_new
 from isthmus.connectors.neb.tangent import across, tangent
@@ -163,7 +163,7 @@ class ElasticBand:
             return inf
         self.begin = False
         best = min((row["max"] for row in self.history), default=inf)
-        found = self.setting.highest(Polygon(len(pivots) + 2), pivots, HOPE * best)
+        found = self.setting.highest(Polygon(len(pivots) + 2), pivots, hoped(best))
         seen = self.gradients * min(self.setting.recipe.batch, self.setting.task.objective.num_examples)
         row = {"step": self.step, "pivots": len(pivots), "gradient_samples": seen, "max": found.loss, "t": found.t}
         self.history.append({**row, "confirmed": found.confirmed, "profile": list(self.means)})

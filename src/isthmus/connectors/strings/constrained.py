@@ -172,9 +172,14 @@ class _Descent:
         self.method, self.progress = method, task.progress
         self.limit, self.trainer = self.tools.limit, self.tools.trainer
         self.beads = self.best = [task.a, task.b]
-        line = self.tools.scan(Curve((task.a, task.b)), self.limit)
+        whole = Curve((task.a, task.b))
+        line = self.tools.scan(whole, self.limit)
+        samples = line.samples
+        if line.max > self.limit.value:  # looked at at few places only: its level is that of all samples
+            line = self.tools.scan(whole, self.limit.at(inf))
+            samples += line.samples
         level = min(max(line.max, self.limit.value), _HIGHEST * (self.limit.value or 1.0))
-        self.now = _State(level, [self.limit.of(p) for p in self.beads], [line.max], [line.t], samples=line.samples)
+        self.now = _State(level, [self.limit.of(p) for p in self.beads], [line.max], [line.t], samples=samples)
 
     def step(self) -> bool:
         """Train the beads, look at one segment, go a level down, or put new beads; False at the end."""
@@ -201,14 +206,17 @@ class _Descent:
         """The whole string is below its level: keep it, and lower the level to what it has or by the factor."""
         now, highest = self.now, self.now.top
         self.best = list(self.beads)
-        now.reached = max(highest, self.limit.value) if highest <= self.limit.value else now.level
+        now.reached = now.level
         path = Path.through(self.best)
         row = {"level": now.reached, "beads": len(self.best) - 2, "normalized_length": self.tools.length(path)}
         now.rows.append(row | {"maximum": highest, "steps": now.steps})
-        if highest <= self.limit.value:
+        if now.level <= self.limit.value:
             now.outcome = Outcome.CONSTRUCTED.name
             return
-        now.level = max(self.limit.value, self.method.fall * min(now.level, highest))
+        low = highest <= self.limit.value
+        now.level = self.limit.value if low else max(self.limit.value, self.method.fall * min(now.level, highest))
+        # what was below a higher level may rise above this one between its samples
+        now.maxima = [v if v is not None and v > now.level else None for v in now.maxima]
         now.excess, now.attempt = [], 0
 
     def _insert(self) -> bool:

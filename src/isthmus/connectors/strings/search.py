@@ -219,11 +219,16 @@ class StringSearch:
             outcome = Outcome.SUSPECTED_DISCONNECTION
         else:
             outcome = Outcome.BEAD_FAILED if "failed" in states else Outcome.BUDGET_EXHAUSTED
-        words = {"below": "sampled below", "proved": "proved below", "failed": "above, beside a bead that failed,"}
-        labels = [
-            f"{words.get(s.state, 'above')} {self.limit.value:.4g} (max {s.max:.4g}, depth {s.depth})" for s in spans
-        ]
+        labels = [self._label(s) for s in spans]
         return Connection(path, self.beads[1].params, outcome, self._stats(spans, path) | {"segments": labels})
+
+    def _label(self, span: _Span) -> str:
+        """What was seen of a segment, against the threshold."""
+        limit = self.limit.value
+        low = span.max is not None and span.max <= limit
+        words = {"below": "sampled below", "proved": "proved below", "failed": "above, beside a bead that failed,"}
+        said = words.get(span.state, "sampled below, not proved below" if low else "above")
+        return f"{said} {limit:.4g} (max {span.max:.4g}, depth {span.depth})"
 
     def _stats(self, spans: list[_Span], path: Path) -> dict[str, Any]:
         top, string = _highest(spans), _said([self.beads[i] for i in self.order])

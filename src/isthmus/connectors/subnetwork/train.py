@@ -246,7 +246,7 @@ class SubnetTraining:
         """The loss; with `looks_from` 0 where there is no error."""
         h = wanted.h[:, held] if wanted.l else wanted.h
         loss, error = losses_of(self.objective, self.chain, params, h, wanted.l + 1)
-        return loss if error > 0 or self.looks_from is None else 0.0
+        return 0.0 if error == 0 and self.looks_from is not None else loss
 
     def _together(self, wanted: _Wanted, draws: Sequence[Draw], enough: int | None) -> list[Subnet]:
         objective, y, T, l = self.objective, self.objective.data[1], len(draws), wanted.l
