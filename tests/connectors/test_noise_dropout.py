@@ -1,12 +1,12 @@
 """Segment counts, vertices and figures of Theorem 2 of Kuditipudi et al."""
 
-from math import comb, floor
+from math import comb, floor, inf, nan
 
 import pytest
 import torch
 
 import isthmus as im
-from isthmus.connectors.noise_dropout import bernoulli_count
+from isthmus.connectors.noise_dropout import bernoulli_count, best_of
 from isthmus.objective.data import single
 from isthmus.params import equal
 from isthmus.structure.chain import chain_of
@@ -157,3 +157,14 @@ def test_misuse_is_refused(options, match):
 def test_networks_without_hidden_layer_are_refused():
     with pytest.raises(im.InputError, match="hidden layer"):
         connect([5, 4], im.NoiseDropout())
+
+
+@pytest.mark.parametrize("first", [(0.5, nan), (nan, 0.5), (inf, nan)])
+def test_a_draw_whose_loss_is_no_number_is_not_the_best(first, monkeypatch):
+    problem = classify("chain", perceptron([5, 9, 4]), (5,))
+    losses = iter([*first, 0.6, 0.7, *first, 0.6, 0.7])
+    monkeypatch.setattr(im.Objective, "loss", lambda *_: next(losses))
+    chain = chain_of(problem.objective.program, problem.objective.structure)
+    ends = problem.a, problem.b
+    found = best_of(problem.objective, chain, ends, lambda: {1: torch.arange(4)}, {1: 2.0}, 2, lambda *_: None)
+    assert [end.judged for end in found] == [(0.6, 0.7), (0.6, 0.7)]

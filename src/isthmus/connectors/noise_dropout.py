@@ -19,6 +19,7 @@ from isthmus.kinds import check_fields
 from isthmus.objective import Objective
 from isthmus.params import Params, lerp
 from isthmus.paths import Path
+from isthmus.shown import largest
 from isthmus.structure.chain import Chain, Weights
 from isthmus.structure.network_units import Units, complement, kept_count, random_units
 from isthmus.training.progress import Progress
@@ -153,8 +154,8 @@ def best_of(
             theta_1 = chain.write(trial.dropped(), theta)
             judged = (objective.loss(lerp(theta, theta_1, 0.5)), objective.loss(theta_1))
             trial = End(chain, theta, trial.kept, factors, judged)
-            # a loss that is not finite never compares as smaller
-            if best is None or max(judged) < max(best.judged) or not isfinite(max(best.judged)):
+            # NaN, the largest where one of the two is, never compares as smaller
+            if best is None or largest(judged) < largest(best.judged) or not isfinite(largest(best.judged)):
                 best = trial
             progress("drawing dropped-out networks", k * draws + i + 1, 2 * draws)
         if best is not None:
@@ -172,9 +173,9 @@ def report(objective: Objective, path: Path, ends: tuple[End, End], num_points: 
             "factors": {str(l): float(f) for l, f in end.factors.items()},
             "loss_at_half": end.judged[0],
             "loss_at_theta_1": end.judged[1],
-            "max_loss": max(losses),
+            "max_loss": largest(losses),
             "num_points": num_points,
         }
     # on the constructed segments the loss is largest at a vertex
-    rows["constructed"] = {"max_loss": max(objective.loss(p) for p in path.knots[1:-1])}
+    rows["constructed"] = {"max_loss": largest(objective.loss(p) for p in path.knots[1:-1])}
     return rows
