@@ -154,6 +154,12 @@ def test_the_label_that_counts_nowhere_is_stored(tmp_path, capsys):
     told = [found(), found("--ignore-index", "4"), found("--ignore-index", "3")]
     assert told[0]["objective"]["ignore_index"] == 4
     assert told[0]["max_loss"] == told[1]["max_loss"] != told[2]["max_loss"]
+    merged = str(tmp_path / "merged.safetensors")
+    assert run_app(["merge", *ends, *data, "--method", "average", "--anyway", "--out", merged, "-q"]) == 0
+    capsys.readouterr()
+    ends[1] = merged  # it says what both said
+    assert found("--seed", "1")["objective"]["ignore_index"] == 4
+    ends[1] = str(tmp_path / "1.safetensors")
     state = im.load_params(ends[1])
     im.save_params(state, ends[1], {"model": "mlp:3-4-5", "ignore_index": "[]"})
     im.save_params(im.load_params(ends[0]), ends[0], {"model": "mlp:3-4-5", "ignore_index": "[]"})

@@ -15,6 +15,7 @@ from isthmus.analysis.check import sets_of
 from isthmus.analysis.merge import METHODS, Merged, MergeMethod
 from isthmus.analysis.merge import merge as merged
 from isthmus.cli.check import DataSets, base_of, opened_on
+from isthmus.cli.common import stored_in
 from isthmus.cli.console import hanging, print_json, progress_bar, show_table
 from isthmus.cli.options import Asked, BatchNorm, Json, LevelOption, Quiet, Seed, with_asked
 from isthmus.errors import InputError
@@ -24,6 +25,7 @@ from isthmus.report.card import merge_card, mergekit_recipe
 from isthmus.storage import make_folder, write_json, write_text
 from isthmus.storage.folders import adapter_folder
 from isthmus.storage.merged import ENDINGS, as_written, check_place, save_like
+from isthmus.stored import LABELLED
 from isthmus.verdict import LEVEL
 
 _SAYS = "; ".join(f"{name}: {says}" for name, says in METHODS.items())
@@ -92,6 +94,13 @@ def _said_no(anyway: bool) -> int:
     return 1
 
 
+def _said_by_all(checkpoints: list[Path]) -> dict[str, str]:
+    """What all of them say of their network and its objective, as those of ``isthmus train`` do."""
+    first, *others = (stored_in(file) for file in checkpoints)
+    kept = {key: first[key] for key in ("model", "data", "loss", "examples", *LABELLED) if key in first}
+    return {k: v for k, v in kept.items() if isinstance(v, str) and all(one.get(k) == v for one in others)}
+
+
 def _known(method: str) -> MergeMethod:
     for known in get_args(MergeMethod):
         if known == method:
@@ -139,7 +148,8 @@ def _write(result: Merged, out: Path, checkpoints: list[Path], asked: Asked, abo
     make_folder(_beside(out, "json").parent)
     write_json(_beside(out, "json"), document)
     written = save_like(
-        result.params, out, checkpoints[0], key=key, base=base, unsafe_pickle=asked.unsafe_pickle
+        result.params, out, checkpoints[0], key=key, base=base, unsafe_pickle=asked.unsafe_pickle,
+        metadata=_said_by_all(checkpoints),
     )  # fmt: skip
     write_text(_beside(out, "md"), merge_card(document, recipe))
     written += [_beside(out, "json"), _beside(out, "md")]

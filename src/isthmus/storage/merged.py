@@ -32,6 +32,7 @@ def save_like(
     key: str | None = None,
     base: PathLike | None = None,
     unsafe_pickle: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write a network's weights with the names and the precisions of the checkpoint `source`; returns the files.
 
@@ -41,8 +42,8 @@ def save_like(
     .safetensors file, or one for torch (.pt, .pth, .bin: a state_dict). Names of the network may stand under a prefix
     in the source; tensors of it that the network has not are written as they are. A tied tensor is written once,
     under the names of the source. `key`, `base`, `unsafe_pickle`: as for ``load_params``; merged adapters of PEFT are
-    written as the base that they change. Errors: ``InputError`` for another ending, ``FileError`` for a disk that
-    fails.
+    written as the base that they change. `metadata`: of a .safetensors file, as for ``save_params``. Errors:
+    ``InputError`` for another ending, ``FileError`` for a disk that fails.
 
     >>> from tempfile import TemporaryDirectory
     >>> from isthmus.storage import load_params
@@ -65,7 +66,7 @@ def save_like(
         return [target]
     if target.suffix == ".safetensors":
         make_folder(target.parent)
-        save_params(named, target)
+        save_params(named, target, metadata)
         return [target]
     make_folder(target)
     save_params(named, target / _WEIGHTS)
