@@ -170,6 +170,9 @@ _SAME = ("loss", "loss_options", "named", "examples", "penalty", "error", "funct
 LABELLED = ("ignore_index", "class_axis")
 """Those that say how labels are read; an entry that is missing is the default."""
 
+SAID = ("loss", "examples", *LABELLED)
+"""What checkpoints of ours say of their objective, beside the network and the data."""
+
 
 def differs(mine: Mapping[str, Any], theirs: object) -> list[str]:
     """In what two descriptions of objectives differ, as far as both say it.

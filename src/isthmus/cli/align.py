@@ -24,7 +24,7 @@ from isthmus.graph.search import names_of
 from isthmus.objective import Objective
 from isthmus.params import Params
 from isthmus.storage import load_alignment, make_folder, save_alignment, save_params, write_json
-from isthmus.stored import LABELLED
+from isthmus.stored import SAID
 from isthmus.training.progress import Progress
 
 _WEIGHTS, _ENDING = ".safetensors", ".alignment.safetensors"
@@ -136,7 +136,7 @@ class _Files:
         """The weights, how they were renumbered, and into a folder the mean of all."""
         for source, file, beside, one in zip(self.checkpoints[1:], self.weights, self.alignments, several, strict=True):
             held = stored_in(source)
-            about = {k: held[k] for k in ("loss", "examples", *LABELLED) if isinstance(held.get(k), str)}
+            about = {k: held[k] for k in SAID if isinstance(held.get(k), str)}
             self._save(one.target, file, about | {"model": found.model, "data": found.data})
             save_alignment(one, beside)
             self.done.append(beside)

@@ -25,7 +25,7 @@ from isthmus.report.card import merge_card, mergekit_recipe
 from isthmus.storage import make_folder, write_json, write_text
 from isthmus.storage.folders import adapter_folder
 from isthmus.storage.merged import ENDINGS, as_written, check_place, save_like
-from isthmus.stored import LABELLED
+from isthmus.stored import SAID
 from isthmus.verdict import LEVEL
 
 _SAYS = "; ".join(f"{name}: {says}" for name, says in METHODS.items())
@@ -97,7 +97,7 @@ def _said_no(anyway: bool) -> int:
 def _said_by_all(checkpoints: list[Path]) -> dict[str, str]:
     """What all of them say of their network and its objective, as those of ``isthmus train`` do."""
     first, *others = (stored_in(file) for file in checkpoints)
-    kept = {key: first[key] for key in ("model", "data", "loss", "examples", *LABELLED) if key in first}
+    kept = {key: first[key] for key in ("model", "data", *SAID) if key in first}
     return {k: v for k, v in kept.items() if isinstance(v, str) and all(one.get(k) == v for one in others)}
 
 
