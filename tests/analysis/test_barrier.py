@@ -181,6 +181,15 @@ def test_what_examples_add_is_the_barrier(penalty):
         im.contributions(objective, line, 1.5)
 
 
+def test_an_ignored_label_is_no_class():
+    p = pair()
+    x, y = p.objective.data
+    objective = im.Objective(p.objective.skeleton, data=(x, torch.where(y == 1, 7, y)), ignore_index=7)
+    found = im.contributions(objective, im.Path.through([p.a, p.b]), 0.5)
+    assert set(found.by_class()) == {0, 2}
+    assert sum(found.by_class().values()) == pytest.approx(found.value, abs=1e-12)
+
+
 def test_examples_are_needed_to_tell_what_they_add():
     p = pair()
     numbers = im.Objective(

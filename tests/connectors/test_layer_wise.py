@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 import isthmus as im
-from isthmus.connectors.layer_wise import on_arc
+from isthmus.connectors.base import Task
+from isthmus.connectors.curves.setting import CurveSetting
+from isthmus.connectors.layer_wise import _Walk, on_arc
 from isthmus.data import load
 from isthmus.params import equal
 from isthmus.pipeline import train
@@ -96,6 +98,18 @@ def test_following_is_what_makes_it_low():
     _, trained = quickly()
     _, alone = connected(replace(QUICK, recipe=replace(QUICK.recipe, lr=1e-12)))
     assert trained.info.max < 0.7 * alone.info.max
+
+
+def test_a_given_rate_is_that_of_the_weights():
+    """Adam's first step moves every weight by its rate."""
+    problem = digits()
+    task = Task(problem.objective, problem.a, problem.b, torch.Generator().manual_seed(0))
+    method = im.LayerWise(recipe=Recipe(lr=1e-3, steps=1, batch=400))
+    walk = _Walk.start(method, CurveSetting.of(task, method.recipe, None, "recompute"))
+    there = walk._followed(problem.a, walk.blocks[0])
+    moved = torch.cat([(there[k] - problem.a[k]).flatten() for k in walk.blocks[0].later]).abs()
+    assert float(moved.max()) == pytest.approx(1e-3, rel=1e-3)
+    assert float(moved.median()) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_a_step_whose_loss_is_above_the_target_is_halved_as_often_as_allowed():

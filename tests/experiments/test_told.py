@@ -92,6 +92,12 @@ def test_which_networks_are_paired(tmp_path, how, pairs):
     assert ("seed 1 - seed 2" in found) == (how != "neighbours")
 
 
+def test_neighbours_are_pairs_of_an_even_number(tmp_path):
+    (tmp_path / "my.yaml").write_text(SWEEP + "pairs: neighbours\n")
+    with pytest.raises(im.InputError, match="an even number, to pair neighbours, got 3"):
+        read_sweep(tmp_path / "my.yaml").cells()
+
+
 def test_a_change_may_be_of_one_entry_of_a_list(tmp_path):
     (tmp_path / "my.yaml").write_text(SWEEP)
     found = read_sweep(tmp_path / "my.yaml", ["methods.0=DeepLinear", "networks.0.seeds.2=7"])

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from isthmus.errors import InputError
@@ -13,6 +14,7 @@ from isthmus.evaluate.batchnorm import segments_under
 from isthmus.evaluate.profile import opened, profile
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
+from isthmus.objective.labels import IGNORED
 from isthmus.paths import HasPath, Path
 from isthmus.shown import brief, draw, line, plural, table
 
@@ -26,7 +28,7 @@ class Contributions:
 
     ``each.sum() + penalty`` is `value`, the loss at `t` less that of the end, to rounding in float64: the excess of a
     path whose largest loss is at `t`. `end`: 0.0 or 1.0, the end with the larger loss. `penalty`: what that adds.
-    `labels` [n]: the classes, where targets are classes, one for each example.
+    `labels` [n]: the classes, where targets are classes, one for each example; -100 where a label does not count.
     """
 
     each: Tensor
@@ -57,7 +59,7 @@ class Contributions:
         """What the examples of each class add together; empty where there are no classes."""
         if self.labels is None:
             return {}
-        return {int(c): float(self.each[self.labels == c].sum()) for c in self.labels.unique()}
+        return {int(c): float(self.each[self.labels == c].sum()) for c in self.labels.unique() if c != IGNORED}
 
     def _repr_html_(self) -> str:
         return table(("example", "adds"), self.top(), repr(self))
@@ -117,7 +119,9 @@ def contributions(
 
 
 def class_labels(objective: Objective) -> Tensor | None:
-    """One class for each example, where targets are that."""
+    """One class for each example, where targets are that; ``IGNORED`` where a label does not count."""
     y: Any = objective.source.targets()
-    plain = isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and objective.has_error
-    return y.cpu() if plain else None
+    if not (isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and objective.has_error):
+        return None
+    labels = objective.criterion.positions or objective.criterion.labels
+    return (y if labels is None else torch.where(labels.counts(y), y, IGNORED)).cpu()

@@ -48,6 +48,8 @@ def fast_geometric_ensemble(
     again in the second. The network at each minimum is kept; training ends at the last one. BatchNorm's statistics are
     those of the batches, and computed again for the networks that are kept. The penalty is part of the loss.
 
+    Each half has a whole number of steps, at least one, and so may be half a step off.
+
     `memory`: a folder (or a ``Memory`` of this call alone), from which the same call goes on after it was killed, to
     the same networks. ``progress(what, done, total)`` is told whenever one is kept. Cost: (cycles - 1/2) * epochs
     passes of training.

@@ -163,7 +163,7 @@ class Certificate:
             said = f"not proved: {n} of {total} segments {'is' if n == 1 else 'are'} only measured"
             return f"{said}: {self.segments[self.unproved()[0]].why.rpartition(NO_BOUND)[2]}"
         if self.close:
-            return f"proved: at most {upward(self.bound):.4g}; the measured maximum is {best:.4g}"
+            return f"proved: at most {upward(self.bound):.4g}; the largest loss that its search met is {best:.4g}"
         far = distance_in_words(self.bound, best, self.goal)
         if self.stopped:
             near = "" if self.expected is None else f", of about {_about(self.expected)} that are expected to do"

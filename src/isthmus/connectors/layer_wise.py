@@ -14,7 +14,7 @@ from isthmus.checks import check_whole
 from isthmus.connectors.base import Connection, Connector, Task
 from isthmus.connectors.curves.highest import Highest
 from isthmus.connectors.curves.method import Bezier
-from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, check_trained
+from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, check_trained, own_rates
 from isthmus.connectors.curves.shape import Polygon
 from isthmus.params import Params, in_dtype, lerp, on_circle
 from isthmus.shown import largest
@@ -73,7 +73,7 @@ class LayerWise(Connector):
 
     def find(self, task: Task) -> Connection:
         """Move block after block, then state how high the loss is."""
-        setting = CurveSetting.of(task, self.recipe, self.target, self.bn, own=True)
+        setting = CurveSetting.of(task, self.recipe, self.target, self.bn, own_rates(self.recipe))
         walk = _Walk.start(self, setting)
         return setting.connection(walk.run(), walk.labels)
 
@@ -161,7 +161,8 @@ class _Walk:
         if not block.later:
             return moved
         setting, task = self.setting, self.setting.task
-        units = {k: v for k, v in setting.coordinates.distances.items() if k in block.later}
+        distances = {k: v for k, v in setting.coordinates.distances.items() if k in block.later}
+        units = distances if own_rates(self.method.recipe) else {k: torch.ones_like(v) for k, v in distances.items()}
         free = {k: moved[k] / unit for k, unit in units.items()}
         still = self._whole(moved, block.share)
 

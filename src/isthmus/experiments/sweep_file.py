@@ -97,6 +97,8 @@ class SweepFile:
             ends = entry.ends()
             if len(ends) < 2:
                 raise InputError(f"networks, {entry.model}", expected="at least two networks to pair", got=len(ends))
+            if self.pairs == "neighbours" and len(ends) % 2:
+                raise InputError(f"networks, {entry.model}", expected="an even number, to pair neighbours", got=len(ends))
             for a, b in _pairs(ends, self.pairs):
                 for method in connectors:
                     for seed in self.seeds:

@@ -53,6 +53,11 @@ def check_trained(method: Connector) -> None:
         raise InputError("recipe", expected="adam or sgd: every step is on another batch", got="lbfgs")
 
 
+def own_rates(recipe: Recipe) -> bool:
+    """Whether each tensor moves at a rate of its own: by Adam, with no rate given."""
+    return recipe.lr is None and recipe.optimizer == "adam"
+
+
 def hoped(best: float) -> float:
     """Up to what a screened maximum is measured on all examples, beside the best one; of negative losses too."""
     return best + (HOPE - 1) * abs(best)

@@ -12,7 +12,7 @@ from torch import Tensor
 from isthmus.connectors.base import Task
 from isthmus.connectors.curves.focus import Focus
 from isthmus.connectors.curves.highest import Highest
-from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, hoped
+from isthmus.connectors.curves.setting import CurveSetting, TrainedCurve, hoped, own_rates
 from isthmus.connectors.curves.shape import Shape
 from isthmus.params import Params
 from isthmus.training.fit import Fitted, Recipe, fit
@@ -41,8 +41,7 @@ class CurveTraining:
         cls, task: Task, shape: Shape, recipe: Recipe, *, focus: float, draws: int, target: float | None, bn: str
     ) -> CurveTraining:
         """Measures the ends; `target` None: a little above the larger one."""
-        own = recipe.lr is None and recipe.optimizer == "adam"
-        return cls(CurveSetting.of(task, recipe, target, bn, own), shape, draws, Focus(focus))
+        return cls(CurveSetting.of(task, recipe, target, bn, own_rates(recipe)), shape, draws, Focus(focus))
 
     def run(self) -> TrainedCurve:
         """From the straight line; the curve is never above it."""
