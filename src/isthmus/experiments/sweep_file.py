@@ -95,10 +95,11 @@ class SweepFile:
         out = []
         for entry in self.networks:
             ends = entry.ends()
+            where = f"networks, {entry.model}"
             if len(ends) < 2:
-                raise InputError(f"networks, {entry.model}", expected="at least two networks to pair", got=len(ends))
+                raise InputError(where, expected="at least two networks to pair", got=len(ends))
             if self.pairs == "neighbours" and len(ends) % 2:
-                raise InputError(f"networks, {entry.model}", expected="an even number, to pair neighbours", got=len(ends))
+                raise InputError(where, expected="an even number, to pair neighbours", got=len(ends))
             for a, b in _pairs(ends, self.pairs):
                 for method in connectors:
                     for seed in self.seeds:
