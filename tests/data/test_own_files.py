@@ -95,6 +95,13 @@ def test_targets_of_every_kind(tmp_path: Path, kind: type):
     assert data.y_train.dtype == (torch.float32 if kind is np.float32 else torch.int64)
 
 
+def test_a_label_that_counts_nowhere_is_no_class(tmp_path: Path):
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 2)), y=np.array([[1, -100], [0, 2], [-100, -100]]))
+    data = load(tmp_path / "d.npz")
+    assert data.classes == 3
+    assert data.y_train.tolist() == [[1, -100], [0, 2], [-100, -100]]
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [

@@ -20,8 +20,8 @@ class Dataset:
     """Training and test examples: inputs in floating point or whole numbers (int64), labels as int64.
 
     `x_train` is [n, c, h, w] for images, [n, d] for rows and [n, T] for sequences of words. `y_train` holds labels
-    0 .. classes-1, or real targets (then `classes` is 0). `x_test` and `y_test` are None together when there are no
-    test examples. `source` says where the numbers came from.
+    0 .. classes-1, and -100 where one counts nowhere, or real targets (then `classes` is 0). `x_test` and `y_test` are
+    None together when there are no test examples. `source` says where the numbers came from.
 
     `name`: of the set.
 

@@ -15,6 +15,7 @@ from isthmus.data.files import Array, read_npz
 from isthmus.data.find import find, roots
 from isthmus.data.text import find_text, sequences, vocabulary
 from isthmus.errors import FileError, InputError, MissingExtraError
+from isthmus.objective.labels import IGNORED
 
 _DIGITS_TRAIN = 1437
 _DELTA = 0.2
@@ -32,7 +33,8 @@ def load(name_or_file: str | Path, *, root: str | Path | None = None) -> Dataset
     /usr/share/datasets; nothing is downloaded. A file holds x_train, y_train and optionally x_test, y_test, or x
     and y, used as they stand. Inputs: whole numbers (any integer dtype but uint8) stay whole, as int64, for networks
     that look them up, such as embeddings; uint8, which is how pixels are kept, bool and floating point become
-    float32, unscaled. Targets: whole numbers and bool become int64 labels, floating point stays, as float32.
+    float32, unscaled. Targets: whole numbers and bool become int64 labels, of which -100 counts nowhere; floating
+    point stays, as float32.
     Errors: FileError for a set that is absent (with every place that was looked at) or damaged, InputError for an
     unknown name and for options of more than ``_MAX_NUMBERS`` numbers.
 
@@ -196,12 +198,16 @@ def _ptb(options: str, root: str | Path | None) -> Dataset:
 
 
 def _targets(path: Path, targets: list[Tensor]) -> tuple[list[Tensor], int]:
-    """Numbers, with no classes, where some are floating point, else labels and the number of their classes."""
+    """Numbers, with no classes, where some are floating point, else labels and the number of their classes.
+
+    The label that counts nowhere is none of them.
+    """
     if any(y.is_floating_point() for y in targets):
         return [y.float() for y in targets], 0
-    if any(bool((y < 0).any()) for y in targets):
-        raise FileError(path, "has negative labels", "store labels 0, 1, ..., or targets as floating point")
-    return targets, max((int(y.max()) + 1 for y in targets if y.numel()), default=0)
+    if any(bool(((y < 0) & (y != IGNORED)).any()) for y in targets):
+        ways = f"store labels 0, 1, ... and {IGNORED} for those that count nowhere, or targets as floating point"
+        raise FileError(path, "has negative labels", ways)
+    return targets, max((max(int(y.max()) + 1, 0) for y in targets if y.numel()), default=0)
 
 
 def _from_file(path: Path) -> Dataset:
