@@ -34,10 +34,31 @@ def test_a_path_alone_spans_the_plane_that_the_library_takes(files, tmp_path):
     assert max(held["off"]) < 1e-4  # a curve of three control points lies in the plane through them
 
 
-def test_a_connect_that_fails_leaves_no_folder(files, tmp_path):
-    out = tmp_path / "new" / "out"
-    assert run_app(["connect", *files[:2], *SPEC, "--method", "DeepLinear", "--out", str(out)]) == 2
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ("connect", "a", "b", "--method", "DeepLinear"),
+        ("plane", "a", "b", "b"),
+        ("theory", "a", "b", "--theorem", "9.9"),
+        ("align", "a", "b", "--by", "nothing"),
+        ("align", "a", "b", "--bn", "nothing"),
+        ("train", "--lr", "-1"),
+        ("certify", "path", "--gap", "0"),
+        ("profile", "path", "--bn", "nothing", "--npz", "new/curve.npz"),
+        ("ensemble", "path", "--bn", "nothing"),
+        ("stability", "a", "--keep", "2"),
+        ("report", "path"),
+    ],
+)
+def test_a_command_that_fails_leaves_no_folder(files, tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    im.save(im.Path.through([im.load_params(file) for file in files[:2]]), "path.safetensors")
+    places = {"a": files[0], "b": files[1], "path": "path.safetensors"}
+    out = tmp_path / "new" / ("out.safetensors" if refused[0] == "train" else "out")
+    words = [*(places.get(word, word) for word in refused), "--out", str(out)]
+    words += [] if refused[0] == "report" else [*SPEC, "-q"]
+    assert run_app(words) == 2
     assert not out.parent.exists()
     out.mkdir(parents=True)
-    assert run_app(["connect", *files[:2], *SPEC, "--method", "DeepLinear", "--out", str(out)]) == 2
+    assert run_app(words) == 2
     assert out.exists()  # what was there stays

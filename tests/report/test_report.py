@@ -360,6 +360,9 @@ def test_a_low_path_whose_test_error_rises_is_no_plain_success(tmp_path: File):
     make_run(tmp_path / "r", "MeanField", index=10, verdict={"asked": "0.5"})
     edit(folder / "profile.json", worse)
     assert f"{said}, not below 1.1 x the larger end" in report(tmp_path).text
+    # nor where no error is defined, as in regression
+    edit(folder / "profile.json", lambda d: d["test"].update(error=[None] * len(d["t"])))
+    assert "stays low, but" not in report(tmp_path).text
     # nothing is said of paths whose training loss is high already
     make_run(tmp_path / "r", "Linear", index=0)
     edit(folder / "profile.json", worse)

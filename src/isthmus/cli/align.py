@@ -23,7 +23,8 @@ from isthmus.evaluate.batchnorm import POLICIES, followed
 from isthmus.graph.search import names_of
 from isthmus.objective import Objective
 from isthmus.params import Params
-from isthmus.storage import load_alignment, make_folder, save_alignment, save_params, write_json
+from isthmus.storage import load_alignment, save_alignment, save_params, write_json
+from isthmus.storage.files import results_folder
 from isthmus.stored import SAID
 from isthmus.training.progress import Progress
 
@@ -63,7 +64,7 @@ def align(
     files = _Files.of(checkpoints, out)
     found = opened(checkpoints, asked)
     matching = _matching(by, option or [], found.objective)
-    with progress_bar(quiet) as progress:
+    with results_folder(files.folder), progress_bar(quiet) as progress:
         made = _made(found, matching, seed, progress)
         lines = None
         if num_points:
@@ -120,12 +121,15 @@ class _Files:
             average = out / f"average{_WEIGHTS}"
             if {file.resolve() for file in (*own, average)} & {file.resolve() for file in checkpoints}:
                 raise InputError("--out", expected="another folder than that of the checkpoints", got=str(out))
-            make_folder(out)
             return cls(names, checkpoints, own[1:], out / "alignment", average)
         if len(checkpoints) > 2:
             raise InputError("--out", expected="a folder, for more than two networks", got=str(out))
-        make_folder(out.parent)
         return cls(names, checkpoints, [out], out.with_suffix(".alignment"), None)
+
+    @property
+    def folder(self) -> Path:
+        """That of the weights."""
+        return self.weights[0].parent
 
     @property
     def alignments(self) -> list[Path]:

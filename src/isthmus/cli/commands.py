@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,7 +46,7 @@ from isthmus.evaluate.batchnorm import policy_in_words
 from isthmus.graph import minima_graph
 from isthmus.graph.search import names_of
 from isthmus.models import MODELS, seeded
-from isthmus.storage import load_connection, make_folder, save_params, write_json
+from isthmus.storage import load_connection, save_params, write_json
 from isthmus.storage.files import results_folder
 from isthmus.storage.methods import options_of
 from isthmus.stored import LABELLED
@@ -73,14 +73,13 @@ def train(
     as_json: Json = False,
 ) -> int:
     """Train a network and write its weights, with what made them."""
-    make_folder(out.parent)
     kind = dtype_of("float32" if asked.dtype == "auto" else asked.dtype, {})
     parts = of_checkpoints([out], [{}], replace(asked, model=asked.model or "mlp:64-60x4-10"))
     module = seeded(lambda: network_of(parts), seed).to(device=device_of(asked.device), dtype=kind)
     objective, _ = objectives(parts, copy.deepcopy(module), asked, kind)
     steps = epochs * max(1, objective.num_examples // min(batch, objective.num_examples))
     recipe = Recipe(optimizer, lr, steps, batch, momentum, weight_decay)  # type: ignore[arg-type]
-    with progress_bar(quiet) as progress:
+    with results_folder(out.parent), progress_bar(quiet) as progress:
         fitted = runs.train_on(module, objective, recipe, seed=seed, target=until, progress=progress)
     about = {
         "model": parts.model, "data": parts.data, "seed": str(seed), "recipe": json.dumps(asdict(recipe)),
@@ -232,8 +231,7 @@ def plane(
     ends = [*found.ends]
     if c is None and drawn is not None:
         ends.append(farthest(found.objective, drawn, bn))
-    folder = make_folder(out)
-    with progress_bar(quiet) as progress:
+    with results_folder(out) as folder, progress_bar(quiet) as progress:
         measured = plane_through(
             found.objective, *ends, path=drawn, points=points, margin=margin, test=found.test, bn=bn, screen=screen,
             folder=folder / _ROWS, progress=progress,
@@ -308,10 +306,9 @@ def report(
     from isthmus.report.check import write_stored_check
     from isthmus.report.graph import write_stored_graph
 
-    if out is not None:
-        make_folder(out.parent)
     stored = (write_stored_graph, write_stored_check, write_stored_alignments)
-    print(next(filter(None, (write(folder, out) for write in stored)), None) or write_report(folder, out))
+    with nullcontext() if out is None else results_folder(out.parent):
+        print(next(filter(None, (write(folder, out) for write in stored)), None) or write_report(folder, out))
     return 0
 
 

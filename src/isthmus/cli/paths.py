@@ -43,7 +43,7 @@ from isthmus.evaluate import profile as profile_path
 from isthmus.evaluate.batchnorm import applied, beside_in_words, policy_in_words
 from isthmus.evaluate.profile import beside_others
 from isthmus.objective import Objective
-from isthmus.storage import load_connection, make_folder, read_json, save_curve_npz, save_params, write_csv, write_json
+from isthmus.storage import load_connection, read_json, save_curve_npz, save_params, write_csv, write_json
 from isthmus.storage.files import results_folder
 from isthmus.sweep import Engine, certify_in_parallel, profile_in_parallel
 from isthmus.verdict import LEVEL, Level, verdict
@@ -101,9 +101,8 @@ def profile(
     Level.read(level)
     engine = _engine(workers, address, {"--tol": tol, "--screen": screen})
     connection, objective, test = _open_path(path, asked, asked.dtype)
-    if npz is not None:
-        make_folder(npz.parent)
-    with results_folder(out), progress_bar(quiet) as progress:
+    beside = out if npz is None else npz.parent
+    with results_folder(out), results_folder(beside), progress_bar(quiet) as progress:
         if engine is None:
             measured = profile_path(
                 objective, connection.path, num_points,
@@ -180,9 +179,9 @@ def certify(
     labels = _labels(path, connection)
     if verify is not None:
         return _verify(objective, connection, labels, path, read_json(verify), quiet)
-    make_folder(out)
     options = {"gap": gap, "budget": budget, "labels": labels}
-    proved = _proved(objective, connection, bounds, options, out / _BOUNDS, engine, quiet)
+    with results_folder(out):
+        proved = _proved(objective, connection, bounds, options, out / _BOUNDS, engine, quiet)
     runs.write_certificate(proved, out, objective, path)
     if not proved.stopped:
         shutil.rmtree(out / _BOUNDS, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -29,8 +30,7 @@ from isthmus.cli.options import (
 from isthmus.comparison import Comparison
 from isthmus.comparison import compare as compare_methods
 from isthmus.comparison.table import HEADING
-from isthmus.storage import make_folder
-from isthmus.storage.files import write_csv, write_json, write_text
+from isthmus.storage.files import results_folder, write_csv, write_json, write_text
 from isthmus.theory import Theory
 from isthmus.theory import theory as theory_of
 from isthmus.theory.table import Row, cells, rounded_up
@@ -57,9 +57,7 @@ def theory(
 ) -> int:
     """Which theorems apply to two networks: every premise measured, and the bound that follows."""
     found = opened((a, b), asked)
-    if out is not None:
-        make_folder(out)
-    with progress_bar(quiet) as progress:
+    with results_folder(out) if out else nullcontext(), progress_bar(quiet) as progress:
         table = theory_of(
             found.objective, *found.ends,
             theorems=theorem, masks=masks, draws=draws, steps=steps, examples=sample, seed=seed, progress=progress,

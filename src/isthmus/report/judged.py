@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 from typing import Any
 
 from isthmus.certify.branch import close
@@ -40,13 +40,15 @@ def rises(run: StoredRun) -> str:
 def rises_on(curves: Mapping[str, Sequence[float | None]], t: Sequence[float], level: float | str) -> str:
     """Which of the curves, "loss" and "error", rise above `level`, in words; empty where none does.
 
-    Errors are held against the same multiple of the larger end's or, where the level is a loss, the usual one.
+    Errors are held against the same multiple of the larger end's or, where the level is a loss, the usual one; where
+    none is defined, against nothing.
     """
     asked = Level.read(level)
     levels = {"loss": asked, "error": asked if asked.relative else Level.read(LEVEL)}
-    found = {
-        q: judge(levels[q], Measured.of(t, list(map(_number, v)), len(t), None, None), None) for q, v in curves.items()
-    }
+    numbers = {q: list(map(_number, v)) for q, v in curves.items()}
+    if all(map(isnan, numbers.get("error", ()))):
+        numbers.pop("error", None)
+    found = {q: judge(levels[q], Measured.of(t, v, len(t), None, None), None) for q, v in numbers.items()}
     return " and ".join(_rise(q, curves[q], levels[q], v) for q, v in found.items() if v.below is False)
 
 
