@@ -266,6 +266,26 @@ def test_a_recurrent_network_with_its_own_loss_and_tied_weights():
         im.connect(objective, ends[0], ends[1], im.StringSampling(9.0, quantity="perplexity", certify=True))
 
 
+class Attending(nn.Module):
+    """Where nothing needs a gradient torch runs its attention as one operation, which it cannot batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_torch_cannot_batch_is_found_without_its_warnings():
+    module = Attending().eval()
+    objective = im.Objective(module, data=(torch.randn(6, 3, 4), torch.tensor([0, 1, 0, 1, 0, 1])))
+    ends = [im.models.seeded(Attending, seed).state_dict() for seed in (1, 2)]
+    found = im.connect(objective, ends[0], ends[1], im.StringSampling(9.0, always=True, recipe=Recipe(steps=1)))
+    assert found.stats["batched"] is False
+
+
 class Branching(nn.Module):
     """Its flow depends on its data: torch.export and batching refuse it."""
 
