@@ -28,6 +28,7 @@ def pair(): return loader, (x[30:], y[30:])
 def smooth(): return {"data": (x[:30], y[:30]), "loss": nn.CrossEntropyLoss(label_smoothing=0.1)}
 def wrong(): return {"data": (x, y), "los": 1}
 def fails(): raise SystemExit("no")
+def conv(): return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
 """
 
 
@@ -45,6 +46,13 @@ def ends(tmp_path, monkeypatch):
 def connect(data, *more):
     command = ["connect", "a.pt", "b.pt", "--model", "mine.py:net", "--data", f"mine.py:{data}", "--method", "Linear"]
     return run_app([*command, "--num-points", "3", "--budget", "0", "--out", data, "-q", *more])
+
+
+def test_a_network_that_takes_images_is_not_tried_on_rows_for_another_mistake(ends, capsys):
+    made = ["train", "--model", "mine.py:conv", "--data", "digits", "--examples", "9", "--out", "c.safetensors", "-q"]
+    assert run_app([*made, "--class-axis", "2"]) == 2
+    assert capsys.readouterr().err.startswith("error: class_axis: expected")
+    assert run_app([*made, "--epochs", "1"]) == 0
 
 
 def test_every_form_of_data_gives_the_same_loss(ends, capsys):

@@ -84,7 +84,8 @@ def objectives(
     try:
         return _build(parts, _as_given(data), module, asked, dtype)
     except InputError as e:
-        if parts.model.partition(":")[0] not in (*MODELS, HUGGING_FACE) and len(data.shape) > 1:
+        own = parts.model.partition(":")[0] not in (*MODELS, HUGGING_FACE)
+        if own and len(data.shape) > 1 and str(e).startswith("data: "):  # the network takes no images
             return _build(parts, _as_given(data.flat()), module, asked, dtype)
         if "x.float()" in str(e):
             e.add_note("inputs of whole numbers stay whole: store x in floating point for a network that multiplies it")
