@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from isthmus.certify import Certificate, certify
+from isthmus.certify import Certificate, certify, check_search
 from isthmus.checks import check_loss
 from isthmus.connectors import Connection, Connector, Outcome, connect
 from isthmus.data import Dataset
 from isthmus.device import seeded_global
 from isthmus.evaluate import Band, Profile, profile
-from isthmus.evaluate.batchnorm import POLICIES, applied, no_weights
+from isthmus.evaluate.batchnorm import POLICIES, applied, followed, no_weights
 from isthmus.evaluate.profile import beside_others
 from isthmus.models import MODELS
 from isthmus.objective import Objective
@@ -74,9 +74,10 @@ class Judging:
     prove: bool = True
 
     def check(self, objective: Objective) -> None:
-        """Before the work, as a wrong level or policy would be found after it."""
+        """Before the work, as a wrong value would be found after it."""
         Level.read(self.level)
-        applied(objective, self.bn or POLICIES[0])
+        followed(objective, self.bn or POLICIES[0])
+        check_search(self.gap, self.budget, self.num_points)
 
 
 def train(

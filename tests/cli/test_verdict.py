@@ -120,6 +120,17 @@ def test_a_level_that_is_none_is_refused_before_the_work(folder, tmp_path, capsy
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("wrong", [("--gap", "0"), ("--num-points", "1"), ("--budget", "-1")])
+@pytest.mark.parametrize("command", ["connect", "compare"])
+def test_what_no_proof_can_be_asked_is_refused_before_the_work(folder, tmp_path, capsys, command, wrong):
+    """In a comparison too, where it is no reason of a method."""
+    ends = [str(folder / "a.safetensors"), str(folder / "b.safetensors")]
+    assert run_app([command, *ends, "--out", str(tmp_path / "x"), *wrong]) == 2
+    said = capsys.readouterr().err
+    assert wrong[0][2:] in said.replace("_", "-")
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_policy_of_batchnorm_is_named(tmp_path, capsys):
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"

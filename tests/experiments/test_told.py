@@ -92,6 +92,12 @@ def test_which_networks_are_paired(tmp_path, how, pairs):
     assert ("seed 1 - seed 2" in found) == (how != "neighbours")
 
 
+def test_a_gap_that_no_proof_can_have_is_refused_before_the_work(tmp_path):
+    (tmp_path / "my.yaml").write_text(SWEEP + "gap: 0\n")
+    with pytest.raises(im.InputError, match="gap: expected a number > 0"):
+        read_sweep(tmp_path / "my.yaml")
+
+
 def test_neighbours_are_pairs_of_an_even_number(tmp_path):
     (tmp_path / "my.yaml").write_text(SWEEP + "pairs: neighbours\n")
     with pytest.raises(im.InputError, match="an even number, to pair neighbours, got 3"):

@@ -18,6 +18,7 @@ from isthmus.certify.kernel import Kernel
 from isthmus.certify.model import MODELS, NOTHING, BoundPlan, plan
 from isthmus.certify.remembered import Remembered, decides
 from isthmus.errors import InputError, UnsupportedError
+from isthmus.evaluate.profile import check_points
 from isthmus.kinds import check_kinds
 from isthmus.objective import Objective
 from isthmus.params import nonfinite_on
@@ -126,7 +127,8 @@ def proved(
     gap, num_points, memory, progress = wanted.gap, wanted.num_points, wanted.memory, wanted.progress
     labels = wanted.labels or getattr(path, "labels", ())
     path = path_of(path)
-    _check(path, gap, wanted.model, wanted.budget, labels)
+    check_search(gap, wanted.budget, num_points)
+    _check(path, wanted.model, labels)
     kernel = Kernel(objective, path)
     found = []
     for i, segment in enumerate(path.segments):
@@ -198,13 +200,18 @@ def _numerical(kernel: Kernel, found: Sequence[Claim]) -> list[int]:
     return [i for i, (s, c) in several if c.kind == "measured" and isinstance(s, Curve) and not kernel.obstacle]
 
 
-def _check(path: Path, gap: float, model: str, budget: float | None, labels: Sequence[str]) -> None:
+def check_search(gap: float, budget: float | None, num_points: int) -> None:
+    """Refuse what no search for bounds can be asked."""
     if not 0 < gap < inf:
         raise InputError("gap", expected="a number > 0", got=gap)
-    if model not in ("auto", *MODELS):
-        raise InputError("model", expected=" or ".join(("auto", *MODELS)), got=model)
     if budget is not None and not 0 <= budget < inf:
         raise InputError("budget", expected="a number of profiles >= 0", got=budget)
+    check_points(num_points)
+
+
+def _check(path: Path, model: str, labels: Sequence[str]) -> None:
+    if model not in ("auto", *MODELS):
+        raise InputError("model", expected=" or ".join(("auto", *MODELS)), got=model)
     if labels and len(labels) != len(path):
         raise InputError("labels", expected=f"one per segment ({len(path)})", got=len(labels))
     if (bad := nonfinite_on(path.knots)) is not None:

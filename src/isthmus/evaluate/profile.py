@@ -326,9 +326,14 @@ def beside_others(
     return replace(found, beside=more)
 
 
-def _check(num_points: int, screen: str | None, tol: float | None) -> None:
+def check_points(num_points: int) -> None:
+    """Refuse fewer points per segment than its ends."""
     if num_points < 2:
         raise InputError("num_points", expected="at least 2 points per segment", got=num_points)
+
+
+def _check(num_points: int, screen: str | None, tol: float | None) -> None:
+    check_points(num_points)
     if screen is not None and screen not in SCREENS:
         raise InputError("screen", expected=f"None or one of {SCREENS}", got=repr(screen))
     if tol is not None and not 0 < tol < float("inf"):

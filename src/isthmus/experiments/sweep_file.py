@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from isthmus.certify import check_search
 from isthmus.certify.certify import BUDGET
 from isthmus.errors import FileError, InputError, MissingExtraError
 from isthmus.experiments.jobs import Network, Pair, Problem, Weights
@@ -137,6 +138,7 @@ def read_sweep(
     read = _checked(SweepFile, document, str(path))
     if not 2 <= read.num_points <= _POINTS:
         raise InputError(f"{path}: num_points", expected=f"a whole number from 2 to {_POINTS:,}", got=read.num_points)
+    check_search(read.gap, read.budget, read.num_points)
     said = dict.fromkeys((o, n) for e in read.networks for o, n in (("model", e.model), ("data", e.data)))
     left = [(option, name) for option, name in said if name not in repeated]
     gate = StoredSetup(path, command)
