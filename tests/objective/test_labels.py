@@ -320,3 +320,9 @@ def test_error_rates_with_ignored_labels_are_shares_of_whole_numbers():
 def test_weights_of_a_loss_must_be_one_per_class():
     with pytest.raises(InputError, match=r"loss\.weight: expected one per class \(4\), got \(3,\)"):
         im.Objective(nn.Linear(2, 4), nn.CrossEntropyLoss(torch.ones(3)), (torch.ones(5, 2), torch.arange(5) % 4))
+
+
+@pytest.mark.parametrize("loss", ["hinge", nn.MultiMarginLoss()])
+def test_a_loss_that_ignores_no_label_is_not_told_to(loss):
+    with pytest.raises(im.InputError, match="expected labels from 0 to 2, got -100 to 2$"):
+        im.Objective(nn.Linear(4, 3), loss, (torch.zeros(3, 4), torch.tensor([0, -100, 2])))

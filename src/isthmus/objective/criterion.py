@@ -282,7 +282,7 @@ def _of_margins(own: Any, outputs: Tensor, y: Tensor) -> _Criterion:
     """The hinge loss of several classes."""
     if outputs.dim() != 2 or y.dim() != 1 or moves(y):
         raise _other_shape("hinge, or class labels [n]", outputs, y)
-    check_classes(outputs.shape[1], y, 0)
+    check_classes(outputs.shape[1], y, None)
     labels = Labels()
     if own == "hinge":
         return _Criterion(hinge, labels.wrong, True, None, labels)

@@ -139,22 +139,22 @@ def _sums_to_one(y: Tensor, axis: int) -> bool:
     return bool(((y.sum(axis, dtype=torch.float64) - 1).abs() < 1e-3).all())
 
 
-def check_classes(classes: int, y: Tensor, ignored: int, otherwise: str = "") -> None:
+def check_classes(classes: int, y: Tensor, ignored: int | None, otherwise: str = "") -> None:
     """Refuse labels outside 0 .. classes - 1 other than the ignored one, and negative probabilities.
 
-    `otherwise`: what else may be written.
+    `ignored`: None for a loss that ignores none. `otherwise`: what else may be written.
     """
     if _soft(y):
         if bool((y < 0).any()):
             raise InputError("y", expected="probabilities >= 0", got=float(y.min()))
         return
     y = y.long()
-    outside = y[((y < 0) | (y >= classes)) & (y != ignored)]
-    if not len(outside):
+    counted = y.flatten() if ignored is None else y[y != ignored]
+    odd = counted[(counted < 0) | (counted >= classes)].unique()
+    if not len(odd):
         return
-    counted = y[y != ignored]
-    odd = outside.unique()
-    instead = f"ignore_index={int(odd[0])}, if that label counts nowhere" if len(odd) == 1 else ""
+    one = len(odd) == 1 and ignored is not None
+    instead = f"ignore_index={int(odd[0])}, if that label counts nowhere" if one else ""
     if classes == 1:
         instead = _one_logit(y)
     raise InputError(
