@@ -324,5 +324,5 @@ def test_weights_of_a_loss_must_be_one_per_class():
 
 @pytest.mark.parametrize("loss", ["hinge", nn.MultiMarginLoss()])
 def test_a_loss_that_ignores_no_label_is_not_told_to(loss):
-    with pytest.raises(im.InputError, match="expected labels from 0 to 2, got -100 to 2$"):
+    with pytest.raises(im.InputError, match=r"expected labels from 0 to 2, got -100 to 2$"):
         im.Objective(nn.Linear(4, 3), loss, (torch.zeros(3, 4), torch.tensor([0, -100, 2])))
