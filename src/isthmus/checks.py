@@ -47,8 +47,8 @@ def _is_whole(value: Any, least: int) -> bool:
 def check_several(method: Any, name: str) -> None:
     """Refuse what is neither a whole number >= 1 nor several of them; None is left to the method."""
     value = getattr(method, name)
-    several = value or () if value is None or isinstance(value, list | tuple) else (value,)
-    if not all(_is_whole(n, 1) for n in several):
+    several = value if isinstance(value, list | tuple) else (value,)
+    if value is not None and not (several and all(_is_whole(n, 1) for n in several)):
         raise InputError(name, expected="whole numbers >= 1", got=value)
 
 

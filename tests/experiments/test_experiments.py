@@ -274,6 +274,19 @@ def test_a_sweep_gives_one_row_per_pair_and_method(tmp_path, capsys):
         (["methods=[{name: Dropout, mask: 2}]"], ["Dropout", "mask"]),
         (["methods=[{name: Dropout, masks: -1}]"], ["masks"]),
         (["extra=1"], ["extra"]),
+        (["networks.0.seeds=[0, 0, 1]"], ["seed 0 twice"]),
+        (["networks.0.seeds=[0, 1180591620717411303424]"], ["seed", "64 bits"]),
+        (["networks.0.seeds=[true, 2]"], ["seeds", "True"]),
+        (["networks.0.examples=true"], ["examples", "True"]),
+        (["networks.0.examples=0"], ["examples", ">= 1"]),
+        (["networks=[]"], ["networks", "at least one"]),
+        (["methods=[]"], ["methods", "at least one"]),
+        (["methods=[Linear, linear]"], ["methods", "Linear() twice"]),
+        (["methods=[{name: Linear, xi: [1]}]"], ["xi"]),
+        (["methods.²=Linear"], ["--set", "below 2"]),
+        (["networks.-1.steps=9"], ["--set", "networks.-1.steps=9"]),
+        (["seeds=[]"], ["seeds", "at least one"]),
+        (["methods={name: Linear, name: Dropout}"], ["'name' twice"]),
         (["oops"], ["KEY=VALUE"]),
         (["name=../up"], ["plain folder name"]),
         (["networks.0.data=imagenet"], ["'imagenet'"]),
@@ -289,7 +302,10 @@ def test_mistakes_in_a_sweep_are_named(tmp_path, capsys, changes, words):
     assert all(w in said for w in words), said
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "name: !!python/object/apply:os.system [ls]", "{", "a: [", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["", SWEEP + "methods: [Linear]\n", "- 1", "name: !!python/object/apply:os.system [ls]", "{", "a: [", "\x00"],
+)
 def test_files_that_are_no_sweep_are_refused(tmp_path, capsys, text):
     file = tmp_path / "my.yaml"
     file.write_text(text)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from isthmus.errors import InputError
 from isthmus.experiments import Claim, Network, Problem, Table
 from isthmus.experiments.lines import Lines, Look
 from isthmus.experiments.page import columns_of
@@ -154,6 +155,11 @@ def test_the_number_that_decides_is_the_largest_or_with_at_least_the_smallest():
             assert claim.findings([{"x": v} for v in values])[0].holds is False
 
 
+def test_one_number_decides_against_one_bound():
+    with pytest.raises(InputError, match="at_most, at_least: expected one of them"):
+        Claim("x", lambda row: True, value="x", at_most=1, at_least=0)
+
+
 def test_a_judge_sees_the_rows_that_have_what_is_needed():
     assert of(needs=("x",), judge=lambda rows: (len(rows) == 2, "two")) == [
         ("a: low", True, "two"), ("b: low", None, "no results"),
@@ -196,3 +202,10 @@ def test_lines_have_a_panel_per_value_and_bands(log):
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["ours"]
     both = Lines("k", lines.y, below=lines)(rows)
     assert len(both.axes) == 4
+
+
+def test_values_below_zero_are_drawn_where_they_are():
+    rows = [{"task": "a", "k": k, "v": v} for k, v in ((1, -2.0), (2, 1.0))]
+    (axes,) = Lines("k", {"v": Look("ours", "#000000", "o")})(rows).axes
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [-2.0, 1.0]
+    assert axes.get_ylim()[0] < -2 < 1 < axes.get_ylim()[1]

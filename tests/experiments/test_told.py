@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from isthmus.experiments.page import rows_of
 from isthmus.experiments.plan import plan
 from isthmus.papers.kuditipudi2019 import claims
 from isthmus.papers.shevchenko2020.tasks import Features, Task
-from isthmus.sweep import Job, Ray, Store, SweepReport
+from isthmus.sweep import Job, Local, Ray, Store, SweepReport
 from isthmus.sweep.base import Failed
 from tests.experiments.test_experiments import SWEEP, network, pair
 
@@ -93,7 +96,7 @@ def test_which_networks_are_paired(tmp_path, how, pairs):
 
 
 def test_a_gap_that_no_proof_can_have_is_refused_before_the_work(tmp_path):
-    (tmp_path / "my.yaml").write_text(SWEEP + "gap: 0\n")
+    (tmp_path / "my.yaml").write_text(SWEEP.replace("gap: 0.1", "gap: 0"))
     with pytest.raises(im.InputError, match="gap: expected a number > 0"):
         read_sweep(tmp_path / "my.yaml")
 
@@ -102,6 +105,50 @@ def test_neighbours_are_pairs_of_an_even_number(tmp_path):
     (tmp_path / "my.yaml").write_text(SWEEP + "pairs: neighbours\n")
     with pytest.raises(im.InputError, match="an even number, to pair neighbours, got 3"):
         read_sweep(tmp_path / "my.yaml").cells()
+
+
+def test_rows_of_networks_that_were_trained_otherwise_are_told_apart(sweep, capsys):
+    entry = '{model: "mlp:6-5x1-2", data: "gaussians:N=60,d=6,seed=1", seeds: [0, 1], batch: 20, '
+    networks = "[" + ", ".join(entry + more for more in ("steps: 2}", "steps: 4}", "steps: 2, examples: 9}")) + "]"
+    changes = ["--set", f"networks={networks}", "--set", "methods=[Linear]", "--set", "budget=0", "--quiet"]
+    assert run_app([*sweep, *changes, "--json"]) == 0
+    said = [row["trained"] for row in json.loads(capsys.readouterr().out)]
+    assert said[0] == "steps=2, batch=20"
+    assert said[1:] == [said[0].replace("steps=2", "steps=4"), "examples=9, " + said[0]]
+    assert run_app([*sweep, *changes]) == 0
+    assert "trained" in capsys.readouterr().out
+    # a table of another call does not stay where nothing of this one is done
+    assert run_app([*sweep, *changes, "--set", "num_points=7", "--status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    (table,) = (Path(sweep[-1]) / "mine/tables").glob("*.json")
+    assert json.loads(table.read_text()) == []
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    for folder in "xyz":
+        (tmp_path / folder).mkdir()
+    files = [str(tmp_path / folder / "m.pt") for folder in "xyz"]
+    network = {"model": "mlp:6-5x1-2", "checkpoints": files}
+    (tmp_path / "my.yaml").write_text(json.dumps({"name": "m", "networks": [network], "methods": ["Linear"]}))
+    assert {cell.ends for cell in read_sweep(tmp_path / "my.yaml").cells()} == {
+        f"{a} - {b}" for a, b in combinations(files, 2)
+    }
+
+
+def test_failures_before_the_budget_is_used_are_told(tmp_path, monkeypatch):
+    def over(cells, store, engine, report, **_):
+        report.failed["one"] = Failed("boom")
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(budget, event):
+        event.set()
+        yield
+
+    monkeypatch.setattr(experiments, "run_cells", over)
+    monkeypatch.setattr(experiments, "_stopped_after", at_once)
+    report = experiments._run([network(0)], Store(tmp_path), Local(), "cpu", None, True, 1.0)
+    assert report.failed == {"one": Failed("boom")}
 
 
 def test_a_change_may_be_of_one_entry_of_a_list(tmp_path):

@@ -7,6 +7,7 @@ from torch import nn
 import isthmus as im
 from isthmus.training.fit import Ended, fit
 from isthmus.training.recipe import Recipe
+from tests.connectors.subnetwork.sparse import regression
 
 SHIFT = 10.0
 
@@ -64,3 +65,18 @@ def test_the_rate_falls_where_the_loss_does_not():
     recipe = Recipe("sgd", 1.0, steps=200, momentum=0.0, schedule="plateau", gamma=0.1, check=1)
     for shift in (0.0, SHIFT):
         assert trained(shift, recipe).loss == pytest.approx(1 - shift, abs=1e-3)
+
+
+def test_an_oracle_is_trained_below_minus_one():
+    problem = regression(kappa=1e-2)
+    x, y = problem.objective.data
+    method = im.TwoLayerReLU(units=2, attempts=0, recipe=Recipe(lr=1e-2, steps=60))
+    found = []
+    for shift in (0.0, SHIFT):
+
+        def loss(outputs, y, shift=shift):
+            return (outputs - y).square().mean(1) - shift
+
+        less = im.Objective(problem.objective.skeleton, loss, (x, y), penalty=problem.objective.penalty, convex=True)
+        found.append(im.connect(less, problem.a, problem.b, method).stats["theorem"]["e(n)"] + shift)
+    assert found[1] == pytest.approx(found[0], rel=0.05)

@@ -12,7 +12,7 @@ from isthmus.papers import EXPERIMENTS, by_name
 from isthmus.papers.freeman2017.jobs import Ends, Proof, String
 from isthmus.papers.kuditipudi2019.lemma3 import LowDraws
 from isthmus.papers.shevchenko2020.jobs import Trials
-from isthmus.sweep import Store, with_needs
+from isthmus.sweep import Local, Store, run_cells, with_needs
 from isthmus.training.fit import Recipe
 
 
@@ -108,6 +108,20 @@ def test_a_draw_is_judged_on_all_examples(monkeypatch):
     problem = Problem("mlp:784-8-10", "mnist")
     cell = LowDraws(On(Network(problem), problem), draws=500)
     assert module._whole(cell, "cpu") == pytest.approx(2.03 + 3.0 + 499 * 0.03 * 60_000 / 256, rel=0.01)
+
+
+def test_passes_are_those_over_the_examples_that_there_are():
+    network = Network(Problem("mlp:64-8-10", examples=50), 0)
+    assert _passes(network, Recipe(steps=6, batch=128)) == 6
+    assert _passes(network, Recipe(steps=6, batch=10)) == pytest.approx(1.2)
+    assert _passes(network, Recipe("lbfgs", steps=6, batch=10)) == 6
+
+
+def test_the_cells_of_a_kind_are_all_and_those_that_are_missing(tmp_path):
+    cells = [Network(Problem("mlp:64-8-10", examples=50), seed, Recipe(steps=3), 0.0) for seed in range(3)]
+    run_cells(cells[:2], Store(tmp_path), Local())
+    kind, total = plan(cells, Store(tmp_path), "cpu")
+    assert [(row["cells"], row["missing"]) for row in (kind, total)] == [(3, 1), (3, 1)]
 
 
 def test_without_a_number_there_is_a_check_after_each_pass():

@@ -55,6 +55,8 @@ def test_older_files_say_how_subnetworks_are_made_in_one_word():
         ({"name": "Subnetwork", "inner": "Guessed"}, "inner: expected one of Trained, Memorised, Separated"),
         ({"name": "Subnetwork", "inner": "Memorised", "lr": 0.1}, r"expected options among .*got \['lr'\]"),
         ({"name": "Subnetwork", "xi": "guess"}, r"got \['xi'\]"),
+        ({"name": "Subnetwork", "inner": {"name": "Trained", "recipe": {"steps": 3}}, "steps": 5}, "steps once"),
+        ({"name": "Narrow", "recipe": {"lr": 0.1}, "lr": 0.2}, "lr once, got it inside recipe and beside it"),
         ({"name": "Narrow", "recipe": 3}, "recipe: expected one of Recipe, or its options"),
     ],
 )

@@ -6,13 +6,14 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import isthmus as im
 from isthmus.storage.files import _host
-from isthmus.sweep import FolderMemory, Local, Shard, Store, run_cells, with_needs
+from isthmus.sweep import FolderMemory, Local, Shard, Store, SweepReport, run_cells, with_needs
 from isthmus.training.fit import Recipe, fit
 from isthmus.training.memory import forget
 from tests.sweep.cells import LONG, Square, Total, Training, ended, forked, results, shard, squares, temporaries
@@ -48,6 +49,33 @@ def test_needs_come_first_and_once():
     assert plan == [*cells, Total(tuple(cells)), Total(tuple(cells[:2]))]
 
 
+def test_cells_that_are_equal_in_python_alone_are_two(tmp_path):
+    """1, 1.0 and True are equal, and the JSON that keys are made of is not."""
+    cells: list[Any] = [Square(1), Square(1, 0), Square(True), Square(1)]
+    report = run_cells([*cells, Total((cells[1],))], Store(tmp_path), Local())
+    assert report.ok
+    assert report.total == report.computed == 4
+    assert len({Store(tmp_path).load(cell).key for cell in cells}) == 3
+
+
+def test_a_result_that_names_no_values_is_refused_before_it_is_kept(tmp_path):
+    cell = Square(2)
+    with pytest.raises(im.InputError, match="named values, got list"):
+        Store(tmp_path).write(cell, [4], {})  # type: ignore[arg-type]
+    assert Store(tmp_path).find(cell) is None
+
+
+def test_what_was_counted_before_an_interrupt_can_be_read(tmp_path):
+    def stops(what, done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    report = SweepReport()
+    with pytest.raises(KeyboardInterrupt):
+        run_cells([Square(-1), *map(Square, range(4))], Store(tmp_path), Local(), progress=stops, report=report)
+    assert (report.total, report.computed, list(report.failed)) == (5, 2, ["square of -1"])
+
+
 def test_a_cell_that_fails_stops_only_those_that_need_it(tmp_path):
     good, bad = Square(2), Square(-1)
     report = run_cells([bad, Total((bad,)), good, Total((good,))], Store(tmp_path), Local())
@@ -55,7 +83,7 @@ def test_a_cell_that_fails_stops_only_those_that_need_it(tmp_path):
     assert report.computed == 2
     assert set(report.failed) == {bad.label, Total((bad,)).label}
     assert "expected a number >= 0, got -1" in report.failed[bad.label].message
-    assert "no result yet" in report.failed["sum of 1"].message
+    assert report.failed["sum of 1"].message == "it needs a cell that has no result: square of -1"
     assert not Store(tmp_path).folder(bad).exists()
 
 
@@ -240,6 +268,9 @@ def test_a_long_cell_killed_at_random_ends_with_the_same_bytes(tmp_path, optimiz
     assert results(root) == results(tmp_path / "whole")
     assert not temporaries(root)
     assert not checkpoint.exists()
+    # the last process did not do all of the work, and what the others took is not known
+    assert Store(root).load(cell).record["seconds"] is None
+    assert Store(tmp_path / "whole").load(cell).record["seconds"] > 0
     result = json.loads((Store(root).folder(cell) / "result.json").read_text())["result"]
     assert result["steps"] == 400
     print(f"{optimizer}: {killed} kills, {result['params']}")

@@ -267,15 +267,26 @@ def sweep(
     report = None if show else _run(cells, store, engine, device, shard, quiet)
     found = done(store, cells)
     rows = rows_of(sweep_file.TABLE.rows, found)
-    if rows:
-        write_tables(rows, runs / document.name / "tables", file.stem)
+    folder = runs / document.name / "tables"
+    if rows or (folder / f"{file.stem}.json").exists():  # no table of another call stays
+        write_tables(rows, folder, file.stem)
     if as_json_:
         print(as_json(rows))
     else:
-        short = ("model", "pair", "method", "loss max", "loss excess", "test error max", "bound", "length/distance")
-        _print([{k: row[k] for k in (*short, "seconds")} for row in rows], False)
-        print(f"{len(found)} of {len(cells)} rows; all columns: {runs / document.name / 'tables'}")
+        _print(_in_short(rows), False)
+        print(f"{len(found)} of {len(cells)} rows; all columns: {folder}")
     return 0 if report is None else _ended(report)
+
+
+_ALWAYS = ("model", "pair", "method")
+_MEASURED = ("loss max", "loss excess", "test error max", "bound", "length/distance", "seconds")
+
+
+def _in_short(rows: Sequence[Row]) -> list[Row]:
+    """The columns that are measured, and of those that say what it is that all have, and that tell rows apart."""
+    differ = [k for k in sweep_file.TABLE.by if len({row[k] for row in rows}) > 1]
+    named = [k for k in sweep_file.TABLE.by if k in (*_ALWAYS, *differ)]
+    return [{k: row[k] for k in (*named, *_MEASURED)} for row in rows]
 
 
 def _run(
@@ -283,6 +294,7 @@ def _run(
     budget: float | None = None,
 ) -> SweepReport:  # fmt: skip
     part, over = None if shard is None else Shard.parse(shard), threading.Event()
+    seen = SweepReport()
     try:
         with _cells_bar(quiet) as bar, _stopped_after(budget, over):
 
@@ -292,7 +304,7 @@ def _run(
                 if over.is_set() and done < total:
                     raise KeyboardInterrupt
 
-            report = run_cells(cells, store, engine, device=device, shard=part, progress=progress)
+            report = run_cells(cells, store, engine, device=device, shard=part, progress=progress, report=seen)
     except KeyboardInterrupt:
         plan = with_needs(cells if part is None else part.of(cells))
         finished = sum(store.find(c) is not None for c in plan)
@@ -301,7 +313,7 @@ def _run(
               f"  {command()}", file=sys.stderr)  # fmt: skip
         if not over.is_set():
             raise
-        return SweepReport(len(plan), finished)
+        return SweepReport(len(plan), finished, failed=seen.failed)
     if not quiet:
         print(f"{report.total} cells: {report.found} were there, {report.computed} computed", file=sys.stderr)
     return report

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from isthmus.errors import InputError
 from isthmus.experiments.tables import Row
 
 
@@ -67,6 +68,10 @@ class Claim:
     needs: tuple[str, ...] = ()
     over: tuple[str, float, float] | None = None
     every: tuple[str, Sequence[Any] | Callable[[list[Row]], Sequence[Any]]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_most is not None and self.at_least is not None:  # one number decides
+            raise InputError("at_most, at_least", expected="one of them", got=(self.at_most, self.at_least))
 
     def findings(self, rows: Rows) -> list[Finding]:
         """One; with `per` one for each group."""

@@ -16,10 +16,12 @@ import torch
 from isthmus import pipeline as runs
 from isthmus.certify import certify
 from isthmus.certify.certify import BUDGET
+from isthmus.checks import check_at_least_zero, check_whole
 from isthmus.connectors import Connection, Connector, connect
 from isthmus.data import Dataset, load
 from isthmus.errors import InputError
 from isthmus.evaluate import profile
+from isthmus.kinds import check_kind
 from isthmus.models import MODELS, by_name, seeded
 from isthmus.models.hugging_face import HUGGING_FACE
 from isthmus.models.user_code import digest_of_code
@@ -58,6 +60,7 @@ class Problem:
             raise InputError("dtype", expected="float32 or float64", got=repr(self.dtype))
         if self.loss not in ("cross_entropy", "mse"):
             raise InputError("loss", expected="cross_entropy or mse", got=repr(self.loss))
+        check_whole(self, "examples")
 
     @property
     def label(self) -> str:
@@ -183,8 +186,8 @@ class Network(Cell):
     until: Literal["loss", "error"] = field(default="loss", metadata={"later": True})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.target < float("inf"):
-            raise InputError("target", expected="a number >= 0", got=self.target)
+        check_at_least_zero(self, "target")
+        check_kind(self.seed, int, "seed")
 
     @property
     def label(self) -> str:
@@ -298,7 +301,7 @@ class Pair(Cell):
     @property
     def ends(self) -> str:
         """Which two networks, in short."""
-        a, b = (n.label if isinstance(n, Weights) else f"seed {n.seed}" for n in (self.a, self.b))
+        a, b = (n.path if isinstance(n, Weights) else f"seed {n.seed}" for n in (self.a, self.b))
         return f"{a} - {b}"
 
     @property

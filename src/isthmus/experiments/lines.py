@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from isthmus.experiments.tables import Row
@@ -89,11 +89,12 @@ class Lines:
             axes.yaxis.set_major_formatter("{x:g}")
             return
         tops = [float(y) for line in axes.lines for y in line.get_ydata() if isfinite(y)]  # type: ignore[union-attr]
-        axes.set_ylim(0, 1.25 * max(tops, default=1.0) or 1.0)
+        lowest = min([0.0, *tops])
+        axes.set_ylim(1.25 * lowest, 1.25 * max([0.0, *tops]) or (1.0 if lowest == 0 else 0.0))
 
     def _line(self, axes: Axes, rows: Sequence[Row], name: str, look: Look) -> None:
         """One column, with its band."""
-        floor = self.floor if "y" in self.log else 0.0
+        floor = self.floor if "y" in self.log else -inf
         at = [row[self.x] for row in rows]
         mean = [self.scale * row[name] for row in rows]
         spread = [self.scale * (row.get(f"{name} ±") or 0.0) for row in rows]

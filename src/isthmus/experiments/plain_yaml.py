@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from types import NoneType
 from typing import Any
@@ -11,6 +12,7 @@ from isthmus.storage.files import one_line
 
 _VALUES = 100_000
 """Values of one text, its aliases written out."""
+_MERGED = "tag:yaml.org,2002:merge"
 _DEEPEST = 60
 """Lists and mappings around a value."""
 
@@ -65,12 +67,32 @@ def _expanded(node: Any, known: dict[int, int]) -> int:
     if id(node) in known:
         return known[id(node)]
     known[id(node)] = _VALUES  # an alias to what is around it never ends
-    children = [] if node is None or isinstance(node.value, str) else node.value
-    parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+    parts = _parts(node)
     known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
     if known[id(node)] > _VALUES:
         raise ValueError(f"more than {_VALUES:,} values")
     return known[id(node)]
+
+
+def _parts(node: Any) -> list[Any]:
+    """The nodes that a node holds, keys among them."""
+    if node is None or node.id == "scalar":
+        return []
+    if node.id == "sequence":
+        return list(node.value)
+    _check_keys([key for key, _ in node.value])
+    return [part for pair in node.value for part in pair]
+
+
+def _check_keys(keys: Sequence[Any]) -> None:
+    """Refuse a key that is given twice: the last one would be taken."""
+    seen = set()
+    for key in keys:
+        if not isinstance(key.value, str) or key.tag == _MERGED:
+            continue
+        if (key.tag, key.value) in seen:
+            raise ValueError(f"the key {key.value!r} twice")
+        seen.add((key.tag, key.value))
 
 
 def _check_plain(value: Any) -> None:

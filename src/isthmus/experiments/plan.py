@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -42,10 +43,11 @@ def plan(cells: Sequence[Cell], store: Store, device: str = "auto", progress: Pr
     for cell in whole:
         if not _is_there(cell, store):
             groups.setdefault(_kind(cell), []).append(cell)
+    kinds = Counter(map(_kind, whole))
     rows: list[Row] = []
     for i, group in enumerate(groups.values()):
         progress("timing", i, len(groups))
-        rows.append(_row(group, device))
+        rows.append(_row(group, kinds[_kind(group[0])], device))
     hours = sum(row["hours"] or 0.0 for row in rows)
     return [*rows, {"cell": "all", "cells": len(whole), "missing": sum(map(len, groups.values())), "hours": hours}]
 
@@ -57,12 +59,12 @@ def _is_there(cell: Cell, store: Store) -> bool:
         return False
 
 
-def _row(group: Sequence[Cell], device: str) -> Row:
+def _row(group: Sequence[Cell], of_kind: int, device: str) -> Row:
     cell = group[0]
     timed = cell.like
     recipe = _longest(timed or cell)
     passes = None if recipe is None else _passes(cell, recipe)
-    row: Row = {"cell": cell.label, "cells": len(group), "missing": len(group), "passes": passes}
+    row: Row = {"cell": cell.label, "cells": of_kind, "missing": len(group), "passes": passes}
     try:
         if timed is None:
             raise IsthmusError("only the cells that it needs tell")
@@ -278,7 +280,10 @@ def _size(value: Any) -> _Size | None:
 def _passes(cell: Cell, recipe: Any) -> float | None:
     """How often a training goes over the training examples; None where their number is not known without the data."""
     examples = next((n for v in [*_own(cell), *cell.needs()] if (n := getattr(v, "examples", None))), None)
-    return None if examples is None else recipe.steps * recipe.batch / examples
+    if examples is None:
+        return None
+    whole = getattr(recipe, "optimizer", "") == "lbfgs"  # of which a step is one pass at least
+    return float(recipe.steps) if whole else recipe.steps * min(recipe.batch, examples) / examples
 
 
 def _kind(value: Any) -> Any:

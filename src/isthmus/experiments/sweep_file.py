@@ -93,15 +93,11 @@ class SweepFile:
     def cells(self) -> list[Pair]:
         """Every pair of every entry of `networks`, by every method, from every seed."""
         connectors = [connector_from(m, "methods") for m in self.methods]
+        for what, values in (("networks", self.networks), ("methods", connectors), ("seeds", self.seeds)):
+            _check_distinct(what, values)
         out = []
         for entry in self.networks:
-            ends = entry.ends()
-            where = f"networks, {entry.model}"
-            if len(ends) < 2:
-                raise InputError(where, expected="at least two networks to pair", got=len(ends))
-            if self.pairs == "neighbours" and len(ends) % 2:
-                raise InputError(where, expected="an even number, to pair neighbours", got=len(ends))
-            for a, b in _pairs(ends, self.pairs):
+            for a, b in self._paired(entry):
                 for method in connectors:
                     for seed in self.seeds:
                         out.append(Pair(self.name, a, b, method, seed, self.num_points, self.gap, self.budget))
@@ -110,12 +106,25 @@ class SweepFile:
                             raise InputError(f"sweep {self.name!r}", expected=more, got="more")
         return out
 
+    def _paired(self, entry: Training | Checkpoints) -> Iterator[tuple[Any, Any]]:
+        ends, where = entry.ends(), f"networks, {entry.model}"
+        if len(ends) < 2:
+            raise InputError(where, expected="at least two networks to pair", got=len(ends))
+        if self.pairs == "neighbours" and len(ends) % 2:
+            raise InputError(where, expected="an even number, to pair neighbours", got=len(ends))
+        _check_distinct(where, ends)
+        if self.pairs == "all":
+            return combinations(ends, 2)
+        step = 2 if self.pairs == "neighbours" else 1
+        return zip(ends[::step], ends[1::step], strict=False)
 
-def _pairs(ends: Sequence[Any], how: str) -> Iterator[tuple[Any, Any]]:
-    if how == "all":
-        return combinations(ends, 2)
-    step = 2 if how == "neighbours" else 1
-    return zip(ends[::step], ends[1::step], strict=False)
+
+def _check_distinct(what: str, values: Sequence[Any]) -> None:
+    """Refuse a list without entries, and an entry that is there twice: its rows would be taken for further ones."""
+    if not values:
+        raise InputError(what, expected="at least one entry", got="none")
+    if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+        raise InputError(what, expected="entries that differ", got=f"{getattr(twice[0], 'label', twice[0])} twice")
 
 
 def read_sweep(
@@ -193,6 +202,9 @@ def _entries(document: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
 
 def _checked(kind: type[T], values: Mapping[str, Any], what: str) -> T:
     """A dataclass from plain values, converted to the types of its fields; the message names the key."""
+    for key, value in values.items():
+        if any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value])):
+            raise InputError(f"{what}.{key}", expected="numbers or texts", got=value)  # True would pass for 1
     try:
         from pydantic import TypeAdapter, ValidationError
     except ImportError as e:
@@ -208,17 +220,26 @@ def _checked(kind: type[T], values: Mapping[str, Any], what: str) -> T:
 def _put(document: Any, keys: list[str], value: Any, change: str) -> None:
     for key in keys[:-1]:
         try:
-            document = document[int(key)] if isinstance(document, list) else document[key]
+            document = document[_place(key)] if isinstance(document, list) else document[key]
         except (LookupError, ValueError, TypeError) as e:
             raise InputError("--set", expected="a key of the file", got=change) from e
     if isinstance(document, list):
-        if not keys[-1].isdigit() or int(keys[-1]) >= len(document):
-            raise InputError("--set", expected=f"a number below {len(document)} in {change!r}", got=keys[-1])
-        document[int(keys[-1])] = value
+        try:
+            document[_place(keys[-1])] = value
+        except (LookupError, ValueError) as e:
+            expected = f"a number below {len(document)} in {change!r}"
+            raise InputError("--set", expected=expected, got=keys[-1]) from e
     elif isinstance(document, dict):
         document[keys[-1]] = value
     else:
         raise InputError("--set", expected="a key of the file", got=change)
+
+
+def _place(key: str) -> int:
+    """The number of an entry of a list, from 0 on."""
+    if not key.isdecimal():
+        raise ValueError(key)
+    return int(key)
 
 
 BARRIERS = ("max", "excess", "linear", "mean")
@@ -226,6 +247,16 @@ BARRIERS = ("max", "excess", "linear", "mean")
 
 def _options(entry: Entry) -> str:
     return ", ".join(f"{k}={v}" for k, v in entry["method?"].items() if k != "name")
+
+
+def _trained(entry: Entry) -> str:
+    """How the networks of the row were made, but for what is the default: rows of several entries differ in it."""
+    a = entry.cell.a
+    kept: list[tuple[Any, tuple[str, ...]]] = [(a.problem, ("model", "data"))]
+    if isinstance(a, Network):
+        kept += [(a.recipe, ()), (a, ("problem", "seed", "recipe"))]
+    said = [(f, getattr(value, f.name)) for value, but in kept for f in fields(value) if f.name not in but]
+    return ", ".join(f"{f.name}={value}" for f, value in said if value != f.default)
 
 
 def _barrier(quantity: str, name: str) -> Column:
@@ -238,6 +269,7 @@ TABLE = Table(
     by={
         "model": "cell.a.problem.model",
         "data": "cell.a.problem.data",
+        "trained": _trained,
         "pair": "cell.ends",
         "method": lambda e: type(e.cell.method).__name__,
         "options": _options,

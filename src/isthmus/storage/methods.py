@@ -58,7 +58,8 @@ def _from(options: dict[str, Any], kinds: Mapping[str, type], what: str) -> Any:
 def _renew(options: dict[str, Any]) -> None:
     """Take over how older files say how the subnetworks of ``Subnetwork`` are made, and by what if they are trained."""
     names = {"trained": "Trained", "memorise": "Memorised", "separate": "Separated"}
-    made = names.get(options.get("xi", ""))
+    xi = options.get("xi")
+    made = names.get(xi) if isinstance(xi, str) else None
     if made is None:
         return
     del options["xi"]
@@ -107,15 +108,21 @@ def _made(kind: type, options: Mapping[str, Any], what: str, base: Any) -> Any:
 
 def _inner(kinds: Mapping[str, type], given: Any, left: dict[str, Any], what: str, usual: Any) -> Any:
     """A value inside a method; its options are taken from `given`, and from those that are `left` beside it."""
-    if not (given is None or isinstance(given, str | Mapping)):
-        raise InputError(what, expected=f"one of {', '.join(kinds)}, or its options", got=repr(given))
-    options = {"name": given} if isinstance(given, str) else dict(given or {})
+    options = _given(kinds, given, what)
     name = options.pop("name", type(usual).__name__)
     kind = _chosen(name, kinds, what)
     base = usual if type(usual) is kind else kind()
     for key in [k for k in left if k in _flat(base)]:
-        options.setdefault(key, left.pop(key))
+        if key in options:
+            raise InputError(what, expected=f"{key} once", got=f"it inside {what.rpartition(', ')[2]} and beside it")
+        options[key] = left.pop(key)
     return _made(kind, options, what, base) if options else base
+
+
+def _given(kinds: Mapping[str, type], given: Any, what: str) -> dict[str, Any]:
+    if not (given is None or isinstance(given, str | Mapping)):
+        raise InputError(what, expected=f"one of {', '.join(kinds)}, or its options", got=repr(given))
+    return {"name": given} if isinstance(given, str) else dict(given or {})
 
 
 def _known(values: Mapping[str, Any]) -> set[str]:

@@ -17,6 +17,7 @@ import torch
 from isthmus.device import device_of
 from isthmus.errors import InputError, IsthmusError
 from isthmus.storage import make_folder
+from isthmus.storage.state import ENDING
 from isthmus.sweep.cells import Cell, identity, key_of, with_needs
 from isthmus.sweep.store import BusyError, Job, Store, record_of
 from isthmus.training.progress import Progress, no_progress
@@ -140,6 +141,7 @@ def run_cells(
     shard: Shard | None = None,
     given: Any = None,
     progress: Progress = no_progress,
+    report: SweepReport | None = None,
 ) -> SweepReport:
     """Compute the missing cells and all that they need; cells that are there are left as they are.
 
@@ -147,7 +149,8 @@ def run_cells(
     any time and called again, and any number of processes may work on one folder: no cell is done twice. Each cell
     works on the `device` of its worker, "auto" for a GPU where there is one; a cell that was done on another device
     counts as done, and its record says on which. `given`: what the cells find in ``Job.given``, which they name by
-    digest. Errors: ``IsthmusError`` for a disk that fails, ``FileError`` for a damaged result or one of another cell.
+    digest. `report`: a fresh one, to read after an interrupt. Errors: ``IsthmusError`` for a disk that fails,
+    ``FileError`` for a damaged result or one of another cell.
     """
     make_folder(store.root)
     plan = with_needs(cells if shard is None else shard.of(cells))
@@ -157,7 +160,8 @@ def run_cells(
     if shard is not None and missing:  # shards that need the same cells start with different ones
         turn = (shard.index - 1) * len(missing) // shard.count
         missing = _missing(with_needs(missing[turn:] + missing[:turn]), store)
-    report, root = SweepReport(len(plan), len(plan) - len(missing)), store.root.absolute()
+    report, root = report or SweepReport(), store.root.absolute()
+    report.total, report.found = len(plan), len(plan) - len(missing)
     try:
         for wait in (False, True):  # cells that other processes are doing come last
             progress("cells", report.found + report.computed, report.total)
@@ -212,11 +216,16 @@ def _do(place: _Place, cell: Cell) -> str:
     with one_thread(), store.claim(cell, wait=place.wait):
         if store.find(cell) is not None:
             return "found"
+        if missing := _missing(cell.needs(), store):
+            raise IsthmusError(f"it needs a cell that has no result: {missing[0].label}")
         begin, worked = time.perf_counter(), time.process_time()
         key, device = key_of(identity(cell)), device_of(place.device, "device")
-        result = cell.run(Job(store, key, make_folder(store.folder(cell, key)), device, place.given))
+        folder = make_folder(store.folder(cell, key))
+        resumed = any(folder.glob(f"*{ENDING}"))  # the time that a killed run took is not known
+        result = cell.run(Job(store, key, folder, device, place.given))
         spent = (time.perf_counter() - begin, time.process_time() - worked)
-        store.write(cell, result, record_of(*spent, place.engine, device))
+        record = record_of(*spent, place.engine, device)
+        store.write(cell, result, record | ({"seconds": None, "processor_seconds": None} if resumed else {}))
         return "computed"
 
 

@@ -147,14 +147,22 @@ def key_of(known: Mapping[str, Any]) -> str:
 
 def with_needs(cells: Iterable[Cell]) -> list[Cell]:
     """The cells and all that they need, each once, needs first."""
-    found: dict[Cell, None] = {}
+    equal: dict[Cell, list[Cell]] = {}  # 1, 1.0 and True are equal, and the keys of cells with them are not
+    out: list[Cell] = []
 
     def visit(cell: Cell) -> None:
-        if cell not in found:
-            for need in cell.needs():
-                visit(need)
-            found[cell] = None
+        known = equal.setdefault(cell, [])
+        if any(one is cell or _text(one) == _text(cell) for one in known):
+            return
+        for need in cell.needs():
+            visit(need)
+        known.append(cell)
+        out.append(cell)
 
     for cell in cells:
         visit(cell)
-    return list(found)
+    return out
+
+
+def _text(cell: Cell) -> str:
+    return json.dumps(canonical(cell), sort_keys=True)

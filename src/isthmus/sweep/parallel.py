@@ -21,9 +21,11 @@ from isthmus.certify.certificate import SegmentCertificate
 from isthmus.certify.certify import Wanted
 from isthmus.certify.model import MODELS
 from isthmus.certify.widened import evaluation
+from isthmus.checks import refuse_unless_whole
 from isthmus.errors import InputError, IsthmusError
 from isthmus.evaluate import Profile, profile
 from isthmus.evaluate.batchnorm import POLICIES, applied, segments_under
+from isthmus.kinds import check_kind
 from isthmus.objective import Objective
 from isthmus.paths import Curve, Path, Segment
 from isthmus.sweep.base import Engine, Failed, one_thread
@@ -213,8 +215,8 @@ def _of_all(
 
 
 def _check(chunk: int) -> int:
-    if chunk < 1:
-        raise InputError("chunk", expected="a whole number of examples >= 1", got=chunk)
+    check_kind(chunk, int, "chunk")
+    refuse_unless_whole("chunk", chunk)
     return chunk
 
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isthmus.checks import check_whole
 from isthmus.errors import InputError, IsthmusError, MissingExtraError
+from isthmus.kinds import check_fields, check_kind
 from isthmus.sweep.base import Engine, Failed, Item, Shared, one_thread
 
 _STORE = 100_000_000  # bytes of Ray's object store on this machine: items are small
@@ -43,11 +45,11 @@ class Ray(Engine):
     retries: int = 3
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError("workers", expected="a whole number >= 1", got=self.workers)
-        if self.retries < 0:
-            raise InputError("retries", expected="a whole number >= 0", got=self.retries)
+        check_fields(self)
+        check_whole(self, "workers")
+        check_whole(self, "retries", least=0)
         for name, value in (("cpus", self.cpus), ("gpus", self.gpus), *self.resources.items()):
+            check_kind(value, float, name)
             if not 0 <= value < float("inf"):
                 raise InputError(name, expected="a number >= 0", got=value)
 

@@ -95,6 +95,8 @@ class Store:
         if (folder / "result.json").exists():
             raise FileError(folder / "result.json", "is there already, and results are never edited")
         values = plain(result, "result")
+        if not isinstance(values, dict):
+            raise InputError("result", expected="named values", got=type(result).__name__)
         make_folder(folder)
         write_sealed(folder / "record.json", record)
         for state in folder.glob(f"*{ENDING}"):

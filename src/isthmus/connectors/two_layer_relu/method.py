@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import pi, sin
@@ -101,7 +102,8 @@ class TwoLayerReLU(Connector):
         return Connection(Path.through(narrow), b, Outcome.CONSTRUCTED, stats)
 
     def _sizes(self, m: int) -> list[int]:
-        sizes = (self.units,) if isinstance(self.units, int) else self.units or (m // 8, m // 4, m // 2)
+        asked = (m // 8, m // 4, m // 2) if self.units is None else self.units
+        sizes = asked if isinstance(asked, Sequence) else (int(asked),)
         if bad := [n for n in sizes if self.units is not None and n >= m]:
             raise InputError("units", expected=f"fewer than the {m} hidden units", got=bad[0])
         if m < 2:

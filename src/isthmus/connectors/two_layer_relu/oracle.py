@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -70,9 +71,7 @@ def _random(problem: TwoLayers, n: int, like: Params, generator: torch.Generator
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(whole.W)
 
     W, A = normal(n, whole.W.shape[1]), normal(len(whole.A), n, whole.A.shape[2])
-    return HiddenLayer(
-        W / W.norm(dim=1, keepdim=True), A / (A[0].numel() ** 0.5), torch.zeros_like(whole.b), float("inf")
-    )
+    return HiddenLayer(W / W.norm(dim=1, keepdim=True), A / (A[0].numel() ** 0.5), torch.zeros_like(whole.b), inf)
 
 
 def _train(
@@ -116,7 +115,7 @@ def _train(
         len(y),
         recipe,
         generator=task.generator,
-        target=-1.0,
+        target=-inf,
         memory=task.memory,
         progress=task.progress,
         what=what,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, log, nan
+from math import inf, log
 from statistics import correlation, fmean
 from typing import Any
 
@@ -93,9 +93,10 @@ def _epochs(entries: Sequence[Entry]) -> float | None:
     return None if examples is None else job["T"] * job.cell.schedule.batch / examples
 
 
-def _seconds(entries: Sequence[Entry]) -> float:
-    total = sum(e.stored.record.get("seconds", nan) for e in _jobs(entries))
-    return total / len(_trials(entries))
+def _seconds(entries: Sequence[Entry]) -> float | None:
+    """Of a trial; None where the time of one that was killed is not known."""
+    known = [e["record.seconds?"] for e in _jobs(entries)]
+    return None if None in known else sum(known) / len(_trials(entries))
 
 
 def _grid(entries: Sequence[Entry]) -> dict[float, list[dict[str, Any]]] | None:
