@@ -85,6 +85,18 @@ def test_the_demo_ends_with_its_page_and_fails_where_a_method_does(tmp_path, mon
     assert capsys.readouterr().out == "1 True\n"
 
 
+@pytest.mark.parametrize(("asked", "threads"), [([], 1), (["--threads", "2"], 2)])
+def test_the_demo_takes_the_threads_that_are_asked_for(tmp_path, monkeypatch, asked, threads):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: (seen.append(torch.get_num_threads()) or [], tmp_path))
+    monkeypatch.setattr(commands, "show", lambda *_: None)
+    try:
+        assert run_app([*asked, "demo", "--out", str(tmp_path), "-q"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
+
+
 def test_data_of_every_form_are_moved_as_they_are():
     where, x, y = torch.device("meta"), torch.ones(4, 3), torch.arange(4)
     tensors = given.on_device(TensorDataset(x, y), where)

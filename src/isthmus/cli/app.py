@@ -124,7 +124,12 @@ def _say_version(asked: bool) -> None:
 
 
 def settings(
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch (default: all).", min=1)] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", help="Threads of torch (default: all, for the demo one); cells take one each.", min=1
+        ),
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_say_version, is_eager=True)
     ] = False,

@@ -313,6 +313,7 @@ def report(
 
 
 def demo(
+    context: typer.Context,
     out: OutOption = Path("demo-results"),
     num_points: Points = 61,
     seed: Seed = 0,
@@ -322,7 +323,8 @@ def demo(
     """Train two digit networks, connect them by every method that suits them, prove it, and write a report."""
     from isthmus.demo import run_demo
 
-    torch.set_num_threads(1)  # networks this small only wait for one another on several cores
+    if context.parent is None or context.parent.params.get("threads") is None:
+        torch.set_num_threads(1)  # networks this small only wait for one another on several cores
     with progress_bar(quiet) as progress:
         results, page = run_demo(out, num_points=num_points, seed=seed, progress=progress)
     show(results, as_json)
