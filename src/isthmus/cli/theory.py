@@ -180,7 +180,9 @@ def _show(made: Comparison, out: Path, figures: list[str]) -> None:
         print(f"{row.method}: {row.verdict}")
     for name, why in made.skipped.items():
         print(f"{name} does not apply: {why}")
-    if made.rows:
-        print(f"best: {made.best.method}, excess {made.best.excess:.4g}")
+    if not made.rows:
+        print(f"no method applies; written to {out}: comparison.json")
+        return
+    print(f"best: {made.best.method}, excess {made.best.excess:.4g}")
     files = ", ".join(["comparison.json", "comparison.csv", *figures])
     print(f"written to {out}: {files}; a page to read: isthmus report {out}")
