@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
@@ -18,6 +19,7 @@ from isthmus.experiments.tables import Column, Entry, Table, first
 from isthmus.storage.files import check_regular, disk_error, one_line
 from isthmus.storage.methods import connector_from
 from isthmus.stored import StoredSetup
+from isthmus.sweep.cells import canonical
 from isthmus.training.fit import Recipe
 
 T = TypeVar("T")
@@ -123,8 +125,12 @@ def _check_distinct(what: str, values: Sequence[Any]) -> None:
     """Refuse a list without entries, and an entry that is there twice: its rows would be taken for further ones."""
     if not values:
         raise InputError(what, expected="at least one entry", got="none")
-    if twice := [v for i, v in enumerate(values) if v in values[:i]]:
-        raise InputError(what, expected="entries that differ", got=f"{getattr(twice[0], 'label', twice[0])} twice")
+    seen: set[str] = set()
+    for value in values:
+        text = json.dumps(canonical(value), sort_keys=True)
+        if text in seen:
+            raise InputError(what, expected="entries that differ", got=f"{getattr(value, 'label', value)} twice")
+        seen.add(text)
 
 
 def read_sweep(
