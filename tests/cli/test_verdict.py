@@ -179,6 +179,12 @@ def test_a_proof_is_told_where_nothing_can_be_said_of_all_examples(folder, tmp_p
     assert json.loads(told)["proved"]
     assert "nothing is said of all examples" in said
     assert "no such rule" in said
+    monkeypatch.undo()
+    alone = ["--examples", "1", "--changed-data"]
+    assert run_app(["certify", path, "--population", *alone, "--out", str(tmp_path), "--quiet", "--json"]) == 1
+    told, said = capsys.readouterr()
+    assert json.loads(told)["proved"]
+    assert "nothing is said of all examples: data: expected at least two examples" in said
 
 
 def test_what_is_proved_is_printed_no_lower_than_it_is(capsys):

@@ -207,7 +207,7 @@ def _for_all(objective: Objective, connection: Connection, more: dict[str, Any],
     """Add what is said of all examples, or return why nothing is."""
     try:
         band = population(objective, connection, bn="interpolate", certified=True)
-    except UnsupportedError as e:
+    except (UnsupportedError, InputError) as e:  # a single example, say; the proof stands
         return str(e)
     more["population"] = band.to_dict()
     said.append(band.words)
