@@ -152,6 +152,18 @@ def test_weights_are_compared_where_they_lie():
     assert overlap.value_at(even) == wide.value_at(even)
 
 
+def test_by_weights_no_network_is_further_than_as_it_stands():
+    """Of two networks near one start, which a start elsewhere does not find again."""
+    module = im.models.seeded(lambda: nn.GRU(3, 4, 2, batch_first=True, bidirectional=True).double(), 0)
+    start = module.state_dict()
+    a, b = ({k: v + 0.5 * torch.randn(v.shape, generator=torch.Generator().manual_seed(s), dtype=v.dtype)
+             for k, v in start.items()} for s in (11, 12))  # fmt: skip
+    objective = im.Objective(module, lambda z, y: z.mean((1, 2)), (torch.zeros(2, 5, 3).double(), torch.zeros(2)))
+    found = im.align(objective, a, b, im.WeightMatching())
+    assert [run.start for run in found.runs] == ["barycentre", "identity"]
+    assert found.distance[1] <= found.distance[0]
+
+
 class Shared(nn.Module):
     """Layers of which two have one weight, or one bias."""
 

@@ -202,3 +202,18 @@ def test_how_often_bands_hold():
     assert 0.92 <= loss < 1
     assert barrier >= 0.92
     assert error >= 0.95
+
+
+def test_as_many_labels_as_examples_are_not_one_for_each():
+    """Half of the examples have two labels, half have none: their mean number is 1."""
+    module = nn.Conv1d(3, 3, 1, bias=False).double()
+    path = im.Path.through([{"weight": k * torch.eye(3, dtype=torch.float64)[:, :, None]} for k in (4, 6)])
+    y = (torch.arange(40) % 3)[:, None].repeat(1, 2)
+    x = nn.functional.one_hot(y, 3).double().movedim(2, 1)
+    half = torch.where(torch.arange(40)[:, None] < 20, y, -100)
+    loss = im.CrossEntropy(mean="tokens")
+    assert im.population(im.Objective(module, loss, (x, half)), path, grid=2).error is None
+    whole, own = (im.population(im.Objective(module, loss, (x[:n], y[:n])), path, grid=2).error for n in (40, 20))
+    assert whole is not None
+    assert own is not None
+    assert whole.highest.hi < own.highest.hi

@@ -28,7 +28,8 @@ class WeightMatching(Matching):
     one "forward" begins at the barycentre, and a step that would lower the inner product is not taken.
 
     `restarts`: further starts at random permutations. `choose`: of all starts the one with the largest inner product
-    ("similarity"), or with the lowest loss half-way ("loss"), which needs one pass over the data for each.
+    ("similarity"), or with the lowest loss half-way ("loss"), which needs one pass over the data for each. By
+    similarity none is taken that is further from the first network than the second is as it stands.
 
     When to use: where data are dear; else ``ActivationMatching`` mostly leaves a lower barrier.
     """
@@ -48,16 +49,19 @@ class WeightMatching(Matching):
         """The best of all starts."""
         structure = task.objective.structure
         overlap = Overlap.between(structure, task.a, task.b, no_weights(task.objective))
-        found = []
-        for k in range(self.restarts + 1):
-            start = self._start(overlap) if k == 0 else "random"
-            search = self._searched(task, overlap, start)
-            run = MatchingRun(
-                start, search.similarity, search.sweeps, search.assignments, search.converged, trace=tuple(search.trace)
-            )
-            found.append((replace(run, midpoint=_midpoint(task, search)) if self.choose == "loss" else run, search))
+        found = [self._run(task, overlap, start) for start in [self._start(overlap), *["random"] * self.restarts]]
+        as_it_is = UnitSearch(overlap).similarity
+        if self.choose == "similarity" and all(run.similarity < as_it_is for run, _ in found):
+            found.append(self._run(task, overlap, "identity"))
         run, search = max(found, key=lambda one: one[0].similarity if one[0].midpoint is None else -one[0].midpoint)
         return Matched(search.orders, tuple(r for r, _ in found))
+
+    def _run(self, task: MatchingTask, overlap: Overlap, start: str) -> tuple[MatchingRun, UnitSearch]:
+        search = self._searched(task, overlap, start)
+        run = MatchingRun(
+            start, search.similarity, search.sweeps, search.assignments, search.converged, trace=tuple(search.trace)
+        )
+        return replace(run, midpoint=_midpoint(task, search)) if self.choose == "loss" else run, search
 
     def _start(self, overlap: Overlap) -> str:
         recurrent = any(overlap.twice(g) for g in overlap.structure.groups)

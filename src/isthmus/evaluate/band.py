@@ -21,6 +21,7 @@ from torch import Tensor
 from isthmus.errors import InputError, UnsupportedError
 from isthmus.evaluate.columns import Columns
 from isthmus.objective import Objective
+from isthmus.objective.labels import Labels
 from isthmus.shown import brief, downward, draw, line, plural, table, upward
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ LEVEL = 0.95
 """The probability with which a band holds everywhere, unless another one is asked for."""
 DRAWS = 1000
 """Draws of the multipliers."""
+_ALIKE = 1e-9
+"""Weights that differ by less are equal."""
 _ROUNDING = 1e-10
 """Two points whose losses differ by less than that share of their size, on every example, are one to a barrier."""
 
@@ -164,10 +167,10 @@ def band_for(
     objective: Objective, columns: Columns, t: Tensor, loss: Tensor, level: float = LEVEL, seed: int = 0
 ) -> Band:
     """``band_of`` the examples of an objective, with what it says of them."""
-    weights, labels = weights_of(objective), objective.criterion.labels
-    # where examples without a label count nowhere, errors are a ratio, and their number is not that of the examples
-    ratio = labels is not None and labels.scale not in (None, 1.0)
-    return band_of(columns, t, loss, level, seed, weights, counted=not ratio)
+    weights, each = weights_of(objective), _weighed(objective, objective.criterion.labels)
+    # where examples do not weigh the same, errors are a ratio, and their number is not that of the examples
+    counted = each is None or bool(((each - 1).abs() < _ALIKE).all())
+    return band_of(columns, t, loss, level, seed, weights, counted=counted)
 
 
 def band_of(
@@ -216,7 +219,11 @@ def weights_of(objective: Objective) -> Tensor | None:
     if objective.criterion.scaled:
         why = "weights of classes, and sums, are scaled by the sample"
         raise UnsupportedError("the loss", why, "measure the loss without weight=, with reduction='mean'")
-    labels = objective.criterion.positions
+    return _weighed(objective, objective.criterion.positions)
+
+
+def _weighed(objective: Objective, labels: Labels | None) -> Tensor | None:
+    """How much every example weighs by these labels."""
     if labels is None or labels.scale is None:
         return None
     y = objective.source.targets()
