@@ -53,7 +53,7 @@ class WeightMatching(Matching):
         as_it_is = UnitSearch(overlap).similarity
         if self.choose == "similarity" and all(run.similarity < as_it_is for run, _ in found):
             found.append(self._run(task, overlap, "identity"))
-        run, search = max(found, key=lambda one: one[0].similarity if one[0].midpoint is None else -one[0].midpoint)
+        _, search = max(found, key=lambda one: one[0].similarity if one[0].midpoint is None else -one[0].midpoint)
         return Matched(search.orders, tuple(r for r, _ in found))
 
     def _run(self, task: MatchingTask, overlap: Overlap, start: str) -> tuple[MatchingRun, UnitSearch]:
