@@ -244,6 +244,10 @@ def test_the_command(tmp_path, capsys):
     assert run_app([*command, "--methods", "linear, bezier,deeplinear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert run_app([*command, "--methods", "deeplinear"]) == 1
+    text = capsys.readouterr().out
+    assert "no method applies; written to" in text
+    assert "a page to read" not in text
+    assert [file.name for file in (tmp_path / "out").glob("comparison.*")] == ["comparison.json"]
     assert run_app([*command, "--methods", "lineal"]) == 2
     record = tmp_path / "out" / "linear" / "record.json"
     whole = record.read_text()

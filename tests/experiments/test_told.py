@@ -6,6 +6,7 @@ import json
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,16 @@ def test_a_cluster_has_its_own_workers():
     for wrong in ("=1", "big=-1", "big=x"):
         with pytest.raises(im.InputError, match="NAME=AMOUNT"):
             engine_of(None, "auto", 1, None, [wrong], 3)
+    values: tuple[dict[str, Any], ...] = (
+        {"workers": "2"},
+        {"workers": 1.5},
+        {"workers": True},
+        {"retries": 1.5},
+        {"cpus": "1"},
+    )
+    for value in values:
+        with pytest.raises(im.InputError, match=next(iter(value))):
+            Ray(**value)
 
 
 # -- files of sweeps

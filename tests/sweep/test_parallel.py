@@ -14,6 +14,13 @@ from tests.evaluate.networks import CASES, ends, objective_of
 from tests.problems import PROBLEMS, Atan, two_layers
 
 
+@pytest.mark.parametrize("chunk", [0, 2.5, True, "a"])
+def test_a_chunk_is_a_whole_number(chunk):
+    p = two_layers()
+    with pytest.raises(im.InputError, match="chunk"):
+        profile_in_parallel(p.objective, im.Path.through([p.a, p.b]), 3, chunk=chunk)
+
+
 @pytest.mark.parametrize("make", PROBLEMS)
 @pytest.mark.parametrize("chunk", [5, 1000])
 def test_the_profile_is_that_of_all_data(make, chunk):

@@ -28,6 +28,7 @@ from isthmus.objective.given import ParamsLike
 from isthmus.params import Params, check_finite
 from isthmus.pipeline import STATE, Judging, check_pair, judge_of, kept, state_of
 from isthmus.storage import load_connection, make_folder, read_sealed, sweep_temporaries, write_csv, write_json
+from isthmus.storage.files import remove_file
 from isthmus.storage.methods import connector_from
 from isthmus.storage.state import memory_for
 from isthmus.training.progress import Progress, no_progress
@@ -235,3 +236,6 @@ def _write(found: Comparison, folder: Path) -> None:
     rows = [row.to_dict() for row in found.rows]
     if rows:
         write_csv(folder / "comparison.csv", {name: [row[name] for row in rows] for name in rows[0]})
+        return
+    for kind in ("csv", "svg", "png"):  # of a call before
+        remove_file(folder / f"comparison.{kind}")

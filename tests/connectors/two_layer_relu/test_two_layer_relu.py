@@ -1,5 +1,6 @@
 """Theorem 2.4 and Corollary 2.5 of Freeman & Bruna 2017: the oracle, the path and its bound."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,6 +93,12 @@ def test_9_segments_whose_maximum_is_an_end_or_a_vertex_of_equation_10(bias, kap
         segment = connection.path.segments[i]
         moved = problem.objective.outputs(segment.at(0.4)) - problem.objective.outputs(segment.start)
         assert moved.abs().max() <= 1e-12
+
+
+def test_a_number_of_units_may_be_of_any_kind():
+    problem = regression(m=6)
+    found = [im.connect(problem.objective, problem.a, problem.b, replace(QUICK, units=n)) for n in (2, 2.0)]
+    assert found[0].stats == found[1].stats
 
 
 def test_the_least_epsilon_of_several_n_is_taken():
@@ -267,7 +274,7 @@ def test_other_networks_and_penalties_are_refused_by_name():
     refused(im.InputError, "l1 on the second layer", network, penalty=im.Ridge(0.1))
     refused(im.InputError, "convex", network, loss=lambda z, y: (z - y).square().mean(1))
     refused(im.InputError, "fewer than the 3 hidden units", perceptron([3, 3, 2]))
-    wrong: list[dict[str, Any]] = [{"units": 0}, {"alpha": 2.0}, {"radius": -1.0}, {"attempts": -1}]
+    wrong: list[dict[str, Any]] = [{"units": 0}, {"units": ()}, {"alpha": 2.0}, {"radius": -1.0}, {"attempts": -1}]
     for bad in wrong:
         with pytest.raises(im.InputError, match=next(iter(bad))):
             TwoLayerReLU(**bad)
