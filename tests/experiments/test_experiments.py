@@ -26,8 +26,9 @@ from isthmus.papers.nguyen2021.jobs import ExperimentA
 from isthmus.params import equal
 from isthmus.sweep import Local, Ray, Store, canonical, identity, key_of, run_cells, with_needs
 from isthmus.training.fit import Recipe
+from tests.experiments.test_sweep_files import SWEEP
 from tests.papers.partly import check_without_each_number
-from tests.sweep.cells import ended, forked, results, temporaries
+from tests.sweep.cells import ended, forked, temporaries
 
 PROBLEM = Problem("mlp:6-5x1-2", "gaussians:N=60,d=6,seed=1")
 RECIPE = Recipe(lr=0.02, steps=40, batch=20)
@@ -215,103 +216,6 @@ def test_only_computes_what_is_asked_for(tmp_path, capsys):
     printed = capsys.readouterr()
     assert len(json.loads(printed.out)) == 1
     assert "3 cells: 0 were there, 3 computed" in printed.err
-
-
-SWEEP = """\
-name: mine
-networks:
-  - {model: "mlp:6-5x1-2", data: "gaussians:N=60,d=6,seed=1", seeds: [0, 1, 2], steps: 40, lr: 2e-2, batch: 20}
-methods: [Linear, {name: Dropout, masks: 2}]
-num_points: 5
-gap: 0.1
-"""
-
-
-def test_a_sweep_gives_one_row_per_pair_and_method(tmp_path, capsys):
-    file = tmp_path / "my.yaml"
-    file.write_text(SWEEP)
-    at = ["--runs", str(tmp_path / "runs")]
-    assert run_app(["sweep", str(file), *at, "--quiet", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [(r["pair"], r["method"]) for r in rows[:3]] == [
-        ("seed 0 - seed 1", "Linear"), ("seed 0 - seed 1", "Dropout"), ("seed 0 - seed 2", "Linear"),
-    ]  # fmt: skip
-    assert len(rows) == 6
-    assert "masks=2" in rows[1]["options"]
-    for row in rows:
-        for what in ("loss", "error", "test loss", "test error"):
-            assert all(row[f"{what} {b}"] is not None for b in ("max", "excess", "linear", "mean"))
-        assert row["bound"] >= row["loss max"] * (1 - 1e-9)
-        assert row["length"] > 0
-        assert row["seconds"] > 0
-    assert json.loads((tmp_path / "runs/mine/tables/my.json").read_text()) == rows
-    before = results(tmp_path / "runs/mine")
-    more = ["--set", "networks.0.seeds=[0, 1, 2, 3]", "--set", "methods=[Linear]"]
-    assert run_app(["sweep", str(file), *at, *more]) == 0
-    assert "10 cells: 6 were there, 4 computed" in capsys.readouterr().err
-    kept = {k: v for k, v in results(tmp_path / "runs/mine").items() if "tables" not in k}
-    assert {k: v for k, v in before.items() if "tables" not in k}.items() <= kept.items()
-    assert run_app(["sweep", str(file), *at, "--status"]) == 0
-    assert "6 of 6 rows" in capsys.readouterr().out
-    once = ["--set", "networks.0.seeds=[0, 1]", "--set", "methods=[{name: Bezier, epochs: 1}]"]
-    assert run_app(["sweep", str(file), *at, *once, "--quiet", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    assert "target=None" in row["options"]
-    assert "nan" not in row["options"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (["networks.0.stepz=5"], ["networks.0", "stepz"]),
-        (["networks.0.steps=many"], ["steps", "'many'"]),
-        (["networks.0.steps=0"], ["steps", ">= 1"]),
-        (["networks.0.seeds=[1]"], ["at least two networks"]),
-        (["networks=3"], ["networks", "a list"]),
-        (["networks.7.steps=1"], ["--set", "networks.7.steps=1"]),
-        (["pairs=some"], ["pairs", "'some'"]),
-        (["methods=[Magic]"], ["methods", "'Magic'"]),
-        (["methods=[{name: Dropout, mask: 2}]"], ["Dropout", "mask"]),
-        (["methods=[{name: Dropout, masks: -1}]"], ["masks"]),
-        (["extra=1"], ["extra"]),
-        (["networks.0.seeds=[0, 0, 1]"], ["seed 0 twice"]),
-        (["networks.0.seeds=[0, 1180591620717411303424]"], ["seed", "64 bits"]),
-        (["networks.0.seeds=[true, 2]"], ["seeds", "True"]),
-        (["networks.0.examples=true"], ["examples", "True"]),
-        (["networks.0.examples=0"], ["examples", ">= 1"]),
-        (["networks=[]"], ["networks", "at least one"]),
-        (["methods=[]"], ["methods", "at least one"]),
-        (["methods=[Linear, linear]"], ["methods", "Linear() twice"]),
-        (["methods=[{name: Linear, xi: [1]}]"], ["xi"]),
-        (["methods.²=Linear"], ["--set", "below 2"]),
-        (["networks.-1.steps=9"], ["--set", "networks.-1.steps=9"]),
-        (["seeds=[]"], ["seeds", "at least one"]),
-        (["methods={name: Linear, name: Dropout}"], ["'name' twice"]),
-        (["oops"], ["KEY=VALUE"]),
-        (["name=../up"], ["plain folder name"]),
-        (["networks.0.data=imagenet"], ["'imagenet'"]),
-    ],
-)
-def test_mistakes_in_a_sweep_are_named(tmp_path, capsys, changes, words):
-    file = tmp_path / "my.yaml"
-    file.write_text(SWEEP)
-    options = [part for c in changes for part in ("--set", c)]
-    assert run_app(["sweep", str(file), *options, "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
-    said = capsys.readouterr().err
-    assert len(said.strip().splitlines()) == 1
-    assert all(w in said for w in words), said
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", SWEEP + "methods: [Linear]\n", "- 1", "name: !!python/object/apply:os.system [ls]", "{", "a: [", "\x00"],
-)
-def test_files_that_are_no_sweep_are_refused(tmp_path, capsys, text):
-    file = tmp_path / "my.yaml"
-    file.write_text(text)
-    assert run_app(["sweep", str(file), "--runs", str(tmp_path / "runs")]) == 2
-    assert str(file) in capsys.readouterr().err
-    assert run_app(["sweep", str(tmp_path / "none.yaml")]) == 2
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ import torch
 import isthmus as im
 from isthmus.cli import experiments, run_app
 from isthmus.cli.experiments import engine_of
-from isthmus.experiments import Problem, read_sweep
+from isthmus.experiments import Problem
 from isthmus.experiments.page import rows_of
 from isthmus.experiments.plan import plan
 from isthmus.papers.kuditipudi2019 import claims
 from isthmus.papers.shevchenko2020.tasks import Features, Task
 from isthmus.sweep import Job, Local, Ray, Store, SweepReport
 from isthmus.sweep.base import Failed
-from tests.experiments.test_experiments import SWEEP, network, pair
+from tests.experiments.test_experiments import network, pair
+from tests.experiments.test_sweep_files import SWEEP
 
 
 @pytest.fixture
@@ -94,30 +94,6 @@ def test_a_cluster_has_its_own_workers():
             Ray(**value)
 
 
-# -- files of sweeps
-
-
-@pytest.mark.parametrize(("how", "pairs"), [("all", 6), ("chain", 3), ("neighbours", 2)])
-def test_which_networks_are_paired(tmp_path, how, pairs):
-    (tmp_path / "my.yaml").write_text(SWEEP.replace("[0, 1, 2]", "[0, 1, 2, 3]") + f"pairs: {how}\n")
-    found = {cell.ends for cell in read_sweep(tmp_path / "my.yaml").cells()}
-    assert len(found) == pairs
-    assert {"seed 0 - seed 1", "seed 2 - seed 3"} <= found
-    assert ("seed 1 - seed 2" in found) == (how != "neighbours")
-
-
-def test_a_gap_that_no_proof_can_have_is_refused_before_the_work(tmp_path):
-    (tmp_path / "my.yaml").write_text(SWEEP.replace("gap: 0.1", "gap: 0"))
-    with pytest.raises(im.InputError, match="gap: expected a number > 0"):
-        read_sweep(tmp_path / "my.yaml")
-
-
-def test_neighbours_are_pairs_of_an_even_number(tmp_path):
-    (tmp_path / "my.yaml").write_text(SWEEP + "pairs: neighbours\n")
-    with pytest.raises(im.InputError, match="an even number, to pair neighbours, got 3"):
-        read_sweep(tmp_path / "my.yaml").cells()
-
-
 def test_rows_of_networks_that_were_trained_otherwise_are_told_apart(sweep, capsys):
     entry = '{model: "mlp:6-5x1-2", data: "gaussians:N=60,d=6,seed=1", seeds: [0, 1], batch: 20, '
     networks = "[" + ", ".join(entry + more for more in ("steps: 2}", "steps: 4}", "steps: 2, examples: 9}")) + "]"
@@ -135,17 +111,6 @@ def test_rows_of_networks_that_were_trained_otherwise_are_told_apart(sweep, caps
     assert json.loads(table.read_text()) == []
 
 
-def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path):
-    for folder in "xyz":
-        (tmp_path / folder).mkdir()
-    files = [str(tmp_path / folder / "m.pt") for folder in "xyz"]
-    network = {"model": "mlp:6-5x1-2", "checkpoints": files}
-    (tmp_path / "my.yaml").write_text(json.dumps({"name": "m", "networks": [network], "methods": ["Linear"]}))
-    assert {cell.ends for cell in read_sweep(tmp_path / "my.yaml").cells()} == {
-        f"{a} - {b}" for a, b in combinations(files, 2)
-    }
-
-
 def test_failures_before_the_budget_is_used_are_told(tmp_path, monkeypatch):
     def over(cells, store, engine, report, **_):
         report.failed["one"] = Failed("boom")
@@ -160,21 +125,6 @@ def test_failures_before_the_budget_is_used_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "_stopped_after", at_once)
     report = experiments._run([network(0)], Store(tmp_path), Local(), "cpu", None, True, 1.0)
     assert report.failed == {"one": Failed("boom")}
-
-
-def test_a_change_may_be_of_one_entry_of_a_list(tmp_path):
-    (tmp_path / "my.yaml").write_text(SWEEP)
-    found = read_sweep(tmp_path / "my.yaml", ["methods.0=DeepLinear", "networks.0.seeds.2=7"])
-    assert found.methods[0] == "DeepLinear"
-    assert {cell.ends for cell in found.cells()} == {"seed 0 - seed 1", "seed 0 - seed 7", "seed 1 - seed 7"}
-    for change, words in (
-        ("methods.2=Linear", "a number below 2 in 'methods.2=Linear'"),
-        ("methods.first=Linear", "a number below 2"),
-        ("name.first=Linear", "a key of the file"),
-        ("networks.3.seeds=[0]", "a key of the file"),
-    ):
-        with pytest.raises(im.InputError, match=f"--set: expected {words}"):
-            read_sweep(tmp_path / "my.yaml", [change])
 
 
 # -- cells
