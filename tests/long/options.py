@@ -16,10 +16,8 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,9 +26,8 @@ import numpy as np
 import torch
 import typer
 
-import isthmus.plot.curves  # noqa: F401 - imported before the processes part
-from isthmus.cli import run_app
 from isthmus.cli.app import _loaded
+from tests.long.watched import forked, nothing, wait
 
 SECONDS = 120.0
 """An attempt may take so long."""
@@ -98,28 +95,10 @@ Ended = tuple[int | None, str, str]
 
 def alone(words: Sequence[str], folder: Path) -> Ended:
     """A command in a process of its own."""
-    out, err = folder / "out.txt", folder / "err.txt"
-    process = os.fork()
-    if not process:
-        code = 120
-        try:
-            for stream, file in ((1, out), (2, err)):
-                os.dup2(os.open(file, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
-            code = run_app([*words])
-        except BaseException as e:  # what is looked for
-            print(f"Traceback: {e!r}", file=sys.stderr)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    end = time.monotonic() + SECONDS
-    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            return None, out.read_text(), err.read_text()
-        time.sleep(0.01)
-    return os.waitstatus_to_exitcode(ended[1]), out.read_text(), err.read_text()
+    with (folder / "out.txt").open("w+") as out:
+        ended = wait(*forked([*words], folder, nothing, out.fileno()), SECONDS)
+        out.seek(0)
+        return ended.code, out.read(), ended.said
 
 
 def inputs(folder: Path, names: Sequence[str] = tuple(NETWORKS)) -> None:

@@ -136,8 +136,11 @@ Event = Callable[[int, str, str], None]
 """Called at the n-th event (from 1) below a folder, with its name, and "w" where it writes, "d" where it removes."""
 
 
-def forked(words: list[str], root: Path, event: Event) -> tuple[int, int, int]:
-    """A process that runs the command: its number, a pipe with a byte for each event that it saw, and its stderr."""
+def forked(words: list[str], root: Path, event: Event, out: int | None = None) -> tuple[int, int, int]:
+    """A process that runs the command: its number, a pipe with a byte for each event that it saw, and its stderr.
+
+    `out`: an open file for its stdout; default: none.
+    """
     (seen, seeing), (said, saying) = os.pipe(), os.pipe()
     process = os.fork()
     if process:
@@ -147,13 +150,14 @@ def forked(words: list[str], root: Path, event: Event) -> tuple[int, int, int]:
     code = 120
     try:
         null = os.open(os.devnull, os.O_RDWR)
-        for stream, to in ((0, null), (1, null), (2, saying)):
+        for stream, to in ((0, null), (1, null if out is None else out), (2, saying)):
             os.dup2(to, stream)
         _listen(root, seeing, event)
         code = run_app(words)
     except Exception as e:  # what is looked for
         print(f"Traceback: {e!r}", file=sys.stderr)
     finally:
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 

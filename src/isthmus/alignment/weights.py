@@ -50,8 +50,7 @@ class WeightMatching(Matching):
         structure = task.objective.structure
         overlap = Overlap.between(structure, task.a, task.b, no_weights(task.objective))
         found = [self._run(task, overlap, start) for start in [self._start(overlap), *["random"] * self.restarts]]
-        as_it_is = UnitSearch(overlap).similarity
-        if self.choose == "similarity" and all(run.similarity < as_it_is for run, _ in found):
+        if self.choose == "similarity" and max(run.similarity for run, _ in found) < UnitSearch(overlap).similarity:
             found.append(self._run(task, overlap, "identity"))
         _, search = max(found, key=lambda one: one[0].similarity if one[0].midpoint is None else -one[0].midpoint)
         return Matched(search.orders, tuple(r for r, _ in found))

@@ -123,5 +123,5 @@ def class_labels(objective: Objective) -> Tensor | None:
     y: Any = objective.source.targets()
     if not (isinstance(y, Tensor) and y.dim() == 1 and not y.is_floating_point() and objective.has_error):
         return None
-    labels = objective.criterion.positions or objective.criterion.labels
+    labels = objective.criterion.classes
     return (y if labels is None else torch.where(labels.counts(y), y, IGNORED)).cpu()

@@ -62,7 +62,7 @@ class Predictions:
     def labels(self) -> Labels | None:
         """How class labels are read; None without classes."""
         found = self.objective.criterion
-        return (found.positions or found.labels) if self.link in ("softmax", "log") else None
+        return found.classes if self.link in ("softmax", "log") else None
 
     @property
     def has_classes(self) -> bool:

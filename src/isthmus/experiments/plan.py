@@ -40,14 +40,16 @@ def plan(cells: Sequence[Cell], store: Store, device: str = "auto", progress: Pr
     """
     whole = with_needs(cells)
     groups: dict[Any, list[Cell]] = {}
+    kinds: Counter[Any] = Counter()
     for cell in whole:
+        kind = _kind(cell)
+        kinds[kind] += 1
         if not _is_there(cell, store):
-            groups.setdefault(_kind(cell), []).append(cell)
-    kinds = Counter(map(_kind, whole))
+            groups.setdefault(kind, []).append(cell)
     rows: list[Row] = []
-    for i, group in enumerate(groups.values()):
+    for i, (kind, group) in enumerate(groups.items()):
         progress("timing", i, len(groups))
-        rows.append(_row(group, kinds[_kind(group[0])], device))
+        rows.append(_row(group, kinds[kind], device))
     hours = sum(row["hours"] or 0.0 for row in rows)
     return [*rows, {"cell": "all", "cells": len(whole), "missing": sum(map(len, groups.values())), "hours": hours}]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
@@ -19,7 +18,7 @@ from isthmus.experiments.tables import Column, Entry, Table, first
 from isthmus.storage.files import check_regular, disk_error, one_line
 from isthmus.storage.methods import connector_from
 from isthmus.stored import StoredSetup
-from isthmus.sweep.cells import canonical
+from isthmus.sweep.cells import text_of
 from isthmus.training.fit import Recipe
 
 T = TypeVar("T")
@@ -127,7 +126,7 @@ def _check_distinct(what: str, values: Sequence[Any]) -> None:
         raise InputError(what, expected="at least one entry", got="none")
     seen: set[str] = set()
     for value in values:
-        text = json.dumps(canonical(value), sort_keys=True)
+        text = text_of(value)
         if text in seen:
             raise InputError(what, expected="entries that differ", got=f"{getattr(value, 'label', value)} twice")
         seen.add(text)

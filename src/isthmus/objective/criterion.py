@@ -44,6 +44,11 @@ class _Criterion:
     link: Literal["softmax", "sigmoid", "log", "none"] = "none"
 
     @property
+    def classes(self) -> Labels | None:
+        """How the loss of classes reads labels, else how the error does."""
+        return self.positions or self.labels
+
+    @property
     def scaled(self) -> bool:
         """Whether the value of an example depends on how many others there are, or of which classes: sums, weights."""
         return isinstance(self.values, _OverPositions | _OverEntries) and self.values.scaled

@@ -159,7 +159,7 @@ def separability(
 
 def _counted(objective: Objective, classes: int) -> Tensor:
     """Which examples have a label that counts: that of a class, and not the one that is ignored."""
-    y, labels = objective.data[1], objective.criterion.positions or objective.criterion.labels
+    y, labels = objective.data[1], objective.criterion.classes
     of_a_class = (y >= 0) & (y < classes)
     return of_a_class if labels is None else of_a_class & labels.counts(y)
 

@@ -211,21 +211,21 @@ def do(place: _Place, cell: Cell) -> str | Failed:
 
 def _do(place: _Place, cell: Cell) -> str:
     store = Store(place.root)
-    if not place.wait and _missing(cell.needs(), store):
+    missing = _missing(cell.needs(), store)
+    if missing and not place.wait:
         return "busy"
     with one_thread(), store.claim(cell, wait=place.wait):
         if store.find(cell) is not None:
             return "found"
-        if missing := _missing(cell.needs(), store):
+        if missing:
             raise IsthmusError(f"it needs a cell that has no result: {missing[0].label}")
         begin, worked = time.perf_counter(), time.process_time()
         key, device = key_of(identity(cell)), device_of(place.device, "device")
         folder = make_folder(store.folder(cell, key))
         resumed = any(folder.glob(f"*{ENDING}"))  # the time that a killed run took is not known
         result = cell.run(Job(store, key, folder, device, place.given))
-        spent = (time.perf_counter() - begin, time.process_time() - worked)
-        record = record_of(*spent, place.engine, device)
-        store.write(cell, result, record | ({"seconds": None, "processor_seconds": None} if resumed else {}))
+        spent = (None, None) if resumed else (time.perf_counter() - begin, time.process_time() - worked)
+        store.write(cell, result, record_of(*spent, place.engine, device))
         return "computed"
 
 

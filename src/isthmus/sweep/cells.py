@@ -152,7 +152,7 @@ def with_needs(cells: Iterable[Cell]) -> list[Cell]:
 
     def visit(cell: Cell) -> None:
         known = equal.setdefault(cell, [])
-        if any(one is cell or _text(one) == _text(cell) for one in known):
+        if any(one is cell or text_of(one) == text_of(cell) for one in known):
             return
         for need in cell.needs():
             visit(need)
@@ -164,5 +164,6 @@ def with_needs(cells: Iterable[Cell]) -> list[Cell]:
     return out
 
 
-def _text(cell: Cell) -> str:
-    return json.dumps(canonical(cell), sort_keys=True)
+def text_of(value: Any) -> str:
+    """``canonical`` as a text: another one for what keys tell apart."""
+    return json.dumps(canonical(value), sort_keys=True)

@@ -194,8 +194,9 @@ class Job:
         return FolderMemory(self.folder, self.key, seconds, steps).part(name)
 
 
-def record_of(seconds: float, processor: float, engine: str, device: torch.device) -> dict[str, Any]:
-    """How a cell was computed: what may differ from run to run. `processor`: seconds of processor time."""
+def record_of(seconds: float | None, processor: float | None, engine: str, device: torch.device) -> dict[str, Any]:
+    """How a cell was computed: what may differ from run to run. `processor`: seconds of processor time. None where they
+    are not known."""
     return {
         "format": _FORMAT,
         "seconds": seconds,
